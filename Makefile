@@ -1,0 +1,49 @@
+# make serve [PORT= HOST= BUNDLE=]   the service, in an environment without torch
+# make test [TESTS="pytest arguments"]   the whole suite with coverage, or what TESTS names
+# make lint   ruff (rules, format) and mypy --strict
+# Each sets itself up in .venv; PYTHON= picks the interpreter (3.11 to 3.13) that a new environment is made with.
+
+# Plain `=`: only the command line changes these, not a HOST or PORT that the shell happens to export.
+PORT = 8000
+HOST = 127.0.0.1
+BUNDLE = trained_weights/camvid-tiny
+TESTS =
+PYTHON = python3
+
+SERVE = .venv/serve
+TEST = .venv/test
+
+.DEFAULT_GOAL = help
+.PHONY: help serve test lint
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+serve: $(SERVE)/.ready
+	@$(SERVE)/bin/python -m service --bundle "$(BUNDLE)" --host "$(HOST)" --port "$(PORT)"
+
+# Coverage has a floor only where everything runs: a part of the suite cannot reach it.
+test: $(TEST)/.ready
+	$(TEST)/bin/python -m pytest $(if $(strip $(TESTS)),$(TESTS),--cov=service --cov-report=term-missing --cov-fail-under=95)
+
+lint: $(TEST)/.ready
+	$(TEST)/bin/ruff check .
+	$(TEST)/bin/ruff format --check .
+	$(TEST)/bin/mypy
+
+# Two environments: training needs torch, and the service must prove every day that it does not.
+$(SERVE)/.ready: EXTRA = cpu
+$(TEST)/.ready: EXTRA = test
+$(TEST)/.ready: NOTE = PyTorch is a large download.
+$(SERVE)/.ready $(TEST)/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
+	  echo "Fathom needs Python 3.11, 3.12 or 3.13, but '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)." >&2; \
+	  echo "Name a fitting one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "'$(PYTHON)' cannot make a virtual environment: its modules venv and ensurepip are missing." >&2; \
+	  echo "On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@echo "Setting up $(@D): once, and again when pyproject.toml changes. $(NOTE)"
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRA)]'
+	@touch $@
