@@ -1,0 +1,145 @@
+"""MobileNet backbones with ImageNet weights: feature maps at strides 4, 8, 16 and 32.
+
+Both were trained in TensorFlow with 'SAME' padding: at stride 2 on even inputs the pad goes to the bottom and right
+only. Activation is ReLU6. Normalisation of the image is part of the backbone, so callers hand over uint8.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SameConv(nn.Module):
+    """Convolution with TensorFlow's SAME padding, frozen batch norm (optional) and ReLU6 (optional)."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, *, norm: bool, act: bool = True
+    ) -> None:
+        super().__init__()
+        self.pad = stride == 2  # even inputs: bottom and right only
+        padding = 0 if self.pad else kernel // 2
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=not norm)
+        self.norm = nn.BatchNorm2d(outputs, eps=1e-3) if norm else None
+        self.act = act
+
+    def train(self, mode: bool = True) -> SameConv:
+        super().train(mode)
+        if self.norm is not None:
+            self.norm.eval()  # statistics of ImageNet: the crops of a small batch are too few for new ones
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(F.pad(x, (0, 1, 0, 1)) if self.pad else x)
+        if self.norm is not None:
+            x = self.norm(x)
+        return F.relu6(x) if self.act else x
+
+
+class MobileNetV1(nn.Module):
+    """MobileNetV1 1.0 (arXiv 1704.04861) up to the first block at stride 32; 1.8 M parameters."""
+
+    channels = (128, 256, 512, 1024)  # strides 4, 8, 16, 32
+    mean, std = 127.5, 127.5
+    #       (out, stride) of blocks 1 to 12
+    layout = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)) + ((512, 1),) * 5 + ((1024, 2),)
+    taps = (2, 4, 10, 11)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = SameConv(3, 32, 3, 2, norm=True)
+        width, blocks = 32, []
+        for out, stride in self.layout:
+            depthwise = SameConv(width, width, 3, stride, groups=width, norm=True)
+            blocks.append(nn.Sequential(depthwise, SameConv(width, out, 1, norm=True)))
+            width = out
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) normalised -> [(B, C, H/s, W/s) for s in 4, 8, 16, 32]."""
+        x, maps = self.stem(x), []
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i in self.taps:
+                maps.append(x)
+        return maps
+
+    def load_pretrained(self, arrays: dict[str, np.ndarray]) -> None:
+        """Keras names and layouts: kernels are (h, w, in, out), depthwise ones (h, w, in, 1)."""
+        with torch.no_grad():
+            _copy_keras(self.stem, arrays, "conv1/kernel", "conv1_bn")
+            for i, (depthwise, pointwise) in enumerate(self.blocks, 1):  # type: ignore[misc]
+                _copy_keras(depthwise, arrays, f"conv_dw_{i}/depthwise_kernel", f"conv_dw_{i}_bn")
+                _copy_keras(pointwise, arrays, f"conv_pw_{i}/kernel", f"conv_pw_{i}_bn")
+
+
+def _copy_keras(layer: SameConv, arrays: dict[str, np.ndarray], kernel: str, norm: str) -> None:
+    axes = (2, 3, 0, 1) if "depthwise" in kernel else (3, 2, 0, 1)
+    layer.conv.weight.copy_(torch.from_numpy(arrays[kernel].transpose(axes).copy()))
+    for ours, theirs in (("weight", "gamma"), ("bias", "beta"), ("running_mean", "moving_mean")):
+        getattr(layer.norm, ours).copy_(torch.from_numpy(arrays[f"{norm}/{theirs}"]))
+    layer.norm.running_var.copy_(torch.from_numpy(arrays[f"{norm}/moving_variance"]))
+
+
+class InvertedResidual(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int, expand: int) -> None:
+        super().__init__()
+        hidden = inputs * expand
+        layers = [SameConv(inputs, hidden, 1, norm=False)] if expand > 1 else []
+        layers.append(SameConv(hidden, hidden, 3, stride, groups=hidden, norm=False))
+        layers.append(SameConv(hidden, outputs, 1, norm=False, act=False))
+        self.layers = nn.Sequential(*layers)
+        self.residual = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x) if self.residual else self.layers(x)
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 1.0 (arXiv 1801.04381) without its last 1x1 convolution; batch norm is folded; 1.8 M parameters."""
+
+    channels = (24, 32, 96, 320)
+    mean, std = 128.0, 128.0
+    layout = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+    taps = (2, 5, 12, 16)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = SameConv(3, 32, 3, 2, norm=False)
+        width, blocks = 32, []
+        for expand, out, repeat, stride in self.layout:
+            for i in range(repeat):
+                blocks.append(InvertedResidual(width, out, stride if i == 0 else 1, expand))
+                width = out
+        self.blocks = nn.ModuleList(blocks)
+
+    forward = MobileNetV1.forward
+
+    def load_pretrained(self, arrays: dict[str, np.ndarray]) -> None:
+        """torchvision's names: features.N.conv.M[.0].weight."""
+        convs = [self.stem.conv] + [layer.conv for block in self.blocks for layer in block.layers]  # type: ignore[union-attr]
+        names = ["features.0.0"]
+        for i, block in enumerate(self.blocks, 1):
+            last = len(block.layers) - 1  # type: ignore[arg-type]
+            names += [f"features.{i}.conv.{j}" + ("" if j == last else ".0") for j in range(last + 1)]
+        with torch.no_grad():
+            for conv, name in zip(convs, names, strict=True):
+                conv.weight.copy_(torch.from_numpy(arrays[f"{name}.weight"]))
+                conv.bias.copy_(torch.from_numpy(arrays[f"{name}.bias"]))
+
+
+BACKBONES = {"mobilenet_v1": MobileNetV1, "mobilenet_v2": MobileNetV2}
+
+
+def load_pretrained(backbone: nn.Module, path: Path) -> None:
+    """Copy ImageNet weights from an .npz. Raises ValueError that names the file and the array that does not fit."""
+    with np.load(path) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    try:
+        backbone.load_pretrained(arrays)  # type: ignore[operator]
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"{path} does not hold weights for {type(backbone).__name__}: {error}") from error

@@ -1,0 +1,46 @@
+"""The whole network: backbone -> projections -> encoder up to an exit -> decoder, with the gate on the side."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from model_export.network.backbone import BACKBONES
+from model_export.network.config import Config
+from model_export.network.decoder import Decoder, Prediction
+from model_export.network.encoder import Encoder
+from model_export.network.gate import Gate
+
+
+class Segmenter(nn.Module):
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = BACKBONES[config.backbone]()
+        self.register_buffer("mean", torch.tensor(self.backbone.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(self.backbone.std), persistent=False)
+        self.lateral = self._projection(self.backbone.channels[0], config.channels, bias=False)
+        self.project = nn.ModuleList(self._projection(c, config.channels) for c in reversed(self.backbone.channels[1:]))
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.gate = Gate(config.channels, config.gate_hidden, config.exits)
+
+    @staticmethod
+    def _projection(inputs: int, outputs: int, bias: bool = True) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=bias), nn.GroupNorm(32, outputs))
+
+    def features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """images: (B, H, W, 3) uint8 RGB, H and W multiples of 32 -> lateral (B, C, H/4, W/4), [strides 32, 16, 8]."""
+        x = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        res4, *rest = self.backbone(x)
+        return self.lateral(res4), [project(m) for project, m in zip(self.project, reversed(rest), strict=True)]
+
+    def forward(self, images: Tensor, exit: int, deep: bool = False) -> list[Prediction]:
+        lateral, maps = self.features(images)
+        return self.decoder(lateral, self.encoder(maps, exit), deep)
+
+
+def semantic_probabilities(prediction: Prediction) -> Tensor:
+    """(B, C, H/4, W/4): every query votes for its classes where its mask is (Mask2Former, semantic inference)."""
+    classes = prediction.classes.softmax(-1)[..., :-1]  # (B, Q, C)
+    return torch.einsum("bqc,bqhw->bchw", classes, prediction.masks.sigmoid())
