@@ -1,0 +1,44 @@
+"""python -m model_export <command>: train, derive, gate, evaluate, export."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+# command -> (module, one line of help). Modules load on demand: --help should not wait for torch.
+COMMANDS = {
+    "train-exits": ("recipe.train_exits", "step A: train the parent for early exits"),
+    "derive-targets": ("recipe.derive_targets", "step B: quality of every exit on every image"),
+    "train-gate": ("recipe.train_gate", "step C: train the gate, everything else frozen"),
+    "evaluate": ("recipe.evaluate", "mIoU per exit; gate against fixed exits, random and oracle"),
+    "probe": ("recipe.probe", "frozen linear probe of a backbone's weights"),
+    "export": ("export.onnx", "write a bundle: front, encoders and decoder as ONNX"),
+}
+
+
+def parser_of(command: str) -> argparse.ArgumentParser:
+    module = importlib.import_module(f"model_export.{COMMANDS[command][0]}")
+    parser = argparse.ArgumentParser(f"python -m model_export {command}", description=module.__doc__)
+    module.add_arguments(parser)
+    parser.set_defaults(main=module.main)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    if not argv or argv[0] not in COMMANDS:
+        print("usage: python -m model_export <command> [--help]\n")
+        print("\n".join(f"  {name:<16}{text}" for name, (_, text) in COMMANDS.items()))
+        return 0 if argv and argv[0] in ("-h", "--help") else 2
+    args = parser_of(argv[0]).parse_args(argv[1:])
+    run = args.__dict__.pop("main")
+    try:
+        run(args)
+    except ValueError as error:  # DataError, RunError and bad arguments: the message says what to change
+        print(f"{argv[0]}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

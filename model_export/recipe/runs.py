@@ -1,0 +1,113 @@
+"""A run's folder: config and arguments as JSON, checkpoint, averaged weights as safetensors, CSV log."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from model_export.network.config import Config
+from model_export.network.segmenter import Segmenter
+
+
+class RunError(ValueError):
+    """A run's folder that lacks what a step needs; the message names the step that makes it."""
+
+
+def write_config(run: Path, config: Config, canvas: tuple[int, int], arguments: dict[str, Any]) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    document = {"config": config.as_dict(), "canvas": list(canvas), "arguments": arguments}
+    (run / "run.json").write_text(json.dumps(document, indent=1, default=str) + "\n")
+
+
+def read_config(run: Path) -> tuple[Config, tuple[int, int], dict[str, Any]]:
+    """The network's config, the canvas (height, width) and the arguments that it was trained with."""
+    try:
+        document = json.loads((run / "run.json").read_text())
+        height, width = document["canvas"]
+        return Config.from_dict(document["config"]), (height, width), document["arguments"]
+    except FileNotFoundError as error:
+        raise RunError(
+            f"{run} is no run: run.json is missing; make it with `python -m model_export train-exits`"
+        ) from error
+
+
+def load_model(run: Path) -> Segmenter:
+    """The run's averaged weights, in eval mode. Raises RunError where there are none: random weights are of no use."""
+    config, _, _ = read_config(run)
+    weights = run / "model.safetensors"
+    if not weights.exists():
+        raise RunError(f"{weights} is missing; train it with `python -m model_export train-exits --out {run}`")
+    model = Segmenter(config)
+    model.load_state_dict({name: value.float() for name, value in load_file(weights).items()})
+    return model.eval()
+
+
+def save_model(run: Path, state: dict[str, Tensor]) -> None:
+    temporary = run / "model.safetensors.new"
+    save_file({name: value.detach().float().cpu().contiguous() for name, value in state.items()}, temporary)
+    temporary.replace(run / "model.safetensors")
+
+
+class Average:
+    """Exponential moving average of a model's weights; early steps count more, so that it starts without a bias."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                self.state[name].lerp_(value, 1 - decay)
+
+
+def append_log(run: Path, row: dict[str, float | int | str]) -> None:
+    """One row of log.csv; the columns are those of the first row, further ones are refused by csv."""
+    path = run / "log.csv"
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def read_log(run: Path) -> list[dict[str, str]]:
+    with (run / "log.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_targets(run: Path, part: str, spec: str, arrays: dict[str, Any]) -> None:
+    """part: "fit" (the gate's own training) or "held" (never seen by it); spec: the data sets' names."""
+    np.savez_compressed(run / f"targets-{part}.npz", spec=np.array(spec), **arrays)
+
+
+def read_targets(run: Path, part: str) -> dict[str, Any]:
+    path = run / f"targets-{part}.npz"
+    if not path.exists():
+        raise RunError(f"{path} is missing; make it with `python -m model_export derive-targets {run}`")
+    with np.load(path) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def write_gate(run: Path, report: dict[str, Any]) -> None:
+    (run / "gate.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+def read_gate(run: Path) -> dict[str, Any]:
+    path = run / "gate.json"
+    if not path.exists():
+        raise RunError(
+            f"{path} is missing: the gate is untrained; train it with `python -m model_export train-gate {run}`"
+        )
+    report: dict[str, Any] = json.loads(path.read_text())
+    return report

@@ -1,0 +1,238 @@
+"""Step A: train the parent for early exits by weighted stochastic depth (ECO-M2F, arXiv 2404.15244, section 3).
+
+Every step draws one exit k at random, runs the encoder's layers 1..k and the decoder, and takes Mask2Former's loss
+times a weight that grows with k. Runs on a CPU or, through `accelerate launch -m model_export train-exits ...`, on any
+number of GPUs. Stop it whenever you like: the same command goes on from the last checkpoint, sample for sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from model_export.network.backbone import load_pretrained
+from model_export.network.config import CONFIGS, STANDARD, proscale
+from model_export.network.segmenter import Segmenter
+from model_export.recipe.augment import random_crop
+from model_export.recipe.datasets import Dataset, Scenes, open_dataset
+from model_export.recipe.losses import set_loss
+from model_export.recipe.quality import confusions_by_exit, mean_iou
+from model_export.recipe.runs import Average, RunError, append_log, read_config, read_log, save_model, write_config
+
+TERMS = ("class", "bce", "dice", "pixel")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="the run's folder; an unfinished run there goes on")
+    add("--data", type=Path, help="folder of the data set (not needed for scenes)")
+    add("--train", default="scenes:256", help="data set to train on: camvid:SPLIT, folder or scenes:COUNT[:SEED]")
+    add("--dev", default="scenes:32:1", help="data set to watch the quality on, never trained on")
+    add("--scenes", type=float, default=0.15, help="share of generated scenes mixed into every batch")
+    add("--config", choices=sorted(CONFIGS), default="tiny")
+    add("--backbone", choices=("mobilenet_v1", "mobilenet_v2"), help="default: the config's")
+    add("--backbone-weights", type=Path, help=".npz with ImageNet weights; without it the backbone starts at random")
+    add("--schedule", default="standard", help="standard, or PRO-SCALE's p1,p2,p3, e.g. 2,2,2")
+    add("--pixel-embedding", choices=("conv", "light", "depthwise"), help="default: the config's")
+    add("--recalibration", action="store_true", help="PRO-SCALE's token re-calibration")
+    add("--matching", choices=("hungarian", "class"), help="default: the config's")
+    add("--queries", type=int, help="default: the config's")
+    add("--canvas", default="384x480", help="height x width that the model is made for")
+    add("--crop", default="256x352", help="height x width of the training crops")
+    add("--steps", type=int, default=6000)
+    add("--batch", type=int, default=4, help="per process")
+    add("--lr", type=float, default=4e-4)
+    add("--backbone-lr", type=float, default=0.2, help="factor on --lr for the backbone")
+    add("--decay", type=float, default=0.05, help="weight decay; 0 on norms, biases and embeddings")
+    add("--points", type=int, default=2048, help="sampled points per mask")
+    add("--pixel-weight", type=float, default=2.0, help="weight of the semantic cross-entropy; 0 = Mask2Former's loss")
+    add("--exit-weight", choices=("linear", "uniform"), default="linear", help="loss weight by depth, mean 1")
+    add("--ema", type=float, default=0.999)
+    add("--seed", type=int, default=0)
+    add("--check-every", type=int, default=1000, help="steps between a checkpoint with a look at the dev set")
+    add(
+        "--stop-after",
+        type=float,
+        default=math.inf,
+        help="minutes after which to checkpoint and stop; run again to go on",
+    )
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if (
+        not (height.isdigit() and width.isdigit())
+        or int(height) % 32
+        or int(width) % 32
+        or not int(height) * int(width)
+    ):
+        raise ValueError(f"size {text!r} must be HEIGHTxWIDTH in multiples of 32, e.g. 384x480")
+    return int(height), int(width)
+
+
+def config_of(args: argparse.Namespace, classes: int) -> Any:
+    config = CONFIGS[args.config](classes)
+    schedule = STANDARD if args.schedule == "standard" else proscale(*map(int, args.schedule.split(",")))
+    changes: dict[str, Any] = {"schedule": schedule, "recalibration": args.recalibration}
+    for name in ("backbone", "pixel_embedding", "matching", "queries"):
+        if getattr(args, name) is not None:
+            changes[name] = getattr(args, name)
+    return replace(config, **changes)
+
+
+def exit_of(step: int, seed: int, exits: int) -> int:
+    """The same on every process, so that no GPU waits for a deeper one."""
+    return int(np.random.default_rng((seed, step, 1)).integers(1, exits + 1))
+
+
+def exit_weights(kind: str, exits: int) -> list[float]:
+    """ECO-M2F's alpha_k = k, scaled to mean 1."""
+    return [1.0] * exits if kind == "uniform" else [2 * k / (exits + 1) for k in range(1, exits + 1)]
+
+
+def draw_batch(
+    train: Dataset, scenes: Scenes, share: float, size: tuple[int, int], batch: int, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """images (B, h, w, 3) uint8, masks (B, h, w) uint8; a function of the generator's state alone."""
+    crops = []
+    for _ in range(batch):
+        source: Dataset = scenes if rng.random() < share else train
+        crops.append(random_crop(source[int(rng.integers(len(source)))], rng, size))
+    images, masks = zip(*crops, strict=True)
+    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks))
+
+
+def parameter_groups(model: Segmenter, lr: float, backbone: float, decay: float) -> list[dict[str, Any]]:
+    groups = []
+    for factor, inside in ((1.0, False), (backbone, True)):
+        named = [
+            (n, p)
+            for n, p in model.named_parameters()
+            if n.startswith("backbone.") == inside and not n.startswith("gate.")
+        ]
+        plain = [
+            p for n, p in named if p.ndim < 2 or ("embedding" in n and "pixel" not in n) or "quer" in n.split(".")[1]
+        ]
+        matrices = [p for n, p in named if not any(p is q for q in plain)]
+        groups += [
+            {"params": matrices, "lr": lr * factor, "base": lr * factor, "weight_decay": decay},
+            {"params": plain, "lr": lr * factor, "base": lr * factor, "weight_decay": 0.0},
+        ]
+    return groups
+
+
+def rate(step: int, steps: int, warmup: int = 200) -> float:
+    """Linear warm-up, then a cosine to zero."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def look(model: Segmenter, dev: Dataset, canvas: tuple[int, int]) -> list[float]:
+    """mIoU of every exit on the dev set."""
+    exits = list(range(1, model.config.exits + 1))
+    total = sum(confusions_by_exit(model, dev[i], canvas, exits) for i in range(len(dev)))
+    return [mean_iou(matrix) for matrix in total]
+
+
+def main(args: argparse.Namespace) -> None:
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # the layers behind the drawn exit
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[unused])
+    train, dev = open_dataset(args.train, args.data), open_dataset(args.dev, args.data)
+    scenes = Scenes(100_000, seed=args.seed + 17)
+    canvas, crop = parse_size(args.canvas), parse_size(args.crop)
+    config = config_of(args, len(train.classes))
+    if args.scenes and train.classes != scenes.classes:
+        raise RunError("--scenes mixes in scenes of the CamVid classes; set it to 0 for a data set of other classes")
+    torch.manual_seed(args.seed)
+    model = Segmenter(config)
+    if args.backbone_weights:
+        load_pretrained(model.backbone, args.backbone_weights)
+    model.to(accelerator.device, memory_format=torch.channels_last)
+    average = Average(model, args.ema)
+    optimizer = torch.optim.AdamW(parameter_groups(model, args.lr, args.backbone_lr, args.decay))
+    checkpoint, start = args.out / "checkpoint.pt", 0
+    if checkpoint.exists():
+        if read_config(args.out)[0] != config:
+            raise RunError(f"{args.out} holds a run of another config; choose another --out or delete it")
+        saved = torch.load(checkpoint, map_location=accelerator.device, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        average.state, start = saved["average"], saved["step"]
+        kept = [row for row in read_log(args.out) if int(row["step"]) <= start]  # steps after the checkpoint are redone
+        (args.out / "log.csv").unlink()
+        for row in kept:
+            append_log(args.out, row)  # type: ignore[arg-type]
+    elif accelerator.is_main_process:
+        write_config(args.out, config, canvas, vars(args))
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    alphas = exit_weights(args.exit_weight, config.exits)
+    begun, last, sums = time.monotonic(), time.monotonic(), dict.fromkeys(TERMS, 0.0)
+    bar = tqdm(
+        range(start, args.steps),
+        initial=start,
+        total=args.steps,
+        disable=not accelerator.is_main_process,
+        mininterval=10,
+    )
+    for step in bar:
+        torch.manual_seed(hash((args.seed, step)))  # the points of the loss
+        rng = np.random.default_rng((args.seed, step, 2 + accelerator.process_index))
+        images, masks = draw_batch(train, scenes, args.scenes, crop, args.batch, rng)
+        images, masks = images.to(accelerator.device), masks.to(accelerator.device)
+        depth = exit_of(step, args.seed, config.exits)
+        wrapped.train()
+        terms = total_loss(wrapped(images, depth, deep=True), masks, config.matching, args.points, args.pixel_weight)
+        loss: Tensor = alphas[depth - 1] * sum(terms.values())  # type: ignore[assignment]
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(
+            wrapped.parameters(), 20.0
+        )  # against outliers only: a tight clip undoes the weights
+        for group in optimizer.param_groups:
+            group["lr"] = group["base"] * rate(step, args.steps)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        average.update(accelerator.unwrap_model(wrapped), step)
+        sums = {k: sums[k] + (float(terms[k].detach()) if k in terms else 0.0) for k in TERMS}
+        bar.set_postfix({k: f"{float(v.detach()):.2f}" for k, v in terms.items()}, refresh=False)
+        done = step + 1 == args.steps or (time.monotonic() - begun) / 60 > args.stop_after
+        if (step + 1) % args.check_every == 0 or done:
+            if accelerator.is_main_process:
+                since = step + 1 - max(start, (step // args.check_every) * args.check_every)
+                row = {"step": step + 1, "seconds": round(time.monotonic() - last, 1)}
+                row |= {k: round(v / since, 4) for k, v in sums.items()}  # type: ignore[arg-type]
+                save(args.out, model, optimizer, average, step + 1)
+                watched = Segmenter(config).to(accelerator.device)
+                watched.load_state_dict(average.state)
+                row |= {f"dev_d{k}": round(q, 4) for k, q in enumerate(look(watched.eval(), dev, canvas), 1)}  # type: ignore[arg-type]
+                append_log(args.out, row)  # type: ignore[arg-type]
+                tqdm.write(str(row))
+            last, sums = time.monotonic(), dict.fromkeys(TERMS, 0.0)
+            accelerator.wait_for_everyone()
+            if done:
+                break
+
+
+def total_loss(predictions: list[Any], masks: Tensor, matching: str, points: int, pixel: float) -> dict[str, Tensor]:
+    """Deep supervision: the terms of every head of the decoder, added up."""
+    parts = [set_loss(prediction, masks, matching, points, pixel) for prediction in predictions]
+    return {k: sum(p[k] for p in parts) for k in TERMS if k in parts[0]}  # type: ignore[misc]
+
+
+def save(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: Average, step: int) -> None:
+    temporary = run / "checkpoint.pt.new"
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average.state, "step": step}
+    torch.save(state, temporary)
+    temporary.replace(run / "checkpoint.pt")
+    save_model(run, average.state)
