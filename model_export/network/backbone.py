@@ -7,10 +7,12 @@ only. Activation is ReLU6. Normalisation of the image is part of the backbone, s
 from __future__ import annotations
 
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.lib.npyio import NpzFile
 from torch import Tensor, nn
 
 
@@ -41,7 +43,7 @@ class SameConv(nn.Module):
 
 
 class MobileNetV1(nn.Module):
-    """MobileNetV1 1.0 (arXiv 1704.04861) up to the first block at stride 32; 1.8 M parameters."""
+    """MobileNetV1 1.0 (arXiv 1704.04861) up to the first block at stride 32; 2.1 M parameters."""
 
     channels = (128, 256, 512, 1024)  # strides 4, 8, 16, 32
     mean, std = 127.5, 127.5
@@ -78,11 +80,18 @@ class MobileNetV1(nn.Module):
 
 
 def _copy_keras(layer: SameConv, arrays: dict[str, np.ndarray], kernel: str, norm: str) -> None:
-    axes = (2, 3, 0, 1) if "depthwise" in kernel else (3, 2, 0, 1)
-    layer.conv.weight.copy_(torch.from_numpy(arrays[kernel].transpose(axes).copy()))
+    _fill(layer.conv.weight, arrays, kernel, (2, 3, 0, 1) if "depthwise" in kernel else (3, 2, 0, 1))
     for ours, theirs in (("weight", "gamma"), ("bias", "beta"), ("running_mean", "moving_mean")):
-        getattr(layer.norm, ours).copy_(torch.from_numpy(arrays[f"{norm}/{theirs}"]))
-    layer.norm.running_var.copy_(torch.from_numpy(arrays[f"{norm}/moving_variance"]))
+        _fill(getattr(layer.norm, ours), arrays, f"{norm}/{theirs}")
+    _fill(layer.norm.running_var, arrays, f"{norm}/moving_variance")
+
+
+def _fill(target: Tensor, arrays: dict[str, np.ndarray], name: str, axes: tuple[int, ...] | None = None) -> None:
+    """Copy an array, transposed to `axes`. Raises ValueError on another shape, where `copy_` alone would broadcast."""
+    array = arrays[name].transpose(axes) if axes else arrays[name]
+    if array.shape != tuple(target.shape):
+        raise ValueError(f"{name} has the shape {array.shape}, not {tuple(target.shape)}")
+    target.copy_(torch.from_numpy(array.copy()))
 
 
 class InvertedResidual(nn.Module):
@@ -128,8 +137,8 @@ class MobileNetV2(nn.Module):
             names += [f"features.{i}.conv.{j}" + ("" if j == last else ".0") for j in range(last + 1)]
         with torch.no_grad():
             for conv, name in zip(convs, names, strict=True):
-                conv.weight.copy_(torch.from_numpy(arrays[f"{name}.weight"]))
-                conv.bias.copy_(torch.from_numpy(arrays[f"{name}.bias"]))
+                _fill(conv.weight, arrays, f"{name}.weight")
+                _fill(conv.bias, arrays, f"{name}.bias")
 
 
 BACKBONES = {"mobilenet_v1": MobileNetV1, "mobilenet_v2": MobileNetV2}
@@ -137,9 +146,17 @@ BACKBONES = {"mobilenet_v1": MobileNetV1, "mobilenet_v2": MobileNetV2}
 
 def load_pretrained(backbone: nn.Module, path: Path) -> None:
     """Copy ImageNet weights from an .npz. Raises ValueError that names the file and the array that does not fit."""
-    with np.load(path) as archive:
+    with path.open("rb") as file:  # numpy leaves a broken archive open
+        try:
+            archive = np.load(file)
+        except (ValueError, EOFError, BadZipFile) as error:
+            raise ValueError(f"{path} is no .npz archive: {error}") from error
+        if not isinstance(archive, NpzFile):
+            raise ValueError(f"{path} holds a single array; weights need an .npz archive")
         arrays = {name: archive[name] for name in archive.files}
     try:
         backbone.load_pretrained(arrays)  # type: ignore[operator]
-    except (KeyError, RuntimeError) as error:
+    except KeyError as error:
+        raise ValueError(f"{path} does not hold weights for {type(backbone).__name__}: {error} is missing") from error
+    except ValueError as error:
         raise ValueError(f"{path} does not hold weights for {type(backbone).__name__}: {error}") from error
