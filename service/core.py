@@ -1,0 +1,121 @@
+"""The nouns that travel through the service. Data only: no I/O, no HTTP, no engine.
+
+bytes -> Frame -> (front) -> scores -> Decision -> (encoder, decoder) -> Outcome -> response
+                                              Trace is written along the way
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Reason(StrEnum):
+    """Why a plan was chosen: the closed label set of `Compute-Used` and of the depth histogram."""
+
+    GATE = "gate"  # the gate found that this plan is good enough
+    REQUEST = "request"  # the request's depth or gflops ceiling bound
+    NODE = "node"  # the node's ceiling bound
+    DEADLINE = "deadline"  # a dearer plan would have missed the request's ms
+    LOAD = "load"  # the queue is filling, the node trades depth for throughput
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One way to spend compute. Plans of a bundle are ordered from cheap to dear.
+
+    keep:  fraction of the high-resolution tokens that later layers still update (PAUMER), 1 = all.
+    width: fraction of the encoder's FFN channels in use (slimmable), 1 = all.
+    gflops: front + encoder + decoder for one image; a multiply and an add are 2.
+    quality: calibrated mean quality (mIoU or PQ, 0..1) on held-out images.
+    quality_quantiles: the same images' 5, 25, 50, 75 and 95 % quantiles.
+    """
+
+    name: str
+    depth: int
+    keep: float
+    width: float
+    gflops: float
+    quality: float
+    quality_quantiles: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Ceilings on compute and time, and a floor on quality. None = not set.
+
+    depth: most encoder layers. gflops: most compute for the image. ms: deadline on the server, queueing included.
+    max_loss: largest accepted expected loss of quality against the full plan (0..1); 0 asks for the dearest plan that
+    the ceilings allow. strict: rather refuse than miss that floor.
+    """
+
+    depth: int | None = None
+    gflops: float | None = None
+    ms: float | None = None
+    max_loss: float | None = None
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Where an image lies inside the canvas: scaled by one factor, anchored at the top left, the rest is padding.
+
+    width, height: the image as shown (after EXIF orientation), in pixels.
+    scaled_width, scaled_height: its size inside the canvas, in canvas pixels.
+    orientation_applied: whether EXIF asked for a rotation or a flip, and it was done.
+    """
+
+    width: int
+    height: int
+    scaled_width: int
+    scaled_height: int
+    orientation_applied: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A decoded image as the front takes it: pixels (canvas height, canvas width, 3) uint8 RGB."""
+
+    pixels: NDArray[np.uint8]
+    geometry: Geometry
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the router chose for one image, and why.
+
+    predicted_quality: the gate's estimate for the chosen plan, 0..1.
+    """
+
+    plan: Plan
+    reason: Reason
+    predicted_quality: float
+
+
+@dataclass(slots=True)
+class Trace:
+    """What happened to one request; written along the way, read once at the edge (metrics, headers, log line).
+
+    stages: seconds per stage, in order of completion (decode, queue, front, encoder, decoder, mask).
+    batch_size: images that ran together through the chosen encoder.
+    """
+
+    request_id: str = ""
+    stages: dict[str, float] = field(default_factory=dict)
+    decision: Decision | None = None
+    batch_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The decoder's result for one image.
+
+    probabilities: (classes, canvas height / stride, canvas width / stride) float32 in 0..1 for the semantic task.
+    """
+
+    decision: Decision
+    geometry: Geometry
+    probabilities: NDArray[np.float32]

@@ -1,0 +1,94 @@
+"""Every error that a caller can meet. Each class has its HTTP status and problem type (RFC 9457).
+
+FathomError 500
+├── BundleError                    at start: the folder cannot be served
+├── SettingsError                  at start: a flag or variable is wrong
+├── BackendError                   at start: the chosen backend cannot run here
+├── BadHeader 400                  a header field that cannot be understood
+├── BadQuery 400
+├── NotAcceptable 406
+├── RequestTimeout 408             the body did not arrive in time
+├── TooLarge 413                   bytes, pixels or sides over the limit
+├── UnsupportedMediaType 415
+├── UndecodableImage 422
+├── UnsatisfiableBudget 422        the cheapest plan is over the ceiling, or a strict floor is out of reach
+├── Overloaded 429                 the queue is full, or the deadline cannot be met (Retry-After)
+├── NotReady 503                   starting or draining (Retry-After)
+└── DeadlineExceeded 504           the deadline passed while running
+"""
+
+from __future__ import annotations
+
+
+class FathomError(Exception):
+    """Base. `detail` (the message) names what to change; `title` and `status` are the class's.
+
+    retry_after: seconds after which a retry has a chance, for the statuses that carry `Retry-After`.
+    extra: further members of the problem document, from a closed set per class.
+    """
+
+    status = 500
+    problem = "internal"
+    title = "Internal error"
+
+    def __init__(self, detail: str, *, retry_after: float | None = None, **extra: object) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.retry_after = retry_after
+        self.extra = extra
+
+
+class BundleError(FathomError):
+    title = "The bundle cannot be served"
+
+
+class SettingsError(FathomError):
+    title = "A setting is wrong"
+
+
+class BackendError(FathomError):
+    title = "The backend cannot run here"
+
+
+class BadHeader(FathomError):
+    status, problem, title = 400, "bad-header", "A header field cannot be understood"
+
+
+class BadQuery(FathomError):
+    status, problem, title = 400, "bad-query", "A query parameter cannot be understood"
+
+
+class NotAcceptable(FathomError):
+    status, problem, title = 406, "not-acceptable", "None of the accepted media types is offered"
+
+
+class RequestTimeout(FathomError):
+    status, problem, title = 408, "request-timeout", "The request did not arrive in time"
+
+
+class TooLarge(FathomError):
+    status, problem, title = 413, "too-large", "The image is over a limit"
+
+
+class UnsupportedMediaType(FathomError):
+    status, problem, title = 415, "unsupported-media-type", "The media type is not supported"
+
+
+class UndecodableImage(FathomError):
+    status, problem, title = 422, "undecodable-image", "The image cannot be decoded"
+
+
+class UnsatisfiableBudget(FathomError):
+    status, problem, title = 422, "unsatisfiable-budget", "No plan satisfies the budget"
+
+
+class Overloaded(FathomError):
+    status, problem, title = 429, "overloaded", "The service is saturated"
+
+
+class NotReady(FathomError):
+    status, problem, title = 503, "not-ready", "The service is starting or draining"
+
+
+class DeadlineExceeded(FathomError):
+    status, problem, title = 504, "deadline-exceeded", "The deadline passed"

@@ -1,0 +1,68 @@
+"""Fixtures that many tests share: a small bundle whose graphs are never opened, for the fake backend; a toy run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service import bundle
+from service.bundle import Bundle, BundleFile, ClassInfo, InputSpec, Manifest, Stage, TensorSpec
+from service.core import Plan
+from tests.toy import one_thread, toy_bundle, toy_config, toy_run, trained_run
+
+__all__ = ["one_thread", "toy_bundle", "toy_config", "toy_run", "trained_run"]
+
+HEIGHT, WIDTH, DEPTHS = 48, 64, (1, 2, 3, 4)
+
+
+def _maps(prefix: str) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(f"{prefix}{stride}", "float32", ("batch", 8, HEIGHT // stride, WIDTH // stride))
+        for stride in (8, 16, 32)
+    )
+
+
+@pytest.fixture
+def fake_manifest() -> Manifest:
+    """Four plans (d1 to d4; 2, 3, 4, 5 GFLOPs), four classes, a canvas of 48 x 64, masks of 12 x 16."""
+    f4 = TensorSpec("f4", "float32", ("batch", 8, HEIGHT // 4, WIDTH // 4))
+    quality = TensorSpec("quality", "float32", ("batch", len(DEPTHS)))
+    probabilities = TensorSpec("probabilities", "float32", ("batch", 4, HEIGHT // 4, WIDTH // 4))
+    image = TensorSpec("image", "uint8", ("batch", HEIGHT, WIDTH, 3))
+    stages = {"front": Stage("front.onnx", "", (image,), (f4, *_maps("f"), quality), 0.0)}
+    stages |= {
+        f"encoder-d{depth}": Stage(f"encoder-d{depth}.onnx", "", _maps("f"), _maps("e"), 0.0) for depth in DEPTHS
+    }
+    stages["decoder"] = Stage("decoder.onnx", "", (f4, *_maps("e")), (probabilities,), 0.0)
+    return Manifest(
+        name="fake",
+        revision="0" * 40,
+        provenance={"data": "none", "recipe": "none", "licence": "none", "backbone": "none"},
+        task="semantic",
+        classes=(
+            ClassInfo("Road", (128, 64, 128), False),
+            ClassInfo("Building", (128, 0, 0), False),
+            ClassInfo("Car", (64, 0, 128), True),
+            ClassInfo("Sky", (128, 128, 128), False),
+        ),
+        input=InputSpec(HEIGHT, WIDTH, "uint8", "NHWC", (127, 127, 127)),
+        stages=stages,
+        files=(BundleFile("model.safetensors", ""),),
+        plans=tuple(
+            Plan(f"d{depth}", depth, 1.0, 1.0, 1.0 + depth, 0.6 + depth / 50, (0.3, 0.5, 0.6, 0.7, 0.8))
+            for depth in DEPTHS
+        ),
+        encoder_of={f"d{depth}": f"encoder-d{depth}" for depth in DEPTHS},
+        calibration={},
+    )
+
+
+@pytest.fixture
+def fake_bundle(tmp_path: Path, fake_manifest: Manifest) -> Bundle:
+    """`fake_manifest` in a folder of its own, with a few bytes in the place of each graph."""
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    for entry in (*fake_manifest.stages.values(), *fake_manifest.files):
+        (folder / entry.file).write_bytes(entry.file.encode())
+    return bundle.save(folder, fake_manifest)

@@ -1,0 +1,176 @@
+"""Bundle: what is saved is loaded again, and what cannot be served is refused with its name and the way to mend it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service import bundle
+from service.bundle import Bundle, Manifest
+from service.errors import BundleError
+
+Change = Callable[[dict[str, Any]], object]
+
+
+def change(folder: Path, edit: Change) -> None:
+    path = folder / bundle.FILE
+    value = json.loads(path.read_text("utf-8"))
+    edit(value)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(BundleError) as caught:
+        bundle.load(folder)
+    assert f"python -m model_export export RUN -o {folder}" in caught.value.detail
+    return caught.value.detail
+
+
+def test_what_is_saved_is_loaded_again(fake_bundle: Bundle, fake_manifest: Manifest) -> None:
+    loaded = bundle.load(fake_bundle.root)
+    assert loaded == fake_bundle
+    assert loaded.digest == hashlib.sha256((fake_bundle.root / "manifest.json").read_bytes()).hexdigest()
+    assert loaded.manifest.plans == fake_manifest.plans
+    assert loaded.manifest.encoder_of["d3"] == "encoder-d3"
+    assert (loaded.manifest.layers, loaded.manifest.mask_shape) == (4, (4, 12, 16))
+
+
+def test_save_fills_in_the_sha256_of_every_file(fake_bundle: Bundle) -> None:
+    entries = [*fake_bundle.manifest.stages.values(), *fake_bundle.manifest.files]
+    assert len(entries) == 7
+    for entry in entries:
+        assert entry.sha256 == hashlib.sha256((fake_bundle.root / entry.file).read_bytes()).hexdigest()
+
+
+def test_save_writes_nothing_that_load_would_refuse(fake_bundle: Bundle) -> None:
+    before = (fake_bundle.root / "manifest.json").read_bytes()
+    for wrong in (
+        dataclasses.replace(fake_bundle.manifest, plans=fake_bundle.manifest.plans[::-1]),
+        dataclasses.replace(fake_bundle.manifest, encoder_of={}),
+        dataclasses.replace(fake_bundle.manifest, files=(bundle.BundleFile("nothing.bin", ""),)),
+    ):
+        with pytest.raises(BundleError):
+            bundle.save(fake_bundle.root, wrong)
+    with pytest.raises(ValueError, match="Out of range float"):
+        bundle.save(fake_bundle.root, dataclasses.replace(fake_bundle.manifest, calibration={"rho": float("nan")}))
+    assert (fake_bundle.root / "manifest.json").read_bytes() == before
+    assert not list(fake_bundle.root.glob("*.partial"))
+
+
+@pytest.mark.parametrize("name", ["front.onnx", "encoder-d2.onnx", "decoder.onnx", "model.safetensors"])
+def test_a_changed_or_missing_file_is_refused_by_name(fake_bundle: Bundle, name: str) -> None:
+    path = fake_bundle.root / name
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert f"{name}: its sha256" in refusal(fake_bundle.root)
+    path.unlink()
+    assert f"{name}: there is no such file" in refusal(fake_bundle.root)
+
+
+def test_a_missing_folder_or_manifest_is_refused_by_name(tmp_path: Path) -> None:
+    assert "manifest.json" in refusal(tmp_path / "nothing")
+    assert "manifest.json" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"[]", b"3", b'{"schema": NaN}'])
+def test_a_manifest_that_is_no_manifest_is_refused(fake_bundle: Bundle, content: bytes) -> None:
+    (fake_bundle.root / "manifest.json").write_bytes(content)
+    refusal(fake_bundle.root)
+
+
+@pytest.mark.parametrize("name", ["../front.onnx", "/etc/hostname", "", ".", "sub/../../front.onnx"])
+def test_a_name_that_leaves_the_folder_is_refused(fake_bundle: Bundle, name: str) -> None:
+    (fake_bundle.root.parent / "front.onnx").write_bytes(b"front.onnx")
+    change(fake_bundle.root, lambda value: value["stages"]["front"].update(file=name))
+    assert repr(name) in refusal(fake_bundle.root) or "no such file" in refusal(fake_bundle.root)
+
+
+def test_a_link_that_leaves_the_folder_is_refused(fake_bundle: Bundle) -> None:
+    path = fake_bundle.root / "front.onnx"
+    path.rename(fake_bundle.root.parent / "front.onnx")
+    path.symlink_to(fake_bundle.root.parent / "front.onnx")
+    assert "leaves the folder" in refusal(fake_bundle.root)
+
+
+def drop(*keys: str | int) -> Change:
+    def edit(value: Any) -> None:
+        for key in keys[:-1]:
+            value = value[key]
+        del value[keys[-1]]
+
+    return edit
+
+
+def put(new: object, *keys: str | int) -> Change:
+    def edit(value: Any) -> None:
+        for key in keys[:-1]:
+            value = value[key]
+        value[keys[-1]] = new
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (put(2, "schema"), "schema: 2"),
+        (drop("schema"), "schema: None"),
+        (put("1", "schema"), "schema: '1'"),
+        (drop("name"), "name: is missing"),
+        (put(1, "colour"), "colour: is unknown"),
+        (put(1, "input", "colour"), "input.colour: is unknown"),
+        (drop("stages", "front", "parity"), "stages.front.parity: is missing"),
+        (drop("plans", 1, "keep"), "plans[1].keep: is missing"),
+        (drop("plans", 1, "encoder"), "plans[1].encoder: is missing"),
+        (drop("provenance"), "provenance: is missing"),
+        (put(3, "name"), "name: 3 has the wrong type"),
+        (put(None, "provenance", "data"), "provenance.data: None has the wrong type"),
+        (put([], "stages"), "stages: [] has the wrong type"),
+        (put("d1", "plans"), "plans: 'd1' has the wrong type"),
+        (put(True, "plans", 0, "depth"), "plans[0].depth: True has the wrong type"),
+        (put(1.0, "plans", 0, "depth"), "plans[0].depth: 1.0 has the wrong type"),
+        (put("1", "plans", 0, "gflops"), "plans[0].gflops: '1' has the wrong type"),
+        (put(7, "plans", 0, "encoder"), "encoder_of.d1: 7 has the wrong type"),
+        (put([1, 2], "classes", 0, "color"), "classes[0].color: [1, 2] has the wrong type"),
+        (put([1, 2, 3.5], "input", "pad"), "input.pad[2]: 3.5 has the wrong type"),
+        (put(["batch", 2.5], "stages", "front", "inputs", 0, "dims"), "stages.front.inputs[0].dims[1]: 2.5"),
+        (put("panoptic", "task"), "task: 'panoptic'"),
+        (put([], "classes"), "classes: there must be"),
+        (put([0, 0, 256], "classes", 0, "color"), "color is outside"),
+        (put([-1, 0, 0], "input", "pad"), "input.pad: a color is outside"),
+        (put("float32", "input", "dtype"), "input: it must be uint8"),
+        (put(0, "input", "height"), "input: height and width"),
+        (put([], "plans"), "plans: there is none"),
+        (put("d1", "plans", 1, "name"), "plans: a name is there twice"),
+        (put(9.5, "plans", 0, "gflops"), "plans: they must go from cheap to dear"),
+        (put(0, "plans", 0, "depth"), "plans: d1: depth and gflops"),
+        (put(1.5, "plans", 0, "keep"), "plans: d1: keep and width"),
+        (put(-0.1, "plans", 0, "quality"), "plans: d1: quality is outside"),
+        (put([0.1], "plans", 0, "quality_quantiles"), "plans: d1: quality_quantiles must be 5"),
+        (drop("stages", "front"), "stages.front: is missing"),
+        (drop("stages", "decoder"), "stages.decoder: is missing"),
+        (drop("stages", "encoder-d4"), "stages.encoder-d4: is missing"),
+        (put(32, "stages", "front", "inputs", 0, "dims", 1), "stages.front.inputs: it must be"),
+        (put(9, "stages", "front", "outputs", 4, "dims", 1), "stages.front.outputs: it must hold"),
+        (put("g8", "stages", "encoder-d2", "inputs", 0, "name"), "stages.encoder-d2.inputs: no stage before it gives"),
+        (put("e9", "stages", "decoder", "inputs", 1, "name"), "stages.decoder.inputs: no stage before it gives"),
+        (put(3, "stages", "decoder", "outputs", 0, "dims", 1), "stages.decoder.outputs: it must be one"),
+        (put([], "stages", "decoder", "outputs"), "stages.decoder.outputs: it must be one"),
+    ],
+)
+def test_a_manifest_that_breaks_the_contract_is_refused_by_its_key(
+    fake_bundle: Bundle, edit: Change, words: str
+) -> None:
+    change(fake_bundle.root, edit)
+    assert words in refusal(fake_bundle.root)
+
+
+def test_whole_numbers_are_good_where_floats_are_meant(fake_bundle: Bundle) -> None:
+    change(fake_bundle.root, put(1, "plans", 0, "keep"))
+    keep = bundle.load(fake_bundle.root).manifest.plans[0].keep
+    assert (keep, type(keep)) == (1.0, float)
