@@ -1,0 +1,261 @@
+"""Engines: the fake one is deterministic; ONNX Runtime computes what the graphs say, and refuses undeclared tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from service import bundle
+from service.bundle import Bundle, Manifest, TensorSpec
+from service.core import Budget, Frame, Geometry, Outcome, Trace
+from service.engines.base import Backend, Features
+from service.engines.fake import FakeBackend
+from service.engines.onnxruntime import OnnxRuntimeBackend
+from service.errors import BackendError
+from service.inference.costs import warm_up
+from service.inference.pipeline import Job, Pipeline
+
+DTYPES = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
+RNG = np.random.default_rng(0)
+MIX = RNG.standard_normal((4, 8, 1, 1)).astype(np.float32)  # the decoder's 1x1 convolution
+TASTE = np.array([[0.1, 0.2, 0.3, 0.4]], np.float32)
+GAINS = np.arange(1, 9, dtype=np.float32).reshape(1, 8, 1, 1) / 1000
+
+
+def images(count: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(count).integers(0, 256, (count, 48, 64, 3), dtype=np.uint8)
+
+
+def value_infos(specs: tuple[TensorSpec, ...]) -> list[onnx.ValueInfoProto]:
+    return [helper.make_tensor_value_info(spec.name, DTYPES[spec.dtype], list(spec.dims)) for spec in specs]
+
+
+def external(folder: Path, name: str, values: NDArray[np.float32]) -> onnx.TensorProto:
+    """A tensor whose values lie in the bundle's file of common weights."""
+    (folder / "model.safetensors").write_bytes(values.tobytes())
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=values.shape)
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", "model.safetensors"), ("offset", "0"), ("length", str(values.nbytes))):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def write_graphs(folder: Path, manifest: Manifest) -> None:
+    """Front: mean brightness and a gate; encoder of depth k: adds k; decoder: mixes f4, scaled by the mean of e32."""
+
+    def write(stage: str, nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto]) -> None:
+        spec = manifest.stages[stage]
+        graph = helper.make_graph(nodes, stage, value_infos(spec.inputs), value_infos(spec.outputs), constants)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+        onnx.save(model, folder / spec.file)
+
+    node = helper.make_node
+    pools = [
+        part
+        for s in (4, 8, 16, 32)
+        for part in (
+            node("AveragePool", ["gray"], [f"pool{s}"], kernel_shape=[s, s], strides=[s, s]),
+            node("Mul", [f"pool{s}", "gains"], [f"f{s}"]),
+        )
+    ]
+    gate = [
+        node("ReduceMean", ["f32"], ["mean"], axes=[1, 2, 3], keepdims=1),
+        node("Flatten", ["mean"], ["flat"]),
+        node("MatMul", ["flat", "taste"], ["logit"]),
+        node("Sigmoid", ["logit"], ["quality"]),
+    ]
+    start = [
+        node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
+        node("ReduceMean", ["planes"], ["gray"], axes=[1], keepdims=1),
+    ]
+    constants = [numpy_helper.from_array(GAINS, "gains"), numpy_helper.from_array(TASTE, "taste")]
+    write("front", [*start, *pools, *gate], constants)
+    for plan in manifest.plans:
+        added = numpy_helper.from_array(np.float32(plan.depth), "added")
+        write(f"encoder-d{plan.depth}", [node("Add", [f"f{s}", "added"], [f"e{s}"]) for s in (8, 16, 32)], [added])
+    decode = [
+        node("Conv", ["f4", "mix"], ["mixed"], kernel_shape=[1, 1]),
+        node("ReduceMean", ["e32"], ["scale"], axes=[1, 2, 3], keepdims=1),
+        node("Mul", ["mixed", "scale"], ["logits"]),
+        node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    # e8 and e16 are inputs that this decoder does not need.
+    write("decoder", decode, [external(folder, "mix", MIX)])
+
+
+def reference(pixels: NDArray[np.uint8], depth: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(H, W, 3) -> scores (plans,) and probabilities (classes, h, w), as the graphs above have them."""
+    gray = pixels.astype(np.float32).mean(axis=2)
+    f4 = gray.reshape(12, 4, 16, 4).mean(axis=(1, 3))[None] * GAINS[0]
+    f32 = gray[:32].reshape(1, 32, 2, 32).mean(axis=(1, 3))[None] * GAINS[0]
+    scores = 1 / (1 + np.exp(-f32.mean() * TASTE[0]))
+    logits = np.einsum("kc,chw->khw", MIX[:, :, 0, 0], f4) * (f32 + depth).mean()
+    exponential = np.exp(logits - logits.max(axis=0))
+    return scores, exponential / exponential.sum(axis=0)
+
+
+@pytest.fixture
+def onnx_bundle(tmp_path: Path, fake_manifest: Manifest) -> Bundle:
+    write_graphs(tmp_path, fake_manifest)
+    bundle.save(tmp_path, fake_manifest)
+    return bundle.load(tmp_path)
+
+
+def test_onnxruntime_runs_what_the_graphs_say_for_every_plan_and_batch(onnx_bundle: Bundle) -> None:
+    backend: Backend = OnnxRuntimeBackend(onnx_bundle, threads=1)
+    for count in (1, 2, 4):
+        batch = images(count)
+        features, quality = backend.front(batch)
+        assert (quality.shape, quality.dtype) == ((count, 4), np.float32)
+        for plan in onnx_bundle.manifest.plans:
+            probabilities = backend.decode(backend.encode(plan, features))
+            assert (probabilities.shape, probabilities.dtype) == ((count, 4, 12, 16), np.float32)
+            for row, pixels in enumerate(batch):
+                scores, expected = reference(pixels, plan.depth)
+                np.testing.assert_allclose(quality[row], scores, atol=1e-5)
+                np.testing.assert_allclose(probabilities[row], expected, atol=1e-5)
+    backend.close()
+
+
+def test_onnxruntime_takes_rows_in_the_order_asked_for(onnx_bundle: Bundle) -> None:
+    backend = OnnxRuntimeBackend(onnx_bundle, threads=2)
+    batch, plan = images(4), onnx_bundle.manifest.plans[1]
+    features, _ = backend.front(batch)
+    some = backend.decode(backend.encode(plan, features.take([3, 0])))
+    for row, source in enumerate((3, 0)):
+        np.testing.assert_allclose(some[row], reference(batch[source], plan.depth)[1], atol=1e-5)
+
+
+def test_a_bundle_goes_through_the_whole_pipeline_on_onnxruntime(onnx_bundle: Bundle) -> None:
+    backend = OnnxRuntimeBackend(onnx_bundle, threads=1)
+    known = warm_up(backend, onnx_bundle.manifest, 4)
+    assert all(ms > 0 for ms in known.plan_ms().values())
+    spine = Pipeline(backend, known, default_max_loss=0.01, load_start=0.5)
+    batch = images(3)
+    jobs = [
+        Job(Frame(pixels, Geometry(64, 48, 64, 48)), Budget(depth=depth, max_loss=0), None, Trace())
+        for pixels, depth in zip(batch, (2, 4, 2), strict=True)
+    ]
+    outcomes = dict(itertools.chain.from_iterable(spine.run(jobs, Budget(), 0.0)))
+    for job, pixels, depth in zip(jobs, batch, (2, 4, 2), strict=True):
+        outcome = outcomes[job]
+        assert isinstance(outcome, Outcome)
+        assert outcome.decision.plan.depth == depth
+        scores, expected = reference(pixels, depth)
+        assert outcome.decision.predicted_quality == pytest.approx(scores[depth - 1], abs=1e-5)
+        np.testing.assert_allclose(outcome.probabilities, expected, atol=1e-5)
+
+
+def test_sessions_run_on_the_cpu_with_the_threads_asked_for_and_idle_ones_sleep(onnx_bundle: Bundle) -> None:
+    backend = OnnxRuntimeBackend(onnx_bundle, threads=3)
+    assert backend._sessions.keys() == onnx_bundle.manifest.stages.keys()
+    for session in backend._sessions.values():
+        options = session.get_session_options()
+        assert session.get_providers() == ["CPUExecutionProvider"]
+        assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
+        assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+        assert options.get_session_config_entry("session.use_env_allocators") == "1"
+    backend.close()
+    assert backend._sessions == {}
+
+
+def rename(specs: tuple[TensorSpec, ...], name: str, /, **changes: object) -> tuple[TensorSpec, ...]:
+    return tuple(dataclasses.replace(spec, **changes) if spec.name == name else spec for spec in specs)  # type: ignore[arg-type]
+
+
+def everywhere(manifest: Manifest, name: str, /, **changes: object) -> Manifest:
+    """Change a tensor wherever it is an input or an output, so that the manifest agrees with itself."""
+    stages = {
+        key: dataclasses.replace(
+            stage, inputs=rename(stage.inputs, name, **changes), outputs=rename(stage.outputs, name, **changes)
+        )
+        for key, stage in manifest.stages.items()
+    }
+    return dataclasses.replace(manifest, stages=stages)
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda m: everywhere(m, "f8", dims=("batch", 8, 6, 9)), ["front.onnx", "output 'f8'", "9"]),
+        (lambda m: everywhere(m, "f16", dtype="float16"), ["front.onnx", "output 'f16'", "float16"]),
+        (lambda m: everywhere(m, "f32", name="g32"), ["front.onnx", "output 'f32'", "none"]),
+        (lambda m: everywhere(m, "f32", name="a32"), ["front.onnx", "output 'a32'", "missing"]),
+        (lambda m: everywhere(m, "f4", dims=(1, 8, 12, 16)), ["front.onnx", "output 'f4'"]),
+        (lambda m: everywhere(m, "e16", dims=("batch", 8, 3)), ["encoder-d1.onnx", "output 'e16'"]),
+        (lambda m: everywhere(m, "probabilities", name="masks"), ["decoder.onnx", "output 'masks'"]),
+    ],
+)
+def test_a_graph_that_is_not_what_the_manifest_says_is_refused_by_file_and_tensor(
+    onnx_bundle: Bundle, edit: Callable[[Manifest], Manifest], words: list[str]
+) -> None:
+    wrong = bundle.save(onnx_bundle.root, edit(onnx_bundle.manifest))
+    with pytest.raises(BackendError) as caught:
+        OnnxRuntimeBackend(wrong, threads=1)
+    assert [word for word in words if word not in caught.value.detail] == []
+
+
+def test_a_file_that_is_no_graph_is_refused_by_its_name(onnx_bundle: Bundle) -> None:
+    (onnx_bundle.root / "encoder-d3.onnx").write_bytes(b"not a graph")
+    with pytest.raises(BackendError, match=r"encoder-d3\.onnx: ONNX Runtime .* cannot open it"):
+        OnnxRuntimeBackend(bundle.save(onnx_bundle.root, onnx_bundle.manifest), threads=1)
+
+
+def test_fake_brightness_decides_the_class_of_each_place(fake_manifest: Manifest) -> None:
+    backend: Backend = FakeBackend(fake_manifest)
+    ramp = np.broadcast_to(np.arange(0, 256, 4, dtype=np.uint8)[None, None, :, None], (2, 48, 64, 3))
+    features, _ = backend.front(ramp)
+    for plan in fake_manifest.plans:
+        probabilities = backend.decode(backend.encode(plan, features))
+        assert probabilities.shape == (2, 4, 12, 16)
+        assert probabilities.argmax(axis=1)[1, 0].tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+        assert probabilities.max() == pytest.approx(0.5 + 0.1 * plan.depth)
+    backend.close()
+
+
+def test_fake_quality_grows_with_depth_on_clutter_only(fake_manifest: Manifest) -> None:
+    backend = FakeBackend(fake_manifest)
+    _, quality = backend.front(np.concatenate([images(1), np.full((1, 48, 64, 3), 90, np.uint8)]))
+    assert (np.diff(quality[0]) > 0.05).all()
+    assert np.ptp(quality[1]) == 0
+    assert quality.max() <= 1
+
+
+def test_fake_quality_can_be_told(fake_manifest: Manifest) -> None:
+    _, quality = FakeBackend(fake_manifest, quality=[0.1, 0.2, 0.3, 0.4]).front(images(2))
+    np.testing.assert_allclose(quality, [[0.1, 0.2, 0.3, 0.4]] * 2)
+
+
+def test_fake_of_one_class_is_sure(fake_manifest: Manifest) -> None:
+    decoder = fake_manifest.stages["decoder"]
+    one = dataclasses.replace(decoder, outputs=rename(decoder.outputs, "probabilities", dims=("batch", 1, 12, 16)))
+    manifest = dataclasses.replace(fake_manifest, stages={**fake_manifest.stages, "decoder": one})
+    backend = FakeBackend(manifest)
+    assert (backend.decode(backend.encode(manifest.plans[0], backend.front(images(1))[0])) == 1).all()
+
+
+def test_features_of_another_backend_are_refused(onnx_bundle: Bundle) -> None:
+    class Strange:
+        def take(self, rows: object) -> Features:
+            raise NotImplementedError
+
+    for backend in (FakeBackend(onnx_bundle.manifest), OnnxRuntimeBackend(onnx_bundle, threads=1)):
+        for use in (backend.decode, lambda features, backend=backend: backend.encode(None, features)):
+            with pytest.raises(TypeError, match="Strange"):
+                use(Strange())
+
+
+def test_fake_decodes_only_what_was_encoded(fake_manifest: Manifest) -> None:
+    backend = FakeBackend(fake_manifest)
+    with pytest.raises(ValueError, match="must be encoded"):
+        backend.decode(backend.front(images(1))[0])
