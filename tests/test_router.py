@@ -1,0 +1,324 @@
+"""Router: every rule of the choice as a row of a table, and what must hold for any input."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.core import Budget, Decision, Plan, Reason
+from service.errors import DeadlineExceeded, UnsatisfiableBudget
+from service.inference.router import choose, under_budget
+
+NONE = Budget()
+# 2, 4, 6 and 8 GFLOPs; what is left after the front takes 10, 20, 30 and 40 ms
+PLANS = [Plan(f"d{depth}", depth, 1.0, 1.0, 2.0 * depth, 0.5) for depth in (1, 2, 3, 4)]
+COSTS = [10.0, 20.0, 30.0, 40.0]
+RISING = [0.60, 0.66, 0.695, 0.70]  # losses against full depth: 0.10, 0.04, 0.005, 0
+FLAT = [0.70, 0.70, 0.70, 0.70]
+
+
+def pick(scores: list[float], request: Budget = NONE, node: Budget = NONE, **changes: Any) -> Decision:
+    settings: dict[str, Any] = {
+        "default_max_loss": 0.01,
+        "remaining_ms": None,
+        "costs_ms": COSTS,
+        "load": 0.0,
+        "load_start": 0.5,
+    }
+    return choose(scores, request, node, changes.pop("plans", PLANS), **(settings | changes))
+
+
+CASES: list[tuple[str, dict[str, Any], str, Reason]] = [
+    # the floor
+    ("the cheapest plan within the default loss", {"scores": RISING}, "d3", Reason.GATE),
+    ("an easy image takes the cheapest plan", {"scores": FLAT}, "d1", Reason.GATE),
+    ("a looser floor of the request", {"scores": RISING, "request": Budget(max_loss=0.05)}, "d2", Reason.GATE),
+    ("a tighter floor of the request", {"scores": RISING, "request": Budget(max_loss=0.001)}, "d4", Reason.GATE),
+    (
+        "the node's floor where the request has none",
+        {"scores": RISING, "node": Budget(max_loss=0.05)},
+        "d2",
+        Reason.GATE,
+    ),
+    (
+        "the request's floor before the node's",
+        {"scores": RISING, "request": Budget(max_loss=0.2), "node": Budget(max_loss=0)},
+        "d1",
+        Reason.GATE,
+    ),
+    (
+        "no loss at all is the dearest plan, though all are equal",
+        {"scores": FLAT, "request": Budget(max_loss=0)},
+        "d4",
+        Reason.GATE,
+    ),
+    ("no loss by default", {"scores": FLAT, "default_max_loss": 0.0}, "d4", Reason.GATE),
+    ("a cheaper plan may be the better one", {"scores": [0.6, 0.8, 0.7, 0.7]}, "d2", Reason.GATE),
+    # ceilings of the request and the node
+    (
+        "a ceiling that does not bind leaves the gate's choice",
+        {"scores": RISING, "request": Budget(depth=3)},
+        "d3",
+        Reason.GATE,
+    ),
+    ("the request's depth", {"scores": RISING, "request": Budget(depth=2)}, "d2", Reason.REQUEST),
+    ("the request's gflops", {"scores": RISING, "request": Budget(gflops=5.9)}, "d2", Reason.REQUEST),
+    ("a ceiling includes its own value", {"scores": RISING, "request": Budget(gflops=6.0)}, "d3", Reason.GATE),
+    ("the tighter of two keys", {"scores": RISING, "request": Budget(depth=2, gflops=2.5)}, "d1", Reason.REQUEST),
+    ("the node's depth", {"scores": RISING, "node": Budget(depth=2)}, "d2", Reason.NODE),
+    ("the node's gflops", {"scores": RISING, "node": Budget(gflops=3)}, "d1", Reason.NODE),
+    (
+        "the tighter of request and node, node",
+        {"scores": RISING, "request": Budget(depth=2), "node": Budget(depth=1)},
+        "d1",
+        Reason.NODE,
+    ),
+    (
+        "the tighter of request and node, request",
+        {"scores": RISING, "request": Budget(depth=1), "node": Budget(depth=2)},
+        "d1",
+        Reason.REQUEST,
+    ),
+    (
+        "request before node when they are equal",
+        {"scores": RISING, "request": Budget(gflops=4), "node": Budget(depth=2)},
+        "d2",
+        Reason.REQUEST,
+    ),
+    (
+        "below a ceiling the best score counts, not the depth",
+        {"scores": [0.6, 0.65, 0.62, 0.7], "request": Budget(depth=3)},
+        "d2",
+        Reason.REQUEST,
+    ),
+    (
+        "equal scores below a ceiling: the cheaper",
+        {"scores": [0.6, 0.65, 0.65, 0.7], "request": Budget(depth=3)},
+        "d2",
+        Reason.REQUEST,
+    ),
+    (
+        "no loss at all under a ceiling: the dearest allowed, whatever its score",
+        {"scores": [0.6, 0.65, 0.62, 0.7], "request": Budget(depth=3, max_loss=0)},
+        "d3",
+        Reason.REQUEST,
+    ),
+    # deadline
+    ("time for everything", {"scores": RISING, "remaining_ms": 30.0}, "d3", Reason.GATE),
+    ("time for less than wanted", {"scores": RISING, "remaining_ms": 29.9}, "d2", Reason.DEADLINE),
+    ("time for the cheapest only", {"scores": RISING, "remaining_ms": 10.0}, "d1", Reason.DEADLINE),
+    (
+        "request before deadline when they are equal",
+        {"scores": RISING, "request": Budget(depth=2), "remaining_ms": 20.0},
+        "d2",
+        Reason.REQUEST,
+    ),
+    (
+        "node before deadline when they are equal",
+        {"scores": RISING, "node": Budget(depth=2), "remaining_ms": 20.0},
+        "d2",
+        Reason.NODE,
+    ),
+    (
+        "the deadline when it is tighter",
+        {"scores": RISING, "node": Budget(depth=2), "remaining_ms": 10.0},
+        "d1",
+        Reason.DEADLINE,
+    ),
+    # load
+    (
+        "load up to its start closes nothing",
+        {"scores": RISING, "request": Budget(max_loss=0), "load": 0.5},
+        "d4",
+        Reason.GATE,
+    ),
+    ("load just above its start", {"scores": RISING, "request": Budget(max_loss=0), "load": 0.51}, "d4", Reason.GATE),
+    ("a third of the way", {"scores": RISING, "request": Budget(max_loss=0), "load": 0.67}, "d3", Reason.LOAD),
+    ("two thirds of the way", {"scores": RISING, "request": Budget(max_loss=0), "load": 0.83}, "d2", Reason.LOAD),
+    ("full load", {"scores": RISING, "load": 1.0}, "d1", Reason.LOAD),
+    ("more than full", {"scores": RISING, "load": 1.7}, "d1", Reason.LOAD),
+    ("full load leaves an easy image alone", {"scores": FLAT, "load": 1.0}, "d1", Reason.GATE),
+    (
+        "load that may only start at 1 does not at 1",
+        {"scores": RISING, "load": 1.0, "load_start": 1.0},
+        "d3",
+        Reason.GATE,
+    ),
+    ("load that may only start at 1 does above", {"scores": RISING, "load": 1.1, "load_start": 1.0}, "d1", Reason.LOAD),
+    (
+        "deadline before load when they are equal",
+        {"scores": RISING, "remaining_ms": 10.0, "load": 1.0},
+        "d1",
+        Reason.DEADLINE,
+    ),
+    # strict
+    (
+        "strict with a floor that is kept",
+        {"scores": RISING, "request": Budget(strict=True, max_loss=0.05, depth=2)},
+        "d2",
+        Reason.GATE,
+    ),
+    (
+        "strict is not cheapened by load",
+        {"scores": RISING, "request": Budget(strict=True), "load": 1.0},
+        "d3",
+        Reason.GATE,
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "plan", "reason"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_rule(arguments: dict[str, Any], plan: str, reason: Reason) -> None:
+    decision = pick(**arguments)
+    assert (decision.plan.name, decision.reason) == (plan, reason)
+    assert decision.predicted_quality == arguments["scores"][PLANS.index(decision.plan)]
+
+
+# A narrow plan of great depth can be the cheapest: then a ceiling of depth closes the cheap end.
+NARROW = [replace(PLANS[3], name="narrow", width=0.25, gflops=1.0), *PLANS]
+
+
+def test_a_ceiling_at_the_cheap_end_gives_the_cheapest_plan_that_keeps_the_floor() -> None:
+    scores = [0.70, 0.60, 0.695, 0.70, 0.70]
+    decision = pick(scores, Budget(depth=3), plans=NARROW, costs_ms=[5.0, *COSTS])
+    assert (decision.plan.name, decision.reason) == ("d2", Reason.REQUEST)
+
+
+def test_a_ceiling_at_the_cheap_end_that_leaves_no_good_plan_gives_the_best_left() -> None:
+    scores = [0.70, 0.60, 0.65, 0.64, 0.70]
+    decision = pick(scores, Budget(depth=3), plans=NARROW, costs_ms=[5.0, *COSTS])
+    assert (decision.plan.name, decision.reason) == ("d2", Reason.REQUEST)
+
+
+def test_full_load_keeps_the_cheapest_plan_that_other_ceilings_leave() -> None:
+    decision = pick([0.0, 0.1, 0.2, 0.3, 0.9], Budget(depth=3), plans=NARROW, costs_ms=[5.0, *COSTS], load=1.0)
+    assert (decision.plan.name, decision.reason) == ("d1", Reason.LOAD)
+
+
+@pytest.mark.parametrize(
+    ("request_", "node", "whose"),
+    [
+        (Budget(gflops=1.9), NONE, "the request's"),
+        (NONE, Budget(gflops=1.9), "this node's"),
+        (Budget(gflops=1.9), Budget(gflops=1.9), "the request's"),
+    ],
+)
+def test_a_ceiling_under_the_cheapest_plan_is_refused_with_its_cost(request_: Budget, node: Budget, whose: str) -> None:
+    with pytest.raises(UnsatisfiableBudget, match=whose) as caught:
+        pick(RISING, request_, node)
+    assert caught.value.extra == {"cheapest": {"plan": "d1", "depth": 1, "gflops": 2.0}}
+    assert "gflops=2" in caught.value.detail
+    with pytest.raises(UnsatisfiableBudget):
+        under_budget(request_, node, PLANS)
+
+
+@pytest.mark.parametrize(
+    "ceiling", [{"request": Budget(depth=2, strict=True)}, {"remaining_ms": 20.0}, {"node": Budget(depth=2)}]
+)
+def test_strict_refuses_a_missed_floor_and_names_the_plan_that_would_keep_it(ceiling: dict[str, Any]) -> None:
+    with pytest.raises(UnsatisfiableBudget, match="strict") as caught:
+        pick(RISING, **({"request": Budget(strict=True)} | ceiling))
+    assert caught.value.extra == {"cheapest": {"plan": "d3", "depth": 3, "gflops": 6.0}}
+
+
+@pytest.mark.parametrize("remaining_ms", [9.9, 0.0, -5.0])
+def test_a_deadline_that_leaves_no_plan_is_an_error(remaining_ms: float) -> None:
+    with pytest.raises(DeadlineExceeded):
+        pick(RISING, remaining_ms=remaining_ms)
+
+
+def test_a_deadline_that_leaves_only_plans_over_the_depth_is_an_error() -> None:
+    with pytest.raises(DeadlineExceeded):
+        pick([0.5] * 5, Budget(depth=3), plans=NARROW, costs_ms=[5.0, *COSTS], remaining_ms=7.0)
+
+
+def test_scores_that_are_no_numbers_give_the_full_plan() -> None:
+    assert pick([float("nan")] * 4).plan.name == "d4"
+
+
+unit = st.floats(0, 1)
+budgets = st.builds(
+    Budget,
+    depth=st.none() | st.integers(1, 8),
+    gflops=st.none() | st.floats(0.001, 30),
+    max_loss=st.none() | unit,
+    strict=st.booleans(),
+)
+
+
+@st.composite
+def situations(draw: st.DrawFn) -> dict[str, Any]:
+    gflops = sorted(draw(st.lists(st.floats(0.5, 20), min_size=1, max_size=7)))
+    plans = [Plan(f"p{i}", draw(st.integers(1, 8)), 1.0, 1.0, cost, 0.5) for i, cost in enumerate(gflops)]
+    return {
+        "plans": plans,
+        "scores": [draw(unit) for _ in plans],
+        "request": draw(budgets),
+        "node": draw(budgets),
+        "default_max_loss": draw(unit),
+        "remaining_ms": draw(st.none() | st.floats(-10, 100)),
+        "costs_ms": [draw(st.floats(0.1, 100)) for _ in plans],
+        "load": draw(st.floats(0, 1.5)),
+        "load_start": draw(unit),
+    }
+
+
+def loss_limit(situation: dict[str, Any]) -> float:
+    for budget in (situation["request"], situation["node"]):
+        if budget.max_loss is not None:
+            return float(budget.max_loss)
+    return float(situation["default_max_loss"])
+
+
+@given(situations())
+def test_the_chosen_plan_is_under_every_ceiling_and_refusals_are_true(situation: dict[str, Any]) -> None:
+    plans, limits = situation["plans"], (situation["request"], situation["node"])
+    fitting = [
+        i
+        for i, plan in enumerate(plans)
+        if all(b.depth is None or plan.depth <= b.depth for b in limits)
+        and all(b.gflops is None or plan.gflops <= b.gflops for b in limits)
+    ]
+    in_time = [
+        i for i in fitting if situation["remaining_ms"] is None or situation["costs_ms"][i] <= situation["remaining_ms"]
+    ]
+    scores, limit = situation["scores"], loss_limit(situation)
+    good = [i for i in in_time if plans[i] == plans[-1] or (limit > 0 and scores[-1] - scores[i] <= limit)]
+    try:
+        decision = choose(**situation)
+    except UnsatisfiableBudget:
+        assert not fitting or (situation["request"].strict and not good)
+    except DeadlineExceeded:
+        assert fitting
+        assert not in_time
+    else:
+        chosen = plans.index(decision.plan)
+        assert chosen in in_time
+        assert decision.predicted_quality == scores[chosen]
+        if situation["request"].strict:
+            assert chosen in good
+
+
+@given(situations())
+def test_it_never_raises_when_the_cheapest_plan_fits_and_there_is_no_deadline(situation: dict[str, Any]) -> None:
+    cheapest = situation["plans"][0]
+    for key in ("request", "node"):
+        budget = situation[key]
+        situation[key] = replace(
+            budget,
+            depth=budget.depth and max(budget.depth, cheapest.depth),
+            gflops=budget.gflops and max(budget.gflops, cheapest.gflops),
+            strict=False,
+        )
+    choose(**(situation | {"remaining_ms": None}))
+
+
+@given(situations(), unit)
+def test_more_load_never_gives_a_dearer_plan(situation: dict[str, Any], less: float) -> None:
+    situation |= {"request": replace(NONE, max_loss=0), "node": NONE, "remaining_ms": None}
+    more = choose(**situation).plan
+    assert more.gflops <= choose(**(situation | {"load": less * situation["load"]})).plan.gflops
