@@ -1,0 +1,132 @@
+"""The request's body -> the bytes of one image and their type, within limits of size, time and memory.
+
+Bytes are counted as they stream in, whatever Content-Length says. Nothing is written to disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from service.api.image import FORMATS
+from service.errors import Overloaded, RequestTimeout, TooLarge, UndecodableImage, UnsupportedMediaType
+
+FORM = "multipart/form-data"
+HELD_BODIES = 8  # bodies of the largest size that may be in memory together, arriving or waiting for a thread
+MAX_FIELDS = 8  # fields beside the file; they are ignored, each may hold a kilobyte
+# It would write a line for every byte that a stranger puts in the wrong place.
+logging.getLogger("python_multipart").setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """content_type: one of FORMATS, or "" if a form's part does not say."""
+
+    data: bytes
+    content_type: str
+
+
+class _InMemoryParser(MultiPartParser):
+    # A container's file system may be read-only, and the body's size is limited already.
+    spool_max_size = 0
+
+    def close(self) -> None:
+        """Close every file: parse() leaves one open whose part does not end."""
+        for file in self._files_to_close_on_error:
+            file.close()
+
+
+class Intake:
+    """Reads bodies. max_bytes: of one body; timeout_s: until one must have arrived; max_waiting: bodies that have
+    arrived and are not decoded yet; on_refusal: called when there are too many of them.
+    """
+
+    def __init__(self, *, max_bytes: int, timeout_s: float, max_waiting: int, on_refusal: Callable[[], None]) -> None:
+        self._max_bytes, self._timeout_s, self._max_waiting = max_bytes, timeout_s, max_waiting
+        self._on_refusal = on_refusal
+        self._held_bytes = self._waiting = 0
+
+    @asynccontextmanager
+    async def receive(self, request: Request) -> AsyncIterator[Upload]:
+        """The upload; its bytes count as held until the block ends, which should be when they are decoded.
+
+        Raises UnsupportedMediaType, TooLarge, RequestTimeout, Overloaded, UndecodableImage (a form without
+        exactly one file) and starlette's ClientDisconnect.
+        """
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != FORM and kind not in FORMATS:
+            raise UnsupportedMediaType(
+                f"The content type is {kind or 'not given'}: send {', '.join(FORMATS)} or {FORM}"
+            )
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise UnsupportedMediaType("The body must not have a content encoding")
+        if self._waiting >= self._max_waiting:
+            raise self._overloaded()
+        declared = request.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > self._max_bytes:
+            raise self._too_large()
+        held = 0
+
+        async def counted() -> AsyncGenerator[bytes, None]:
+            nonlocal held
+            stream = request.stream()
+            async for chunk in stream:
+                held += len(chunk)
+                self._held_bytes += len(chunk)
+                if held > self._max_bytes or self._held_bytes > HELD_BODIES * self._max_bytes:
+                    async for _ in stream:  # a client that still sends would lose an early answer with its connection
+                        pass
+                    raise self._too_large() if held > self._max_bytes else self._overloaded()
+                yield chunk
+
+        try:
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    stream = counted()
+                    upload = await (_file(request, stream) if kind == FORM else _raw(stream, kind))
+            except TimeoutError as error:
+                raise RequestTimeout(f"The body did not arrive within {self._timeout_s:g} s") from error
+            self._waiting += 1
+            try:
+                yield upload
+            finally:
+                self._waiting -= 1
+        finally:
+            self._held_bytes -= held
+
+    def _overloaded(self) -> Overloaded:
+        self._on_refusal()
+        return Overloaded("Too many images arrive at the same time", retry_after=1)
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"The body has more than {self._max_bytes} bytes")
+
+
+async def _raw(stream: AsyncGenerator[bytes, None], kind: str) -> Upload:
+    data = bytearray()
+    async for chunk in stream:
+        data += chunk
+    return Upload(bytes(data), kind)
+
+
+async def _file(request: Request, stream: AsyncGenerator[bytes, None]) -> Upload:
+    """The one file of a form; fields beside it are ignored."""
+    parser = _InMemoryParser(request.headers, stream, max_files=1, max_fields=MAX_FIELDS, max_part_size=1024)
+    try:
+        form = await parser.parse()
+        files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+        if len(files) != 1:
+            raise UndecodableImage("The form has no file: send the image as its one file")
+        kind = (files[0].content_type or "").partition(";")[0].strip().lower()
+        return Upload(await files[0].read(), "" if kind == "application/octet-stream" else kind)
+    except MultiPartException as error:
+        raise UndecodableImage(f"The form cannot be read: {error.message}") from error
+    finally:
+        parser.close()

@@ -1,0 +1,111 @@
+"""Around every request: its id and trace, header fields of every answer, problem documents, the last net for errors.
+
+Pure ASGI: behind starlette's BaseHTTPMiddleware a handler would not see its client leave.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import time
+import uuid
+from collections.abc import Mapping
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.budget import format_used
+from service.core import Trace
+from service.errors import FathomError, RequestTimeout
+
+REQUEST_ID = "X-Request-Id"
+# The page shows photos and masks that it made itself (blob:); everything else comes from here.
+POLICY = "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_log = logging.getLogger("fathom.http")
+
+
+class Edge:
+    """Gives the request a trace (`request.state.trace`, `request.state.arrived`) and the answer its common fields.
+
+    of: the bundle's deepest exit, for `Compute-Used`. A handler may name what its answer depends on in
+    `request.state.vary`; errors carry it, too.
+    """
+
+    def __init__(self, app: ASGIApp, of: int) -> None:
+        self._app, self._of = app, of
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(REQUEST_ID, "")
+        trace = Trace(request_id=given if _ID.fullmatch(given) else uuid.uuid4().hex)
+        state = scope.setdefault("state", {})
+        state |= {"trace": trace, "arrived": time.perf_counter(), "vary": ""}
+        started = False
+
+        async def send_with_fields(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                self._add_fields(MutableHeaders(scope=message), trace, state["vary"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_fields)
+        except ClientDisconnect:
+            return  # nobody is left to answer
+        except Exception:
+            _log.exception("request_id=%s an unexpected error, please report it", trace.request_id)
+            if started:
+                raise
+            response = problem(FathomError("The request failed for a reason inside the service"), trace.request_id)
+            await response(scope, receive, send_with_fields)
+
+    def _add_fields(self, headers: MutableHeaders, trace: Trace, vary: str) -> None:
+        headers[REQUEST_ID] = trace.request_id
+        headers["X-Content-Type-Options"] = "nosniff"
+        headers["Content-Security-Policy"] = POLICY
+        headers["Referrer-Policy"] = "no-referrer"
+        if vary:
+            headers["Vary"] = vary
+        if trace.stages:
+            headers["Server-Timing"] = ", ".join(f"{name};dur={1000 * s:.3f}" for name, s in trace.stages.items())
+        if trace.decision is not None:
+            headers["Compute-Used"] = format_used(trace.decision, self._of)
+
+
+def problem(error: FathomError, request_id: str) -> Response:
+    """The answer to an error that a caller can meet."""
+    headers: dict[str, str] = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, RequestTimeout):
+        headers["Connection"] = "close"  # what still comes is not worth waiting for
+    return document(error.status, error.problem, error.title, error.detail, request_id, headers, error.extra)
+
+
+def document(
+    status: int,
+    slug: str,
+    title: str,
+    detail: str,
+    request_id: str,
+    headers: Mapping[str, str] | None = None,
+    extra: Mapping[str, object] | None = None,
+) -> Response:
+    """A problem document (RFC 9457). extra: its further members."""
+    members: dict[str, object] = {
+        "type": f"urn:fathom:problem:{slug}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "instance": f"urn:fathom:request:{request_id}",
+    }
+    body = json.dumps(members | {key: value for key, value in (extra or {}).items() if key not in members})
+    return Response(body, status, dict(headers or {}), "application/problem+json")

@@ -1,0 +1,115 @@
+"""What /openapi.json says about /segment, made from the table of forms, the image formats and the error tree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.responses import Response
+
+from service.api.body import FORM
+from service.api.forms import FORMS
+from service.api.image import FORMATS
+from service.api.schemas import Problem, Segmentation
+from service.errors import FathomError
+
+_BINARY = {"type": "string", "format": "binary"}
+PROBLEM = "application/problem+json"
+RETRIED = (429, 503)  # the statuses that come with Retry-After
+_EXAMPLE = {
+    "image": {"width": 480, "height": 360, "orientation_applied": False},
+    "task": "semantic",
+    "segments": [
+        {
+            "id": 1,
+            "class_id": 3,
+            "label": "Road",
+            "score": 0.9312,
+            "area": 41237,
+            "box": [0, 171, 480, 189],
+            "rle": {"size": [360, 480], "counts": "lT1d0Y:5K4L3M3M2N1O..."},
+        }
+    ],
+    "usage": {"plan": "d2", "depth": 2, "of": 6, "gflops": 4.1, "reason": "gate", "predicted_quality": 0.7104},
+    "timing_ms": {"decode": 2.1, "queue": 0.1, "front": 21.4, "encoder": 9.8, "decoder": 6.2, "mask": 4.9},
+}
+_HEADERS = {
+    "Compute-Used": ("What was spent and why (RFC 9651 Dictionary)", "depth=2, of=6, gflops=4.1, reason=request"),
+    "Server-Timing": ("Milliseconds per stage", "decode;dur=2.1, queue;dur=0.1, front;dur=21.4"),
+    "X-Request-Id": ("The request's id, echoed or made", "3f1c9a"),
+}
+
+
+def segment() -> dict[str, Any]:
+    """The arguments of the route /segment that describe it."""
+    headers = {
+        name: {"description": text, "schema": {"type": "string"}, "example": example}
+        for name, (text, example) in _HEADERS.items()
+    }
+    content: dict[str, Any] = {form.media_type: {"schema": _BINARY} for form in FORMS}
+    content["application/json"] = {"example": _EXAMPLE}
+    responses: dict[int, Any] = {
+        200: {"description": "The segmented image", "model": Segmentation, "headers": headers, "content": content}
+    }
+    for status, titles in sorted(_titles().items()):
+        responses[status] = failure(" / ".join(titles))
+        if status in RETRIED:
+            responses[status]["headers"] = {"Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}}
+    return {
+        "summary": "Segment one image",
+        "description": "Masks of one image, at the depth that the image needs and its budget allows.",
+        "tags": ["segment"],
+        "response_class": Response,
+        "responses": responses,
+        "openapi_extra": {"parameters": _parameters(), "requestBody": _request_body()},
+    }
+
+
+def failure(description: str) -> dict[str, Any]:
+    """The description of a problem document, for a route's `responses`."""
+    return {"description": description, "content": {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+
+
+def complete(schema: dict[str, Any]) -> dict[str, Any]:
+    """FastAPI's document with our problem documents in the place of its own validation errors, which nobody gets."""
+    schemas = schema["components"]["schemas"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    schemas["Problem"] = Problem.model_json_schema()
+    for path, operations in schema["paths"].items():
+        for operation in operations.values():
+            if path != "/segment":
+                operation["responses"].pop("422", None)
+    return schema
+
+
+def _titles() -> dict[int, list[str]]:
+    """Status -> titles of the errors that a caller can meet; those without a status of their own stop the start."""
+    titles: dict[int, list[str]] = {FathomError.status: [FathomError.title]}
+    for kind in FathomError.__subclasses__():
+        if kind.status != FathomError.status:
+            titles.setdefault(kind.status, []).append(kind.title)
+    return titles
+
+
+def _request_body() -> dict[str, Any]:
+    form = {"type": "object", "properties": {"file": _BINARY}, "required": ["file"]}
+    content: dict[str, Any] = {kind: {"schema": _BINARY} for kind in FORMATS}
+    return {"required": True, "content": content | {FORM: {"schema": form}}}
+
+
+def _parameters() -> list[dict[str, Any]]:
+    budget = (
+        "Ceilings and a floor, all optional (RFC 9651 Dictionary). depth: most encoder layers. gflops: most compute. "
+        "ms: deadline on the server, from 1 to 600000. max-loss: expected loss against full depth that is accepted, "
+        "from 0 to 1. strict: rather refuse than miss that floor."
+    )
+    return [
+        _header("Compute-Budget", budget, "depth=3, gflops=6.5, ms=80, max-loss=0.01"),
+        _header("Accept", f"The answer's form: {' or '.join(form.media_type for form in FORMS)}", "image/png"),
+        _header("X-Request-Id", "Echoed if it matches [A-Za-z0-9._-]{1,64}", "3f1c9a"),
+    ]
+
+
+def _header(name: str, description: str, example: str) -> dict[str, Any]:
+    schema = {"type": "string"}
+    return {"name": name, "in": "header", "description": description, "schema": schema, "example": example}

@@ -1,0 +1,153 @@
+"""The node's ceilings: what the setting and the watched file may hold, and what happens when the file is broken."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from service.api.node_budget import from_setting, watch
+from service.core import Budget
+from service.errors import SettingsError
+
+PERIOD_S = 0.01
+
+
+class Watched:
+    """A running watcher and what it applied."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.applied: list[Budget] = []
+
+    async def until(self, count: int) -> None:
+        async with asyncio.timeout(5):
+            while len(self.applied) < count:
+                await asyncio.sleep(PERIOD_S / 2)
+
+    async def some_periods(self) -> None:
+        await asyncio.sleep(8 * PERIOD_S)
+
+
+@asynccontextmanager
+async def watching(path: Path) -> AsyncIterator[Watched]:
+    watched = Watched(path)
+    task = asyncio.create_task(watch(path, 6, watched.applied.append, PERIOD_S))
+    try:
+        yield watched
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def test_the_setting_has_the_grammar_of_the_header() -> None:
+    assert from_setting("depth=3, ms=80", 6) == Budget(depth=3, ms=80.0)
+    assert from_setting("", 6) == Budget()
+
+
+def test_a_wrong_setting_stops_the_start_and_names_flag_and_key() -> None:
+    with pytest.raises(SettingsError, match=r"--node-budget.*'depth'"):
+        from_setting("depth=9", 6)
+
+
+def test_a_change_of_the_file_is_applied(tmp_path: Path) -> None:
+    async def run() -> list[Budget]:
+        path = tmp_path / "budget"
+        path.write_text("depth=3\n")
+        async with watching(path) as watched:
+            await watched.until(1)
+            path.write_text("gflops=4.5\nms=100\n")
+            await watched.until(2)
+            path.write_text("")
+            await watched.until(3)
+            return watched.applied
+
+    assert asyncio.run(run()) == [Budget(depth=3), Budget(gflops=4.5, ms=100.0), Budget()]
+
+
+def test_a_swap_of_the_link_as_kubernetes_does_it_is_applied(tmp_path: Path) -> None:
+    # A ConfigMap volume: budget -> ..data/budget, ..data -> ..one; an update makes ..two and renames a new link.
+    def publish(name: str, text: str) -> None:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "budget").write_text(text)
+        os.utime(tmp_path / name / "budget", (1, 1))  # the times tell nothing
+        (tmp_path / "..data_tmp").symlink_to(name)
+        os.replace(tmp_path / "..data_tmp", tmp_path / "..data")
+
+    async def run() -> list[Budget]:
+        publish("..one", "depth=3")
+        (tmp_path / "budget").symlink_to("..data/budget")
+        async with watching(tmp_path / "budget") as watched:
+            await watched.until(1)
+            publish("..two", "depth=4")
+            await watched.until(2)
+            return watched.applied
+
+    assert asyncio.run(run()) == [Budget(depth=3), Budget(depth=4)]
+
+
+def test_a_broken_file_keeps_the_last_good_budget_and_warns_once_with_the_key(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> list[Budget]:
+        path = tmp_path / "budget"
+        path.write_text("depth=3")
+        async with watching(path) as watched:
+            await watched.until(1)
+            path.write_text("depht=2")
+            await watched.some_periods()
+            path.write_text("depth=2")
+            await watched.until(2)
+            return watched.applied
+
+    with caplog.at_level(logging.WARNING, "fathom.node_budget"):
+        assert asyncio.run(run()) == [Budget(depth=3), Budget(depth=2)]
+    assert len(caplog.messages) == 1
+    assert "'depht'" in caplog.messages[0]
+
+
+def test_a_mended_file_applies_the_same_budget_again_and_a_missing_one_warns(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> list[Budget]:
+        path = tmp_path / "budget"
+        async with watching(path) as watched:
+            await watched.some_periods()
+            assert watched.applied == []
+            path.write_text("depth=3")
+            await watched.until(1)
+            path.unlink()
+            await watched.some_periods()
+            path.write_text("depth=3")
+            await watched.until(2)
+            return watched.applied
+
+    with caplog.at_level(logging.WARNING, "fathom.node_budget"):
+        assert asyncio.run(run()) == [Budget(depth=3), Budget(depth=3)]
+    assert [message.count("No such file") for message in caplog.messages] == [1, 1]
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"x" * 100_000, b"depth=3" * 1000])
+def test_bytes_that_are_no_text_and_files_without_end_change_nothing(tmp_path: Path, content: bytes) -> None:
+    async def run() -> list[Budget]:
+        (tmp_path / "budget").write_bytes(content)
+        async with watching(tmp_path / "budget") as watched:
+            await watched.some_periods()
+            return watched.applied
+
+    assert asyncio.run(run()) == []
+
+
+def test_a_folder_in_the_place_of_the_file_changes_nothing(tmp_path: Path) -> None:
+    async def run() -> list[Budget]:
+        async with watching(tmp_path) as watched:
+            await watched.some_periods()
+            return watched.applied
+
+    assert asyncio.run(run()) == []
