@@ -1,0 +1,199 @@
+/** The page: wires the photo, the budget, the reading and the strip to the service. */
+
+import { BudgetForm } from "./budget.js";
+import { Problem, curlLine, getPlans, segment } from "./client.js";
+import { bytes } from "./format.js";
+import { Labels } from "./labels.js";
+import { Reading } from "./reading.js";
+import { Stage } from "./stage.js";
+import { Strip } from "./strip.js";
+
+const $ = (id) => document.getElementById(id);
+const SETTLE_MS = 300; // arrow keys on a slider come in bursts: wait for their end before asking again
+
+const problem = {
+  timer: 0,
+  hide() {
+    clearInterval(this.timer);
+    $("problem").hidden = true;
+  },
+  /**
+   * @param {unknown} error
+   * @param {() => void} [again] what a retry does
+   * @param {boolean} [alone] whether it happens by itself, once the service's Retry-After has passed
+   */
+  show(error, again, alone = false) {
+    this.hide();
+    if (error?.name === "AbortError") return;
+    const known = error instanceof Problem;
+    if (!known) console.error(error);
+    $("problem-title").textContent = known ? error.title : "The answer could not be shown";
+    $("problem-detail").textContent = known ? error.detail : String(error?.message ?? error);
+    const retry = $("problem-retry");
+    retry.hidden = !again || !known || (error.retryAfter === null && error.status !== 0);
+    retry.onclick = () => { this.hide(); again(); };
+    const due = Date.now() + (known ? (error.retryAfter ?? 0) * 1000 : 0);
+    const count = () => {
+      const left = Math.ceil((due - Date.now()) / 1000);
+      retry.disabled = left > 0;
+      retry.textContent = left > 0 ? `Try again in ${left} s` : "Try again";
+      if (left > 0) return;
+      clearInterval(this.timer);
+      if (alone && error.retryAfter !== null) retry.click();
+    };
+    this.timer = setInterval(count, 250);
+    count();
+    $("problem").hidden = false;
+  },
+};
+
+class App {
+  constructor(info) {
+    this.info = info;
+    this.file = null;
+    this.running = null;
+    this.settle = 0;
+    this.reading = new Reading(info.plans);
+    this.stage = new Stage(info.classes);
+    const depths = [...new Set(info.plans.map((plan) => plan.depth))].sort((a, b) => a - b);
+    this.strip = new Strip(depths, this.stage.colors, (result) => this.show(result));
+    this.form = new BudgetForm($("limits"), $("limit"), info.plans, (settled) => this.limited(settled));
+    const facts = [info.bundle.name, info.task, `${info.classes.length} classes`, `${info.plans.length} plans`];
+    $("bundle").textContent = facts.join(" · ");
+    $("run").addEventListener("click", () => this.run());
+    $("every").addEventListener("click", () => this.everyDepth());
+    this.limited(false);
+  }
+
+  /** The limits changed; ask again once they have settled. */
+  limited(settled) {
+    const header = this.form.header();
+    $("header-sent").textContent = header ? `Compute-Budget: ${header}` : "no Compute-Budget: the gate decides";
+    $("curl").textContent = curlLine(this.file, header);
+    this.reading.afford((plan) => this.form.excludedBy(plan));
+    clearTimeout(this.settle);
+    if (settled && this.file) this.settle = setTimeout(() => this.run(), SETTLE_MS);
+  }
+
+  async open(file) {
+    this.running?.abort();
+    this.strip.clear();
+    this.reading.clear();
+    problem.hide();
+    this.file = file;
+    $("photo-facts").textContent = `${file.name || "pasted image"} · ${bytes(file.size)}`;
+    this.limited(false);
+    const drawn = await this.stage.load(file);
+    if (this.file !== file) return;
+    if (drawn) $("photo-facts").textContent += ` · ${$("photo").naturalWidth} × ${$("photo").naturalHeight}`;
+    $("run").disabled = $("every").disabled = false;
+    await this.run();
+  }
+
+  /** Too large a body is refused before it is sent: some browsers show a broken connection instead of the 413. */
+  #checkSize() {
+    const most = this.info.limits.max_body_bytes;
+    if (this.file.size <= most) return;
+    throw new Problem({
+      title: "The image is over a limit",
+      detail: `It has ${bytes(this.file.size)}, this service takes up to ${bytes(most)}.`,
+      status: 413,
+    });
+  }
+
+  async run() {
+    clearTimeout(this.settle);
+    this.running?.abort();
+    this.strip.stop("Cancelled.");
+    const control = (this.running = new AbortController());
+    const limits = this.form.values();
+    problem.hide();
+    $("busy").hidden = false;
+    try {
+      this.#checkSize();
+      const result = await segment(this.file, this.form.header(), control.signal);
+      if (this.running === control) this.show({ ...result, limits, labels: new Labels(result.answer) });
+    } catch (error) {
+      if (this.running === control) this.#failed(error, () => this.run());
+    } finally {
+      if (this.running === control) {
+        this.running = null;
+        $("busy").hidden = true;
+      }
+    }
+  }
+
+  show(result) {
+    this.stage.show(result.labels, result.answer.image.orientation_applied);
+    this.reading.show(result);
+    this.strip.mark(result);
+  }
+
+  /** Masks and figures of an earlier answer must not stand beside the news that there is none. */
+  #failed(error, again) {
+    problem.show(error, again);
+    if (error.name === "AbortError") return;
+    this.stage.clear();
+    this.reading.fail(error);
+    this.strip.mark(null);
+  }
+
+  async everyDepth() {
+    this.running?.abort();
+    problem.hide();
+    try {
+      this.#checkSize();
+      await this.strip.run(this.file);
+    } catch (error) {
+      problem.show(error, () => this.everyDepth());
+    }
+  }
+}
+
+/** Choosing, dropping and pasting all end in open(file). */
+function takeFiles(open) {
+  $("file").addEventListener("change", (event) => {
+    if (event.target.files[0]) open(event.target.files[0]);
+    event.target.value = ""; // so that choosing the same file again counts as a change
+  });
+  document.addEventListener("paste", (event) => {
+    if (event.clipboardData?.files[0]) open(event.clipboardData.files[0]);
+  });
+  const drag = (event) => {
+    event.preventDefault();
+    document.body.classList.toggle("dragging", event.type === "dragover");
+  };
+  for (const type of ["dragover", "dragleave", "drop"]) document.addEventListener(type, drag);
+  document.addEventListener("drop", (event) => {
+    if (event.dataTransfer?.files[0]) open(event.dataTransfer.files[0]);
+  });
+}
+
+async function copyCurl() {
+  const said = (words) => {
+    $("copy").textContent = words;
+    setTimeout(() => { $("copy").textContent = "Copy"; }, 1500);
+  };
+  try {
+    await navigator.clipboard.writeText($("curl").textContent);
+    said("Copied");
+  } catch {
+    getSelection().selectAllChildren($("curl")); // no clipboard outside of https and localhost
+    said("Selected");
+  }
+}
+
+async function start() {
+  problem.hide();
+  try {
+    const app = new App(await getPlans());
+    takeFiles((file) => app.open(file));
+    document.documentElement.dataset.ready = "yes";
+  } catch (error) {
+    problem.show(error, start, true);
+  }
+}
+
+$("copy").addEventListener("click", copyCurl);
+$("problem-close").addEventListener("click", () => problem.hide());
+start();

@@ -1,0 +1,83 @@
+/** The page's calls. The photo goes to /segment and nowhere else. */
+
+/** What went wrong, in the words of problem+json (RFC 9457) where the service gave them. */
+export class Problem extends Error {
+  constructor({ title, detail = "", status = 0, retryAfter = null, requestId = "" }) {
+    super(detail || title);
+    Object.assign(this, { title, detail, status, retryAfter, requestId });
+  }
+}
+
+const unreachable = () =>
+  new Problem({ title: "The service cannot be reached", detail: "No answer came back. Is it still running?" });
+
+/** Seconds from a Retry-After field (delay or date), or null. */
+function retrySeconds(field) {
+  if (!field) return null;
+  const seconds = /^\d+$/.test(field.trim()) ? Number(field) : (Date.parse(field) - Date.now()) / 1000;
+  return Number.isFinite(seconds) ? Math.max(0, Math.ceil(seconds)) : null;
+}
+
+async function problemOf(response) {
+  const isProblem = (response.headers.get("Content-Type") ?? "").includes("json");
+  const body = isProblem ? await response.json().catch(() => ({})) : {};
+  return new Problem({
+    title: body.title ?? `${response.status} ${response.statusText}`.trim(),
+    detail: body.detail ?? "",
+    status: response.status,
+    retryAfter: retrySeconds(response.headers.get("Retry-After")),
+    requestId: response.headers.get("X-Request-Id") ?? "",
+  });
+}
+
+/** @throws {Problem} also for a broken connection; an abort passes through as AbortError */
+async function call(path, options) {
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw unreachable();
+  }
+  if (!response.ok) throw await problemOf(response);
+  return response;
+}
+
+/** Plans, classes and limits of the bundle that is served, once the engine is warm and every plan's time is known. */
+export async function getPlans() {
+  await call("readyz");
+  return (await call("plans", { headers: { Accept: "application/json" } })).json();
+}
+
+/**
+ * Segment one image.
+ * @param {File} file sent as it is
+ * @param {string} budget value of Compute-Budget, "" to send none
+ * @param {AbortSignal} signal
+ */
+export async function segment(file, budget, signal) {
+  const headers = { Accept: "application/json", "Content-Type": file.type || "application/octet-stream" };
+  if (budget) headers["Compute-Budget"] = budget;
+  const started = performance.now();
+  const response = await call("segment", { method: "POST", body: file, headers, signal });
+  const answer = await response.json();
+  return {
+    answer,
+    budget,
+    used: response.headers.get("Compute-Used") ?? "",
+    requestId: response.headers.get("X-Request-Id") ?? "",
+    roundTripMs: performance.now() - started,
+  };
+}
+
+const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+
+/** The same request for a shell: it shows the answer's header fields and keeps the JSON. */
+export function curlLine(file, budget) {
+  const parts = ["curl -sS -D - -o segments.json"];
+  parts.push(`-H ${quoted(`Content-Type: ${file?.type || "image/jpeg"}`)}`);
+  if (budget) parts.push(`-H ${quoted(`Compute-Budget: ${budget}`)}`);
+  parts.push(`--data-binary ${quoted(`@${file?.name ?? "photo.jpg"}`)}`);
+  parts.push(quoted(new URL("segment", document.baseURI).href));
+  return parts.join(" \\\n  ");
+}

@@ -1,0 +1,28 @@
+/** Numbers and small pieces of the page, written one way everywhere. */
+
+/** About three significant digits: 0.123, 4.12, 31.4, 1520. */
+export const short = (value) => value.toFixed(value < 1 ? 3 : value < 10 ? 2 : value < 100 ? 1 : 0);
+
+/** A share 0..1 as per cent; what is there but tiny does not become zero. */
+export function percent(share) {
+  if (share > 0 && share < 0.001) return "< 0.1 %";
+  return `${(share * 100).toFixed(1)} %`;
+}
+
+export function bytes(count) {
+  if (count < 1e6) return `${Math.max(1, Math.round(count / 1e3))} kB`;
+  return `${(count / 1e6).toFixed(1)} MB`;
+}
+
+/** An element with a class and text; everything from outside reaches the page as text, never as HTML. */
+export function element(tag, className = "", text = "") {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  if (text !== "") node.textContent = text;
+  return node;
+}
+
+export const rgb = (color) => `rgb(${color.join(" ")})`;
+
+/** Sum of the stages that the service timed, in milliseconds. */
+export const serverMs = (timing) => Object.values(timing).reduce((sum, ms) => sum + ms, 0);

@@ -1,0 +1,109 @@
+/** The sounding: which depth an image took, why, and what it cost. */
+
+import { element, serverMs, short } from "./format.js";
+
+const $ = (id) => document.getElementById(id);
+
+const list = (words) => (words.length > 1 ? `${words.slice(0, -1).join(", ")} and ${words.at(-1)}` : words.join(""));
+
+/** Compute-Used's reason in words. */
+function why(reason, depth, of, limits) {
+  const deadline = limits.ms ? `the deadline of ${short(limits.ms)} ms` : "the node's deadline";
+  const ceilings = list(["depth", "gflops"].filter((key) => key in limits));
+  return {
+    gate: limits["max-loss"] === 0 ? "No loss was allowed, so it went all the way down."
+      : depth === of ? "The gate expects too great a loss at any shallower exit."
+      : `The gate expects that going deeper than ${depth} would gain too little to be worth it.`,
+    request: `The gate asked for more, but this request's limit on ${ceilings || "compute"} ends here.`,
+    node: "The gate asked for more, but this node's own limit ends here.",
+    deadline: `A deeper plan was expected to miss ${deadline}.`,
+    load: "The queue is filling: this node trades depth for throughput for now.",
+  }[reason] ?? `Reason: ${reason}.`;
+}
+
+export class Reading {
+  /** @param {object[]} plans cheap to dear */
+  constructor(plans) {
+    this.plans = plans;
+    this.rows = plans.map((plan, index) => {
+      const row = element("tr");
+      row.style.setProperty("--i", String(plans.length > 1 ? index / (plans.length - 1) : 1));
+      row.style.setProperty("--n", String(index));
+      row.dataset.plan = plan.name;
+      const mark = element("th", "mark");
+      mark.scope = "row";
+      mark.append(element("i", "line"), element("span", "sounding", String(plan.depth)));
+      if (plan.keep < 1 || plan.width < 1) mark.append(element("small", "", `${plan.keep} × ${plan.width}`));
+      row.append(mark, ...[short(plan.gflops), plan.ms === null ? "–" : short(plan.ms), plan.quality.toFixed(3)]
+        .map((text) => element("td", "", text)));
+      return row;
+    });
+    $("gauge").tBodies[0].replaceChildren(...this.rows);
+  }
+
+  /** Which plans the limits leave. */
+  afford(excludedBy) {
+    let left = 0;
+    this.rows.forEach((row, index) => {
+      const over = excludedBy(this.plans[index]);
+      row.classList.toggle("over", over.length > 0);
+      row.title = over.length ? `Over the limit on ${list(over)}` : "";
+      left += over.length ? 0 : 1;
+    });
+    $("fits").textContent = left ? `${left} of ${this.plans.length} plans fit the budget.`
+      : "No plan fits the budget: the service will refuse.";
+  }
+
+  clear() {
+    for (const row of this.rows) ["data-reach", "aria-current"].forEach((name) => row.removeAttribute(name));
+    $("depth-taken").textContent = $("why").textContent = "";
+    $("figures").hidden = true;
+    this.#answered("", "");
+  }
+
+  #answered(used, requestId) {
+    $("header-used").textContent = used || "–";
+    $("request-id").textContent = requestId || "–";
+  }
+
+  /** Nothing was measured: say what came back instead. */
+  fail(problem) {
+    this.clear();
+    $("why").textContent = "No sounding: the service refused, or could not answer.";
+    this.#answered(`${problem.status || ""} ${problem.title ?? problem.message}`.trim(), problem.requestId);
+  }
+
+  /** @param {object} result of client.segment; limits: what was sent */
+  show({ answer, used, requestId, roundTripMs, limits }) {
+    const { plan, depth, of, gflops, reason, predicted_quality: quality } = answer.usage;
+    const taken = this.plans.findIndex((one) => one.name === plan);
+    this.rows.forEach((row, index) => {
+      row.dataset.reach = index < taken ? "passed" : index === taken ? "taken" : "beyond";
+      if (index === taken) row.setAttribute("aria-current", "true");
+      else row.removeAttribute("aria-current");
+    });
+    $("depth-taken").replaceChildren("depth ", element("b", "", String(depth)), ` of ${of}`);
+    $("depth-taken").append(element("span", `reason ${reason}`, reason));
+    $("why").textContent = why(reason, depth, of, limits);
+    $("gflops").textContent = short(gflops);
+    $("quality").textContent = quality.toFixed(3);
+    $("server-ms").textContent = `${short(serverMs(answer.timing_ms))} ms`;
+    $("round-trip").textContent = `${short(roundTripMs)} ms`;
+    this.#answered(used && `Compute-Used: ${used}`, requestId);
+    this.#stages(Object.entries(answer.timing_ms));
+    $("figures").hidden = false;
+  }
+
+  #stages(entries) {
+    const pieces = [$("stages"), $("stage-list")];
+    for (const piece of pieces) piece.replaceChildren();
+    for (const [name, ms] of entries) {
+      const piece = element("i", `stage-${name}`);
+      piece.style.flexGrow = String(ms);
+      pieces[0].append(piece);
+      const item = element("li");
+      item.append(element("i", `swatch stage-${name}`), element("span", "", name), element("b", "", short(ms)));
+      pieces[1].append(item);
+    }
+  }
+}

@@ -1,0 +1,180 @@
+/** The photo, the class colours over it, the probe under the pointer, and the legend. */
+
+import { element, percent, rgb } from "./format.js";
+
+const $ = (id) => document.getElementById(id);
+
+export class Stage {
+  /** @param {{name: string, color: number[]}[]} classes */
+  constructor(classes) {
+    this.classes = classes;
+    this.colors = classes.map((one) => one.color);
+    this.labels = null;
+    this.only = null;
+    this.spot = [0.5, 0.5];
+    const [frame, opacity] = [$("frame"), $("opacity")];
+    const fade = () => {
+      $("overlay").style.opacity = String(opacity.value / 100);
+      opacity.style.setProperty("--fill", String(opacity.value / 100));
+    };
+    opacity.addEventListener("input", fade);
+    fade();
+    const follow = (event) => {
+      const box = frame.getBoundingClientRect();
+      this.probe((event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
+    };
+    frame.addEventListener("pointermove", follow);
+    frame.addEventListener("pointerdown", follow);
+    frame.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") this.#hideProbe(); });
+    frame.addEventListener("blur", () => this.#hideProbe());
+    frame.addEventListener("keydown", (event) => this.#steer(event));
+    this.clear();
+  }
+
+  /** Show a photo without masks. Resolves to whether this browser can draw it. */
+  async load(file) {
+    this.clear();
+    const photo = $("photo");
+    if (photo.src) URL.revokeObjectURL(photo.src);
+    photo.src = URL.createObjectURL(file);
+    photo.alt = file.name ? `The photo ${file.name}` : "The photo";
+    const drawn = await photo.decode().then(() => true, () => false);
+    $("frame").hidden = !drawn;
+    $("empty").hidden = drawn;
+    $("tools").hidden = false;
+    this.type = file.type;
+    if (drawn) this.#shape(photo.naturalWidth, photo.naturalHeight);
+    return drawn;
+  }
+
+  #shape(width, height) {
+    $("frame").style.setProperty("--ratio", String(width / height));
+  }
+
+  /** Take the masks away; the legend becomes the key of what could be found. */
+  clear() {
+    this.labels = null;
+    this.only = null;
+    const overlay = $("overlay");
+    overlay.width = overlay.height = 1;
+    $("legend").replaceChildren(...this.classes.map(({ name, color }) => {
+      const item = element("li", "entry");
+      item.append(swatch(color), element("span", "name", name));
+      return item;
+    }));
+    $("absent").textContent = "";
+    $("legend-facts").textContent = "that this bundle tells apart";
+    $("size-note").hidden = true;
+    this.#hideProbe();
+  }
+
+  /** Lay a result's masks over the photo. turned: the service followed an orientation in the file. */
+  show(labels, turned) {
+    this.labels = labels;
+    this.only = null;
+    this.#paint();
+    this.#compareSizes(turned);
+    this.#legend();
+  }
+
+  #paint() {
+    this.labels.paint($("overlay"), this.colors, { only: this.only });
+  }
+
+  /**
+   * Service and browser both turn a photo as its EXIF says; where they disagree, the masks cannot lie right. Some
+   * browsers do not look into WebP files for it, and half a turn or a flip does not show in the sizes.
+   */
+  #compareSizes(turned) {
+    const { width, height } = this.labels;
+    const { naturalWidth: across, naturalHeight: down } = $("photo");
+    $("frame").hidden = false;
+    $("empty").hidden = true;
+    if (!across) this.#shape(width, height);
+    const same = across === width && down === height;
+    $("size-note").hidden = !across || (same && !(turned && this.type === "image/webp"));
+    $("size-note").textContent = same
+      ? "The service turned this photo as its EXIF says. If your browser did not, the masks lie wrong here."
+      : `The service read ${width} × ${height} pixels, this browser shows ${across} × ${down}: ` +
+        "they disagree about the photo’s orientation, so the masks lie wrong here.";
+  }
+
+  /** Name the class at a place, given as shares of width and height. */
+  probe(across, down) {
+    if (!this.labels) return;
+    const { width, height } = this.labels;
+    const x = Math.min(width - 1, Math.max(0, Math.floor(across * width)));
+    const y = Math.min(height - 1, Math.max(0, Math.floor(down * height)));
+    this.spot = [(x + 0.5) / width, (y + 0.5) / height];
+    const segment = this.labels.at(x, y);
+    const [probe, pin] = [$("probe"), $("pin")];
+    probe.replaceChildren(
+      ...(segment ? [swatch(this.colors[segment.class_id]), element("b", "", segment.label),
+        element("span", "", segment.score.toFixed(2))] : [element("b", "", "no class")]),
+    );
+    for (const node of [probe, pin]) {
+      node.hidden = false;
+      node.style.left = `${this.spot[0] * 100}%`;
+      node.style.top = `${this.spot[1] * 100}%`;
+    }
+    probe.classList.toggle("leftward", this.spot[0] > 0.6);
+    probe.classList.toggle("downward", this.spot[1] < 0.2);
+  }
+
+  #hideProbe() {
+    $("probe").hidden = $("pin").hidden = true;
+  }
+
+  #steer(event) {
+    const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+    if (!step || !this.labels) return;
+    event.preventDefault();
+    const reach = event.shiftKey ? 0.1 : 0.02;
+    this.probe(this.spot[0] + step[0] * reach, this.spot[1] + step[1] * reach);
+  }
+
+  /** One entry per class that is there, by area; pressing one singles it out. */
+  #legend() {
+    const pixels = this.labels.width * this.labels.height;
+    const found = new Map();
+    for (const segment of this.labels.segments) {
+      const entry = found.get(segment.class_id) ?? { label: segment.label, area: 0, weighted: 0 };
+      entry.area += segment.area;
+      entry.weighted += segment.area * segment.score;
+      found.set(segment.class_id, entry);
+    }
+    const rows = [...found].sort(([, a], [, b]) => b.area - a.area).map(([id, entry]) => {
+      const button = element("button", "entry");
+      button.type = "button";
+      button.dataset.classId = String(id);
+      button.setAttribute("aria-pressed", "false");
+      button.title = `Mean score ${(entry.weighted / entry.area).toFixed(2)}. Press to single it out.`;
+      const share = element("span", "share", percent(entry.area / pixels));
+      button.append(swatch(this.colors[id]), element("span", "name", entry.label), share);
+      button.style.setProperty("--share", String(entry.area / pixels));
+      button.style.setProperty("--color", rgb(this.colors[id] ?? [128, 128, 128]));
+      button.addEventListener("click", () => this.#single(id));
+      const item = element("li");
+      item.append(button);
+      return item;
+    });
+    $("legend").replaceChildren(...rows);
+    const absent = this.classes.filter((_, id) => !found.has(id)).map((one) => one.name);
+    $("legend-facts").textContent = `${found.size} of ${this.classes.length} found`;
+    $("absent").textContent = absent.length ? `Not found: ${absent.join(", ")}.` : "";
+  }
+
+  #single(id) {
+    this.only = this.only === id ? null : id;
+    for (const button of $("legend").querySelectorAll("button")) {
+      button.setAttribute("aria-pressed", String(this.only === Number(button.dataset.classId)));
+    }
+    this.#paint();
+  }
+}
+
+function swatch(color = [128, 128, 128]) {
+  const node = element("i", "swatch");
+  node.style.backgroundColor = rgb(color);
+  return node;
+}
