@@ -1,0 +1,129 @@
+"""`python -m service`: settings -> bundle -> metrics -> scheduler -> app -> one uvicorn process.
+
+Exit status: 0 after a drain, 1 when the bundle or the backend cannot be served, 2 for a wrong setting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+import uvicorn
+
+from service import bundle
+from service.api.app import create_app
+from service.bundle import Bundle
+from service.engines.base import Backend
+from service.errors import FathomError, SettingsError
+from service.inference.scheduler import Scheduler
+from service.metrics import Metrics
+from service.settings import Settings, load, resolve_threads
+
+_log = logging.getLogger("fathom")
+
+
+def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Serve until SIGTERM or SIGINT. Returns the exit status; what went wrong is said on standard error."""
+    try:
+        settings = load(argv, environ)
+        logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+        serve(settings, bundle.load(settings.bundle))
+    except FathomError as error:
+        sys.stderr.write(f"{type(error).__name__}: {error.detail}\n")
+        return 2 if isinstance(error, SettingsError) else 1
+    return 0
+
+
+def serve(settings: Settings, served: Bundle) -> None:
+    """Serve a verified bundle. Raises SettingsError, and what the engine failed with."""
+    metrics = Metrics(layers=served.manifest.layers, max_batch=settings.max_batch)
+    release = _version()
+
+    def open_backend() -> Backend:
+        backend = open_engine(settings, served)
+        name = f"{served.manifest.name}@{served.digest[:12]}"
+        metrics.build_info(version=release, bundle=name, backend=backend.name)
+        return backend
+
+    scheduler = Scheduler(open_backend, served.manifest, settings, metrics)
+    app = create_app(settings, served.manifest, scheduler, metrics, version=release)
+    config = uvicorn.Config(
+        app,
+        log_config=None,  # its loggers go where ours go
+        access_log=False,  # metrics.observe writes one line per request
+        server_header=False,
+        lifespan="on",
+        timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
+    )
+    with _listen(settings) as listener, asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(_run(_Server(config), scheduler, listener))
+    if scheduler.failure is not None:
+        raise scheduler.failure
+
+
+async def _run(server: uvicorn.Server, scheduler: Scheduler, listener: socket.socket) -> None:
+    """Listen at once, so that /healthz answers while the engine warms up; stop when the engine has failed."""
+    host, port = listener.getsockname()[:2]
+    _log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+
+    async def stop_with_engine() -> None:
+        await scheduler.ended()
+        server.should_exit = True
+
+    watcher = asyncio.create_task(stop_with_engine())
+    await server.serve([listener])
+    watcher.cancel()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn raises a signal again once it has shut down, so that a clean end would look like a crash."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        yield
+
+
+def open_engine(settings: Settings, served: Bundle) -> Backend:
+    """The chosen backend, and only that: there is no other to fall back to. Raises BackendError."""
+    if settings.backend == "fake":
+        from service.engines.fake import FakeBackend
+
+        _log.warning("the backend is fake: masks are made up")
+        return FakeBackend(served.manifest)
+    # Imported here, on the engine thread, while the event loop already answers.
+    from service.engines.onnxruntime import OnnxRuntimeBackend
+
+    threads = resolve_threads(settings.threads)
+    _log.info("backend %s: onnxruntime on the CPU, %d threads", settings.backend, threads)
+    return OnnxRuntimeBackend(served, threads=threads)
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """The listening socket. Raises SettingsError when the address cannot be had."""
+    try:
+        family, *_, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        raise SettingsError(f"cannot listen on {settings.host} port {settings.port}: {error}") from error
+
+
+def _version() -> str:
+    try:
+        return version("fathom")
+    except PackageNotFoundError:
+        return "unknown"  # run from a source tree that is not installed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], os.environ))

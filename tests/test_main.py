@@ -1,0 +1,122 @@
+"""`python -m service`: from flags to a service that answers, ends on SIGTERM, and says why it cannot start."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service import __main__ as entry
+from service.bundle import Bundle
+from service.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+WAIT_S = 30.0
+
+
+@pytest.fixture
+def process(fake_bundle: Bundle) -> Iterator[subprocess.Popen[str]]:
+    """The service as a process of its own, on a free port, set up by variables and flags."""
+    environ = {**os.environ, "FATHOM_BUNDLE": str(fake_bundle.root), "FATHOM_BACKEND": "fake"}
+    command = [sys.executable, "-W", "error", "-m", "service", "--port", "0", "--drain-timeout-s", "5"]
+    with subprocess.Popen(command, cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True) as started:
+        yield started
+        started.kill()
+
+
+def address_of(process: subprocess.Popen[str]) -> str:
+    """The address that the service logs; also shows what went wrong before."""
+    assert process.stderr is not None
+    seen = ""
+    for line in process.stderr:
+        seen += line
+        if found := re.search(r"listening on (http://127\.0\.0\.1:\d+)", line):
+            return found[1]
+    raise AssertionError(f"the service ended early:\n{seen}")
+
+
+def get(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url, timeout=WAIT_S) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_it_starts_answers_and_ends_cleanly_on_sigterm(process: subprocess.Popen[str], fake_bundle: Bundle) -> None:
+    address = address_of(process)
+    assert get(f"{address}/healthz")[0] == 200
+    end = time.perf_counter() + WAIT_S
+    while get(f"{address}/readyz")[0] != 200:
+        assert time.perf_counter() < end
+        time.sleep(0.02)
+    assert [plan["name"] for plan in json.loads(get(f"{address}/plans")[1])["plans"]] == ["d1", "d2", "d3", "d4"]
+    build = next(line for line in get(f"{address}/metrics")[1].splitlines() if line.startswith("fathom_build_info"))
+    assert f'bundle="fake@{fake_bundle.digest[:12]}"' in build
+    assert 'backend="fake"' in build
+    process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 0, log
+    assert "Traceback" not in log
+
+
+def test_a_backend_that_cannot_run_ends_the_process_with_its_text(
+    fake_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The graphs of this bundle are a few bytes of text.
+    assert entry.main(["--bundle", str(fake_bundle.root), "--port", "0"], {}) == 1
+    assert re.search(r"^BackendError: front\.onnx: ", capsys.readouterr().err, re.M)
+
+
+def test_a_bundle_that_is_not_there_ends_the_process_with_the_way_to_mend_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert entry.main(["--port", "0"], {"FATHOM_BUNDLE": str(tmp_path)}) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("BundleError: ")
+    assert "python -m model_export export" in error
+
+
+def test_a_wrong_setting_ends_the_process_with_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main(["--port", "http"], {}) == 2
+    assert capsys.readouterr().err == "SettingsError: --port is 'http': it must be an integer\n"
+
+
+def test_a_port_in_use_ends_the_process_with_its_number(
+    fake_bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert entry.main(["--bundle", str(fake_bundle.root), "--backend", "fake", "--port", str(port)], {}) == 2
+    assert f"127.0.0.1 port {port}" in capsys.readouterr().err
+
+
+def test_the_fake_backend_runs_only_when_it_is_asked_for(
+    fake_bundle: Bundle, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert entry.open_engine(Settings(backend="fake"), fake_bundle).name == "fake"
+    assert "made up" in caplog.text
+    for backend in ("auto", "onnxruntime"):
+        argv = ["--bundle", str(fake_bundle.root), "--port", "0", "--backend", backend]
+        assert entry.main(argv, {}) == 1
+        assert "BackendError" in capsys.readouterr().err
+
+
+def test_an_installation_without_metadata_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> str:
+        raise entry.PackageNotFoundError(name)
+
+    monkeypatch.setattr(entry, "version", absent)
+    assert entry._version() == "unknown"
