@@ -1,0 +1,131 @@
+"""What README.md promises exists: settings, metrics, make targets, files, commands and their flags.
+
+The two tables stand between `<!-- settings -->` and `<!-- /settings -->`, `<!-- metrics -->` and `<!-- /metrics -->`.
+`python -m tests.test_readme` prints both as they must be.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from model_export.__main__ import COMMANDS, parser_of
+from service import settings
+from service.core import Decision, Plan, Reason, Trace
+from service.metrics import SHED, STAGES, Metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+# A word of code that starts in one of these folders is a path of the repository.
+FOLDERS = r"(?:\.ci|docker|docs|examples|k8s|model_export|service|tests|trained_weights)"
+# `python -m service ...` as a whole command, with the lines that a trailing backslash continues it on.
+COMMAND = r"python3? -m (service|model_export)\b((?:[^\n`\\]|\\\n)*)"
+
+
+def readme() -> str:
+    assert README.is_file(), "README.md is missing"
+    return README.read_text("utf-8")
+
+
+def code(text: str) -> str:
+    """Fenced blocks and inline code, one a line; the prose between is left out."""
+    fence = re.compile(r"^```.*?\n(.*?)^```", re.M | re.S)
+    return "\n".join(fence.findall(text) + re.findall(r"`([^`\n]+)`", fence.sub("", text)))
+
+
+def block(name: str) -> str:
+    found = re.findall(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", readme(), re.S)
+    assert len(found) == 1, f"README.md must have one block between <!-- {name} --> and <!-- /{name} -->"
+    return str(found[0]).strip()
+
+
+def metrics_table() -> str:
+    """The service's metrics as a Markdown table, taken from a registry in which each metric has happened once."""
+    metrics = Metrics(layers=2, max_batch=1)
+    plan = Plan(name="d1", depth=1, keep=1.0, width=1.0, gflops=1.0, quality=0.5)
+    decision = Decision(plan=plan, reason=Reason.GATE, predicted_quality=0.5)
+    metrics.observe(Trace(stages=dict.fromkeys(STAGES, 0.1), decision=decision, batch_size=1), "ok", 0.1)
+    metrics.build_info(version="1", bundle="b", backend="fake")
+    metrics.ran([decision])
+    metrics.shed(SHED[0])
+    rows = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    for family in sorted(metrics.registry.collect(), key=lambda family: family.name):
+        if family.name.startswith("fathom_"):
+            name = family.name + ("_total" if family.type == "counter" else "")
+            labels = sorted({label for sample in family.samples for label in sample.labels} - {"le"})
+            shown = ", ".join(f"`{label}`" for label in labels)
+            rows.append(f"| `{name}` | {family.type} | {shown} | {family.documentation} |")
+    return "\n".join(rows)
+
+
+def test_settings_table_is_the_one_that_the_settings_give() -> None:
+    expected = settings.table().strip()
+    assert block("settings") == expected, f"must read:\n{expected}"
+
+
+def test_settings_table_names_every_field_with_its_default_and_help() -> None:
+    rows = {row.split("|")[1].strip(" `"): row for row in settings.table().splitlines()}
+    for entry in fields(settings.Settings):
+        row = rows[settings.flag(entry.name)]
+        assert settings.variable(entry.name) in row
+        assert str(entry.default) in row
+        assert entry.metadata["help"] in row
+
+
+def test_metrics_table_is_the_one_that_the_registry_gives() -> None:
+    expected = metrics_table()
+    assert block("metrics") == expected, f"must read:\n{expected}"
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z][\w-]*):(?!=)", (ROOT / "Makefile").read_text("utf-8"), re.M))
+    named = set(re.findall(r"(?:^|&& |\n)(?:\$ )?make ([a-z][\w-]*)", code(readme())))
+    assert {"serve", "test"} <= named <= targets
+
+
+def test_links_and_pictures_lead_to_files() -> None:
+    links = re.findall(r"\]\(([^)\s]+)|(?:src|href)=\"([^\"]+)", readme())
+    local = {
+        (a or b).split("#")[0] for a, b in links if not (a or b).startswith(("http://", "https://", "#", "mailto:"))
+    }
+    assert {path for path in local if not (ROOT / path).exists()} == set()
+
+
+def test_paths_in_code_exist() -> None:
+    paths = set(re.findall(rf"(?<![\w./:-])({FOLDERS}/[\w./-]*\w)", code(readme())))
+    # NAME and RUN in capitals stand for what the reader chooses.
+    real = {path for path in paths if not re.search(r"/[A-Z][A-Z_]+\b(?!\.)", path)}
+    assert {path for path in real if not (ROOT / path).exists()} == set()
+
+
+def test_commands_and_their_flags_exist() -> None:
+    for package, rest in re.findall(COMMAND, code(readme())):
+        words = rest.replace("\\\n", " ").split()
+        flags = {word.split("=")[0] for word in words if word.startswith("--")} - {"--help"}
+        if package == "service":
+            known = {settings.flag(entry.name) for entry in fields(settings.Settings)}
+        elif words and not words[0].startswith("-") and words[0] != "<command>":
+            assert words[0] in COMMANDS, f"python -m model_export has no {words[0]}"
+            known = set(re.findall(r"--[\w-]+", parser_of(words[0]).format_help()))
+        else:
+            known = set()
+        assert flags <= known, f"python -m {package}{rest} has no {sorted(flags - known)}"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("see `python -m service --port 80` now", [("service", " --port 80")]),
+        ("```\npython -m model_export export RUN \\\n  -o X\nls\n```\n", [("model_export", " export RUN \\\n  -o X")]),
+        ("prose: python -m service is not code", []),
+    ],
+)
+def test_commands_are_found_in_code_only(text: str, found: list[tuple[str, str]]) -> None:
+    assert re.findall(COMMAND, code(text)) == found
+
+
+if __name__ == "__main__":
+    print(settings.table(), metrics_table(), sep="\n")
