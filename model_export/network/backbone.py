@@ -36,10 +36,17 @@ class SameConv(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(F.pad(x, (0, 1, 0, 1)) if self.pad else x)
-        if self.norm is not None:
-            x = self.norm(x)
+        x = F.pad(x, (0, 1, 0, 1)) if self.pad else x
+        weight, bias = self.folded()
+        x = F.conv2d(x, weight, bias, self.conv.stride, self.conv.padding, groups=self.conv.groups)
         return F.relu6(x) if self.act else x
+
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        """Kernel and bias with the frozen norm inside: what is constant per channel need not touch every pixel."""
+        if self.norm is None:
+            return self.conv.weight, self.conv.bias
+        scale = self.norm.weight * torch.rsqrt(self.norm.running_var + self.norm.eps)
+        return self.conv.weight * scale[:, None, None, None], self.norm.bias - self.norm.running_mean * scale
 
 
 class MobileNetV1(nn.Module):
