@@ -9,9 +9,9 @@ import pytest
 from service import bundle
 from service.bundle import Bundle, BundleFile, ClassInfo, InputSpec, Manifest, Stage, TensorSpec
 from service.core import Plan
-from tests.toy import one_thread, toy_bundle, toy_config, toy_run, trained_run
+from tests.toy import one_thread, toy_bundle, toy_config, toy_run, train_words, trained_run
 
-__all__ = ["one_thread", "toy_bundle", "toy_config", "toy_run", "trained_run"]
+__all__ = ["one_thread", "toy_bundle", "toy_config", "toy_run", "train_words", "trained_run"]
 
 HEIGHT, WIDTH, DEPTHS = 48, 64, (1, 2, 3, 4)
 

@@ -40,9 +40,11 @@ def _folded(path: Path) -> onnx.ModelProto:
 
 
 def _node_flops(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
-    if node.op_type not in ("Conv", "FusedConv", "MatMul", "FusedMatMul", "Gemm", "GridSample"):
+    if node.op_type not in ("Conv", "FusedConv", "MatMul", "FusedMatMul", "Gemm", "GridSample", "Einsum"):
         return 0
     try:
+        if node.op_type == "Einsum":
+            return _einsum_flops(node, [shapes[name] for name in node.input])
         out = math.prod(shapes[node.output[0]])
         weight = shapes[node.input[1]]
         inner = math.prod(weight[1:]) if "Conv" in node.op_type else shapes[node.input[0]][-1]
@@ -55,3 +57,16 @@ def _node_flops(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
     if node.op_type == "Gemm" and any(a.name == "transA" and a.i for a in node.attribute):
         inner = shapes[node.input[0]][0]
     return 2 * out * inner
+
+
+def _einsum_flops(node: onnx.NodeProto, shapes: list[list[int]]) -> int:
+    """Of a product of two: one multiply-add for each combination of the indices."""
+    terms = next(a.s.decode() for a in node.attribute if a.name == "equation").split("->")[0].split(",")
+    if len(terms) != 2 or "." in "".join(terms):
+        raise ValueError(f"Einsum {node.name}: only products of two operands without an ellipsis are counted")
+    sizes = {
+        i: size for term, shape in zip(terms, shapes, strict=True) for i, size in zip(term.strip(), shape, strict=True)
+    }
+    if not all(sizes.values()):
+        raise ValueError(f"Einsum {node.name}: a size is not fixed")
+    return 2 * math.prod(sizes.values())

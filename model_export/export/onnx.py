@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import subprocess
 import warnings
 from pathlib import Path
@@ -39,6 +40,9 @@ BATCHES = (1, 2, 4)
 
 Arrays = dict[str, NDArray[Any]]
 
+# Once a graph, the exporter says of each operator of torchvision that it lacks the package. So does the network.
+logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
@@ -58,6 +62,11 @@ def main(args: argparse.Namespace) -> None:
         )
     held = read_targets(args.run, "held")
     samples: Dataset = open_dataset(args.parity, args.data)
+    if len(samples.classes) != config.classes:
+        raise RunError(
+            f"--parity {args.parity} has {len(samples.classes)} classes and the run {config.classes}; "
+            "the bundle takes the classes' names from there: give --parity the data that the run was trained on"
+        )
     if len(samples) < 3:
         raise RunError(f"--parity {args.parity} has {len(samples)} images; three are needed")
     args.out.mkdir(parents=True, exist_ok=True)
@@ -147,7 +156,7 @@ def write_graph(module: nn.Module, example: tuple[Tensor, ...], path: Path, offs
             opset_version=OPSET, optimize=False, verbose=False,
         )  # fmt: skip
     model = program.model_proto
-    del model.metadata_props[:]
+    del model.metadata_props[:], model.graph.metadata_props[:]
     for node in model.graph.node:
         del node.metadata_props[:]  # stack traces with the paths of the exporting machine
         node.doc_string = ""
@@ -184,11 +193,21 @@ def refer(tensor: TensorProto, offsets: Offsets) -> onnx.NodeProto | None:
     return helper.make_node("Cast", [tensor.name], [public], to=TensorProto.FLOAT) if half else None
 
 
+def enforce(what: str, ours: NDArray[Any], theirs: NDArray[Any], equal: float) -> None:
+    gap = float(np.abs(ours - theirs).max())
+    if not (gap <= MAX_ERROR and equal >= MIN_EQUAL):  # in this form nan is refused, too
+        raise RunError(
+            f"{what}: ONNX Runtime differs from torch by {gap:.2e} "
+            f"and on {1 - equal:.4%} of the pixels; nothing was bundled"
+        )
+
+
 @torch.inference_mode()
 def check_parity(folder: Path, modules: dict[str, nn.Module], images: NDArray[np.uint8]) -> dict[str, float]:
     """Largest difference per stage between the chain of graphs and torch, over all plans, images and batch sizes.
 
-    Raises RunError where a plan's probabilities differ by more than 1e-3 or fewer than 99.9 % of its pixels agree.
+    Raises RunError where a plan's probabilities or the gate's qualities differ by more than 1e-3, or fewer than 99.9 %
+    of a plan's pixels agree.
     """
     errors = dict.fromkeys(modules, 0.0)
     sessions = {
@@ -210,6 +229,7 @@ def check_parity(folder: Path, modules: dict[str, nn.Module], images: NDArray[np
         for start in range(len(images) if batch == 1 else 1):
             feed = images[start : start + 1] if batch == 1 else np.ascontiguousarray(pixels)
             ours, theirs = compare("front", {"image": feed}, {"image": torch.from_numpy(feed)})
+            enforce(f"the gate at batch {batch}", ours["quality"], theirs["quality"].numpy(), 1.0)
             for name in (n for n in modules if n.startswith("encoder")):
                 encoded, expected = compare(name, {n: ours[n] for n in FEATURES}, {n: theirs[n] for n in FEATURES})
                 got, wanted = compare(
@@ -218,12 +238,7 @@ def check_parity(folder: Path, modules: dict[str, nn.Module], images: NDArray[np
                     {"f4": theirs["f4"], **{n: expected[n] for n in ENCODED}},
                 )
                 p, q = got["probabilities"], wanted["probabilities"].numpy()
-                equal = float((p.argmax(1) == q.argmax(1)).mean())
-                if np.abs(p - q).max() > MAX_ERROR or equal < MIN_EQUAL:
-                    raise RunError(
-                        f"{name} at batch {batch}: ONNX Runtime differs from torch by {np.abs(p - q).max():.2e} "
-                        f"and on {1 - equal:.4%} of the pixels; nothing was bundled"
-                    )
+                enforce(f"{name} at batch {batch}", p, q, float((p.argmax(1) == q.argmax(1)).mean()))
     return {name: float(f"{error:.3g}") for name, error in errors.items()}
 
 
@@ -275,10 +290,14 @@ def provenance(path: Path | None, arguments: dict[str, Any]) -> dict[str, str]:
         "data": str(arguments["train"]),
         "recipe": " ".join(f"{name}={arguments[name]}" for name in chosen),
         "licence": "as the training data's",
-        "backbone": Path(str(arguments.get("backbone_weights"))).name,
+        "backbone": Path(str(arguments["backbone_weights"] or "random initialisation")).name,
     }
 
 
 def revision() -> str:
-    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+    """Of this code, "unknown" where it lies in no repository or git is not installed."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    except FileNotFoundError:
+        return "unknown"

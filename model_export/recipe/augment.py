@@ -25,7 +25,7 @@ def random_crop(
     image, mask = Image.fromarray(sample.image), Image.fromarray(sample.mask)
     box = (max(left, 0), max(top, 0), min(left + view_w, width), min(top + view_h, height))
     to = [round((v - o) * s / view) for v, o, s, view in zip(
-        box, (left, top) * 2, (size[1], size[0]) * 2, (view_w, view_h) * 2
+        box, (left, top) * 2, (size[1], size[0]) * 2, (view_w, view_h) * 2, strict=True
     )]  # fmt: skip
     x0, y0, x1, y1 = to
     out_image = np.full((*size, 3), PAD, np.uint8)
@@ -54,10 +54,10 @@ def on_canvas(sample: Sample, size: tuple[int, int]) -> tuple[NDArray[np.uint8],
     """The image scaled by one factor into the top left of the canvas, and its (height, width) there."""
     height, width = sample.mask.shape
     factor = min(size[0] / height, size[1] / width)
-    inner = (round(height * factor), round(width * factor))
+    inner = (max(1, round(height * factor)), max(1, round(width * factor)))
     image = Image.fromarray(sample.image)
     if inner != (height, width):
-        image = image.resize((inner[1], inner[0]), Image.Resampling.BILINEAR)
+        image = image.resize((inner[1], inner[0]), Image.Resampling.BILINEAR, reducing_gap=3.0)  # as the service does
     canvas = np.full((*size, 3), PAD, np.uint8)
     canvas[: inner[0], : inner[1]] = np.asarray(image)
     return canvas, inner

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from model_export.recipe import scenes
 
@@ -58,7 +58,9 @@ class Folder:
         if not (root / "images").is_dir():
             raise DataError(f"{root} has no folder images/; expected images/*.jpg with masks/*.png of the same names")
         files = {
-            f.stem: f for f in sorted((root / "images").iterdir()) if f.suffix in (".jpg", ".jpeg", ".png", ".webp")
+            f.stem: f
+            for f in sorted((root / "images").iterdir())
+            if f.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")
         }
         chosen = list(files) if names is None else names
         self.files = [(files[n], root / "masks" / f"{n}.png") for n in chosen if n in files]
@@ -79,8 +81,8 @@ class Folder:
 
     def _read(self, index: int) -> Sample:
         image_file, mask_file = self.files[index]
-        image = np.asarray(Image.open(image_file).convert("RGB"))
-        mask = np.asarray(Image.open(mask_file))
+        image = np.asarray(ImageOps.exif_transpose(_open(image_file)).convert("RGB"))  # masks are of what is shown
+        mask = np.asarray(_open(mask_file))
         if mask.dtype != np.uint8 or mask.shape != image.shape[:2]:
             raise DataError(
                 f"{mask_file} is {mask.dtype} {mask.shape}; {image_file} needs an 8-bit mask of {image.shape[:2]}"
@@ -91,6 +93,16 @@ class Folder:
                 f"{mask_file} has labels {sorted(unknown)}; known are 0..{len(self.classes) - 1} and {VOID}"
             )
         return Sample(image_file.stem, image, mask)
+
+
+def _open(file: Path) -> Image.Image:
+    """Decoded. Raises DataError that names the file."""
+    try:
+        with Image.open(file) as image:
+            image.load()
+            return image
+    except OSError as error:
+        raise DataError(f"{file} is no image that can be read: {error}") from error
 
 
 # Contiguous stretches of every training sequence, as fractions of its frames, that no parent ever trains on.
@@ -176,6 +188,8 @@ def open_dataset(spec: str, root: Path | None) -> Dataset:
     kind, _, rest = spec.partition(":")
     if kind == "scenes":
         count, _, seed = rest.partition(":")
+        if not ((count or "64").isdecimal() and (seed or "0").isdecimal() and int(count or 64)):
+            raise DataError(f"unknown data set {spec!r}; scenes:COUNT[:SEED] takes a positive count, e.g. scenes:64:1")
         return Scenes(int(count or 64), int(seed or 0))
     makers: dict[str, Callable[[Path], Dataset]] = {"camvid": lambda r: CamVid(r, rest or "train"), "folder": Folder}
     if kind not in makers:

@@ -14,9 +14,9 @@ import torch
 from tqdm import tqdm
 
 from model_export.network.segmenter import Segmenter
-from model_export.recipe.augment import jitter, on_canvas, random_crop
-from model_export.recipe.datasets import Dataset, Sample, open_dataset
-from model_export.recipe.quality import confusions_by_exit
+from model_export.recipe.augment import jitter, random_crop
+from model_export.recipe.datasets import VOID, Dataset, Sample, open_dataset
+from model_export.recipe.quality import confusions_and_pooled
 from model_export.recipe.runs import load_model, read_config, write_targets
 
 
@@ -47,17 +47,22 @@ def view_of(sample: Sample, view: int, canvas: tuple[int, int], rng: np.random.G
 def measure(
     model: Segmenter, datasets: list[Dataset], canvas: tuple[int, int], views: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """names (N,), confusions (N, exits, C, C), pooled (N, 2 * channels): the gate's input."""
+    """names (N,), confusions (N, exits, C, C), pooled (N, 2 * channels): the gate's input.
+
+    All views of an image follow each other, so that contiguous folds of the rows keep them together. An image that is
+    all void has no quality and is left out.
+    """
     names, confusions, pooled = [], [], []
     exits = list(range(1, model.config.exits + 1))
-    work = [(d, i, v) for d in datasets for v in range(views) for i in range(len(d))]
+    work = [(d, i, v) for d in datasets for i in range(len(d)) for v in range(views)]
     for row, (dataset, index, view) in enumerate(tqdm(work, mininterval=5)):
         sample = view_of(dataset[index], view, canvas, np.random.default_rng((seed, row)))
-        pixels, _ = on_canvas(sample, canvas)
-        _, maps = model.features(torch.from_numpy(pixels)[None].to(model.mean.device))
+        if (sample.mask == VOID).all():
+            continue
+        matrices, features = confusions_and_pooled(model, sample, canvas, exits)
         names.append(sample.name)
-        confusions.append(confusions_by_exit(model, sample, canvas, exits))
-        pooled.append(model.gate.pool(maps[0])[0].cpu().numpy())
+        confusions.append(matrices)
+        pooled.append(features)
     return {"names": np.array(names), "confusions": np.stack(confusions), "pooled": np.stack(pooled)}
 
 

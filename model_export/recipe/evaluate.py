@@ -59,11 +59,19 @@ def by_beta(scores: NDArray[Any], beta: float) -> Exits:
     return (scores - beta * np.arange(scores.shape[1])).argmax(1)
 
 
+def rank_correlation(predicted: NDArray[Any], true: NDArray[np.float64]) -> float | None:
+    """Spearman's rho; None where one side is the same for every image, for then there are no ranks."""
+    if np.ptp(predicted) == 0 or np.ptp(true) == 0:
+        return None
+    return round(float(spearmanr(predicted, true)[0]), 3)
+
+
 def correlations(scores: NDArray[Any], truth: NDArray[np.float64]) -> dict[str, Any]:
     """Spearman's rho of predicted and true quality, per exit and for the gain of the deepest over the first."""
-    rho = [float(spearmanr(scores[:, k], truth[:, k])[0]) for k in range(truth.shape[1])]
-    gain = float(spearmanr(scores[:, -1] - scores[:, 0], truth[:, -1] - truth[:, 0])[0])
-    return {"per_exit": [round(r, 3) for r in rho], "gain": round(gain, 3)}
+    return {
+        "per_exit": [rank_correlation(scores[:, k], truth[:, k]) for k in range(truth.shape[1])],
+        "gain": rank_correlation(scores[:, -1] - scores[:, 0], truth[:, -1] - truth[:, 0]),
+    }
 
 
 def policies(confusions: NDArray[np.int64], scores: NDArray[Any], classifies: bool) -> list[dict[str, Any]]:
@@ -116,6 +124,8 @@ def main(args: argparse.Namespace) -> None:
               f"of the gain of depth {result['spearman']['gain']}")  # fmt: skip
     if classes is not None:
         deepest = class_iou(confusions[:, -1].sum(0))
-        result["class_iou"] = {name: round(float(v), 4) for name, v in zip(classes, deepest, strict=True)}
+        result["class_iou"] = {  # None: neither there nor predicted; JSON has no nan
+            name: None if np.isnan(v) else round(float(v), 4) for name, v in zip(classes, deepest, strict=True)
+        }
     plot_run(args.run)
     print(json.dumps(result))

@@ -22,13 +22,23 @@ def sample_points(maps: Tensor, points: Tensor) -> Tensor:
     return F.grid_sample(maps[:, None], 2 * points[:, None] - 1, align_corners=False)[:, 0, 0]
 
 
-def uncertain_points(logits: Tensor, count: int, oversample: int = 3, share: float = 0.75) -> Tensor:
+def known_at(known: Tensor, points: Tensor) -> Tensor:
+    """known: (N, H, W), 0 or 1; points: (N, P, 2) -> (N, P): 1 where a sample touches neither void nor edge, else 0."""
+    return (sample_points(known, points) > 0.999).float()
+
+
+def uncertain_points(
+    logits: Tensor, count: int, known: Tensor | None = None, oversample: int = 3, share: float = 0.75
+) -> Tensor:
     """PointRend's choice: of `oversample` x count random points the `share` nearest to logit 0, the rest at random.
 
-    logits: (N, H, W). Returns (N, count, 2).
+    logits: (N, h, w). known: (N, H, W), 0 where void: what is predicted there must not draw points. Returns
+    (N, count, 2).
     """
     candidates = torch.rand(logits.shape[0], oversample * count, 2, device=logits.device)
     distance = sample_points(logits, candidates).abs()
+    if known is not None:
+        distance = distance.masked_fill(known_at(known, candidates) == 0, torch.inf)
     nearest = distance.topk(int(share * count), dim=1, largest=False).indices
     chosen = torch.gather(candidates, 1, nearest[..., None].expand(-1, -1, 2))
     rest = torch.rand(logits.shape[0], count - chosen.shape[1], 2, device=logits.device)
@@ -43,11 +53,14 @@ def targets_of(mask: Tensor, classes: int) -> tuple[Tensor, Tensor]:
 
 
 def match(prediction: Prediction, index: int, labels: Tensor, targets: Tensor, known: Tensor, points: int) -> Tensor:
-    """Hungarian matching of one image's T targets to its Q queries: for each target the query's index, (T,)."""
+    """Hungarian matching of one image's T targets to its Q queries: for each target the query's index, (T,).
+
+    Where T > Q, the targets that are left without a query get -1.
+    """
     spots = torch.rand(1, points, 2, device=targets.device)
     logits = sample_points(prediction.masks[index], spots.expand(prediction.masks.shape[1], -1, -1))  # (Q, P)
     truth = sample_points(targets, spots.expand(len(targets), -1, -1))  # (T, P)
-    weight = sample_points(known[None], spots)[0]  # (P,)
+    weight = known_at(known[None], spots)[0]  # (P,)
     positive, negative = F.softplus(-logits) * weight, F.softplus(logits) * weight
     bce = (positive @ truth.T + negative @ (1 - truth).T) / weight.sum().clamp(min=1)
     inside = logits.sigmoid() * weight
@@ -55,7 +68,7 @@ def match(prediction: Prediction, index: int, labels: Tensor, targets: Tensor, k
     chance = prediction.classes[index].softmax(-1)[:, labels]  # (Q, T)
     cost = -CLASS_WEIGHT * chance + BCE_WEIGHT * bce + DICE_WEIGHT * dice
     queries, order = linear_sum_assignment(cost.float().cpu().numpy())
-    matched = torch.empty(len(labels), dtype=torch.long, device=labels.device)
+    matched = torch.full_like(labels, -1)
     matched[torch.as_tensor(order, device=labels.device)] = torch.as_tensor(queries, device=labels.device)
     return matched
 
@@ -78,10 +91,11 @@ def set_loss(
             if len(labels) == 0:
                 continue
             hit = labels if matching == "class" else match(prediction, i, labels, targets, known[i], points)
-            wanted[i, hit] = labels
-            rows += [i] * len(labels)
-            columns.append(hit)
-            truths.append(targets)
+            found = hit >= 0
+            wanted[i, hit[found]] = labels[found]
+            rows += [i] * int(found.sum())
+            columns.append(hit[found])
+            truths.append(targets[found])
     weights = torch.ones(no_object + 1, device=masks.device)
     weights[-1] = NO_OBJECT_WEIGHT
     terms = {"class": CLASS_WEIGHT * F.cross_entropy(prediction.classes.transpose(1, 2), wanted, weights)}
@@ -95,9 +109,9 @@ def set_loss(
 def _mask_terms(logits: Tensor, truths: Tensor, known: Tensor, points: int) -> dict[str, Tensor]:
     """logits: (N, h, w), truths, known: (N, H, W) of the N matched pairs."""
     with torch.no_grad():
-        spots = uncertain_points(logits, points)
+        spots = uncertain_points(logits, points, known)
         truth = sample_points(truths, spots)
-        weight = sample_points(known, spots)
+        weight = known_at(known, spots)
     sampled = sample_points(logits, spots)  # (N, P)
     bce = F.binary_cross_entropy_with_logits(sampled, truth, weight, reduction="none").sum(1)
     inside, truth = sampled.sigmoid() * weight, truth * weight
@@ -110,4 +124,6 @@ def semantic_cross_entropy(prediction: Prediction, masks: Tensor) -> Tensor:
     probabilities = semantic_probabilities(prediction).clamp(min=1e-6)
     step = masks.shape[-1] // probabilities.shape[-1]
     labels = masks[:, step // 2 :: step, step // 2 :: step].long()
-    return F.nll_loss((probabilities / probabilities.sum(1, keepdim=True)).log(), labels, ignore_index=VOID)
+    logs = (probabilities / probabilities.sum(1, keepdim=True)).log()
+    total = F.nll_loss(logs, labels, ignore_index=VOID, reduction="sum")
+    return total / (labels != VOID).sum().clamp(min=1)  # crops may be all void

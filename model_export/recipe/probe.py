@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -57,7 +58,8 @@ def fit(backbone: nn.Module, train: Dataset, rows: list[int], canvas: tuple[int,
         maps = features(backbone, torch.from_numpy(pixels)[None])[0]
         height, width = inner[0] // 8, inner[1] // 8
         x = maps[:, :height, :width].flatten(1).double()  # (C + 1, N)
-        labels = torch.from_numpy(sample.mask[4::8, 4::8][:height, :width].astype(np.int64)).flatten()
+        placed = Image.fromarray(sample.mask).resize((inner[1], inner[0]), Image.Resampling.NEAREST)
+        labels = torch.from_numpy(np.asarray(placed)[4::8, 4::8][:height, :width].astype(np.int64)).flatten()
         known = labels != VOID
         hot = F.one_hot(labels[known], classes).double()
         counts = hot.sum(0).clamp(min=1)

@@ -48,23 +48,33 @@ def confusions_by_exit(
     model: Segmenter, sample: Sample, canvas: tuple[int, int], exits: list[int]
 ) -> NDArray[np.int64]:
     """(len(exits), classes, classes). Backbone and every encoder layer run once; only the decoder runs per exit."""
+    return confusions_and_pooled(model, sample, canvas, exits)[0]
+
+
+@torch.inference_mode()
+def confusions_and_pooled(
+    model: Segmenter, sample: Sample, canvas: tuple[int, int], exits: list[int]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """`confusions_by_exit`, and the gate's input of the same features, (2 * channels,)."""
     pixels, inner = on_canvas(sample, canvas)
-    device = next(model.parameters()).device
-    lateral, maps = model.features(torch.from_numpy(pixels)[None].to(device))
+    lateral, maps = model.features(torch.from_numpy(pixels)[None].to(model.mean.device))
     found = []
     for exit, encoded in enumerate(model.encoder.every_exit(maps, max(exits)), 1):
         if exit in exits:
             probabilities = semantic_probabilities(model.decoder(lateral, encoded)[-1])
             labels = labels_at(probabilities, canvas, inner, sample.mask.shape)
             found.append(confusion(labels, sample.mask, model.config.classes))
-    return np.stack(found)
+    return np.stack(found), model.gate.pool(maps[0])[0].cpu().numpy()
 
 
 def labels_at(
     probabilities: Tensor, canvas: tuple[int, int], inner: tuple[int, int], size: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    """(1, C, h, w) on the canvas -> (H, W) class indices at the image's own size."""
-    full = F.interpolate(probabilities, canvas, mode="bilinear", align_corners=False)[..., : inner[0], : inner[1]]
-    if inner != size:
-        full = F.interpolate(full, size, mode="bilinear", align_corners=False)
+    """(1, C, h, w) on the canvas -> (H, W) class indices at the image's own size, by one interpolation as served."""
+    y, x = (
+        (torch.arange(n, device=probabilities.device) + 0.5) * (2 * i / (n * c)) - 1
+        for n, i, c in zip(size, inner, canvas, strict=True)
+    )
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)[None]  # (1, H, W, 2), -1..1 spans the canvas
+    full = F.grid_sample(probabilities, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return full[0].argmax(0).to(torch.uint8).cpu().numpy()

@@ -73,17 +73,49 @@ class Average:
 def append_log(run: Path, row: dict[str, float | int | str]) -> None:
     """One row of log.csv; the columns are those of the first row, further ones are refused by csv."""
     path = run / "log.csv"
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+    if not path.exists():
+        _write_log(path, [row])
+        return
+    with path.open("r+", newline="") as file:
+        columns = next(csv.reader(file))
+        file.seek(0, 2)
+        csv.DictWriter(file, columns).writerow(row)
+
+
+def _write_log(path: Path, rows: list[Any]) -> None:
+    temporary = path.with_suffix(".new")
+    with temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    temporary.replace(path)
 
 
 def read_log(run: Path) -> list[dict[str, str]]:
-    with (run / "log.csv").open(newline="") as file:
+    """Raises RunError where nothing was logged yet."""
+    path = run / "log.csv"
+    if not path.exists():
+        raise RunError(f"{path} is missing; it is written by `python -m model_export train-exits --out {run}`")
+    with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def cut_log(run: Path, step: int) -> None:
+    """Drop the rows of steps after `step`: a resumed run does them again."""
+    path = run / "log.csv"
+    if not path.exists():  # stopped between its first checkpoint and the row about it
+        return
+    kept = [row for row in read_log(run) if int(row["step"]) <= step]
+    if kept:
+        _write_log(path, kept)
+    else:
+        path.unlink()
+
+
+def discard_derived(run: Path) -> None:
+    """Remove what steps B and C found out about weights that have now changed; the gate's own went with them."""
+    for name in ("targets-fit.npz", "targets-held.npz", "gate.json"):
+        (run / name).unlink(missing_ok=True)
 
 
 def write_targets(run: Path, part: str, spec: str, arrays: dict[str, Any]) -> None:

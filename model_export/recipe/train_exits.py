@@ -28,7 +28,16 @@ from model_export.recipe.augment import random_crop
 from model_export.recipe.datasets import Dataset, Scenes, open_dataset
 from model_export.recipe.losses import set_loss
 from model_export.recipe.quality import confusions_by_exit, mean_iou
-from model_export.recipe.runs import Average, RunError, append_log, read_config, read_log, save_model, write_config
+from model_export.recipe.runs import (
+    Average,
+    RunError,
+    append_log,
+    cut_log,
+    discard_derived,
+    read_config,
+    save_model,
+    write_config,
+)
 
 TERMS = ("class", "bce", "dice", "pixel")
 
@@ -83,7 +92,10 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def config_of(args: argparse.Namespace, classes: int) -> Any:
     config = CONFIGS[args.config](classes)
-    schedule = STANDARD if args.schedule == "standard" else proscale(*map(int, args.schedule.split(",")))
+    counts = args.schedule.split(",")
+    if args.schedule != "standard" and (len(counts) != 3 or not all(count.isdecimal() for count in counts)):
+        raise ValueError(f"--schedule {args.schedule!r} must be standard or three numbers of layers, e.g. 2,2,2")
+    schedule = STANDARD if args.schedule == "standard" else proscale(*map(int, counts))
     changes: dict[str, Any] = {"schedule": schedule, "recalibration": args.recalibration}
     for name in ("backbone", "pixel_embedding", "matching", "queries"):
         if getattr(args, name) is not None:
@@ -164,16 +176,15 @@ def main(args: argparse.Namespace) -> None:
     optimizer = torch.optim.AdamW(parameter_groups(model, args.lr, args.backbone_lr, args.decay))
     checkpoint, start = args.out / "checkpoint.pt", 0
     if checkpoint.exists():
-        if read_config(args.out)[0] != config:
-            raise RunError(f"{args.out} holds a run of another config; choose another --out or delete it")
-        saved = torch.load(checkpoint, map_location=accelerator.device, weights_only=True)
+        if read_config(args.out)[:2] != (config, canvas):
+            raise RunError(f"{args.out} holds a run of another config or canvas; choose another --out or delete it")
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
-        average.state, start = saved["average"], saved["step"]
-        kept = [row for row in read_log(args.out) if int(row["step"]) <= start]  # steps after the checkpoint are redone
-        (args.out / "log.csv").unlink()
-        for row in kept:
-            append_log(args.out, row)  # type: ignore[arg-type]
+        average.state = {name: value.to(accelerator.device) for name, value in saved["average"].items()}
+        start = saved["step"]
+        if accelerator.is_main_process:
+            cut_log(args.out, start)
     elif accelerator.is_main_process:
         write_config(args.out, config, canvas, vars(args))
     wrapped, optimizer = accelerator.prepare(model, optimizer)
@@ -206,7 +217,11 @@ def main(args: argparse.Namespace) -> None:
         average.update(accelerator.unwrap_model(wrapped), step)
         sums = {k: sums[k] + (float(terms[k].detach()) if k in terms else 0.0) for k in TERMS}
         bar.set_postfix({k: f"{float(v.detach()):.2f}" for k, v in terms.items()}, refresh=False)
-        done = step + 1 == args.steps or (time.monotonic() - begun) / 60 > args.stop_after
+        done = step + 1 == args.steps
+        if args.stop_after < math.inf and not done:
+            if (time.monotonic() - begun) / 60 > args.stop_after:
+                accelerator.set_trigger()
+            done = accelerator.check_trigger()  # true on every process when one says so: clocks differ
         if (step + 1) % args.check_every == 0 or done:
             if accelerator.is_main_process:
                 since = step + 1 - max(start, (step // args.check_every) * args.check_every)
@@ -235,4 +250,5 @@ def save(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average:
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average.state, "step": step}
     torch.save(state, temporary)
     temporary.replace(run / "checkpoint.pt")
+    discard_derived(run)
     save_model(run, average.state)

@@ -21,9 +21,9 @@ from torch import Tensor
 from model_export.network.config import Config
 from model_export.network.gate import Gate
 from model_export.recipe.quality import qualities
-from model_export.recipe.runs import load_model, read_config, read_targets, save_model, write_gate
+from model_export.recipe.runs import RunError, load_model, read_config, read_targets, save_model, write_gate
 
-DECAYS = (0.01, 0.1, 1.0)
+DECAYS = (0.1, 1.0, 10.0)
 FOLDS = 5
 
 
@@ -66,7 +66,7 @@ def fit(
     if args.loss == "quality":
         with torch.no_grad():
             gate.output.weight.mul_(0.1)
-            gate.output.bias.copy_(torch.logit(quality.mean(0)))
+            gate.output.bias.copy_(torch.logit(quality.mean(0), eps=1e-4))  # finite also where all are right or wrong
 
     def loss_of(x: Tensor, q: Tensor) -> Tensor:
         return (
@@ -89,7 +89,7 @@ def fit(
 def cross_validate(
     config: Config, pooled: Tensor, quality: Tensor, args: argparse.Namespace
 ) -> tuple[float, int, float]:
-    """(weight decay, epochs, loss) of the lowest mean loss over folds. Folds are contiguous: neighbours are near twins."""
+    """(weight decay, epochs, loss) of the lowest mean loss over contiguous folds, since neighbours are near twins."""
     folds = np.array_split(np.arange(len(pooled)), FOLDS)
     best = (DECAYS[0], args.epochs, float("inf"))
     for decay in DECAYS:
@@ -114,6 +114,8 @@ def constant_loss(quality: NDArray[np.float64], args: argparse.Namespace) -> flo
 def main(args: argparse.Namespace) -> None:
     config, _, _ = read_config(args.run)
     targets = read_targets(args.run, "fit")
+    if len(targets["pooled"]) < FOLDS:
+        raise RunError(f"{FOLDS} images are the least that a gate can learn from: give derive-targets more to --fit")
     truth = qualities(targets["confusions"])
     pooled, quality = torch.from_numpy(targets["pooled"]).float(), torch.from_numpy(truth).float()
     decay, epochs, loss = cross_validate(config, pooled, quality, args)

@@ -1,0 +1,119 @@
+"""Training crops, and the canvas on which the recipe evaluates: the one on which the service serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from scipy.ndimage import maximum_filter, minimum_filter
+
+from model_export.recipe import augment
+from model_export.recipe.augment import PAD, jitter, on_canvas, random_crop
+from model_export.recipe.datasets import VOID, Folder, Sample
+from model_export.recipe.quality import labels_at
+from service.api.image import Limits, decode, to_canvas
+from service.api.masks import label_map
+from service.bundle import InputSpec
+from service.core import Decision, Outcome, Plan, Reason
+
+# Colours no two of which mix to a third, and none of which is the padding's.
+PAINT = np.uint8([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [0, 255, 255]])
+
+
+def _painted(height: int, width: int, seed: int) -> Sample:
+    """A mask of blocks, and an image that shows each label in its colour."""
+    blocks = np.random.default_rng(seed).integers(0, 5, (-(-height // 12), -(-width // 12)))
+    mask = np.kron(blocks, np.ones((12, 12), int))[:height, :width].astype(np.uint8)
+    return Sample("painted", PAINT[mask], mask)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_crop_keeps_image_and_mask_aligned(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    monkeypatch.setattr(augment, "jitter", lambda image, _: image)
+    image, mask = random_crop(_painted(90, 130, seed), np.random.default_rng(seed), (64, 96))
+    # The image's filter reaches two pixels; away from the borders between labels, it shows the label's own colour.
+    inside = minimum_filter(mask, 5, mode="constant", cval=254) == maximum_filter(mask, 5, mode="constant", cval=254)
+    assert inside.mean() > 0.3
+    wanted = np.concatenate([PAINT, np.zeros((250, 3), np.uint8), np.full((1, 3), PAD, np.uint8)])[mask]
+    assert np.array_equal(image[inside], wanted[inside])
+
+
+def test_random_crop_pads_with_void_where_the_source_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(augment, "jitter", lambda image, _: image)
+    void = 0
+    for seed in range(8):
+        image, mask = random_crop(_painted(30, 40, 0), np.random.default_rng(seed), (64, 96), scale=(0.9, 1.1))
+        assert np.array_equal((image == PAD).all(-1), mask == VOID)
+        rows, columns = np.nonzero(mask != VOID)
+        assert len(rows) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)  # one rectangle, all of it known
+        assert 0.7 * 30 * 40 < len(rows) < 1.4 * 30 * 40  # the whole source, at about its own size
+        void += int((mask == VOID).sum())
+    assert void > 0
+
+
+@pytest.mark.parametrize(("height", "width"), [(5, 300), (90, 130), (700, 20)])
+def test_random_crop_has_its_size_whatever_the_source(height: int, width: int) -> None:
+    sample = _painted(height, width, 1)
+    for seed in range(6):
+        image, mask = random_crop(sample, np.random.default_rng(seed), (64, 96))
+        again = random_crop(sample, np.random.default_rng(seed), (64, 96))
+        assert (image.shape, image.dtype, mask.shape, mask.dtype) == ((64, 96, 3), np.uint8, (64, 96), np.uint8)
+        assert np.array_equal(image, again[0])
+        assert np.array_equal(mask, again[1])
+
+
+def test_jitter_changes_colours_and_moves_nothing() -> None:
+    image = _painted(48, 72, 2).image
+    changed = jitter(image, np.random.default_rng(3))
+    assert not np.array_equal(changed, image)
+    both = np.concatenate([changed, image], -1)
+    for pixels in (image, changed, both):  # each colour becomes one other colour, wherever it stands
+        assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) == len(PAINT)
+
+
+CANVAS = InputSpec(96, 128, "uint8", "NHWC", (PAD,) * 3)
+SIZES = [(96, 128), (90, 128), (50, 61), (300, 500), (720, 960), (2000, 9)]
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_trained_canvas_is_the_served_canvas(height: int, width: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    ours, inner = on_canvas(Sample("noise", pixels, np.zeros((height, width), np.uint8)), (96, 128))
+    frame = to_canvas(Image.fromarray(pixels), CANVAS)
+    assert inner == (frame.geometry.scaled_height, frame.geometry.scaled_width)
+    assert np.array_equal(ours, frame.pixels)
+
+
+def test_trained_canvas_of_a_large_jpeg_is_about_the_served_one(tmp_path: Path) -> None:
+    """The service lets the JPEG decoder shrink the image on the way; the recipe does not."""
+    y, x = np.mgrid[0:600, 0:800] / 40
+    pixels = np.uint8(127 + 60 * np.stack([np.sin(x) + np.cos(y), np.sin(x * y / 9), np.cos(x - y)], -1))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "images" / "a.jpg", quality=95)
+    Image.new("L", (800, 600)).save(tmp_path / "masks" / "a.png")
+    ours, _ = on_canvas(Folder(tmp_path)[0], (96, 128))
+    served = decode((tmp_path / "images" / "a.jpg").read_bytes(), "image/jpeg", Limits(10**7, 4096, 1), CANVAS).pixels
+    gap = np.abs(ours.astype(int) - served.astype(int))
+    assert gap.mean() < 1
+    assert np.quantile(gap, 0.99) <= 8
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_evaluated_labels_are_the_served_labels(height: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(height)
+    coarse = 3 * torch.randn(1, 11, 6, 8, generator=generator)
+    smooth = F.interpolate(coarse, (24, 32), mode="bicubic").softmax(1)
+    probabilities = smooth + 0.02 * torch.rand(smooth.shape, generator=generator)
+    sample = Sample("black", np.zeros((height, width, 3), np.uint8), np.zeros((height, width), np.uint8))
+    _, inner = on_canvas(sample, (96, 128))
+    decision = Decision(Plan("d1", 1, 1.0, 1.0, 1.0, 0.5), Reason.GATE, 0.5)
+    frame = to_canvas(Image.fromarray(sample.image), CANVAS)
+    served = label_map(Outcome(decision, frame.geometry, probabilities[0].numpy()), CANVAS)
+    ours = labels_at(probabilities, (96, 128), inner, (height, width))
+    assert ours.shape == served.shape == (height, width)
+    assert (ours == served).mean() >= 0.999

@@ -1,0 +1,106 @@
+"""GFLOPs of exported graphs: exact for hand-made ones, and the layer's formula for ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from model_export.export.flops import count_gflops
+from service import bundle
+from tests.toy import STAGES
+
+pytestmark = pytest.mark.timeout(600)  # the first test that needs the toy bundle waits for its export
+
+
+def _graph(path: Path, nodes: list[onnx.NodeProto], inputs: dict[str, list[int | str]], outputs: list[str]) -> Path:
+    graph = helper.make_graph(
+        nodes,
+        "hand-made",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in inputs.items()],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(onnx.shape_inference.infer_shapes(model), path)
+    return path
+
+
+NODES = {
+    # 6 x 5 x 6 outputs, each from 2 channels x 3 x 3
+    "Conv": (
+        helper.make_node("Conv", ["x", "w"], ["y"], group=2, pads=[1, 1, 1, 1], strides=[2, 2]),
+        {"x": ["batch", 4, 10, 12], "w": [6, 2, 3, 3]},
+        2 * 180 * 18,
+    ),
+    "MatMul": (helper.make_node("MatMul", ["x", "w"], ["y"]), {"x": ["batch", 7, 5], "w": [5, 3]}, 2 * 21 * 5),
+    "MatMul of two batches": (
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+        {"x": ["batch", 2, 7, 5], "w": ["batch", 2, 5, 3]},
+        2 * 2 * 21 * 5,
+    ),
+    "Gemm": (helper.make_node("Gemm", ["x", "w"], ["y"], transB=1), {"x": ["batch", 8], "w": [9, 8]}, 2 * 9 * 8),
+    "Gemm of a transposed": (
+        helper.make_node("Gemm", ["x", "w"], ["y"], transA=1),
+        {"x": [8, 4], "w": [8, 9]},
+        2 * 4 * 9 * 8,
+    ),
+    # 4 x 3 samples of 2 channels: 4 corners and the attention weight
+    "GridSample": (
+        helper.make_node("GridSample", ["x", "w"], ["y"]),
+        {"x": ["batch", 2, 5, 6], "w": ["batch", 4, 3, 2]},
+        24 * 2 * 5,
+    ),
+    "Einsum": (
+        helper.make_node("Einsum", ["x", "w"], ["y"], equation="bqc,bqhw->bchw"),
+        {"x": ["batch", 3, 2], "w": ["batch", 3, 4, 5]},
+        2 * 3 * 2 * 4 * 5,
+    ),
+    "Add": (helper.make_node("Add", ["x", "w"], ["y"]), {"x": ["batch", 3], "w": ["batch", 3]}, 0),
+}
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_flops_of_one_node_are_exact(tmp_path: Path, name: str) -> None:
+    node, inputs, flops = NODES[name]
+    path = _graph(tmp_path / "graph.onnx", [node], inputs, ["y"])  # type: ignore[arg-type]
+    assert count_gflops(path) * 1e9 == pytest.approx(flops, abs=1e-6)
+
+
+def test_flops_of_a_graph_are_the_sum(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["hidden"]),
+        helper.make_node("Relu", ["hidden"], ["active"]),
+        helper.make_node("MatMul", ["active", "v"], ["y"]),
+    ]
+    path = _graph(tmp_path / "graph.onnx", nodes, {"x": ["batch", 7, 5], "w": [5, 4], "v": [4, 2]}, ["y"])
+    assert count_gflops(path) * 1e9 == pytest.approx(2 * 7 * (5 * 4 + 4 * 2), abs=1e-6)
+
+
+@pytest.mark.parametrize(("name", "free"), [("MatMul", ["batch", "free", 5]), ("Einsum", ["batch", 3, "free"])])
+def test_flops_refuse_a_size_that_is_not_fixed(tmp_path: Path, name: str, free: list[int | str]) -> None:
+    node, inputs, _ = NODES[name]
+    path = _graph(tmp_path / "graph.onnx", [node], {**inputs, "x": free}, ["y"])  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match=f"{name} .*size is not fixed"):
+        count_gflops(path)
+
+
+def test_every_layer_of_the_standard_schedule_costs_the_same(toy_bundle: Path) -> None:
+    """And exactly what the layer's formula says, sampling included."""
+    costs = [1e9 * count_gflops(toy_bundle / f"encoder-d{k}.onnx") for k in (1, 2, 3)]
+    tokens, channels, ffn, samples = 2 * 3 + 4 * 6 + 8 * 12, 32, 32, 4 * 3 * 4  # samples: heads x levels x points
+    linear = 2 * tokens * channels * (3 * samples + 2 * channels + 2 * ffn)
+    sampling = 10 * tokens * (channels // 4) * samples
+    assert np.diff(costs) == pytest.approx([linear + sampling] * 2, rel=1e-9)
+    assert costs[0] == pytest.approx(linear + sampling, rel=1e-9)
+
+
+def test_plan_costs_front_encoder_and_decoder(toy_bundle: Path) -> None:
+    manifest = bundle.load(toy_bundle).manifest
+    parts = {name: count_gflops(toy_bundle / f"{name}.onnx") for name in STAGES}
+    for plan in manifest.plans:
+        whole = parts["front"] + parts[manifest.encoder_of[plan.name]] + parts["decoder"]
+        assert plan.gflops == pytest.approx(whole, abs=1e-4)
+    assert min(parts.values()) > 0

@@ -1,0 +1,248 @@
+"""Step A: its parts, and that a stopped run goes on as if it had not been."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from model_export.network.config import proscale, tiny
+from model_export.network.decoder import Prediction
+from model_export.network.segmenter import Segmenter
+from model_export.recipe.datasets import VOID, Scenes
+from model_export.recipe.derive_targets import measure
+from model_export.recipe.losses import set_loss
+from model_export.recipe.runs import Average, append_log, read_config, read_log
+from model_export.recipe.train_exits import (
+    config_of,
+    draw_batch,
+    exit_of,
+    exit_weights,
+    look,
+    parameter_groups,
+    parse_size,
+    rate,
+    total_loss,
+)
+from tests.toy import CANVAS, Stripes, Words, command, toy
+
+pytestmark = pytest.mark.usefixtures("toy_config")
+
+
+def test_exit_weights_grow_with_depth_and_have_mean_one() -> None:
+    weights = exit_weights("linear", 6)
+    assert np.mean(weights) == pytest.approx(1)
+    assert np.allclose(np.diff(weights), weights[0])
+    assert exit_weights("uniform", 4) == [1.0] * 4
+
+
+def test_exit_is_uniform_and_a_function_of_seed_and_step() -> None:
+    drawn = [exit_of(step, 0, 6) for step in range(3000)]
+    assert drawn[:50] == [exit_of(step, 0, 6) for step in range(50)]
+    assert drawn[:50] != [exit_of(step, 1, 6) for step in range(50)]
+    counts = np.bincount(drawn, minlength=7)
+    assert counts[0] == 0
+    assert len(counts) == 7
+    assert counts[1:].min() > 420  # 500 expected, four standard deviations
+    assert counts[1:].max() < 580
+
+
+def test_rate_warms_up_then_falls_to_zero() -> None:
+    rates = [rate(step, 1000) for step in range(1000)]
+    assert rates[0] == pytest.approx(1 / 200)
+    assert max(rates) == rates[200] == 1
+    assert (np.diff(rates[:200]) > 0).all()
+    assert (np.diff(rates[200:]) < 0).all()
+    assert rates[-1] < 1e-4
+
+
+@pytest.mark.parametrize("text", ["384", "384x", "100x96", "0x96", "ax96", "384x480x3", "-64x96"])
+def test_sizes_must_fit_the_stride(text: str) -> None:
+    with pytest.raises(ValueError, match="multiples of 32"):
+        parse_size(text)
+    assert parse_size("64x96") == CANVAS
+
+
+def _arguments(**changes: object) -> argparse.Namespace:
+    none = dict.fromkeys(("backbone", "pixel_embedding", "matching", "queries"))
+    return argparse.Namespace(**{"config": "tiny", "schedule": "standard", "recalibration": False, **none, **changes})
+
+
+def test_config_takes_the_command_line_s_changes() -> None:
+    assert config_of(_arguments(schedule="1,2,3"), 11).schedule == proscale(1, 2, 3)
+    changed = config_of(_arguments(matching="hungarian", queries=20, recalibration=True), 11)
+    assert (changed.matching, changed.queries, changed.recalibration) == ("hungarian", 20, True)
+
+
+@pytest.mark.parametrize("schedule", ["2,2", "a,b,c", "", "1,2,3,4", "0,0,0", "-1,2,2"])
+def test_config_refuses_other_schedules(schedule: str) -> None:
+    with pytest.raises(ValueError, match="schedule"):
+        config_of(_arguments(schedule=schedule), 11)
+
+
+def test_parameter_groups_hold_every_parameter_once_and_leave_the_gate_out() -> None:
+    model = Segmenter(tiny())
+    groups = parameter_groups(model, 1.0, 0.2, 0.05)
+    names = {id(p): n for n, p in model.named_parameters()}
+    grouped = {names[id(p)]: group for group in groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(grouped)
+    assert set(grouped) == {n for n in names.values() if not n.startswith("gate.")}
+    for name, group in grouped.items():
+        assert group["lr"] == (0.2 if name.startswith("backbone.") else 1.0)
+        free = any(part in name for part in ("norm", "bias", "level_embedding", "queries", "query_positions"))
+        if free:
+            assert group["weight_decay"] == 0, name
+        elif name.endswith("weight") and dict(model.named_parameters())[name].ndim > 1:
+            assert group["weight_decay"] == 0.05, name
+
+
+def test_a_new_data_set_is_one_class() -> None:
+    images, masks = draw_batch(Stripes(), Scenes(1), 0.0, CANVAS, 3, np.random.default_rng(0))
+    assert images.shape == (3, *CANVAS, 3)
+    assert set(masks.unique().tolist()) <= {0, 1, VOID}
+    model = Segmenter(toy(2, 2)).eval()
+    assert len(look(model, Stripes(), CANVAS)) == 2
+    assert measure(model, [Stripes()], CANVAS, 1, 0)["confusions"].shape == (2, 2, 2, 2)
+
+
+def test_batches_are_a_function_of_the_generator_and_mix_in_scenes() -> None:
+    def draw(share: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        scenes = Scenes(3, height=60, width=80)
+        return draw_batch(Stripes(), scenes, share, CANVAS, 4, np.random.default_rng(seed))
+
+    for first, again, other in zip(draw(0.5, 1), draw(0.5, 1), draw(0.5, 2), strict=True):
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+    assert draw(1.0, 0)[1].unique().numel() > 3  # of the scenes' classes
+
+
+def test_deep_supervision_adds_the_terms_of_every_head() -> None:
+    masks = torch.zeros(1, 32, 32, dtype=torch.uint8)
+    masks[:, 16:] = 1
+    heads = [Prediction(torch.randn(1, 2, 3), torch.randn(1, 2, 8, 8)) for _ in range(3)]
+    torch.manual_seed(0)
+    total = total_loss(heads, masks, "class", 64, 2.0)
+    torch.manual_seed(0)
+    parts = [set_loss(head, masks, "class", 64, 2.0) for head in heads]
+    assert list(total) == ["class", "bce", "dice", "pixel"]
+    for name, value in total.items():
+        assert torch.allclose(value, torch.stack([part[name] for part in parts]).sum())
+
+
+def test_average_follows_at_once_early_and_slowly_late() -> None:
+    model = torch.nn.Linear(1, 1)
+    torch.nn.init.zeros_(model.weight)
+    average = Average(model, 0.99)
+    torch.nn.init.ones_(model.weight)
+    average.update(model, 0)
+    assert float(average.state["weight"]) == pytest.approx(0.9)
+    average = Average(model, 0.99)
+    torch.nn.init.zeros_(model.weight)
+    average.update(model, 10_000)
+    assert float(average.state["weight"]) == pytest.approx(0.99)
+
+
+def _rows(run: Path) -> list[dict[str, str]]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_log(run)]
+
+
+def _equal(one: object, other: object) -> bool:
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(_equal(one[k], other[k]) for k in one)
+    if isinstance(one, list):
+        return isinstance(other, list) and len(one) == len(other) and all(map(_equal, one, other))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def test_stopped_and_resumed_run_equals_an_uninterrupted_one(
+    train_words: Words, trained_run: Path, tmp_path: Path
+) -> None:
+    """Weights, their average, the optimizer's state and the log, to the last bit."""
+    run = tmp_path / "run"
+    assert command(*train_words, "--out", run, "--stop-after", "0") == 0
+    assert [row["step"] for row in read_log(run)] == ["1"]
+    assert command(*train_words, "--out", run) == 0
+    whole, pieces = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (trained_run, run))
+    assert whole["step"] == pieces["step"] == 3
+    assert _equal(whole["optimizer"]["state"], pieces["optimizer"]["state"])
+    assert _equal(whole["average"], pieces["average"])
+    assert _equal(whole["model"], pieces["model"])
+    assert not _equal(whole["model"], whole["average"])
+    assert (run / "model.safetensors").read_bytes() == (trained_run / "model.safetensors").read_bytes()
+    assert _rows(run) == _rows(trained_run)
+    assert len(_rows(run)) == 3
+
+
+def test_run_folder_holds_averaged_weights_config_and_log(trained_run: Path) -> None:
+    config, canvas, arguments = read_config(trained_run)
+    assert (config.exits, config.channels, canvas, arguments["steps"]) == (3, 32, CANVAS, 3)
+    average = torch.load(trained_run / "checkpoint.pt", weights_only=True)["average"]
+    assert _equal(load_file(trained_run / "model.safetensors").keys(), average.keys())
+    assert all(torch.equal(v, average[n].float()) for n, v in load_file(trained_run / "model.safetensors").items())
+    for row in read_log(trained_run):
+        assert {"class", "bce", "dice", "pixel", "dev_d1", "dev_d3"} <= row.keys()
+        assert all(float(value) >= 0 for value in row.values())
+
+
+def test_rows_after_the_checkpoint_are_done_again(train_words: Words, trained_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    append_log(run, {**read_log(run)[-1], "step": 4})  # as if killed between the row and its checkpoint
+    assert command(*train_words, "--out", run) == 0
+    assert _rows(run) == _rows(trained_run)
+    (run / "log.csv").unlink()
+    assert command(*train_words, "--out", run) == 0
+
+
+def test_log_refuses_a_row_with_other_columns(tmp_path: Path) -> None:
+    append_log(tmp_path, {"step": 1, "dev_d1": 0.5})
+    append_log(tmp_path, {"dev_d1": 0.6, "step": 2})
+    assert read_log(tmp_path) == [{"step": "1", "dev_d1": "0.5"}, {"step": "2", "dev_d1": "0.6"}]
+    with pytest.raises(ValueError, match="dev_d2"):
+        append_log(tmp_path, {"step": 3, "dev_d1": 0.5, "dev_d2": 0.5})
+    with (tmp_path / "log.csv").open(newline="") as file:
+        assert len(list(csv.reader(file))) == 3
+
+
+def test_training_on_discards_what_was_derived_from_older_weights(
+    train_words: Words, toy_run: Path, tmp_path: Path
+) -> None:
+    """The averaged weights carry an untrained gate: with gate.json still there, it could be exported."""
+    run = shutil.copytree(toy_run, tmp_path / "run")
+    assert command(*train_words, "--out", run, "--steps", "4") == 0
+    left = sorted(file.name for file in run.iterdir() if file.suffix != ".png")
+    assert left == ["checkpoint.pt", "log.csv", "model.safetensors", "run.json"]
+    assert command("evaluate", run) == 1
+    assert command("export", run, "--out", tmp_path / "bundle") == 1
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (("--schedule", "0,0,2"), "holds a run of another config or canvas"),
+        (("--canvas", "96x96"), "holds a run of another config or canvas"),
+        (("--canvas", "100x96"), "multiples of 32"),
+        (("--train", "camvid:train"), "needs --data FOLDER"),
+    ],
+)
+def test_train_exits_refuses_with_a_message(
+    train_words: Words, trained_run: Path, capsys: pytest.CaptureFixture[str], extra: tuple[str, ...], message: str
+) -> None:
+    before = {file.name: file.stat().st_mtime_ns for file in trained_run.iterdir()}
+    assert command(*train_words, "--out", trained_run, *extra) == 1
+    assert message in capsys.readouterr().err
+    assert before == {file.name: file.stat().st_mtime_ns for file in trained_run.iterdir()}
+
+
+def test_scenes_cannot_be_mixed_with_other_classes(
+    train_words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model_export.recipe.train_exits.open_dataset", lambda spec, root: Stripes())
+    assert command(*train_words, "--out", tmp_path / "run") == 1
+    assert "set it to 0" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
