@@ -1,6 +1,8 @@
 # make serve [PORT= HOST= BUNDLE=]   the service, in an environment without torch
 # make test [TESTS="pytest arguments"]   the whole suite with coverage, or what TESTS names
 # make lint   ruff (rules, format) and mypy --strict
+# make bench-latency   latency per depth, start and memory of the real service
+# make bench-picture   docs/fathom.png, the picture in the README, from the real service
 # Each sets itself up in .venv; PYTHON= picks the interpreter (3.11 to 3.13) that a new environment is made with.
 
 # Plain `=`: only the command line changes these, not a HOST or PORT that the shell happens to export.
@@ -14,7 +16,7 @@ SERVE = .venv/serve
 TEST = .venv/test
 
 .DEFAULT_GOAL = help
-.PHONY: help serve test lint
+.PHONY: help serve test lint bench-latency bench-picture
 .DELETE_ON_ERROR:
 
 help:
@@ -47,3 +49,10 @@ $(SERVE)/.ready $(TEST)/.ready: pyproject.toml
 	@$(PYTHON) -m venv --clear $(@D)
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRA)]'
 	@touch $@
+
+# Benchmarks and pictures of a real service process; each prints a table and ends in one JSON line.
+bench-latency: $(TEST)/.ready
+	$(TEST)/bin/python tests/bench/latency.py --bundle "$(BUNDLE)"
+
+bench-picture: $(TEST)/.ready
+	$(TEST)/bin/python tests/bench/picture.py --bundle "$(BUNDLE)"

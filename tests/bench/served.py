@@ -1,0 +1,65 @@
+"""A real service process on a free loopback port, for benchmarks and pictures."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+
+
+@dataclass(frozen=True)
+class Served:
+    """url: http://127.0.0.1:PORT; start_s: from exec to the first 200 of /readyz."""
+
+    url: str
+    pid: int
+    start_s: float
+
+
+@contextmanager
+def served(bundle: str, *flags: str, limit_s: float = 60) -> Iterator[Served]:
+    """Raises RuntimeError with the service's last words when it is not ready within limit_s."""
+    begun = time.monotonic()
+    command = [sys.executable, "-m", "service", "--bundle", bundle, "--port", "0", *flags]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("FATHOM_")}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    words: list[str] = []
+    found = threading.Event()
+
+    def listen() -> None:
+        assert process.stderr is not None
+        for line in process.stderr:  # read to the end: a full pipe would stop the service
+            words.append(line)
+            del words[:-50]
+            if "listening on " in line:
+                words.insert(0, line.split("listening on ")[1].strip())
+                found.set()
+
+    threading.Thread(target=listen, daemon=True).start()
+    try:
+        if not found.wait(limit_s):
+            raise RuntimeError("the service did not listen:\n" + "".join(words))
+        url = words[0]
+        while True:
+            try:
+                if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            if process.poll() is not None or time.monotonic() - begun > limit_s:
+                raise RuntimeError("the service did not get ready:\n" + "".join(words))
+            time.sleep(0.01)
+        yield Served(url, process.pid, time.monotonic() - begun)
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
