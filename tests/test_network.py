@@ -593,3 +593,11 @@ def test_segmenter_normalises_uint8_pixels_as_its_backbone_was_trained() -> None
         assert [tuple(m.shape) for m in (lateral, *maps)] == [
             (1, 32, 8, 16), (1, 32, 1, 2), (1, 32, 2, 4), (1, 32, 4, 8)
         ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_random_backbone_keeps_its_signal_to_the_last_stride(name: str) -> None:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        maps = BACKBONES[name]().eval()(torch.randn(1, 3, 64, 64))
+    assert all(0.05 < float(m.std()) < 20 for m in maps)

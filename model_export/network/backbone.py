@@ -28,6 +28,8 @@ class SameConv(nn.Module):
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=not norm)
         self.norm = nn.BatchNorm2d(outputs, eps=1e-3) if norm else None
         self.act = act
+        # Without weights to load, torch's default dies out on the way: stride 32 would start at 1e-7.
+        nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu" if act else "linear")
 
     def train(self, mode: bool = True) -> SameConv:
         super().train(mode)
