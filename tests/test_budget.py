@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import http_sf
 import pytest
-from http_sfv.dictionary import Dictionary
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -158,7 +158,7 @@ def test_compute_used_has_the_documented_text() -> None:
 @pytest.mark.parametrize("gflops", [0.0004, 0.05, 12.0, 12345.67891, 1e6])
 @pytest.mark.parametrize("reason", list(Reason))
 def test_compute_used_is_a_dictionary_of_the_format(gflops: float, reason: Reason) -> None:
-    parsed = Dictionary()
-    parsed.parse(format_used(Decision(Plan("d2", 2, 1, 1, gflops, 0.7), reason, 0.7), OF).encode())
-    assert (parsed["depth"].value, parsed["of"].value, str(parsed["reason"].value)) == (2, OF, reason.value)
-    assert float(parsed["gflops"].value) == pytest.approx(gflops, abs=0.0005)
+    text = format_used(Decision(Plan("d2", 2, 1, 1, gflops, 0.7), reason, 0.7), OF)
+    parsed = {key: value for key, (value, _) in http_sf.parse(text.encode(), tltype="dictionary").items()}
+    assert (parsed["depth"], parsed["of"], str(parsed["reason"])) == (2, OF, reason.value)
+    assert float(parsed["gflops"]) == pytest.approx(gflops, abs=0.0005)
