@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from service.api import node_budget
 from service.api.node_budget import from_setting, watch
 from service.core import Budget
 from service.errors import SettingsError
@@ -110,6 +111,21 @@ def test_a_broken_file_keeps_the_last_good_budget_and_warns_once_with_the_key(
         assert asyncio.run(run()) == [Budget(depth=3), Budget(depth=2)]
     assert len(caplog.messages) == 1
     assert "'depht'" in caplog.messages[0]
+
+
+def test_a_file_that_is_empty_for_one_look_lifts_no_ceiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = [Budget(depth=3), Budget(), Budget(depth=2), Budget(depth=2)]
+
+    def read(path: Path, of: int) -> Budget | str:
+        return looks.pop(0) if len(looks) > 1 else looks[0]
+
+    async def run() -> list[Budget]:
+        async with watching(tmp_path / "budget") as watched:
+            await watched.until(2)
+            return watched.applied
+
+    monkeypatch.setattr(node_budget, "_read", read)
+    assert asyncio.run(run()) == [Budget(depth=3), Budget(depth=2)]
 
 
 def test_a_mended_file_applies_the_same_budget_again_and_a_missing_one_warns(

@@ -33,18 +33,21 @@ async def watch(path: Path, of: int, apply: Callable[[Budget], None], period_s: 
     """Call `apply` with the file's budget now and after each change, until cancelled. of: the bundle's deepest exit.
 
     A file that is missing or cannot be understood changes nothing: the last good budget stays, and one warning says
-    why. Mending the file applies it again.
+    why. Mending the file applies it again. A change counts once two looks agree on it: a file that is being written
+    in place is empty for a moment, and an empty one would lift every ceiling.
     """
     last: Budget | str | None = None
+    before: Budget | str | None = None
     while True:
         found = await asyncio.to_thread(_read, path, of)
-        if found != last:
+        if found != last and (last is None or found == before):
             if isinstance(found, str):
                 _log.warning("%s: %s. The last good node budget stays.", path, found)
             else:
                 _log.info("%s: %s", path, found)
                 apply(found)
-        last = found
+            last = found
+        before = found
         await asyncio.sleep(period_s)
 
 
