@@ -1,12 +1,19 @@
-"""Multi-scale deformable attention (arXiv 2010.04159, section 4.1): the one definition in torch."""
+"""Multi-scale deformable attention (arXiv 2010.04159, section 4.1): the one definition in torch.
+
+On the CPU, and in what is exported from there, it is grid_sample. On CUDA it is one operator, fathom::ms_deform_attn,
+that runs our fused kernel (model_export/export/kernels); grid_sample remains for what that cannot be compiled for.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from model_export.export.kernels import launch, on_torch
 
 
 def deformable_attention(
@@ -16,24 +23,125 @@ def deformable_attention(
 
     value: (B, S, M, D) with S = sum of h*w over the levels, M heads of D channels.
     offsets: (B, Q, M, L, P, 2) in pixels of each level, (x, y). logits: (B, Q, M, L, P), softmax over L*P is inside.
-    reference: (Q, 2) in 0..1, (x, y). shapes: [(h, w)] per level. Returns (B, Q, M*D).
+    reference: (Q, 2), or (B, Q, 2) if each image has queries of its own, in 0..1, (x, y), float32 at least.
+    shapes: [(h, w)] per level. Returns (B, Q, M*D).
     """
+    if value.is_cuda:
+        return ms_deform_attn(value, offsets, logits, reference, [side for shape in shapes for side in shape])
+    return _by_grid_sample(value, offsets, logits, reference, shapes)
+
+
+def _by_grid_sample(
+    value: Tensor, offsets: Tensor, logits: Tensor, reference: Tensor, shapes: list[tuple[int, int]]
+) -> Tensor:
     batch, _, heads, width = value.shape
     queries, levels, points = logits.shape[1], logits.shape[3], logits.shape[4]
     weights = logits.flatten(3).softmax(-1).unflatten(3, (levels, points))  # (B, Q, M, L, P)
     weights = weights.permute(3, 0, 2, 1, 4).flatten(1, 2)  # (L, B*M, Q, P)
-    offsets = offsets.permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # (L, B*M, Q, P, 2)
     out = value.new_zeros(())
-    start = 0
+    for level, (plane, grid, _) in enumerate(_planes(value, offsets, reference, shapes)):
+        sampled = F.grid_sample(plane, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        out = out + (sampled * weights[level].unsqueeze(1)).sum(-1)  # (B*M, D, Q)
+    return out.reshape(batch, heads * width, queries).transpose(1, 2)
+
+
+def _planes(
+    value: Tensor, offsets: Tensor, reference: Tensor, shapes: list[tuple[int, int]]
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """For each level what grid_sample takes: plane (B*M, D, h, w), grid (B*M, Q, P, 2); and d grid / d offset, (2,)."""
+    _, _, heads, width = value.shape
+    offsets = offsets.permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # (L, B*M, Q, P, 2)
+    per_image = reference.repeat_interleave(heads, 0) if reference.ndim == 3 else reference[None]
+    centre = per_image[:, :, None]  # (B*M or 1, Q, 1, 2)
+    start, planes = 0, []
     for level, (height, wide) in enumerate(shapes):
         plane = value[:, start : start + height * wide].permute(0, 2, 3, 1).reshape(-1, width, height, wide)
         start += height * wide
         # grid_sample wants -1..1: 2 * (reference + offset / size) - 1
         step = torch.tensor((2.0 / wide, 2.0 / height), dtype=value.dtype, device=value.device)
-        grid = offsets[level] * step + (2 * reference - 1)[None, :, None]
+        planes.append((plane, offsets[level] * step + (2 * centre - 1), step))
+    return planes
+
+
+# ------------------------------------------------------------------------------------------------------- the operator
+
+
+@torch.library.custom_op("fathom::ms_deform_attn", mutates_args=())
+def ms_deform_attn(value: Tensor, offsets: Tensor, logits: Tensor, reference: Tensor, sizes: list[int]) -> Tensor:
+    """`deformable_attention` as one node of a graph; sizes: h, w of level after level.
+
+    float16 and bfloat16 are storage only: it counts in float32, on every device.
+    """
+    return _by_grid_sample_wide(value, offsets, logits, reference, sizes)
+
+
+def _by_grid_sample_wide(value: Tensor, offsets: Tensor, logits: Tensor, reference: Tensor, sizes: list[int]) -> Tensor:
+    wide = [t.to(_counting(value)) for t in (value, offsets, logits, reference)]
+    return _by_grid_sample(*wide, _pairs(sizes)).to(value.dtype).contiguous()
+
+
+def _counting(value: Tensor) -> torch.dtype:
+    return torch.float64 if value.dtype == torch.float64 else torch.float32
+
+
+@ms_deform_attn.register_fake
+def _(value: Tensor, offsets: Tensor, logits: Tensor, reference: Tensor, sizes: list[int]) -> Tensor:
+    batch, _, heads, width = value.shape
+    return value.new_empty(batch, logits.shape[1], heads * width)
+
+
+def _pairs(sizes: list[int]) -> list[tuple[int, int]]:
+    return list(zip(sizes[::2], sizes[1::2], strict=True))
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Written out, so that torch.compile can trace it. Recomputes the samples: they are twelve times the output."""
+    saved = ctx.saved_tensors
+    value, offsets, logits, reference = (t.to(_counting(saved[0])) for t in saved)
+    batch, _, heads, width = value.shape
+    levels, points = logits.shape[3:]
+    grad = grad.to(value.dtype).unflatten(2, (heads, width)).permute(0, 2, 3, 1)
+    grad = grad.flatten(0, 1).unsqueeze(-1)  # (B*M, D, Q, 1)
+    weights = logits.flatten(3).softmax(-1)  # (B, Q, M, L*P)
+    per_level = weights.unflatten(3, (levels, points)).permute(3, 0, 2, 1, 4).flatten(1, 2)  # (L, B*M, Q, P)
+    to_value, to_offsets, to_weights, to_reference = [], [], [], torch.zeros_like(reference)
+    for level, (plane, grid, step) in enumerate(_planes(value, offsets, reference, ctx.shapes)):
         sampled = F.grid_sample(plane, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        out = out + (sampled * weights[level].unsqueeze(1)).sum(-1)  # (B*M, D, Q)
-    return out.reshape(batch, heads * width, queries).transpose(1, 2)
+        to_weights.append((grad * sampled).sum(1))  # (B*M, Q, P)
+        to_plane, to_grid = torch.ops.aten.grid_sampler_2d_backward(
+            (grad * per_level[level].unsqueeze(1)).contiguous(), plane, grid, 0, 0, False, [True, True]
+        )
+        to_value.append(to_plane.flatten(2).unflatten(0, (batch, heads)).permute(0, 3, 1, 2))  # (B, h*w, M, D)
+        to_offsets.append((to_grid * step).unflatten(0, (batch, heads)).transpose(1, 2))  # (B, Q, M, P, 2)
+        of_images = 2 * to_grid.unflatten(0, (batch, heads)).sum((1, 3))  # (B, Q, 2)
+        to_reference = to_reference + (of_images if reference.ndim == 3 else of_images.sum(0))
+    direct = torch.stack(to_weights).unflatten(1, (batch, heads)).permute(1, 3, 2, 0, 4).flatten(3)  # (B, Q, M, L*P)
+    to_logits = weights * (direct - (weights * direct).sum(-1, keepdim=True))
+    grads = torch.cat(to_value, 1), torch.stack(to_offsets, 3), to_logits.view_as(logits), to_reference
+    return (*(g.to(t.dtype) for g, t in zip(grads, saved, strict=True)), None)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, sizes = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.shapes = _pairs(sizes)
+
+
+ms_deform_attn.register_autograd(_backward, setup_context=_setup)
+
+
+@ms_deform_attn.register_kernel("cuda")
+def _(value: Tensor, offsets: Tensor, logits: Tensor, reference: Tensor, sizes: list[int]) -> Tensor:
+    heads, width = value.shape[2:]
+    problem = launch.Problem(
+        tuple(_pairs(sizes)), heads, logits.shape[4], width, str(value.dtype).removeprefix("torch."),
+        dense=logits.shape[1] == value.shape[1], reference_per_image=reference.ndim == 3,
+    )  # fmt: skip
+    try:
+        kernel = on_torch.compiled(problem, launch.tactics(problem)[0], value.device)
+    except launch.LaunchError:  # float64, more than four levels, or channels that are not whole 16-byte pieces
+        return _by_grid_sample_wide(value, offsets, logits, reference, sizes)
+    return on_torch.run(kernel, value, offsets, logits, reference.float())
 
 
 class DeformableAttention(nn.Module):

@@ -1,0 +1,166 @@
+"""How the kernels are launched: defines, grid, block and the order of the arguments. Pure data, the stdlib only.
+
+    problem = Problem(shapes=((32, 32), (64, 64), (128, 128)), heads=8, points=4, width=32, dtype="float16")
+    launch = describe(problem)              # or describe(problem, tactic), with one of tactics(problem)
+    launch.defines, launch.block, launch.grid(batch=2, queries=21504), launch.arguments
+
+`json.dumps(launch.as_dict())` is what travels with the compiled kernel to a front end that does not have this module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+ENTRY, SOURCE = "ms_deform_attn", "ms_deform_attn.cu"
+BASELINE = "ms_deform_attn_baseline"
+# Outputs last and one 32-bit integer before them: TensorRT's ahead-of-time plugins can pass no other order.
+ARGUMENTS = ("value", "offsets", "logits", "reference", "queries", "out")
+DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes of an element; the kernel counts in float32 always
+ACCESS, WARP, MAX_BLOCK, MAX_LEVELS, MAX_SIDE = 16, 32, 1024, 4, 65535
+
+
+class LaunchError(ValueError):
+    """The kernel cannot be built for this problem, or not in this way; the message says which limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is computed, known when the kernel is compiled. Batch and number of queries are known at the launch.
+
+    shapes: (h, w) of each level. width: channels of a head. dense: the queries are the tokens of all levels, in their
+    order; otherwise they are any subset. reference_per_image: reference points (B, Q, 2), not (Q, 2).
+    """
+
+    shapes: tuple[tuple[int, int], ...]
+    heads: int
+    points: int
+    width: int
+    dtype: str
+    dense: bool = True
+    reference_per_image: bool = False
+
+    @property
+    def tokens(self) -> int:
+        return sum(h * w for h, w in self.shapes)
+
+
+@dataclass(frozen=True, slots=True)
+class Tactic:
+    """How it is computed: the result is the same but for rounding.
+
+    tile: (wide, high) queries of a block. heads: heads of a block. vectors: 16-byte pieces that a lane carries.
+    resident: blocks that shall fit on a multiprocessor (bounds the registers). packed: mix the four pixels of a sample
+    in packed float16, and only then go on in float32; half of the arithmetic instructions, float16 storage only.
+    """
+
+    tile: tuple[int, int]
+    heads: int = 1
+    vectors: int = 1
+    resident: int = 1
+    packed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One compiled kernel's needs. Dynamic shared memory: none."""
+
+    defines: tuple[str, ...]  # "NAME" or "NAME=value", for -D
+    block: int
+    per_block: int  # queries
+    tiles: int | None  # blocks along x; None: as many as the queries need
+    tokens: int
+    head_groups: int
+    entry: str = ENTRY
+    source: str = SOURCE
+    arguments: tuple[str, ...] = ARGUMENTS
+
+    def grid(self, batch: int, queries: int) -> tuple[int, int, int]:
+        if self.tiles is not None and queries != self.tokens:
+            raise LaunchError(f"compiled for the queries of all {self.tokens} tokens, not for {queries}")
+        if not 1 <= batch <= MAX_SIDE:
+            raise LaunchError(f"batch {batch} is not in 1..{MAX_SIDE}")
+        return self.tiles or max(1, -(-queries // self.per_block)), self.head_groups, batch
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def describe(problem: Problem, tactic: Tactic | None = None) -> Launch:
+    tactic = tactic or tactics(problem)[0]
+    lanes = _lanes(problem, tactic.vectors)
+    per_block = prod(tactic.tile)
+    block = per_block * tactic.heads * lanes
+    if problem.heads % tactic.heads:
+        raise LaunchError(f"{problem.heads} heads do not divide into groups of {tactic.heads}")
+    if block % WARP or block > MAX_BLOCK:
+        raise LaunchError(f"a block of {block} threads is not whole warps, or has more than {MAX_BLOCK} threads")
+    if tactic.packed and problem.dtype != "float16":
+        raise LaunchError(f"packed mixing is for float16, not {problem.dtype}")
+    values: dict[str, object] = {
+        "LEVELS": len(problem.shapes),
+        "HEIGHT_BITS": _bits([h for h, _ in problem.shapes]),
+        "WIDTH_BITS": _bits([w for _, w in problem.shapes]),
+        "HEADS": problem.heads,
+        "POINTS": problem.points,
+        "WIDTH": problem.width,
+        "VECTORS": tactic.vectors,
+        "TILE_W": tactic.tile[0],
+        "TILE_H": tactic.tile[1],
+        "HEADS_PER_BLOCK": tactic.heads,
+        "BLOCK": block,
+        "RESIDENT": tactic.resident,
+    }
+    flags = {
+        problem.dtype.upper(): problem.dtype != "float32",
+        "DENSE": problem.dense,
+        "REFERENCE_PER_IMAGE": problem.reference_per_image,
+        "PACKED_BLEND": tactic.packed,
+    }
+    wide, high = tactic.tile
+    return Launch(
+        defines=(*(f"{k}={v}" for k, v in values.items()), *(k for k, on in flags.items() if on)),
+        block=block,
+        per_block=per_block,
+        tiles=sum(-(-h // high) * -(-w // wide) for h, w in problem.shapes) if problem.dense else None,
+        tokens=problem.tokens,
+        head_groups=problem.heads // tactic.heads,
+    )
+
+
+def tactics(problem: Problem) -> list[Tactic]:
+    """The ways worth measuring, the default first. LaunchError if there is none."""
+    lanes = _lanes(problem, 1)
+    # 512 threads: two blocks of them leave 64 registers each, which is what the unrolled loop wants without spilling.
+    wide = {1: (32, 16), 2: (16, 16), 4: (16, 8), 8: (8, 8), 16: (8, 4), 32: (4, 4)}[lanes]
+    half = (wide[0], wide[1] // 2) if wide[0] == wide[1] else (wide[0] // 2, wide[1])
+    found = [Tactic(wide, resident=2), Tactic(half, resident=4), Tactic((wide[0], wide[1] * 2), resident=1)]
+    if problem.heads % 2 == 0:  # neighbouring heads share 128-byte lines
+        found.append(Tactic(half, heads=2, resident=2))
+    if lanes > 1:
+        found.append(Tactic((wide[0], wide[1] * 2), vectors=2))
+    if problem.dtype == "float16":
+        found += [Tactic(t.tile, t.heads, t.vectors, t.resident, packed=True) for t in found]
+    return found
+
+
+def _lanes(problem: Problem, vectors: int) -> int:
+    """Threads that share one (query, head)."""
+    if problem.dtype not in DTYPES:
+        raise LaunchError(f"storage {problem.dtype} is none of {', '.join(DTYPES)}")
+    if not 1 <= len(problem.shapes) <= MAX_LEVELS:
+        raise LaunchError(f"{len(problem.shapes)} levels: 1 to {MAX_LEVELS} can be compiled")
+    if not all(1 <= side <= MAX_SIDE for shape in problem.shapes for side in shape):
+        raise LaunchError(f"the levels {problem.shapes} have a side that is not in 1..{MAX_SIDE}")
+    if problem.tokens >= 2**31:
+        raise LaunchError(f"{problem.tokens} tokens: a token's number has 31 bits")
+    carried = vectors * ACCESS // DTYPES[problem.dtype]
+    lanes, rest = divmod(problem.width, carried)
+    if rest or lanes not in (1, 2, 4, 8, 16, 32):
+        raise LaunchError(f"{problem.width} channels a head are not {carried} times a power of two up to 32")
+    return lanes
+
+
+def _bits(sides: list[int]) -> str:
+    return f"{sum(side << 16 * i for i, side in enumerate(sides)):#x}ull"
