@@ -24,6 +24,9 @@ static Index threadIdx, blockIdx, blockDim;
 // ------------------------------------------------------------------------------------------------------------ numbers
 static unsigned int to_bits(float x) { unsigned int bits; std::memcpy(&bits, &x, 4); return bits; }
 static float from_bits(unsigned int bits) { float x; std::memcpy(&x, &bits, 4); return x; }
+template <typename T> static void keep(T&) {}
+template <typename T> static T __ldg(const T* at) { return *at; }
+template <typename T> static void __stcg(T* at, T bits) { *at = bits; }
 static float __fdividef(float a, float b) { return a / b; }
 
 static float half_to_float(unsigned int half) {

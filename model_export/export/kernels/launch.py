@@ -135,11 +135,11 @@ def tactics(problem: Problem) -> list[Tactic]:
     # 512 threads: two blocks of them leave 64 registers each, which is what the unrolled loop wants without spilling.
     wide = {1: (32, 16), 2: (16, 16), 4: (16, 8), 8: (8, 8), 16: (8, 4), 32: (4, 4)}[lanes]
     half = (wide[0], wide[1] // 2) if wide[0] == wide[1] else (wide[0] // 2, wide[1])
-    found = [Tactic(wide, resident=2), Tactic(half, resident=4), Tactic((wide[0], wide[1] * 2), resident=1)]
+    found = [Tactic(wide, resident=2), Tactic(half, resident=5), Tactic((wide[0], wide[1] * 2), resident=1)]
     if problem.heads % 2 == 0:  # neighbouring heads share 128-byte lines
         found.append(Tactic(half, heads=2, resident=2))
     if lanes > 1:
-        found.append(Tactic((wide[0], wide[1] * 2), vectors=2))
+        found.append(Tactic(wide, vectors=2, resident=3))
     if problem.dtype == "float16":
         found += [Tactic(t.tile, t.heads, t.vectors, t.resident, packed=True) for t in found]
     return found

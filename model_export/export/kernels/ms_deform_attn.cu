@@ -103,9 +103,8 @@ __device__ inline Sample from_lane(const Sample& mine, int owner) {
 
 // sum += the sample's channels, read from a patch whose pixels lie `right` and `down` elements apart.
 __device__ inline void gather(float* sum, const stored* patch, int right, int down, const Sample& sample) {
-    const uint4 pixels[4] = {
-        *reinterpret_cast<const uint4*>(patch), *reinterpret_cast<const uint4*>(patch + right),
-        *reinterpret_cast<const uint4*>(patch + down), *reinterpret_cast<const uint4*>(patch + down + right)};
+    const uint4 pixels[4] = {load_vector(patch), load_vector(patch + right), load_vector(patch + down),
+                             load_vector(patch + down + right)};
 #ifdef PACKED_BLEND  // float16 only: the mean of four pixels cannot overflow and costs one rounding per pixel
     const unsigned int weights[4] = {half2_low(sample.above), half2_high(sample.above), half2_low(sample.below),
                                      half2_high(sample.below)};
@@ -183,14 +182,16 @@ ms_deform_attn(const stored* __restrict__ value, const stored* __restrict__ offs
                             centre.y * height(level) + offset.y - 0.5f, score[slot] * share);
     }
 
-    const stored* tokens = value + image * (static_cast<long long>(first_token(LEVELS)) * STRIDE) + head * WIDTH;
+    const stored* tokens =
+        value + image * (static_cast<long long>(first_token(LEVELS)) * STRIDE) + head * WIDTH + lane * VECTOR;
+    keep(tokens);
     float sum[CARRIED] = {};
 #pragma unroll
     for (int i = 0; i < SAMPLES; i++) {
         const Sample sample = from_lane(mine[i / LANES], i % LANES);
         const int level = i / POINTS;
         const int right = width(level) > 1 ? STRIDE : 0, down = height(level) > 1 ? width(level) * STRIDE : 0;
-        const stored* patch = tokens + static_cast<long long>(sample.token) * STRIDE + lane * VECTOR;
+        const stored* patch = tokens + static_cast<long long>(sample.token) * STRIDE;
 #pragma unroll
         for (int v = 0; v < VECTORS; v++) gather(sum + v * VECTOR, patch + v * LANES * VECTOR, right, down, sample);
     }
@@ -199,8 +200,8 @@ ms_deform_attn(const stored* __restrict__ value, const stored* __restrict__ offs
 #pragma unroll
     for (int v = 0; v < VECTORS; v++) {
         const float* channels = sum + v * VECTOR;
-        *reinterpret_cast<uint4*>(out + row * WIDTH + (v * LANES + lane) * VECTOR) =
-            uint4{narrow(channels), narrow(channels + IN_WORD), narrow(channels + 2 * IN_WORD),
-                  narrow(channels + 3 * IN_WORD)};
+        store_vector(out + row * WIDTH + (v * LANES + lane) * VECTOR,
+                     uint4{narrow(channels), narrow(channels + IN_WORD), narrow(channels + 2 * IN_WORD),
+                           narrow(channels + 3 * IN_WORD)});
     }
 }

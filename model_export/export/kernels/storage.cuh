@@ -35,6 +35,8 @@ __device__ inline unsigned int half2_fma(unsigned int a, unsigned int b, unsigne
     asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
     return sum;
 }
+// The compiler shall not know where an address came from: it would add it up anew for every sample.
+__device__ inline void keep(const stored*& address) { asm("" : "+l"(address)); }
 __device__ inline unsigned int half2_low(unsigned int pair) { return __byte_perm(pair, 0, 0x1010); }
 __device__ inline unsigned int half2_high(unsigned int pair) { return __byte_perm(pair, 0, 0x3232); }
 #endif
@@ -72,6 +74,10 @@ __device__ inline float load(const stored* at) {
     return *at;
 #endif
 }
+
+// 16 bytes at once. Intrinsics, because a plain assignment of a uint4 may become four stores.
+__device__ inline uint4 load_vector(const stored* at) { return __ldg(reinterpret_cast<const uint4*>(at)); }
+__device__ inline void store_vector(stored* at, uint4 bits) { __stcg(reinterpret_cast<uint4*>(at), bits); }
 
 // Two neighbours, the first at an even index.
 __device__ inline float2 load_pair(const stored* at) {
