@@ -231,8 +231,16 @@ def test_baseline_compiled_for_the_host_is_torchs_deformable_attention(
     problem = Problem(((3, 5), (6, 7)), 2, 3, 16, dtype)
     inputs = random_inputs(problem, batch=2)
     build = host("host_baseline.cpp", (dtype.upper(),) if dtype != "float32" else ())
+    arrays, want = baseline_inputs(problem, inputs)
+    out = torch.full(want.shape, float("nan"), dtype=inputs.value.dtype)
+    counts = (2, problem.tokens, problem.tokens, problem.heads, problem.width, len(problem.shapes), problem.points)
+    build.run(*(ctypes.c_void_p(t.data_ptr()) for t in arrays), *counts, ctypes.c_void_p(out.data_ptr()))
+    assert relative(out, want) < LIMITS[dtype]
+
+
+def baseline_inputs(problem: Problem, inputs: Inputs) -> tuple[list[Tensor], Tensor]:
+    """value, sizes, locations and weights as the operators before it would write them; and the exact result."""
     sizes = torch.tensor(problem.shapes, dtype=torch.int32)
-    # What the operators before it would write, rounded to the storage
     locations = inputs.reference[None, :, None, None, None] + inputs.offsets / sizes.flip(1)[:, None]
     locations = locations.to(inputs.value.dtype)
     weights = inputs.logits.float().flatten(3).softmax(-1).view_as(inputs.logits).to(inputs.value.dtype)
@@ -242,11 +250,7 @@ def test_baseline_compiled_for_the_host_is_torchs_deformable_attention(
     # The softmax of log(weights) divides by their sum, which rounding moved from 1.
     total = weights.double().flatten(3).sum(-1)  # (B, Q, M)
     want = (want.unflatten(2, (problem.heads, -1)) * total[..., None]).flatten(2)
-    out = torch.full(want.shape, float("nan"), dtype=inputs.value.dtype)
-    arrays = [t.contiguous() for t in (inputs.value, sizes, locations, weights)]
-    counts = (2, problem.tokens, problem.tokens, problem.heads, problem.width, len(problem.shapes), problem.points)
-    build.run(*(ctypes.c_void_p(t.data_ptr()) for t in arrays), *counts, ctypes.c_void_p(out.data_ptr()))
-    assert relative(out, want) < LIMITS[dtype]
+    return [t.contiguous() for t in (inputs.value, sizes, locations, weights)], want
 
 
 @needs_gpp
@@ -506,6 +510,18 @@ def test_every_tactic_on_the_gpu_is_torchs_deformable_attention(
     assert (
         relative(ms_deform_attn(*(t.to(device) for t in inputs), [s for hw in shapes for s in hw]).cpu(), want) < 2e-3
     )
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_baseline_on_the_gpu_is_torchs_deformable_attention(dtype: str) -> None:
+    from model_export.export.kernels import on_torch
+
+    problem, device = Problem(ODD, 8, 4, 32, dtype), torch.device("cuda", 0)
+    arrays, want = baseline_inputs(problem, random_inputs(problem, 2))
+    got = on_torch.run_baseline(on_torch.compiled_baseline(dtype, device), *(t.to(device) for t in arrays))
+    assert relative(got.cpu(), want) < LIMITS[dtype]
 
 
 @pytest.mark.gpu

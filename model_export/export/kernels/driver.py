@@ -1,4 +1,4 @@
-"""Load and launch a compiled kernel through the CUDA driver, by ctypes: four functions whose interface never changes.
+"""Load and launch a compiled kernel through the CUDA driver, by ctypes: six functions whose interface never changes.
 
 The caller has a CUDA context (torch makes one) and keeps the arguments' memory alive until the stream is done.
 """
@@ -21,17 +21,20 @@ class Kernel:
 
     def __init__(self, image: bytes, entry: str) -> None:
         cuda, module = _library(), ctypes.c_void_p()
-        self._function = ctypes.c_void_p()
+        self._context, self._function = ctypes.c_void_p(), ctypes.c_void_p()
+        _check(cuda, cuda.cuCtxGetCurrent(ctypes.byref(self._context)))
         _check(cuda, cuda.cuModuleLoadData(ctypes.byref(module), image))
         _check(cuda, cuda.cuModuleGetFunction(ctypes.byref(self._function), module, entry.encode()))
 
     def launch(self, grid: tuple[int, int, int], block: int, stream: int, *arguments: Argument) -> None:
         """Queue it on a stream (0 is the default one). Device pointers as c_void_p, numbers as c_int."""
-        cuda = _library()
+        cuda, current = _library(), ctypes.c_void_p()
+        _check(cuda, cuda.cuCtxGetCurrent(ctypes.byref(current)))
+        if not current:  # a thread that has not used CUDA before
+            _check(cuda, cuda.cuCtxSetCurrent(self._context))
         array = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(a) for a in arguments))
-        _check(
-            cuda, cuda.cuLaunchKernel(self._function, *grid, block, 1, 1, 0, ctypes.c_void_p(stream), array, None)
-        )  # fmt: skip
+        queue = ctypes.c_void_p(stream)
+        _check(cuda, cuda.cuLaunchKernel(self._function, *grid, block, 1, 1, 0, queue, array, None))
 
 
 @cache

@@ -165,7 +165,7 @@ ms_deform_attn(const stored* __restrict__ value, const stored* __restrict__ offs
     for (int step = LANES / 2; step > 0; step /= 2) top = fmaxf(top, __shfl_xor_sync(WARP, top, step, LANES));
 #pragma unroll
     for (int slot = 0; slot < SLOTS; slot++) {
-        score[slot] = slot * LANES + lane < SAMPLES ? expf(score[slot] - top) : 0.0f;
+        score[slot] = expf(score[slot] - top);
         total += score[slot];
     }
 #pragma unroll

@@ -69,6 +69,31 @@ def run(
     return out
 
 
+@cache
+def compiled_baseline(dtype: str, device: torch.device) -> Kernel:
+    options = () if dtype == "float32" else (f"-D{dtype.upper()}",)
+    image = nvrtc.compile_source(f"{launch.BASELINE}.cu", options, architecture(device))
+    return load(image, launch.BASELINE, device)
+
+
+def run_baseline(kernel: Kernel, value: Tensor, sizes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    """value (B, S, M, D), sizes (L, 2) int32, locations (B, Q, M, L, P, 2), weights (B, Q, M, L, P), all contiguous.
+
+    For measuring only: the shapes are not checked.
+    """
+    batch, tokens, heads, width = value.shape
+    queries, _, levels, points = weights.shape[1:]
+    out = value.new_empty(batch, queries, heads * width)
+    counts = (batch, tokens, queries, heads, width, levels, points)
+    tensors = (ctypes.c_void_p(t.data_ptr()) for t in (value, sizes, locations, weights))
+    with torch.cuda.device(value.device):
+        kernel.launch(
+            (-(-out.numel() // launch.MAX_BLOCK), 1, 1), launch.MAX_BLOCK, torch.cuda.current_stream().cuda_stream,
+            *tensors, *(ctypes.c_int(n) for n in counts), ctypes.c_void_p(out.data_ptr()),
+        )  # fmt: skip
+    return out
+
+
 def aligned(tensor: Tensor) -> Tensor:
     """Row-major and at an address that 16-byte loads can take; torch's own allocations are."""
     tensor = tensor.contiguous()
