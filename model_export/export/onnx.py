@@ -147,12 +147,12 @@ def examples(model: Segmenter, images: Tensor) -> dict[str, tuple[Tensor, ...]]:
 
 def write_graph(module: nn.Module, example: tuple[Tensor, ...], path: Path, offsets: Offsets) -> None:
     """Export one stage with a dynamic batch, its parameters pointing into the weights file."""
-    names: tuple[str, ...] = module.inputs  # type: ignore[assignment]
+    names: tuple[str, ...] = module.inputs
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, about names of axes that it merges
         program = torch.onnx.export(
             module.eval(), example, dynamo=True, dynamic_shapes={n: {0: torch.export.Dim("batch")} for n in names},
-            input_names=list(names), output_names=list(module.outputs),  # type: ignore[call-overload]
+            input_names=list(names), output_names=list(module.outputs),
             opset_version=OPSET, optimize=False, verbose=False,
         )  # fmt: skip
     model = program.model_proto

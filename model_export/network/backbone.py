@@ -83,7 +83,7 @@ class MobileNetV1(nn.Module):
         """Keras names and layouts: kernels are (h, w, in, out), depthwise ones (h, w, in, 1)."""
         with torch.no_grad():
             _copy_keras(self.stem, arrays, "conv1/kernel", "conv1_bn")
-            for i, (depthwise, pointwise) in enumerate(self.blocks, 1):  # type: ignore[misc]
+            for i, (depthwise, pointwise) in enumerate(self.blocks, 1):
                 _copy_keras(depthwise, arrays, f"conv_dw_{i}/depthwise_kernel", f"conv_dw_{i}_bn")
                 _copy_keras(pointwise, arrays, f"conv_pw_{i}/kernel", f"conv_pw_{i}_bn")
 
@@ -139,10 +139,10 @@ class MobileNetV2(nn.Module):
 
     def load_pretrained(self, arrays: dict[str, np.ndarray]) -> None:
         """torchvision's names: features.N.conv.M[.0].weight."""
-        convs = [self.stem.conv] + [layer.conv for block in self.blocks for layer in block.layers]  # type: ignore[union-attr]
+        convs = [self.stem.conv] + [layer.conv for block in self.blocks for layer in block.layers]
         names = ["features.0.0"]
         for i, block in enumerate(self.blocks, 1):
-            last = len(block.layers) - 1  # type: ignore[arg-type]
+            last = len(block.layers) - 1
             names += [f"features.{i}.conv.{j}" + ("" if j == last else ".0") for j in range(last + 1)]
         with torch.no_grad():
             for conv, name in zip(convs, names, strict=True):
@@ -164,7 +164,7 @@ def load_pretrained(backbone: nn.Module, path: Path) -> None:
             raise ValueError(f"{path} holds a single array; weights need an .npz archive")
         arrays = {name: archive[name] for name in archive.files}
     try:
-        backbone.load_pretrained(arrays)  # type: ignore[operator]
+        backbone.load_pretrained(arrays)
     except KeyError as error:
         raise ValueError(f"{path} does not hold weights for {type(backbone).__name__}: {error} is missing") from error
     except ValueError as error:

@@ -63,8 +63,8 @@ class Config:
     @classmethod
     def from_dict(cls, values: dict[str, object]) -> Config:
         values = dict(values)
-        values["schedule"] = tuple(values["schedule"])  # type: ignore[arg-type]  # JSON has lists only
-        return cls(**values)  # type: ignore[arg-type]
+        values["schedule"] = tuple(values["schedule"])  # JSON has lists only
+        return cls(**values)
 
 
 def tiny(classes: int = 11) -> Config:

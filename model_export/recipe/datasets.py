@@ -52,20 +52,18 @@ class Folder:
 
     def __init__(
         self, root: Path, names: list[str] | None = None, classes: tuple[str, ...] = scenes.CLASSES,
-        palette: tuple[tuple[int, int, int], ...] = PALETTE,
+        palette: tuple[tuple[int, int, int], ...] = PALETTE, below: str = "",
     ) -> None:  # fmt: skip
+        """names: of the images to take, without suffix; all by default. below: a folder inside images/ and masks/."""
         self.classes, self.palette = classes, palette
-        if not (root / "images").is_dir():
+        images, masks = root / "images" / below, root / "masks" / below
+        if not images.is_dir():
             raise DataError(f"{root} has no folder images/; expected images/*.jpg with masks/*.png of the same names")
-        files = {
-            f.stem: f
-            for f in sorted((root / "images").iterdir())
-            if f.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")
-        }
+        files = {f.stem: f for f in sorted(images.iterdir()) if f.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")}
         chosen = list(files) if names is None else names
-        self.files = [(files[n], root / "masks" / f"{n}.png") for n in chosen if n in files]
+        self.files = [(files[n], masks / f"{n}.png") for n in chosen if n in files]
         if len(self.files) < len(chosen) or not chosen:
-            raise DataError(f"{root}/images lacks {sorted(set(chosen) - set(files))[:3] or 'any image'}")
+            raise DataError(f"{images} lacks {sorted(set(chosen) - set(files))[:3] or 'any image'}")
         missing = [mask for _, mask in self.files if not mask.exists()]
         if missing:
             raise DataError(
@@ -124,9 +122,9 @@ class CamVid(Folder):
             )
         meta = json.loads((root / "meta.json").read_text())
         names = self._names(meta["splits"], split)
-        nested = "val" if split == "val" else "train"
-        self._root = root
-        super().__init__(_Nested(root, nested), names, tuple(meta["classes"]), tuple(map(tuple, meta["colors"])))  # type: ignore[arg-type]
+        folder = "val" if split == "val" else "train"
+        colours = tuple(map(tuple, meta["colors"]))
+        super().__init__(root, names, tuple(meta["classes"]), colours, folder)
 
     @staticmethod
     def _names(splits: dict[str, list[dict[str, str]]], split: str) -> list[str]:
@@ -144,19 +142,6 @@ class CamVid(Folder):
         if split not in held:
             raise DataError(f"CamVid has no split {split!r}; choose one of {[*held, 'val']}")
         return held[split]
-
-
-class _Nested:
-    """CamVid keeps splits below images/ and masks/; `Folder` asks for root / "images"."""
-
-    def __init__(self, root: Path, split: str) -> None:
-        self.root, self.split = root, split
-
-    def __truediv__(self, kind: str) -> Path:
-        return self.root / kind / self.split
-
-    def __str__(self) -> str:
-        return str(self.root)
 
 
 class Scenes:

@@ -205,7 +205,7 @@ def main(args: argparse.Namespace) -> None:
         depth = exit_of(step, args.seed, config.exits)
         wrapped.train()
         terms = total_loss(wrapped(images, depth, deep=True), masks, config.matching, args.points, args.pixel_weight)
-        loss: Tensor = alphas[depth - 1] * sum(terms.values())  # type: ignore[assignment]
+        loss: Tensor = alphas[depth - 1] * sum(terms.values())
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(
             wrapped.parameters(), 20.0
@@ -226,12 +226,12 @@ def main(args: argparse.Namespace) -> None:
             if accelerator.is_main_process:
                 since = step + 1 - max(start, (step // args.check_every) * args.check_every)
                 row = {"step": step + 1, "seconds": round(time.monotonic() - last, 1)}
-                row |= {k: round(v / since, 4) for k, v in sums.items()}  # type: ignore[arg-type]
+                row |= {k: round(v / since, 4) for k, v in sums.items()}
                 save(args.out, model, optimizer, average, step + 1)
                 watched = Segmenter(config).to(accelerator.device)
                 watched.load_state_dict(average.state)
-                row |= {f"dev_d{k}": round(q, 4) for k, q in enumerate(look(watched.eval(), dev, canvas), 1)}  # type: ignore[arg-type]
-                append_log(args.out, row)  # type: ignore[arg-type]
+                row |= {f"dev_d{k}": round(q, 4) for k, q in enumerate(look(watched.eval(), dev, canvas), 1)}
+                append_log(args.out, row)
                 tqdm.write(str(row))
             last, sums = time.monotonic(), dict.fromkeys(TERMS, 0.0)
             accelerator.wait_for_everyone()
@@ -242,7 +242,7 @@ def main(args: argparse.Namespace) -> None:
 def total_loss(predictions: list[Any], masks: Tensor, matching: str, points: int, pixel: float) -> dict[str, Tensor]:
     """Deep supervision: the terms of every head of the decoder, added up."""
     parts = [set_loss(prediction, masks, matching, points, pixel) for prediction in predictions]
-    return {k: sum(p[k] for p in parts) for k in TERMS if k in parts[0]}  # type: ignore[misc]
+    return {k: sum(p[k] for p in parts) for k in TERMS if k in parts[0]}
 
 
 def save(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: Average, step: int) -> None:
