@@ -11,6 +11,19 @@ from model_export.recipe.datasets import VOID, Sample
 PAD = 127  # about the mean of the backbone's normalisation, so padding is near zero inside the network
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) of a canvas or crop. Raises ValueError that shows the form."""
+    height, _, width = text.partition("x")
+    if (
+        not (height.isdigit() and width.isdigit())
+        or int(height) % 32
+        or int(width) % 32
+        or not int(height) * int(width)
+    ):
+        raise ValueError(f"size {text!r} must be HEIGHTxWIDTH in multiples of 32, e.g. 384x480")
+    return int(height), int(width)
+
+
 def random_crop(
     sample: Sample, rng: np.random.Generator, size: tuple[int, int], scale: tuple[float, float] = (0.6, 1.6)
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from model_export.network.backbone import BACKBONES, load_pretrained
-from model_export.recipe.augment import on_canvas
+from model_export.recipe.augment import on_canvas, parse_size
 from model_export.recipe.datasets import VOID, Dataset, open_dataset
 from model_export.recipe.quality import confusion, labels_at, mean_iou
 
@@ -73,8 +73,7 @@ def fit(backbone: nn.Module, train: Dataset, rows: list[int], canvas: tuple[int,
 
 
 def main(args: argparse.Namespace) -> None:
-    height, _, width = args.canvas.partition("x")
-    canvas = (int(height), int(width))
+    canvas = parse_size(args.canvas)
     torch.manual_seed(0)
     backbone = BACKBONES[args.backbone]().eval()
     if args.backbone_weights:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from model_export.network.backbone import load_pretrained
 from model_export.network.config import CONFIGS, STANDARD, proscale
 from model_export.network.segmenter import Segmenter
-from model_export.recipe.augment import random_crop
+from model_export.recipe.augment import parse_size, random_crop
 from model_export.recipe.datasets import Dataset, Scenes, open_dataset
 from model_export.recipe.losses import set_loss
 from model_export.recipe.quality import confusions_by_exit, mean_iou
@@ -76,18 +76,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=math.inf,
         help="minutes after which to checkpoint and stop; run again to go on",
     )
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    if (
-        not (height.isdigit() and width.isdigit())
-        or int(height) % 32
-        or int(width) % 32
-        or not int(height) * int(width)
-    ):
-        raise ValueError(f"size {text!r} must be HEIGHTxWIDTH in multiples of 32, e.g. 384x480")
-    return int(height), int(width)
 
 
 def config_of(args: argparse.Namespace, classes: int) -> Any:
