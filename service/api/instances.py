@@ -1,0 +1,151 @@
+"""Probabilities of core and rim -> objects, at the image's own size.
+
+A network that names pixels cannot part two objects that touch; it can if their inner parts have a class of their own.
+Channel 0 is the background, 1 + 2c the core of class c (the pixels of an object that are farther from its outline than
+a fixed share of its radius), 2 + 2c the rim around it. Cores of different objects do not touch. So: a connected core is
+an object; it grows over the foreground of its class, all cores at one speed; foreground that no core reaches is an
+object, too; what is smaller than a cell of the decoder is dropped.
+
+All this happens on the canvas's pixels, whatever the image's size: the decoder knows nothing finer, and it bounds time
+and memory. Only the foreground's outline and the ids are looked up at the image's own size, in bands of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from service.core import Geometry
+
+BAND_PIXELS = 1 << 19  # image pixels per band of rows: bounds the memory that a large image takes
+MOST = 65535  # objects that ids of 16 bits can name
+
+_CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+_SQUARE = cv2.getStructuringElement(cv2.MORPH_RECT, (3, 3))
+cv2.setNumThreads(1)  # masks of several requests are made side by side, each in a thread of its own
+
+_Flags = NDArray[np.bool_]
+_Ids = NDArray[np.int32]
+_Labels = NDArray[np.uint16]
+_Plane = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """id: the object's value in the label map. score: how sure its pixels are of its class on average, 0..1."""
+
+    id: int
+    class_id: int
+    score: float
+
+
+def instance_map(probabilities: _Plane, geometry: Geometry, canvas: tuple[int, int]) -> tuple[_Labels, list[Instance]]:
+    """The objects of one image: (height, width) at its own size, 0 = background, k = object k; and what they are.
+
+    probabilities: (1 + 2 * classes, h, w) over the whole canvas, 0..1. canvas: its (height, width) in pixels. The ids
+    are 1, 2, ... in the order of the list, at most 65535, and each has a pixel.
+    """
+    step = (probabilities.shape[1] / canvas[0], probabilities.shape[2] / canvas[1])  # cells per canvas pixel
+    size = (geometry.scaled_height, geometry.scaled_width)
+    grid = np.stack([_sample(plane, step, size) for plane in probabilities])
+    things = grid[1::2] + grid[2::2]  # (classes, *size)
+    kinds, certainty = things.argmax(axis=0), things.max(axis=0)
+    foreground = certainty > grid[0]
+    objects, classes = np.zeros(size, np.int32), [0]  # what stands for the background is never asked for
+    for kind in range(len(things)):
+        inside = foreground & (kinds == kind)
+        found, count = _objects(inside, inside & (grid[1 + 2 * kind] > grid[2 + 2 * kind]))
+        np.copyto(objects, found + (len(classes) - 1), where=inside)
+        classes += [kind] * count
+    np.divide(certainty, certainty + grid[0], out=certainty, where=foreground)
+    areas = np.bincount(objects.ravel(), minlength=len(classes))
+    sums = np.bincount(objects.ravel(), certainty.ravel(), minlength=len(classes))
+
+    large = areas >= max(1 / (step[0] * step[1]), objects.size / MOST)
+    large[0] = False
+    kept = _numbers(large)[objects]
+    # Looked up at the image's own size, an outline can lie half a pixel of the canvas farther out.
+    np.copyto(kept, cv2.dilate(kept, _SQUARE), where=~foreground)
+    margin = (probabilities[1::2] + probabilities[2::2]).max(axis=0) - probabilities[0]
+    labels, shown = _at_own_size(kept, margin, geometry, step)
+    rows = np.flatnonzero(large)[shown[1:]]
+    return labels, [Instance(i, classes[k], float(sums[k] / areas[k])) for i, k in enumerate(rows.tolist(), 1)]
+
+
+def _objects(inside: _Flags, core: _Flags) -> tuple[_Ids, int]:
+    """(h, w): 0 outside, 1.. inside; and how many. One per connected core, one per part that no core reaches."""
+    labels, cores = _components(core)
+    labels = _grow(labels, inside)
+    alone = inside & (labels == 0)
+    others, more = _components(alone)
+    np.copyto(labels, others + cores, where=alone)
+    return labels, cores + more
+
+
+def _components(flags: _Flags) -> tuple[_Ids, int]:
+    """Of pixels that share an edge: (h, w) with 0 outside and 1.. inside; and how many."""
+    count, labels = cv2.connectedComponents(flags.view(np.uint8), connectivity=4, ltype=cv2.CV_32S)
+    return np.asarray(labels, np.int32), count - 1
+
+
+def _grow(labels: _Ids, inside: _Flags) -> _Ids:
+    """Pixel by pixel over what is inside and free, no farther than from corner to corner: that bounds the time."""
+    grown = labels.astype(np.float32)  # OpenCV dilates no int32
+    free, count = inside & (labels == 0), -1
+    for _ in range(sum(inside.shape)):
+        before, count = count, int(free.sum())
+        if count == before:
+            break
+        np.copyto(grown, cv2.dilate(grown, _CROSS), where=free)
+        free = inside & (grown == 0)
+    return grown.astype(np.int32)
+
+
+def _at_own_size(
+    objects: _Labels, margin: _Plane, geometry: Geometry, step: tuple[float, float]
+) -> tuple[_Labels, _Flags]:
+    """The label map, numbered anew without the objects that have no pixel left in it; which of the ids have one.
+
+    objects: on the canvas's pixels, (scaled_height, scaled_width). margin: of the foreground over the background, on
+    the decoder's cells.
+    """
+    ratio = (geometry.scaled_height / geometry.height, geometry.scaled_width / geometry.width)
+    lines = ((np.arange(geometry.height) + 0.5) * ratio[0]).astype(np.intp)
+    columns = ((np.arange(geometry.width) + 0.5) * ratio[1]).astype(np.intp)
+    labels = np.empty((geometry.height, geometry.width), np.uint16)
+    shown = np.zeros(int(objects.max()) + 1, np.bool_)
+    for rows in _bands(labels):
+        size = (rows.stop - rows.start, geometry.width)
+        foreground = _sample(margin, (step[0] * ratio[0], step[1] * ratio[1]), size, rows.start) > 0
+        np.multiply(objects[lines[rows]][:, columns], foreground, out=labels[rows])
+        shown[labels[rows]] = True
+    if not shown[1:].all():  # the image is much smaller than the canvas: objects fall between its pixels
+        shown[0] = False
+        table = _numbers(shown)
+        for rows in _bands(labels):
+            labels[rows] = table[labels[rows]]
+    return labels, shown
+
+
+def _bands(labels: _Labels) -> Iterator[slice]:
+    height, width = labels.shape
+    rows = max(1, BAND_PIXELS // width)
+    return (slice(top, min(top + rows, height)) for top in range(0, height, rows))
+
+
+def _numbers(kept: _Flags) -> _Labels:
+    """Old id -> new id: 1, 2, ... for those that are kept, else 0."""
+    return np.where(kept, np.cumsum(kept), 0).astype(np.uint16)
+
+
+def _sample(plane: _Plane, step: tuple[float, float], size: tuple[int, int], top: int = 0) -> _Plane:
+    """Bilinear between the centres of cells: `size` pixels from row `top` on. step: cells per pixel (rows, columns)."""
+    (y, x), (height, width) = step, size
+    matrix = np.array([[x, 0, 0.5 * x - 0.5], [0, y, (top + 0.5) * y - 0.5]])  # (column, row) of a pixel -> of a cell
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    found = cv2.warpAffine(plane, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(found, np.float32)

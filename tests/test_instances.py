@@ -1,0 +1,234 @@
+"""Objects from probabilities of core and rim: what comes apart, what grows where, what is dropped, at any size."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from model_export.recipe.instance_quality import match_counts
+from model_export.recipe.rims import core_and_rim
+from service.api import instances
+from service.api.instances import Instance, instance_map
+from service.api.masks import label_map
+from service.bundle import InputSpec
+from service.core import Decision, Geometry, Outcome, Plan, Reason
+
+CANVAS = (128, 160)
+CELLS = (32, 40)
+
+
+def _geometry(height: int, width: int, canvas: tuple[int, int] = CANVAS) -> Geometry:
+    """As the service places an image."""
+    scale = min(canvas[0] / height, canvas[1] / width)
+    return Geometry(width, height, round(width * scale), round(height * scale))
+
+
+def _ideal(truth: NDArray[np.uint16], canvas: tuple[int, int] = CANVAS) -> tuple[NDArray[np.float32], Geometry]:
+    """What a faultless network says about these objects: means over cells of 4 x 4 pixels of the canvas."""
+    geometry = _geometry(*truth.shape, canvas)
+    rows = ((np.arange(geometry.scaled_height) + 0.5) * truth.shape[0] / geometry.scaled_height).astype(int)
+    columns = ((np.arange(geometry.scaled_width) + 0.5) * truth.shape[1] / geometry.scaled_width).astype(int)
+    placed = np.zeros(canvas, np.uint8)
+    placed[: len(rows), : len(columns)] = core_and_rim(truth)[rows][:, columns]
+    shares = (placed == np.arange(3)[:, None, None]).reshape(3, canvas[0] // 4, 4, canvas[1] // 4, 4).mean((2, 4))
+    return shares.astype(np.float32), geometry
+
+
+def _cells(core: NDArray[np.bool_], rim: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """(3, *CELLS), certain in each cell."""
+    return np.stack([~(core | rim), core, rim & ~core]).astype(np.float32)
+
+
+def _discs(height: int, width: int, radius: float) -> NDArray[np.uint16]:
+    """Discs in a hexagonal pattern, each touching its neighbours."""
+    y, x = np.mgrid[:height, :width].astype(float)
+    truth, k = np.zeros((height, width), np.uint16), 0
+    for row in range(int(height / (1.75 * radius))):
+        for column in range(int(width / (2 * radius)) - 1):
+            k += 1
+            centre = (radius * (1.1 + 1.75 * row), radius * (1.1 + 2 * column + row % 2))
+            truth[np.hypot(y - centre[0], x - centre[1]) <= radius] = k
+    return truth
+
+
+def _consistent(labels: NDArray[np.uint16], found: list[Instance]) -> bool:
+    return set(np.unique(labels).tolist()) - {0} == {each.id for each in found} == {*range(1, len(found) + 1)}
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "radius"), [(128, 160, 14), (64, 80, 7), (400, 300, 40), (90, 300, 30), (1000, 1250, 110)]
+)
+def test_objects_that_touch_come_apart_at_any_size_of_the_image(height: int, width: int, radius: float) -> None:
+    truth = _discs(height, width, radius)
+    probabilities, geometry = _ideal(truth)
+    labels, found = instance_map(probabilities, geometry, CANVAS)
+    assert labels.shape == (height, width)
+    assert labels.dtype == np.uint16
+    assert _consistent(labels, found)
+    overlap, hits, wrong, missed = match_counts(labels, truth)
+    assert (hits, wrong, missed) == (truth.max(), 0, 0)
+    assert overlap / hits > 0.85
+    blind = probabilities.copy()
+    blind[1] += blind[2]  # without a rim, they are one
+    blind[2] = 0
+    assert len(instance_map(blind, geometry, CANVAS)[1]) < truth.max() / 2
+
+
+def test_foreground_without_a_core_is_an_object() -> None:
+    core, rim = np.zeros(CELLS, bool), np.zeros(CELLS, bool)
+    core[4:7, 4:7], rim[2:9, 2:9] = True, True
+    rim[20:24, 20:26] = True
+    labels, found = instance_map(_cells(core, rim), _geometry(*CANVAS), CANVAS)
+    assert _consistent(labels, found)
+    assert len(found) == 2
+    assert np.unique(labels[12:32, 12:32]).tolist() == [1]
+    assert np.unique(labels[82:94, 82:102]).tolist() == [2]
+
+
+def test_what_is_smaller_than_a_cell_is_dropped() -> None:
+    """A lone cell's foreground is smaller than itself, since the interpolation falls off to its neighbours."""
+    core = np.zeros(CELLS, bool)
+    core[4, 4] = True
+    assert instance_map(_cells(core, core), _geometry(*CANVAS), CANVAS)[1] == []
+    core[4, 5] = True
+    labels, found = instance_map(_cells(core, core), _geometry(*CANVAS), CANVAS)
+    assert len(found) == 1
+    assert np.count_nonzero(labels) >= 16
+
+
+def test_growth_follows_the_foreground_and_does_not_jump_a_gap() -> None:
+    """A hook whose far end is nearer to the other object's core than to its own."""
+    core, rim = np.zeros(CELLS, bool), np.zeros(CELLS, bool)
+    core[2:5, 2:5] = True
+    rim[2:5, 2:30] = True
+    rim[5:16, 27:30] = True  # down
+    rim[13:16, 12:30] = True  # and back, to 2 cells above the other
+    core[19:23, 12:20] = True
+    rim[18:24, 11:21] = True
+    labels, found = instance_map(_cells(core, rim), _geometry(*CANVAS), CANVAS)
+    assert len(found) == 2
+    assert labels[14 * 4 + 2, 13 * 4] == labels[3 * 4, 3 * 4] == 1
+    assert labels[20 * 4, 13 * 4] == 2
+
+
+def test_objects_share_the_foreground_between_them_by_the_nearest_core() -> None:
+    core, rim = np.zeros(CELLS, bool), np.zeros(CELLS, bool)
+    core[10:14, 4:6], core[10:14, 24:26] = True, True
+    rim[8:16, 2:28] = True
+    labels, _ = instance_map(_cells(core, rim), _geometry(*CANVAS), CANVAS)
+    middle = labels[12 * 4]
+    assert set(middle[10:58]) == {1}
+    assert set(middle[62:110]) == {2}
+
+
+def test_padding_of_the_canvas_is_not_part_of_the_image() -> None:
+    core = np.zeros(CELLS, bool)
+    core[2:6, 30:38] = True  # right of an image that takes the left half of the canvas
+    assert instance_map(_cells(core, core), _geometry(128, 80), CANVAS)[1] == []
+    assert len(instance_map(_cells(core, core), _geometry(128, 160), CANVAS)[1]) == 1
+
+
+def test_classes_are_kept_apart_and_each_object_has_its_own() -> None:
+    probabilities = np.zeros((5, *CELLS), np.float32)
+    probabilities[0] = 1
+    probabilities[:, 4:12, 4:12] = np.array([0, 0, 0, 1, 0])[:, None, None]  # class 1's core
+    probabilities[:, 4:12, 12:20] = np.array([0, 1, 0, 0, 0])[:, None, None]  # touches class 0's core
+    probabilities[:, 20:28, 4:12] = np.array([0.1, 0, 0, 0.2, 0.7])[:, None, None]  # class 1's rim
+    labels, found = instance_map(probabilities, _geometry(*CANVAS), CANVAS)
+    assert _consistent(labels, found)
+    places = [labels[32, 32], labels[32, 64], labels[96, 32]]
+    assert sorted(places) == [1, 2, 3]
+    assert [found[k - 1].class_id for k in places] == [1, 0, 1]
+
+
+def test_score_is_the_mean_certainty_of_the_objects_class() -> None:
+    probabilities = np.zeros((3, *CELLS), np.float32)
+    probabilities[0] = 0.9
+    probabilities[:, 2:12, 2:12] = np.array([0.1, 0.5, 0.4])[:, None, None]
+    probabilities[:, 2:12, 20:30] = np.array([0.6, 0.9, 0.9])[:, None, None]  # they need not sum to 1
+    probabilities[:, 2:12, 32:40] = np.array([0.0, 1.0, 0.0])[:, None, None]
+    labels, found = instance_map(probabilities, _geometry(*CANVAS), CANVAS)
+    scores = [found[labels[24, x] - 1].score for x in (24, 100, 144)]
+    assert scores == pytest.approx([0.87, 0.73, 0.96], abs=0.02)  # less sure at the edges
+
+
+def test_image_without_objects_and_image_that_is_one() -> None:
+    nothing, all_core = np.zeros((3, *CELLS), np.float32), np.zeros((3, *CELLS), np.float32)
+    nothing[0], all_core[1] = 1, 1
+    labels, found = instance_map(nothing, _geometry(33, 77), CANVAS)
+    assert (labels.shape, labels.any(), found) == ((33, 77), False, [])
+    labels, found = instance_map(all_core, _geometry(33, 77), CANVAS)
+    assert (labels == 1).all()
+    assert found == [Instance(1, 0, 1.0)]
+
+
+@pytest.mark.parametrize("size", [(128, 160), (31, 200), (300, 77), (1, 1), (2, 9), (700, 900)])
+def test_ids_have_no_gap_and_each_has_a_pixel_whatever_the_network_says(size: tuple[int, int]) -> None:
+    """In an image that is much smaller than the canvas, objects fall between its pixels."""
+    for seed, channels in ((0, 3), (1, 3), (2, 7)):
+        noise = np.random.default_rng(seed).random((channels, *CELLS)).astype(np.float32)
+        noise[0] *= 1.6
+        noise.flags.writeable = False
+        labels, found = instance_map(noise, _geometry(*size), CANVAS)
+        assert labels.shape == size
+        assert _consistent(labels, found)
+        assert {each.class_id for each in found} <= {*range((channels - 1) // 2)}
+        assert all(0.5 <= each.score <= 1 for each in found)
+
+
+def test_outline_is_that_of_the_interpolated_probabilities() -> None:
+    """At an image's own size, finer than the canvas: object or not is what the semantic masks would say."""
+    truth = _discs(500, 625, 60)
+    probabilities, geometry = _ideal(truth)
+    labels, _ = instance_map(probabilities, geometry, CANVAS)
+    plan = Plan("d1", 1, 1.0, 1.0, 1.0, 0.5)
+    two = np.stack([probabilities[0], probabilities[1] + probabilities[2]])
+    outcome = Outcome(Decision(plan, Reason.GATE, 0.5), geometry, two)
+    wanted = label_map(outcome, InputSpec(*CANVAS, "uint8", "NHWC", (0, 0, 0))) == 1
+    assert np.count_nonzero((labels > 0) != wanted) < 1e-3 * wanted.size
+    assert np.count_nonzero(np.diff(wanted.astype(int))) > 1000
+
+
+def test_bands_of_rows_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    probabilities, geometry = _ideal(_discs(150, 220, 20))
+    labels, found = instance_map(probabilities, geometry, CANVAS)
+    for pixels in (1, 7 * 220):
+        monkeypatch.setattr(instances, "BAND_PIXELS", pixels)
+        again, same = instance_map(probabilities, geometry, CANVAS)
+        assert np.array_equal(labels, again)
+        assert found == same
+
+
+def test_there_are_no_more_objects_than_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).random((3, *CELLS)).astype(np.float32)
+    assert len(instance_map(noise, _geometry(*CANVAS), CANVAS)[1]) > 7
+    monkeypatch.setattr(instances, "MOST", 7)
+    labels, found = instance_map(noise, _geometry(*CANVAS), CANVAS)
+    assert len(found) <= 7
+    assert _consistent(labels, found)
+
+
+def test_memory_for_a_large_image_is_its_label_map_and_little_more() -> None:
+    probabilities, _ = _ideal(_discs(128, 160, 14))
+    geometry = _geometry(4500, 5600)
+    tracemalloc.start()
+    labels, _ = instance_map(probabilities, geometry, CANVAS)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < labels.nbytes + (24 << 20)
+
+
+def test_longest_way_through_a_maze_takes_bounded_time_and_leaves_no_pixel_out() -> None:
+    core, rim = np.zeros((96, 96), bool), np.zeros((96, 96), bool)
+    rim[::2] = True
+    rim[1::4, -1], rim[3::4, 0] = True, True
+    core[0, 0] = True
+    begun = time.perf_counter()
+    labels, found = instance_map(_cells(core, rim), _geometry(384, 384, (384, 384)), (384, 384))
+    assert time.perf_counter() - begun < 5
+    assert _consistent(labels, found)
+    assert (labels[2::8, 8:-8] > 0).all()
