@@ -23,6 +23,7 @@ from service.api.app import create_app
 from service.bundle import Bundle
 from service.engines.base import Backend
 from service.errors import FathomError, SettingsError
+from service.inference.router import margin_for
 from service.inference.scheduler import Scheduler
 from service.metrics import Metrics
 from service.settings import Settings, load, resolve_threads
@@ -44,6 +45,12 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 def serve(settings: Settings, served: Bundle) -> None:
     """Serve a verified bundle. Raises SettingsError, and what the engine failed with."""
+    if settings.max_loss > 0 and margin_for(settings.max_loss, served.manifest.margins) is None:
+        _log.warning(
+            "%s promises nothing for --max-loss %g: without a budget every image takes the full plan",
+            served.manifest.name,
+            settings.max_loss,
+        )
     metrics = Metrics(layers=served.manifest.layers, max_batch=settings.max_batch)
     release = _version()
 

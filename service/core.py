@@ -44,6 +44,18 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Margin:
+    """One row of a bundle's calibration: what the gate must say for a promise on the expected loss to hold.
+
+    asked: a max-loss, 0..1. margin: a plan keeps it if its score is at most so far below the full plan's (negative: if
+    it is so far above); None: no plan but the full one does.
+    """
+
+    asked: float
+    margin: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Budget:
     """Ceilings on compute and time, and a floor on quality. None = not set.
 
@@ -113,9 +125,13 @@ class Trace:
 class Outcome:
     """The decoder's result for one image.
 
-    probabilities: (classes, canvas height / stride, canvas width / stride) float32 in 0..1 for the semantic task.
+    probabilities: (channels, canvas height / stride, canvas width / stride) float32 in 0..1. Semantic: a channel per
+    class. Instance: background, then core and rim of each class.
+    paused: the tokens that the plan did not update to the end, (rows, columns) uint8 over the whole canvas, 1 = paused;
+    None where the plan pauses none.
     """
 
     decision: Decision
     geometry: Geometry
     probabilities: NDArray[np.float32]
+    paused: NDArray[np.uint8] | None = None

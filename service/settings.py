@@ -57,7 +57,7 @@ class Settings:
         default=32, metadata=_about("most images that wait; one more is answered 429", low=1, high=10_000)
     )
     max_loss: float = field(
-        default=0.005, metadata=_about("expected loss against full depth that is accepted by default", low=0, high=1)
+        default=0.005, metadata=_about("expected loss against the full plan that is accepted by default", low=0, high=1)
     )
     node_budget: str = field(default="", metadata=_about("ceilings of this node, in the grammar of Compute-Budget"))
     node_budget_file: str = field(

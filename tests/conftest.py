@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from service import bundle
 from service.bundle import Bundle, BundleFile, ClassInfo, InputSpec, Manifest, Stage, TensorSpec
-from service.core import Plan
+from service.core import Margin, Plan
 from tests.toy import one_thread, toy_bundle, toy_config, toy_run, train_words, trained_run
 
 __all__ = ["one_thread", "toy_bundle", "toy_config", "toy_run", "train_words", "trained_run"]
@@ -25,7 +26,10 @@ def _maps(prefix: str) -> tuple[TensorSpec, ...]:
 
 @pytest.fixture
 def fake_manifest() -> Manifest:
-    """Four plans (d1 to d4; 2, 3, 4, 5 GFLOPs), four classes, a canvas of 48 x 64, masks of 12 x 16."""
+    """Four plans (d1 to d4; 2, 3, 4, 5 GFLOPs), four classes, a canvas of 48 x 64, masks of 12 x 16.
+
+    For every max-loss from 0.0025 to 0.2 the gate is taken at its word.
+    """
     f4 = TensorSpec("f4", "float32", ("batch", 8, HEIGHT // 4, WIDTH // 4))
     quality = TensorSpec("quality", "float32", ("batch", len(DEPTHS)))
     probabilities = TensorSpec("probabilities", "float32", ("batch", 4, HEIGHT // 4, WIDTH // 4))
@@ -54,7 +58,28 @@ def fake_manifest() -> Manifest:
             for depth in DEPTHS
         ),
         encoder_of={f"d{depth}": f"encoder-d{depth}" for depth in DEPTHS},
+        margins=tuple(Margin(asked, asked) for asked in (0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)),
         calibration={},
+    )
+
+
+@pytest.fixture
+def instance_manifest(fake_manifest: Manifest) -> Manifest:
+    """The instance task with one class; in the place of d3 the plan d4-k25-w50, which pauses tokens of a 6 x 8 grid."""
+    stages, narrow = dict(fake_manifest.stages), "encoder-d4-k25-w50"
+    probabilities = TensorSpec("probabilities", "float32", ("batch", 3, HEIGHT // 4, WIDTH // 4))
+    paused = TensorSpec("paused", "uint8", ("batch", HEIGHT // 8, WIDTH // 8))
+    stages["decoder"] = replace(stages["decoder"], outputs=(probabilities,))
+    stages[narrow] = Stage(f"{narrow}.onnx", "", _maps("f"), (*_maps("e"), paused), 0.0)
+    del stages["encoder-d3"]
+    d1, d2, d3, d4 = fake_manifest.plans
+    return replace(
+        fake_manifest,
+        task="instance",
+        classes=(ClassInfo("nucleus", (200, 80, 160), True),),
+        stages=stages,
+        plans=(d1, d2, replace(d3, name="d4-k25-w50", depth=4, keep=0.25, width=0.5), d4),
+        encoder_of={"d1": "encoder-d1", "d2": "encoder-d2", "d4-k25-w50": narrow, "d4": "encoder-d4"},
     )
 
 

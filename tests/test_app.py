@@ -531,6 +531,28 @@ def test_a_query_is_refused_by_name_instead_of_ignored(fake_manifest: Manifest) 
     assert counted(metrics, "bad-query") == 1
 
 
+@pytest.mark.parametrize(
+    ("query", "accept", "words"),
+    [
+        ("include=masks", "application/json", "'masks', but it can only be paused"),
+        ("include=", "application/json", "''"),
+        ("include=paused,masks", "application/json", "'paused,masks'"),
+        ("include=paused&include=x", "application/json", "'x'"),
+        ("include=paused", "image/png", "the answer is to be image/png"),
+        ("Include=paused", "application/json", "'Include'"),
+    ],
+)
+def test_what_cannot_be_included_is_refused_by_name(
+    fake_manifest: Manifest, query: str, accept: str, words: str
+) -> None:
+    app, _, metrics = stubbed(fake_manifest)
+    headers = PNG | {"accept": accept}
+    status, _, content = ask(app, scope("POST", "/segment", headers, query), body(image_bytes()))
+    assert (status, json.loads(content)["type"]) == (400, "urn:fathom:problem:bad-query")
+    assert words in json.loads(content)["detail"]
+    assert counted(metrics, "bad-query") == 1
+
+
 def test_the_node_budget_of_the_settings_reaches_the_scheduler(fake_manifest: Manifest) -> None:
     metrics = Metrics(layers=4, max_batch=4)
     options = Settings(node_budget="depth=2, ms=90")
@@ -644,7 +666,9 @@ def api(fake_manifest: Manifest) -> dict[str, Any]:
 def test_openapi_describes_bodies_forms_budget_and_every_error(api: dict[str, Any]) -> None:
     segment = api["paths"]["/segment"]["post"]
     assert set(segment["requestBody"]["content"]) == {"image/jpeg", "image/png", "image/webp", "multipart/form-data"}
-    assert "Compute-Budget" in [parameter["name"] for parameter in segment["parameters"]]
+    parameters = {parameter["name"]: parameter for parameter in segment["parameters"]}
+    assert "Compute-Budget" in parameters
+    assert (parameters["include"]["in"], parameters["include"]["schema"]["enum"]) == ("query", ["paused"])
     assert set(segment["responses"]["200"]["content"]) == {form.media_type for form in FORMS}
     met = {kind.status for kind in FathomError.__subclasses__()} | {500}
     assert {int(status) for status in segment["responses"]} == met | {200}

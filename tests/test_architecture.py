@@ -24,7 +24,8 @@ SERVICE: dict[str, set[str]] = {
     "core": set(),
     "errors": set(),
     "settings": {"core", "errors"},
-    "bundle": BASE,
+    "manifest": BASE,
+    "bundle": BASE | {"manifest"},
     "metrics": BASE,
     "engines.base": LOW,
     "engines.fake": LOW | {"engines.base"},
@@ -36,12 +37,13 @@ SERVICE: dict[str, set[str]] = {
     "inference.scheduler": LOW | {"engines.base", "inference.costs", "inference.router", "inference.pipeline"},
     "api.budget": BASE,
     "api.image": LOW,
-    "api.masks": LOW,
+    "api.instances": LOW,
+    "api.masks": LOW | {"api.instances"},
     "api.schemas": LOW,
     "api.node_budget": LEAF | {"api.budget"},
     "api.middleware": LOW | {"api.budget"},
     "api.body": {"errors", "api.image"},
-    "api.forms": LOW | {"api.masks", "api.schemas"},
+    "api.forms": LOW | {"api.budget", "api.masks", "api.schemas"},
     "api.openapi": {"errors", "api.body", "api.forms", "api.image", "api.schemas"},
     "api.operations": LEAF | {"api.openapi", "api.schemas"},
 }
@@ -56,6 +58,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "pydantic": {"api"},
     "http_sf": {"api.budget"},
     "PIL": {"api.image", "api.masks"},
+    "cv2": {"api.instances"},
     "pycocotools": {"api.masks"},
     "prometheus_client": {"metrics"},
     "onnxruntime": {"engines.onnxruntime"},
@@ -64,7 +67,7 @@ THIRD_PARTY: dict[str, set[str]] = {
 }
 
 # model_export: package -> packages of model_export, then modules or packages of the service, that it may import
-SHARED = {"bundle", "core", "inference", "engines", "api.image", "api.masks"}
+SHARED = {"bundle", "core", "errors", "inference", "engines", "api.image", "api.instances", "api.masks"}
 EXPORT: dict[str, tuple[set[str], set[str]]] = {
     "network": ({"network", "export.kernels"}, set()),  # on CUDA its deformable attention is our kernel
     "recipe": ({"network", "recipe"}, SHARED),

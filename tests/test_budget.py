@@ -155,6 +155,20 @@ def test_compute_used_has_the_documented_text() -> None:
     assert format_used(Decision(PLAN, Reason.REQUEST, 0.7), OF) == "depth=2, of=6, gflops=4.1, reason=request"
 
 
+@pytest.mark.parametrize(
+    ("keep", "width", "shown"),
+    [
+        (0.25, 1.0, "keep=0.25, "),
+        (1.0, 0.5, "width=0.5, "),
+        (0.5, 0.25, "keep=0.5, width=0.25, "),
+        (1 / 3, 1.0, "keep=0.333, "),
+    ],
+)
+def test_compute_used_names_keep_and_width_where_they_are_not_1(keep: float, width: float, shown: str) -> None:
+    plan = Plan("d2", 2, keep, width, 4.1, 0.7)
+    assert format_used(Decision(plan, Reason.GATE, 0.7), OF) == f"depth=2, of=6, {shown}gflops=4.1, reason=gate"
+
+
 @pytest.mark.parametrize("gflops", [0.0004, 0.05, 12.0, 12345.67891, 1e6])
 @pytest.mark.parametrize("reason", list(Reason))
 def test_compute_used_is_a_dictionary_of_the_format(gflops: float, reason: Reason) -> None:

@@ -16,6 +16,7 @@ from service.bundle import Bundle, Manifest
 from service.errors import BundleError
 
 Change = Callable[[dict[str, Any]], object]
+PAUSED = ("stages", "encoder-d4-k25-w50", "outputs", 3)
 
 
 def change(folder: Path, edit: Change) -> None:
@@ -118,7 +119,8 @@ def put(new: object, *keys: str | int) -> Change:
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (put(2, "schema"), "schema: 2"),
+        (put(1, "schema"), "schema: 1, but this service reads 2"),
+        (put(3, "schema"), "schema: 3, but this service reads 2"),
         (drop("schema"), "schema: None"),
         (put("1", "schema"), "schema: '1'"),
         (drop("name"), "name: is missing"),
@@ -152,6 +154,17 @@ def put(new: object, *keys: str | int) -> Change:
         (put(1.5, "plans", 0, "keep"), "plans: d1: keep and width"),
         (put(-0.1, "plans", 0, "quality"), "plans: d1: quality is outside"),
         (put([0.1], "plans", 0, "quality_quantiles"), "plans: d1: quality_quantiles must be 5"),
+        (drop("margins"), "margins: is missing"),
+        (put({}, "margins"), "margins: {} has the wrong type"),
+        (drop("margins", 1, "margin"), "margins[1].margin: is missing"),
+        (put("none", "margins", 1, "margin"), "margins[1].margin: 'none' has the wrong type"),
+        (put(True, "margins", 1, "margin"), "margins[1].margin: True has the wrong type"),
+        (put(None, "margins", 1, "asked"), "margins[1].asked: None has the wrong type"),
+        (put(0, "margins", 0, "asked"), "margins: asked must be in (0, 1]"),
+        (put(1.01, "margins", 6, "asked"), "margins: asked must be in (0, 1]"),
+        (put(0.005, "margins", 0, "asked"), "margins: asked must ascend"),
+        (put(0.5, "margins", 1, "asked"), "margins: asked must ascend"),
+        (put(-1.01, "margins", 0, "margin"), "margins: a margin is outside of -1..1"),
         (drop("stages", "front"), "stages.front: is missing"),
         (drop("stages", "decoder"), "stages.decoder: is missing"),
         (drop("stages", "encoder-d4"), "stages.encoder-d4: is missing"),
@@ -161,6 +174,8 @@ def put(new: object, *keys: str | int) -> Change:
         (put("e9", "stages", "decoder", "inputs", 1, "name"), "stages.decoder.inputs: no stage before it gives"),
         (put(3, "stages", "decoder", "outputs", 0, "dims", 1), "stages.decoder.outputs: it must be one"),
         (put([], "stages", "decoder", "outputs"), "stages.decoder.outputs: it must be one"),
+        (put("h", "stages", "decoder", "outputs", 0, "dims", 2), "stages.decoder.outputs: it must be one"),
+        (put("instance", "task"), "classes: those of the instance task must be things"),
     ],
 )
 def test_a_manifest_that_breaks_the_contract_is_refused_by_its_key(
@@ -168,6 +183,56 @@ def test_a_manifest_that_breaks_the_contract_is_refused_by_its_key(
 ) -> None:
     change(fake_bundle.root, edit)
     assert words in refusal(fake_bundle.root)
+
+
+@pytest.fixture
+def instance_bundle(fake_bundle: Bundle, instance_manifest: Manifest) -> Bundle:
+    for stage in instance_manifest.stages.values():
+        (fake_bundle.root / stage.file).write_bytes(stage.file.encode())
+    return bundle.save(fake_bundle.root, instance_manifest)
+
+
+def test_an_instance_bundle_has_a_core_and_a_rim_per_class_and_may_pause(instance_bundle: Bundle) -> None:
+    manifest = bundle.load(instance_bundle.root).manifest
+    assert (manifest.task, manifest.channels, manifest.mask_shape) == ("instance", 3, (3, 12, 16))
+    paused = {name: stage.paused and stage.paused.dims for name, stage in manifest.stages.items()}
+    assert paused.pop("encoder-d4-k25-w50") == ("batch", 6, 8)
+    assert set(paused.values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (put(1, "stages", "decoder", "outputs", 0, "dims", 1), "it must be one, (batch, 1 + 2 * classes, h, w)"),
+        (put(False, "classes", 0, "thing"), "classes: those of the instance task must be things"),
+        (put("float32", *PAUSED, "dtype"), "paused must be uint8"),
+        (put(["batch", 48], *PAUSED, "dims"), "paused must be uint8, (batch, rows, columns)"),
+        (put(["batch", 6, "columns"], *PAUSED, "dims"), "paused must be uint8"),
+        (put(["batch", 0, 8], *PAUSED, "dims"), "paused must be uint8"),
+        (put(1, "plans", 2, "keep"), "paused is there, but d4-k25-w50 has keep 1"),
+    ],
+)
+def test_an_instance_manifest_that_breaks_the_contract_is_refused_by_its_key(
+    instance_bundle: Bundle, edit: Change, words: str
+) -> None:
+    change(instance_bundle.root, edit)
+    assert words in refusal(instance_bundle.root)
+
+
+def test_a_plan_that_pauses_need_not_show_where(instance_bundle: Bundle) -> None:
+    change(instance_bundle.root, drop(*PAUSED))
+    assert bundle.load(instance_bundle.root).manifest.stages[PAUSED[1]].paused is None
+
+
+def test_a_bundle_may_promise_nothing_or_not_everything(fake_bundle: Bundle) -> None:
+    change(fake_bundle.root, put(None, "margins", 0, "margin"))
+    change(fake_bundle.root, put(0, "margins", 1, "margin"))
+    change(fake_bundle.root, put(-0.01, "margins", 2, "margin"))
+    margins = bundle.load(fake_bundle.root).manifest.margins
+    assert [row.margin for row in margins[:3]] == [None, 0.0, -0.01]
+    assert type(margins[1].margin) is float
+    change(fake_bundle.root, put([], "margins"))
+    assert bundle.load(fake_bundle.root).manifest.margins == ()
 
 
 def test_whole_numbers_are_good_where_floats_are_meant(fake_bundle: Bundle) -> None:

@@ -27,6 +27,7 @@ DTYPES = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
 RNG = np.random.default_rng(0)
 MIX = RNG.standard_normal((4, 8, 1, 1)).astype(np.float32)  # the decoder's 1x1 convolution
 TASTE = np.array([[0.1, 0.2, 0.3, 0.4]], np.float32)
+PROBABILITIES = TensorSpec("probabilities", "float32", ("batch", 4, 12, 16))
 GAINS = np.arange(1, 9, dtype=np.float32).reshape(1, 8, 1, 1) / 1000
 
 
@@ -49,7 +50,10 @@ def external(folder: Path, name: str, values: NDArray[np.float32]) -> onnx.Tenso
 
 
 def write_graphs(folder: Path, manifest: Manifest) -> None:
-    """Front: mean brightness and a gate; encoder of depth k: adds k; decoder: mixes f4, scaled by the mean of e32."""
+    """Front: mean brightness and a gate; encoder of depth k: adds k; decoder: mixes f4, scaled by the mean of e32.
+
+    An encoder that pauses tokens pauses those below the middle brightness.
+    """
 
     def write(stage: str, nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto]) -> None:
         spec = manifest.stages[stage]
@@ -81,7 +85,16 @@ def write_graphs(folder: Path, manifest: Manifest) -> None:
     write("front", [*start, *pools, *gate], constants)
     for plan in manifest.plans:
         added = numpy_helper.from_array(np.float32(plan.depth), "added")
-        write(f"encoder-d{plan.depth}", [node("Add", [f"f{s}", "added"], [f"e{s}"]) for s in (8, 16, 32)], [added])
+        encode = [node("Add", [f"f{s}", "added"], [f"e{s}"]) for s in (8, 16, 32)]
+        constants = [added]
+        if manifest.stages[manifest.encoder_of[plan.name]].paused is not None:
+            constants.append(numpy_helper.from_array(np.float32(127.5 * GAINS.mean()), "middle"))
+            encode += [
+                node("ReduceMean", ["f8"], ["bright"], axes=[1], keepdims=0),
+                node("Less", ["bright", "middle"], ["dark"]),
+                node("Cast", ["dark"], ["paused"], to=TensorProto.UINT8),
+            ]
+        write(manifest.encoder_of[plan.name], encode, constants)
     decode = [
         node("Conv", ["f4", "mix"], ["mixed"], kernel_shape=[1, 1]),
         node("ReduceMean", ["e32"], ["scale"], axes=[1, 2, 3], keepdims=1),
@@ -135,11 +148,39 @@ def test_onnxruntime_takes_rows_in_the_order_asked_for(onnx_bundle: Bundle) -> N
         np.testing.assert_allclose(some[row], reference(batch[source], plan.depth)[1], atol=1e-5)
 
 
+def test_onnxruntime_tells_which_tokens_an_encoder_paused(tmp_path: Path, instance_manifest: Manifest) -> None:
+    decoder = dataclasses.replace(instance_manifest.stages["decoder"], outputs=(PROBABILITIES,))
+    manifest = dataclasses.replace(
+        instance_manifest,
+        task="semantic",
+        classes=instance_manifest.classes * 4,
+        stages={**instance_manifest.stages, "decoder": decoder},
+    )
+    write_graphs(tmp_path, manifest)
+    backend: Backend = OnnxRuntimeBackend(bundle.save(tmp_path, manifest), threads=1)
+    batch = images(3)
+    features, _ = backend.front(batch)
+    dark = batch.reshape(3, 6, 8, 8, 8, 3).mean(axis=(2, 4, 5)) < 127.5
+    for plan in manifest.plans:
+        encoded = backend.encode(plan, features)
+        if plan.keep < 1:
+            assert encoded.paused is not None
+            assert encoded.paused.dtype == np.uint8
+            assert (encoded.paused == dark).all()
+            some = encoded.take([2, 0])
+            assert some.paused is not None
+            assert (some.paused == dark[[2, 0]]).all()
+        else:
+            assert encoded.paused is None
+        np.testing.assert_allclose(backend.decode(encoded)[1], reference(batch[1], plan.depth)[1], atol=1e-5)
+    assert features.paused is None
+
+
 def test_a_bundle_goes_through_the_whole_pipeline_on_onnxruntime(onnx_bundle: Bundle) -> None:
     backend = OnnxRuntimeBackend(onnx_bundle, threads=1)
     known = warm_up(backend, onnx_bundle.manifest, 4)
     assert all(ms > 0 for ms in known.plan_ms().values())
-    spine = Pipeline(backend, known, default_max_loss=0.01, load_start=0.5)
+    spine = Pipeline(backend, known, onnx_bundle.manifest.margins, default_max_loss=0.01, load_start=0.5)
     batch = images(3)
     jobs = [
         Job(Frame(pixels, Geometry(64, 48, 64, 48)), Budget(depth=depth, max_loss=0), None, Trace())
@@ -221,6 +262,36 @@ def test_fake_brightness_decides_the_class_of_each_place(fake_manifest: Manifest
         np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
         assert probabilities.max() == pytest.approx(0.5 + 0.1 * plan.depth)
     backend.close()
+
+
+def test_fake_of_the_instance_task_has_bright_cores_within_rims(instance_manifest: Manifest) -> None:
+    backend: Backend = FakeBackend(instance_manifest)
+    picture = np.zeros((2, 48, 64, 3), np.uint8)
+    picture[1, 8:28, 12:36] = 250  # cells 2 to 6, 3 to 8
+    probabilities = backend.decode(backend.encode(instance_manifest.plans[-1], backend.front(picture)[0]))
+    assert probabilities.shape == (2, 3, 12, 16)
+    expected = np.zeros((2, 12, 16), int)
+    expected[1, 2:7, 3:9] = 2
+    expected[1, 3:6, 4:8] = 1
+    assert (probabilities.argmax(axis=1) == expected).all()
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+
+
+def test_fake_pauses_the_darkest_tokens_where_the_manifest_says_so(instance_manifest: Manifest) -> None:
+    backend: Backend = FakeBackend(instance_manifest)
+    ramp = np.broadcast_to(np.arange(0, 256, 4, dtype=np.uint8)[None, None, :, None], (3, 48, 64, 3))
+    features, _ = backend.front(ramp)
+    for plan in instance_manifest.plans:
+        encoded = backend.encode(plan, features)
+        if plan.keep == 1:
+            assert encoded.paused is None
+            continue
+        assert encoded.paused is not None
+        assert encoded.paused.tolist() == [[[1] * 6 + [0] * 2] * 6] * 3
+        kept = encoded.take([2, 0])
+        assert kept.paused is not None
+        assert kept.paused.shape == (2, 6, 8)
+    assert features.take([1]).paused is None
 
 
 def test_fake_quality_grows_with_depth_on_clutter_only(fake_manifest: Manifest) -> None:

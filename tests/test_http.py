@@ -133,15 +133,28 @@ def server(servers: dict[str, Any], fake_manifest: Manifest) -> Server:
     return common
 
 
+@pytest.fixture
+def instance_server(servers: dict[str, Any], instance_manifest: Manifest) -> Server:
+    """The same for an instance bundle; its plan d4-k25-w50 pauses tokens."""
+    if "instance" not in servers:
+        servers["instance"] = servers["stack"].enter_context(running(instance_manifest))
+    instance: Server = servers["instance"]
+    return instance
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
 def picture(width: int = 64, height: int = 48, kind: str = "PNG", **options: Any) -> bytes:
     """Four quarters of different brightness: top left 0 (Road), top right 1, bottom left 2, bottom right 3 (Sky)."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[: height // 2, width // 2 :] = 96
     pixels[height // 2 :, : width // 2] = 160
     pixels[height // 2 :, width // 2 :] = 250
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, kind, **options)
-    return stream.getvalue()
+    return encoded(Image.fromarray(pixels), kind, **options)
 
 
 def bomb() -> bytes:
@@ -208,6 +221,56 @@ def test_json_is_the_default_and_holds_what_is_documented(server: Server) -> Non
     assert response.headers["vary"] == "Accept, Compute-Budget"
     stages = re.findall(r"(\w+);dur=([\d.]+)", response.headers["server-timing"])
     assert {name: float(ms) for name, ms in stages} == answer["timing_ms"]
+
+
+def blobs(width: int = 64, height: int = 48) -> bytes:
+    """Two bright rectangles on black; between them a sixteenth of the width."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[height // 6 : height // 2, width // 8 : width // 2 - width // 32] = 250
+    pixels[height // 6 : -height // 6, width // 2 + width // 32 : -width // 8] = 250
+    return encoded(Image.fromarray(pixels))
+
+
+@pytest.mark.parametrize("size", [(64, 48), (200, 60), (320, 240)])
+def test_an_instance_bundle_answers_one_segment_per_object_and_their_ids_in_16_bits(
+    instance_server: Server, size: tuple[int, int]
+) -> None:
+    answer = instance_server.post(blobs(*size)).json()
+    assert answer["task"] == "instance"
+    assert [segment["id"] for segment in answer["segments"]] == [1, 2]
+    assert {(segment["class_id"], segment["label"]) for segment in answer["segments"]} == {(0, "nucleus")}
+    assert all(0 < segment["score"] <= 1 for segment in answer["segments"])
+    response = instance_server.post(blobs(*size), {"Accept": "image/png"})
+    image = Image.open(io.BytesIO(response.content))
+    assert (image.mode, image.size) == ("I;16", size)
+    ids = np.asarray(image)
+    assert np.unique(ids).tolist() == [0, 1, 2]
+    for segment in answer["segments"]:
+        inside = ids == segment["id"]
+        assert (coco.decode(segment["rle"]).astype(bool) == inside).all()
+        assert segment["area"] == inside.sum()
+        y, x = np.nonzero(inside)
+        assert segment["box"] == [x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1]
+
+
+def test_an_image_without_objects_has_no_segments(instance_server: Server) -> None:
+    black = encoded(Image.new("RGB", (64, 48)))
+    assert instance_server.post(black).json()["segments"] == []
+    image = Image.open(io.BytesIO(instance_server.post(black, {"Accept": "image/png"}).content))
+    assert (image.mode, image.getextrema()) == ("I;16", (0, 0))
+
+
+def test_paused_tokens_are_told_to_those_who_ask_where_the_plan_paused_any(instance_server: Server) -> None:
+    paused = instance_server.post(blobs(), {"Compute-Budget": "gflops=4, max-loss=0"}, params={"include": "paused"})
+    assert paused.headers["compute-used"] == "depth=4, of=4, keep=0.25, width=0.5, gflops=4.0, reason=request"
+    found = paused.json()["paused"]
+    mask = coco.decode(found["rle"]).astype(bool)
+    assert mask.shape == (48, 64)
+    assert found["share"] == mask.mean() == 0.75
+    assert mask[:8].all()  # the darkest
+    full = instance_server.post(blobs(), {"Compute-Budget": "max-loss=0"}, params={"include": "paused"})
+    assert full.json()["paused"] is None
+    assert "paused" not in instance_server.post(blobs()).json()
 
 
 @pytest.mark.parametrize("size", [(64, 48), (100, 30), (31, 77)])

@@ -19,6 +19,7 @@ import pytest
 
 from service import __main__ as entry
 from service.bundle import Bundle
+from service.errors import SettingsError
 from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,6 +113,17 @@ def test_the_fake_backend_runs_only_when_it_is_asked_for(
         argv = ["--bundle", str(fake_bundle.root), "--port", "0", "--backend", backend]
         assert entry.main(argv, {}) == 1
         assert "BackendError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("max_loss", "warned"), [(0.0, False), (0.002, True), (0.0025, False), (1.0, False)])
+def test_a_default_floor_of_which_the_bundle_promises_nothing_is_pointed_out(
+    fake_bundle: Bundle, caplog: pytest.LogCaptureFixture, max_loss: float, warned: bool
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # the service ends where it would begin to listen
+        settings = Settings(backend="fake", port=taken.getsockname()[1], max_loss=max_loss)
+        with pytest.raises(SettingsError, match="cannot listen"):
+            entry.serve(settings, fake_bundle)
+    assert ("every image takes the full plan" in caplog.text) == warned
 
 
 def test_an_installation_without_metadata_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ DEPTHS = 4
 
 
 class Shallow(FakeBackend):
-    """The shallower the plan, the more columns at the left are wrong: by one class, one column per missing layer."""
+    """The shallower the plan, the more columns at the left are wrong: by one channel, one column per missing layer."""
 
     gate = threading.Event()  # closed, the engine stands still
 
@@ -65,7 +65,8 @@ def serving(manifest: Manifest) -> Iterator[str]:
     settings = Settings(max_body_bytes=100_000)
     metrics = Metrics(layers=manifest.layers, max_batch=settings.max_batch)
     delays = {plan.name: plan.depth * 0.005 for plan in manifest.plans}
-    scheduler = Scheduler(lambda: Shallow(manifest, delay_s=delays), manifest, settings, metrics)
+    engine = Shallow if manifest.task == "semantic" else FakeBackend
+    scheduler = Scheduler(lambda: engine(manifest, delay_s=delays), manifest, settings, metrics)
     app = create_app(settings, manifest, scheduler, metrics)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -96,7 +97,7 @@ def tab() -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def services() -> Iterator[dict[str, Any]]:
-    """The module's one service, started by its first test: the manifest comes from a fixture of narrower scope."""
+    """The module's services by task, each started by its first test: manifests come from fixtures of narrower scope."""
     with ExitStack() as stack:
         yield {"stack": stack}
 
@@ -128,7 +129,7 @@ class Visit:
 
     def open(self, data: bytes, name: str = "photo.png", kind: str = "image/png") -> None:
         """Choose a file and wait until the service has answered."""
-        with self.page.expect_response("**/segment"):
+        with self.page.expect_response("**/segment*"):
             self.page.set_input_files("#file", {"name": name, "mimeType": kind, "buffer": data})
 
     def segmented(self) -> None:
@@ -155,13 +156,27 @@ class Visit:
 
 @pytest.fixture
 def visit(tab: Page, services: dict[str, Any], fake_manifest: Manifest) -> Iterator[Visit]:
-    """The page, ready. Afterwards: nothing was asked of another host, nothing complained, only /segment got data."""
+    """The page, ready."""
+    with visiting(tab, services, fake_manifest) as started:
+        yield started
+
+
+@pytest.fixture
+def objects(tab: Page, services: dict[str, Any], instance_manifest: Manifest) -> Iterator[Visit]:
+    """The page of an instance bundle, one plan of which pauses tokens."""
+    with visiting(tab, services, instance_manifest) as started:
+        yield started
+
+
+@contextmanager
+def visiting(tab: Page, services: dict[str, Any], manifest: Manifest) -> Iterator[Visit]:
+    """Afterwards: nothing was asked of another host, nothing complained, only /segment got data."""
     Shallow.gate.set()
-    if "url" not in services:
-        services["url"] = services["stack"].enter_context(serving(fake_manifest))
+    if manifest.task not in services:
+        services[manifest.task] = services["stack"].enter_context(serving(manifest))
     tab.set_viewport_size({"width": 1280, "height": 860})
     tab.emulate_media(color_scheme="light")
-    started = Visit(tab, services["url"])
+    started = Visit(tab, services[manifest.task])
     tab.goto(started.url)
     expect(started.page.locator("html")).to_have_attribute("data-ready", "yes")
     yield started
@@ -171,7 +186,8 @@ def visit(tab: Page, services: dict[str, Any], fake_manifest: Manifest) -> Itera
     started.end()
     hosts = {request.url.split("/", 3)[2] for request in started.requests if request.url.startswith("http")}
     assert hosts == {started.url.removeprefix("http://")}
-    assert {request.url for request in started.requests if request.method != "GET"} <= {f"{started.url}/segment"}
+    posted = {request.url.partition("?")[0] for request in started.requests if request.method != "GET"}
+    assert posted <= {f"{started.url}/segment"}
     refusals = [text for text in started.complaints if text.startswith("Failed to load resource")]
     assert len(refusals) == started.refused
     assert [text for text in started.complaints if text not in refusals] == []
@@ -384,13 +400,13 @@ def test_the_probe_names_the_class_under_the_pointer_and_follows_the_arrow_keys(
     expect(page.locator("#probe")).to_have_text(f"Car{score['Car']}")
 
 
-def test_every_depth_shows_one_card_per_depth_and_what_differs_from_the_deepest(visit: Visit) -> None:
+def test_every_plan_has_a_card_that_shows_what_differs_from_the_full_plan(visit: Visit) -> None:
     page = visit.page
     visit.open(picture())
     visit.segmented()
-    page.get_by_role("button", name="Every depth").click()
+    page.get_by_role("button", name="Every plan").click()
     expect(page.locator(".card.done")).to_have_count(DEPTHS)
-    assert visit.budgets()[1:] == [f"depth={depth}, max-loss=0" for depth in (4, 1, 2, 3)]
+    assert visit.budgets()[1:] == [f"gflops={gflops}, max-loss=0" for gflops in (5, 2, 3, 4)]
     results = [answer(visit.url, picture(), f"depth={depth}, max-loss=0") for depth in range(1, DEPTHS + 1)]
     classes = [classes_of(found) for found in results]
     for card, found, labels in zip(page.locator(".card").all(), results, classes, strict=True):
@@ -406,14 +422,15 @@ def test_every_depth_shows_one_card_per_depth_and_what_differs_from_the_deepest(
     assert np.array_equal((marked == (255, 46, 154)).all(axis=2), classes[0] != classes[-1])
     page.locator(".card").first.click()
     expect(page.locator("#depth-taken")).to_have_text("depth 1 of 4request")
+    expect(page.locator("#why")).to_contain_text("limit on gflops")
 
 
-def test_every_depth_can_be_cancelled_and_asks_for_nothing_more(visit: Visit) -> None:
+def test_every_plan_can_be_cancelled_and_asks_for_nothing_more(visit: Visit) -> None:
     page = visit.page
     visit.open(picture())
     visit.segmented()
     Shallow.gate.clear()
-    page.get_by_role("button", name="Every depth").click()
+    page.get_by_role("button", name="Every plan").click()
     expect(page.locator(".card.running")).to_have_count(1)
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator("#strip-status")).to_have_text("Cancelled.")
@@ -600,13 +617,140 @@ def test_nothing_is_wider_than_the_window(visit: Visit) -> None:
     assert too_wide() == []
     visit.open(picture(), "a-photo-with-quite-a-long-name-that-no-line-of-a-phone-can-hold.png")
     visit.segmented()
-    page.get_by_role("button", name="Every depth").click()
+    page.get_by_role("button", name="Every plan").click()
     expect(page.locator(".card.done")).to_have_count(DEPTHS)
     assert too_wide() == []
     page.set_viewport_size({"width": 360, "height": 800})
     box = page.locator("#opacity").bounding_box()
     assert box is not None
     assert box["width"] >= 60
+
+
+# -- objects and paused areas ------------------------------------------------------------------------------------------
+
+
+def blobs(height: int = 72, width: int = 96) -> bytes:
+    """Three bright squares on black, row by row: two above, one below."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    for top, left in ((6, 12), (6, 54), (42, 54)):
+        pixels[top : top + 24, left : left + 30] = 250
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def ids_of(found: dict[str, Any]) -> NDArray[np.int64]:
+    """Object per pixel, (height, width); 0 where there is none."""
+    ids = np.zeros((found["image"]["height"], found["image"]["width"]), np.int64)
+    for segment in found["segments"]:
+        ids[coco.decode(segment["rle"]) > 0] = segment["id"]
+    return ids
+
+
+def test_each_object_has_a_colour_of_its_own_that_is_opaque_along_its_outline(objects: Visit) -> None:
+    objects.open(blobs())
+    objects.segmented()
+    overlay, ids = objects.pixels("#overlay").astype(int), ids_of(answer(objects.url, blobs()))
+    assert np.unique(ids).tolist() == [0, 1, 2, 3]
+    alpha = overlay[..., 3]
+    assert np.array_equal(alpha > 0, ids > 0)
+    padded = np.pad(ids, 1, mode="edge")
+    around = [padded[1:-1, :-2], padded[1:-1, 2:], padded[:-2, 1:-1], padded[2:, 1:-1]]
+    edge = (ids > 0) & np.any([each != ids for each in around], axis=0)
+    assert np.array_equal(alpha == 255, edge)
+    colors = [np.unique(overlay[edge & (ids == k), :3], axis=0) for k in (1, 2, 3)]
+    assert [len(each) for each in colors] == [1, 1, 1]
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert np.abs(colors[a] - colors[b]).max() > 80
+
+
+def test_objects_are_counted_and_the_probe_tells_an_objects_number_and_score(objects: Visit) -> None:
+    page = objects.page
+    expect(page.locator("#bundle")).to_have_text("fake · instance · 1 class · 4 plans")
+    objects.open(blobs())
+    objects.segmented()
+    found = answer(objects.url, blobs())
+    expect(page.locator("#legend-title")).to_have_text("Objects")
+    expect(page.locator("#legend-facts")).to_have_text("3 found")
+    share = sum(segment["area"] for segment in found["segments"]) / (72 * 96)
+    count, _, shown = (page.locator("#legend li").text_content() or "").partition(" · ")
+    assert count == "nucleus3"
+    assert float(shown.removesuffix(" %")) == pytest.approx(100 * share, abs=0.051)
+    expect(page.locator("#absent")).to_have_text("")
+    last = found["segments"][-1]
+    x, y, width, height = last["box"]
+    box = page.locator("#frame").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + (x + width / 2) / 96 * box["width"], box["y"] + (y + height / 2) / 72 * box["height"])
+    expect(page.locator("#probe")).to_have_text(f"nucleus {last['id']}{last['score']:.2f}")
+    page.mouse.move(box["x"] + 3, box["y"] + box["height"] - 3)
+    expect(page.locator("#probe")).to_have_text("background")
+
+
+def test_an_image_without_objects_says_so(objects: Visit) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (80, 60)).save(stream, "PNG")
+    objects.open(stream.getvalue())
+    expect(objects.page.locator("#legend-facts")).to_have_text("0 found")
+    expect(objects.page.locator("#absent")).to_have_text("Not found: nucleus.")
+    assert not objects.pixels("#overlay").any()
+
+
+def test_plans_show_their_depth_and_the_knobs_that_are_not_full(objects: Visit) -> None:
+    page = objects.page
+    expect(page.locator("#gauge tbody th")).to_have_text(["1", "2", "4k25 w50", "4"])
+    expect(page.locator("#knobs")).to_be_visible()
+    objects.open(blobs())
+    objects.segmented()
+    page.get_by_role("button", name="Every plan").click()
+    expect(page.locator(".card.done")).to_have_count(4)
+    expect(page.locator(".card .sounding")).to_have_text(["1", "2", "4k25 w50", "4"])
+    for card, gflops in zip(page.locator(".card .numbers").all(), (2, 3, 4, 5), strict=True):
+        expect(card).to_contain_text(f"{gflops}.00 GFLOPs")
+        expect(card).to_contain_text("3 objects")
+        expect(card).not_to_contain_text("ran")  # the plan that was asked for
+    page.locator(".card").nth(2).click()
+    expect(page.locator("#depth-taken")).to_have_text("depth 4 of 4k25 w50request")
+    expect(page.locator("#gauge tr[aria-current]")).to_have_attribute("data-plan", "d4-k25-w50")
+
+
+def test_paused_areas_can_be_shown_where_the_plan_paused_any(objects: Visit) -> None:
+    page, switch, hatched = objects.page, objects.page.locator("#paused-switch"), objects.page.locator("#paused")
+    expect(switch).to_be_hidden()
+    expect(page.locator("#curl")).to_contain_text("/segment?include=paused'")
+    with page.expect_response("**/segment*") as got:
+        page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": blobs()})
+    objects.segmented()
+    assert "keep=0.25" in got.value.headers["compute-used"]
+    paused = json.loads(got.value.body())["paused"]
+    expect(page.locator("#paused-share")).to_have_text(f"{100 * paused['share']:.1f} %")
+    expect(hatched).to_be_hidden()
+    page.get_by_label("paused areas").check()
+    expect(hatched).to_be_visible()
+    assert np.array_equal(objects.pixels("#paused")[..., 3] > 0, coco.decode(paused["rle"]) > 0)
+    assert page.locator("#photo").bounding_box() == hatched.bounding_box()
+    set_limit(page, "max-loss", "Home")  # the full plan pauses nothing
+    expect(page.locator("#gauge tr[aria-current]")).to_have_attribute("data-plan", "d4")
+    expect(switch).to_be_hidden()
+    expect(hatched).to_be_hidden()
+    page.locator(".limit[data-key=max-loss] input[type=checkbox]").uncheck()
+    expect(hatched).to_be_visible()  # as chosen before
+
+
+def test_nothing_of_an_instance_page_is_wider_than_the_window_and_all_text_has_contrast(objects: Visit) -> None:
+    page = objects.page
+    objects.open(blobs())
+    objects.segmented()
+    page.get_by_role("button", name="Every plan").click()
+    expect(page.locator(".card.done")).to_have_count(4)
+    page.locator(".card").nth(2).click()
+    for width in (360, 700, 1120):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        found: Sequence[tuple[str, float]] = page.eval_on_selector_all("body *", CONTRAST)
+        assert [(scheme, text, round(ratio, 2)) for text, ratio in found if ratio < 4.5] == []
 
 
 # Luminance contrast as WCAG 2 defines it, of every piece of text against the colour that lies under it.
@@ -644,7 +788,7 @@ def test_text_has_contrast_by_day_and_by_night(visit: Visit) -> None:
     page = visit.page
     visit.open(picture())
     visit.segmented()
-    page.get_by_role("button", name="Every depth").click()
+    page.get_by_role("button", name="Every plan").click()
     expect(page.locator(".card.done")).to_have_count(DEPTHS)
     papers = set()
     for scheme in ("light", "dark"):

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from service.bundle import Manifest
-from service.core import Budget, Frame, Geometry, Outcome, Plan, Reason, Trace
+from service.core import Budget, Frame, Geometry, Margin, Outcome, Plan, Reason, Trace
 from service.engines.base import Features
 from service.engines.fake import FakeBackend, FakeFeatures
 from service.errors import DeadlineExceeded, FathomError, UnsatisfiableBudget
@@ -59,7 +59,7 @@ def spine(backend: Recorder, fake_manifest: Manifest) -> Pipeline:
 
 def known_spine(backend: Recorder, manifest: Manifest) -> Pipeline:
     known = Costs(5.0, {plan: 1000.0 * plan.depth for plan in manifest.plans})
-    return Pipeline(backend, known, default_max_loss=0.01, load_start=0.5)
+    return Pipeline(backend, known, manifest.margins, default_max_loss=0.01, load_start=0.5)
 
 
 def job(brightness: int = 0, budget: Budget = NONE, ms: float | None = None) -> Job:
@@ -97,10 +97,38 @@ def test_each_image_of_a_batch_gets_the_plan_of_its_own_budget_and_its_own_mask(
 def test_each_image_of_a_batch_gets_the_plan_of_its_own_scores(fake_manifest: Manifest) -> None:
     backend = Recorder(fake_manifest)
     known = Costs(5.0, dict.fromkeys(fake_manifest.plans, 10.0))
-    spine = Pipeline(backend, known, default_max_loss=0.01, load_start=0.5)
+    spine = Pipeline(backend, known, fake_manifest.margins, default_max_loss=0.01, load_start=0.5)
     easy, hard = job(90), job()
     hard.frame.pixels[:] = np.random.default_rng(0).integers(0, 256, hard.frame.pixels.shape)
     assert plans_of(run(spine, [easy, hard])) == ["d1", "d4"]
+
+
+def test_each_image_gets_its_own_map_of_paused_tokens_where_its_plan_pauses(instance_manifest: Manifest) -> None:
+    backend = Recorder(instance_manifest, QUALITY)
+    known = Costs(5.0, dict.fromkeys(instance_manifest.plans, 10.0))
+    spine = Pipeline(backend, known, instance_manifest.margins, default_max_loss=0.01, load_start=0.5)
+    jobs = [job(budget=Budget(gflops=gflops)) for gflops in (4, 2, 4)]
+    for each, rows in zip(jobs, (slice(0, 24), slice(0, 48), slice(24, 48)), strict=True):
+        each.frame.pixels[rows] = 200  # the others are dark, and paused first
+    upper, none, lower = run(spine, jobs)
+    assert plans_of([upper, none, lower]) == ["d4-k25-w50", "d1", "d4-k25-w50"]
+    assert isinstance(upper, Outcome)
+    assert isinstance(none, Outcome)
+    assert isinstance(lower, Outcome)
+    assert none.paused is None
+    assert upper.paused is not None
+    assert lower.paused is not None
+    assert (upper.paused.dtype, upper.paused.shape) == (np.uint8, (6, 8))
+    assert upper.paused[3:].all()
+    assert lower.paused[:3].all()
+    assert upper.paused.mean() == lower.paused.mean() == 0.75
+
+
+def test_the_margins_of_the_bundle_decide_for_the_default_floor(fake_manifest: Manifest) -> None:
+    backend, known = Recorder(fake_manifest, QUALITY), Costs(5.0, dict.fromkeys(fake_manifest.plans, 10.0))
+    for margins, plan in (([], "d4"), ([Margin(0.01, 0.15)], "d3"), ([Margin(0.01, 1.0)], "d1")):
+        spine = Pipeline(backend, known, margins, default_max_loss=0.01, load_start=0.5)
+        assert plans_of(run(spine, [job()])) == [plan]
 
 
 def test_the_trace_holds_the_stages_in_order_and_the_decision(spine: Pipeline) -> None:
@@ -184,7 +212,7 @@ def test_a_hiccup_in_warm_up_does_not_make_a_plan_look_dear(fake_manifest: Manif
 def test_costs_follow_what_runs(spine: Pipeline, fake_manifest: Manifest) -> None:
     known = Costs(5.0, dict.fromkeys(fake_manifest.plans, 1.0))
     slow = FakeBackend(fake_manifest, delay_s={"d4": 0.02}, quality=QUALITY)
-    run(Pipeline(slow, known, default_max_loss=0.01, load_start=0.5), [job()])
+    run(Pipeline(slow, known, fake_manifest.margins, default_max_loss=0.01, load_start=0.5), [job()])
     rest_ms = {plan.name: cost.ms(time.perf_counter()) for plan, cost in known.rest.items()}
     assert rest_ms["d4"] > 1.0 + costs.WEIGHT * 18
     assert rest_ms["d1"] == 1.0

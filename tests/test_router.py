@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core import Budget, Decision, Plan, Reason
+from service.core import Budget, Decision, Margin, Plan, Reason
 from service.errors import DeadlineExceeded, UnsatisfiableBudget
-from service.inference.router import choose, under_budget
+from service.inference.router import choose, margin_for, under_budget
 
 NONE = Budget()
 # 2, 4, 6 and 8 GFLOPs; what is left after the front takes 10, 20, 30 and 40 ms
@@ -19,10 +19,12 @@ PLANS = [Plan(f"d{depth}", depth, 1.0, 1.0, 2.0 * depth, 0.5) for depth in (1, 2
 COSTS = [10.0, 20.0, 30.0, 40.0]
 RISING = [0.60, 0.66, 0.695, 0.70]  # losses against full depth: 0.10, 0.04, 0.005, 0
 FLAT = [0.70, 0.70, 0.70, 0.70]
+WORD = [Margin(asked, asked) for asked in (0.001, 0.01, 0.05, 0.2)]  # the gate is taken at its word
 
 
 def pick(scores: list[float], request: Budget = NONE, node: Budget = NONE, **changes: Any) -> Decision:
     settings: dict[str, Any] = {
+        "margins": WORD,
         "default_max_loss": 0.01,
         "remaining_ms": None,
         "costs_ms": COSTS,
@@ -57,6 +59,46 @@ CASES: list[tuple[str, dict[str, Any], str, Reason]] = [
         Reason.GATE,
     ),
     ("no loss by default", {"scores": FLAT, "default_max_loss": 0.0}, "d4", Reason.GATE),
+    # the table of margins
+    (
+        "a floor between two rows takes the lower one",
+        {"scores": RISING, "request": Budget(max_loss=0.049)},
+        "d3",
+        Reason.GATE,
+    ),
+    (
+        "a floor above the last row takes that",
+        {"scores": RISING, "request": Budget(max_loss=1), "margins": WORD[:3]},
+        "d2",
+        Reason.GATE,
+    ),
+    (
+        "a floor below the first row is the full plan, though all are equal",
+        {"scores": FLAT, "request": Budget(max_loss=0.0009)},
+        "d4",
+        Reason.GATE,
+    ),
+    ("no table is the full plan", {"scores": FLAT, "margins": []}, "d4", Reason.GATE),
+    ("a row without a margin is the full plan", {"scores": FLAT, "margins": [Margin(0.01, None)]}, "d4", Reason.GATE),
+    (
+        "an optimistic gate gets a tighter margin",
+        {"scores": RISING, "margins": [Margin(0.01, 0.004)]},
+        "d4",
+        Reason.GATE,
+    ),
+    ("a pessimistic gate gets a looser one", {"scores": RISING, "margins": [Margin(0.01, 0.04)]}, "d2", Reason.GATE),
+    (
+        "a negative margin asks for more than the full plan's score",
+        {"scores": [0.70, 0.72, 0.75, 0.70], "margins": [Margin(0.01, -0.03)]},
+        "d3",
+        Reason.GATE,
+    ),
+    (
+        "under a ceiling a floor that nothing is known of gives the best score",
+        {"scores": [0.6, 0.65, 0.62, 0.7], "request": Budget(depth=3), "margins": []},
+        "d2",
+        Reason.REQUEST,
+    ),
     ("a cheaper plan may be the better one", {"scores": [0.6, 0.8, 0.7, 0.7]}, "d2", Reason.GATE),
     # ceilings of the request and the node
     (
@@ -178,6 +220,16 @@ def test_rule(arguments: dict[str, Any], plan: str, reason: Reason) -> None:
     assert decision.predicted_quality == arguments["scores"][PLANS.index(decision.plan)]
 
 
+@pytest.mark.parametrize(
+    ("max_loss", "expected"),
+    [(0, None), (0.0024, None), (0.0025, None), (0.005, -0.1), (0.0099, -0.1), (0.01, 0.0), (0.02, 0.3), (1, 0.3)],
+)
+def test_margin_is_that_of_the_largest_row_up_to_what_is_asked(max_loss: float, expected: float | None) -> None:
+    margins = [Margin(0.0025, None), Margin(0.005, -0.1), Margin(0.01, 0.0), Margin(0.02, 0.3)]
+    assert margin_for(max_loss, margins) == expected
+    assert margin_for(max_loss, []) is None
+
+
 # A narrow plan of great depth can be the cheapest: then a ceiling of depth closes the cheap end.
 NARROW = [replace(PLANS[3], name="narrow", width=0.25, gflops=1.0), *PLANS]
 
@@ -257,6 +309,10 @@ def situations(draw: st.DrawFn) -> dict[str, Any]:
     return {
         "plans": plans,
         "scores": [draw(unit) for _ in plans],
+        "margins": [
+            Margin(asked, draw(st.none() | st.floats(-1, 1)))
+            for asked in sorted(draw(st.sets(st.floats(0.001, 1), max_size=4)))
+        ],
         "request": draw(budgets),
         "node": draw(budgets),
         "default_max_loss": draw(unit),
@@ -267,11 +323,12 @@ def situations(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-def loss_limit(situation: dict[str, Any]) -> float:
-    for budget in (situation["request"], situation["node"]):
-        if budget.max_loss is not None:
-            return float(budget.max_loss)
-    return float(situation["default_max_loss"])
+def margin_of(situation: dict[str, Any]) -> float:
+    """-inf where only the full plan is safe."""
+    losses = [situation["request"].max_loss, situation["node"].max_loss, situation["default_max_loss"]]
+    limit = next(loss for loss in losses if loss is not None)
+    rows = [row.margin for row in situation["margins"] if row.asked <= limit]
+    return float("-inf") if not rows or rows[-1] is None else rows[-1]
 
 
 @given(situations())
@@ -286,8 +343,8 @@ def test_the_chosen_plan_is_under_every_ceiling_and_refusals_are_true(situation:
     in_time = [
         i for i in fitting if situation["remaining_ms"] is None or situation["costs_ms"][i] <= situation["remaining_ms"]
     ]
-    scores, limit = situation["scores"], loss_limit(situation)
-    good = [i for i in in_time if plans[i] == plans[-1] or (limit > 0 and scores[-1] - scores[i] <= limit)]
+    scores, margin = situation["scores"], margin_of(situation)
+    good = [i for i in in_time if plans[i] == plans[-1] or scores[-1] - scores[i] <= margin]
     try:
         decision = choose(**situation)
     except UnsatisfiableBudget:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -118,11 +118,8 @@ class Rim:
 
     async def _segment(self, request: Request, trace: Trace) -> Response:
         # Whatever can be refused is refused before the body is read.
-        for key in request.query_params:
-            raise BadQuery(
-                f"The query has the key '{key}', but there are no keys: the budget goes into {FIELD}", key=key
-            )
         form = forms.choose(request.headers.getlist("accept"))
+        include = forms.included(request.query_params.multi_items(), form)
         budget = parse_budget(request.headers.getlist(FIELD), self._manifest.layers)
         if self._scheduler.state == "draining":
             self._metrics.shed("draining")
@@ -133,13 +130,13 @@ class Rim:
             frame = await _while_connected(request, image)
             trace.stages["decode"] = time.perf_counter() - began
         outcome = await _while_connected(request, self._scheduler.submit(frame, budget, trace, request.state.arrived))
-        body = await _while_connected(request, self._render(form, outcome, trace))
+        body = await _while_connected(request, self._render(form, include, outcome, trace))
         return Response(body, media_type=form.media_type)
 
-    async def _render(self, form: forms.Form, outcome: Outcome, trace: Trace) -> bytes:
+    async def _render(self, form: forms.Form, include: Set[str], outcome: Outcome, trace: Trace) -> bytes:
         # A copy: the thread may still write into it after the client has left and the trace was counted.
         own = replace(trace, stages=dict(trace.stages))
-        body = await self._in_thread(form.render, outcome, own, self._manifest)
+        body = await self._in_thread(form.render, outcome, own, self._manifest, include)
         trace.stages = own.stages
         return body
 

@@ -2,6 +2,7 @@
 
     Compute-Budget: depth=3, gflops=6.5, ms=80, max-loss=0.01, strict
     Compute-Used: depth=2, of=6, gflops=4.1, reason=request
+    Compute-Used: depth=6, of=6, keep=0.25, width=0.5, gflops=5.2, reason=gate
 
 http_sf does the parsing. Parameters, which have no meaning here, are refused below.
 """
@@ -81,9 +82,10 @@ def parse_budget(values: Sequence[str], of: int) -> Budget:
 
 
 def format_used(decision: Decision, of: int) -> str:
-    """The value of `Compute-Used`. of: the bundle's deepest exit."""
+    """The value of `Compute-Used`. of: the bundle's deepest exit. keep and width are left out where they are 1."""
     plan, reason = decision.plan, http_sf.Token(decision.reason.value)
-    return http_sf.ser({"depth": plan.depth, "of": of, "gflops": Decimal(plan.gflops), "reason": reason})
+    less = {key: Decimal(share) for key, share in (("keep", plan.keep), ("width", plan.width)) if share < 1}
+    return http_sf.ser({"depth": plan.depth, "of": of, **less, "gflops": Decimal(plan.gflops), "reason": reason})
 
 
 def _bad(key: str, problem: str) -> BadHeader:

@@ -1,41 +1,49 @@
-"""The forms of an answer, one row each, and which one a request's `Accept` asks for."""
+"""The forms of an answer, one row each, which one a request's `Accept` asks for, and what `include` adds to it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 from service.api import masks, schemas
+from service.api.budget import FIELD
 from service.bundle import Manifest
 from service.core import Outcome, Trace
-from service.errors import BadHeader, NotAcceptable
+from service.errors import BadHeader, BadQuery, NotAcceptable
+
+INCLUDES = frozenset({"paused"})
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """render: the body of an answer. It writes the stage "mask" into the trace, and runs outside of the event loop."""
+    """render: the body of an answer. It writes the stage "mask" into the trace, and runs outside of the event loop.
+
+    includes: what `include` may add.
+    """
 
     media_type: str
-    render: Callable[[Outcome, Trace, Manifest], bytes]
+    render: Callable[[Outcome, Trace, Manifest, Set[str]], bytes]
+    includes: Set[str] = frozenset()
 
 
-def _json(outcome: Outcome, trace: Trace, manifest: Manifest) -> bytes:
+def _json(outcome: Outcome, trace: Trace, manifest: Manifest, include: Set[str]) -> bytes:
     began = time.perf_counter()
-    labels = masks.label_map(outcome, manifest.input)
-    found = masks.segments(labels, outcome, manifest)
+    found = masks.to_segments(outcome, manifest)
+    paused = masks.paused_area(outcome, manifest.input) if "paused" in include else None
     trace.stages["mask"] = time.perf_counter() - began
-    return schemas.segmentation(outcome, found, trace, manifest).model_dump_json().encode()
+    answer = schemas.segmentation(outcome, found, paused, trace, manifest)
+    return answer.model_dump_json(exclude=set(INCLUDES - include)).encode()
 
 
-def _png(outcome: Outcome, trace: Trace, manifest: Manifest) -> bytes:
+def _png(outcome: Outcome, trace: Trace, manifest: Manifest, include: Set[str]) -> bytes:
     began = time.perf_counter()
-    body = masks.index_png(masks.label_map(outcome, manifest.input), manifest.classes)
+    body = masks.to_png(outcome, manifest)
     trace.stages["mask"] = time.perf_counter() - began
     return body
 
 
-FORMS = (Form("application/json", _json), Form("image/png", _png))
+FORMS = (Form("application/json", _json, includes=INCLUDES), Form("image/png", _png))
 
 
 def choose(accept: Sequence[str]) -> Form:
@@ -53,6 +61,20 @@ def choose(accept: Sequence[str]) -> Form:
         offered = [form.media_type for form in FORMS]
         raise NotAcceptable(f"This resource comes as {' or '.join(offered)}", offered=offered)
     return FORMS[weights.index(best)]
+
+
+def included(query: Sequence[tuple[str, str]], form: Form) -> Set[str]:
+    """What the query adds to an answer of this form. Raises BadQuery that names the key."""
+    for key, value in query:
+        if key != "include":
+            raise BadQuery(
+                f"The query has the key '{key}', but the only one is 'include': the budget goes into {FIELD}", key=key
+            )
+        if value not in INCLUDES:
+            raise BadQuery(f"include is '{value}', but it can only be {' or '.join(INCLUDES)}", key=key)
+        if value not in form.includes:
+            raise BadQuery(f"include={value} adds to JSON, but the answer is to be {form.media_type}", key=key)
+    return {value for _, value in query}
 
 
 def _range(entry: str) -> tuple[str, float]:

@@ -7,7 +7,7 @@ from typing import Any
 from starlette.responses import Response
 
 from service.api.body import FORM
-from service.api.forms import FORMS
+from service.api.forms import FORMS, INCLUDES
 from service.api.image import FORMATS
 from service.api.schemas import Problem, Segmentation
 from service.errors import FathomError
@@ -56,7 +56,9 @@ def segment() -> dict[str, Any]:
             responses[status]["headers"] = {"Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}}
     return {
         "summary": "Segment one image",
-        "description": "Masks of one image, at the depth that the image needs and its budget allows.",
+        "description": "Masks of one image, with the compute that the image needs and its budget allows. JSON has a "
+        "segment per class (semantic) or per object (instance). PNG has, per pixel, the class in a palette (semantic) "
+        "or the object's id in gray of 16 bits, 0 being the background (instance).",
         "tags": ["segment"],
         "response_class": Response,
         "responses": responses,
@@ -100,13 +102,20 @@ def _request_body() -> dict[str, Any]:
 def _parameters() -> list[dict[str, Any]]:
     budget = (
         "Ceilings and a floor, all optional (RFC 9651 Dictionary). depth: most encoder layers. gflops: most compute. "
-        "ms: deadline on the server, from 1 to 600000. max-loss: expected loss against full depth that is accepted, "
+        "ms: deadline on the server, from 1 to 600000. max-loss: expected loss against the full plan that is accepted, "
         "from 0 to 1. strict: rather refuse than miss that floor."
     )
     return [
         _header("Compute-Budget", budget, "depth=3, gflops=6.5, ms=80, max-loss=0.01"),
         _header("Accept", f"The answer's form: {' or '.join(form.media_type for form in FORMS)}", "image/png"),
         _header("X-Request-Id", "Echoed if it matches [A-Za-z0-9._-]{1,64}", "3f1c9a"),
+        {
+            "name": "include",
+            "in": "query",
+            "description": "paused: adds to JSON which part of the image the encoder paused, null if none",
+            "schema": {"type": "string", "enum": sorted(INCLUDES)},
+            "example": "paused",
+        },
     ]
 
 

@@ -33,7 +33,10 @@ class Rle(Wire):
 
 
 class Segment(Wire):
-    """One segment of the image. box: [x, y, width, height] in pixels; score: mean probability over its pixels."""
+    """One segment of the image: all pixels of a class, or one object.
+
+    box: [x, y, width, height] in pixels; score: mean probability over a class's pixels, confidence in an object.
+    """
 
     id: int
     class_id: int
@@ -55,14 +58,24 @@ class Usage(Wire):
     predicted_quality: float
 
 
+class Paused(Wire):
+    """Where the encoder stopped early: the part of the image whose tokens it paused. share: of the pixels, 0..1."""
+
+    share: float
+    rle: Rle
+
+
 class Segmentation(Wire):
     """The answer of /segment as application/json."""
 
     image: ImageInfo
-    task: str
+    task: str = Field(description="semantic: a segment per class; instance: a segment per object")
     segments: list[Segment]
     usage: Usage
     timing_ms: dict[str, float]
+    paused: Paused | None = Field(
+        default=None, description="With include=paused only; null if the plan paused nothing, keep being 1"
+    )
 
 
 class PlanInfo(Wire):
@@ -167,9 +180,13 @@ def plans(manifest: Manifest, plan_ms: Mapping[str, float], settings: Settings) 
 
 
 def segmentation(
-    outcome: Outcome, segments: Iterable[dict[str, object]], trace: Trace, manifest: Manifest
+    outcome: Outcome,
+    segments: Iterable[dict[str, object]],
+    paused: dict[str, object] | None,
+    trace: Trace,
+    manifest: Manifest,
 ) -> Segmentation:
-    """The JSON answer, of what masks.segments found. The trace's stages must be complete."""
+    """The JSON answer, of what `masks` found. The trace's stages must be complete."""
     geometry, decision = outcome.geometry, outcome.decision
     return Segmentation(
         image=ImageInfo(width=geometry.width, height=geometry.height, orientation_applied=geometry.orientation_applied),
@@ -184,4 +201,5 @@ def segmentation(
             predicted_quality=round(decision.predicted_quality, 4),
         ),
         timing_ms={stage: round(seconds * 1000, 3) for stage, seconds in trace.stages.items()},
+        paused=None if paused is None else Paused.model_validate(paused),
     )

@@ -14,6 +14,11 @@ from service.core import Plan
 class Features(Protocol):
     """A batch of feature maps that stays where the backend put it (host or device)."""
 
+    @property
+    def paused(self) -> NDArray[np.uint8] | None:
+        """Which tokens the encoder paused, (B, rows, columns), 1 = paused; None before it and where it pauses none."""
+        ...
+
     def take(self, rows: Sequence[int]) -> Features:
         """The images at these rows, in this order."""
         ...
@@ -36,7 +41,7 @@ class Backend(Protocol):
         ...
 
     def decode(self, features: Features) -> NDArray[np.float32]:
-        """Class probabilities (B, classes, h, w), 0..1."""
+        """Probabilities (B, channels, h, w), 0..1."""
         ...
 
     def close(self) -> None: ...

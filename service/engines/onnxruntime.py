@@ -10,6 +10,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -21,17 +22,19 @@ from service.engines.base import Features
 from service.errors import BackendError
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
-_Maps = Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
 class HostFeatures:
-    """maps: name of a tensor -> (B, channels, h, w) float32 in host memory."""
+    """maps: name of a tensor -> (B, channels, h, w) float32 in host memory. paused: (B, rows, columns) uint8."""
 
-    maps: _Maps
+    maps: Mapping[str, NDArray[np.float32]]
+    paused: NDArray[np.uint8] | None = None
 
     def take(self, rows: Sequence[int]) -> HostFeatures:
-        return HostFeatures({name: values[list(rows)] for name, values in self.maps.items()})
+        kept = list(rows)
+        paused = None if self.paused is None else self.paused[kept]
+        return HostFeatures({name: values[kept] for name, values in self.maps.items()}, paused)
 
 
 class OnnxRuntimeBackend:
@@ -50,23 +53,25 @@ class OnnxRuntimeBackend:
         self._sessions = {name: _open(bundle.root, stage, threads) for name, stage in manifest.stages.items()}
 
     def front(self, images: NDArray[np.uint8]) -> tuple[HostFeatures, NDArray[np.float32]]:
-        maps = dict(self._run("front", {"image": images}))
+        maps = self._run("front", {"image": images})
         quality = maps.pop("quality")  # (B, plans)
         return HostFeatures(maps), quality
 
     def encode(self, plan: Plan, features: Features) -> HostFeatures:
         maps = _own(features).maps
-        return HostFeatures({**maps, **self._run(self._encoder_of[plan.name], maps)})
+        encoded = self._run(self._encoder_of[plan.name], maps)
+        paused = encoded.pop("paused", None)
+        return HostFeatures({**maps, **encoded}, paused)
 
     def decode(self, features: Features) -> NDArray[np.float32]:
         (probabilities,) = self._run("decoder", _own(features).maps).values()
-        return probabilities  # (B, classes, h, w)
+        return probabilities  # (B, channels, h, w)
 
     def close(self) -> None:
         """Free the sessions."""
         self._sessions = {}
 
-    def _run(self, name: str, maps: Mapping[str, NDArray[np.uint8] | NDArray[np.float32]]) -> _Maps:
+    def _run(self, name: str, maps: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         stage = self._stages[name]
         outputs = [spec.name for spec in stage.outputs]
         values = self._sessions[name].run(outputs, {spec.name: maps[spec.name] for spec in stage.inputs})

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from service.core import Budget, Frame, Outcome, Plan, Trace
+from service.core import Budget, Frame, Margin, Outcome, Plan, Trace
 from service.engines.base import Backend, Features
 from service.errors import FathomError
 from service.inference.costs import Costs
@@ -35,8 +35,10 @@ Answer: TypeAlias = tuple[Job, Outcome | FathomError]
 class Pipeline:
     """Holds no state but the costs, which it keeps current."""
 
-    def __init__(self, backend: Backend, costs: Costs, *, default_max_loss: float, load_start: float) -> None:
-        self._backend, self._costs, self._plans = backend, costs, tuple(costs.rest)
+    def __init__(
+        self, backend: Backend, costs: Costs, margins: Sequence[Margin], *, default_max_loss: float, load_start: float
+    ) -> None:
+        self._backend, self._costs, self._plans, self._margins = backend, costs, tuple(costs.rest), margins
         self._default_max_loss, self._load_start = default_max_loss, load_start
 
     def run(self, jobs: Sequence[Job], node: Budget, load: float) -> Iterator[list[Answer]]:
@@ -58,6 +60,7 @@ class Pipeline:
                     job.budget,
                     node,
                     self._plans,
+                    margins=self._margins,
                     default_max_loss=self._default_max_loss,
                     remaining_ms=None if job.deadline is None else (job.deadline - now) * 1000 - promised_ms,
                     # Later images may join this one, and n images take at most n times as long as one.
@@ -79,13 +82,14 @@ class Pipeline:
         begun = time.perf_counter()
         encoded = self._backend.encode(plan, features)
         between = time.perf_counter()
-        probabilities = self._backend.decode(encoded)  # (jobs, classes, h, w)
+        probabilities = self._backend.decode(encoded)  # (jobs, channels, h, w)
         now = time.perf_counter()
         self._costs.rest[plan].add(now - begun, len(jobs), now)
         answers: list[Answer] = []
-        for job, mask in zip(jobs, probabilities, strict=True):
+        paused = [None] * len(jobs) if encoded.paused is None else encoded.paused
+        for job, mask, still in zip(jobs, probabilities, paused, strict=True):
             assert job.trace.decision is not None
             job.trace.stages |= {"encoder": between - begun, "decoder": now - between}
             job.trace.batch_size = len(jobs)
-            answers.append((job, Outcome(job.trace.decision, job.frame.geometry, mask)))
+            answers.append((job, Outcome(job.trace.decision, job.frame.geometry, mask, still)))
         return answers

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from service.core import Budget, Decision, Plan, Reason
+from service.core import Budget, Decision, Margin, Plan, Reason
 from service.errors import DeadlineExceeded, UnsatisfiableBudget
 
 
@@ -18,6 +18,7 @@ def choose(
     node: Budget,
     plans: Sequence[Plan],
     *,
+    margins: Sequence[Margin],
     default_max_loss: float,
     remaining_ms: float | None,
     costs_ms: Sequence[float],
@@ -26,7 +27,8 @@ def choose(
 ) -> Decision:
     """The cheapest plan that keeps the floor, if the ceilings allow it; else the best that they allow.
 
-    scores: the gate's predicted quality per plan, 0..1; plans: from cheap to dear.
+    scores: the gate's predicted quality per plan, 0..1; plans: from cheap to dear, the last one is the full plan.
+    margins: how far below the full plan's a score may be, per max-loss; see `margin_for`.
     default_max_loss: the floor when neither the request nor the node sets one.
     remaining_ms: until the deadline, None = there is none; costs_ms: what each plan still needs after the front.
     load: fill of the queue, 0..1; from load_start on, the dearest plans are closed one by one.
@@ -38,8 +40,10 @@ def choose(
     full = len(plans) - 1
     max_loss = next((b.max_loss for b in (request, node) if b.max_loss is not None), default_max_loss)
 
+    margin = margin_for(max_loss, margins)
+
     def keeps_floor(plan: int) -> bool:
-        return plan == full or (max_loss > 0 and scores[full] - scores[plan] <= max_loss)
+        return plan == full or (margin is not None and scores[full] - scores[plan] <= margin)
 
     wanted = next(plan for plan in range(len(plans)) if keeps_floor(plan))
     ceilings = {
@@ -65,6 +69,14 @@ def choose(
     binding = [reason for reason, kept in ceilings.items() if wanted not in kept]
     reason = Reason.GATE if chosen == wanted else min(binding, key=lambda each: len(ceilings[each]))
     return Decision(plans[chosen], reason, float(scores[chosen]))
+
+
+def margin_for(max_loss: float, margins: Sequence[Margin]) -> float | None:
+    """The margin on the gate's scores that keeps the expected loss within max_loss; None: only the full plan does.
+
+    margins: ascending in `asked`. Between two rows the lower one holds, and below the first one there is no promise.
+    """
+    return next((row.margin for row in reversed(margins) if row.asked <= max_loss), None)
 
 
 def under_budget(request: Budget, node: Budget, plans: Sequence[Plan]) -> set[int]:

@@ -172,8 +172,8 @@ class Scheduler:
         try:
             backend = self._open_backend()
             costs = warm_up(backend, self._manifest, self._settings.max_batch)
-            floor, load_start = self._settings.max_loss, self._settings.load_start
-            pipeline = Pipeline(backend, costs, default_max_loss=floor, load_start=load_start)
+            floor, load_start, margins = self._settings.max_loss, self._settings.load_start, self._manifest.margins
+            pipeline = Pipeline(backend, costs, margins, default_max_loss=floor, load_start=load_start)
             with self._changed:
                 self._costs = costs
                 if self.state == "starting":

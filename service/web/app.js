@@ -55,13 +55,14 @@ class App {
     this.settle = 0;
     this.reading = new Reading(info.plans);
     this.stage = new Stage(info.classes);
-    const depths = [...new Set(info.plans.map((plan) => plan.depth))].sort((a, b) => a - b);
-    this.strip = new Strip(depths, this.stage.colors, (result) => this.show(result));
+    this.include = info.plans.some((plan) => plan.keep < 1) ? "paused" : "";
+    this.strip = new Strip(info.plans, this.include, this.stage.colors, (result) => this.show(result));
     this.form = new BudgetForm($("limits"), $("limit"), info.plans, (settled) => this.limited(settled));
-    const facts = [info.bundle.name, info.task, `${info.classes.length} classes`, `${info.plans.length} plans`];
+    const classes = info.classes.length === 1 ? "1 class" : `${info.classes.length} classes`;
+    const facts = [info.bundle.name, info.task, classes, `${info.plans.length} plans`];
     $("bundle").textContent = facts.join(" · ");
     $("run").addEventListener("click", () => this.run());
-    $("every").addEventListener("click", () => this.everyDepth());
+    $("every").addEventListener("click", () => this.everyPlan());
     this.limited(false);
   }
 
@@ -69,7 +70,7 @@ class App {
   limited(settled) {
     const header = this.form.header();
     $("header-sent").textContent = header ? `Compute-Budget: ${header}` : "no Compute-Budget: the gate decides";
-    $("curl").textContent = curlLine(this.file, header);
+    $("curl").textContent = curlLine(this.file, header, this.include);
     this.reading.afford((plan) => this.form.excludedBy(plan));
     clearTimeout(this.settle);
     if (settled && this.file) this.settle = setTimeout(() => this.run(), SETTLE_MS);
@@ -111,7 +112,7 @@ class App {
     $("busy").hidden = false;
     try {
       this.#checkSize();
-      const result = await segment(this.file, this.form.header(), control.signal);
+      const result = await segment(this.file, this.form.header(), this.include, control.signal);
       if (this.running === control) this.show({ ...result, limits, labels: new Labels(result.answer) });
     } catch (error) {
       if (this.running === control) this.#failed(error, () => this.run());
@@ -138,14 +139,14 @@ class App {
     this.strip.mark(null);
   }
 
-  async everyDepth() {
+  async everyPlan() {
     this.running?.abort();
     problem.hide();
     try {
       this.#checkSize();
       await this.strip.run(this.file);
     } catch (error) {
-      problem.show(error, () => this.everyDepth());
+      problem.show(error, () => this.everyPlan());
     }
   }
 }

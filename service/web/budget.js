@@ -53,9 +53,9 @@ const LIMITS = [
     },
   },
   {
-    key: "max-loss", name: "Max loss", help: "Largest expected loss of quality against full depth",
+    key: "max-loss", name: "Max loss", help: "Largest expected loss of quality against the full plan",
     off: "node’s default", start: 4 / (LOSSES.length - 1),
-    text: (value) => (value === 0 ? "0, full depth" : `≤ ${value}`),
+    text: (value) => (value === 0 ? "0, full plan" : `≤ ${value}`),
     scale: () => ({ steps: LOSSES.length - 1, value: (position) => LOSSES[position], share: () => 0 }),
   },
 ];

@@ -49,17 +49,20 @@ export async function getPlans() {
   return (await call("plans", { headers: { Accept: "application/json" } })).json();
 }
 
+const path = (include) => (include ? `segment?include=${include}` : "segment");
+
 /**
  * Segment one image.
  * @param {File} file sent as it is
  * @param {string} budget value of Compute-Budget, "" to send none
+ * @param {string} include what to add to the answer, "" for nothing
  * @param {AbortSignal} signal
  */
-export async function segment(file, budget, signal) {
+export async function segment(file, budget, include, signal) {
   const headers = { Accept: "application/json", "Content-Type": file.type || "application/octet-stream" };
   if (budget) headers["Compute-Budget"] = budget;
   const started = performance.now();
-  const response = await call("segment", { method: "POST", body: file, headers, signal });
+  const response = await call(path(include), { method: "POST", body: file, headers, signal });
   const answer = await response.json();
   return {
     answer,
@@ -73,11 +76,11 @@ export async function segment(file, budget, signal) {
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 /** The same request for a shell: it shows the answer's header fields and keeps the JSON. */
-export function curlLine(file, budget) {
+export function curlLine(file, budget, include) {
   const parts = ["curl -sS -D - -o segments.json"];
   parts.push(`-H ${quoted(`Content-Type: ${file?.type || "image/jpeg"}`)}`);
   if (budget) parts.push(`-H ${quoted(`Compute-Budget: ${budget}`)}`);
   parts.push(`--data-binary ${quoted(`@${file?.name ?? "photo.jpg"}`)}`);
-  parts.push(quoted(new URL("segment", document.baseURI).href));
+  parts.push(quoted(new URL(path(include), document.baseURI).href));
   return parts.join(" \\\n  ");
 }

@@ -24,5 +24,10 @@ export function element(tag, className = "", text = "") {
 
 export const rgb = (color) => `rgb(${color.join(" ")})`;
 
+/** What a plan leaves out beside layers, in per cent as in its name: "k25 w50"; "" where it uses all. */
+export const knobs = ({ keep, width }) =>
+  [["k", keep], ["w", width]].filter(([, share]) => share < 1)
+    .map(([letter, share]) => letter + Number((100 * share).toPrecision(3))).join(" ");
+
 /** Sum of the stages that the service timed, in milliseconds. */
 export const serverMs = (timing) => Object.values(timing).reduce((sum, ms) => sum + ms, 0);

@@ -6,7 +6,22 @@ import { paintRle } from "./rle.js";
 const word = ([red, green, blue], alpha) => ((alpha << 24) | (blue << 16) | (green << 8) | red) >>> 0;
 
 const FAINT = 56; // alpha of what is not singled out
+const INSIDE = 140; // alpha of an object within its outline
 const CHANGED = word([255, 46, 154], 255);
+const DIMMED = word([4, 18, 27], 150);
+const HATCH = word([255, 255, 255], 200);
+
+/**
+ * One colour per object, RGB, 0..255. The golden angle puts the hues of a few ids in a row far apart; where it comes
+ * back to about the same hue, 5, 8 or 13 ids later, the lightness differs.
+ */
+function objectColor(id) {
+  const [hue, lightness, chroma] = [(id * 137.508) % 360, 0.48 + 0.1 * (id % 3), 0.3];
+  return [0, 8, 4].map((n) => {
+    const k = (n + hue / 30) % 12;
+    return Math.round(255 * (lightness - chroma * Math.max(-1, Math.min(k - 3, 9 - k, 1))));
+  });
+}
 
 export class Labels {
   /** @param {object} answer the JSON of /segment */
@@ -14,6 +29,8 @@ export class Labels {
     this.segments = answer.segments;
     this.width = answer.image.width;
     this.height = answer.image.height;
+    this.objects = answer.task === "instance";
+    this.paused = answer.paused ?? null;
     const pixels = this.width * this.height;
     /** Column by column, as in the run lengths: 0 = no segment, i + 1 = segments[i]. */
     this.map = this.segments.length < 255 ? new Uint8Array(pixels) : new Uint16Array(pixels);
@@ -23,6 +40,11 @@ export class Labels {
   /** The segment at a pixel, or undefined. */
   at(x, y) {
     return this.segments[this.map[x * this.height + y] - 1];
+  }
+
+  /** RGB of a segment: an object has its own colour, else it is the class's. */
+  color(segment, colors) {
+    return this.objects ? objectColor(segment.id) : (colors[segment.class_id] ?? [128, 128, 128]);
   }
 
   /** Class per entry of the map's values; -1 for "no segment". */
@@ -40,30 +62,63 @@ export class Labels {
   }
 
   /**
-   * Paint class colours into a canvas, at most `longest` pixels on the longer side (nearest pixel).
+   * Paint the segments' colours into a canvas, at most `longest` pixels on the longer side (nearest pixel). Objects are
+   * paler within their outlines, so that those that touch stay apart.
    * @param {HTMLCanvasElement} canvas
    * @param {[number, number, number][]} colors per class id
    * @param {{longest?: number, only?: number | null, against?: Labels | null}} how only: the class id that stays
    *   opaque; against: paint just the pixels whose class differs from that result
    */
   paint(canvas, colors, { longest = 2048, only = null, against = null } = {}) {
+    const mine = this.classes();
+    const theirs = against?.classes();
+    const alpha = (segment) => (only === null || only === segment.class_id ? 255 : FAINT);
+    const palette = (most) => Uint32Array.from([null, ...this.segments], (segment) =>
+      segment ? word(this.color(segment, colors), Math.min(most, alpha(segment))) : 0,
+    );
+    const [outline, inside] = [palette(255), palette(this.objects ? INSIDE : 255)];
+    const { map } = this;
+    this.#draw(canvas, longest, (at, left, right, above, below) => {
+      const value = map[at];
+      if (against) return mine[value] === theirs[against.map[at]] ? 0 : CHANGED;
+      const alone = value === map[left] && value === map[right] && value === map[above] && value === map[below];
+      return alone ? inside[value] : outline[value];
+    });
+  }
+
+  /** Hatch where the encoder paused; there must be something paused. */
+  paintPaused(canvas, { longest = 2048 } = {}) {
+    const map = new Uint8Array(this.map.length);
+    paintRle(this.paused.rle, map, 1);
+    const period = Math.max(6, Math.round(Math.min(longest, Math.max(this.width, this.height)) / 72));
+    this.#draw(canvas, longest, (at, left, right, above, below, x, y) => {
+      if (!map[at]) return 0;
+      return (x + y) % period < period / 5 ? HATCH : DIMMED;
+    });
+  }
+
+  /**
+   * @param {(at: number, left: number, right: number, above: number, below: number, x: number, y: number) => number}
+   *   paint the word of a pixel of the canvas: the places in the map of it and of its neighbours within the image, a
+   *   line's width away, and where it lies
+   */
+  #draw(canvas, longest, paint) {
     const scale = Math.min(1, longest / Math.max(this.width, this.height));
     const width = Math.max(1, Math.round(this.width * scale));
     const height = Math.max(1, Math.round(this.height * scale));
     const image = new ImageData(width, height);
     const words = new Uint32Array(image.data.buffer);
-    const mine = this.classes();
-    const theirs = against?.classes();
-    const palette = Uint32Array.from(mine, (id) =>
-      id < 0 ? 0 : word(colors[id] ?? [128, 128, 128], only === null || only === id ? 255 : FAINT),
-    );
+    const line = Math.max(1, Math.round(Math.max(width, height) / 700));
+    const nearest = (count, size) => (i) => Math.floor(((Math.min(count - 1, Math.max(0, i)) + 0.5) * size) / count);
+    const places = (count, at) => [0, -line, line].map((by) => Int32Array.from({ length: count }, (_, i) => at(i + by)));
+    const [columns, before, after] = places(width, nearest(width, this.width));
+    const [rows, over, under] = places(height, nearest(height, this.height));
     for (let x = 0; x < width; x++) {
-      const column = Math.floor(((x + 0.5) * this.width) / width) * this.height;
+      const [column, left, right] = [columns[x] * this.height, before[x] * this.height, after[x] * this.height];
       for (let y = 0; y < height; y++) {
-        const at = column + Math.floor(((y + 0.5) * this.height) / height);
-        const value = this.map[at];
-        if (!against) words[y * width + x] = palette[value];
-        else if (mine[value] !== theirs[against.map[at]]) words[y * width + x] = CHANGED;
+        const row = rows[y];
+        words[y * width + x] =
+          paint(column + row, left + row, right + row, column + over[y], column + under[y], x, y);
       }
     }
     canvas.width = width;

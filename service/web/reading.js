@@ -1,23 +1,23 @@
-/** The sounding: which depth an image took, why, and what it cost. */
+/** The sounding: which plan an image took, why, and what it cost. */
 
-import { element, serverMs, short } from "./format.js";
+import { element, knobs, serverMs, short } from "./format.js";
 
 const $ = (id) => document.getElementById(id);
 
 const list = (words) => (words.length > 1 ? `${words.slice(0, -1).join(", ")} and ${words.at(-1)}` : words.join(""));
 
 /** Compute-Used's reason in words. */
-function why(reason, depth, of, limits) {
+function why(reason, isFull, limits) {
   const deadline = limits.ms ? `the deadline of ${short(limits.ms)} ms` : "the node's deadline";
   const ceilings = list(["depth", "gflops"].filter((key) => key in limits));
   return {
     gate: limits["max-loss"] === 0 ? "No loss was allowed, so it went all the way down."
-      : depth === of ? "The gate expects too great a loss at any shallower exit."
-      : `The gate expects that going deeper than ${depth} would gain too little to be worth it.`,
+      : isFull ? "The gate expects too great a loss from any cheaper plan."
+      : "The gate expects that a dearer plan would gain too little to be worth it.",
     request: `The gate asked for more, but this request's limit on ${ceilings || "compute"} ends here.`,
     node: "The gate asked for more, but this node's own limit ends here.",
-    deadline: `A deeper plan was expected to miss ${deadline}.`,
-    load: "The queue is filling: this node trades depth for throughput for now.",
+    deadline: `A dearer plan was expected to miss ${deadline}.`,
+    load: "The queue is filling: this node trades quality for throughput for now.",
   }[reason] ?? `Reason: ${reason}.`;
 }
 
@@ -33,12 +33,14 @@ export class Reading {
       const mark = element("th", "mark");
       mark.scope = "row";
       mark.append(element("i", "line"), element("span", "sounding", String(plan.depth)));
-      if (plan.keep < 1 || plan.width < 1) mark.append(element("small", "", `${plan.keep} × ${plan.width}`));
+      if (knobs(plan)) mark.append(element("small", "", knobs(plan)));
       row.append(mark, ...[short(plan.gflops), plan.ms === null ? "–" : short(plan.ms), plan.quality.toFixed(3)]
         .map((text) => element("td", "", text)));
       return row;
     });
     $("gauge").tBodies[0].replaceChildren(...this.rows);
+    $("gauge").classList.toggle("dense", plans.length > 7);
+    $("knobs").hidden = !plans.some(knobs);
   }
 
   /** Which plans the limits leave. */
@@ -77,14 +79,15 @@ export class Reading {
   show({ answer, used, requestId, roundTripMs, limits }) {
     const { plan, depth, of, gflops, reason, predicted_quality: quality } = answer.usage;
     const taken = this.plans.findIndex((one) => one.name === plan);
+    const less = knobs(this.plans[taken]);
     this.rows.forEach((row, index) => {
       row.dataset.reach = index < taken ? "passed" : index === taken ? "taken" : "beyond";
       if (index === taken) row.setAttribute("aria-current", "true");
       else row.removeAttribute("aria-current");
     });
-    $("depth-taken").replaceChildren("depth ", element("b", "", String(depth)), ` of ${of}`);
+    $("depth-taken").replaceChildren("depth ", element("b", "", String(depth)), ` of ${of}`, ...(less ? [element("small", "", less)] : []));
     $("depth-taken").append(element("span", `reason ${reason}`, reason));
-    $("why").textContent = why(reason, depth, of, limits);
+    $("why").textContent = why(reason, taken === this.plans.length - 1, limits);
     $("gflops").textContent = short(gflops);
     $("quality").textContent = quality.toFixed(3);
     $("server-ms").textContent = `${short(serverMs(answer.timing_ms))} ms`;

@@ -1,4 +1,4 @@
-/** The photo, the class colours over it, the probe under the pointer, and the legend. */
+/** The photo, the masks and paused areas over it, the probe under the pointer, and the legend. */
 
 import { element, percent, rgb } from "./format.js";
 
@@ -19,6 +19,7 @@ export class Stage {
     };
     opacity.addEventListener("input", fade);
     fade();
+    $("show-paused").addEventListener("change", () => this.#paintPaused());
     const follow = (event) => {
       const box = frame.getBoundingClientRect();
       this.probe((event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
@@ -57,12 +58,15 @@ export class Stage {
     this.only = null;
     const overlay = $("overlay");
     overlay.width = overlay.height = 1;
+    $("paused-switch").hidden = true;
+    this.#paintPaused();
     $("legend").replaceChildren(...this.classes.map(({ name, color }) => {
       const item = element("li", "entry");
       item.append(swatch(color), element("span", "name", name));
       return item;
     }));
     $("absent").textContent = "";
+    $("legend-title").textContent = "Classes";
     $("legend-facts").textContent = "that this bundle tells apart";
     $("size-note").hidden = true;
     this.#hideProbe();
@@ -73,12 +77,21 @@ export class Stage {
     this.labels = labels;
     this.only = null;
     this.#paint();
+    $("paused-switch").hidden = labels.paused === null;
+    $("paused-share").textContent = labels.paused === null ? "" : percent(labels.paused.share);
+    this.#paintPaused();
     this.#compareSizes(turned);
     this.#legend();
   }
 
   #paint() {
     this.labels.paint($("overlay"), this.colors, { only: this.only });
+  }
+
+  #paintPaused() {
+    const shown = Boolean(this.labels?.paused) && $("show-paused").checked;
+    $("paused").hidden = !shown;
+    if (shown) this.labels.paintPaused($("paused"));
   }
 
   /**
@@ -99,7 +112,7 @@ export class Stage {
         "they disagree about the photo’s orientation, so the masks lie wrong here.";
   }
 
-  /** Name the class at a place, given as shares of width and height. */
+  /** Name the class or object at a place, given as shares of width and height. */
   probe(across, down) {
     if (!this.labels) return;
     const { width, height } = this.labels;
@@ -108,9 +121,11 @@ export class Stage {
     this.spot = [(x + 0.5) / width, (y + 0.5) / height];
     const segment = this.labels.at(x, y);
     const [probe, pin] = [$("probe"), $("pin")];
+    const { objects } = this.labels;
     probe.replaceChildren(
-      ...(segment ? [swatch(this.colors[segment.class_id]), element("b", "", segment.label),
-        element("span", "", segment.score.toFixed(2))] : [element("b", "", "no class")]),
+      ...(segment ? [swatch(this.labels.color(segment, this.colors)),
+        element("b", "", objects ? `${segment.label} ${segment.id}` : segment.label),
+        element("span", "", segment.score.toFixed(2))] : [element("b", "", objects ? "background" : "no class")]),
     );
     for (const node of [probe, pin]) {
       node.hidden = false;
@@ -138,7 +153,8 @@ export class Stage {
     const pixels = this.labels.width * this.labels.height;
     const found = new Map();
     for (const segment of this.labels.segments) {
-      const entry = found.get(segment.class_id) ?? { label: segment.label, area: 0, weighted: 0 };
+      const entry = found.get(segment.class_id) ?? { label: segment.label, area: 0, weighted: 0, count: 0 };
+      entry.count += 1;
       entry.area += segment.area;
       entry.weighted += segment.area * segment.score;
       found.set(segment.class_id, entry);
@@ -149,8 +165,11 @@ export class Stage {
       button.dataset.classId = String(id);
       button.setAttribute("aria-pressed", "false");
       button.title = `Mean score ${(entry.weighted / entry.area).toFixed(2)}. Press to single it out.`;
-      const share = element("span", "share", percent(entry.area / pixels));
-      button.append(swatch(this.colors[id]), element("span", "name", entry.label), share);
+      const count = this.labels.objects ? `${entry.count} · ` : "";
+      const share = element("span", "share", count + percent(entry.area / pixels));
+      const sign = swatch(this.colors[id]);
+      if (this.labels.objects) sign.classList.add("many"); // each object has its own colour
+      button.append(sign, element("span", "name", entry.label), share);
       button.style.setProperty("--share", String(entry.area / pixels));
       button.style.setProperty("--color", rgb(this.colors[id] ?? [128, 128, 128]));
       button.addEventListener("click", () => this.#single(id));
@@ -160,7 +179,10 @@ export class Stage {
     });
     $("legend").replaceChildren(...rows);
     const absent = this.classes.filter((_, id) => !found.has(id)).map((one) => one.name);
-    $("legend-facts").textContent = `${found.size} of ${this.classes.length} found`;
+    const { length } = this.labels.segments;
+    $("legend-title").textContent = this.labels.objects ? "Objects" : "Classes";
+    $("legend-facts").textContent = this.labels.objects ? `${length} found`
+      : `${found.size} of ${this.classes.length} found`;
     $("absent").textContent = absent.length ? `Not found: ${absent.join(", ")}.` : "";
   }
 

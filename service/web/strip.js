@@ -1,7 +1,7 @@
-/** The same image at every depth, side by side: one request after the other, the deepest first, to compare with. */
+/** The same image by every plan, side by side: one request after the other, the full plan first, to compare with. */
 
 import { Problem, segment } from "./client.js";
-import { element, percent, serverMs, short } from "./format.js";
+import { element, knobs, percent, serverMs, short } from "./format.js";
 import { Labels } from "./labels.js";
 
 const $ = (id) => document.getElementById(id);
@@ -9,12 +9,14 @@ const LONGEST = 400; // of a card's picture, in pixels
 
 export class Strip {
   /**
-   * @param {number[]} depths ascending
+   * @param {object[]} plans of GET /plans, cheap to dear
+   * @param {string} include what each answer shall hold beside the masks
    * @param {number[][]} colors per class id
    * @param {(result: object) => void} chosen a card was pressed: show its result
    */
-  constructor(depths, colors, chosen) {
-    this.depths = depths;
+  constructor(plans, include, colors, chosen) {
+    this.plans = plans;
+    this.include = include;
     this.colors = colors;
     this.chosen = chosen;
     this.cards = [];
@@ -53,7 +55,7 @@ export class Strip {
   async run(file) {
     this.clear();
     const control = (this.running = new AbortController());
-    this.cards = this.depths.map((depth) => this.#card(depth));
+    this.cards = this.plans.map((plan) => this.#card(plan));
     $("cards").replaceChildren(...this.cards.map((card) => card.item));
     $("strip").hidden = $("strip-cancel").hidden = false;
     $("strip").scrollIntoView({ block: "nearest" });
@@ -62,10 +64,11 @@ export class Strip {
       for (const [done, card] of order.entries()) {
         $("strip-status").textContent = `${done} of ${order.length} done`;
         card.node.className = "card running";
-        const budget = `depth=${card.depth}, max-loss=0`;
-        const result = await segment(file, budget, control.signal);
+        const limits = { gflops: Math.ceil(card.plan.gflops * 1000) / 1000, "max-loss": 0 }; // the dearest up to there
+        const budget = `gflops=${limits.gflops}, max-loss=0`;
+        const result = await segment(file, budget, this.include, control.signal);
         if (this.running !== control) return;
-        card.result = { ...result, limits: { depth: card.depth, "max-loss": 0 }, labels: new Labels(result.answer) };
+        card.result = { ...result, limits, labels: new Labels(result.answer) };
         this.#fill(card);
       }
       this.#end(`${order.length} of ${order.length} done. Press one to look at it.`);
@@ -76,7 +79,7 @@ export class Strip {
     }
   }
 
-  #card(depth) {
+  #card(plan) {
     const node = element("button", "card waiting");
     node.type = "button";
     node.disabled = true;
@@ -84,10 +87,12 @@ export class Strip {
     const canvas = element("canvas");
     canvas.width = LONGEST;
     canvas.height = Math.round(LONGEST / ($("photo").naturalWidth / $("photo").naturalHeight || 4 / 3));
-    node.append(canvas, element("span", "sounding", String(depth)), element("span", "numbers"));
+    const sounding = element("span", "sounding", String(plan.depth));
+    if (knobs(plan)) sounding.append(element("small", "", knobs(plan)));
+    node.append(canvas, sounding, element("span", "numbers"));
     const item = element("li");
     item.append(node);
-    const card = { depth, node, item, canvas, result: null };
+    const card = { plan, node, item, canvas, result: null };
     node.addEventListener("click", () => this.chosen(card.result));
     return card;
   }
@@ -95,14 +100,15 @@ export class Strip {
   /** Everything is compared with the last card, which came first. */
   #fill(card) {
     const { answer, labels } = card.result;
-    const deepest = this.cards.at(-1).result;
-    const differs = card.result !== deepest && percent(labels.difference(deepest.labels));
+    const full = this.cards.at(-1).result;
+    const differs = card.result !== full && percent(labels.difference(full.labels));
     const facts = [
       ["ms", short(serverMs(answer.timing_ms))],
       ["GFLOPs", short(answer.usage.gflops)],
       differs ? ["differs", differs] : ["for the others", "reference"],
     ];
-    if (answer.usage.depth !== card.depth) facts.push(["ended at", `${answer.usage.depth}, ${answer.usage.reason}`]);
+    if (labels.objects) facts.push(["objects", String(labels.segments.length)]);
+    if (answer.usage.plan !== card.plan.name) facts.push(["ran", `${answer.usage.plan}, ${answer.usage.reason}`]);
     const numbers = card.node.querySelector(".numbers");
     numbers.replaceChildren(...facts.map(([name, value]) => {
       const fact = element("span");
@@ -111,7 +117,7 @@ export class Strip {
     }));
     card.node.className = "card done";
     card.node.disabled = false;
-    card.node.setAttribute("aria-label", `Depth ${card.depth}: ${facts.map((fact) => fact.join(" ")).join(", ")}`);
+    card.node.setAttribute("aria-label", `Plan ${card.plan.name}: ${facts.map((fact) => fact.join(" ")).join(", ")}`);
     this.#draw(card);
   }
 
