@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -11,9 +12,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model_export.recipe.datasets import PALETTE, VOID, CamVid, DataError, Folder, Scenes, open_dataset
+from model_export.recipe.datasets import (
+    PALETTE,
+    VOID,
+    CamVid,
+    DataError,
+    Folder,
+    InstanceFolder,
+    Nuclei,
+    Scenes,
+    open_dataset,
+)
 
-CAMVID = Path(__file__).parents[2] / "shared" / "data" / "camvid"
+DATA = Path(__file__).parents[2] / "shared" / "data"
+CAMVID, NUCLEI = DATA / "camvid", DATA / "nuclei"
 
 
 def _save(path: Path, pixels: np.ndarray) -> None:
@@ -72,7 +84,7 @@ def _cut(root: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda root: (root / "masks" / "b.png").unlink(), r"1 of 3 images have no mask.*masks/b\.png"),
+        (lambda root: (root / "masks" / "b.png").unlink(), r"1 of 3 images have no file in masks/.*masks/b\.png"),
         (lambda root: _save(root / "masks" / "b.png", np.zeros((8, 11), np.uint8)), r"masks/b\.png is uint8 \(8, 11\)"),
         (lambda root: _save(root / "masks" / "b.png", np.zeros((8, 12), np.uint16)), r"masks/b\.png is .*16"),
         (_rgb_mask, r"masks/b\.png is uint8 \(8, 12, 3\)"),
@@ -90,6 +102,55 @@ def test_folder_refuses_and_names_the_file(folder: Path, damage: Callable[[Path]
     damage(folder)
     with pytest.raises(DataError, match=message):
         Folder(folder)[1]
+
+
+@pytest.fixture
+def cells(tmp_path: Path) -> Path:
+    """Two images of 20 x 30 with objects 1, 2 and 65535."""
+    for name in ("a.jpg", "b.png"):
+        objects = np.zeros((20, 30), np.uint16)
+        objects[2:9, 3:10], objects[2:9, 10:18], objects[15, 25] = 1, 2, 65535
+        _save(tmp_path / "images" / name, np.full((20, 30, 3), 99, np.uint8))
+        _save(tmp_path / "instances" / f"{name[0]}.png", objects)
+    return tmp_path
+
+
+def test_instance_folder_gives_objects_and_what_the_network_learns_of_them(cells: Path) -> None:
+    data = InstanceFolder(cells)
+    assert (data.task, data.channels, data.classes, len(data.palette)) == ("instance", 3, ("object",), 1)
+    sample = data[1]
+    assert sample.name == "b"
+    assert sample.instances is not None
+    assert sample.instances.dtype == np.uint16
+    assert np.unique(sample.instances).tolist() == [0, 1, 2, 65535]
+    assert np.array_equal(sample.mask == 0, sample.instances == 0)
+    assert np.unique(sample.instances[sample.mask == 1]).tolist() == [1, 2, 65535]
+    assert np.unique(sample.mask).tolist() == [0, 1, 2]
+    assert sample.mask.dtype == np.uint8
+    assert data[1] is sample  # made once
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda root: (root / "instances" / "b.png").unlink(), r"1 of 2 images have no file in instances/.*/b\.png"),
+        (
+            lambda root: _save(root / "instances" / "b.png", np.zeros((30, 20), np.uint16)),
+            r"instances/b\.png is uint16 \(30, 20\); for .*images/b\.png it must be .*16 bits, \(20, 30\)",
+        ),
+        (lambda root: _save(root / "instances" / "b.png", np.zeros((20, 30), np.uint8)), r"b\.png is uint8.*16 bits"),
+        (lambda root: _save(root / "instances" / "b.png", np.zeros((20, 30), bool)), r"b\.png is bool.*16 bits"),
+        (lambda root: _save(root / "instances" / "b.png", np.zeros((20, 30, 3), np.uint8)), r"b\.png is .*, 3\)"),
+        (lambda root: (root / "instances" / "b.png").write_bytes(b"x"), r"instances/b\.png is no image that can be"),
+        (lambda root: (root / "images").rename(root / "pictures"), r"has no folder images/.*instances/\*\.png"),
+    ],
+)
+def test_instance_folder_refuses_and_names_the_file(
+    cells: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    damage(cells)
+    with pytest.raises(DataError, match=message):
+        InstanceFolder(cells)[1]
 
 
 def _camvid(root: Path) -> dict[str, list[str]]:
@@ -110,7 +171,7 @@ def _camvid(root: Path) -> dict[str, list[str]]:
     return frames
 
 
-def _names(data: CamVid) -> list[str]:
+def _names(data: CamVid | Nuclei) -> list[str]:
     return [image.stem for image, _ in data.files]
 
 
@@ -164,6 +225,91 @@ def test_camvid_itself_has_its_counts_and_no_val_image_in_any_other_split() -> N
         assert data.palette == PALETTE
 
 
+def test_camvid_s_groups_are_its_sequences(tmp_path: Path) -> None:
+    _camvid(tmp_path)
+    for split in ("all", "val"):
+        data = CamVid(tmp_path, split)
+        assert all(data[i].group == data[i].name.partition("_")[0] for i in range(len(data)))
+    assert (data.task, data.channels) == ("semantic", 11)
+
+
+KINDS = {("fluorescence", 4): 90, ("fluorescence", 5): 30, ("stained", 4): 41, ("brightfield", 6): 11}
+
+
+def _nuclei(root: Path) -> None:
+    """A folder like that of nuclei, with square images; the size stands behind the kind in KINDS."""
+    kinds = [key for key, count in KINDS.items() for _ in range(count)]
+    names = np.random.default_rng(0).permutation(len(kinds)).tolist()
+    rows = [
+        {"id": f"{name:03}-{kind[0]}{size}", "size": [size, size], "kind": kind}
+        for name, (kind, size) in zip(names, kinds, strict=True)
+    ]
+    splits = {"train": rows, "val": [{"id": f"v{i}", "size": [4, 4], "kind": "stained"} for i in range(5)]}
+    (root / "meta.json").write_text(json.dumps({"classes": ["nucleus"], "splits": splits}))
+    for split, part in splits.items():
+        for row in part:
+            _save(root / "images" / split / f"{row['id']}.png", np.zeros((*row["size"], 3), np.uint8))
+            _save(root / "instances" / split / f"{row['id']}.png", np.eye(*row["size"], dtype=np.uint16))
+
+
+def test_nuclei_have_parts_that_do_not_meet_and_share_every_kind_and_size(tmp_path: Path) -> None:
+    _nuclei(tmp_path)
+    parts = {split: Nuclei(tmp_path, split) for split in ("train", "gate", "dev", "all")}
+    names = [name for split in ("train", "gate", "dev") for name in _names(parts[split])]
+    assert len(names) == len(set(names)) == sum(KINDS.values())
+    assert sorted(names) == sorted(_names(parts["all"]))
+    for split, share in (("train", 0.708), ("gate", 0.203), ("dev", 0.089)):
+        found = Counter(name.partition("-")[2] for name in _names(parts[split]))
+        for (kind, size), count in KINDS.items():
+            assert abs(found[f"{kind[0]}{size}"] - share * count) <= 2, (split, kind, size)
+    assert _names(Nuclei(tmp_path, "gate")) == _names(parts["gate"])
+    assert len(Nuclei(tmp_path, "val")) == 5
+    assert not set(_names(Nuclei(tmp_path, "val"))) & set(names)
+
+
+def test_nuclei_s_parts_do_not_depend_on_the_order_in_the_file(tmp_path: Path) -> None:
+    _nuclei(tmp_path)
+    before = _names(Nuclei(tmp_path, "gate"))
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    meta["splits"]["train"].reverse()
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    assert _names(Nuclei(tmp_path, "gate")) == before
+
+
+def test_nuclei_s_groups_are_kinds_and_its_only_class_is_the_nucleus(tmp_path: Path) -> None:
+    _nuclei(tmp_path)
+    data = Nuclei(tmp_path, "all")
+    assert {data[i].group[0] == data[i].name[4] for i in range(len(data))} == {True}
+    assert (data.task, data.channels, data.classes) == ("instance", 3, ("nucleus",))
+
+
+def test_nuclei_refuse_unknown_split_and_missing_files(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has no meta\.json; expected .*instances/"):
+        Nuclei(tmp_path, "train")
+    _nuclei(tmp_path)
+    with pytest.raises(DataError, match=r"nuclei has no split 'test'.*'train', 'gate', 'dev', 'all', 'val'"):
+        Nuclei(tmp_path, "test")
+    (tmp_path / "instances" / "val" / "v3.png").unlink()
+    with pytest.raises(DataError, match=r"1 of 5.*instances/val/v3\.png"):
+        Nuclei(tmp_path, "val")
+
+
+@pytest.mark.skipif(not NUCLEI.is_dir(), reason="the images of nuclei are not here")
+def test_nuclei_themselves_have_their_counts_and_every_nucleus_has_a_core() -> None:
+    parts = {split: Nuclei(NUCLEI, split) for split in ("train", "gate", "dev", "all", "val")}
+    assert {split: len(part) for split, part in parts.items()} == {
+        "train": 320, "gate": 92, "dev": 40, "all": 452, "val": 85,
+    }  # fmt: skip
+    assert not set(_names(parts["all"])) & set(_names(parts["val"]))
+    for index in range(0, 85, 9):
+        sample = parts["val"][index]
+        assert sample.instances is not None
+        ids = np.unique(sample.instances)
+        assert len(ids) > 1
+        assert np.array_equal(np.unique(sample.instances[sample.mask == 1]), ids[1:])
+        assert sample.group in ("fluorescence", "stained", "brightfield")
+
+
 def test_scenes_are_a_function_of_seed_and_index_and_cover_the_clutter() -> None:
     data, again, other = Scenes(4, 1, height=60, width=80), Scenes(9, 1, height=60, width=80), Scenes(4, 2)
     assert len(data) == 4
@@ -178,13 +324,22 @@ def test_scenes_are_a_function_of_seed_and_index_and_cover_the_clutter() -> None
     assert max(b - a for a, b in pairwise(clutter)) < 0.4 / 20
 
 
-def test_open_dataset_understands_its_three_kinds(folder: Path, tmp_path: Path) -> None:
+def test_open_dataset_understands_its_five_kinds(folder: Path, tmp_path: Path) -> None:
     scenes = open_dataset("scenes:5:7", None)
     assert (len(scenes), scenes[0].name) == (5, "scene-7-0")
     assert len(open_dataset("folder", folder)) == 3
     (tmp_path / "camvid").mkdir()
     _camvid(tmp_path / "camvid")
     assert len(open_dataset("camvid:val", tmp_path / "camvid")) == 5
+    (tmp_path / "nuclei").mkdir()
+    _nuclei(tmp_path / "nuclei")
+    assert len(open_dataset("nuclei:val", tmp_path / "nuclei")) == 5
+    assert len(open_dataset("nuclei", tmp_path / "nuclei")) == len(Nuclei(tmp_path / "nuclei", "train"))
+
+
+def test_open_dataset_reads_any_folder_of_instances(cells: Path) -> None:
+    data = open_dataset("instances", cells)
+    assert (len(data), data.task, data.channels, data.classes) == (2, "instance", 3, ("object",))
 
 
 @pytest.mark.parametrize(
@@ -192,6 +347,8 @@ def test_open_dataset_understands_its_three_kinds(folder: Path, tmp_path: Path) 
     [
         ("cityscapes", "unknown data set 'cityscapes'; choose"),
         ("folder", "'folder' needs --data FOLDER"),
+        ("nuclei:val", "'nuclei:val' needs --data FOLDER"),
+        ("instances", "'instances' needs --data FOLDER"),
         ("scenes:many", "scenes:COUNT"),
         ("scenes:0", "positive count"),
         ("scenes:4:x", "scenes:COUNT"),

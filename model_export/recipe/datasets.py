@@ -1,106 +1,54 @@
 """Data sets. A data set is a sequence of `Sample`s with class names and colours; adding one is one small class here.
 
-`CamVid` needs its files, `Folder` takes any images with masks, `Scenes` draws its own (no files at all).
+`CamVid` and `Nuclei` need their files, `Folder` and `InstanceFolder` take any images with labels, `Scenes` draws its
+own (no files at all).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from typing import Any, Protocol
 
 from model_export.recipe import scenes
+from model_export.recipe.folders import PALETTE, VOID, DataError, Folder, InstanceFolder, Sample
 
-VOID = 255
-PALETTE = (
-    (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0),
-    (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
-)  # fmt: skip
-
-
-class DataError(ValueError):
-    """A data folder that cannot be used; the message names the file and what to change."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """image: (H, W, 3) uint8 RGB. mask: (H, W) uint8 class index, 255 = void."""
-
-    name: str
-    image: NDArray[np.uint8]
-    mask: NDArray[np.uint8]
+__all__ = [
+    "PALETTE", "VOID", "CamVid", "DataError", "Dataset", "Folder", "InstanceFolder", "Nuclei", "Sample", "Scenes",
+    "open_dataset",
+]  # fmt: skip
 
 
 class Dataset(Protocol):
+    """task: "semantic" or "instance". classes, palette: of the bundle, each class with its colour.
+
+    channels: of the network: a class each, or for instances background, core and rim.
+    """
+
+    task: str
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
+    channels: int
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
 
 
-class Folder:
-    """`images/*.{jpg,png,webp}` with `masks/<same name>.png` (8-bit class index, 255 = void)."""
-
-    def __init__(
-        self, root: Path, names: list[str] | None = None, classes: tuple[str, ...] = scenes.CLASSES,
-        palette: tuple[tuple[int, int, int], ...] = PALETTE, below: str = "",
-    ) -> None:  # fmt: skip
-        """names: of the images to take, without suffix; all by default. below: a folder inside images/ and masks/."""
-        self.classes, self.palette = classes, palette
-        images, masks = root / "images" / below, root / "masks" / below
-        if not images.is_dir():
-            raise DataError(f"{root} has no folder images/; expected images/*.jpg with masks/*.png of the same names")
-        files = {f.stem: f for f in sorted(images.iterdir()) if f.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")}
-        chosen = list(files) if names is None else names
-        self.files = [(files[n], masks / f"{n}.png") for n in chosen if n in files]
-        if len(self.files) < len(chosen) or not chosen:
-            raise DataError(f"{images} lacks {sorted(set(chosen) - set(files))[:3] or 'any image'}")
-        missing = [mask for _, mask in self.files if not mask.exists()]
-        if missing:
-            raise DataError(
-                f"{len(missing)} of {len(chosen)} images have no mask; the first one missing is {missing[0]}"
-            )
-        self._load = lru_cache(maxsize=1024)(self._read)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self._load(index)
-
-    def _read(self, index: int) -> Sample:
-        image_file, mask_file = self.files[index]
-        image = np.asarray(ImageOps.exif_transpose(_open(image_file)).convert("RGB"))  # masks are of what is shown
-        mask = np.asarray(_open(mask_file))
-        if mask.dtype != np.uint8 or mask.shape != image.shape[:2]:
-            raise DataError(
-                f"{mask_file} is {mask.dtype} {mask.shape}; {image_file} needs an 8-bit mask of {image.shape[:2]}"
-            )
-        unknown = set(np.unique(mask).tolist()) - {*range(len(self.classes)), VOID}
-        if unknown:
-            raise DataError(
-                f"{mask_file} has labels {sorted(unknown)}; known are 0..{len(self.classes) - 1} and {VOID}"
-            )
-        return Sample(image_file.stem, image, mask)
+def read_meta(root: Path, expected: str) -> dict[str, Any]:
+    """Raises DataError that names the file and says what was expected."""
+    file = root / "meta.json"
+    if not file.exists():
+        raise DataError(f"{root} has no meta.json; expected {expected}")
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
 
 
-def _open(file: Path) -> Image.Image:
-    """Decoded. Raises DataError that names the file."""
-    try:
-        with Image.open(file) as image:
-            image.load()
-            return image
-    except OSError as error:
-        raise DataError(f"{file} is no image that can be read: {error}") from error
+def pick(parts: dict[str, list[str]], split: str, name: str) -> list[str]:
+    if split not in parts:
+        raise DataError(f"{name} has no split {split!r}; choose one of {[*parts]}")
+    return parts[split]
 
 
 # Contiguous stretches of every training sequence, as fractions of its frames, that no parent ever trains on.
@@ -112,24 +60,18 @@ class CamVid(Folder):
     """CamVid, 11 classes, 480x360 (Brostow, Fauqueur, Cipolla 2009; the SegNet release's splits).
 
     Splits: "train" without the held-out stretches, "gate" (gate's own training and calibration), "dev" (whatever is
-    chosen is chosen here), "val" (official; for comparability only), "all" = train + gate + dev.
+    chosen is chosen here), "val" (official; for comparability only), "all" = train + gate + dev. A group is a sequence.
     """
 
     def __init__(self, root: Path, split: str) -> None:
-        if not (root / "meta.json").exists():
-            raise DataError(
-                f"{root} has no meta.json; expected the folder of CamVid with images/, masks/ and meta.json"
-            )
-        meta = json.loads((root / "meta.json").read_text())
-        names = self._names(meta["splits"], split)
-        folder = "val" if split == "val" else "train"
+        meta = read_meta(root, "the folder of CamVid with images/, masks/ and meta.json")
+        names = pick(self._parts(meta["splits"]), split, "CamVid")
+        groups = {entry["id"]: entry["seq"] for part in meta["splits"].values() for entry in part}
         colours = tuple(map(tuple, meta["colors"]))
-        super().__init__(root, names, tuple(meta["classes"]), colours, folder)
+        super().__init__(root, names, tuple(meta["classes"]), colours, "val" if split == "val" else "train", groups)
 
     @staticmethod
-    def _names(splits: dict[str, list[dict[str, str]]], split: str) -> list[str]:
-        if split == "val":
-            return [entry["id"] for entry in splits["val"]]
+    def _parts(splits: dict[str, list[dict[str, str]]]) -> dict[str, list[str]]:
         held: dict[str, list[str]] = {"train": [], "gate": [], "dev": []}
         sequences: dict[str, list[str]] = {}
         for entry in splits["train"]:
@@ -139,18 +81,54 @@ class CamVid(Folder):
                 place = i / len(frames)
                 held[next((k for k, (a, b) in HELD_OUT.items() if a <= place < b), "train")].append(frame)
         held["all"] = [entry["id"] for entry in splits["train"]]
-        if split not in held:
-            raise DataError(f"CamVid has no split {split!r}; choose one of {[*held, 'val']}")
-        return held[split]
+        held["val"] = [entry["id"] for entry in splits["val"]]
+        return held
+
+
+# Shares of the training images; nuclei's images are independent of each other, as far as is known.
+SHARES = {"gate": 0.203, "dev": 0.089}
+
+
+class Nuclei(InstanceFolder):
+    """Nuclei under the microscope (Data Science Bowl 2018, stage 1; Caicedo et al. 2019, CC0), one class.
+
+    Splits as CamVid's: "train", "gate" and "dev" are parts of the folder train/, "all" is all of it; "val". A group is
+    a kind of image: fluorescence, stained or brightfield.
+    """
+
+    def __init__(self, root: Path, split: str) -> None:
+        meta = read_meta(root, "the folder of nuclei with images/, instances/ and meta.json")
+        names = pick(self._parts(meta["splits"]), split, "nuclei")
+        groups = {entry["id"]: entry["kind"] for part in meta["splits"].values() for entry in part}
+        super().__init__(root, names, meta["classes"][0], "val" if split == "val" else "train", groups)
+
+    @staticmethod
+    def _parts(splits: dict[str, list[dict[str, Any]]]) -> dict[str, list[str]]:
+        """Images of one kind and size are mostly of one laboratory: each part gets its share of them."""
+        ordered = sorted(splits["train"], key=lambda entry: (entry["kind"], entry["size"], entry["id"]))
+        held: dict[str, list[str]] = {"train": [], "gate": [], "dev": []}
+        for index, entry in enumerate(ordered):
+            place, dev = spread(index), 1 - SHARES["dev"]
+            held["gate" if place < SHARES["gate"] else "dev" if place >= dev else "train"].append(entry["id"])
+        held["all"] = [entry["id"] for entry in ordered]
+        held["val"] = [entry["id"] for entry in splits["val"]]
+        return held
+
+
+def spread(index: int) -> float:
+    """In [0, 1); indices that follow each other cover the range evenly, be they few or many (golden ratio)."""
+    return index * 0.6180339887498949 % 1.0
 
 
 class Scenes:
     """Street scenes from our own generator: sample i of a seed is always the same, clutter is spread over its range."""
 
+    task = "semantic"
+
     def __init__(
         self, count: int, seed: int = 0, clutter: tuple[float, float] = (0.0, 1.0), height: int = 360, width: int = 480
     ) -> None:
-        self.classes, self.palette = scenes.CLASSES, PALETTE
+        self.classes, self.palette, self.channels = scenes.CLASSES, PALETTE, len(scenes.CLASSES)
         self.count, self.seed, self.clutter, self.size = count, seed, clutter, (height, width)
 
     def __len__(self) -> int:
@@ -158,7 +136,7 @@ class Scenes:
 
     def clutter_of(self, index: int) -> float:
         low, high = self.clutter
-        return low + (high - low) * (index * 0.6180339887498949 % 1.0)  # low-discrepancy: any prefix covers the range
+        return low + (high - low) * spread(index)
 
     def __getitem__(self, index: int) -> Sample:
         height, width = self.size
@@ -169,16 +147,20 @@ class Scenes:
 
 
 def open_dataset(spec: str, root: Path | None) -> Dataset:
-    """`camvid:SPLIT`, `folder` or `scenes:COUNT[:SEED]`; the first two read `root`."""
+    """`camvid:SPLIT`, `nuclei:SPLIT`, `folder`, `instances` or `scenes:COUNT[:SEED]`; all but the last read `root`."""
     kind, _, rest = spec.partition(":")
     if kind == "scenes":
         count, _, seed = rest.partition(":")
         if not ((count or "64").isdecimal() and (seed or "0").isdecimal() and int(count or 64)):
             raise DataError(f"unknown data set {spec!r}; scenes:COUNT[:SEED] takes a positive count, e.g. scenes:64:1")
         return Scenes(int(count or 64), int(seed or 0))
-    makers: dict[str, Callable[[Path], Dataset]] = {"camvid": lambda r: CamVid(r, rest or "train"), "folder": Folder}
+    makers: dict[str, Callable[[Path], Dataset]] = {
+        "camvid": lambda r: CamVid(r, rest or "train"), "nuclei": lambda r: Nuclei(r, rest or "train"),
+        "folder": Folder, "instances": InstanceFolder,
+    }  # fmt: skip
     if kind not in makers:
-        raise DataError(f"unknown data set {spec!r}; choose camvid:SPLIT, folder or scenes:COUNT[:SEED]")
+        known = "camvid:SPLIT, nuclei:SPLIT, folder, instances or scenes:COUNT[:SEED]"
+        raise DataError(f"unknown data set {spec!r}; choose {known}")
     if root is None:
         raise DataError(f"data set {spec!r} needs --data FOLDER")
     return makers[kind](root)

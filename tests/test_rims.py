@@ -1,0 +1,72 @@
+"""Core and rim of objects: what a network learns so that objects that touch come apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from model_export.recipe.rims import BACKGROUND, CORE, RIM, RIM_SHARE, core_and_rim
+
+
+def _blobs(seed: int, height: int = 70, width: int = 90) -> NDArray[np.uint16]:
+    """Objects of all sizes that touch each other: each pixel goes to the nearest of some points, if one is near."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    points = rng.uniform((0, 0), (height, width), (25, 2))
+    distance = np.hypot(y[..., None] - points[:, 0], x[..., None] - points[:, 1])
+    return np.where(distance.min(-1) < rng.uniform(5, 15), distance.argmin(-1) * 7 + 1, 0).astype(np.uint16)
+
+
+def _disc(radius: float, size: int) -> NDArray[np.uint16]:
+    y, x = np.mgrid[:size, :size] - (size - 1) / 2
+    return (np.hypot(y, x) <= radius).astype(np.uint16)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_object_has_a_core_and_no_two_cores_touch(seed: int) -> None:
+    objects = _blobs(seed)
+    found = core_and_rim(objects)
+    assert np.array_equal(found == BACKGROUND, objects == 0)
+    assert set(np.unique(objects[found == CORE])) == set(np.unique(objects)) - {0}
+    parts, count = ndimage.label(found == CORE)
+    assert all(len(np.unique(objects[parts == k])) == 1 for k in range(1, count + 1))
+    whole, objects_that_touch = ndimage.label(objects > 0)
+    assert objects_that_touch < count, "the test has no objects that touch"
+    assert whole.max() > 0
+
+
+@pytest.mark.parametrize("share", [0.2, RIM_SHARE, 0.6])
+def test_rim_is_the_same_share_of_discs_of_any_size(share: float) -> None:
+    for radius in (15, 30, 60):
+        found = core_and_rim(_disc(radius, 2 * radius + 9), share)
+        core, whole = (found == CORE).sum(), (found > 0).sum()
+        assert (core / whole) ** 0.5 == pytest.approx(1 - share, abs=0.04)
+
+
+def test_depth_is_that_of_one_distance_transform_per_object() -> None:
+    """The reference treats objects one by one; distances differ by the half pixel to the border between two."""
+    objects = _blobs(3)
+    found = core_and_rim(objects)
+    wrong = 0
+    for k in set(np.unique(objects)) - {0}:
+        mask = objects == k
+        depth = ndimage.distance_transform_edt(np.pad(mask, 1, mode="edge"))[1:-1, 1:-1] - 0.5
+        wrong += ((depth > RIM_SHARE * depth.max()) & mask != ((found == CORE) & mask)).sum()
+    assert wrong < 0.03 * (objects > 0).sum()
+
+
+def test_border_of_the_image_is_no_outline() -> None:
+    disc = _disc(20, 61)
+    whole, half = core_and_rim(disc), core_and_rim(disc[:, :31])
+    assert np.array_equal(half, whole[:, :31])
+    assert (core_and_rim(np.ones((9, 5), np.uint16)) == CORE).all()
+
+
+def test_tiny_objects_are_all_core_and_no_object_is_background() -> None:
+    objects = np.zeros((7, 9), np.uint16)
+    objects[1, 1], objects[3:5, 5:7] = 65535, 2
+    assert np.array_equal(core_and_rim(objects) == CORE, objects > 0)
+    assert not core_and_rim(np.zeros((7, 9), np.uint16)).any()
+    assert {BACKGROUND, CORE, RIM} == {0, 1, 2}
