@@ -55,6 +55,33 @@ def test_random_crop_pads_with_void_where_the_source_ends(monkeypatch: pytest.Mo
     assert void > 0
 
 
+def test_random_crop_zooms_against_the_size_that_the_image_has_on_the_canvas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small images are enlarged for the canvas: what is trained on is what will be served."""
+    monkeypatch.setattr(augment, "jitter", lambda image, _: image)
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        _, mask = random_crop(_painted(30, 40, 0), rng, (256, 256), scale=(1.0, 1.0001), canvas=(120, 200))
+        rows, columns = np.nonzero(mask != VOID)
+        assert abs(np.ptp(rows) + 1 - 120) <= 1
+        assert abs(np.ptp(columns) + 1 - 160) <= 18  # a stretch of up to a tenth
+
+
+def test_random_crop_turns_image_and_mask_together_and_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(augment, "jitter", lambda image, _: image)
+    flat = np.zeros((60, 200), np.uint8)
+    flat[:, :100] = 1
+    sample, tall = Sample("halves", PAINT[flat], flat), {True: 0, False: 0}
+    for turn in (True, False):
+        for seed in range(20):
+            image, mask = random_crop(sample, np.random.default_rng(seed), (256, 256), scale=(1.0, 1.0001), turn=turn)
+            known = mask != VOID
+            assert (image[known] == PAINT[mask[known]]).all(1).mean() > 0.95
+            rows, columns = np.nonzero(known)
+            tall[turn] += bool(np.ptp(rows) > np.ptp(columns))
+    assert tall[False] == 0
+    assert 4 <= tall[True] <= 16
+
+
 @pytest.mark.parametrize(("height", "width"), [(5, 300), (90, 130), (700, 20)])
 def test_random_crop_has_its_size_whatever_the_source(height: int, width: int) -> None:
     sample = _painted(height, width, 1)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from model_export.network import segmenter as segmenter_module
 from model_export.network.config import Config
 from model_export.network.decoder import Attention
+from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
 
 transformers = pytest.importorskip("transformers", reason="the reference implementation is not installed")
@@ -166,7 +167,10 @@ def ours(reference: nn.Module) -> Segmenter:
         network = Segmenter(config).eval()
     missing, unexpected = network.load_state_dict(converted(reference), strict=False)
     assert not unexpected
-    assert {name.split(".")[0] for name in missing} == {"backbone", "gate"}  # everything else came from the reference
+    assert {name.split(".")[0] for name in missing} == {
+        "backbone",
+        "front_head",
+    }  # everything else came from the reference
     return network
 
 
@@ -205,7 +209,7 @@ def test_pixel_embedding_gives_the_reference_s_mask_features(ours: Segmenter, ca
 @torch.no_grad()
 def test_every_head_of_the_decoder_gives_the_reference_s_logits(ours: Segmenter, case: Case) -> None:
     images, expected = case
-    heads = ours(images, ENCODER_LAYERS, deep=True)
+    heads = ours(images, Knobs(ENCODER_LAYERS), deep=True)
     wanted = [*expected["auxiliary_logits"], expected]
     assert len(heads) == len(wanted) == DECODER_LAYERS + 1
     for head, want in zip(heads, wanted, strict=True):
@@ -216,7 +220,7 @@ def test_every_head_of_the_decoder_gives_the_reference_s_logits(ours: Segmenter,
 @torch.no_grad()
 def test_final_prediction_without_deep_heads_gives_the_reference_s_logits(ours: Segmenter, case: Case) -> None:
     images, expected = case
-    (final,) = ours(images, ENCODER_LAYERS)
+    (final,) = ours(images, Knobs(ENCODER_LAYERS))
     assert worst(final.classes, expected["class_queries_logits"]) < TOLERANCE
     assert worst(final.masks, expected["masks_queries_logits"]) < TOLERANCE
 

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,14 +17,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from model_export.network.backbone import BACKBONES, MobileNetV1, MobileNetV2, SameConv, load_pretrained
-from model_export.network.config import CONFIGS, STANDARD, Config, proscale, tiny
+from model_export.network.config import CONFIGS, STANDARD, Config, base, proscale, standard, tiny
 from model_export.network.decoder import Decoder, PixelEmbedding, Prediction
 from model_export.network.deformable_attention import DeformableAttention, deformable_attention
 from model_export.network.encoder import Encoder, TokenRecalibration
-from model_export.network.gate import Gate
+from model_export.network.gate import EDGES, Gate, gate_input, gate_inputs
+from model_export.network.knobs import Knobs
+from model_export.network.pausing import Active, TokenHead, choose_active, entropy
 from model_export.network.segmenter import Segmenter, semantic_probabilities
 
 WEIGHTS = Path(__file__).parents[2] / "shared" / "data" / "backbones"
@@ -45,6 +50,9 @@ SMALL = Config(
 )
 M = TypeVar("M", bound=nn.Module)
 SHAPES = [(2, 3), (4, 6), (8, 12)]  # strides 32, 16 and 8 of an image of 64 x 96
+COARSER, FINEST = 6 + 24, 96  # tokens
+# Three layers, one per scale that joins, then two that may pause.
+KNOBBED = replace(SMALL, schedule=(1, 2, 3, 3, 3), top_down=True, pause_after=3, widths=(0.25, 0.5, 1.0))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,6 +78,10 @@ def randomised(module: M) -> M:
 
 def random_maps() -> list[Tensor]:
     return [torch.randn(2, SMALL.channels, *shape) for shape in SHAPES]
+
+
+def every_exit(encoder: Encoder, maps: list[Tensor], last: int) -> list[list[Tensor]]:
+    return [encoded.maps for encoded in encoder.run(maps, last)]
 
 
 def worst(a: Tensor, b: Tensor) -> float:
@@ -180,6 +192,46 @@ def test_config_refuses_channels_that_do_not_divide(channels: int, heads: int) -
         replace(SMALL, channels=channels, heads=heads)
 
 
+@pytest.mark.parametrize("after", [-1, 3])
+def test_config_refuses_to_pause_behind_the_last_layer(after: int) -> None:
+    with pytest.raises(ValueError, match=f"pause_after {after} must be 0 to 2, or None"):
+        replace(SMALL, schedule=(1, 2, 3), pause_after=after)
+
+
+@pytest.mark.parametrize("widths", [(), (0.5,), (0.0, 1.0), (1.0, 1.5)], ids=str)
+def test_config_refuses_widths_without_the_full_one_or_out_of_range(widths: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="widths"):
+        replace(SMALL, widths=widths)
+
+
+def test_config_knows_the_first_exit_that_can_pause_any_token() -> None:
+    assert tiny().pauses_from == 5
+    assert replace(tiny(), pause_after=2).pauses_from == 5  # before, no layer updates tokens of stride 8
+    assert replace(tiny(), pause_after=5).pauses_from == 6
+    assert replace(standard(), pause_after=0).pauses_from == 1
+    assert standard().pauses_from is None
+    assert replace(tiny(), schedule=(1, 2), pause_after=0).pauses_from is None
+
+
+def test_published_and_standard_sizes_turn_no_knob() -> None:
+    """They are what others are compared with: Mask2Former's encoder, every layer over all scales."""
+    for config in (base(), standard()):
+        assert config.schedule == (3,) * 6
+        assert (config.pause_after, config.widths, config.top_down, config.recalibration) == (
+            None,
+            (1.0,),
+            False,
+            False,
+        )
+        encoder = Encoder(config)
+        assert encoder.token_head is None
+        assert encoder.top_down is None
+    sizes = ("channels", "encoder_ffn", "queries", "decoder_layers", "decoder_ffn", "pixel_embedding", "matching")
+    assert [getattr(base(), name) for name in sizes] == [256, 1024, 100, 9, 2048, "conv", "hungarian"]
+    same = ("channels", "encoder_ffn", "heads", "points", "decoder_layers", "decoder_ffn", "pixel_embedding")
+    assert all(getattr(standard(), name) == getattr(tiny(), name) for name in same)
+
+
 def test_config_survives_json() -> None:
     for make in CONFIGS.values():
         assert Config.from_dict(json.loads(json.dumps(make(7).as_dict()))) == make(7)
@@ -206,7 +258,7 @@ def encoder(request: pytest.FixtureRequest, schedule: tuple[int, ...]) -> Encode
 @torch.no_grad()
 def test_encoder_gives_at_every_exit_what_running_only_so_far_gives(encoder: Encoder) -> None:
     maps = random_maps()
-    every = list(encoder.every_exit(maps, 6))
+    every = every_exit(encoder, maps, 6)
     assert len(every) == 6
     for k, outputs in enumerate(every, 1):
         for got, want in zip(encoder(maps, k), outputs, strict=True):
@@ -217,7 +269,7 @@ def test_encoder_gives_at_every_exit_what_running_only_so_far_gives(encoder: Enc
 @torch.no_grad()
 def test_encoder_updates_scales_that_the_schedule_reached_and_passes_the_others_on(encoder: Encoder) -> None:
     maps = random_maps()
-    for k, outputs in enumerate(encoder.every_exit(maps, 6), 1):
+    for k, outputs in enumerate(every_exit(encoder, maps, 6), 1):
         reached = encoder.schedule[k - 1]
         for scale in range(3):
             assert outputs[scale].shape == maps[scale].shape
@@ -274,11 +326,244 @@ def test_scales_join_recalibrated_and_as_they_came_from_the_backbone() -> None:
     seen: list[Tensor] = []
     for layer in encoder.layers:
         layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    outputs = list(encoder.every_exit(maps, 3))
+    outputs = every_exit(encoder, maps, 3)
     x5, x4 = (encoder.recalibration(m, maps[2]).flatten(2).mT for m in maps[:2])
     assert torch.equal(seen[0], x5)
     assert torch.equal(seen[1], torch.cat((outputs[0][0].flatten(2).mT, x4), 1))
     assert torch.equal(seen[2], torch.cat([m.flatten(2).mT for m in (*outputs[1][:2], maps[2])], 1))
+
+
+# ------------------------------------------------------------------------------------------------------------- knobs
+
+
+percents = st.integers(1, 1000).map(lambda tenths: round(tenths / 1000, 3))
+
+
+@given(depth=st.integers(1, 99), keep=percents, width=percents)
+def test_a_plan_s_name_says_all_of_it(depth: int, keep: float, width: float) -> None:
+    knobs = Knobs(depth, keep, width)
+    assert Knobs.parse(knobs.name) == knobs
+    assert ("k" in knobs.name, "w" in knobs.name) == (keep != 1, width != 1)
+
+
+def test_names_of_plans_are_those_of_the_bundles() -> None:
+    names = {Knobs(6): "d6", Knobs(5, 0.5): "d5-k50", Knobs(6, 0.25, 0.5): "d6-k25-w50", Knobs(1, 1, 0.125): "d1-w12.5"}
+    assert {knobs: knobs.name for knobs in names} == names
+
+
+@pytest.mark.parametrize("text", ["", "6", "d0", "d06", "d6-k0", "d6-k101", "d6-w50-k50", "d6-", "d6-k50-k50", "d6 "])
+def test_a_name_that_is_no_plan_s_is_refused_with_the_form(text: str) -> None:
+    with pytest.raises(ValueError, match="must be like d6, d6-k50 or d6-k25-w50"):
+        Knobs.parse(text)
+
+
+# ----------------------------------------------------------------------------------------------------------- pausing
+
+
+@torch.no_grad()
+def test_token_head_adds_the_coarser_maps_answers_at_stride_8() -> None:
+    head, maps = randomised(TokenHead(32, 4)), random_maps()
+    want = torch.zeros(2, 4, 8, 12)
+    for layer, m in zip(head.classify, maps, strict=True):
+        answer = torch.einsum("kc,bchw->bkhw", layer.weight[:, :, 0, 0], m) + layer.bias[:, None, None]
+        want += F.interpolate(answer, (8, 12), mode="bilinear", align_corners=False)
+    assert worst(head(maps), want) < 1e-5
+
+
+def test_entropy_is_a_share_of_its_largest_value() -> None:
+    logits = torch.tensor([[0.0, 0, 0, 0], [50, 0, 0, 0], [5, 5, -50, -50], [200, -200, 0, 0]]).T[None, :, None]
+    assert entropy(logits)[0, 0].tolist() == pytest.approx([1, 0, 0.5, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize(("keep", "count"), [(0.25, 24), (0.5, 48), (0.001, 1), (1.0, 96)])
+def test_a_share_chooses_that_many_of_the_least_sure_tokens(keep: float, count: int) -> None:
+    logits = torch.randn(2, 4, 8, 12)
+    active = choose_active(logits, keep, None, SHAPES)
+    unsure = entropy(logits).flatten(1)
+    assert active.rows.shape == (2, COARSER + count)
+    for image in range(2):
+        assert active.rows[image, :COARSER].tolist() == list(range(COARSER))
+        want = set((COARSER + unsure[image].argsort(descending=True)[:count]).tolist())
+        assert set(active.rows[image, COARSER:].tolist()) == want
+        paused = active.paused((8, 12))[image].flatten()
+        assert set(paused.nonzero().flatten().tolist()) == {i for i in range(96) if COARSER + i not in want}
+    assert active.paused((8, 12)).dtype == torch.uint8
+
+
+def test_a_threshold_chooses_per_image_the_tokens_at_or_above_it() -> None:
+    logits = torch.randn(3, 4, 8, 12) * torch.tensor([0.5, 2.0, 1000.0])[:, None, None, None]
+    unsure = entropy(logits)
+    level = float(unsure[1].flatten()[5])  # this very token is in
+    active = choose_active(logits, 1.0, level, SHAPES)
+    assert torch.equal(active.paused((8, 12)).bool(), unsure < level)
+    assert active.counted is not None
+    assert active.counted[:, :COARSER].all()
+    counts = active.counted.sum(1).tolist()
+    assert counts == (COARSER + (unsure >= level).flatten(1).sum(1)).tolist()
+    assert len(set(counts)) == 3  # the images differ, so that rows fill up the batch
+    assert active.rows.shape[1] == max(counts)
+
+
+def test_rows_that_fill_up_the_batch_stay_as_they_were() -> None:
+    tokens, updated = torch.randn(2, 10, 3), torch.randn(2, 6, 3)
+    rows = torch.tensor([[0, 1, 5, 2, 9, 7], [0, 1, 8, 3, 2, 4]])
+    counted = torch.tensor([[True] * 6, [True, True, True, False, False, False]])
+    active = Active(rows, 2, counted)
+    got = active.into(tokens, updated)
+    for image, place in np.ndindex(2, 10):
+        where = [k for k in range(6) if rows[image, k] == place and counted[image, k]]
+        want = updated[image, where[0]] if where else tokens[image, place]
+        assert torch.equal(got[image, place], want)
+    assert torch.equal(active.of(tokens), torch.stack([tokens[i, rows[i]] for i in range(2)]))
+    assert torch.equal(active.of(tokens[0]), tokens[0][rows])
+    assert active.paused((2, 4)).tolist() == [[[0, 1, 1, 0], [1, 0, 1, 0]], [[1, 1, 1, 1], [1, 1, 0, 1]]]
+
+
+@pytest.fixture
+def pausing() -> Encoder:
+    return randomised(Encoder(KNOBBED))
+
+
+@torch.no_grad()
+def test_a_threshold_of_zero_pauses_nothing(pausing: Encoder) -> None:
+    maps = random_maps()
+    plain, paused = list(pausing.run(maps, 5)), list(pausing.run(maps, 5, threshold=0.0))
+    assert paused[-1].active is not None
+    assert not paused[-1].active.paused((8, 12)).any()
+    for a, b in zip(plain, paused, strict=True):
+        assert max(worst(x, y) for x, y in zip(a.maps, b.maps, strict=True)) < 1e-4  # the rows' order alone differs
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", [{"keep": 0.25}, {"threshold": 0.6}], ids=["share", "threshold"])
+def test_later_layers_update_exactly_the_active_tokens(pausing: Encoder, how: dict[str, float]) -> None:
+    maps = random_maps()
+    plain, every = list(pausing.run(maps, 5)), list(pausing.run(maps, 5, **how))
+    assert [each.active is None for each in every] == [True, True, True, False, False]
+    for a, b in zip(plain[:3], every[:3], strict=True):  # before, nothing has changed
+        assert all(torch.equal(x, y) for x, y in zip(a.maps, b.maps, strict=True))
+    paused = every[3].active.paused((8, 12)).bool()
+    assert 0.2 < paused.float().mean() < 0.9
+    for before, after in pairwise(every[2:]):
+        moved = (before.maps[2] - after.maps[2]).abs().amax(1)  # (B, h, w)
+        assert not moved[paused].any()
+        assert moved[~paused].min() > 1e-3
+        assert all((x - y).abs().amax(1).min() > 1e-3 for x, y in zip(before.maps[:2], after.maps[:2], strict=True))
+    # The first layer that pauses gives the others what it gives without pausing: they still sample the paused tokens.
+    assert max(worst(x, y) for x, y in zip(plain[3].maps[:2], every[3].maps[:2], strict=True)) < 1e-4
+    active = (~paused).unsqueeze(1).expand_as(maps[2])
+    assert worst(plain[3].maps[2][active], every[3].maps[2][active]) < 1e-4
+
+
+@torch.no_grad()
+def test_a_paused_token_is_still_sampled_by_the_others() -> None:
+    layer = randomised(Encoder(KNOBBED)).layers[4]
+    tokens, position, reference = torch.randn(1, 126, 32), torch.randn(126, 32), torch.rand(126, 2)
+    active = Active(torch.arange(60)[None], COARSER)
+    changed = tokens.clone()
+    changed[:, 60:] += torch.randn(1, 66, 32)
+    before, after = (layer(x, position, reference, SHAPES, 1.0, active) for x in (tokens, changed))
+    assert torch.equal(after[:, 60:], changed[:, 60:])
+    assert (after[:, :60] - before[:, :60]).abs().amax(-1).max() > 1e-2
+
+
+@torch.no_grad()
+def test_each_image_of_a_batch_pauses_its_own_tokens(pausing: Encoder) -> None:
+    maps = random_maps()
+    for how in ({"keep": 0.25}, {"threshold": 0.6}):
+        *_, both = pausing.run(maps, 5, **how)
+        for image in range(2):
+            *_, alone = pausing.run([m[image : image + 1] for m in maps], 5, **how)
+            assert torch.equal(alone.active.paused((8, 12))[0], both.active.paused((8, 12))[image])
+            assert max(worst(a[0], b[image]) for a, b in zip(alone.maps, both.maps, strict=True)) < 1e-4
+
+
+@torch.no_grad()
+def test_the_head_speaks_once_behind_its_layer(pausing: Encoder) -> None:
+    maps = random_maps()
+    every = list(pausing.run(maps, 5))
+    assert [each.tokens is None for each in every] == [True, True, True, False, False]
+    assert torch.equal(every[4].tokens, pausing.token_head(every[2].maps))
+
+
+def test_a_network_without_a_token_head_cannot_pause() -> None:
+    encoder = Encoder(SMALL)
+    with pytest.raises(AssertionError, match="no token head"):
+        encoder(random_maps(), 6, keep=0.5)
+
+
+# ------------------------------------------------------------------------------------------------------------- width
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("width", [0.25, 0.5])
+def test_a_narrow_layer_uses_the_first_channels_only(pausing: Encoder, width: float) -> None:
+    layer, n = pausing.layers[2], round(16 * width)
+    tokens, position, reference = torch.randn(2, 126, 32), torch.randn(126, 32), torch.rand(126, 2)
+    got = layer(tokens, position, reference, SHAPES, width)
+    x = layer.norm1(tokens + layer.attention(tokens + position, tokens, reference, SHAPES))
+    hidden = F.relu(x @ layer.linear1.weight[:n].T + layer.linear1.bias[:n])
+    want = layer.norm2(x + hidden @ layer.linear2.weight[:, :n].T + layer.linear2.bias)
+    assert worst(got, want) < 1e-5
+    full = layer(tokens, position, reference, SHAPES)
+    assert worst(full, got) > 1e-2
+    for rest in (layer.linear1.weight[n:], layer.linear1.bias[n:], layer.linear2.weight[:, n:]):
+        rest.normal_()
+    assert torch.equal(layer(tokens, position, reference, SHAPES, width), got)
+    assert worst(layer(tokens, position, reference, SHAPES), full) > 1e-2
+
+
+# ---------------------------------------------------------------------------------------------------- knobs together
+
+
+@torch.no_grad()
+def test_every_combination_of_knobs_runs_and_each_knob_cuts_the_work(pausing: Encoder) -> None:
+    maps, flops = random_maps(), {}
+    for depth, keep, width in product(range(1, 6), (0.25, 0.5, 1.0), (0.25, 0.5, 1.0)):
+        with FlopCounterMode(display=False) as counter:
+            out = pausing(maps, depth, keep, width)
+        assert [m.shape for m in out] == [m.shape for m in maps]
+        assert all(m.isfinite().all() for m in out)
+        flops[depth, keep, width] = counter.get_total_flops()
+    for (depth, keep, width), cost in flops.items():
+        assert cost > flops.get((depth - 1, keep, width), 0)
+        assert width == 0.25 or cost > flops[depth, width / 2, width / 2] or keep != 1
+        if width > 0.25:
+            assert cost > flops[depth, keep, width / 2]
+        if keep > 0.25:
+            less = flops[depth, keep / 2, width]
+            assert cost > less if depth >= 4 else cost == less  # up to the third layer nothing is paused
+
+
+# ---------------------------------------------------------------------------------------------------------- top-down
+
+
+@torch.no_grad()
+def test_scales_that_no_layer_has_reached_get_what_comes_down_from_the_coarser_ones(pausing: Encoder) -> None:
+    maps = random_maps()
+    first, second, third = (each.maps for each in pausing.run(maps, 3))
+
+    def down(step: int, above: Tensor, size: tuple[int, int]) -> Tensor:
+        conv = pausing.top_down[step]
+        moved = torch.einsum("oc,bchw->bohw", conv.weight[:, :, 0, 0], above) + conv.bias[:, None, None]
+        return F.interpolate(moved, size, mode="bilinear", align_corners=False)
+
+    assert worst(first[1], maps[1] + down(0, first[0], SHAPES[1])) < 1e-4
+    assert worst(first[2], maps[2] + down(1, first[1], SHAPES[2])) < 1e-4
+    assert worst(second[2], maps[2] + down(1, second[1], SHAPES[2])) < 1e-4
+    plain = randomised(Encoder(replace(KNOBBED, top_down=False)))
+    assert torch.equal(plain(maps, 2)[2], maps[2])
+    assert worst(third[2], maps[2]) > 1e-2
+
+
+@torch.no_grad()
+def test_a_scale_joins_with_what_came_down_to_it(pausing: Encoder) -> None:
+    maps, seen = random_maps(), []
+    for layer in pausing.layers:
+        layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    every = [each.maps for each in pausing.run(maps, 3)]
+    for k in (1, 2):
+        assert torch.equal(seen[k], torch.cat([m.flatten(2).mT for m in every[k - 1][: k + 1]], 1))
 
 
 # ----------------------------------------------------------------------------------------------------------- decoder
@@ -537,46 +822,78 @@ def test_a_file_that_is_no_archive_is_refused_with_its_name(tmp_path: Path, kind
 
 
 @torch.no_grad()
-def test_gate_predicts_every_plan_for_each_image_alone() -> None:
-    gate, maps = randomised(Gate(32, 8, 5)), torch.randn(3, 32, 4, 6)
-    scores = gate(gate.pool(maps))
-    assert scores.shape == (3, 5)
-    for i in range(3):
-        assert worst(gate(gate.pool(maps[i : i + 1])), scores[i : i + 1]) < 1e-5
-    assert worst(scores[0], scores[1]) > 1e-3
+def test_gate_input_is_what_its_description_says() -> None:
+    maps, logits = [3 + 2 * torch.randn(2, 32, *shape) for shape in SHAPES], 2 * torch.randn(2, 4, 8, 12)
+    got = gate_input(maps, logits)
+    assert got.shape == (2, gate_inputs(32, 4))
+    for image in range(2):
+        coarsest = maps[0][image].numpy().reshape(32, -1)
+        shares = np.exp(logits[image].numpy().reshape(4, -1))
+        shares /= shares.sum(0)
+        unsure = -(shares * np.log(shares)).sum(0) / np.log(4)
+        want = [*coarsest.mean(1), *coarsest.std(1), *shares.mean(1), unsure.mean(), unsure.std()]
+        want += [(unsure > edge).mean() for edge in EDGES]
+        assert np.abs(got[image].numpy() - np.array(want)).max() < 1e-4
+        alone = gate_input([m[image : image + 1] for m in maps], logits[image : image + 1])
+        assert worst(alone, got[image : image + 1]) < 1e-5
+
+
+def test_gate_input_has_a_gradient_where_a_channel_does_not_vary() -> None:
+    maps = [torch.ones(1, 32, *shape, requires_grad=True) for shape in SHAPES]
+    gate_input(maps, torch.randn(1, 4, 8, 12)).sum().backward()
+    assert torch.isfinite(maps[0].grad).all()  # the bare square root would divide by zero
 
 
 @torch.no_grad()
-def test_gate_reads_mean_and_spread_of_each_channel() -> None:
-    maps = 1 + 2 * torch.randn(2, 32, 4, 6)
-    want = np.concatenate((maps.numpy().mean((2, 3)), maps.numpy().std((2, 3))), 1)
-    assert worst(Gate.pool(maps), torch.from_numpy(want)) < 1e-5
+def test_gate_is_linear_in_the_standardised_inputs_and_stays_a_quality() -> None:
+    gate, x = randomised(Gate(20, 3)), 5 + 3 * torch.randn(4, 20)
+    gate.mean.fill_(5)
+    gate.scale.fill_(3)
+    want = ((x - 5) / 3) @ gate.output.weight.T + gate.output.bias
+    assert worst(gate(x), want.clamp(0, 1)) < 1e-5
+    assert (want < 0).any()  # both ends of the clamp are seen
+    assert (want > 1).any()
 
 
-def test_gate_has_a_gradient_where_a_channel_does_not_vary() -> None:
-    maps = torch.ones(1, 32, 4, 6, requires_grad=True)
-    Gate.pool(maps).sum().backward()
-    assert torch.isfinite(maps.grad).all()  # the bare square root would divide by zero
+def test_gate_costs_less_than_half_a_percent_of_the_full_plan() -> None:
+    """With the front's token head, which runs for the gate alone, and ten plans."""
+    config, shapes = tiny(), [(12, 15), (24, 30), (48, 60)]
+    head, gate = TokenHead(config.channels, config.classes), Gate(gate_inputs(config.channels, config.classes), 10)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        maps = [torch.randn(1, config.channels, *shape) for shape in shapes]
+        gate(gate_input(maps, head(maps)))
+    with FlopCounterMode(display=False) as whole, torch.no_grad():
+        Segmenter(config).eval().requires_grad_(False)(torch.zeros(1, 384, 480, 3, dtype=torch.uint8), Knobs(6))
+    assert 0 < counter.get_total_flops() < 0.005 * whole.get_total_flops()
 
 
-def test_gate_is_a_hundredth_of_the_network_and_of_one_encoder_layer_s_work() -> None:
-    network, pixels = Segmenter(tiny()), 12 * 15  # tokens of a canvas of 384 x 480 at stride 32
-    gate = sum(p.numel() for p in network.gate.parameters())
-    assert gate < 0.01 * sum(p.numel() for p in network.parameters())
-    # Its matrices run once per image, those of an encoder layer once per token of three scales (1 + 4 + 16).
-    assert gate < 0.01 * sum(p.numel() for p in network.encoder.layers[0].parameters()) * pixels * 21
-
-
-def test_every_parameter_but_the_gate_s_learns_from_the_deepest_exit() -> None:
-    network = Segmenter(replace(SMALL, schedule=proscale(1, 1, 1), recalibration=True)).train()
+def test_every_parameter_learns_from_the_deepest_exit() -> None:
+    """All but the token heads: which tokens are active has no gradient, they have a loss of their own."""
+    network = Segmenter(replace(KNOBBED, recalibration=True)).train()
     randomised(network.encoder).train()  # offsets start at weight 0, behind which no gradient can be told from none
     images = torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8)
-    heads = network(images, 3, deep=True)
+    heads = network(images, Knobs(5, 0.5), deep=True)
     sum((head.classes.square().sum() + head.masks.square().sum() for head in heads), torch.zeros(())).backward()
     idle = {name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()}
-    assert {name for name in idle if not name.startswith("gate.")} <= {
+    of_heads = {name for name in idle if name.startswith(("front_head.", "encoder.token_head."))}
+    assert len(of_heads) == 12
+    assert idle - of_heads <= {
         f"decoder.layers.{i}.{part}.key.bias" for i in range(4) for part in ("cross", "self_attention")
     }  # a key's bias shifts all scores of a row alike: softmax does not see it
+
+
+@torch.no_grad()
+def test_knobs_reach_the_encoder_through_the_whole_network() -> None:
+    network, images = Segmenter(KNOBBED).eval(), torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8)
+    randomised(network.encoder)
+    lateral, maps = network.features(images)
+    seen = []
+    for knobs in (Knobs(5), Knobs(2), Knobs(5, 0.25), Knobs(5, 1, 0.25), Knobs(5, 0.25, 0.25)):
+        (got,) = network(images, knobs)
+        (want,) = network.decoder(lateral, network.encoder(maps, knobs.depth, knobs.keep, knobs.width))
+        assert torch.equal(got.masks, want.masks)
+        seen.append(got.masks)
+    assert all(worst(a, b) > 1e-4 for i, a in enumerate(seen) for b in seen[:i])
 
 
 @torch.no_grad()

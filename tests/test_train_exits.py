@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,44 +14,16 @@ import torch
 from safetensors.torch import load_file
 
 from model_export.network.config import proscale, tiny
-from model_export.network.decoder import Prediction
+from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
-from model_export.recipe.datasets import VOID, Scenes
+from model_export.recipe.datasets import VOID, Dataset, Scenes
 from model_export.recipe.derive_targets import measure
-from model_export.recipe.losses import set_loss
 from model_export.recipe.runs import Average, append_log, read_config, read_log
-from model_export.recipe.train_exits import (
-    config_of,
-    draw_batch,
-    exit_of,
-    exit_weights,
-    look,
-    parameter_groups,
-    parse_size,
-    rate,
-    total_loss,
-)
+from model_export.recipe.supernet import TERMS
+from model_export.recipe.train_exits import config_of, draw_batch, look, parameter_groups, parse_size, rate, watched
 from tests.toy import CANVAS, Stripes, Words, command, toy
 
 pytestmark = pytest.mark.usefixtures("toy_config")
-
-
-def test_exit_weights_grow_with_depth_and_have_mean_one() -> None:
-    weights = exit_weights("linear", 6)
-    assert np.mean(weights) == pytest.approx(1)
-    assert np.allclose(np.diff(weights), weights[0])
-    assert exit_weights("uniform", 4) == [1.0] * 4
-
-
-def test_exit_is_uniform_and_a_function_of_seed_and_step() -> None:
-    drawn = [exit_of(step, 0, 6) for step in range(3000)]
-    assert drawn[:50] == [exit_of(step, 0, 6) for step in range(50)]
-    assert drawn[:50] != [exit_of(step, 1, 6) for step in range(50)]
-    counts = np.bincount(drawn, minlength=7)
-    assert counts[0] == 0
-    assert len(counts) == 7
-    assert counts[1:].min() > 420  # 500 expected, four standard deviations
-    assert counts[1:].max() < 580
 
 
 def test_rate_warms_up_then_falls_to_zero() -> None:
@@ -70,29 +43,37 @@ def test_sizes_must_fit_the_stride(text: str) -> None:
 
 
 def _arguments(**changes: object) -> argparse.Namespace:
-    none = dict.fromkeys(("backbone", "pixel_embedding", "matching", "queries"))
-    return argparse.Namespace(**{"config": "tiny", "schedule": "standard", "recalibration": False, **none, **changes})
+    none = dict.fromkeys(("backbone", "pixel_embedding", "matching", "queries", "schedule"))
+    return argparse.Namespace(**{"config": "tiny", "recalibration": False, **none, **changes})
 
 
 def test_config_takes_the_command_line_s_changes() -> None:
-    assert config_of(_arguments(schedule="1,2,3"), 11).schedule == proscale(1, 2, 3)
-    changed = config_of(_arguments(matching="hungarian", queries=20, recalibration=True), 11)
+    assert config_of(_arguments(schedule="1,2,3"), Scenes(1)).schedule == proscale(1, 2, 3)
+    assert config_of(_arguments(), Scenes(1)).schedule == toy().schedule
+    changed = config_of(_arguments(matching="hungarian", queries=20, recalibration=True), Scenes(1))
     assert (changed.matching, changed.queries, changed.recalibration) == ("hungarian", 20, True)
 
 
 @pytest.mark.parametrize("schedule", ["2,2", "a,b,c", "", "1,2,3,4", "0,0,0", "-1,2,2"])
 def test_config_refuses_other_schedules(schedule: str) -> None:
     with pytest.raises(ValueError, match="schedule"):
-        config_of(_arguments(schedule=schedule), 11)
+        config_of(_arguments(schedule=schedule), Scenes(1))
 
 
-def test_parameter_groups_hold_every_parameter_once_and_leave_the_gate_out() -> None:
+def test_config_takes_task_and_channels_from_the_data() -> None:
+    objects = Stripes()
+    objects.task, objects.channels = "instance", 3
+    config = config_of(_arguments(queries=3), objects)
+    assert (config.task, config.classes) == ("instance", 3)
+
+
+def test_parameter_groups_hold_every_parameter_once() -> None:
     model = Segmenter(tiny())
     groups = parameter_groups(model, 1.0, 0.2, 0.05)
     names = {id(p): n for n, p in model.named_parameters()}
     grouped = {names[id(p)]: group for group in groups for p in group["params"]}
     assert sum(len(group["params"]) for group in groups) == len(grouped)
-    assert set(grouped) == {n for n in names.values() if not n.startswith("gate.")}
+    assert set(grouped) == set(names.values())
     for name, group in grouped.items():
         assert group["lr"] == (0.2 if name.startswith("backbone.") else 1.0)
         free = any(part in name for part in ("norm", "bias", "level_embedding", "queries", "query_positions"))
@@ -103,36 +84,32 @@ def test_parameter_groups_hold_every_parameter_once_and_leave_the_gate_out() -> 
 
 
 def test_a_new_data_set_is_one_class() -> None:
-    images, masks = draw_batch(Stripes(), Scenes(1), 0.0, CANVAS, 3, np.random.default_rng(0))
+    images, masks = _draw(Stripes(), batch=3)
     assert images.shape == (3, *CANVAS, 3)
     assert set(masks.unique().tolist()) <= {0, 1, VOID}
     model = Segmenter(toy(2, 2)).eval()
-    assert len(look(model, Stripes(), CANVAS)) == 2
-    assert measure(model, [Stripes()], CANVAS, 1, 0)["confusions"].shape == (2, 2, 2, 2)
+    assert list(look(model, Stripes(), CANVAS)) == ["dev_d1", "dev_d2", "dev_d2-w50", "dev_d2-k25", "dev_d2-k25-w50"]
+    assert measure(model, [Knobs(1)], [Stripes()], CANVAS, 1, 0)["counts"].shape == (2, 1, 2, 2)
+
+
+def test_the_log_shows_every_exit_and_the_other_knobs_at_the_deepest() -> None:
+    assert watched(toy()) == [Knobs(1), Knobs(2), Knobs(3), Knobs(3, 1, 0.5), Knobs(3, 0.25, 1), Knobs(3, 0.25, 0.5)]
+    plain = replace(toy(), widths=(1.0,), pause_after=None)
+    assert watched(plain) == [Knobs(1), Knobs(2), Knobs(3)]
+
+
+def _draw(train: Dataset, scenes: float = 0.0, seed: int = 0, **changes: object) -> tuple[torch.Tensor, torch.Tensor]:
+    values = {"crop": "64x96", "canvas": "64x96", "zoom": (0.6, 1.6), "turn": False, "batch": 4, "scenes": scenes}
+    args = argparse.Namespace(**{**values, **changes})
+    return draw_batch(train, Scenes(3, height=60, width=80), args, np.random.default_rng(seed))
 
 
 def test_batches_are_a_function_of_the_generator_and_mix_in_scenes() -> None:
-    def draw(share: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        scenes = Scenes(3, height=60, width=80)
-        return draw_batch(Stripes(), scenes, share, CANVAS, 4, np.random.default_rng(seed))
-
-    for first, again, other in zip(draw(0.5, 1), draw(0.5, 1), draw(0.5, 2), strict=True):
+    draws = (_draw(Stripes(), 0.5, 1), _draw(Stripes(), 0.5, 1), _draw(Stripes(), 0.5, 2))
+    for first, again, other in zip(*draws, strict=True):
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
-    assert draw(1.0, 0)[1].unique().numel() > 3  # of the scenes' classes
-
-
-def test_deep_supervision_adds_the_terms_of_every_head() -> None:
-    masks = torch.zeros(1, 32, 32, dtype=torch.uint8)
-    masks[:, 16:] = 1
-    heads = [Prediction(torch.randn(1, 2, 3), torch.randn(1, 2, 8, 8)) for _ in range(3)]
-    torch.manual_seed(0)
-    total = total_loss(heads, masks, "class", 64, 2.0)
-    torch.manual_seed(0)
-    parts = [set_loss(head, masks, "class", 64, 2.0) for head in heads]
-    assert list(total) == ["class", "bce", "dice", "pixel"]
-    for name, value in total.items():
-        assert torch.allclose(value, torch.stack([part[name] for part in parts]).sum())
+    assert _draw(Stripes(), 1.0)[1].unique().numel() > 3  # of the scenes' classes
 
 
 def test_average_follows_at_once_early_and_slowly_late() -> None:
@@ -186,7 +163,7 @@ def test_run_folder_holds_averaged_weights_config_and_log(trained_run: Path) -> 
     assert _equal(load_file(trained_run / "model.safetensors").keys(), average.keys())
     assert all(torch.equal(v, average[n].float()) for n, v in load_file(trained_run / "model.safetensors").items())
     for row in read_log(trained_run):
-        assert {"class", "bce", "dice", "pixel", "dev_d1", "dev_d3"} <= row.keys()
+        assert {*TERMS, "dev_d1", "dev_d3", "dev_d3-k25-w50"} <= row.keys()
         assert all(float(value) >= 0 for value in row.values())
 
 
@@ -212,7 +189,7 @@ def test_log_refuses_a_row_with_other_columns(tmp_path: Path) -> None:
 def test_training_on_discards_what_was_derived_from_older_weights(
     train_words: Words, toy_run: Path, tmp_path: Path
 ) -> None:
-    """The averaged weights carry an untrained gate: with gate.json still there, it could be exported."""
+    """A gate and plans of other weights must not be exported with these."""
     run = shutil.copytree(toy_run, tmp_path / "run")
     assert command(*train_words, "--out", run, "--steps", "4") == 0
     left = sorted(file.name for file in run.iterdir() if file.suffix != ".png")
@@ -224,7 +201,7 @@ def test_training_on_discards_what_was_derived_from_older_weights(
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (("--schedule", "0,0,2"), "holds a run of another config or canvas"),
+        (("--schedule", "0,0,3"), "holds a run of another config or canvas"),
         (("--canvas", "96x96"), "holds a run of another config or canvas"),
         (("--canvas", "100x96"), "multiples of 32"),
         (("--train", "camvid:train"), "needs --data FOLDER"),
@@ -243,6 +220,6 @@ def test_scenes_cannot_be_mixed_with_other_classes(
     train_words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("model_export.recipe.train_exits.open_dataset", lambda spec, root: Stripes())
-    assert command(*train_words, "--out", tmp_path / "run") == 1
-    assert "set it to 0" in capsys.readouterr().err
+    assert command(*train_words, "--out", tmp_path / "run", "--scenes", "0.1") == 1
+    assert "leave it out" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,7 @@
-"""What a network is made of. `tiny()` ships, `base()` has Mask2Former's published sizes (arXiv 2112.01527)."""
+"""What a network is made of. `tiny()` ships, `standard()` is what it is compared with.
+
+`base()` has Mask2Former's published sizes (arXiv 2112.01527).
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,11 @@ class Config:
     schedule: for each encoder layer, how many scales it updates, from the coarsest: 1 = stride 32, 2 = 32 and 16,
         3 = 32, 16 and 8. Its length is the number of layers and of exits.
     recalibration: PRO-SCALE's token re-calibration of a coarse scale by the finest one before its first layer.
+    top_down: a scale that no layer has reached gets the coarser, encoded ones added, so that early exits give the
+        decoder fine features that know what they belong to. Without it they are the backbone's own.
+    pause_after: after how many layers the token head decides which stride-8 tokens later layers may leave alone
+        (PAUMER, arXiv 2311.00586); None = the network has no such head and never pauses.
+    widths: shares of the encoder's FFN channels that the network is trained to run with, the full one included.
     pixel_embedding: what follows the stride-4 merge: Mask2Former's 3x3 convolution, PRO-SCALE's light pixel embedding
         (max-pooling), or a depthwise 3x3 convolution.
     matching: "hungarian" as in Mask2Former, or "class": query i answers for class i (MaskFormer's fixed matching,
@@ -27,7 +35,7 @@ class Config:
     """
 
     name: str
-    task: Literal["semantic"]
+    task: Literal["semantic", "instance"]
     classes: int
     queries: int
     backbone: Literal["mobilenet_v1", "mobilenet_v2"] = "mobilenet_v1"
@@ -37,17 +45,23 @@ class Config:
     schedule: tuple[int, ...] = STANDARD
     encoder_ffn: int = 512
     recalibration: bool = False
+    top_down: bool = False
+    pause_after: int | None = None
+    widths: tuple[float, ...] = (1.0,)
     pixel_embedding: Literal["conv", "light", "depthwise"] = "depthwise"
     decoder_layers: int = 3
     decoder_ffn: int = 512
     matching: Literal["hungarian", "class"] = "class"
-    gate_hidden: int = 32
 
     def __post_init__(self) -> None:
         if any(scales not in (1, 2, 3) for scales in self.schedule) or not self.schedule:
             raise ValueError(f"schedule {self.schedule} must name 1, 2 or 3 scales for every layer")
         if list(self.schedule) != sorted(self.schedule):
             raise ValueError(f"schedule {self.schedule} must not drop a scale that an earlier layer updates")
+        if self.pause_after is not None and not 0 <= self.pause_after < len(self.schedule):
+            raise ValueError(f"pause_after {self.pause_after} must be 0 to {len(self.schedule) - 1}, or None")
+        if 1.0 not in self.widths or not all(0 < width <= 1 for width in self.widths):
+            raise ValueError(f"widths {self.widths} must be in (0, 1] and hold 1")
         if self.channels % self.heads or self.channels % 32:
             raise ValueError(f"channels {self.channels} must be a multiple of 32 and of heads {self.heads}")
         if self.matching == "class" and self.queries != self.classes:
@@ -57,19 +71,42 @@ class Config:
     def exits(self) -> int:
         return len(self.schedule)
 
+    @property
+    def pauses_from(self) -> int | None:
+        """The first exit whose encoder can leave tokens alone; None = there is none."""
+        if self.pause_after is None or 3 not in self.schedule:
+            return None
+        return max(self.pause_after, self.schedule.index(3)) + 1
+
     def as_dict(self) -> dict[str, object]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, object]) -> Config:
         values = dict(values)
-        values["schedule"] = tuple(values["schedule"])  # JSON has lists only
+        for name in ("schedule", "widths"):  # JSON has lists only
+            if name in values:
+                values[name] = tuple(values[name])
         return cls(**values)
 
 
 def tiny(classes: int = 11) -> Config:
-    """The shipped size: 128 channels, one query per class, made for CPUs."""
-    return Config(name="tiny", task="semantic", classes=classes, queries=classes)
+    """The shipped size: 128 channels, one query per class, made for CPUs; depth, tokens and width can all be cut."""
+    return Config(
+        name="tiny",
+        task="semantic",
+        classes=classes,
+        queries=classes,
+        schedule=proscale(2, 2, 2),
+        top_down=True,
+        pause_after=4,
+        widths=(0.25, 0.5, 1.0),
+    )
+
+
+def standard(classes: int = 11) -> Config:
+    """What `tiny` is compared with: the same sizes with Mask2Former's encoder, six layers over all scales."""
+    return Config(name="standard", task="semantic", classes=classes, queries=classes)
 
 
 def base(classes: int = 11) -> Config:
@@ -85,8 +122,7 @@ def base(classes: int = 11) -> Config:
         decoder_layers=9,
         decoder_ffn=2048,
         matching="hungarian",
-        gate_hidden=64,
     )
 
 
-CONFIGS = {"tiny": tiny, "base": base}
+CONFIGS = {"tiny": tiny, "standard": standard, "base": base}

@@ -7,6 +7,7 @@ that runs our fused kernel (model_export/export/kernels); grid_sample remains fo
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import Any
 
 import torch
@@ -36,30 +37,37 @@ def _by_grid_sample(
 ) -> Tensor:
     batch, _, heads, width = value.shape
     queries, levels, points = logits.shape[1], logits.shape[3], logits.shape[4]
-    weights = logits.flatten(3).softmax(-1).unflatten(3, (levels, points))  # (B, Q, M, L, P)
-    weights = weights.permute(3, 0, 2, 1, 4).flatten(1, 2)  # (L, B*M, Q, P)
-    out = value.new_zeros(())
-    for level, (plane, grid, _) in enumerate(_planes(value, offsets, reference, shapes)):
+    weights = _by_level(logits.flatten(3).softmax(-1), levels, points)
+    parts = []
+    for (plane, grid, _), weight in zip(_planes(value, offsets, reference, shapes), weights, strict=True):
         sampled = F.grid_sample(plane, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        out = out + (sampled * weights[level].unsqueeze(1)).sum(-1)  # (B*M, D, Q)
+        parts.append((sampled * weight.unsqueeze(1)).sum(2))  # (B*M, D, Q)
+    out = reduce(torch.add, parts)
     return out.reshape(batch, heads * width, queries).transpose(1, 2)
+
+
+def _by_level(weights: Tensor, levels: int, points: int) -> tuple[Tensor, ...]:
+    """(B, Q, M, L*P) -> per level (B*M, P, Q). The queries come last: sums over points are then sums of long rows."""
+    return weights.permute(0, 2, 3, 1).flatten(0, 1).unflatten(1, (levels, points)).unbind(1)
 
 
 def _planes(
     value: Tensor, offsets: Tensor, reference: Tensor, shapes: list[tuple[int, int]]
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """For each level what grid_sample takes: plane (B*M, D, h, w), grid (B*M, Q, P, 2); and d grid / d offset, (2,)."""
+    """For each level what grid_sample takes: plane (B*M, D, h, w), grid (B*M, P, Q, 2); and d grid / d offset, (2,)."""
     _, _, heads, width = value.shape
-    offsets = offsets.permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # (L, B*M, Q, P, 2)
-    per_image = reference.repeat_interleave(heads, 0) if reference.ndim == 3 else reference[None]
-    centre = per_image[:, :, None]  # (B*M or 1, Q, 1, 2)
+    levels, points = offsets.shape[3:5]
+    # grid_sample wants -1..1: 2 * (reference + offset / size) - 1; counted on flat rows, before the axes change places
+    each = [(2.0 / wide, 2.0 / height) for height, wide in shapes]
+    steps = torch.tensor(each, dtype=value.dtype, device=value.device)  # (L, 2)
+    step = steps[:, None].expand(-1, points, -1).flatten().tile(heads)
+    flat = offsets.flatten(2) * step + (2 * reference - 1).tile(heads * levels * points)  # (B, Q, M*L*P*2)
+    grids = flat.unflatten(2, (heads, levels, points, 2)).permute(0, 2, 3, 4, 1, 5).flatten(0, 1).unbind(1)
+    flat = value.flatten(2).mT.reshape(-1, width, value.shape[1])  # (B*M, D, S)
     start, planes = 0, []
-    for level, (height, wide) in enumerate(shapes):
-        plane = value[:, start : start + height * wide].permute(0, 2, 3, 1).reshape(-1, width, height, wide)
+    for (height, wide), grid, step in zip(shapes, grids, steps, strict=True):
+        planes.append((flat[:, :, start : start + height * wide].unflatten(2, (height, wide)), grid, step))
         start += height * wide
-        # grid_sample wants -1..1: 2 * (reference + offset / size) - 1
-        step = torch.tensor((2.0 / wide, 2.0 / height), dtype=value.dtype, device=value.device)
-        planes.append((plane, offsets[level] * step + (2 * centre - 1), step))
     return planes
 
 
@@ -101,21 +109,22 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     batch, _, heads, width = value.shape
     levels, points = logits.shape[3:]
     grad = grad.to(value.dtype).unflatten(2, (heads, width)).permute(0, 2, 3, 1)
-    grad = grad.flatten(0, 1).unsqueeze(-1)  # (B*M, D, Q, 1)
+    grad = grad.flatten(0, 1).unsqueeze(2)  # (B*M, D, 1, Q)
     weights = logits.flatten(3).softmax(-1)  # (B, Q, M, L*P)
-    per_level = weights.unflatten(3, (levels, points)).permute(3, 0, 2, 1, 4).flatten(1, 2)  # (L, B*M, Q, P)
+    per_level = _by_level(weights, levels, points)
     to_value, to_offsets, to_weights, to_reference = [], [], [], torch.zeros_like(reference)
     for level, (plane, grid, step) in enumerate(_planes(value, offsets, reference, ctx.shapes)):
         sampled = F.grid_sample(plane, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        to_weights.append((grad * sampled).sum(1))  # (B*M, Q, P)
+        to_weights.append((grad * sampled).sum(1))  # (B*M, P, Q)
         to_plane, to_grid = torch.ops.aten.grid_sampler_2d_backward(
             (grad * per_level[level].unsqueeze(1)).contiguous(), plane, grid, 0, 0, False, [True, True]
         )
         to_value.append(to_plane.flatten(2).unflatten(0, (batch, heads)).permute(0, 3, 1, 2))  # (B, h*w, M, D)
-        to_offsets.append((to_grid * step).unflatten(0, (batch, heads)).transpose(1, 2))  # (B, Q, M, P, 2)
-        of_images = 2 * to_grid.unflatten(0, (batch, heads)).sum((1, 3))  # (B, Q, 2)
+        to_grid = to_grid.unflatten(0, (batch, heads))  # (B, M, P, Q, 2)
+        to_offsets.append((to_grid * step).permute(0, 3, 1, 2, 4))  # (B, Q, M, P, 2)
+        of_images = 2 * to_grid.sum((1, 2))  # (B, Q, 2)
         to_reference = to_reference + (of_images if reference.ndim == 3 else of_images.sum(0))
-    direct = torch.stack(to_weights).unflatten(1, (batch, heads)).permute(1, 3, 2, 0, 4).flatten(3)  # (B, Q, M, L*P)
+    direct = torch.stack(to_weights).unflatten(1, (batch, heads)).permute(1, 4, 2, 0, 3).flatten(3)  # (B, Q, M, L*P)
     to_logits = weights * (direct - (weights * direct).sum(-1, keepdim=True))
     grads = torch.cat(to_value, 1), torch.stack(to_offsets, 3), to_logits.view_as(logits), to_reference
     return (*(g.to(t.dtype) for g, t in zip(grads, saved, strict=True)), None)

@@ -1,8 +1,8 @@
-"""The gate: from pooled coarsest features, a predicted quality for every plan.
+"""The gate: from what the front sees, a predicted quality for every plan.
 
-ECO-M2F's gate (arXiv 2404.15244) is a linear classifier of the best exit for one trade-off beta. This one regresses
-the quality itself, so that one gate serves every trade-off at request time. Its input adds the spread of each channel
-to the mean: how much an image varies tells more of its difficulty than what it shows on average.
+ECO-M2F's gate (arXiv 2404.15244) is a linear classifier of the best exit for one trade-off beta, on the mean of the
+coarsest features. This one regresses the quality itself, so that one gate serves every trade-off at request time. Its
+input adds what tells of difficulty: how much the features vary, and how unsure a linear token head is, and where.
 """
 
 from __future__ import annotations
@@ -10,22 +10,47 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from model_export.network.pausing import entropy
+
+EDGES = (0.05, 0.15, 0.3, 0.5, 0.7)
+
+
+def gate_inputs(channels: int, classes: int) -> int:
+    """The length of `gate_input`."""
+    return 2 * channels + classes + 2 + len(EDGES)
+
+
+def gate_input(maps: list[Tensor], logits: Tensor) -> Tensor:
+    """maps: strides 32, 16, 8 before the encoder; logits: (B, classes, h, w) of the front head -> (B, inputs).
+
+    Mean and standard deviation of each channel at stride 32; each class's share; mean and standard deviation of the
+    entropy, and the share of tokens above some levels of it.
+    """
+    mean, spread = _moments(maps[0].flatten(2))
+    unsure = entropy(logits).flatten(1).unsqueeze(1)  # (B, 1, h * w)
+    of_unsure = _moments(unsure)
+    above = [(unsure > edge).float().mean(-1) for edge in EDGES]
+    return torch.cat((mean, spread, logits.softmax(1).mean((2, 3)), *of_unsure, *above), 1)
+
+
+def _moments(flat: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, C, N) -> mean and standard deviation, (B, C) each."""
+    mean = flat.mean(-1)
+    return mean, ((flat - mean.unsqueeze(-1)).square().mean(-1) + 1e-6).sqrt()
+
 
 class Gate(nn.Module):
-    def __init__(self, channels: int, hidden: int, plans: int) -> None:
+    """Linear in the standardised inputs: some hundred images of known quality are all that it is ever fitted on.
+
+    mean, scale: of the inputs over those images.
+    """
+
+    def __init__(self, inputs: int, plans: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(2 * channels)
-        self.hidden = nn.Linear(2 * channels, hidden)
-        self.output = nn.Linear(hidden, plans)
+        self.register_buffer("mean", torch.zeros(inputs))
+        self.register_buffer("scale", torch.ones(inputs))
+        self.output = nn.Linear(inputs, plans)
 
-    @staticmethod
-    def pool(coarsest: Tensor) -> Tensor:
-        """coarsest: (B, C, h, w) projected stride-32 features -> (B, 2 C): mean and standard deviation per channel."""
-        flat = coarsest.flatten(2)
-        mean = flat.mean(-1)
-        spread = ((flat - mean.unsqueeze(-1)).square().mean(-1) + 1e-6).sqrt()
-        return torch.cat((mean, spread), -1)
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """pooled: (B, 2 C) -> (B, plans) quality logits; their sigmoid is the predicted quality, 0..1."""
-        return self.output(torch.relu(self.hidden(self.norm(pooled))))
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, inputs) -> (B, plans): predicted quality, 0..1."""
+        return self.output((x - self.mean) / self.scale).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""The whole network: backbone -> projections -> encoder up to an exit -> decoder, with the gate on the side."""
+"""The whole network: backbone -> projections -> encoder up to an exit -> decoder. The gate is fitted apart."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from model_export.network.backbone import BACKBONES
 from model_export.network.config import Config
 from model_export.network.decoder import Decoder, Prediction
 from model_export.network.encoder import Encoder
-from model_export.network.gate import Gate
+from model_export.network.knobs import Knobs
+from model_export.network.pausing import TokenHead
 
 
 class Segmenter(nn.Module):
+    """front_head: a token head on the features before the encoder; how unsure it is tells the gate of difficulty."""
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
@@ -23,7 +26,7 @@ class Segmenter(nn.Module):
         self.project = nn.ModuleList(self._projection(c, config.channels) for c in reversed(self.backbone.channels[1:]))
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.gate = Gate(config.channels, config.gate_hidden, config.exits)
+        self.front_head = TokenHead(config.channels, config.classes)
 
     @staticmethod
     def _projection(inputs: int, outputs: int, bias: bool = True) -> nn.Sequential:
@@ -35,9 +38,9 @@ class Segmenter(nn.Module):
         res4, *rest = self.backbone(x)
         return self.lateral(res4), [project(m) for project, m in zip(self.project, reversed(rest), strict=True)]
 
-    def forward(self, images: Tensor, exit: int, deep: bool = False) -> list[Prediction]:
+    def forward(self, images: Tensor, knobs: Knobs, deep: bool = False) -> list[Prediction]:
         lateral, maps = self.features(images)
-        return self.decoder(lateral, self.encoder(maps, exit), deep)
+        return self.decoder(lateral, self.encoder(maps, knobs.depth, knobs.keep, knobs.width), deep)
 
 
 def semantic_probabilities(prediction: Prediction) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -25,11 +27,21 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def random_crop(
-    sample: Sample, rng: np.random.Generator, size: tuple[int, int], scale: tuple[float, float] = (0.6, 1.6)
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """(h, w, 3) uint8 and (h, w) uint8 of `size`. One resampling does scale and crop; outside is padding and void."""
+    sample: Sample, rng: np.random.Generator, size: tuple[int, int], scale: tuple[float, float] = (0.6, 1.6),
+    canvas: tuple[int, int] | None = None, turn: bool = False,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:  # fmt: skip
+    """(h, w, 3) uint8 and (h, w) uint8 of `size`. One resampling does scale and crop; outside is padding and void.
+
+    scale: range of the zoom, against the size that the image has on `canvas`, or its own size without one. turn: also
+    by quarter turns, where up and down mean nothing.
+    """
+    if turn:
+        quarters = int(rng.integers(4))
+        sample = replace(sample, image=np.rot90(sample.image, quarters), mask=np.rot90(sample.mask, quarters))
     height, width = sample.mask.shape
     factor = np.exp(rng.uniform(*np.log(scale)))
+    if canvas is not None:
+        factor *= min(canvas[0] / height, canvas[1] / width)
     stretch = np.exp(rng.uniform(-0.1, 0.1))
     view_h, view_w = size[0] / factor, size[1] / (factor * stretch)  # of the source, in its pixels
     # where the view is larger than the source, the source lies somewhere inside it

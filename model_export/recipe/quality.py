@@ -1,6 +1,13 @@
-"""Quality of predictions: intersection over union from a confusion matrix, per data set and per image."""
+"""Quality of predictions, per data set and per image, from counts that add up over images.
+
+Semantic: intersection over union from confusion matrices. Instance: panoptic quality from matched objects. Masks are
+made from probabilities as the service makes them.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,9 +15,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model_export.network.config import Config
+from model_export.network.gate import gate_input
+from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter, semantic_probabilities
 from model_export.recipe.augment import on_canvas
 from model_export.recipe.datasets import VOID, Sample
+from model_export.recipe.instance_quality import image_quality as image_panoptic_quality
+from model_export.recipe.instance_quality import match_counts, panoptic_quality
+from service.api.instances import instance_map
+from service.core import Geometry
 
 
 def confusion(predicted: NDArray[np.uint8], truth: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
@@ -38,33 +52,74 @@ def image_quality(matrix: NDArray[np.int64]) -> float:
     return float(class_iou(matrix)[shown].mean()) if shown.any() else float("nan")
 
 
-def qualities(confusions: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(N, exits, C, C) -> (N, exits)."""
-    return np.array([[image_quality(matrix) for matrix in image] for image in confusions])
+class Semantic:
+    """Counts are confusion matrices, (classes, classes)."""
+
+    name = "mIoU"
+
+    def __init__(self, config: Config) -> None:
+        self.classes = config.classes
+
+    def counts(
+        self, probabilities: Tensor, sample: Sample, canvas: tuple[int, int], inner: tuple[int, int]
+    ) -> NDArray[Any]:
+        """probabilities: (1, C, h, w); inner: (height, width) of the image on the canvas."""
+        return confusion(labels_at(probabilities, canvas, inner, sample.mask.shape), sample.mask, self.classes)
+
+    of_set = staticmethod(mean_iou)
+    of_image = staticmethod(image_quality)
+
+
+class Instance:
+    """Counts are (4,): summed IoU of the true positives, their number, false positives, false negatives."""
+
+    name = "PQ"
+
+    def __init__(self, config: Config) -> None:
+        self.classes = (config.classes - 1) // 2
+
+    def counts(
+        self, probabilities: Tensor, sample: Sample, canvas: tuple[int, int], inner: tuple[int, int]
+    ) -> NDArray[Any]:
+        height, width = sample.mask.shape
+        geometry = Geometry(width, height, inner[1], inner[0])
+        labels, _ = instance_map(probabilities[0].cpu().numpy(), geometry, canvas)
+        return match_counts(labels, sample.instances)
+
+    of_set = staticmethod(panoptic_quality)
+    of_image = staticmethod(image_panoptic_quality)
+
+
+Measure = Semantic | Instance
+
+
+def measure_of(config: Config) -> Measure:
+    return Instance(config) if config.task == "instance" else Semantic(config)
+
+
+def qualities(measure: Measure, counts: NDArray[Any]) -> NDArray[np.float64]:
+    """(N, settings, ...) -> (N, settings)."""
+    return np.array([[measure.of_image(each) for each in image] for image in counts])
 
 
 @torch.inference_mode()
-def confusions_by_exit(
-    model: Segmenter, sample: Sample, canvas: tuple[int, int], exits: list[int]
-) -> NDArray[np.int64]:
-    """(len(exits), classes, classes). Backbone and every encoder layer run once; only the decoder runs per exit."""
-    return confusions_and_pooled(model, sample, canvas, exits)[0]
+def counts_by_knobs(
+    model: Segmenter, measure: Measure, sample: Sample, canvas: tuple[int, int], knobs: Sequence[Knobs]
+) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """(len(knobs), ...) counts, and the gate's input of the same image, (inputs,).
 
-
-@torch.inference_mode()
-def confusions_and_pooled(
-    model: Segmenter, sample: Sample, canvas: tuple[int, int], exits: list[int]
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """`confusions_by_exit`, and the gate's input of the same features, (2 * channels,)."""
+    The backbone runs once, an encoder once for all exits of the same keep and width.
+    """
     pixels, inner = on_canvas(sample, canvas)
     lateral, maps = model.features(torch.from_numpy(pixels)[None].to(model.mean.device))
-    found = []
-    for exit, encoded in enumerate(model.encoder.every_exit(maps, max(exits)), 1):
-        if exit in exits:
-            probabilities = semantic_probabilities(model.decoder(lateral, encoded)[-1])
-            labels = labels_at(probabilities, canvas, inner, sample.mask.shape)
-            found.append(confusion(labels, sample.mask, model.config.classes))
-    return np.stack(found), model.gate.pool(maps[0])[0].cpu().numpy()
+    found: dict[Knobs, NDArray[Any]] = {}
+    for keep, width in dict.fromkeys((k.keep, k.width) for k in knobs):
+        depths = {k.depth: k for k in knobs if (k.keep, k.width) == (keep, width)}
+        for depth, encoded in enumerate(model.encoder.run(maps, max(depths), keep, width), 1):
+            if depth in depths:
+                probabilities = semantic_probabilities(model.decoder(lateral, encoded.maps)[-1])
+                found[depths[depth]] = measure.counts(probabilities, sample, canvas, inner)
+    return np.stack([found[k] for k in knobs]), gate_input(maps, model.front_head(maps))[0].cpu().numpy()
 
 
 def labels_at(

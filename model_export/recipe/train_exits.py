@@ -1,8 +1,9 @@
-"""Step A: train the parent for early exits by weighted stochastic depth (ECO-M2F, arXiv 2404.15244, section 3).
+"""Step A: train one network that can be cut in depth, tokens and width.
 
-Every step draws one exit k at random, runs the encoder's layers 1..k and the decoder, and takes Mask2Former's loss
-times a weight that grows with k. Runs on a CPU or, through `accelerate launch -m model_export train-exits ...`, on any
-number of GPUs. Stop it whenever you like: the same command goes on from the last checkpoint, sample for sample.
+Every step draws networks of different size and adds up their losses (supernet.py); ECO-M2F's own way, one random exit
+a step (arXiv 2404.15244, section 3), is `--sampling exit`. Runs on a CPU or, through `accelerate launch -m model_export
+train-exits ...`, on any number of GPUs. Stop it whenever you like: the same command goes on from the last checkpoint,
+sample for sample.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from model_export.network.backbone import load_pretrained
-from model_export.network.config import CONFIGS, STANDARD, proscale
+from model_export.network.config import CONFIGS, STANDARD, Config, proscale
+from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
 from model_export.recipe.augment import parse_size, random_crop
 from model_export.recipe.datasets import Dataset, Scenes, open_dataset
-from model_export.recipe.losses import set_loss
-from model_export.recipe.quality import confusions_by_exit, mean_iou
+from model_export.recipe.quality import counts_by_knobs, measure_of
 from model_export.recipe.runs import (
     Average,
     RunError,
@@ -38,8 +39,7 @@ from model_export.recipe.runs import (
     save_model,
     write_config,
 )
-
-TERMS = ("class", "bce", "dice", "pixel")
+from model_export.recipe.supernet import SAMPLING, TERMS, Supernet, Weights, exit_weights
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,17 +48,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", type=Path, help="folder of the data set (not needed for scenes)")
     add("--train", default="scenes:256", help="data set to train on: camvid:SPLIT, folder or scenes:COUNT[:SEED]")
     add("--dev", default="scenes:32:1", help="data set to watch the quality on, never trained on")
-    add("--scenes", type=float, default=0.15, help="share of generated scenes mixed into every batch")
+    add("--scenes", type=float, default=0.0, help="share of generated scenes mixed into every batch (CamVid's classes)")
     add("--config", choices=sorted(CONFIGS), default="tiny")
     add("--backbone", choices=("mobilenet_v1", "mobilenet_v2"), help="default: the config's")
     add("--backbone-weights", type=Path, help=".npz with ImageNet weights; without it the backbone starts at random")
-    add("--schedule", default="standard", help="standard, or PRO-SCALE's p1,p2,p3, e.g. 2,2,2")
+    add("--schedule", help="standard, or PRO-SCALE's p1,p2,p3, e.g. 2,2,2; default: the config's")
     add("--pixel-embedding", choices=("conv", "light", "depthwise"), help="default: the config's")
     add("--recalibration", action="store_true", help="PRO-SCALE's token re-calibration")
     add("--matching", choices=("hungarian", "class"), help="default: the config's")
     add("--queries", type=int, help="default: the config's")
     add("--canvas", default="384x480", help="height x width that the model is made for")
     add("--crop", default="256x352", help="height x width of the training crops")
+    add("--zoom", type=float, nargs=2, default=(0.6, 1.6), help="range of the crops' scale against that on the canvas")
+    add("--turn", action="store_true", help="also turn crops by right angles (microscopy, aerial views)")
     add("--steps", type=int, default=6000)
     add("--batch", type=int, default=4, help="per process")
     add("--lr", type=float, default=4e-4)
@@ -66,7 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--decay", type=float, default=0.05, help="weight decay; 0 on norms, biases and embeddings")
     add("--points", type=int, default=2048, help="sampled points per mask")
     add("--pixel-weight", type=float, default=2.0, help="weight of the semantic cross-entropy; 0 = Mask2Former's loss")
-    add("--exit-weight", choices=("linear", "uniform"), default="linear", help="loss weight by depth, mean 1")
+    add("--token-weight", type=float, default=1.0, help="weight of the token heads' cross-entropy")
+    add("--distill", type=float, default=1.0, help="weight of the distillation from the full encoder; 0 = none")
+    add("--sampling", choices=sorted(SAMPLING), default="sandwich", help="which networks a step trains")
+    add("--exit-weight", choices=("linear", "uniform"), default="uniform", help="loss weight by depth, mean 1")
     add("--ema", type=float, default=0.999)
     add("--seed", type=int, default=0)
     add("--check-every", type=int, default=1000, help="steps between a checkpoint with a look at the dev set")
@@ -78,37 +83,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def config_of(args: argparse.Namespace, classes: int) -> Any:
-    config = CONFIGS[args.config](classes)
-    counts = args.schedule.split(",")
-    if args.schedule != "standard" and (len(counts) != 3 or not all(count.isdecimal() for count in counts)):
-        raise ValueError(f"--schedule {args.schedule!r} must be standard or three numbers of layers, e.g. 2,2,2")
-    schedule = STANDARD if args.schedule == "standard" else proscale(*map(int, counts))
-    changes: dict[str, Any] = {"schedule": schedule, "recalibration": args.recalibration}
+def config_of(args: argparse.Namespace, train: Dataset) -> Config:
+    config = CONFIGS[args.config](train.channels)
+    changes: dict[str, Any] = {"task": train.task, "recalibration": args.recalibration}
+    if args.schedule is not None:
+        counts = args.schedule.split(",")
+        if args.schedule != "standard" and (len(counts) != 3 or not all(count.isdecimal() for count in counts)):
+            raise ValueError(f"--schedule {args.schedule!r} must be standard or three numbers of layers, e.g. 2,2,2")
+        changes["schedule"] = STANDARD if args.schedule == "standard" else proscale(*map(int, counts))
     for name in ("backbone", "pixel_embedding", "matching", "queries"):
         if getattr(args, name) is not None:
             changes[name] = getattr(args, name)
     return replace(config, **changes)
 
 
-def exit_of(step: int, seed: int, exits: int) -> int:
-    """The same on every process, so that no GPU waits for a deeper one."""
-    return int(np.random.default_rng((seed, step, 1)).integers(1, exits + 1))
-
-
-def exit_weights(kind: str, exits: int) -> list[float]:
-    """ECO-M2F's alpha_k = k, scaled to mean 1."""
-    return [1.0] * exits if kind == "uniform" else [2 * k / (exits + 1) for k in range(1, exits + 1)]
-
-
 def draw_batch(
-    train: Dataset, scenes: Scenes, share: float, size: tuple[int, int], batch: int, rng: np.random.Generator
+    train: Dataset, scenes: Scenes, args: argparse.Namespace, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     """images (B, h, w, 3) uint8, masks (B, h, w) uint8; a function of the generator's state alone."""
-    crops = []
-    for _ in range(batch):
-        source: Dataset = scenes if rng.random() < share else train
-        crops.append(random_crop(source[int(rng.integers(len(source)))], rng, size))
+    crops, size, canvas, scale = [], parse_size(args.crop), parse_size(args.canvas), tuple(args.zoom)
+    for _ in range(args.batch):
+        source: Dataset = scenes if rng.random() < args.scenes else train
+        crops.append(random_crop(source[int(rng.integers(len(source)))], rng, size, scale, canvas, args.turn))
     images, masks = zip(*crops, strict=True)
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks))
 
@@ -116,11 +112,7 @@ def draw_batch(
 def parameter_groups(model: Segmenter, lr: float, backbone: float, decay: float) -> list[dict[str, Any]]:
     groups = []
     for factor, inside in ((1.0, False), (backbone, True)):
-        named = [
-            (n, p)
-            for n, p in model.named_parameters()
-            if n.startswith("backbone.") == inside and not n.startswith("gate.")
-        ]
+        named = [(n, p) for n, p in model.named_parameters() if n.startswith("backbone.") == inside]
         plain = [
             p for n, p in named if p.ndim < 2 or ("embedding" in n and "pixel" not in n) or "quer" in n.split(".")[1]
         ]
@@ -139,11 +131,18 @@ def rate(step: int, steps: int, warmup: int = 200) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def look(model: Segmenter, dev: Dataset, canvas: tuple[int, int]) -> list[float]:
-    """mIoU of every exit on the dev set."""
-    exits = list(range(1, model.config.exits + 1))
-    total = sum(confusions_by_exit(model, dev[i], canvas, exits) for i in range(len(dev)))
-    return [mean_iou(matrix) for matrix in total]
+def watched(config: Config) -> list[Knobs]:
+    """Every exit, and what pausing and narrowing alone and together cost the deepest one."""
+    least, few = min(config.widths), 1.0 if config.pauses_from is None else 0.25
+    cuts = {Knobs(config.exits, k, w) for k, w in ((few, 1.0), (1.0, least), (few, least))}
+    return [Knobs(d) for d in range(1, config.exits + 1)] + sorted(cuts - {Knobs(config.exits)}, reverse=True)
+
+
+def look(model: Segmenter, dev: Dataset, canvas: tuple[int, int]) -> dict[str, float]:
+    """Quality on the dev set at some settings of the knobs."""
+    measure, knobs = measure_of(model.config), watched(model.config)
+    total = sum(counts_by_knobs(model, measure, dev[i], canvas, knobs)[0] for i in range(len(dev)))
+    return {f"dev_{k.name}": round(measure.of_set(part), 4) for k, part in zip(knobs, total, strict=True)}
 
 
 def main(args: argparse.Namespace) -> None:
@@ -151,10 +150,10 @@ def main(args: argparse.Namespace) -> None:
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[unused])
     train, dev = open_dataset(args.train, args.data), open_dataset(args.dev, args.data)
     scenes = Scenes(100_000, seed=args.seed + 17)
-    canvas, crop = parse_size(args.canvas), parse_size(args.crop)
-    config = config_of(args, len(train.classes))
+    canvas = parse_size(args.canvas)
+    config = config_of(args, train)
     if args.scenes and train.classes != scenes.classes:
-        raise RunError("--scenes mixes in scenes of the CamVid classes; set it to 0 for a data set of other classes")
+        raise RunError("--scenes mixes in scenes of CamVid's classes; leave it out for a data set of other classes")
     torch.manual_seed(args.seed)
     model = Segmenter(config)
     if args.backbone_weights:
@@ -175,8 +174,9 @@ def main(args: argparse.Namespace) -> None:
             cut_log(args.out, start)
     elif accelerator.is_main_process:
         write_config(args.out, config, canvas, vars(args))
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
     alphas = exit_weights(args.exit_weight, config.exits)
+    weights = Weights(args.points, args.pixel_weight, args.token_weight, args.distill, alphas)
+    wrapped, optimizer = accelerator.prepare(Supernet(model, weights), optimizer)
     begun, last, sums = time.monotonic(), time.monotonic(), dict.fromkeys(TERMS, 0.0)
     bar = tqdm(
         range(start, args.steps),
@@ -188,12 +188,13 @@ def main(args: argparse.Namespace) -> None:
     for step in bar:
         torch.manual_seed(hash((args.seed, step)))  # the points of the loss
         rng = np.random.default_rng((args.seed, step, 2 + accelerator.process_index))
-        images, masks = draw_batch(train, scenes, args.scenes, crop, args.batch, rng)
+        images, masks = draw_batch(train, scenes, args, rng)
         images, masks = images.to(accelerator.device), masks.to(accelerator.device)
-        depth = exit_of(step, args.seed, config.exits)
+        # the same networks on every process, so that no GPU waits for a deeper one
+        draws = SAMPLING[args.sampling](config, args.batch, np.random.default_rng((args.seed, step, 1)))
         wrapped.train()
-        terms = total_loss(wrapped(images, depth, deep=True), masks, config.matching, args.points, args.pixel_weight)
-        loss: Tensor = alphas[depth - 1] * sum(terms.values())
+        terms: dict[str, Tensor] = wrapped(images, masks, draws)
+        loss = torch.stack(list(terms.values())).sum()
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(
             wrapped.parameters(), 20.0
@@ -202,7 +203,7 @@ def main(args: argparse.Namespace) -> None:
             group["lr"] = group["base"] * rate(step, args.steps)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        average.update(accelerator.unwrap_model(wrapped), step)
+        average.update(model, step)
         sums = {k: sums[k] + (float(terms[k].detach()) if k in terms else 0.0) for k in TERMS}
         bar.set_postfix({k: f"{float(v.detach()):.2f}" for k, v in terms.items()}, refresh=False)
         done = step + 1 == args.steps
@@ -216,21 +217,15 @@ def main(args: argparse.Namespace) -> None:
                 row = {"step": step + 1, "seconds": round(time.monotonic() - last, 1)}
                 row |= {k: round(v / since, 4) for k, v in sums.items()}
                 save(args.out, model, optimizer, average, step + 1)
-                watched = Segmenter(config).to(accelerator.device)
-                watched.load_state_dict(average.state)
-                row |= {f"dev_d{k}": round(q, 4) for k, q in enumerate(look(watched.eval(), dev, canvas), 1)}
+                averaged = Segmenter(config).to(accelerator.device)
+                averaged.load_state_dict(average.state)
+                row |= look(averaged.eval(), dev, canvas)
                 append_log(args.out, row)
                 tqdm.write(str(row))
             last, sums = time.monotonic(), dict.fromkeys(TERMS, 0.0)
             accelerator.wait_for_everyone()
             if done:
                 break
-
-
-def total_loss(predictions: list[Any], masks: Tensor, matching: str, points: int, pixel: float) -> dict[str, Tensor]:
-    """Deep supervision: the terms of every head of the decoder, added up."""
-    parts = [set_loss(prediction, masks, matching, points, pixel) for prediction in predictions]
-    return {k: sum(p[k] for p in parts) for k in TERMS if k in parts[0]}
 
 
 def save(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: Average, step: int) -> None:
