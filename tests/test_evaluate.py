@@ -9,19 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from model_export.network.knobs import Knobs
 from model_export.recipe.datasets import VOID, Sample, Scenes
-from model_export.recipe.evaluate import (
-    by_beta,
-    by_max_loss,
-    correlations,
-    miou_of,
-    policies,
-    random_miou,
-    rank_correlation,
-)
-from model_export.recipe.quality import class_iou, confusion, image_quality, mean_iou, qualities
+from model_export.recipe.evaluate import correlations, policy_rows, rank_correlation
+from model_export.recipe.quality import class_iou, confusion, image_quality, mean_iou, measure_of, qualities
 from model_export.recipe.runs import read_targets
-from tests.toy import command, last_json
+from tests.toy import PLANS as PLAN_NAMES
+from tests.toy import command, last_json, toy
+
+MEASURE = measure_of(toy(3))
 
 
 def test_confusion_counts_known_pixels_with_truth_in_rows() -> None:
@@ -42,25 +38,10 @@ def test_image_quality_is_over_the_classes_that_the_image_shows() -> None:
     assert image_quality(stray) == pytest.approx((0.8 + 1) / 2)
     assert mean_iou(stray) == pytest.approx((0.8 + 1 + 0) / 3)
     assert np.isnan(image_quality(np.zeros((3, 3), int)))
-    assert qualities(np.stack([np.stack([stray, stray.T])])).shape == (1, 2)
+    assert qualities(MEASURE, np.stack([np.stack([stray, stray.T])])).shape == (1, 2)
 
 
-def test_max_loss_takes_the_cheapest_exit_near_the_deepest() -> None:
-    scores = np.array([[0.50, 0.58, 0.60], [0.60, 0.55, 0.60], [0.70, 0.50, 0.60]])
-    assert by_max_loss(scores, 0.0).tolist() == [2, 2, 2]
-    assert by_max_loss(scores, 0.01).tolist() == [2, 0, 0]
-    assert by_max_loss(scores, 0.03).tolist() == [1, 0, 0]
-    assert by_max_loss(scores, 0.2).tolist() == [0, 0, 0]
-
-
-def test_beta_is_the_price_of_a_layer() -> None:
-    scores = np.array([[0.50, 0.58, 0.60], [0.60, 0.55, 0.60]])
-    assert by_beta(scores, 0.0).tolist() == [2, 0]
-    assert by_beta(scores, 0.03).tolist() == [1, 0]
-    assert by_beta(scores, 0.1).tolist() == [0, 0]
-
-
-def _confusions(seed: int = 0) -> np.ndarray:
+def _counts(seed: int = 0) -> np.ndarray:
     """(20, 4, 3, 3): images of different difficulty, where deeper is mostly better."""
     rng = np.random.default_rng(seed)
     found = rng.integers(0, 9, (20, 4, 3, 3))
@@ -69,20 +50,12 @@ def _confusions(seed: int = 0) -> np.ndarray:
     return found
 
 
-def test_set_miou_adds_pixels_of_the_chosen_exits() -> None:
-    confusions = _confusions()
-    exits = np.arange(20) % 4
-    assert miou_of(confusions, exits) == mean_iou(sum(confusions[i, k] for i, k in enumerate(exits)))
+PLANS = [Knobs(1), Knobs(2), Knobs(2, keep=0.5), Knobs(3)]
+MARGINS = [{"asked": 0.005, "margin": None}, {"asked": 0.01, "margin": 0.004}, {"asked": 0.05, "margin": 0.03}]
 
 
-def test_random_gate_is_the_mean_over_all_ways_to_deal_the_same_exits() -> None:
-    confusions = _confusions()
-    exits = np.array([0] * 10 + [1] * 5 + [3] * 5)
-    dealt = np.random.default_rng(0)
-    total = sum(confusions[np.arange(20), dealt.permutation(exits)].sum(0) for _ in range(4000))
-    assert random_miou(confusions, exits) == pytest.approx(mean_iou(np.asarray(total)), abs=2e-3)
-    fixed = np.full(20, 2)
-    assert random_miou(confusions, fixed) == miou_of(confusions, fixed)
+def _rows(counts: np.ndarray, scores: np.ndarray) -> dict[str, dict[str, Any]]:
+    return {row["policy"]: row for row in policy_rows(counts, scores, PLANS, MARGINS, MEASURE)}
 
 
 def test_rank_correlation_is_of_ranks_and_none_without_them() -> None:
@@ -91,53 +64,61 @@ def test_rank_correlation_is_of_ranks_and_none_without_them() -> None:
     assert rank_correlation(rising, -rising) == -1
     assert rank_correlation(rising, np.full(4, 0.5)) is None
     scores = np.stack([rising, rising[::-1], np.full(4, 0.2)], 1)
-    assert correlations(scores, np.stack([rising] * 3, 1)) == {"per_exit": [1.0, -1.0, None], "gain": None}
+    assert correlations(scores, np.stack([rising] * 3, 1)) == {"per_plan": [1.0, -1.0, None], "gain": None}
 
 
-def _by_name(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {row["policy"]: row for row in rows}
-
-
-def test_oracle_beats_every_exit_and_a_gate_that_knows_is_the_oracle() -> None:
-    confusions = _confusions()
-    truth = qualities(confusions)
-    rows = _by_name(policies(confusions, truth, classifies=False))
-    fixed = [rows[f"fixed {k}"]["image_quality"] for k in range(1, 5)]
+def test_oracle_beats_every_plan_and_a_gate_that_knows_is_the_oracle() -> None:
+    counts = _counts()
+    truth = qualities(MEASURE, counts)
+    rows = _rows(counts, truth)
+    fixed = [rows[f"fixed {plan.name}"]["image_quality"] for plan in PLANS]
     assert fixed == pytest.approx(truth.mean(0), abs=1e-4)
     assert rows["oracle beta 0"]["image_quality"] > max(fixed)
     assert {**rows["gate beta 0"], "policy": ""} == {**rows["oracle beta 0"], "policy": ""}
-    assert rows["fixed 3"]["mean_depth"] == 3
-    assert rows["fixed 3"]["depths"] == [0, 0, 20, 0]
-    assert rows["fixed 3"]["miou"] == round(mean_iou(confusions[:, 2].sum(0)), 4)
-    depths = [rows[f"gate max-loss {loss:g}"]["mean_depth"] for loss in (0.0025, 0.005, 0.01, 0.02, 0.05)]
+    assert rows["fixed d2-k50"]["mean_depth"] == 2
+    assert rows["fixed d2-k50"]["plans"] == [0, 0, 20, 0]
+    assert rows["fixed d2-k50"]["quality"] == round(mean_iou(counts[:, 2].sum(0)), 4)
+    assert all(sum(row["plans"]) == 20 for row in rows.values())
+
+
+def test_max_loss_goes_by_the_run_s_margins() -> None:
+    counts = _counts()
+    truth = qualities(MEASURE, counts)
+    rows = _rows(counts, truth)
+    assert rows["gate max-loss 0.005"]["plans"] == [0, 0, 0, 20]
+    depths = [rows[f"gate max-loss {row['asked']:g}"]["mean_depth"] for row in MARGINS]
     assert depths == sorted(depths, reverse=True)
-    assert all(sum(row["depths"]) == 20 for row in rows.values())
+    near = truth[:, -1:] - truth <= 0.03
+    assert rows["gate max-loss 0.05"]["plans"] == np.bincount(near.argmax(1), minlength=4).tolist()
 
 
-def test_gate_of_classes_takes_its_likeliest_class() -> None:
-    confusions = _confusions()
-    scores = np.eye(4)[np.arange(20) % 4]
-    rows = _by_name(policies(confusions, scores, classifies=True))
-    assert rows["gate (classes)"]["depths"] == [5, 5, 5, 5]
-    assert not [name for name in rows if name.startswith("gate ") and name != "gate (classes)"]
+def test_random_is_the_mean_over_all_ways_to_deal_the_same_plans() -> None:
+    counts = _counts()
+    row = _rows(counts, qualities(MEASURE, counts))["gate beta 0"]
+    chosen = np.repeat(np.arange(4), row["plans"])
+    rng = np.random.default_rng(0)
+    total = sum(counts[np.arange(20), rng.permutation(chosen)].sum(0) for _ in range(4000))
+    assert row["random_quality"] == pytest.approx(mean_iou(np.asarray(total)), abs=2e-3)
+    assert row["random_quality"] < row["quality"]
 
 
 def _check(run: Path, found: dict[str, Any], table: list[str], images: int) -> None:
-    rows = _by_name(found["policies"])
+    rows = {row["policy"]: row for row in found["policies"]}
     assert found["images"] == images
-    assert len(found["miou"]) == 3
-    best = max(rows[f"fixed {k}"]["image_quality"] for k in (1, 2, 3))
+    assert found["measure"] == "mIoU"
+    assert list(found["quality"]) == list(PLAN_NAMES)
+    best = max(rows[f"fixed {name}"]["image_quality"] for name in PLAN_NAMES)
     assert rows["oracle beta 0"]["image_quality"] >= best
-    for k in (1, 2, 3):
-        assert rows[f"fixed {k}"]["miou"] == found["miou"][k - 1] == rows[f"fixed {k}"]["random_miou"]
+    for name in PLAN_NAMES:
+        assert rows[f"fixed {name}"]["quality"] == found["quality"][name] == rows[f"fixed {name}"]["random_quality"]
     for name, row in rows.items():
         line = next(line for line in table if line.startswith(f"{name} "))
         cells = line.removeprefix(name).split(maxsplit=4)
         assert [float(cell) for cell in cells[:4]] == pytest.approx(
-            [row["mean_depth"], row["miou"], row["image_quality"], row["random_miou"]], abs=6e-3
+            [row["mean_depth"], row["quality"], row["image_quality"], row["random_quality"]], abs=6e-3
         )
-        assert json.loads(cells[4]) == row["depths"]
-    assert len(found["spearman"]["per_exit"]) == 3
+        assert json.loads(cells[4]) == row["plans"]
+    assert len(found["spearman"]["per_plan"]) == len(PLAN_NAMES)
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -147,8 +128,8 @@ def test_evaluate_prints_a_table_and_ends_in_one_json_line(toy_run: Path, capsys
     found: dict[str, Any] = last_json(shown)
     _check(toy_run, found, shown.splitlines()[:-1], 4)
     assert found["data"] == "scenes:4:5"
-    held = read_targets(toy_run, "held")["confusions"]
-    assert found["miou"] == [round(mean_iou(held[:, k].sum(0)), 4) for k in range(3)]
+    held = read_targets(toy_run, "held")["counts"]
+    assert list(found["quality"].values()) == [round(mean_iou(held[:, k].sum(0)), 4) for k in range(len(PLAN_NAMES))]
 
 
 def test_evaluate_on_another_set_measures_it_and_tells_each_class(

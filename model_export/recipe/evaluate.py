@@ -1,14 +1,15 @@
-"""What a run is worth: mIoU per exit, and the gate against fixed exits, a random gate of its mean depth, the oracle.
+"""What a run or a bundle is worth: quality of every plan, and the gate against fixed plans, chance and the oracle.
 
-A gate earns its name only where it beats the fixed exit and the blind choice of the same mean depth; the oracle, which
-knows each image's quality, says how much there is to win. mIoU is taken over all pixels of the set, as published
-tables do; for the random gate it is that of the expected confusion matrix.
+A bundle (a folder with manifest.json) is measured on a labelled folder through the service's own code, with GFLOPs, ms,
+intervals and figures: see `evaluate_bundle`. A run is judged by its held-out targets, or on another data set, in torch;
+there a plan's cost is its depth.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,46 +18,47 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from model_export.network.knobs import Knobs
 from model_export.recipe.curves import plot_run
 from model_export.recipe.datasets import open_dataset
 from model_export.recipe.derive_targets import measure
-from model_export.recipe.quality import class_iou, mean_iou, qualities
-from model_export.recipe.runs import load_model, read_config, read_gate, read_targets
+from model_export.recipe.evaluate_bundle import evaluate
+from model_export.recipe.policies import Shares, by_beta, by_margin, dealt_at_random, fixed
+from model_export.recipe.quality import Measure, Semantic, class_iou, measure_of, qualities
+from model_export.recipe.runs import RunError, load_model, read_config, read_gate, read_targets
 
-LOSSES = (0.0, 0.0025, 0.005, 0.01, 0.02, 0.05)
-BETAS = (0.0, 0.0005, 0.001, 0.003, 0.01)
-
-Exits = NDArray[np.int64]
+BETAS = (0.0, 0.003, 0.01, 0.03, 0.1)  # quality that the full plan's depth must buy
+FOR_BUNDLES = {"below": "", "cache": None, "figures": None, "against": None, "threads": 0, "block": 1, "draws": 2000}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("run", type=Path, help="a run's folder with a trained gate")
-    add("--data", type=Path, help="folder of the data set (not needed for scenes)")
-    add("--on", help="data set, e.g. camvid:val; default: the held-out targets of step B")
+    add("folder", type=Path, metavar="RUN_OR_BUNDLE", help="a run's folder with a trained gate, or a bundle")
+    add("--data", type=Path, help="folder of the data set; for a bundle: images/ with masks/ or instances/")
+    add("--on", help="data set for a run, e.g. camvid:val; default: the held-out targets of step B")
+    own = parser.add_argument_group("for a bundle").add_argument
+    own("--below", help="a folder inside images/ and masks/ or instances/, e.g. val")
+    own("--against", type=Path, help="a bundle to compare with, measured on the same images in turns")
+    own("--cache", type=Path, help="folder that keeps each image's result: work that was stopped goes on there")
+    own("--figures", type=Path, help="folder for the figures")
+    own("--threads", type=int, help="threads of the engine; default: all cores")
+    own("--block", type=int, help="images that follow each other and are resampled together (video); default 1")
+    own("--draws", type=int, help="bootstrap samples; default 2000")
 
 
-def miou_of(confusions: NDArray[np.int64], exits: Exits) -> float:
-    """mIoU over the set when image i leaves at exits[i] (0-based)."""
-    return mean_iou(confusions[np.arange(len(exits)), exits].sum(0))
-
-
-def random_miou(confusions: NDArray[np.int64], exits: Exits) -> float:
-    """The expected confusion matrix when the same exits are dealt to the images at random."""
-    share = np.bincount(exits, minlength=confusions.shape[1]) / len(exits)
-    return mean_iou(np.einsum("k,nkij->ij", share, confusions))
-
-
-def by_max_loss(scores: NDArray[Any], loss: float) -> Exits:
-    """The router's rule: the cheapest exit within `loss` of the deepest; 0 asks for the deepest."""
-    if loss == 0:
-        return np.full(len(scores), scores.shape[1] - 1)
-    return (scores >= scores[:, -1:] - loss).argmax(1)
-
-
-def by_beta(scores: NDArray[Any], beta: float) -> Exits:
-    """ECO-M2F's utility: argmax of q_k - beta k."""
-    return (scores - beta * np.arange(scores.shape[1])).argmax(1)
+def main(args: argparse.Namespace) -> None:
+    given = {name: value for name in FOR_BUNDLES if (value := getattr(args, name)) is not None}
+    if not (args.folder / "manifest.json").exists():
+        if given:
+            raise RunError(f"{args.folder} is no bundle: --{', --'.join(given)} cannot be had for a run")
+        evaluate_run(args.folder, args.data, args.on)
+        return
+    if args.data is None or args.on is not None:
+        raise RunError(f"{args.folder} is a bundle: give it --data FOLDER (and --below), and not --on")
+    options: dict[str, Any] = FOR_BUNDLES | given
+    if min(options["block"], options["draws"]) < 1 or options["threads"] < 0:
+        raise RunError("--block and --draws must be at least 1, and --threads at least 0")
+    evaluate(args.folder, args.data, **options | {"threads": options["threads"] or os.cpu_count() or 1})
 
 
 def rank_correlation(predicted: NDArray[Any], true: NDArray[np.float64]) -> float | None:
@@ -67,65 +69,67 @@ def rank_correlation(predicted: NDArray[Any], true: NDArray[np.float64]) -> floa
 
 
 def correlations(scores: NDArray[Any], truth: NDArray[np.float64]) -> dict[str, Any]:
-    """Spearman's rho of predicted and true quality, per exit and for the gain of the deepest over the first."""
+    """Spearman's rho of predicted and true quality, per plan and for the gain of the full one over the cheapest."""
     return {
-        "per_exit": [rank_correlation(scores[:, k], truth[:, k]) for k in range(truth.shape[1])],
+        "per_plan": [rank_correlation(scores[:, k], truth[:, k]) for k in range(truth.shape[1])],
         "gain": rank_correlation(scores[:, -1] - scores[:, 0], truth[:, -1] - truth[:, 0]),
     }
 
 
-def policies(confusions: NDArray[np.int64], scores: NDArray[Any], classifies: bool) -> list[dict[str, Any]]:
-    truth = qualities(confusions)
-    chosen = {f"fixed {k + 1}": np.full(len(truth), k) for k in range(truth.shape[1])}
-    if classifies:
-        chosen["gate (classes)"] = scores.argmax(1)
-    else:
-        chosen |= {f"gate max-loss {loss:g}": by_max_loss(scores, loss) for loss in LOSSES[1:]}
-        chosen |= {f"gate beta {beta:g}": by_beta(scores, beta) for beta in BETAS}
-    chosen |= {f"oracle beta {beta:g}": by_beta(truth, beta) for beta in BETAS}
-    rows = []
-    for name, exits in chosen.items():
-        row: dict[str, Any] = {"policy": name, "mean_depth": round(float(exits.mean()) + 1, 3)}
-        row["miou"] = round(miou_of(confusions, exits), 4)
-        row["image_quality"] = round(float(truth[np.arange(len(exits)), exits].mean()), 4)
-        row["random_miou"] = round(random_miou(confusions, exits), 4)
-        row["depths"] = np.bincount(exits, minlength=truth.shape[1]).tolist()
-        rows.append(row)
-    return rows
+def policy_rows(
+    counts: NDArray[Any], scores: NDArray[Any], plans: list[Knobs], margins: list[dict[str, Any]], measured_by: Measure
+) -> list[dict[str, Any]]:
+    """A row per policy: mean depth, quality of the set, mean over images, and of the set when the same plans are dealt
+    at random; images per plan. counts: (N, plans, ...), scores: (N, plans)."""
+    truth = qualities(measured_by, counts)
+    depth = np.array([plan.depth for plan in plans], float)
+    chosen: dict[str, Shares] = {f"fixed {plan.name}": fixed(*truth.shape, k) for k, plan in enumerate(plans)}
+    chosen |= {f"gate max-loss {row['asked']:g}": by_margin(scores, row["margin"]) for row in margins}
+    chosen |= {f"gate beta {beta:g}": by_beta(scores, depth, beta) for beta in BETAS}
+    chosen |= {f"oracle beta {beta:g}": by_beta(truth, depth, beta) for beta in BETAS}
+
+    def of_set(shares: Shares) -> float:
+        return round(measured_by.of_set(np.einsum("np,np...->...", shares, counts)), 4)
+
+    return [
+        {
+            "policy": name, "mean_depth": round(float(shares.mean(0) @ depth), 3), "quality": of_set(shares),
+            "image_quality": round(float((shares * truth).sum(1).mean()), 4),
+            "random_quality": of_set(dealt_at_random(shares)), "plans": shares.sum(0).astype(int).tolist(),
+        }
+        for name, shares in chosen.items()
+    ]  # fmt: skip
 
 
 @torch.inference_mode()
-def main(args: argparse.Namespace) -> None:
-    config, canvas, _ = read_config(args.run)
-    model, gate = load_model(args.run), read_gate(args.run)
-    if args.on is None:
-        targets, classes = read_targets(args.run, "held"), None
-    else:
-        dataset = open_dataset(args.on, args.data)
-        targets = measure(model, [dataset], canvas, 1, 0) | {"spec": np.array(args.on)}
-        classes = dataset.classes
-    logits = model.gate(torch.from_numpy(targets["pooled"]).float())
-    classifies = gate["loss"] == "class"
-    scores = logits.numpy() if classifies else logits.sigmoid().numpy()
-    confusions = targets["confusions"]
-    truth = qualities(confusions)
-    per_exit = [round(mean_iou(confusions[:, k].sum(0)), 4) for k in range(config.exits)]
-    print(f"{targets['spec']}: {len(truth)} images, mIoU per exit {per_exit}")
-    print(f"{'policy':<22}{'depth':>7}{'mIoU':>8}{'per image':>11}{'random':>8}  images per exit")
-    rows = policies(confusions, scores, classifies)
+def evaluate_run(run: Path, data: Path | None, on: str | None) -> None:
+    config, canvas, _ = read_config(run)
+    model, (gate, report) = load_model(run), read_gate(run)
+    measured_by = measure_of(config)
+    targets, classes = read_targets(run, "held"), None
+    plans = [Knobs.parse(name) for name in targets["plans"].tolist()]
+    if on is not None:
+        dataset = open_dataset(on, data)
+        targets, classes = measure(model, plans, [dataset], canvas, 1, 0) | {"spec": np.array(on)}, dataset.classes
+    counts, scores = targets["counts"], gate(torch.from_numpy(targets["inputs"]).float()).double().numpy()
+    truth = qualities(measured_by, counts)
+    per_plan = [round(measured_by.of_set(counts[:, k].sum(0)), 4) for k in range(len(plans))]
+    named = dict(zip((plan.name for plan in plans), per_plan, strict=True))
+    print(f"{targets['spec']}: {len(truth)} images, {measured_by.name} per plan {named}")
+    print(f"{'policy':<22}{'depth':>7}{measured_by.name:>8}{'per image':>11}{'random':>8}  images per plan")
+    rows = policy_rows(counts, scores, plans, report["margins"], measured_by)
     for row in rows:
-        print(f"{row['policy']:<22}{row['mean_depth']:>7.2f}{row['miou']:>8.4f}{row['image_quality']:>11.4f}"
-              f"{row['random_miou']:>8.4f}  {row['depths']}")  # fmt: skip
-    result: dict[str, Any] = {"data": str(targets["spec"]), "images": len(truth), "miou": per_exit, "policies": rows}
-    result["gain_sd"] = round(float((truth[:, -1] - truth[:, 0]).std()), 4)
-    if not classifies:
-        result["spearman"] = correlations(scores, truth)
-        print(f"Spearman's rho of predicted quality per exit {result['spearman']['per_exit']}, "
-              f"of the gain of depth {result['spearman']['gain']}")  # fmt: skip
-    if classes is not None:
-        deepest = class_iou(confusions[:, -1].sum(0))
+        print(f"{row['policy']:<22}{row['mean_depth']:>7.2f}{row['quality']:>8.4f}{row['image_quality']:>11.4f}"
+              f"{row['random_quality']:>8.4f}  {row['plans']}")  # fmt: skip
+    result: dict[str, Any] = {"data": str(targets["spec"]), "images": len(truth), "measure": measured_by.name}
+    result |= {"quality": named, "policies": rows, "gain_sd": round(float((truth[:, -1] - truth[:, 0]).std()), 4)}
+    result["spearman"] = correlations(scores, truth)
+    print(f"Spearman's rho of predicted quality per plan {result['spearman']['per_plan']}, "
+          f"of the gain of the full plan {result['spearman']['gain']}")  # fmt: skip
+    if classes is not None and isinstance(measured_by, Semantic):
+        full = class_iou(counts[:, -1].sum(0))
         result["class_iou"] = {  # None: neither there nor predicted; JSON has no nan
-            name: None if np.isnan(v) else round(float(v), 4) for name, v in zip(classes, deepest, strict=True)
+            name: None if np.isnan(v) else round(float(v), 4) for name, v in zip(classes, full, strict=True)
         }
-    plot_run(args.run)
+    plot_run(run)
     print(json.dumps(result))

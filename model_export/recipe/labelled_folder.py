@@ -1,0 +1,66 @@
+"""Any labelled folder, opened for a bundle's task: what `evaluate` measures on.
+
+An image's group, for promises that are to hold in each, is its `seq` or `kind` in meta.json where the folder has one,
+else its name up to the first "_".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_export.recipe.datasets import DataError, Folder, InstanceFolder
+
+
+class SemanticTruth(Folder):
+    def truth(self, index: int) -> NDArray[np.uint8]:
+        """(H, W) class index, 255 = void. Read anew each time: a folder may be larger than the memory."""
+        return self._read(index).mask
+
+
+class InstanceTruth(InstanceFolder):
+    def truth(self, index: int) -> NDArray[np.uint16]:
+        """(H, W), 0 = background, k = object k. Read anew each time."""
+        instances = self._read(index).instances
+        assert instances is not None
+        return instances
+
+
+Truth = SemanticTruth | InstanceTruth
+
+
+def open_labelled(root: Path, below: str, task: str, classes: tuple[str, ...]) -> Truth:
+    """below: a folder inside images/ and masks/ or instances/, "" = none. task, classes: the bundle's.
+
+    Raises DataError that names the folder or file; for files' contents, when they are read.
+    """
+    wanted, other = ("masks", "instances") if task == "semantic" else ("instances", "masks")
+    if not (root / wanted / below).is_dir() and (root / other / below).is_dir():
+        raise DataError(f"{root / other / below} does not fit the bundle: its task is {task}, it needs {wanted}/")
+    groups = _groups(root / "meta.json")
+    if task == "semantic":
+        return SemanticTruth(root, classes=classes, palette=(), below=below, groups=groups)
+    if len(classes) != 1:
+        raise DataError(f"{root / wanted} tells no classes apart, and the bundle has {len(classes)}")
+    return InstanceTruth(root, thing=classes[0], below=below, groups=groups)
+
+
+def group_of(name: str, groups: Mapping[str, str]) -> str:
+    """groups: those that meta.json tells."""
+    return groups.get(name, name.partition("_")[0] if "_" in name else "")
+
+
+def _groups(meta: Path) -> dict[str, str]:
+    """Image's name -> group, from the splits in meta.json; none where there is no such file or it has none."""
+    if not meta.is_file():
+        return {}
+    try:
+        entries = [entry for split in json.loads(meta.read_text()).get("splits", {}).values() for entry in split]
+        return {str(e["id"]): str(e.get("seq", e.get("kind"))) for e in entries if "seq" in e or "kind" in e}
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        form = '{"splits": {NAME: [{"id": ..., "seq" or "kind": ...}]}}'
+        raise DataError(f"{meta}: expected {form}, or no such file ({type(error).__name__}: {error})") from error
