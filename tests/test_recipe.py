@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from model_export.network.gate import gate_input
+from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter, semantic_probabilities
 from model_export.recipe.augment import on_canvas
 from model_export.recipe.datasets import VOID, Sample, Scenes
 from model_export.recipe.derive_targets import measure
-from model_export.recipe.quality import confusion, confusions_by_exit, labels_at, qualities
-from model_export.recipe.runs import load_model, read_targets
-from model_export.recipe.train_gate import class_loss, constant_loss, cross_validate, fit, quality_loss
-from tests.toy import CANVAS, Stripes, command, last_json, toy
+from model_export.recipe.quality import Semantic, confusion, counts_by_knobs, labels_at, measure_of, qualities
+from model_export.recipe.runs import load_model, read_gate, read_targets, write_plans
+from model_export.recipe.train_gate import cross_validate, fit, out_of_fold, predict
+from tests.toy import CANVAS, PLANS, Stripes, command, last_json, toy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,24 +26,26 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 # ---- step B
 
 
-def test_targets_are_what_each_exit_alone_predicts(toy_run: Path) -> None:
-    """Layers run once for all exits; the answer must be that of a network that stops at the exit."""
+def test_targets_are_what_each_plan_alone_predicts(toy_run: Path) -> None:
+    """Layers run once for plans that differ in depth only; the answer must be that of the plan alone."""
     held, model = read_targets(toy_run, "held"), load_model(toy_run)
     assert held["names"].tolist() == [f"scene-5-{i}" for i in range(4)]
     assert str(held["spec"]) == "scenes:4:5"
-    assert held["confusions"].shape == (4, 3, 11, 11)
+    assert held["plans"].tolist() == list(PLANS)
+    assert held["counts"].shape == (4, 4, 11, 11)
     data = Scenes(4, 5)
     for i in range(2):
         pixels, inner = on_canvas(data[i], CANVAS)
         batch = torch.from_numpy(pixels)[None]
         with torch.inference_mode():
-            for depth in (1, 2, 3):
-                probabilities = semantic_probabilities(model(batch, depth)[-1])
+            for row, plan in enumerate(PLANS):
+                probabilities = semantic_probabilities(model(batch, Knobs.parse(plan))[-1])
                 labels = labels_at(probabilities, CANVAS, inner, data[i].mask.shape)
-                assert np.array_equal(held["confusions"][i, depth - 1], confusion(labels, data[i].mask, 11))
-            pooled = model.gate.pool(model.features(batch)[1][0])[0]
-        assert np.allclose(held["pooled"][i], pooled.numpy(), atol=1e-6)
-        assert held["confusions"][i, 0].sum() == (data[i].mask != VOID).sum()
+                assert np.array_equal(held["counts"][i, row], confusion(labels, data[i].mask, 11))
+            _, maps = model.features(batch)
+            inputs = gate_input(maps, model.front_head(maps))[0]
+        assert np.allclose(held["inputs"][i], inputs.numpy(), atol=1e-6)
+        assert held["counts"][i, 0].sum() == (data[i].mask != VOID).sum()
 
 
 def test_fitting_targets_come_from_all_sets_and_only_from_them(toy_run: Path) -> None:
@@ -53,10 +54,11 @@ def test_fitting_targets_come_from_all_sets_and_only_from_them(toy_run: Path) ->
     assert not set(fit_on["names"].tolist()) & set(read_targets(toy_run, "held")["names"].tolist())
 
 
-def test_a_subset_of_exits_can_be_asked_for(toy_run: Path) -> None:
+def test_a_subset_of_plans_can_be_asked_for(toy_run: Path) -> None:
     model, sample = load_model(toy_run), Scenes(1, 5)[0]
-    every = read_targets(toy_run, "held")["confusions"][0]
-    assert np.array_equal(confusions_by_exit(model, sample, CANVAS, [1, 3]), every[[0, 2]])
+    every = read_targets(toy_run, "held")["counts"][0]
+    asked = [Knobs.parse(PLANS[row]) for row in (3, 0)]
+    assert np.array_equal(counts_by_knobs(model, measure_of(model.config), sample, CANVAS, asked)[0], every[[3, 0]])
 
 
 class _Void(Stripes):
@@ -68,84 +70,84 @@ class _Void(Stripes):
 def test_views_of_an_image_stay_together_and_void_images_are_left_out() -> None:
     """Cross-validation takes contiguous folds: a view in another fold than its image would give the answer away."""
     model = Segmenter(toy(2, 1)).eval()
-    found = measure(model, [Stripes(), _Void()], CANVAS, 3, 0)
+    found = measure(model, [Knobs(1)], [Stripes(), _Void()], CANVAS, 3, 0)
     first = ["stripe-0", "stripe-0-1", "stripe-0-2"]
     assert found["names"].tolist() == [*first, "stripe-1", "stripe-1-1", "stripe-1-2", *first]
-    assert not np.array_equal(found["confusions"][0], found["confusions"][1])
-    assert np.array_equal(found["confusions"][0], found["confusions"][6])
-    assert np.isfinite(qualities(found["confusions"])).all()
+    assert not np.array_equal(found["counts"][0], found["counts"][1])
+    assert np.array_equal(found["counts"][0], found["counts"][6])
+    assert np.isfinite(qualities(Semantic(model.config), found["counts"])).all()
 
 
 # ---- step C
 
 
-def test_train_gate_changes_the_gate_and_nothing_else(trained_run: Path, toy_run: Path) -> None:
-    before, after = (load_file(run / "model.safetensors") for run in (trained_run, toy_run))
-    assert before.keys() == after.keys()
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed
-    assert all(name.startswith("gate.") for name in changed)
-    report = json.loads((toy_run / "gate.json").read_text())
-    assert (report["loss"], report["images"]) == ("quality", 5)
-    assert 1 <= report["epochs"] <= 3
-    assert report["parameters"] == sum(p.numel() for p in load_model(toy_run).gate.parameters())
-
-
-def test_train_gate_on_classes(toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_gate_leaves_the_network_alone_and_says_what_it_did(
+    trained_run: Path, toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (trained_run / "model.safetensors").read_bytes() == (toy_run / "model.safetensors").read_bytes()
     run = shutil.copytree(toy_run, tmp_path / "run")
-    assert command("train-gate", run, "--loss", "class", "--epochs", 2) == 0
+    assert command("train-gate", run) == 0
     report = last_json(capsys.readouterr().out)
-    assert report["loss"] == "class"
-    assert report == json.loads((run / "gate.json").read_text())
-    assert command("evaluate", run) == 0
-    found = last_json(capsys.readouterr().out)
-    assert "gate (classes)" in [row["policy"] for row in found["policies"]]  # type: ignore[attr-defined]
-    assert "spearman" not in found
+    gate, kept = read_gate(run)
+    assert report == kept
+    assert report["images"] == 5
+    assert [row["asked"] for row in report["margins"]] == [0.0025, 0.005, 0.01, 0.02, 0.05]  # type: ignore[attr-defined]
+    inputs = torch.from_numpy(read_targets(run, "held")["inputs"])
+    assert gate(inputs).shape == (4, len(PLANS))
 
 
-def test_quality_loss_is_zero_for_the_truth_and_weighs_gains() -> None:
-    quality = torch.tensor([[0.5, 0.6, 0.7], [0.3, 0.3, 0.6]])
-    assert float(quality_loss(torch.logit(quality), quality, 10.0)) == pytest.approx(0, abs=1e-10)
-    level = torch.logit(quality + 0.1)  # every exit off by as much: no error in the gains
-    assert float(quality_loss(level, quality, 10.0)) == pytest.approx(0.01, rel=1e-4)
-    gain = torch.logit(quality + torch.tensor([-0.1, 0.0, 0.1]))  # the mean is right, the gains are not
-    assert float(quality_loss(gain, quality, 10.0)) == pytest.approx(10 * 0.02 / 3, rel=1e-4)
+def _images(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs, and qualities of three plans: the level and what plan 0 loses are two directions of the inputs."""
+    rng = np.random.default_rng(seed)
+    hidden = rng.normal(size=(count, 2))
+    inputs = hidden @ rng.normal(size=(2, 40)) + 0.3 * rng.normal(size=(count, 40))
+    full = 0.6 + 0.05 * hidden[:, :1]
+    loss = np.concatenate((0.03 + 0.01 * hidden[:, 1:], np.full((count, 1), 0.01), np.zeros((count, 1))), 1)
+    return 100 * inputs + 7, full - loss
 
 
-def test_class_loss_wants_the_exit_of_the_best_utility() -> None:
-    quality = torch.tensor([[0.50, 0.52, 0.53]])
-    for beta, best in ((0.0, 2), (0.015, 1), (0.05, 0)):
-        sure = torch.full((1, 3), -20.0).index_fill(1, torch.tensor(best), 20.0)
-        assert float(class_loss(sure, quality, beta)) < 1e-6
-        assert float(class_loss(-sure, quality, beta)) > 20
+def test_gate_predicts_level_and_loss_where_the_inputs_tell_them() -> None:
+    inputs, quality = _images(160)
+    blocks = np.arange(160)
+    scores = out_of_fold(inputs, quality, blocks, *cross_validate(inputs, quality, blocks))
+    assert np.square(scores[:, -1] - quality[:, -1]).mean() < 0.2 * quality[:, -1].var()
+    lost, wanted = scores[:, -1] - scores[:, 0], quality[:, -1] - quality[:, 0]
+    assert np.square(lost - wanted).mean() < 0.2 * wanted.var()
 
 
-def _gate_arguments(**changes: object) -> argparse.Namespace:
-    values = {"loss": "quality", "beta": 0.003, "gain_weight": 10.0, "epochs": 25, "lr": 3e-3, "seed": 0}
-    return argparse.Namespace(**{**values, **changes})
+def test_gate_falls_back_to_the_mean_of_each_plan_where_nothing_can_be_predicted() -> None:
+    quality = _images(60)[1]
+    inputs = np.random.default_rng(1).normal(size=(60, 40))
+    strengths = cross_validate(inputs, quality, np.arange(60))
+    scores = predict(fit(inputs, quality, *strengths), inputs)
+    assert np.abs((scores[:, -1:] - scores) - (quality[:, -1:] - quality).mean(0)).max() < 0.004
 
 
-def test_gate_learns_a_quality_that_its_input_tells() -> None:
-    """Cross-validated error far below that of a gate without eyes, which is the mean over images."""
-    generator = torch.Generator().manual_seed(0)
-    config = toy()
-    level, gain = torch.randn(2, 100, 1, generator=generator)
-    pooled = torch.cat([level, gain], 1) @ torch.randn(2, 2 * config.channels, generator=generator)
-    quality = (0.5 + 0.1 * torch.cat([level, level + 0.5, level + gain], 1)).clamp(0, 1)
-    decay, epochs, loss = cross_validate(config, pooled, quality, _gate_arguments())
-    assert loss < 0.5 * constant_loss(quality.numpy(), _gate_arguments())
-    assert decay in (0.01, 0.1, 1.0)
-    assert 1 < epochs <= 25
+def test_out_of_fold_predictions_do_not_see_their_own_fold() -> None:
+    inputs, quality = _images(50)
+    blocks = np.arange(50) // 5  # ten blocks, two in every fold
+    before = out_of_fold(inputs, quality, blocks, 1.0, 1.0)
+    changed = quality.copy()
+    changed[5:10] = 0.9
+    after = out_of_fold(inputs, changed, blocks, 1.0, 1.0)
+    same = np.isclose(before, after).all(1)
+    assert same.tolist() == [block % 5 == 1 for block in blocks]
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_gate_stays_finite_where_every_image_is_all_right_or_all_wrong(value: float) -> None:
-    config = toy()
-    pooled, quality = torch.randn(6, 2 * config.channels), torch.full((6, 3), value)
-    gate, history = fit(config, pooled, quality, _gate_arguments(), 0.01, 3, (pooled, quality))
-    assert np.isfinite(history).all()
+    inputs, quality = np.random.default_rng(0).normal(size=(8, 20)), np.full((8, 3), value)
+    inputs[:, 3] = 5  # an input that never varies
+    gate = fit(inputs, quality, *cross_validate(inputs, quality, np.arange(8)))
     assert all(p.isfinite().all() for p in gate.parameters())
-    assert (gate(pooled).sigmoid() - value).abs().max() < 0.01
+    assert np.abs(predict(gate, inputs) - value).max() < 1e-3
+
+
+def test_targets_of_other_plans_are_refused(toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = shutil.copytree(toy_run, tmp_path / "run")
+    write_plans(run, [Knobs(1), Knobs(3)], {})
+    assert command("train-gate", run) == 1
+    assert "derive-targets" in capsys.readouterr().err  # they are gone with the plans that they were of
 
 
 # ---- the command line
@@ -157,32 +159,37 @@ def test_steps_in_the_wrong_order_name_the_missing_one(
     run = shutil.copytree(trained_run, tmp_path / "run")
     for words, missing in (
         (("derive-targets", tmp_path / "none", "--fit", "scenes:5", "--held", "scenes:5"), "train-exits"),
-        (("train-gate", run), "derive-targets"),
+        (("derive-targets", run, "--fit", "scenes:5", "--held", "scenes:5"), "search-plans"),
+        (("train-gate", run), "search-plans"),
         (("evaluate", run), "train-gate"),
     ):
         assert command(*words) == 1
         error = capsys.readouterr().err
         assert error.startswith(f"{words[0]}: ")
         assert f"python -m model_export {missing}" in error
+    write_plans(run, [Knobs(3)], {})
+    assert command("train-gate", run) == 1
+    assert "python -m model_export derive-targets" in capsys.readouterr().err
     (run / "model.safetensors").unlink()
     assert command("derive-targets", run, "--fit", "scenes:5", "--held", "scenes:5") == 1
     assert f"python -m model_export train-exits --out {run}" in capsys.readouterr().err
 
 
-def test_train_gate_refuses_fewer_images_than_folds(
+def test_train_gate_refuses_fewer_blocks_than_folds(
     toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = shutil.copytree(toy_run, tmp_path / "run")
     shutil.copy(run / "targets-held.npz", run / "targets-fit.npz")  # four images
-    assert command("train-gate", run) == 1
-    assert "--fit" in capsys.readouterr().err
+    for words in ((), ("--block", 2)):
+        assert command("train-gate", run, *words) == 1
+        assert "--fit" in capsys.readouterr().err
 
 
 def test_unknown_command_shows_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     for words, code in (((), 2), (("train",), 2), (("--help",), 0)):
         assert command(*words) == code
         shown = capsys.readouterr().out
-        for name in ("train-exits", "derive-targets", "train-gate", "evaluate", "export"):
+        for name in ("train-exits", "search-plans", "derive-targets", "train-gate", "evaluate", "export"):
             assert name in shown
 
 

@@ -18,25 +18,27 @@ if TYPE_CHECKING:  # torch takes seconds to import, and most tests need none of 
 
 Words = tuple[object, ...]
 CANVAS = (64, 96)
-STAGES = ("front", "encoder-d1", "encoder-d2", "encoder-d3", "decoder")
+PLANS = ("d1-w50", "d2", "d3-k50", "d3")
+STAGES = ("front", *(f"encoder-{plan}" for plan in PLANS), "decoder")
 TRAIN = (
-    *("train-exits", "--train", "scenes:4", "--dev", "scenes:1:1", "--schedule", "0,0,3", "--steps", "3"),
+    *("train-exits", "--train", "scenes:4", "--dev", "scenes:1:1", "--steps", "3"),
     *("--batch", "2", "--canvas", "64x96", "--crop", "64x96", "--points", "64", "--check-every", "1"),
 )
 
 
 def toy(classes: int = 11, layers: int = 3) -> Config:
-    """A quarter of `tiny`'s channels and half of its layers; the backbone stays the real one."""
+    """A quarter of `tiny`'s channels and half of its layers, all three knobs; the backbone stays the real one."""
     from model_export.network.config import tiny
 
-    sizes = {"channels": 32, "heads": 4, "encoder_ffn": 32, "decoder_layers": 2, "decoder_ffn": 32, "gate_hidden": 8}
-    return replace(tiny(classes), schedule=(3,) * layers, **sizes)
+    sizes = {"channels": 32, "heads": 4, "encoder_ffn": 32, "decoder_layers": 2, "decoder_ffn": 32}
+    return replace(tiny(classes), schedule=(1, 2, 3)[-layers:], pause_after=layers - 1, widths=(0.5, 1.0), **sizes)
 
 
 class Stripes:
-    """A data set of somebody else: three attributes and methods, and nothing to register."""
+    """A data set of somebody else: four attributes, two methods, and nothing to register."""
 
     classes, palette = ("left", "right"), ((255, 0, 0), (0, 0, 255))
+    task, channels = "semantic", 2
 
     def __len__(self) -> int:
         return 2
@@ -120,11 +122,15 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory, train_words: Words) ->
 
 @pytest.fixture(scope="session")
 def toy_run(trained_run: Path) -> Path:
-    """After steps B and C, too. Copy it before you change it."""
+    """After steps B and C, too, with plans that cut every knob. Copy it before you change it."""
+    from model_export.network.knobs import Knobs
+    from model_export.recipe.runs import write_plans
+
     run = trained_run.with_name("gated")
     shutil.copytree(trained_run, run)
+    write_plans(run, [Knobs.parse(name) for name in PLANS], {})
     assert command("derive-targets", run, "--fit", "scenes:3:3", "scenes:2:4", "--held", "scenes:4:5") == 0
-    assert command("train-gate", run, "--epochs", 3) == 0
+    assert command("train-gate", run) == 0
     return run
 
 

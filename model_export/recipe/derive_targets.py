@@ -1,23 +1,25 @@
-"""Step B: the quality of every exit on every image (ECO-M2F, arXiv 2404.15244, section 3).
+"""Step B: the quality of every plan on every image (ECO-M2F, arXiv 2404.15244, section 3, has exits only).
 
-Backbone and encoder layers run once an image; only the decoder runs once an exit. Kept are confusion matrices, from
-which the quality of any choice of exits follows, and the gate's input, so that step C needs no images at all.
+Kept are counts, from which the quality of any choice of plans follows, and the gate's input, so that step C needs no
+images at all.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
 from model_export.recipe.augment import jitter, random_crop
-from model_export.recipe.datasets import VOID, Dataset, Sample, open_dataset
-from model_export.recipe.quality import confusions_and_pooled
-from model_export.recipe.runs import load_model, read_config, write_targets
+from model_export.recipe.datasets import VOID, DataError, Dataset, Sample, open_dataset
+from model_export.recipe.quality import counts_by_knobs, measure_of
+from model_export.recipe.runs import load_model, read_config, read_plans, write_targets
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,38 +41,44 @@ def view_of(sample: Sample, view: int, canvas: tuple[int, int], rng: np.random.G
     """View 0 is the image itself. Others stand in for images that the camera did not take."""
     if view == 0:
         return sample
+    if sample.instances is not None:
+        raise DataError("--views above 1 needs a semantic data set: the crops have no objects")
     image, mask = random_crop(sample, rng, canvas, scale=(0.8, 2.0))
-    return Sample(f"{sample.name}-{view}", jitter(image, rng), mask)
+    return replace(sample, name=f"{sample.name}-{view}", image=jitter(image, rng), mask=mask)
 
 
-@torch.inference_mode()
 def measure(
-    model: Segmenter, datasets: list[Dataset], canvas: tuple[int, int], views: int, seed: int
+    model: Segmenter, plans: list[Knobs], datasets: list[Dataset], canvas: tuple[int, int], views: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """names (N,), confusions (N, exits, C, C), pooled (N, 2 * channels): the gate's input.
+    """names, groups, views (N,), sources (N,): index into `datasets`, counts (N, plans, ..), inputs (N, gate inputs).
 
     All views of an image follow each other, so that contiguous folds of the rows keep them together. An image that is
     all void has no quality and is left out.
     """
-    names, confusions, pooled = [], [], []
-    exits = list(range(1, model.config.exits + 1))
-    work = [(d, i, v) for d in datasets for i in range(len(d)) for v in range(views)]
-    for row, (dataset, index, view) in enumerate(tqdm(work, mininterval=5)):
-        sample = view_of(dataset[index], view, canvas, np.random.default_rng((seed, row)))
+    names, groups, places, counts, inputs = [], [], [], [], []
+    work = [(s, i, v) for s, d in enumerate(datasets) for i in range(len(d)) for v in range(views)]
+    for row, (source, index, view) in enumerate(tqdm(work, mininterval=5)):
+        sample = view_of(datasets[source][index], view, canvas, np.random.default_rng((seed, row)))
         if (sample.mask == VOID).all():
             continue
-        matrices, features = confusions_and_pooled(model, sample, canvas, exits)
+        found, seen = counts_by_knobs(model, measure_of(model.config), sample, canvas, plans)
         names.append(sample.name)
-        confusions.append(matrices)
-        pooled.append(features)
-    return {"names": np.array(names), "confusions": np.stack(confusions), "pooled": np.stack(pooled)}
+        groups.append(sample.group)
+        places.append((source, view))
+        counts.append(found)
+        inputs.append(seen)
+    sources, seen_as = np.array(places).T
+    return {
+        "names": np.array(names), "groups": np.array(groups), "sources": sources, "views": seen_as,
+        "counts": np.stack(counts), "inputs": np.stack(inputs), "plans": np.array([plan.name for plan in plans]),
+    }  # fmt: skip
 
 
 def main(args: argparse.Namespace) -> None:
     _, canvas, _ = read_config(args.run)
-    model = load_model(args.run)
+    model, (plans, _) = load_model(args.run), read_plans(args.run)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     fit = [open_dataset(spec, args.data) for spec in args.fit]
     held = open_dataset(args.held, args.data)
-    write_targets(args.run, "held", args.held, measure(model, [held], canvas, 1, args.seed))
-    write_targets(args.run, "fit", " ".join(args.fit), measure(model, fit, canvas, args.views, args.seed))
+    write_targets(args.run, "held", args.held, measure(model, plans, [held], canvas, 1, args.seed))
+    write_targets(args.run, "fit", " ".join(args.fit), measure(model, plans, fit, canvas, args.views, args.seed))

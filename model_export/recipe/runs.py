@@ -1,4 +1,7 @@
-"""A run's folder: config and arguments as JSON, checkpoint, averaged weights as safetensors, CSV log."""
+"""A run's folder: config and arguments as JSON, checkpoint, averaged weights as safetensors, CSV log.
+
+Then what the later steps found out about these weights: plans, targets, gate, margins.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model_export.network.config import Config
+from model_export.network.gate import Gate
+from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
 
 
@@ -45,7 +50,7 @@ def load_model(run: Path) -> Segmenter:
     if not weights.exists():
         raise RunError(f"{weights} is missing; train it with `python -m model_export train-exits --out {run}`")
     model = Segmenter(config)
-    model.load_state_dict({name: value.float() for name, value in load_file(weights).items()})
+    model.load_state_dict(load_file(weights))
     return model.eval()
 
 
@@ -112,34 +117,64 @@ def cut_log(run: Path, step: int) -> None:
         path.unlink()
 
 
-def discard_derived(run: Path) -> None:
-    """Remove what steps B and C found out about weights that have now changed; the gate's own went with them."""
-    for name in ("targets-fit.npz", "targets-held.npz", "gate.json"):
+DERIVED = ("plans.json", "targets-fit.npz", "targets-held.npz", "gate.safetensors", "gate.json")
+
+
+def discard_derived(run: Path, after: str = "") -> None:
+    """Remove what later steps found out: all about weights that have changed, or what follows the file `after`."""
+    for name in DERIVED[DERIVED.index(after) + 1 if after else 0 :]:
         (run / name).unlink(missing_ok=True)
+
+
+def write_plans(run: Path, plans: list[Knobs], report: dict[str, Any]) -> None:
+    """plans: from cheap to dear, the full one last. report: how they were found, kept beside them."""
+    discard_derived(run, "plans.json")
+    (run / "plans.json").write_text(json.dumps({"plans": [plan.name for plan in plans]} | report, indent=1) + "\n")
+
+
+def read_plans(run: Path) -> tuple[list[Knobs], dict[str, Any]]:
+    """The chosen plans, from cheap to dear, and the whole report."""
+    report = _read_json(run / "plans.json", f"search-plans {run}")
+    return [Knobs.parse(name) for name in report["plans"]], report
 
 
 def write_targets(run: Path, part: str, spec: str, arrays: dict[str, Any]) -> None:
     """part: "fit" (the gate's own training) or "held" (never seen by it); spec: the data sets' names."""
+    discard_derived(run, "targets-held.npz")
     np.savez_compressed(run / f"targets-{part}.npz", spec=np.array(spec), **arrays)
 
 
 def read_targets(run: Path, part: str) -> dict[str, Any]:
-    path = run / f"targets-{part}.npz"
+    """names, groups (N,), counts (N, plans, ..), inputs (N, gate inputs), plans: their names, spec. Raises RunError."""
+    path, plans = run / f"targets-{part}.npz", [plan.name for plan in read_plans(run)[0]]
     if not path.exists():
         raise RunError(f"{path} is missing; make it with `python -m model_export derive-targets {run}`")
     with np.load(path) as archive:
-        return {name: archive[name] for name in archive.files}
+        arrays = {name: archive[name] for name in archive.files}
+    if arrays["plans"].tolist() != plans:
+        raise RunError(
+            f"{path} is not of the plans of plans.json; repeat `python -m model_export derive-targets {run}`"
+        )
+    return arrays
 
 
-def write_gate(run: Path, report: dict[str, Any]) -> None:
+def write_gate(run: Path, gate: Gate, report: dict[str, Any]) -> None:
+    """report: how it was fitted, with "margins", the conformal table."""
+    save_file(gate.state_dict(), run / "gate.safetensors")
     (run / "gate.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
-def read_gate(run: Path) -> dict[str, Any]:
-    path = run / "gate.json"
+def read_gate(run: Path) -> tuple[Gate, dict[str, Any]]:
+    report = _read_json(run / "gate.json", f"train-gate {run}")
+    weights = load_file(run / "gate.safetensors")
+    plans, inputs = weights["output.weight"].shape
+    gate = Gate(inputs, plans)
+    gate.load_state_dict(weights)
+    return gate.eval(), report
+
+
+def _read_json(path: Path, command: str) -> dict[str, Any]:
     if not path.exists():
-        raise RunError(
-            f"{path} is missing: the gate is untrained; train it with `python -m model_export train-gate {run}`"
-        )
-    report: dict[str, Any] = json.loads(path.read_text())
-    return report
+        raise RunError(f"{path} is missing; make it with `python -m model_export {command}`")
+    document: dict[str, Any] = json.loads(path.read_text())
+    return document

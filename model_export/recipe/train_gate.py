@@ -1,9 +1,10 @@
-"""Step C: train the gate, everything else frozen.
+"""Step C: fit the gate, everything else frozen, and calibrate what a requested max-loss may count on.
 
-`--loss quality` regresses the quality of every exit, so that one gate serves every trade-off at request time; it is
-what the service uses. `--loss class` is ECO-M2F's target (arXiv 2404.15244): cross-entropy on argmax of q_k - beta k.
-Inputs come from step B's targets: seconds on a CPU. Weight decay and the number of epochs are chosen by
-cross-validation over contiguous folds of the fitting images, never on the held-out ones.
+The gate regresses the quality of every plan, so that one gate serves every trade-off at request time; ECO-M2F's
+(arXiv 2404.15244) classifies the best exit for one trade-off. It is a ridge regression of the full plan's quality and,
+apart from it, of what each plan loses against the full one: losses decide the plan, and are ten times smaller than the
+differences between images. How much to shrink either is chosen by cross-validation over folds that keep near twins
+together; where nothing can be predicted, the gate ends up as the mean of each plan.
 """
 
 from __future__ import annotations
@@ -11,121 +12,116 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
-from model_export.network.config import Config
 from model_export.network.gate import Gate
-from model_export.recipe.quality import qualities
-from model_export.recipe.runs import RunError, load_model, read_config, read_targets, save_model, write_gate
+from model_export.recipe.calibrate import contiguous_blocks, margin_table
+from model_export.recipe.quality import measure_of, qualities
+from model_export.recipe.runs import RunError, read_config, read_targets, write_gate
 
-DECAYS = (0.1, 1.0, 10.0)
+STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1e4)  # of the shrinking; the last one leaves the mean alone
 FOLDS = 5
+
+Floats = NDArray[np.float64]
+Blocks = NDArray[np.int64]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run", type=Path, help="a run's folder with targets")
-    add("--loss", choices=("quality", "class"), default="quality")
-    add("--beta", type=float, default=0.003, help="price of a layer in quality, for --loss class")
-    add(
-        "--gain-weight", type=float, default=10.0, help="weight of the error in gains of depth against that of the mean"
-    )
-    add("--epochs", type=int, default=300, help="most epochs; cross-validation finds the best number up to it")
-    add("--lr", type=float, default=1e-3)
-    add("--seed", type=int, default=0)
+    add("--block", type=int, default=1, help="images that follow each other and are near twins, as in video; 1 = none")
 
 
-def quality_loss(logits: Tensor, quality: Tensor, gain_weight: float) -> Tensor:
-    """Squared error of an image's mean quality, and of each exit's gain over that mean.
-
-    The gains are ten times smaller than the differences between images but decide the exit, hence their weight.
-    """
-    predicted = logits.sigmoid()
-    mean, wanted = predicted.mean(1, keepdim=True), quality.mean(1, keepdim=True)
-    gain = ((predicted - mean) - (quality - wanted)).square().mean()
-    return (mean - wanted).square().mean() + gain_weight * gain
+def ridge(inputs: Floats, targets: Floats, strength: float) -> tuple[Floats, Floats]:
+    """inputs (N, D), standardised; targets (N, T) -> weights (D, T) and bias (T,) of the shrunk least squares."""
+    centre, bias = inputs.mean(0), targets.mean(0)
+    x = inputs - centre
+    # The dual form: there are fewer images than inputs.
+    weights = x.T @ np.linalg.solve(x @ x.T + strength * len(x) * x.shape[1] / 100 * np.eye(len(x)), targets - bias)
+    return weights, bias - centre @ weights
 
 
-def class_loss(logits: Tensor, quality: Tensor, beta: float) -> Tensor:
-    layers = torch.arange(1, quality.shape[1] + 1)
-    return F.cross_entropy(logits, (quality - beta * layers).argmax(1))
+def standardise(inputs: Floats) -> tuple[Floats, Floats]:
+    """Mean and scale of each input; one that never varies is left at scale 1."""
+    scale = inputs.std(0)
+    return inputs.mean(0), np.where(scale > 1e-6, scale, 1.0)
 
 
-def fit(
-    config: Config, pooled: Tensor, quality: Tensor, args: argparse.Namespace, decay: float, epochs: int,
-    watch: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Gate, list[float]]:  # fmt: skip
-    """Full-batch AdamW. Returns the gate and, with `watch`, its loss there after every epoch."""
-    torch.manual_seed(args.seed)
-    gate = Gate(config.channels, config.gate_hidden, config.exits)
-    if args.loss == "quality":
-        with torch.no_grad():
-            gate.output.weight.mul_(0.1)
-            gate.output.bias.copy_(torch.logit(quality.mean(0), eps=1e-4))  # finite also where all are right or wrong
-
-    def loss_of(x: Tensor, q: Tensor) -> Tensor:
-        return (
-            quality_loss(gate(x), q, args.gain_weight) if args.loss == "quality" else class_loss(gate(x), q, args.beta)
-        )
-
-    optimizer = torch.optim.AdamW(gate.parameters(), lr=args.lr, weight_decay=decay)
-    history = []
-    for _ in range(epochs):
-        for rows in torch.randperm(len(pooled)).split(32):
-            optimizer.zero_grad()
-            loss_of(pooled[rows], quality[rows]).backward()
-            optimizer.step()
-        if watch is not None:
-            with torch.no_grad():
-                history.append(float(loss_of(*watch)))
-    return gate, history
+def fit(inputs: Floats, quality: Floats, level: float, loss: float) -> Gate:
+    """inputs (N, D), quality (N, plans); level, loss: strengths for the full plan's quality and the others' loss."""
+    mean, scale = standardise(inputs)
+    x = (inputs - mean) / scale
+    full, bias = ridge(x, quality[:, -1:], level)
+    less, less_bias = ridge(x, quality[:, -1:] - quality[:, :-1], loss)
+    gate = Gate(inputs.shape[1], quality.shape[1])
+    with torch.no_grad():
+        gate.mean.copy_(torch.from_numpy(mean))
+        gate.scale.copy_(torch.from_numpy(scale))
+        gate.output.weight.copy_(torch.from_numpy(np.concatenate((full - less, full), 1).T))
+        gate.output.bias.copy_(torch.from_numpy(np.concatenate((bias - less_bias, bias))))
+    return gate.eval()
 
 
-def cross_validate(
-    config: Config, pooled: Tensor, quality: Tensor, args: argparse.Namespace
-) -> tuple[float, int, float]:
-    """(weight decay, epochs, loss) of the lowest mean loss over contiguous folds, since neighbours are near twins."""
-    folds = np.array_split(np.arange(len(pooled)), FOLDS)
-    best = (DECAYS[0], args.epochs, float("inf"))
-    for decay in DECAYS:
-        curves = []
-        for fold in folds:
-            rest = np.setdiff1d(np.arange(len(pooled)), fold)
-            watch = (pooled[fold], quality[fold])
-            curves.append(fit(config, pooled[rest], quality[rest], args, decay, args.epochs, watch)[1])
-        curve = np.mean(curves, 0)
-        if curve.min() < best[2]:
-            best = (decay, int(curve.argmin()) + 1, float(curve.min()))
-    return best
+@torch.inference_mode()
+def predict(gate: Gate, inputs: Floats) -> Floats:
+    scores: Floats = gate(torch.from_numpy(inputs).float()).double().numpy()
+    return scores
 
 
-def constant_loss(quality: NDArray[np.float64], args: argparse.Namespace) -> float:
-    """What a gate without eyes would get: the mean quality of each exit for every image."""
-    truth = torch.from_numpy(quality).float()
-    blind = torch.logit(truth.mean(0)).expand_as(truth)
-    return float(quality_loss(blind, truth, args.gain_weight))
+def out_of_fold(inputs: Floats, quality: Floats, blocks: Blocks, level: float, loss: float) -> Floats:
+    """(N, plans): each image's prediction by a gate that was fitted without its block and others of its fold."""
+    scores, folds = np.empty_like(quality), blocks % FOLDS
+    for fold in range(FOLDS):
+        rest = folds != fold
+        scores[~rest] = predict(fit(inputs[rest], quality[rest], level, loss), inputs[~rest])
+    return scores
+
+
+def cross_validate(inputs: Floats, quality: Floats, blocks: Blocks) -> tuple[float, float]:
+    """The strengths (level, loss) of the lowest squared error out of fold."""
+    errors = []
+    for strength in STRENGTHS:
+        scores = out_of_fold(inputs, quality, blocks, strength, strength)
+        less = (scores[:, -1:] - scores[:, :-1]) - (quality[:, -1:] - quality[:, :-1])
+        errors.append((np.square(scores[:, -1] - quality[:, -1]).mean(), np.square(less).mean()))
+    level, loss = np.argmin(np.array(errors), 0)
+    return STRENGTHS[level], STRENGTHS[loss]
+
+
+def alike(targets: dict[str, Any], held: str) -> NDArray[np.bool_]:
+    """(N,): plain images of a data set of the same kind as the held-out one; data sets are named KIND:SPLIT."""
+    kinds = np.array([spec.partition(":")[0] for spec in str(targets["spec"]).split()])
+    found: NDArray[np.bool_] = (targets["views"] == 0) & (kinds[targets["sources"]] == held.partition(":")[0])
+    return found
 
 
 def main(args: argparse.Namespace) -> None:
     config, _, _ = read_config(args.run)
-    targets = read_targets(args.run, "fit")
-    if len(targets["pooled"]) < FOLDS:
-        raise RunError(f"{FOLDS} images are the least that a gate can learn from: give derive-targets more to --fit")
-    truth = qualities(targets["confusions"])
-    pooled, quality = torch.from_numpy(targets["pooled"]).float(), torch.from_numpy(truth).float()
-    decay, epochs, loss = cross_validate(config, pooled, quality, args)
-    gate, _ = fit(config, pooled, quality, args, decay, epochs)
-    model = load_model(args.run)
-    model.gate.load_state_dict(gate.state_dict())
-    save_model(args.run, model.state_dict())
-    report = {"loss": args.loss, "beta": args.beta, "images": len(pooled), "decay": decay, "epochs": epochs,
-              "cross_validated": loss, "parameters": sum(p.numel() for p in gate.parameters())}  # fmt: skip
-    if args.loss == "quality":
-        report["without_eyes"] = constant_loss(truth, args)
-    write_gate(args.run, report)
+    parts = {part: read_targets(args.run, part) for part in ("fit", "held")}
+    truth = {part: qualities(measure_of(config), t["counts"]) for part, t in parts.items()}
+    inputs, quality = parts["fit"]["inputs"].astype(np.float64), truth["fit"]
+    groups = np.concatenate([parts[part]["groups"] for part in ("fit", "held")])
+    blocks = contiguous_blocks(groups, args.block)
+    fitted = blocks[: len(quality)]
+    if len(np.unique(fitted)) < FOLDS:
+        raise RunError(f"a gate needs at least {FOLDS} blocks of images: give derive-targets more to --fit")
+    level, loss = cross_validate(inputs, quality, fitted)
+    gate = fit(inputs, quality, level, loss)
+    # Margins count on images that the gate has not seen: out of fold, and the held-out ones. What is promised is
+    # promised for real images like those held out, so views of an image and data of another kind do not count.
+    scores = np.concatenate((out_of_fold(inputs, quality, fitted, level, loss), predict(gate, parts["held"]["inputs"])))
+    real = np.concatenate((alike(parts["fit"], str(parts["held"]["spec"])), np.full(len(truth["held"]), True)))
+    margins = margin_table(
+        scores[real], np.concatenate((quality, truth["held"]))[real], groups[real], blocks=blocks[real]
+    )
+    report = {
+        "images": len(quality), "calibrated_images": int(real.sum()),
+        "strength_level": level, "strength_loss": loss, "margins": margins,
+        "calibrated_on": [str(t["spec"]) for t in parts.values()], "parameters": gate.output.weight.numel(),
+    }  # fmt: skip
+    write_gate(args.run, gate, report)
     print(json.dumps(report))
