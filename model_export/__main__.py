@@ -9,9 +9,10 @@ import sys
 # command -> (module, one line of help). Modules load on demand: --help should not wait for torch.
 COMMANDS = {
     "train-exits": ("recipe.train_exits", "step A: train the parent for early exits"),
-    "derive-targets": ("recipe.derive_targets", "step B: quality of every exit on every image"),
+    "search-plans": ("export.search", "cost and quality of every plan; choose the ones that are worth having"),
+    "derive-targets": ("recipe.derive_targets", "step B: quality of every plan on every image"),
     "train-gate": ("recipe.train_gate", "step C: train the gate, everything else frozen"),
-    "evaluate": ("recipe.evaluate", "mIoU per exit; gate against fixed exits, random and oracle"),
+    "evaluate": ("recipe.evaluate", "a run or a bundle: quality and cost of every policy, the gate against the oracle"),
     "probe": ("recipe.probe", "frozen linear probe of a backbone's weights"),
     "export": ("export.onnx", "write a bundle: front, encoders and decoder as ONNX"),
 }

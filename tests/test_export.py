@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,22 +13,38 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto
-from safetensors.torch import load_file
+from onnx import TensorProto, numpy_helper
+from safetensors.torch import load_file, save_file
 
 from model_export.export import onnx as exporter
-from model_export.export.graphs import Decode, Encode, Front
-from model_export.export.onnx import check_parity, enforce
+from model_export.export import parity, weights
+from model_export.export.graphs import Encode, stages_of
+from model_export.export.parity import check_parity, enforce
+from model_export.export.weights import read_weights
+from model_export.network.gate import Gate, gate_input, gate_inputs
+from model_export.network.knobs import Knobs
+from model_export.network.pausing import Active
 from model_export.network.segmenter import Segmenter, semantic_probabilities
 from model_export.recipe.augment import on_canvas
-from model_export.recipe.datasets import PALETTE, Scenes
-from model_export.recipe.quality import qualities
-from model_export.recipe.runs import RunError, read_config, read_targets
+from model_export.recipe.datasets import PALETTE, Sample, Scenes
+from model_export.recipe.quality import Semantic, qualities
+from model_export.recipe.runs import (
+    RunError,
+    load_model,
+    read_config,
+    read_gate,
+    read_targets,
+    save_model,
+    write_config,
+    write_gate,
+    write_plans,
+    write_targets,
+)
 from service import bundle
 from service.errors import BundleError
-from tests.toy import CANVAS, STAGES, command
+from tests.toy import CANVAS, PLANS, STAGES, Stripes, command, toy
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(600)]  # the first test waits for the export
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(900)]  # the first test waits for the export
 CPU = ["CPUExecutionProvider"]
 
 
@@ -35,31 +53,25 @@ def _images(count: int, seed: int = 9) -> np.ndarray:
     return np.stack([on_canvas(scenes[i], CANVAS)[0] for i in range(count)])
 
 
-def _exported_model(run: Path, folder: Path) -> Segmenter:
-    """The network with the bundle's own weights: the file is a checkpoint, too."""
-    model = Segmenter(read_config(run)[0])
-    stored = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
-    missing, unexpected = model.load_state_dict(stored, strict=False)
-    assert not unexpected
-    assert all(name.endswith("num_batches_tracked") for name in missing)  # counts, of no use after training
-    return model.eval()
-
-
 # ---- a bundle that the service takes
 
 
 def test_exported_bundle_is_one_that_the_service_loads(toy_run: Path, toy_bundle: Path) -> None:
     manifest = bundle.load(toy_bundle).manifest
     assert set(manifest.stages) == set(STAGES)
+    assert manifest.task == "semantic"
     assert (manifest.input.height, manifest.input.width, manifest.input.pad) == (*CANVAS, (127, 127, 127))
     assert tuple(entry.name for entry in manifest.classes) == Scenes(1).classes
     assert tuple(entry.color for entry in manifest.classes) == PALETTE
-    assert [(plan.name, plan.depth) for plan in manifest.plans] == [("d1", 1), ("d2", 2), ("d3", 3)]
-    assert dict(manifest.encoder_of) == {f"d{k}": f"encoder-d{k}" for k in (1, 2, 3)}
+    assert not any(entry.thing for entry in manifest.classes)
+    found = [(plan.name, Knobs(plan.depth, plan.keep, plan.width)) for plan in manifest.plans]
+    assert found == [(name, Knobs.parse(name)) for name in PLANS]
+    assert dict(manifest.encoder_of) == {name: f"encoder-{name}" for name in PLANS}
     assert manifest.mask_shape == (11, 16, 24)
     assert manifest.provenance["backbone"] == "random.npz"
     assert manifest.provenance["data"] == "scenes:4"
-    held = qualities(read_targets(toy_run, "held")["confusions"])
+    config, _, _ = read_config(toy_run)
+    held = qualities(Semantic(config), read_targets(toy_run, "held")["counts"])
     for k, plan in enumerate(manifest.plans):
         assert plan.quality == pytest.approx(held[:, k].mean(), abs=1e-5)
         assert plan.quality_quantiles[2] == pytest.approx(np.median(held[:, k]), abs=1e-5)
@@ -67,19 +79,40 @@ def test_exported_bundle_is_one_that_the_service_loads(toy_run: Path, toy_bundle
     assert all(0 < stage.parity < 1e-3 for stage in manifest.stages.values())
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
-def test_onnx_runtime_computes_what_torch_does_for_a_batch_of_three(
-    toy_run: Path, toy_bundle: Path, depth: int
-) -> None:
-    pixels = _images(3)
-    model = _exported_model(toy_run, toy_bundle)
+def test_the_calibrated_margins_go_into_the_bundle(toy_run: Path, toy_bundle: Path) -> None:
+    margins = [(row.asked, row.margin) for row in bundle.load(toy_bundle).manifest.margins]
+    assert margins == [(row["asked"], row["margin"]) for row in read_gate(toy_run)[1]["margins"]]
+    assert len(margins) >= 4
+
+
+def test_a_search_s_table_goes_into_the_bundle(toy_run: Path) -> None:
+    table = [{"plan": "d3", "gflops": 1.0, "ms": 2.0, "quality": 0.5}]
+    search = {"plans": ["d3"], "search": table, "data": "scenes:3", "machine": {"threads": 1}}
+    config, _, _ = read_config(toy_run)
+    held, fitted = read_targets(toy_run, "held"), read_gate(toy_run)[1]
+    found = exporter.calibration(config, held, search, fitted, {"front": 0.123456}, {"front": 1e-6})
+    assert found["search"] == table
+    assert found["searched_on"] == {"data": "scenes:3", "machine": {"threads": 1}}
+    assert found["data"] == "scenes:4:5"
+    assert "margins" not in found["gate"]
+    json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_onnx_runtime_computes_what_torch_does_for_a_batch_of_three(toy_bundle: Path, name: str) -> None:
+    pixels, knobs = _images(3), Knobs.parse(name)
+    model, gate, _ = read_weights(toy_bundle / "model.safetensors")
     with torch.inference_mode():
-        wanted = semantic_probabilities(model(torch.from_numpy(pixels), depth)[-1]).numpy()
-        quality = model.gate(model.gate.pool(model.features(torch.from_numpy(pixels))[1][0])).sigmoid().numpy()
+        batch = torch.from_numpy(pixels)
+        wanted = semantic_probabilities(model(batch, knobs)[-1]).numpy()
+        _, maps = model.features(batch)
+        seen = gate_input(maps, model.front_head(maps))
+        quality = gate(seen).numpy()
+        *_, encoded = model.encoder.run(maps, knobs.depth, knobs.keep, knobs.width)
     tensors = {"image": pixels}
-    for name in ("front", f"encoder-d{depth}", "decoder"):
-        session = onnxruntime.InferenceSession(toy_bundle / f"{name}.onnx", providers=CPU)
-        stage = bundle.load(toy_bundle).manifest.stages[name]
+    for part in ("front", f"encoder-{name}", "decoder"):
+        session = onnxruntime.InferenceSession(toy_bundle / f"{part}.onnx", providers=CPU)
+        stage = bundle.load(toy_bundle).manifest.stages[part]
         found = session.run(None, {spec.name: tensors[spec.name] for spec in stage.inputs})
         tensors |= dict(zip((spec.name for spec in stage.outputs), found, strict=True))
         for spec in stage.outputs:
@@ -88,7 +121,12 @@ def test_onnx_runtime_computes_what_torch_does_for_a_batch_of_three(
     assert np.abs(tensors["probabilities"] - wanted).max() < 1e-3
     assert (tensors["probabilities"].argmax(1) == wanted.argmax(1)).mean() >= 0.999
     assert np.abs(tensors["quality"] - quality).max() < 1e-4
+    assert np.abs(tensors["gate_input"] - seen.numpy()).max() < 1e-3
     assert wanted.std() > 1e-3  # not a comparison of constants
+    assert ("paused" in tensors) is (knobs.keep < 1)
+    if knobs.keep < 1:
+        assert tensors["paused"].mean((1, 2)) == pytest.approx(1 - knobs.keep)
+        assert np.array_equal(tensors["paused"], encoded.active.paused((8, 12)).numpy())
 
 
 def test_changed_file_is_refused_by_name(toy_bundle: Path, tmp_path: Path) -> None:
@@ -104,8 +142,8 @@ def test_changed_file_is_refused_by_name(toy_bundle: Path, tmp_path: Path) -> No
 
 
 def test_weights_are_stored_once(toy_run: Path, toy_bundle: Path) -> None:
-    """Every graph points into the one file: a layer that several encoders run has one place there."""
-    weights = toy_bundle / "model.safetensors"
+    """Every graph points into the one file: a layer that several encoders run has one place there at any width."""
+    stored = toy_bundle / "model.safetensors"
     places: dict[str, set[tuple[str, str]]] = {}
     for path in toy_bundle.glob("*.onnx"):
         assert path.stat().st_size < 200_000  # nodes, and constants of a few bytes
@@ -114,18 +152,37 @@ def test_weights_are_stored_once(toy_run: Path, toy_bundle: Path) -> None:
             if tensor.data_location != TensorProto.EXTERNAL:
                 assert tensor.ByteSize() <= 4096
                 continue
-            assert entries["location"] == weights.name
-            assert int(entries["offset"]) + int(entries["length"]) <= weights.stat().st_size
-            assert (tensor.data_type == TensorProto.FLOAT16) == (len(tensor.dims) > 1)
+            assert entries["location"] == stored.name
+            assert int(entries["offset"]) + int(entries["length"]) <= stored.stat().st_size
+            half = len(tensor.dims) > 1 and not tensor.name.startswith("gate.")
+            assert (tensor.data_type == TensorProto.FLOAT16) == half
             places.setdefault(tensor.name.removesuffix(".half"), set()).add((entries["offset"], entries["length"]))
     assert all(len(place) == 1 for place in places.values())
     assert len(set().union(*places.values())) == len(places)
     trained = [name for name in load_file(toy_run / "model.safetensors") if not name.endswith("num_batches_tracked")]
-    assert {name.removeprefix("model.") for name in places} == set(trained)
+    gate = [f"gate.{name}" for name in load_file(toy_run / "gate.safetensors")]
+    assert {name.removeprefix("model.") for name in places} == {*trained, *gate}
     assert sorted(path.name for path in toy_bundle.iterdir()) == sorted(
         [*(f"{name}.onnx" for name in STAGES), "manifest.json", "model.safetensors"]
     )
-    assert weights.stat().st_mode & 0o044 == 0o044  # a container's user is not the one who exported
+    assert stored.stat().st_mode & 0o044 == 0o044  # a container's user is not the one who exported
+
+
+def test_a_bundle_s_weights_say_which_network_they_are_of(toy_run: Path, toy_bundle: Path, tmp_path: Path) -> None:
+    """So that a bundle can be calibrated anew without the run that it came from."""
+    model, gate, canvas = read_weights(toy_bundle / "model.safetensors")
+    assert model.config == read_config(toy_run)[0]
+    assert canvas == CANVAS
+    assert not model.training
+    trained = load_model(toy_run).state_dict()
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            assert torch.allclose(value, trained[name], rtol=1e-3, atol=1e-6), name
+    for name, value in read_gate(toy_run)[0].state_dict().items():
+        assert torch.equal(value, gate.state_dict()[name]), name
+    save_file(load_file(toy_bundle / "model.safetensors"), tmp_path / "bare.safetensors")
+    with pytest.raises(RunError, match=r"bare\.safetensors does not say which network"):
+        read_weights(tmp_path / "bare.safetensors")
 
 
 def test_graphs_tell_nothing_of_the_machine_that_wrote_them(toy_bundle: Path) -> None:
@@ -142,55 +199,172 @@ def test_graphs_tell_nothing_of_the_machine_that_wrote_them(toy_bundle: Path) ->
         assert not model.functions
 
 
+def _optimised(path: Path, folder: Path) -> onnx.GraphProto:
+    """What ONNX Runtime makes of a graph when it loads it."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / f"optimised-{path.name}")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(path, options, providers=CPU)
+    return onnx.load(options.optimized_model_filepath, load_external_data=False).graph
+
+
+def test_a_narrow_plan_s_weights_are_cut_when_it_is_loaded_not_when_it_runs(toy_bundle: Path, tmp_path: Path) -> None:
+    graph = _optimised(toy_bundle / "encoder-d1-w50.onnx", tmp_path)
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    products = [shapes.get(node.input[1]) for node in graph.node if "MatMul" in node.op_type]
+    # Of 32 channels into half of the 32 hidden ones and back; the attention's 16 logits have the first shape, too.
+    assert (products.count((32, 16)), products.count((16, 32))) == (2, 1)
+    inner = {name for node in graph.node for name in node.input} & set(shapes)
+    cut = [node for node in graph.node if node.op_type in ("Slice", "Cast", "Transpose") and node.input[0] in inner]
+    assert cut == []
+
+
+def test_every_activation_of_the_backbone_is_fused_with_its_convolution(toy_bundle: Path, tmp_path: Path) -> None:
+    """Else ONNX Runtime changes the layout before and after each of them, which takes a third more time."""
+    nodes = _optimised(toy_bundle / "front.onnx", tmp_path).node
+    assert "Clip" not in [node.op_type for node in nodes]
+    assert len([node for node in nodes if any(a.name == "activation" for a in node.attribute)]) >= 20
+
+
+def test_no_sum_is_fused_with_the_norm_behind_it(toy_bundle: Path, tmp_path: Path) -> None:
+    """ONNX Runtime's SkipLayerNormalization takes five times as long on a CPU as the two nodes that it replaces."""
+    for name in ("encoder-d3", "encoder-d3-k50", "decoder"):
+        kinds = [node.op_type for node in _optimised(toy_bundle / f"{name}.onnx", tmp_path).node]
+        assert "SkipLayerNormalization" not in kinds
+        assert kinds.count("LayerNormalization") >= 6
+
+
+class _FixedBatch(Encode):
+    def forward(self, f8: torch.Tensor, f16: torch.Tensor, f32: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(m + len(f8) for m in (f8, f16, f32))
+
+
+def test_a_graph_for_one_batch_size_only_is_refused() -> None:
+    model = Segmenter(toy())
+    features = tuple(torch.randn(2, 32, 8 // s, 12 // s) for s in (1, 2, 4))
+    with pytest.raises(RunError, match=r"encoder: the batch of f8 is not free"):
+        weights.trace(_FixedBatch(model, Knobs(1)), features, "encoder")
+
+
+def test_a_large_constant_is_refused(tmp_path: Path) -> None:
+    tensor = numpy_helper.from_array(np.zeros(2000, np.float32), "position")
+    with pytest.raises(RunError, match=r"position .* is no weight of the network; it would be stored twice"):
+        weights.refer(tensor, {})
+
+
 # ---- parity
 
 
-def _modules(model: Segmenter) -> dict[str, torch.nn.Module]:
-    return {"front": Front(model), "decoder": Decode(model)} | {f"encoder-d{k}": Encode(model, k) for k in (1, 2, 3)}
+def _stages(folder: Path, change: Callable[[Segmenter, Gate], object] | None = None) -> dict[str, torch.nn.Module]:
+    model, gate, _ = read_weights(folder / "model.safetensors")
+    if change is not None:
+        with torch.no_grad():
+            change(model, gate)
+    return stages_of(model, gate, [Knobs.parse(name) for name in PLANS])
 
 
-def test_parity_is_measured_on_all_stages_and_enforced(
-    toy_run: Path, toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    modules = _modules(_exported_model(toy_run, toy_bundle))
-    errors = check_parity(toy_bundle, modules, _images(3))
+def test_parity_is_measured_on_all_stages_and_enforced(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = check_parity(toy_bundle, _stages(toy_bundle), _images(3))
     assert set(errors) == set(STAGES)
     assert max(errors.values()) < 1e-3
-    monkeypatch.setattr(exporter, "MAX_ERROR", 0.0)
-    with pytest.raises(RunError, match=r"differs from torch by .*nothing was bundled"):
-        check_parity(toy_bundle, modules, _images(3))
+    for limit, message in (("MAX_CHAIN", "encoder-d1-w50 from pixels to masks at batch 1"), ("MAX_ERROR", "front, ")):
+        monkeypatch.setattr(parity, limit, 0.0)
+        with pytest.raises(RunError, match=rf"{message}.*differs from torch by .*nothing was bundled"):
+            check_parity(toy_bundle, _stages(toy_bundle), _images(3))
 
 
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ("gate.output.bias", "the gate"),
+        ("gate.output.bias", "front, quality"),
         ("encoder.layers.2.linear2.bias", "encoder-d3"),
-        ("decoder.norm.bias", "encoder-d1"),
+        ("encoder.top_down.1.bias", "encoder-d1-w50, e8"),
+        ("decoder.norm.bias", "decoder, probabilities"),
     ],
 )
-def test_parity_notices_a_wrong_weight_in_any_stage(toy_run: Path, toy_bundle: Path, part: str, message: str) -> None:
-    model = _exported_model(toy_run, toy_bundle)
-    with torch.no_grad():
-        value = model.get_parameter(part)
+def test_parity_notices_a_wrong_weight_in_any_stage(toy_bundle: Path, part: str, message: str) -> None:
+    def change(model: Segmenter, gate: Gate) -> None:
+        value = torch.nn.ModuleDict({"gate": gate}).get_parameter(part) if "gate" in part else model.get_parameter(part)
         value += torch.linspace(-3, 3, len(value))
+
     with pytest.raises(RunError, match=message):
-        check_parity(toy_bundle, _modules(model), _images(3))
+        check_parity(toy_bundle, _stages(toy_bundle, change), _images(3))
+
+
+def _swap(pairs: int) -> Callable[[Active, tuple[int, int]], torch.Tensor]:
+    """A map of paused tokens of which, in the first image, so many active ones have changed places with paused ones."""
+    right = Active.paused
+
+    def paused(self: Active, shape: tuple[int, int]) -> torch.Tensor:
+        found = right(self, shape).flatten(1)
+        for value in (0, 1):
+            found[0, (right(self, shape).flatten(1)[0] == value).nonzero().flatten()[:pairs]] = 1 - value
+        return found.unflatten(1, shape)
+
+    return paused
+
+
+def test_other_paused_tokens_are_refused_but_for_near_ties(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = _stages(toy_bundle)
+    monkeypatch.setattr(Active, "paused", _swap(1))
+    with pytest.raises(RunError, match=r"encoder-d3-k50: ONNX Runtime pauses other tokens than torch, 2\.0833%"):
+        check_parity(toy_bundle, stages, _images(3))
+    monkeypatch.setattr(parity, "MIN_EQUAL", 0.97)  # 2 of 96 tokens are more than 0.1 %
+    assert check_parity(toy_bundle, stages, _images(3))["encoder-d3-k50"] < 1e-3  # by the other images of the batches
+    monkeypatch.setattr(parity, "BATCHES", (1,))  # each image is the first one of its batch: none is left to compare
+    with pytest.raises(RunError, match="encoder-d3-k50: no image of --parity pauses the same tokens"):
+        check_parity(toy_bundle, stages, _images(3))
 
 
 def test_parity_limits() -> None:
     zeros = np.zeros(4, np.float32)
-    enforce("x", zeros, zeros + 0.0009, 0.9995)
+    enforce("x", zeros, zeros + 0.0009, 1e-3, 0.9995)
     for theirs, equal in ((zeros + 0.0011, 1.0), (zeros, 0.998), (zeros + np.nan, 1.0), (zeros, np.nan)):
         with pytest.raises(RunError, match="x: ONNX Runtime differs"):
-            enforce("x", zeros, theirs, equal)
+            enforce("x", zeros, theirs, 1e-3, equal)
+
+
+# ---- the instance task
+
+
+class _Blobs(Stripes):
+    """Somebody's instance data set of one class."""
+
+    task, classes, palette, channels = "instance", ("blob",), ((255, 0, 0),), 3
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> Sample:
+        image = np.random.default_rng(index).integers(0, 256, (40, 60, 3), np.uint8)
+        return Sample(f"blob-{index}", image, np.zeros((40, 60), np.uint8))
+
+
+def test_an_instance_bundle_has_things_and_background_core_and_rim_of_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, config = tmp_path / "run", replace(toy(3), task="instance")
+    arguments = dict.fromkeys(("train", "scenes", "steps", "batch", "lr", "crop", "sampling", "distill", "seed"), 0)
+    write_config(run, config, CANVAS, arguments | {"backbone_weights": None})
+    save_model(run, Segmenter(config).state_dict())
+    write_plans(run, [Knobs(1)], {})
+    counts = np.tile(np.array([1.4, 2.0, 1.0, 0.0]), (5, 1, 1))  # two found at a mean IoU of 0.7, one too many
+    arrays = {"counts": counts, "plans": np.array(["d1"])}
+    write_targets(run, "fit", "blobs", arrays)
+    write_targets(run, "held", "blobs", arrays)
+    write_gate(run, Gate(gate_inputs(32, 3), 1), {"margins": [{"asked": 0.01, "margin": None}]})
+    monkeypatch.setattr(exporter, "open_dataset", lambda spec, root: _Blobs())
+    assert command("export", run, "--out", tmp_path / "blobs") == 0
+    manifest = bundle.load(tmp_path / "blobs").manifest
+    assert manifest.task == "instance"
+    assert [(entry.name, entry.thing) for entry in manifest.classes] == [("blob", True)]
+    assert manifest.mask_shape == (3, 16, 24)
+    assert manifest.plans[0].quality == pytest.approx(1.4 / 2.5)
+    assert manifest.margins[0].margin is None
+    assert manifest.calibration["dataset_PQ"] == [pytest.approx(1.4 / 2.5)]
 
 
 # ---- refusals
-
-
-def _class_gate(run: Path) -> None:
-    (run / "gate.json").write_text('{"loss": "class"}')
 
 
 @pytest.mark.parametrize(
@@ -198,13 +372,13 @@ def _class_gate(run: Path) -> None:
     [
         (lambda run: (run / "run.json").unlink(), (), "python -m model_export train-exits"),
         (lambda run: (run / "model.safetensors").unlink(), (), "python -m model_export train-exits --out "),
+        (lambda run: (run / "plans.json").unlink(), (), "python -m model_export search-plans "),
         (lambda run: (run / "targets-held.npz").unlink(), (), "python -m model_export derive-targets "),
         (lambda run: (run / "gate.json").unlink(), (), "python -m model_export train-gate "),
-        (_class_gate, (), "train-gate --loss quality"),
-        (lambda run: None, ("--parity", "scenes:2"), "three are needed"),
+        (lambda run: None, ("--parity", "scenes:2"), "3 are needed"),
         (lambda run: None, ("--parity", "camvid:val"), "needs --data FOLDER"),
     ],
-    ids=["run", "weights", "targets", "gate", "class gate", "images", "data"],
+    ids=["run", "weights", "plans", "targets", "gate", "images", "data"],
 )
 def test_export_refuses_an_unfinished_run_and_writes_nothing(
     toy_run: Path,
@@ -221,14 +395,21 @@ def test_export_refuses_an_unfinished_run_and_writes_nothing(
     assert not (tmp_path / "bundle").exists()
 
 
-def test_export_refuses_class_names_of_another_data_set(
-    toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("name", "value"), [("channels", 5), ("task", "instance")])
+def test_export_refuses_a_data_set_that_is_not_the_network_s(
+    toy_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: object,
 ) -> None:
     other = Scenes(3)
-    other.classes = other.classes[:5]
+    setattr(other, name, value)
     monkeypatch.setattr(exporter, "open_dataset", lambda spec, root: other)
     assert command("export", toy_run, "--out", tmp_path / "bundle") == 1
-    assert "5 classes and the run 11" in capsys.readouterr().err
+    assert f"{value}" in capsys.readouterr().err
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_failed_parity_leaves_no_manifest_even_of_an_older_bundle(
@@ -239,9 +420,11 @@ def test_failed_parity_leaves_no_manifest_even_of_an_older_bundle(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = shutil.copytree(toy_bundle, tmp_path / "bundle")
-    monkeypatch.setattr(exporter, "write_graph", lambda module, example, path, offsets: shutil.copy(
+    for slow in ("trace", "cut_out"):
+        monkeypatch.setattr(weights, slow, lambda *args: None)
+    monkeypatch.setattr(weights, "write_graph", lambda model, path, entries: shutil.copy(
         toy_bundle / path.name, path))  # fmt: skip
-    monkeypatch.setattr(exporter, "MAX_ERROR", 0.0)
+    monkeypatch.setattr(parity, "MAX_ERROR", 0.0)
     assert command("export", toy_run, "--out", folder) == 1
     assert "differs from torch" in capsys.readouterr().err
     assert not (folder / "manifest.json").exists()

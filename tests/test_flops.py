@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from model_export.export.flops import count_gflops
 from service import bundle
-from tests.toy import STAGES
+from tests.toy import PLANS, STAGES
 
 pytestmark = pytest.mark.timeout(600)  # the first test that needs the toy bundle waits for its export
 
@@ -87,14 +86,29 @@ def test_flops_refuse_a_size_that_is_not_fixed(tmp_path: Path, name: str, free: 
         count_gflops(path)
 
 
-def test_every_layer_of_the_standard_schedule_costs_the_same(toy_bundle: Path) -> None:
-    """And exactly what the layer's formula says, sampling included."""
-    costs = [1e9 * count_gflops(toy_bundle / f"encoder-d{k}.onnx") for k in (1, 2, 3)]
-    tokens, channels, ffn, samples = 2 * 3 + 4 * 6 + 8 * 12, 32, 32, 4 * 3 * 4  # samples: heads x levels x points
-    linear = 2 * tokens * channels * (3 * samples + 2 * channels + 2 * ffn)
-    sampling = 10 * tokens * (channels // 4) * samples
-    assert np.diff(costs) == pytest.approx([linear + sampling] * 2, rel=1e-9)
-    assert costs[0] == pytest.approx(linear + sampling, rel=1e-9)
+def test_an_encoder_costs_what_the_formula_of_its_plan_says(toy_bundle: Path) -> None:
+    """Sampling included. Of 30 + 96 tokens, 6 and 24 of them at strides 32 and 16; a layer of depth d sees d scales."""
+    channels, heads, points, ffn, classes = 32, 4, 4, 32, 11
+    tokens = {1: 6, 2: 6 + 24, 3: 6 + 24 + 96}
+    top_down = 2 * (6 + 24) * channels**2  # each of both steps is taken once, whatever the depth
+
+    def layer(scales: int, active: int, width: float = 1.0) -> float:
+        samples = heads * scales * points
+        of_all = channels * channels  # values: paused tokens are still sampled
+        of_active = channels * (3 * samples + channels + 2 * ffn * width) + 5 * (channels // heads) * samples
+        return 2 * (tokens[scales] * of_all + active * of_active)
+
+    first, second = layer(1, tokens[1]), layer(2, tokens[2])
+    token_head = 2 * tokens[3] * channels * classes
+    wanted = {
+        "d1-w50": layer(1, tokens[1], 0.5),
+        "d2": first + second,
+        "d3-k50": first + second + token_head + layer(3, 6 + 24 + 48),
+        "d3": first + second + layer(3, tokens[3]),
+    }
+    assert set(wanted) == set(PLANS)
+    for name, cost in wanted.items():
+        assert 1e9 * count_gflops(toy_bundle / f"encoder-{name}.onnx") == pytest.approx(cost + top_down, rel=1e-9), name
 
 
 def test_plan_costs_front_encoder_and_decoder(toy_bundle: Path) -> None:

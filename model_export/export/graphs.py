@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from model_export.network.encoder import Encoded
+from model_export.network.gate import Gate, gate_input
+from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter, semantic_probabilities
 
 FEATURES = ("f8", "f16", "f32")
@@ -12,35 +17,66 @@ ENCODED = ("e8", "e16", "e32")
 
 
 class Front(nn.Module):
-    """image (B, H, W, 3) uint8 -> f4, f8, f16, f32 (B, C, H/s, W/s) and quality (B, plans), 0..1."""
+    """image (B, H, W, 3) uint8 -> f4, f8, f16, f32 (B, C, H/s, W/s), quality (B, plans), 0..1, and what the gate saw,
+    gate_input (B, inputs): no stage needs it, but another gate can be fitted from it."""
 
-    inputs, outputs = ("image",), ("f4", *FEATURES, "quality")
+    inputs, outputs = ("image",), ("f4", *FEATURES, "quality", "gate_input")
 
-    def __init__(self, model: Segmenter) -> None:
+    def __init__(self, model: Segmenter, gate: Gate) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.gate = model, gate
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         lateral, maps = self.model.features(image)
-        quality = torch.sigmoid(self.model.gate(self.model.gate.pool(maps[0])))
-        return lateral, *reversed(maps), quality
+        seen = gate_input(maps, self.model.front_head(maps))
+        return lateral, *reversed(maps), self.gate(seen), seen
 
 
 class Encode(nn.Module):
-    """f8, f16, f32 -> e8, e16, e32 of the same shapes: the encoder's layers 1..depth."""
+    """f8, f16, f32 -> e8, e16, e32 of the same shapes, as the plan has it; and, if it pauses tokens, which ones: paused
+    (B, H/8, W/8) uint8, 1 = not updated to the end."""
 
-    inputs, outputs = FEATURES, ENCODED
+    inputs = FEATURES
 
-    def __init__(self, model: Segmenter, depth: int) -> None:
+    def __init__(self, model: Segmenter, knobs: Knobs) -> None:
         super().__init__()
-        self.model, self.depth = model, depth
+        self.model, self.knobs = model, knobs
+        self.outputs = ENCODED if knobs.keep == 1 else (*ENCODED, "paused")
 
     def forward(self, f8: Tensor, f16: Tensor, f32: Tensor) -> tuple[Tensor, ...]:
-        return tuple(reversed(self.model.encoder([f32, f16, f8], self.depth)))
+        knobs = self.knobs
+        *_, encoded = self.model.encoder.run([f32, f16, f8], knobs.depth, knobs.keep, knobs.width)
+        return outputs_of(encoded, f8)
+
+
+def outputs_of(encoded: Encoded, f8: Tensor) -> tuple[Tensor, ...]:
+    paused = () if encoded.active is None else (encoded.active.paused((f8.shape[2], f8.shape[3])),)
+    return (*reversed(encoded.maps), *paused)
+
+
+class Encoders(nn.Module):
+    """Encoders of plans that differ in depth alone, traced together: the deepest one runs through all the others.
+
+    Outputs are those of each plan, its name and a dot before them.
+    """
+
+    inputs = FEATURES
+
+    def __init__(self, model: Segmenter, plans: Sequence[Knobs]) -> None:
+        super().__init__()
+        self.model = model
+        self.plans = {plan.depth: plan for plan in plans}
+        self.outputs = tuple(f"{plan.name}.{name}" for plan in plans for name in Encode(model, plan).outputs)
+
+    def forward(self, f8: Tensor, f16: Tensor, f32: Tensor) -> tuple[Tensor, ...]:
+        deepest = self.plans[max(self.plans)]
+        every = self.model.encoder.run([f32, f16, f8], deepest.depth, deepest.keep, deepest.width)
+        found = {depth: outputs_of(encoded, f8) for depth, encoded in enumerate(every, 1)}
+        return tuple(output for depth in self.plans for output in found[depth])
 
 
 class Decode(nn.Module):
-    """f4, e8, e16, e32 -> probabilities (B, classes, H/4, W/4), 0..1."""
+    """f4, e8, e16, e32 -> probabilities (B, channels, H/4, W/4), 0..1."""
 
     inputs, outputs = ("f4", *ENCODED), ("probabilities",)
 
@@ -50,3 +86,20 @@ class Decode(nn.Module):
 
     def forward(self, f4: Tensor, e8: Tensor, e16: Tensor, e32: Tensor) -> Tensor:
         return semantic_probabilities(self.model.decoder(f4, [e32, e16, e8])[-1])
+
+
+Stage = Front | Encode | Decode
+
+
+def stages_of(model: Segmenter, gate: Gate, plans: Sequence[Knobs]) -> dict[str, Stage]:
+    """Name -> stage. The front comes first, the decoder last, between them an encoder for each plan."""
+    encoders = {f"encoder-{plan.name}": Encode(model, plan) for plan in plans}
+    return {"front": Front(model, gate), **encoders, "decoder": Decode(model)}
+
+
+@torch.inference_mode()
+def examples(stages: dict[str, Stage], images: Tensor) -> dict[str, tuple[Tensor, ...]]:
+    """Inputs of the front, of any encoder and of the decoder for images (B, H, W, 3) uint8."""
+    f4, *features = stages["front"](images)[: 1 + len(FEATURES)]
+    # An encoder keeps the shapes, so what it takes will do for what it gives.
+    return {"front": (images,), "encoders": tuple(features), "decoder": (f4, *features)}

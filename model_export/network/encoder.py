@@ -117,7 +117,7 @@ class Encoder(nn.Module):
                 for shape, level in zip(shapes, self.level_embedding, strict=True)
             ]
         )
-        current, tokens, active, logits = maps, maps[0].new_zeros(maps[0].shape[0], 0, maps[0].shape[1]), None, None
+        current, active, logits, tokens = maps, None, None, None
         for done, (scales, layer) in enumerate(zip(self.schedule[:exit], self.layers, strict=False)):
             if done == self.pause_after and self.token_head is not None:
                 logits = self.token_head(current)
@@ -125,7 +125,8 @@ class Encoder(nn.Module):
                     active = choose_active(logits, keep, threshold, shapes)
             joined = self.schedule[done - 1] if done else 0
             joining = [self._joining(current, scale) for scale in range(joined, scales)]
-            tokens = torch.cat((tokens, *joining), 1) if joining else tokens
+            if joining:
+                tokens = torch.cat(joining if tokens is None else (tokens, *joining), 1)
             n = tokens.shape[1]
             some = active if scales == 3 else None
             tokens = layer(tokens, position[:n], reference[:n], shapes[:scales], width, some)

@@ -62,7 +62,8 @@ class Active:
     def _places(self, tokens: Tensor) -> Tensor:
         """(B * k,): the rows in the flattened batch. Whole rows are then moved, several times faster than elements."""
         batch, count = tokens.shape[:2]
-        return (self.rows + count * torch.arange(batch, device=self.rows.device).unsqueeze(1)).flatten()
+        images = torch.arange(batch, dtype=torch.int64, device=self.rows.device)
+        return (self.rows + count * images.unsqueeze(1)).flatten()
 
     def paused(self, shape: tuple[int, int]) -> Tensor:
         """(B, h, w) uint8: 1 = paused."""
@@ -81,7 +82,7 @@ def choose_active(logits: Tensor, keep: float, threshold: float | None, shapes: 
     """
     unsure = entropy(logits.detach()).flatten(1)  # (B, h * w)
     start = sum(h * w for h, w in shapes[:-1])
-    coarser = torch.arange(start, device=unsure.device).expand(unsure.shape[0], -1)
+    coarser = torch.arange(start, dtype=torch.int64, device=unsure.device).expand(unsure.shape[0], -1)
     most = max(1, round(keep * unsure.shape[1]))
     if threshold is not None:
         most = max(1, int((unsure >= threshold).sum(1).max()))

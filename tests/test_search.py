@@ -1,0 +1,217 @@
+"""Which plans are worth having: what is tried, what it costs, which are chosen, and a search that goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model_export.export import search
+from model_export.export.search import NOISE, Found, candidates, choose, measure_quality, shares
+from model_export.network.config import standard, tiny
+from model_export.network.knobs import Knobs
+from model_export.network.segmenter import Segmenter
+from model_export.recipe.datasets import VOID, Sample, Scenes
+from model_export.recipe.quality import Semantic, counts_by_knobs
+from model_export.recipe.runs import RunError, load_model, read_plans
+from tests.toy import CANVAS, command, last_json, toy
+
+pytestmark = pytest.mark.timeout(900)  # a test of the toy run waits for its training
+
+
+# ---- candidates
+
+
+def test_every_combination_is_tried_and_keep_only_where_something_can_be_paused() -> None:
+    found = candidates(tiny(), (1.0, 0.5, 0.25), (1.0, 0.5, 0.25))
+    assert len(found) == len(set(found)) == 4 * 3 + 2 * 3 * 3
+    assert all(plan.keep == 1 or plan.depth >= 5 for plan in found)
+    assert Knobs(6, 0.25, 0.25) in found
+    assert Knobs(5, 0.5, 1.0) in found
+    assert {plan.keep for plan in candidates(standard(), (1.0, 0.5), (1.0,))} == {1.0}
+
+
+def test_the_full_plan_is_tried_even_if_nobody_asks_for_it() -> None:
+    assert Knobs(6) in candidates(tiny(), (0.5,), (0.25,))
+
+
+@pytest.mark.parametrize("text", ["", "2", "0", "1,x", "1,,0.5", "-0.5"])
+def test_shares_out_of_range_are_refused_with_the_flag(text: str) -> None:
+    with pytest.raises(ValueError, match=r"--keeps .* must be shares in \(0, 1\]"):
+        shares("--keeps", text)
+    assert shares("--keeps", "1,0.5, 0.25") == (1.0, 0.5, 0.25)
+
+
+# ---- choice
+
+costs = st.floats(0.1, 100, allow_nan=False)
+SOME = [Knobs(d, k, w) for d in (1, 2, 3) for k in (1.0, 0.5) for w in (1.0, 0.5)]
+measured = st.lists(st.tuples(costs, costs, st.floats(0, 1)), min_size=len(SOME), max_size=len(SOME)).map(
+    lambda rows: [Found(knobs, *row) for knobs, row in zip(SOME, rows, strict=True)]
+)
+
+
+@given(found=measured, most=st.integers(2, 12))
+def test_chosen_plans_are_a_front_that_ends_in_the_full_plan(found: list[Found], most: int) -> None:
+    chosen, full = choose(found, most), found[SOME.index(Knobs(3))]
+    assert chosen[-1] is full
+    assert len(chosen) <= most
+    assert [f.gflops for f in chosen] == sorted(f.gflops for f in chosen)
+    cheaper = [f for f in found if f.gflops < full.gflops and f.ms < full.ms]
+    assert all(f in cheaper for f in chosen[:-1])
+    for a in chosen[:-1]:
+        for b in chosen[:-1]:
+            no_dearer = a is not b and a.gflops <= b.gflops and a.ms <= b.ms
+            assert not (no_dearer and a.quality > b.quality - NOISE)
+    if cheaper:
+        cost = [f.gflops / full.gflops + f.ms / full.ms for f in chosen[:-1]]
+        assert min(cost) <= min(f.gflops / full.gflops + f.ms / full.ms for f in cheaper) + 1e-9
+    # What is left out, though there was room, is no better than something that is no dearer.
+    if len(chosen) < most:
+        for f in cheaper:
+            rivals = [c.quality for c in chosen if c.gflops <= f.gflops and c.ms <= f.ms]
+            assert rivals
+            assert max(rivals) > f.quality - NOISE
+
+
+def test_a_dearer_plan_must_be_better_by_more_than_noise() -> None:
+    found = [Found(Knobs(1), 1, 1, 0.60), Found(Knobs(2), 2, 2, 0.6009), Found(Knobs(3), 3, 3, 0.6011)]
+    found += [Found(Knobs(4), 4, 4, 0.6012)]
+    assert [f.knobs.depth for f in choose(found, 9)] == [1, 3, 4]  # the full plan stays, whatever it is worth
+
+
+def test_a_plan_that_is_quicker_or_does_less_is_kept_for_either() -> None:
+    less, quicker = Found(Knobs(1), 1, 5, 0.6), Found(Knobs(1, 1, 0.5), 2, 2, 0.6)
+    assert choose([less, quicker, Found(Knobs(2), 9, 9, 0.7)], 9)[:2] == [less, quicker]
+
+
+def test_of_too_many_plans_those_stay_that_serve_most_budgets_best() -> None:
+    rows = {1: (1, 0.50), 2: (2, 0.60), 3: (2.1, 0.605), 4: (4, 0.66), 5: (4.2, 0.69), 6: (8, 0.70)}
+    found = [Found(Knobs(depth), cost, cost, quality) for depth, (cost, quality) in rows.items()]
+    assert [f.knobs.depth for f in choose(found, 4)] == [1, 2, 5, 6]
+    assert [f.knobs.depth for f in choose(found, 2)] == [1, 6]
+
+
+# ---- quality
+
+
+class _Data(Scenes):
+    """Three scenes; the second one is all void."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 8)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = super().__getitem__(index)
+        return replace(sample, mask=np.full_like(sample.mask, VOID)) if index == 1 else sample
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_search_that_was_stopped_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, plans, seen = Segmenter(toy()).eval(), [Knobs(1, 1, 0.5), Knobs(3, 0.5)], []
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+
+    def counting(model: Segmenter, measure: Semantic, sample: Sample, *rest: object) -> tuple[np.ndarray, np.ndarray]:
+        seen.append(sample.name)
+        if stopping and len(seen) == 2:
+            raise KeyboardInterrupt
+        return counts_by_knobs(model, measure, sample, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(search, "counts_by_knobs", counting)
+    monkeypatch.setattr(search, "SAVE_EVERY", 0.0)
+    stopping = True
+    with pytest.raises(KeyboardInterrupt):
+        measure_quality(tmp_path, model, _Data(), "scenes:3:8", CANVAS, plans)
+    stopping = False
+    counts = measure_quality(tmp_path, model, _Data(), "scenes:3:8", CANVAS, plans)
+    assert seen == ["scene-8-0", "scene-8-2", "scene-8-2"]  # the first image once only, the void one never
+    wanted = [counts_by_knobs(model, Semantic(model.config), _Data()[i], CANVAS, plans)[0] for i in (0, 2)]
+    assert np.array_equal(counts, np.stack(wanted))
+    assert np.array_equal(measure_quality(tmp_path, model, _Data(), "scenes:3:8", CANVAS, plans), counts)
+    assert len(seen) == 3
+    for change in (
+        lambda: measure_quality(tmp_path, model, _Data(), "scenes:3:9", CANVAS, plans),
+        lambda: measure_quality(tmp_path, model, _Data(), "scenes:3:9", CANVAS, plans[:1]),
+        lambda: (
+            (tmp_path / "model.safetensors").write_bytes(b"other weights"),
+            measure_quality(tmp_path, model, _Data(), "scenes:3:9", CANVAS, plans[:1]),
+        ),
+    ):
+        seen.clear()
+        change()
+        assert seen == ["scene-8-0", "scene-8-2"]
+
+
+class _AllVoid(_Data):
+    def __getitem__(self, index: int) -> Sample:
+        return super().__getitem__(1)
+
+
+def test_a_data_set_without_any_label_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(RunError, match="scenes:3: every image is all void"):
+        measure_quality(tmp_path, Segmenter(toy()).eval(), _AllVoid(), "scenes:3", CANVAS, [Knobs(1)])
+
+
+# ---- the command
+
+
+def test_search_measures_what_is_served_and_writes_the_plans(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    words = ("--on", "scenes:3:6", "--keeps", "0.5", "--widths", "0.5", "--rounds", "2", "--threads", "1")
+    assert command("search-plans", run, *words, "--most", "3") == 0
+    shown = capsys.readouterr().out
+    said = last_json(shown)
+    plans, report = read_plans(run)
+    assert [plan.name for plan in plans] == said["plans"]
+    assert plans[-1] == Knobs(3)
+    assert 2 <= len(plans) <= 3
+    table = {row["plan"]: row for row in report["search"]}
+    assert set(table) == {"d1-w50", "d2-w50", "d3-k50-w50", "d3"}
+    assert all(name in shown for name in table)
+    assert list(table)[-1] == "d3"  # from cheap to dear
+    assert all(row["gflops"] > 0 and row["ms"] > 0 and 0 <= row["quality"] <= 1 for row in table.values())
+    assert [row["gflops"] for row in table.values()] == sorted(row["gflops"] for row in table.values())
+    assert report["data"] == "scenes:3:6"
+    assert (report["images"], said["images"], said["candidates"]) == (3, 3, 4)
+    assert report["machine"]["threads"] == 1
+    model = load_model(run)
+    counts = [counts_by_knobs(model, Semantic(model.config), Scenes(3, 6)[i], CANVAS, [Knobs(3)])[0] for i in range(3)]
+    mean = np.mean([Semantic.of_image(each[0]) for each in counts])
+    assert table["d3"]["quality"] == pytest.approx(mean, abs=1e-5)
+    json.dumps(report, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words", "message"),
+    [
+        (lambda run: (run / "model.safetensors").unlink(), (), "train-exits --out"),
+        (lambda run: None, ("--on", "scenes:2"), "3 are needed"),
+        (lambda run: None, ("--on", "scenes:3", "--keeps", "half"), "--keeps"),
+        (lambda run: None, ("--on", "scenes:3", "--widths", "0"), "--widths"),
+        (lambda run: None, ("--on", "scenes:3", "--most", "1"), "--most"),
+        (lambda run: None, ("--on", "camvid:dev"), "needs --data FOLDER"),
+    ],
+)
+def test_search_refuses_what_it_cannot_do_and_writes_nothing(
+    trained_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], object],
+    words: tuple[str, ...],
+    message: str,
+) -> None:
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    damage(run)
+    assert command("search-plans", run, *words) == 1
+    assert message in capsys.readouterr().err
+    assert not (run / "plans.json").exists()
