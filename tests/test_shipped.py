@@ -1,4 +1,4 @@
-"""The bundle that ships: whole, small, and as good through the service's own code as its README says."""
+"""The bundles that ship: whole, small, and as good through the service's own code as their READMEs say."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from service.core import Decision, Outcome, Reason
 from service.engines.onnxruntime import OnnxRuntimeBackend
 
 ROOT = Path(__file__).resolve().parents[1]
-SHIPPED = ROOT / "trained_weights" / "camvid-tiny"
+BUNDLES = ROOT / "trained_weights"
+SHIPPED = ("camvid-tiny", "camvid-tiny-standard")  # the second one is what the first is compared with
 CAMVID = ROOT.parent / "shared" / "data" / "camvid"
 MEGABYTES = 12
 
 
-@pytest.fixture(scope="module")
-def shipped() -> bundle.Bundle:
-    return bundle.load(SHIPPED)
+@pytest.fixture(scope="module", params=SHIPPED)
+def shipped(request: pytest.FixtureRequest) -> bundle.Bundle:
+    return bundle.load(BUNDLES / request.param)
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +54,38 @@ def served(
     return scores[0], labels
 
 
-def test_it_has_six_exits_of_growing_cost_and_is_small(shipped: bundle.Bundle) -> None:
+def test_nothing_ships_that_is_not_tested_here() -> None:
+    assert {file.parent.name for file in BUNDLES.glob("*/manifest.json")} == set(SHIPPED)
+
+
+def test_plans_grow_in_cost_up_to_the_full_one_and_the_bundle_is_small(shipped: bundle.Bundle) -> None:
     plans = shipped.manifest.plans
-    assert [plan.depth for plan in plans] == [1, 2, 3, 4, 5, 6]
-    assert plans[-1].gflops >= 1.8 * plans[0].gflops
-    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < MEGABYTES * 1e6
+    assert 6 <= len(plans) <= 12
+    assert (plans[-1].depth, plans[-1].keep, plans[-1].width) == (6, 1.0, 1.0)
+    assert plans[-1].gflops >= 1.7 * plans[0].gflops
+    assert sum(file.stat().st_size for file in shipped.root.iterdir()) < MEGABYTES * 1e6
+
+
+def test_the_adaptive_one_turns_every_knob_and_the_standard_one_only_depth() -> None:
+    adaptive, standard = (bundle.load(BUNDLES / name).manifest.plans for name in SHIPPED)
+    assert all(len({getattr(plan, knob) for plan in adaptive}) > 1 for knob in ("depth", "keep", "width"))
+    assert [(plan.depth, plan.keep, plan.width) for plan in standard] == [(d, 1, 1) for d in range(1, 7)]
+    assert adaptive[-1].gflops < 0.7 * standard[-1].gflops
+
+
+def test_paused_maps_have_the_plan_s_share(shipped: bundle.Bundle, backend: OnnxRuntimeBackend) -> None:
+    canvas = np.full((1, shipped.manifest.input.height, shipped.manifest.input.width, 3), 127, np.uint8)
+    canvas[0, :360, :480] = scenes.render(78, clutter=0.5)[0]
+    features, _ = backend.front(canvas)
+    for plan in shipped.manifest.plans:
+        paused = backend.encode(plan, features).paused
+        assert (paused is None) == (plan.keep == 1)
+        if paused is not None:
+            assert paused.mean() == pytest.approx(1 - plan.keep, abs=1e-3)
 
 
 def test_weights_lie_there_once(shipped: bundle.Bundle) -> None:
-    graphs = [file.stat().st_size for file in SHIPPED.glob("*.onnx")]
+    graphs = [file.stat().st_size for file in shipped.root.glob("*.onnx")]
     assert max(graphs) < 400_000  # nodes and shapes only
 
 
@@ -94,7 +118,7 @@ def test_it_segments_generated_scenes_that_it_has_never_seen(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_camvid_val_reaches_the_bar_at_every_exit(shipped: bundle.Bundle, backend: OnnxRuntimeBackend) -> None:
+def test_camvid_val_reaches_the_bar_with_every_plan(shipped: bundle.Bundle, backend: OnnxRuntimeBackend) -> None:
     if not CAMVID.exists():
         pytest.skip("the CamVid files are not at hand")
     dataset = CamVid(CAMVID, "val")

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from model_export.recipe import scenes  # noqa: E402
-from tests.bench.latency import at_depth, post  # noqa: E402
+from tests.bench.latency import at_plan, post, used  # noqa: E402
 from tests.bench.served import served  # noqa: E402
 
 SCENES = {"clear": (411, 0.0), "cluttered": (428, 1.0)}  # name -> seed and clutter
@@ -51,18 +51,20 @@ def main() -> None:
             colours = np.asarray(Image.open(io.BytesIO(response.content)).convert("RGB"), np.float32)
             blend = 0.45 * np.asarray(photo, np.float32) + 0.55 * colours
             axes.imshow(np.concatenate((np.asarray(photo), blend.astype(np.uint8)), axis=1))
-            used = dict(part.strip().split("=") for part in response.headers["compute-used"].split(","))
-            axes.set_title(
-                f"{name}: left after layer {used['depth']} of {used['of']}, {taken:.0f} ms ({used['reason']})"
-            )
+            spent = used(response)
+            paused = f", {100 * (1 - float(spent['keep'])):.0f} % of it paused" if "keep" in spent else ""
+            layer = f"layer {spent['depth']} of {spent['of']}{paused}"
+            axes.set_title(f"{name}: {layer}, {taken:.0f} ms ({spent['reason']})")
             axes.axis("off")
         photo_bytes = (ROOT / "docs" / "scene-clear.jpg").read_bytes()
-        taken_ms = [at_depth(client, [photo_bytes], plan["depth"], REPEATS)["p50_ms"] for plan in plans]
+        taken_ms = [at_plan(client, [photo_bytes], plan, REPEATS)["p50_ms"] for plan in plans]
     right.plot(taken_ms, [100 * plan["quality"] for plan in plans], "o-", color="#0b6e99")
     for plan, x in zip(plans, taken_ms, strict=True):
-        right.annotate(str(plan["depth"]), (x, 100 * plan["quality"]), xytext=(4, -12), textcoords="offset points")
+        right.annotate(plan["name"], (x, 100 * plan["quality"]), xytext=(4, -12), textcoords="offset points")
     right.set(
-        xlabel="p50 of a request, ms (2 CPU cores)", ylabel="mean quality of held-out images, %", title="per exit depth"
+        xlabel="p50 of a request, ms (2 CPU cores)",
+        ylabel="mean quality of held-out images, %",
+        title="per plan",
     )
     right.grid(alpha=0.3)
     figure.savefig(ROOT / "docs" / "fathom.png", dpi=100)
