@@ -14,6 +14,10 @@ COMMANDS = {
     "train-gate": ("recipe.train_gate", "step C: train the gate, everything else frozen"),
     "evaluate": ("recipe.evaluate", "a run or a bundle: quality and cost of every policy, the gate against the oracle"),
     "probe": ("recipe.probe", "frozen linear probe of a backbone's weights"),
+    "retarget": (
+        "export.retarget",
+        "a new gate and new margins for a bundle, from other data; nothing is trained",
+    ),
     "export": ("export.onnx", "write a bundle: front, encoders and decoder as ONNX"),
 }
 

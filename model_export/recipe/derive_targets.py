@@ -7,6 +7,7 @@ images at all.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +24,12 @@ from model_export.recipe.runs import load_model, read_config, read_plans, write_
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="a run's folder with a trained parent")
+    add_data_arguments(parser)
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("run", type=Path, help="a run's folder with a trained parent")
     add("--data", type=Path, help="folder of the data set (not needed for scenes)")
     add("--fit", nargs="+", required=True, help="data sets that the gate learns from, e.g. camvid:gate scenes:200:3")
     add("--held", required=True, help="data set that the gate never sees: the quality in the bundle is measured on it")
@@ -77,8 +82,15 @@ def measure(
 def main(args: argparse.Namespace) -> None:
     _, canvas, _ = read_config(args.run)
     model, (plans, _) = load_model(args.run), read_plans(args.run)
+    for part, targets in both_parts(model, plans, canvas, args):
+        write_targets(args.run, part, targets)
+
+
+def both_parts(
+    model: Segmenter, plans: list[Knobs], canvas: tuple[int, int], args: argparse.Namespace
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """("held", targets), then ("fit", targets), with "spec", of the data sets that the arguments name."""
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    fit = [open_dataset(spec, args.data) for spec in args.fit]
-    held = open_dataset(args.held, args.data)
-    write_targets(args.run, "held", args.held, measure(model, plans, [held], canvas, 1, args.seed))
-    write_targets(args.run, "fit", " ".join(args.fit), measure(model, plans, fit, canvas, args.views, args.seed))
+    for part, specs, views in (("held", [args.held], 1), ("fit", args.fit, args.views)):
+        datasets = [open_dataset(spec, args.data) for spec in specs]
+        yield part, measure(model, plans, datasets, canvas, views, args.seed) | {"spec": np.array(" ".join(specs))}

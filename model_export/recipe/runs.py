@@ -138,10 +138,10 @@ def read_plans(run: Path) -> tuple[list[Knobs], dict[str, Any]]:
     return [Knobs.parse(name) for name in report["plans"]], report
 
 
-def write_targets(run: Path, part: str, spec: str, arrays: dict[str, Any]) -> None:
-    """part: "fit" (the gate's own training) or "held" (never seen by it); spec: the data sets' names."""
+def write_targets(run: Path, part: str, arrays: dict[str, Any]) -> None:
+    """part: "fit" (the gate's own training) or "held" (never seen by it)."""
     discard_derived(run, "targets-held.npz")
-    np.savez_compressed(run / f"targets-{part}.npz", spec=np.array(spec), **arrays)
+    np.savez_compressed(run / f"targets-{part}.npz", **arrays)
 
 
 def read_targets(run: Path, part: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model_export.network.config import Config
 from model_export.network.gate import Gate
 from model_export.recipe.calibrate import contiguous_blocks, margin_table
 from model_export.recipe.quality import measure_of, qualities
@@ -31,9 +32,14 @@ Blocks = NDArray[np.int64]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("run", type=Path, help="a run's folder with targets")
-    add("--block", type=int, default=1, help="images that follow each other and are near twins, as in video; 1 = none")
+    parser.add_argument("run", type=Path, help="a run's folder with targets")
+    add_block_argument(parser)
+
+
+def add_block_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--block", type=int, default=1, help="images that follow each other and are near twins, as in video; 1 = none"
+    )
 
 
 def ridge(inputs: Floats, targets: Floats, strength: float) -> tuple[Floats, Floats]:
@@ -101,11 +107,22 @@ def alike(targets: dict[str, Any], held: str) -> NDArray[np.bool_]:
 
 def main(args: argparse.Namespace) -> None:
     config, _, _ = read_config(args.run)
-    parts = {part: read_targets(args.run, part) for part in ("fit", "held")}
+    gate, report = fit_and_calibrate(
+        config, {part: read_targets(args.run, part) for part in ("fit", "held")}, args.block
+    )
+    write_gate(args.run, gate, report)
+    print(json.dumps(report))
+
+
+def fit_and_calibrate(config: Config, parts: dict[str, dict[str, Any]], block: int) -> tuple[Gate, dict[str, Any]]:
+    """The gate and how it was fitted, with "margins". parts: targets "fit" and "held"; block: as on the command line.
+
+    Raises RunError where there are too few images.
+    """
     truth = {part: qualities(measure_of(config), t["counts"]) for part, t in parts.items()}
     inputs, quality = parts["fit"]["inputs"].astype(np.float64), truth["fit"]
     groups = np.concatenate([parts[part]["groups"] for part in ("fit", "held")])
-    blocks = contiguous_blocks(groups, args.block)
+    blocks = contiguous_blocks(groups, block)
     fitted = blocks[: len(quality)]
     if len(np.unique(fitted)) < FOLDS:
         raise RunError(f"a gate needs at least {FOLDS} blocks of images: give derive-targets more to --fit")
@@ -123,5 +140,4 @@ def main(args: argparse.Namespace) -> None:
         "strength_level": level, "strength_loss": loss, "margins": margins,
         "calibrated_on": [str(t["spec"]) for t in parts.values()], "parameters": gate.output.weight.numel(),
     }  # fmt: skip
-    write_gate(args.run, gate, report)
-    print(json.dumps(report))
+    return gate, report

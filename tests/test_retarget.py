@@ -1,0 +1,96 @@
+"""retarget: a new gate and new margins in an old bundle, whose graphs stay what they are."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model_export.export.weights import WEIGHTS, read_weights
+from model_export.network.gate import gate_input
+from model_export.network.knobs import Knobs
+from model_export.recipe.augment import on_canvas
+from model_export.recipe.datasets import Scenes
+from model_export.recipe.quality import counts_by_knobs, measure_of, qualities
+from service import bundle
+from service.engines.onnxruntime import OnnxRuntimeBackend
+from tests.toy import CANVAS, PLANS, command, last_json
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+WORDS = ("--fit", "scenes:6:8", "--held", "scenes:3:9")
+
+
+@pytest.fixture(scope="module")
+def retargeted(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("retargeted") / "other"
+    assert command("retarget", toy_bundle, "-o", folder, *WORDS) == 0
+    return folder
+
+
+def test_the_service_s_gate_is_the_new_one(toy_bundle: Path, retargeted: Path) -> None:
+    """The front graph was not written again: it must find the new tensors where the old ones were."""
+    model, gate, canvas = read_weights(retargeted / WEIGHTS)
+    pixels = on_canvas(Scenes(1, 9)[0], canvas)[0][None]
+    with torch.inference_mode():
+        _, maps = model.features(torch.from_numpy(pixels))
+        wanted = gate(gate_input(maps, model.front_head(maps))).numpy()
+    scores = {}
+    for folder in (toy_bundle, retargeted):
+        backend = OnnxRuntimeBackend(bundle.load(folder), threads=1)
+        scores[folder] = backend.front(pixels)[1]
+        backend.close()
+    assert np.abs(scores[retargeted] - wanted).max() < 1e-4
+    assert np.abs(scores[toy_bundle] - wanted).max() > 1e-3
+
+
+def test_graphs_stay_and_qualities_are_those_of_the_held_out_images(toy_bundle: Path, retargeted: Path) -> None:
+    for graph in toy_bundle.glob("*.onnx"):
+        assert graph.read_bytes() == (retargeted / graph.name).read_bytes()
+    manifest, (model, _, canvas) = bundle.load(retargeted).manifest, read_weights(retargeted / WEIGHTS)
+    assert canvas == CANVAS
+    assert manifest.name == "other"
+    assert (manifest.calibration["data"], manifest.calibration["images"]) == ("scenes:3:9", 3)
+    measure, knobs = measure_of(model.config), [Knobs.parse(name) for name in PLANS]
+    counts = np.stack([counts_by_knobs(model, measure, sample, canvas, knobs)[0] for sample in iter_of(Scenes(3, 9))])
+    wanted = qualities(measure, counts).mean(0)
+    assert [plan.quality for plan in manifest.plans] == pytest.approx(wanted.tolist(), abs=1e-4)
+    assert [plan.gflops for plan in manifest.plans] == [p.gflops for p in bundle.load(toy_bundle).manifest.plans]
+
+
+def iter_of(data: Scenes) -> list[object]:
+    return [data[i] for i in range(len(data))]
+
+
+def test_it_says_how_long_it_took_and_what_may_be_promised(
+    toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("retarget", toy_bundle, "-o", tmp_path / "new", *WORDS) == 0
+    found = last_json(capsys.readouterr().out)
+    assert found["images"] == 9
+    assert float(str(found["seconds"])) > 0
+    margins = bundle.load(tmp_path / "new").manifest.margins
+    assert found["margins"] == [{"asked": row.asked, "margin": row.margin} for row in margins]
+
+
+def test_what_cannot_be_retargeted_is_refused_and_nothing_is_written(
+    toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine.txt").write_text("mine")
+    broken = shutil.copytree(toy_bundle, tmp_path / "broken")
+    (broken / WEIGHTS).write_bytes(b"")
+    for source, out, words, message in (
+        (toy_bundle, full, WORDS, "not empty"),
+        (broken, tmp_path / "new", WORDS, "sha256"),
+        (tmp_path / "none", tmp_path / "new", WORDS, "manifest.json"),
+        (toy_bundle, tmp_path / "new", ("--fit", "scenes:2", "--held", "scenes:3:9"), "--fit"),
+        (toy_bundle, tmp_path / "new", ("--fit", "camvid:gate", "--held", "camvid:dev"), "--data"),
+    ):
+        assert command("retarget", source, "-o", out, *words) == 1
+        assert message in capsys.readouterr().err
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["broken", "full"]
+    assert [file.name for file in full.iterdir()] == ["mine.txt"]
