@@ -349,9 +349,9 @@ def test_an_instance_bundle_has_things_and_background_core_and_rim_of_each(
     save_model(run, Segmenter(config).state_dict())
     write_plans(run, [Knobs(1)], {})
     counts = np.tile(np.array([1.4, 2.0, 1.0, 0.0]), (5, 1, 1))  # two found at a mean IoU of 0.7, one too many
-    arrays = {"counts": counts, "plans": np.array(["d1"])}
-    write_targets(run, "fit", "blobs", arrays)
-    write_targets(run, "held", "blobs", arrays)
+    arrays = {"counts": counts, "plans": np.array(["d1"]), "spec": np.array("blobs")}
+    write_targets(run, "fit", arrays)
+    write_targets(run, "held", arrays)
     write_gate(run, Gate(gate_inputs(32, 3), 1), {"margins": [{"asked": 0.01, "margin": None}]})
     monkeypatch.setattr(exporter, "open_dataset", lambda spec, root: _Blobs())
     assert command("export", run, "--out", tmp_path / "blobs") == 0

@@ -73,9 +73,14 @@ def plan_of(knobs: Knobs, parts: dict[str, float], quality: NDArray[np.float64])
         keep=knobs.keep,
         width=knobs.width,
         gflops=round(parts["front"] + parts[f"encoder-{knobs.name}"] + parts["decoder"], 4),
-        quality=round(float(quality.mean()), 5),
-        quality_quantiles=tuple(round(float(q), 5) for q in np.quantile(quality, QUANTILES)),
+        **worth(quality),
     )
+
+
+def worth(quality: NDArray[np.float64]) -> dict[str, Any]:
+    """What a plan's entry says of its quality; quality: on each held-out image, (N,)."""
+    quantiles = tuple(round(float(q), 5) for q in np.quantile(quality, QUANTILES))
+    return {"quality": round(float(quality.mean()), 5), "quality_quantiles": quantiles}
 
 
 def provenance_of(path: Path | None, arguments: dict[str, Any]) -> dict[str, str]:

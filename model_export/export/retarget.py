@@ -14,9 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from model_export.export.manifest import QUANTILES
+from model_export.export.manifest import worth
 from model_export.export.weights import WEIGHTS, read_entries, read_weights, write_weights
 from model_export.network.knobs import Knobs
 from model_export.recipe.derive_targets import add_data_arguments, both_parts
@@ -24,7 +22,7 @@ from model_export.recipe.quality import measure_of, qualities
 from model_export.recipe.runs import RunError
 from model_export.recipe.train_gate import add_block_argument, fit_and_calibrate
 from service import bundle
-from service.core import Margin, Plan
+from service.core import Margin
 from service.errors import BundleError
 
 
@@ -56,7 +54,9 @@ def main(args: argparse.Namespace) -> None:
     changed = replace(
         manifest,
         name=args.out.name,
-        plans=tuple(revalued(plan, of_images) for plan, of_images in zip(manifest.plans, quality.T, strict=True)),
+        plans=tuple(
+            replace(plan, **worth(of_images)) for plan, of_images in zip(manifest.plans, quality.T, strict=True)
+        ),
         margins=tuple(Margin(row["asked"], row["margin"]) for row in fitted.pop("margins")),
         calibration={"data": str(parts["held"]["spec"]), "images": len(quality), "gate": fitted}
         | {name: manifest.calibration[name] for name in ("gflops", "parity") if name in manifest.calibration},
@@ -68,9 +68,3 @@ def main(args: argparse.Namespace) -> None:
     images = sum(len(targets["names"]) for targets in parts.values())
     seconds = round(time.monotonic() - begun, 1)
     print(json.dumps({"bundle": str(args.out), "seconds": seconds, "images": images, "margins": margins}))
-
-
-def revalued(plan: Plan, quality: np.ndarray) -> Plan:
-    """quality: of this plan on each held-out image, (N,)."""
-    quantiles = tuple(round(float(q), 5) for q in np.quantile(quality, QUANTILES))
-    return replace(plan, quality=round(float(quality.mean()), 5), quality_quantiles=quantiles)
