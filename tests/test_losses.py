@@ -10,7 +10,14 @@ from torch import Tensor
 
 from model_export.network.decoder import Prediction
 from model_export.recipe.datasets import VOID
-from model_export.recipe.losses import match, sample_points, set_loss, targets_of, uncertain_points
+from model_export.recipe.losses import (
+    match,
+    sample_points,
+    semantic_cross_entropy,
+    set_loss,
+    targets_of,
+    uncertain_points,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CLASSES = 4
@@ -195,3 +202,34 @@ def test_one_void_image_does_not_spoil_the_batch(matching: str) -> None:
     terms = set_loss(prediction, mask, matching, 64, 2.0)
     assert set(terms) == {"class", "bce", "dice", "pixel"}
     assert all(value.isfinite() for value in terms.values())
+
+
+def test_below_stride_4_the_cross_entropy_asks_for_what_the_interpolation_shows() -> None:
+    """Two maps that are right about every cell; the mask's edge lies inside a cell, and only one has it there."""
+    mask = torch.zeros(1, 32, 32, dtype=torch.uint8)
+    mask[:, :, 14:] = 1
+    edge = torch.tensor([-9.0, -9, -9, 0.5, 9, 9, 9, 9])  # bilinear: crosses zero near pixel 14
+    late = torch.tensor([-9.0, -9, -9, 8.9, 9, 9, 9, 9])  # near pixel 12
+    classes = torch.full((1, 2, 3), -9.0)
+    classes[0, 0, 0] = classes[0, 1, 1] = 9.0
+
+    def cost(row: Tensor, stride: int) -> float:
+        logits = row.expand(8, 8)
+        return float(semantic_cross_entropy(Prediction(classes, torch.stack((-logits, logits))[None]), mask, stride))
+
+    assert cost(late, 4) < cost(edge, 4)
+    assert cost(late, 1) > cost(edge, 1)
+
+
+def test_emphasis_weighs_pixels_and_its_scale_cancels() -> None:
+    torch.manual_seed(0)
+    mask, prediction = _mask(), Prediction(torch.randn(1, 4, CLASSES + 1), torch.randn(1, 4, 8, 8))
+    plain = semantic_cross_entropy(prediction, mask)
+    torch.testing.assert_close(semantic_cross_entropy(prediction, mask, 4, torch.full(mask.shape, 3.0)), plain)
+    left = torch.zeros(mask.shape)
+    left[..., :16] = 1
+    only = mask.clone()
+    only[..., 16:] = VOID
+    torch.testing.assert_close(
+        semantic_cross_entropy(prediction, mask, 4, left), semantic_cross_entropy(prediction, only)
+    )

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from model_export.recipe.rims import BACKGROUND, CORE, RIM, RIM_SHARE, core_and_rim
+from model_export.recipe.rims import BACKGROUND, CORE, RIM, RIM_SHARE, core_and_rim, gaps
 
 
 def _blobs(seed: int, height: int = 70, width: int = 90) -> NDArray[np.uint16]:
@@ -70,3 +70,22 @@ def test_tiny_objects_are_all_core_and_no_object_is_background() -> None:
     assert np.array_equal(core_and_rim(objects) == CORE, objects > 0)
     assert not core_and_rim(np.zeros((7, 9), np.uint16)).any()
     assert {BACKGROUND, CORE, RIM} == {0, 1, 2}
+
+
+def test_gaps_lie_where_two_objects_touch_and_nowhere_else() -> None:
+    objects = np.zeros((40, 60), np.uint16)
+    objects[5:25, 5:20], objects[5:25, 20:35] = 1, 2  # they touch along a column
+    objects[5:25, 38:55] = 3  # 3 pixels of background apart from the second
+    found = gaps(core_and_rim(objects))
+    rows, columns = np.nonzero(found)
+    assert set(columns.tolist()) <= {18, 19, 20, 21}
+    assert {19, 20} <= set(columns.tolist())
+    assert set(range(7, 23)) <= set(rows.tolist())
+    wide = gaps(core_and_rim(objects), reach=3)
+    assert wide.sum() > found.sum()
+    assert (core_and_rim(objects)[wide] == RIM).all()
+
+
+@pytest.mark.parametrize("mask", [np.full((8, 8), BACKGROUND, np.uint8), np.full((8, 8), CORE, np.uint8)])
+def test_no_gap_without_two_objects(mask: NDArray[np.uint8]) -> None:
+    assert not gaps(mask).any()

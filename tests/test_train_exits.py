@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from model_export.network.config import proscale, tiny
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
-from model_export.recipe.datasets import VOID, Dataset, Scenes
+from model_export.recipe.datasets import VOID, Dataset, Sample, Scenes
 from model_export.recipe.derive_targets import measure
+from model_export.recipe.rims import core_and_rim, gaps
 from model_export.recipe.runs import Average, append_log, read_config, read_log
 from model_export.recipe.supernet import TERMS
 from model_export.recipe.train_exits import config_of, draw_batch, look, parameter_groups, parse_size, rate, watched
@@ -84,7 +85,7 @@ def test_parameter_groups_hold_every_parameter_once() -> None:
 
 
 def test_a_new_data_set_is_one_class() -> None:
-    images, masks = _draw(Stripes(), batch=3)
+    images, masks, _ = _draw(Stripes(), batch=3)
     assert images.shape == (3, *CANVAS, 3)
     assert set(masks.unique().tolist()) <= {0, 1, VOID}
     model = Segmenter(toy(2, 2)).eval()
@@ -98,18 +99,36 @@ def test_the_log_shows_every_exit_and_the_other_knobs_at_the_deepest() -> None:
     assert watched(plain) == [Knobs(1), Knobs(2), Knobs(3)]
 
 
-def _draw(train: Dataset, scenes: float = 0.0, seed: int = 0, **changes: object) -> tuple[torch.Tensor, torch.Tensor]:
+def _draw(train: Dataset, scenes: float = 0.0, seed: int = 0, **changes: object) -> tuple[torch.Tensor | None, ...]:
     values = {"crop": "64x96", "canvas": "64x96", "zoom": (0.6, 1.6), "turn": False, "batch": 4, "scenes": scenes}
+    values["gap_weight"] = 1.0
     args = argparse.Namespace(**{**values, **changes})
     return draw_batch(train, Scenes(3, height=60, width=80), args, np.random.default_rng(seed))
 
 
 def test_batches_are_a_function_of_the_generator_and_mix_in_scenes() -> None:
-    draws = (_draw(Stripes(), 0.5, 1), _draw(Stripes(), 0.5, 1), _draw(Stripes(), 0.5, 2))
+    draws = [_draw(Stripes(), 0.5, seed)[:2] for seed in (1, 1, 2)]
     for first, again, other in zip(*draws, strict=True):
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
     assert _draw(Stripes(), 1.0)[1].unique().numel() > 3  # of the scenes' classes
+
+
+class Squares(Stripes):
+    """Four objects that touch."""
+
+    task, channels = "instance", 3
+
+    def __getitem__(self, index: int) -> Sample:
+        objects = (np.arange(40)[:, None] // 20 * 2 + np.arange(60) // 30 + 1).astype(np.uint16)
+        return Sample("squares", np.zeros((40, 60, 3), np.uint8), core_and_rim(objects), objects)
+
+
+def test_emphasis_is_on_the_gaps_of_the_crops() -> None:
+    assert _draw(Stripes())[2] is None
+    _, masks, emphasis = _draw(Squares(), gap_weight=5.0)
+    assert set(emphasis.unique().tolist()) == {1.0, 5.0}
+    assert torch.equal(emphasis == 5, torch.from_numpy(np.stack([gaps(mask) for mask in masks.numpy()])))
 
 
 def test_average_follows_at_once_early_and_slowly_late() -> None:
@@ -205,6 +224,8 @@ def test_training_on_discards_what_was_derived_from_older_weights(
         (("--canvas", "96x96"), "holds a run of another config or canvas"),
         (("--canvas", "100x96"), "multiples of 32"),
         (("--train", "camvid:train"), "needs --data FOLDER"),
+        (("--gap-weight", "3"), "--gap-weight is for objects that touch"),
+        (("--start-from", "nowhere"), "leave --backbone-weights out"),
     ],
 )
 def test_train_exits_refuses_with_a_message(
@@ -214,6 +235,22 @@ def test_train_exits_refuses_with_a_message(
     assert command(*train_words, "--out", trained_run, *extra) == 1
     assert message in capsys.readouterr().err
     assert before == {file.name: file.stat().st_mtime_ns for file in trained_run.iterdir()}
+
+
+def test_a_run_can_start_from_the_weights_of_another(
+    train_words: Words, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At a learning rate of zero nothing else moves them."""
+    words = [*train_words[: train_words.index("--backbone-weights")], "--lr", "0", "--start-from"]
+    assert command(*words, trained_run, "--out", tmp_path / "tuned") == 0
+    before, after = (load_file(run / "model.safetensors") for run in (trained_run, tmp_path / "tuned"))
+    floats = [name for name, value in before.items() if value.is_floating_point() and "running" not in name]
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in floats)
+    assert command(*words, trained_run, "--schedule", "0,0,3", "--out", tmp_path / "other") == 1
+    assert "of another config" in capsys.readouterr().err
+    assert command(*words, tmp_path / "none", "--out", tmp_path / "third") == 1
+    assert "is no run" in capsys.readouterr().err
+    assert not (tmp_path / "third").exists()
 
 
 def test_scenes_cannot_be_mixed_with_other_classes(

@@ -146,8 +146,11 @@ class Scenes:
         return Sample(f"scene-{self.seed}-{index}", image, mask)
 
 
+SPECS = "camvid:SPLIT, nuclei:SPLIT, folder, instances or scenes:COUNT[:SEED]"
+
+
 def open_dataset(spec: str, root: Path | None) -> Dataset:
-    """`camvid:SPLIT`, `nuclei:SPLIT`, `folder`, `instances` or `scenes:COUNT[:SEED]`; all but the last read `root`."""
+    """spec: one of SPECS; all but the scenes read `root`."""
     kind, _, rest = spec.partition(":")
     if kind == "scenes":
         count, _, seed = rest.partition(":")
@@ -159,8 +162,7 @@ def open_dataset(spec: str, root: Path | None) -> Dataset:
         "folder": Folder, "instances": InstanceFolder,
     }  # fmt: skip
     if kind not in makers:
-        known = "camvid:SPLIT, nuclei:SPLIT, folder, instances or scenes:COUNT[:SEED]"
-        raise DataError(f"unknown data set {spec!r}; choose {known}")
+        raise DataError(f"unknown data set {spec!r}; choose {SPECS}")
     if root is None:
         raise DataError(f"data set {spec!r} needs --data FOLDER")
     return makers[kind](root)

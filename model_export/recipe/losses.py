@@ -74,12 +74,13 @@ def match(prediction: Prediction, index: int, labels: Tensor, targets: Tensor, k
 
 
 def set_loss(
-    prediction: Prediction, masks: Tensor, matching: str, points: int, pixel_weight: float
-) -> dict[str, Tensor]:
+    prediction: Prediction, masks: Tensor, matching: str, points: int, pixel_weight: float, stride: int = 4,
+    emphasis: Tensor | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
     """masks: (B, H, W) uint8 -> weighted terms {"class", "bce", "dice", "pixel"}, scalars.
 
     pixel_weight: weight of the cross-entropy of the semantic probabilities, the form in which they are used; 0 is
-    Mask2Former's own loss.
+    Mask2Former's own loss. stride, emphasis: of `semantic_cross_entropy`.
     """
     batch, queries, no_object = *prediction.classes.shape[:2], prediction.classes.shape[2] - 1
     known = (masks != VOID).float()  # (B, H, W)
@@ -102,7 +103,7 @@ def set_loss(
     if rows:
         terms |= _mask_terms(prediction.masks[rows, torch.cat(columns)], torch.cat(truths), known[rows], points)
     if pixel_weight:
-        terms["pixel"] = pixel_weight * semantic_cross_entropy(prediction, masks)
+        terms["pixel"] = pixel_weight * semantic_cross_entropy(prediction, masks, stride, emphasis)
     return terms
 
 
@@ -119,11 +120,26 @@ def _mask_terms(logits: Tensor, truths: Tensor, known: Tensor, points: int) -> d
     return {"bce": BCE_WEIGHT * (bce / weight.sum(1).clamp(min=1)).mean(), "dice": DICE_WEIGHT * dice.mean()}
 
 
-def semantic_cross_entropy(prediction: Prediction, masks: Tensor) -> Tensor:
-    """Cross-entropy of the normalised semantic probabilities at stride 4 against the nearest labels."""
-    probabilities = semantic_probabilities(prediction).clamp(min=1e-6)
-    step = masks.shape[-1] // probabilities.shape[-1]
-    labels = masks[:, step // 2 :: step, step // 2 :: step].long()
-    logs = (probabilities / probabilities.sum(1, keepdim=True)).log()
-    total = F.nll_loss(logs, labels, ignore_index=VOID, reduction="sum")
-    return total / (labels != VOID).sum().clamp(min=1)  # crops may be all void
+def semantic_cross_entropy(
+    prediction: Prediction, masks: Tensor, stride: int = 4, emphasis: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy of the normalised semantic probabilities against the nearest labels.
+
+    stride: of the labels, 4 or less; below 4 the probabilities are interpolated as they are for use, which lets a map
+    show more than the averages of its cells. emphasis: (B, H, W), what each pixel counts; None = all alike.
+    """
+    probabilities = semantic_probabilities(prediction)
+    labels, counts = at_centres(masks, stride).long(), None if emphasis is None else at_centres(emphasis, stride)
+    if labels.shape[-2:] != probabilities.shape[-2:]:
+        probabilities = F.interpolate(probabilities, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    probabilities = probabilities.clamp(min=1e-6)
+    losses = F.nll_loss(
+        (probabilities / probabilities.sum(1, keepdim=True)).log(), labels, ignore_index=VOID, reduction="none"
+    )
+    known = (labels != VOID).float() if counts is None else (labels != VOID) * counts
+    return (losses * known).sum() / known.sum().clamp(min=1)  # crops may be all void
+
+
+def at_centres(maps: Tensor, stride: int) -> Tensor:
+    """(B, H, W) -> (B, H / stride, W / stride): the pixels at the centres of cells."""
+    return maps[:, stride // 2 :: stride, stride // 2 :: stride]

@@ -32,6 +32,25 @@ def core_and_rim(instances: NDArray[np.uint16], share: float = RIM_SHARE) -> NDA
     return np.where(instances == 0, BACKGROUND, np.where(depth > share * radius[instances], CORE, RIM)).astype(np.uint8)
 
 
+def gaps(mask: NDArray[np.uint8], reach: int = 1) -> NDArray[np.bool_]:
+    """(H, W) of BACKGROUND, CORE, RIM -> where the rims of two objects meet, `reach` pixels to either side.
+
+    These few pixels decide whether two objects are told apart.
+    """
+    outside = (mask != CORE).view(np.uint8)
+    if outside.all():
+        return np.zeros(mask.shape, np.bool_)
+    _, nearest = cv2.distanceTransformWithLabels(outside, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_CCOMP)
+    rim = mask == RIM
+    meet = np.zeros(mask.shape, np.uint8)
+    for a, b in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+        differ = (nearest[a] != nearest[b]) & rim[a] & rim[b]
+        meet[a] |= differ
+        meet[b] |= differ
+    grown = cv2.dilate(meet, np.ones((2 * reach + 1,) * 2, np.uint8)) if reach else meet
+    return (grown > 0) & rim
+
+
 def _depth(instances: NDArray[np.uint16]) -> NDArray[np.float32]:
     """(H, W): from each pixel's centre to the nearest border between pixels of different ids, in pixels, at least 0.5.
 

@@ -20,7 +20,7 @@ from model_export.network.encoder import Encoded
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
 from model_export.recipe.datasets import VOID
-from model_export.recipe.losses import set_loss
+from model_export.recipe.losses import at_centres, set_loss
 
 TERMS = ("class", "bce", "dice", "pixel", "token", "distill")
 LEAST_KEEP = 0.1
@@ -80,14 +80,15 @@ def exit_weights(kind: str, exits: int) -> list[float]:
 
 @dataclass(frozen=True)
 class Weights:
-    """points: sampled per mask. pixel, token, distill: weights of the semantic cross-entropy at stride 4, of the token
-    heads' at stride 8, and of CI-KD. exits: the loss's weight for every exit."""
+    """points: sampled per mask. pixel, token, distill: weights of the semantic cross-entropy, of the token heads' at
+    stride 8, and of CI-KD. exits: the loss's weight for every exit. stride: of the semantic cross-entropy's labels."""
 
     points: int
     pixel: float
     token: float
     distill: float
     exits: list[float]
+    stride: int = 4
 
 
 class Supernet(nn.Module):
@@ -97,25 +98,36 @@ class Supernet(nn.Module):
         super().__init__()
         self.model, self.weights = model, weights
 
-    def forward(self, images: Tensor, masks: Tensor, draws: list[Draw]) -> dict[str, Tensor]:
-        """images: (B, H, W, 3) uint8, masks: (B, H, W) uint8 -> weighted terms, scalars; their sum is the loss."""
+    def forward(
+        self, images: Tensor, masks: Tensor, draws: list[Draw], emphasis: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """images: (B, H, W, 3) uint8, masks: (B, H, W) uint8 -> weighted terms, scalars; their sum is the loss.
+
+        emphasis: (B, H, W), what each pixel counts in the semantic cross-entropy.
+        """
         lateral, maps = self.model.features(images)
         totals = {"token": self.weights.token * token_loss(self.model.front_head(maps), masks)}
         for draw in draws:
             share = (draw.rows.stop - draw.rows.start) / len(images)
             share *= self.weights.exits[draw.knobs.depth - 1]
-            for name, value in self._terms(lateral[draw.rows], [m[draw.rows] for m in maps], masks[draw.rows], draw):
+            part = None if emphasis is None else emphasis[draw.rows]
+            mine = [m[draw.rows] for m in maps]
+            for name, value in self._terms(lateral[draw.rows], mine, masks[draw.rows], part, draw):
                 totals[name] = totals.get(name, 0.0) + share * value
         return totals
 
-    def _terms(self, lateral: Tensor, maps: list[Tensor], masks: Tensor, draw: Draw) -> list[tuple[str, Tensor]]:
+    def _terms(
+        self, lateral: Tensor, maps: list[Tensor], masks: Tensor, emphasis: Tensor | None, draw: Draw
+    ) -> list[tuple[str, Tensor]]:
         config, weights, knobs = self.model.config, self.weights, draw.knobs
         *_, encoded = self.model.encoder.run(maps, knobs.depth, knobs.keep, knobs.width, draw.threshold)
         found = []
         if encoded.tokens is not None:
             found.append(("token", weights.token * token_loss(encoded.tokens, masks)))
         for prediction in self.model.decoder(lateral, encoded.maps, deep=True):
-            found += set_loss(prediction, masks, config.matching, weights.points, weights.pixel).items()
+            found += set_loss(
+                prediction, masks, config.matching, weights.points, weights.pixel, weights.stride, emphasis
+            ).items()
         if weights.distill and (knobs != Knobs(config.exits) or draw.threshold is not None):
             with torch.no_grad():
                 teacher = self.model.encoder(maps, config.exits)
@@ -132,7 +144,6 @@ def distillation(student: Encoded, teacher: list[Tensor], scales: int) -> Tensor
 
 def token_loss(logits: Tensor, masks: Tensor) -> Tensor:
     """Cross-entropy of a token head's logits (B, classes, h, w) against the labels at the tokens' centres."""
-    step = masks.shape[-1] // logits.shape[-1]
-    labels = masks[:, step // 2 :: step, step // 2 :: step].long()
+    labels = at_centres(masks, masks.shape[-1] // logits.shape[-1]).long()
     total = F.cross_entropy(logits, labels, ignore_index=VOID, reduction="sum")
     return total / (labels != VOID).sum().clamp(min=1)  # crops may be all void

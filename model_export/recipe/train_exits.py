@@ -27,14 +27,16 @@ from model_export.network.config import CONFIGS, STANDARD, Config, proscale
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
 from model_export.recipe.augment import parse_size, random_crop
-from model_export.recipe.datasets import Dataset, Scenes, open_dataset
+from model_export.recipe.datasets import SPECS, Dataset, Scenes, open_dataset
 from model_export.recipe.quality import counts_by_knobs, measure_of
+from model_export.recipe.rims import gaps
 from model_export.recipe.runs import (
     Average,
     RunError,
     append_log,
     cut_log,
     discard_derived,
+    load_model,
     read_config,
     save_model,
     write_config,
@@ -46,8 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--out", type=Path, required=True, help="the run's folder; an unfinished run there goes on")
     add("--data", type=Path, help="folder of the data set (not needed for scenes)")
-    add("--train", default="scenes:256", help="data set to train on: camvid:SPLIT, folder or scenes:COUNT[:SEED]")
+    add("--train", default="scenes:256", help=f"data set to train on: {SPECS}")
     add("--dev", default="scenes:32:1", help="data set to watch the quality on, never trained on")
+    add("--start-from", type=Path, help="finished run of the same config whose weights to start with (fine-tuning)")
     add("--scenes", type=float, default=0.0, help="share of generated scenes mixed into every batch (CamVid's classes)")
     add("--config", choices=sorted(CONFIGS), default="tiny")
     add("--backbone", choices=("mobilenet_v1", "mobilenet_v2"), help="default: the config's")
@@ -68,6 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--decay", type=float, default=0.05, help="weight decay; 0 on norms, biases and embeddings")
     add("--points", type=int, default=2048, help="sampled points per mask")
     add("--pixel-weight", type=float, default=2.0, help="weight of the semantic cross-entropy; 0 = Mask2Former's loss")
+    add("--pixel-stride", type=int, choices=(1, 2, 4), default=4, help="of the labels in the semantic cross-entropy")
+    add("--gap-weight", type=float, default=1.0, help="weight in it of the pixels where two objects meet (instances)")
     add("--token-weight", type=float, default=1.0, help="weight of the token heads' cross-entropy")
     add("--distill", type=float, default=1.0, help="weight of the distillation from the full encoder; 0 = none")
     add("--sampling", choices=sorted(SAMPLING), default="sandwich", help="which networks a step trains")
@@ -99,14 +104,18 @@ def config_of(args: argparse.Namespace, train: Dataset) -> Config:
 
 def draw_batch(
     train: Dataset, scenes: Scenes, args: argparse.Namespace, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """images (B, h, w, 3) uint8, masks (B, h, w) uint8; a function of the generator's state alone."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """images (B, h, w, 3) uint8, masks (B, h, w) uint8, emphasis (B, h, w) float32; all of the generator's state."""
     crops, size, canvas, scale = [], parse_size(args.crop), parse_size(args.canvas), tuple(args.zoom)
     for _ in range(args.batch):
         source: Dataset = scenes if rng.random() < args.scenes else train
         crops.append(random_crop(source[int(rng.integers(len(source)))], rng, size, scale, canvas, args.turn))
-    images, masks = zip(*crops, strict=True)
-    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks))
+    images, masks = (np.stack(each) for each in zip(*crops, strict=True))
+    emphasis = None
+    if args.gap_weight != 1:
+        meet = np.stack([gaps(mask) for mask in masks])
+        emphasis = torch.from_numpy(np.where(meet, np.float32(args.gap_weight), np.float32(1)))
+    return torch.from_numpy(images), torch.from_numpy(masks), emphasis
 
 
 def parameter_groups(model: Segmenter, lr: float, backbone: float, decay: float) -> list[dict[str, Any]]:
@@ -129,6 +138,14 @@ def rate(step: int, steps: int, warmup: int = 200) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def start_from(model: Segmenter, run: Path) -> None:
+    """Give the model a finished run's averaged weights. Raises RunError where that run is of another config."""
+    trained = load_model(run)
+    if trained.config != model.config:
+        raise RunError(f"--start-from {run} is of another config ({trained.config}); this run's is {model.config}")
+    model.load_state_dict(trained.state_dict())
 
 
 def watched(config: Config) -> list[Knobs]:
@@ -154,14 +171,20 @@ def main(args: argparse.Namespace) -> None:
     config = config_of(args, train)
     if args.scenes and train.classes != scenes.classes:
         raise RunError("--scenes mixes in scenes of CamVid's classes; leave it out for a data set of other classes")
+    if args.gap_weight != 1 and train.task != "instance":
+        raise RunError(f"--gap-weight is for objects that touch; {args.train} has none: leave it out")
+    if args.start_from and args.backbone_weights:
+        raise RunError("--start-from brings the backbone's weights, too: leave --backbone-weights out")
     torch.manual_seed(args.seed)
     model = Segmenter(config)
     if args.backbone_weights:
         load_pretrained(model.backbone, args.backbone_weights)
+    checkpoint, start = args.out / "checkpoint.pt", 0
+    if args.start_from and not checkpoint.exists():
+        start_from(model, args.start_from)
     model.to(accelerator.device, memory_format=torch.channels_last)
     average = Average(model, args.ema)
     optimizer = torch.optim.AdamW(parameter_groups(model, args.lr, args.backbone_lr, args.decay))
-    checkpoint, start = args.out / "checkpoint.pt", 0
     if checkpoint.exists():
         if read_config(args.out)[:2] != (config, canvas):
             raise RunError(f"{args.out} holds a run of another config or canvas; choose another --out or delete it")
@@ -175,7 +198,7 @@ def main(args: argparse.Namespace) -> None:
     elif accelerator.is_main_process:
         write_config(args.out, config, canvas, vars(args))
     alphas = exit_weights(args.exit_weight, config.exits)
-    weights = Weights(args.points, args.pixel_weight, args.token_weight, args.distill, alphas)
+    weights = Weights(args.points, args.pixel_weight, args.token_weight, args.distill, alphas, args.pixel_stride)
     wrapped, optimizer = accelerator.prepare(Supernet(model, weights), optimizer)
     begun, last, sums = time.monotonic(), time.monotonic(), dict.fromkeys(TERMS, 0.0)
     bar = tqdm(
@@ -188,12 +211,12 @@ def main(args: argparse.Namespace) -> None:
     for step in bar:
         torch.manual_seed(hash((args.seed, step)))  # the points of the loss
         rng = np.random.default_rng((args.seed, step, 2 + accelerator.process_index))
-        images, masks = draw_batch(train, scenes, args, rng)
-        images, masks = images.to(accelerator.device), masks.to(accelerator.device)
+        drawn = draw_batch(train, scenes, args, rng)
+        images, masks, emphasis = (each if each is None else each.to(accelerator.device) for each in drawn)
         # the same networks on every process, so that no GPU waits for a deeper one
         draws = SAMPLING[args.sampling](config, args.batch, np.random.default_rng((args.seed, step, 1)))
         wrapped.train()
-        terms: dict[str, Tensor] = wrapped(images, masks, draws)
+        terms: dict[str, Tensor] = wrapped(images, masks, draws, emphasis)
         loss = torch.stack(list(terms.values())).sum()
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(
