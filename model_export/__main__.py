@@ -13,6 +13,7 @@ COMMANDS = {
     "derive-targets": ("recipe.derive_targets", "step B: quality of every plan on every image"),
     "train-gate": ("recipe.train_gate", "step C: train the gate, everything else frozen"),
     "evaluate": ("recipe.evaluate", "a run or a bundle: quality and cost of every policy, the gate against the oracle"),
+    "draw-scenes": ("recipe.draw_scenes", "write generated scenes of known clutter as a labelled folder"),
     "probe": ("recipe.probe", "frozen linear probe of a backbone's weights"),
     "retarget": (
         "export.retarget",

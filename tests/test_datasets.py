@@ -96,6 +96,7 @@ def _cut(root: Path) -> None:
         (lambda root: (root / "masks" / "b.png").write_bytes(b"no image"), r"masks/b\.png is no image that can be"),
         (lambda root: (root / "images").rename(root / "pictures"), r"has no folder images/"),
         (lambda root: [f.unlink() for f in (root / "images").iterdir()], r"images lacks any image"),
+        (lambda root: (root / "images" / "a.webp").touch(), r"a\.webp would share one"),
     ],
 )
 def test_folder_refuses_and_names_the_file(folder: Path, damage: Callable[[Path], object], message: str) -> None:

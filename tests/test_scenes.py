@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from model_export.recipe.datasets import Scenes
+from model_export.recipe.labelled_folder import open_labelled
 from model_export.recipe.scenes import CLASSES, render
+from tests.toy import command
 
 
 def _edges(mask: np.ndarray) -> float:
@@ -65,3 +70,31 @@ def test_bad_clutter(clutter: float) -> None:
 def test_bad_size(height: int, width: int) -> None:
     with pytest.raises(ValueError, match="positive"):
         render(0, height=height, width=width)
+
+
+def test_scenes_are_written_as_a_folder_that_knows_their_clutter(tmp_path: Path) -> None:
+    assert command("draw-scenes", tmp_path / "scenes", "--count", 5, "--seed", 3, "--clutter", 0.5, 1) == 0
+    folder, scenes = open_labelled(tmp_path / "scenes", "", "semantic", CLASSES), Scenes(5, 3, (0.5, 1.0))
+    wanted = {scenes[i].name: (scenes[i], scenes.clutter_of(i)) for i in range(5)}
+    assert len(folder) == 5
+    for found in (folder[i] for i in range(5)):
+        scene, clutter = wanted[found.name]
+        assert np.array_equal(found.image, scene.image)
+        assert np.array_equal(found.mask, scene.mask)
+        low, high = (float(word) for word in found.group.split()[1::2])
+        assert low <= clutter <= high == pytest.approx(low + 0.2)
+
+
+@pytest.mark.parametrize("words", [("--clutter", 0.8, 0.2), ("--clutter", -1, 1), ("--count", 0)])
+def test_scenes_are_not_written_with_wrong_arguments(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[object, ...]
+) -> None:
+    assert command("draw-scenes", tmp_path / "scenes", *words) == 1
+    assert "--clutter" in capsys.readouterr().err
+    assert not (tmp_path / "scenes").exists()
+
+
+def test_scenes_do_not_overwrite_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.txt").touch()
+    assert command("draw-scenes", tmp_path, "--count", 1) == 1
+    assert "is not empty" in capsys.readouterr().err

@@ -58,7 +58,12 @@ class _Pairs:
         if not images.is_dir():
             expected = f"images/*.jpg with {self.labels}/*.png of the same names"
             raise DataError(f"{root} has no folder {images.relative_to(root)}/; expected {expected}")
-        files = {f.stem: f for f in sorted(images.iterdir()) if f.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")}
+        files: dict[str, Path] = {}
+        for file in sorted(images.iterdir()):
+            if file.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"):
+                if file.stem in files:
+                    raise DataError(f"{files[file.stem]} and {file.name} would share one label; rename or delete one")
+                files[file.stem] = file
         chosen = list(files) if names is None else names
         self.files = [(files[n], labels / f"{n}.png") for n in chosen if n in files]
         if len(self.files) < len(chosen) or not chosen:
