@@ -137,6 +137,21 @@ def test_broken_promise_is_shown_for_its_group(
     assert line.count("!") == 2
 
 
+def test_groups_tell_where_depth_pays_and_where_the_gate_spends(
+    semantic: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Depth changes nothing for group a; one image of group b needs it."""
+    shown, found = run(capsys, semantic, "--data", folder)
+    easy, hard = found["groups"]
+    cheap, full = found["plans"][0]["gflops"], found["plans"][-1]["gflops"]
+    assert (easy["group"], easy["images"], easy["cheapest_loses"]) == ("a", 2, 0)
+    assert hard["cheapest_loses"] == pytest.approx(1 - np.mean(BLIND[2:]), abs=1e-5)
+    assert easy["gflops"]["oracle beta 0.003"] == cheap
+    assert cheap < hard["gflops"]["oracle beta 0.003"] <= full
+    assert hard["gflops"]["gate max-loss 0.01"] > easy["gflops"]["gate max-loss 0.01"]
+    assert "GFLOPs by group" in shown
+
+
 def test_groups_come_from_meta_json_where_the_folder_has_one(
     semantic: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 from model_export.recipe.calibrate import contiguous_blocks
 from model_export.recipe.measure_bundle import Measured, measure
 from model_export.recipe.policies import Shares, by_beta, by_margin, compare, dealt_at_random, fixed, interval, resample
-from model_export.recipe.report import against_table, equal_cost_table, json_line, policies_table, promises_table
+from model_export.recipe.report import (
+    against_table,
+    equal_cost_table,
+    groups_table,
+    json_line,
+    policies_table,
+    promises_table,
+)
 from service.inference.router import margin_for
 
 BETAS = (0.0, 0.003, 0.01, 0.03, 0.1)  # quality that the full plan's cost must buy
@@ -133,6 +140,20 @@ class Evaluation:
             })  # fmt: skip
         return found
 
+    def groups(self) -> list[Row]:
+        """Per group of images what depth is worth there, and where each choosing policy spends its compute."""
+        quality, groups = self.measured.quality, self.measured.groups
+        choosing = {name: shares for name, shares in self.policies.items() if name.startswith(("gate", "oracle"))}
+        return [
+            {
+                "group": str(name), "images": int(part.sum()), "full": float(quality[part, -1].mean()),
+                "cheapest_loses": float((quality[part, -1] - quality[part, 0]).mean()),
+                "gflops": {policy: float(shares[part].mean(0) @ self.costs.gflops)
+                           for policy, shares in choosing.items()},
+            }
+            for name in np.unique(groups) if (part := groups == name).any()
+        ]  # fmt: skip
+
     def against(self, other: Evaluation) -> list[Row]:
         """Policies here against the full plan there: points lost, shares of the encoder saved, times as many images."""
         reference = other.costs.of(other.policies["full"])
@@ -168,9 +189,12 @@ def evaluate(
         "bundle": manifest.name, "digest": found[0].bundle.digest, "task": manifest.task,
         "measure": "PQ" if manifest.task == "instance" else "mIoU", "data": str(data / "images" / below),
         "images": len(found[0].names), "left_out": found[0].left_out, "threads": threads, "block": block,
-        "draws": draws, "plans": first.plans(), "policies": rows, "max_loss": promises,
+        "draws": draws, "plans": first.plans(), "policies": rows, "max_loss": promises, "groups": first.groups(),
     }  # fmt: skip
-    print("\n\n".join((policies_table(result), equal_cost_table(result), promises_table(promises))))
+    tables = [policies_table(result), equal_cost_table(result), promises_table(promises)]
+    if len(result["groups"]) > 1:
+        tables.append(groups_table(result["groups"]))
+    print("\n\n".join(tables))
     if against:
         other = evaluations[1]
         name, full = found[1].bundle.manifest.name, other.row("full")

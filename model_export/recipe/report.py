@@ -62,6 +62,17 @@ def promises_table(promises: Sequence[Row]) -> str:
     return table(["max-loss asked", "margin", "got", "95 %", *counts], rows)
 
 
+def groups_table(groups: Sequence[Row]) -> str:
+    """Mean GFLOPs of the policies that choose, in each group."""
+    policies = [name for name in groups[0]["gflops"] if "beta" in name]
+    rows = [
+        [row["group"] or "(no group)", str(row["images"]), f"{row['full']:.4f}", f"{row['cheapest_loses']:+z.4f}",
+         *(f"{row['gflops'][name]:.2f}" for name in policies)]
+        for row in groups
+    ]  # fmt: skip
+    return table(["GFLOPs by group", "images", "full plan", "cheapest loses", *policies], rows)
+
+
 def against_table(against: Row) -> str:
     full = against["full"]
     rows = [
