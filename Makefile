@@ -1,6 +1,7 @@
 # make serve [PORT= HOST= BUNDLE=]   the service, in an environment without torch
 # make test [TESTS="pytest arguments"]   the whole suite with coverage, or what TESTS names
 # make lint   ruff (rules, format) and mypy --strict
+# make weights NAME= DATA= BACKBONE=   train and export a bundle of trained_weights/ anew
 # make bench-latency   latency per depth, start and memory of the real service
 # make bench-picture   docs/fathom.png, the picture in the README, from the real service
 # Each sets itself up in .venv; PYTHON= picks the interpreter (3.11 to 3.13) that a new environment is made with.
@@ -56,3 +57,5 @@ bench-latency: $(TEST)/.ready
 
 bench-picture: $(TEST)/.ready
 	$(TEST)/bin/python tests/bench/picture.py --bundle "$(BUNDLE)"
+
+include trained_weights/recipes.mk

@@ -1,0 +1,46 @@
+# How each bundle here was made: make weights NAME=camvid-tiny DATA=DIR BACKBONE=NPZ
+# DATA is the data set's folder, BACKBONE the MobileNetV1 weights. Hours on a CPU; a command that was stopped goes on
+# where it was. Runs lie in runs/, the bundle is written to trained_weights/NAME; edit its README by hand.
+
+EXPORT = $(TEST)/bin/python -m model_export
+RUN = runs/$(NAME)
+PROVENANCE = $(addprefix --provenance ,$(wildcard trained_weights/$(NAME)/provenance.json))
+
+.PHONY: weights $(addprefix weights-, camvid-tiny camvid-tiny-standard nuclei-tiny nuclei-tiny-standard)
+weights: $(TEST)/.ready weights-$(NAME)
+
+CAMVID = --data "$(DATA)" --train camvid:train --dev camvid:dev --scenes 0.15 --backbone-weights "$(BACKBONE)" \
+  --steps 4000 --check-every 500 --lr 3e-4
+weights-camvid-tiny:
+	$(EXPORT) train-exits --out $(RUN) $(CAMVID)
+	$(camvid-bundle)
+weights-camvid-tiny-standard:
+	$(EXPORT) train-exits --out $(RUN) $(CAMVID) --config standard
+	$(camvid-bundle)
+define camvid-bundle
+$(EXPORT) search-plans $(RUN) --data "$(DATA)" --on camvid:dev
+$(EXPORT) derive-targets $(RUN) --data "$(DATA)" --fit camvid:gate camvid:dev scenes:80:3 --held camvid:val
+$(EXPORT) train-gate $(RUN) --block 3
+$(EXPORT) export $(RUN) -o trained_weights/$(NAME) --data "$(DATA)" --parity camvid:dev $(PROVENANCE)
+endef
+
+# Twice, the second time on a larger canvas, with a finer loss that minds the gaps between nuclei.
+NUCLEI = --data "$(DATA)" --train nuclei:train --dev nuclei:dev --queries 3 --crop 256x256 --zoom 0.7 1.5 --turn \
+  --check-every 400
+NUCLEI_FIRST = $(NUCLEI) --backbone-weights "$(BACKBONE)" --canvas 448x448 --steps 2400 --lr 4e-4
+NUCLEI_SECOND = $(NUCLEI) --start-from $(RUN)-first --canvas 512x512 --steps 3200 --lr 3e-4 --pixel-stride 2 \
+  --gap-weight 5
+weights-nuclei-tiny:
+	$(EXPORT) train-exits --out $(RUN)-first $(NUCLEI_FIRST)
+	$(EXPORT) train-exits --out $(RUN) $(NUCLEI_SECOND)
+	$(nuclei-bundle)
+weights-nuclei-tiny-standard:
+	$(EXPORT) train-exits --out $(RUN)-first $(NUCLEI_FIRST) --config standard
+	$(EXPORT) train-exits --out $(RUN) $(NUCLEI_SECOND) --config standard
+	$(nuclei-bundle)
+define nuclei-bundle
+$(EXPORT) search-plans $(RUN) --data "$(DATA)" --on nuclei:dev
+$(EXPORT) derive-targets $(RUN) --data "$(DATA)" --fit nuclei:gate nuclei:dev --held nuclei:val
+$(EXPORT) train-gate $(RUN)
+$(EXPORT) export $(RUN) -o trained_weights/$(NAME) --data "$(DATA)" --parity nuclei:dev $(PROVENANCE)
+endef
