@@ -15,10 +15,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 import uvicorn
 
-from service import bundle
+from service import bundle, logs
 from service.api.app import create_app
 from service.bundle import Bundle
 from service.engines.base import Backend
@@ -26,19 +27,28 @@ from service.errors import FathomError, SettingsError
 from service.inference.router import margin_for
 from service.inference.scheduler import Scheduler
 from service.metrics import Metrics
-from service.settings import Settings, load, resolve_threads
+from service.settings import Settings, flag, load, resolve_threads
+
+if TYPE_CHECKING:
+    from service.api.tracing import Tracing
 
 _log = logging.getLogger("fathom")
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit status; what went wrong is said on standard error."""
+    form = ""  # not known yet
     try:
         settings = load(argv, environ)
-        logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+        form = settings.log_format
+        logs.configure(settings.log_level, form)
         serve(settings, bundle.load(settings.bundle))
     except FathomError as error:
-        sys.stderr.write(f"{type(error).__name__}: {error.detail}\n")
+        message = f"{type(error).__name__}: {error.detail}"
+        if form == "json":
+            _log.critical(message)
+        else:
+            sys.stderr.write(f"{message}\n")
         return 2 if isinstance(error, SettingsError) else 1
     return 0
 
@@ -61,7 +71,8 @@ def serve(settings: Settings, served: Bundle) -> None:
         return backend
 
     scheduler = Scheduler(open_backend, served.manifest, settings, metrics)
-    app = create_app(settings, served.manifest, scheduler, metrics, version=release)
+    tracing = open_tracing(settings, release)
+    app = create_app(settings, served.manifest, scheduler, metrics, version=release, tracing=tracing)
     config = uvicorn.Config(
         app,
         log_config=None,  # its loggers go where ours go
@@ -99,6 +110,20 @@ class _Server(uvicorn.Server):
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self.handle_exit, number, None)
         yield
+
+
+def open_tracing(settings: Settings, release: str) -> Tracing | None:
+    """What records spans, if the settings want it. Raises SettingsError when its packages are not installed."""
+    if not settings.trace_endpoint:
+        return None
+    try:
+        from service.api.tracing import Tracing, exporter
+    except ImportError as error:
+        raise SettingsError(
+            f"{flag('trace_endpoint')} needs packages that are not installed ({error.name}): "
+            "install Fathom with its extra `tracing`, as in pip install 'fathom[tracing]'"
+        ) from error
+    return Tracing(exporter(settings.trace_endpoint), sample=settings.trace_sample, version=release)
 
 
 def open_engine(settings: Settings, served: Bundle) -> Backend:

@@ -100,11 +100,17 @@ class Decision:
     """What the router chose for one image, and why.
 
     predicted_quality: the gate's estimate for the chosen plan, 0..1.
+    wanted: the plan that the gate asked for, where a ceiling, the deadline or the load took it away; None: it ran.
+    quality_given_up: the gate's estimate for `wanted` less that for `plan`, never under 0.
+    floor_kept: whether `plan` keeps the max-loss that was in force.
     """
 
     plan: Plan
     reason: Reason
     predicted_quality: float
+    wanted: Plan | None = None
+    quality_given_up: float = 0.0
+    floor_kept: bool = True
 
 
 @dataclass(slots=True)
@@ -113,12 +119,31 @@ class Trace:
 
     stages: seconds per stage, in order of completion (decode, queue, front, encoder, decoder, mask).
     batch_size: images that ran together through the chosen encoder.
+    began: when each stage began, in seconds of time.perf_counter.
+    size: width and height of the image as shown, in pixels; None until it is decoded.
+    caller: the name of the API key; empty where none is asked for.
+    trace_id: of the distributed trace, 32 hex digits; empty while tracing is off. sampled: whether it is recorded.
     """
 
     request_id: str = ""
     stages: dict[str, float] = field(default_factory=dict)
     decision: Decision | None = None
     batch_size: int = 0
+    began: dict[str, float] = field(default_factory=dict)
+    size: tuple[int, int] | None = None
+    caller: str = ""
+    trace_id: str = ""
+    sampled: bool = False
+
+    def add(self, stage: str, began: float, ended: float) -> None:
+        """Note a stage that has ended. began, ended: in seconds of time.perf_counter."""
+        self.began[stage], self.stages[stage] = began, ended - began
+
+    def merge(self, ran: Trace) -> None:
+        """Take over what the engine wrote into a trace of its own."""
+        self.stages |= ran.stages
+        self.began |= ran.began
+        self.decision, self.batch_size = ran.decision, ran.batch_size
 
 
 @dataclass(frozen=True, slots=True)

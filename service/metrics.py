@@ -5,19 +5,17 @@ Base units, labels from closed sets only. `observe` reads a request's trace once
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 from collections import Counter as Tally
 from collections.abc import Iterable
 
 import prometheus_client as prometheus
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.exposition import choose_encoder
 
 from service.core import Decision, Reason, Trace
 from service.errors import FathomError
+from service.logs import Line
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
 STAGES = ("decode", "queue", "front", "encoder", "decoder", "mask")
 SHED = ("full", "predicted", "expired", "draining")
 # Fine where answers lie on small machines, 10 ms to 2 s; the Prometheus defaults would put half of them in one bucket.
@@ -27,10 +25,11 @@ REQUEST_SECONDS = (
 )
 STAGE_SECONDS = (0.0005, 0.001, 0.002, 0.003, *REQUEST_SECONDS)
 QUALITY = tuple(edge / 20 for edge in range(1, 21))
+QUALITY_GIVEN_UP = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+MISSED = ("deadline", "max-loss")
 
 _log = logging.getLogger("fathom.request")
 prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside each that nobody reads
-_PLAIN = re.compile(r"[!#-<>-~]+")  # printable ASCII without space, quote and equals sign
 
 
 def _leaves(kind: type[FathomError]) -> Iterable[type[FathomError]]:
@@ -39,8 +38,11 @@ def _leaves(kind: type[FathomError]) -> Iterable[type[FathomError]]:
         yield from _leaves(below)
 
 
-# outcome label -> HTTP status. 499: the caller left before the answer, so no status was ever sent.
-OUTCOMES = {"ok": 200, "cancelled": 499} | {kind.problem: kind.status for kind in _leaves(FathomError)}
+# outcome label -> HTTP status. 499: the caller left before the answer, so no status was ever sent. 401 is starlette's
+# HTTPException, which carries WWW-Authenticate.
+OUTCOMES = {"ok": 200, "cancelled": 499, "unauthorized": 401} | {
+    kind.problem: kind.status for kind in _leaves(FathomError)
+}
 
 
 class Metrics:
@@ -76,6 +78,18 @@ class Metrics:
         self._quality = prometheus.Histogram(
             "fathom_predicted_quality", "The gate's estimate for the plan that ran.", buckets=QUALITY, registry=registry
         )
+        self._depth_given_up = prometheus.Histogram(
+            "fathom_depth_given_up_layers",
+            "Layers of the plan that the gate wanted less those of the plan that ran; 0: it got what it wanted.",
+            buckets=range(layers),
+            registry=registry,
+        )
+        self._quality_given_up = prometheus.Histogram(
+            "fathom_quality_given_up",
+            "Predicted quality of the plan that the gate wanted less that of the plan that ran.",
+            buckets=QUALITY_GIVEN_UP,
+            registry=registry,
+        )
         self._batch = prometheus.Histogram(
             "fathom_batch_size",
             "Images that ran together through one encoder.",
@@ -90,6 +104,15 @@ class Metrics:
         )
         self._missed = prometheus.Counter(
             "fathom_deadline_missed_total", "Requests whose deadline passed while they ran.", registry=registry
+        )
+        self._budget_missed = prometheus.Counter(
+            "fathom_budget_missed_total",
+            "Answered requests whose deadline passed while they ran, or whose max-loss could not be kept.",
+            ["kind"],
+            registry=registry,
+        )
+        self._engine_errors = prometheus.Counter(
+            "fathom_engine_errors_total", "Batches that failed in the engine.", registry=registry
         )
         self.queue_depth = prometheus.Gauge("fathom_queue_depth", "Images that wait.", registry=registry)
         self.inflight = prometheus.Gauge("fathom_inflight", "Images in the engine.", registry=registry)
@@ -107,40 +130,45 @@ class Metrics:
             self._shed.labels(reason)
         for decided in Reason:
             self._depth.labels(decided.value)
+        for kind in MISSED:
+            self._budget_missed.labels(kind)
         for stage in STAGES:
             self._stage_seconds.labels(stage)
         for outcome in OUTCOMES:
             self._requests.labels(outcome)
 
     def observe(self, trace: Trace, outcome: str, seconds: float) -> None:
-        """Count one answered request and log its line. outcome: "ok", "cancelled" or the problem type of its error.
+        """Count one answered request and log its line. outcome: one of OUTCOMES ("ok", the problem type of its error).
 
         seconds: from the request's start to its answer. Raises ValueError for an outcome that is not in OUTCOMES.
         """
         if outcome not in OUTCOMES:
             raise ValueError(f"{outcome!r} is not in the closed set of outcomes")
         self._requests.labels(outcome).inc()
-        self._request_seconds.labels(outcome).observe(seconds)
+        # An exemplar of a trace that nobody records would lead nowhere.
+        exemplar = {"trace_id": trace.trace_id} if trace.sampled else None
+        self._request_seconds.labels(outcome).observe(seconds, exemplar)
         for stage, spent in trace.stages.items():
             if stage not in STAGES:
                 raise ValueError(f"{stage!r} is not in the closed set of stages")
             self._stage_seconds.labels(stage).observe(spent)
         if outcome == "deadline-exceeded":
             self._missed.inc()
-        decision = trace.decision
-        if decision is not None:
-            self._depth.labels(decision.reason.value).observe(decision.plan.depth)
-            self._quality.observe(decision.predicted_quality)
-        _log.info(
-            "request_id=%s status=%d outcome=%s plan=%s reason=%s batch=%d total_ms=%.1f",
-            _plain(trace.request_id),
-            OUTCOMES[outcome],
-            outcome,
-            decision.plan.name if decision else "-",
-            decision.reason.value if decision else "-",
-            trace.batch_size,
-            seconds * 1000,
-        )
+            self._budget_missed.labels("deadline").inc()
+        if trace.decision is not None:
+            self._observe_decision(trace.decision, outcome)
+        if _log.isEnabledFor(logging.INFO):
+            _log.info(_line(trace, outcome, seconds))
+
+    def _observe_decision(self, decision: Decision, outcome: str) -> None:
+        depth, wanted = decision.plan.depth, decision.wanted
+        self._depth.labels(decision.reason.value).observe(depth)
+        self._quality.observe(decision.predicted_quality)
+        # A plan of fewer tokens or channels can give up quality and no layer, or even run more layers.
+        self._depth_given_up.observe(0 if wanted is None else max(0, wanted.depth - depth))
+        self._quality_given_up.observe(decision.quality_given_up)
+        if outcome == "ok" and not decision.floor_kept:
+            self._budget_missed.labels("max-loss").inc()
 
     def ran(self, decisions: Iterable[Decision]) -> None:
         """Count encoder batches and compute, of images that ran together.
@@ -151,6 +179,10 @@ class Metrics:
         for size in Tally(plan.name for plan in plans).values():
             self._batch.observe(size)
         self._gflops.inc(sum(plan.gflops for plan in plans))
+
+    def engine_failed(self) -> None:
+        """Count a batch that the engine failed."""
+        self._engine_errors.inc()
 
     def shed(self, reason: str) -> None:
         """Count a refusal. reason: one of SHED."""
@@ -163,11 +195,30 @@ class Metrics:
         self._build.clear()
         self._build.labels(version, bundle, backend).set(1)
 
-    def render(self) -> bytes:
-        """The body of `/metrics`; its type is CONTENT_TYPE."""
-        return prometheus.generate_latest(self.registry)
+    def expose(self, accept: str) -> tuple[bytes, str]:
+        """The body of `/metrics` and its type: classic text, or OpenMetrics with exemplars where `accept` asks for it.
+
+        accept: the field's lines, joined by commas. A version in it that is no number counts as none.
+        """
+        try:
+            encode, content_type = choose_encoder(accept)
+        except TypeError:  # what comparing such a version with a number gives
+            encode, content_type = choose_encoder("")
+        return encode(self.registry), content_type
 
 
-def _plain(text: str) -> str:
-    """A logfmt value: quoted and escaped where needed, so that no caller's text can forge a line or a key."""
-    return text if _PLAIN.fullmatch(text) else json.dumps(text)
+def _line(trace: Trace, outcome: str, seconds: float) -> Line:
+    """The one line per request. Times are in milliseconds."""
+    decision = trace.decision
+    fields: dict[str, str | int | float | None] = {
+        "request_id": trace.request_id,
+        "status": OUTCOMES[outcome],
+        "outcome": outcome,
+        "plan": decision.plan.name if decision else None,
+        "reason": decision.reason.value if decision else None,
+        "batch": trace.batch_size,
+        "total_ms": round(seconds * 1000, 1),
+    }
+    fields |= {f"{stage}_ms": round(spent * 1000, 1) for stage, spent in trace.stages.items()}
+    fields |= {name: text for name, text in (("key", trace.caller), ("trace_id", trace.trace_id)) if text}
+    return Line("request", fields)

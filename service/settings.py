@@ -83,8 +83,25 @@ class Settings:
     image_threads: int = field(
         default=2, metadata=_about("threads that decode images and encode masks", low=1, high=64)
     )
+    api_keys_file: str = field(
+        default="", metadata=_about("file of API keys that is watched; without one, no key is asked for")
+    )
+    trace_endpoint: str = field(
+        default="", metadata=_about("OTLP/HTTP collector that gets OpenTelemetry spans, as http://HOST:4318; none: off")
+    )
+    trace_sample: float = field(
+        default=1.0,
+        metadata=_about("share of requests that are traced where the caller has not decided it", low=0, high=1),
+    )
     log_level: str = field(
-        default="info", metadata=_about("least severe log level", choices=("debug", "info", "warning", "error"))
+        default="info",
+        metadata=_about(
+            "least severe log level; info has a line per request", choices=("debug", "info", "warning", "error")
+        ),
+    )
+    log_format: str = field(
+        default="logfmt",
+        metadata=_about("form of the log lines; json is one object per line", choices=("logfmt", "json")),
     )
 
     def __post_init__(self) -> None:

@@ -632,6 +632,16 @@ def test_metrics_are_a_plain_route(fake_manifest: Manifest) -> None:
     assert b"fathom_requests_total" in content
 
 
+def test_metrics_come_as_openmetrics_to_whom_asks_for_it(fake_manifest: Manifest) -> None:
+    wanted = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2"
+    for accept, kind in ((wanted, "application/openmetrics-text"), ("text/plain;version=x", "text/plain")):
+        app = stubbed(fake_manifest)[0]
+        status, headers, content = ask(app, scope(path="/metrics", headers={"Accept": accept}))
+        assert (status, headers["content-type"].split(";")[0], headers["vary"]) == (200, kind, "Accept")
+        assert b"fathom_requests_total" in content
+        assert content.endswith(b"# EOF\n") == (kind != "text/plain")
+
+
 @pytest.mark.parametrize(
     ("path", "name"), [("/", "index.html"), ("/docs", "docs.html"), ("/static/docs.js", "docs.js")]
 )

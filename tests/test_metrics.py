@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import json
 import logging
 import math
 import re
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import numpy as np
 import pytest
+from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from service import errors
-from service.core import Decision, Plan, Reason, Trace
-from service.metrics import OUTCOMES, REQUEST_SECONDS, SHED, STAGES, Metrics
+from service import __main__ as entry
+from service import errors, logs
+from service.bundle import Manifest
+from service.core import Budget, Decision, Frame, Geometry, Margin, Outcome, Plan, Reason, Trace
+from service.engines.fake import FakeBackend
+from service.inference.router import choose
+from service.inference.scheduler import Scheduler
+from service.metrics import MISSED, OUTCOMES, QUALITY_GIVEN_UP, REQUEST_SECONDS, SHED, STAGES, Metrics
+from service.settings import Settings
 
+ROOT = Path(__file__).resolve().parent.parent
 PLAN = Plan("d2", 2, 1.0, 1.0, 4.5, 0.7)
 STAGE_TIMES = {"decode": 0.002, "queue": 0.0001, "front": 0.02, "encoder": 0.03, "decoder": 0.01, "mask": 0.003}
 
@@ -25,6 +40,11 @@ def metrics() -> Metrics:
 
 def traced(reason: Reason = Reason.GATE) -> Trace:
     return Trace("abc", dict(STAGE_TIMES), Decision(PLAN, reason, 0.83), 3)
+
+
+def edges_of(metrics: Metrics, name: str) -> list[str]:
+    families = {family.name: family for family in metrics.registry.collect()}
+    return [sample.labels["le"] for sample in families[name].samples if sample.name.endswith("_bucket")]
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
@@ -57,6 +77,100 @@ def test_depth_has_one_edge_per_exit(metrics: Metrics) -> None:
     edges = {sample.labels["le"] for sample in samples if sample.name.endswith("_bucket")}
     assert edges == {"1.0", "2.0", "3.0", "4.0", "5.0", "6.0", "+Inf"}
     assert {sample.labels["reason"] for sample in samples} == set(Reason)
+
+
+def test_what_was_given_up_against_what_the_gate_wanted_is_counted(metrics: Metrics) -> None:
+    deep = Plan("d6", 6, 1.0, 1.0, 9.0, 0.8)
+    metrics.observe(traced(), "ok", 0.1)
+    metrics.observe(Trace(decision=Decision(PLAN, Reason.LOAD, 0.83, deep, 0.03, False)), "ok", 0.1)
+    assert value(metrics, "fathom_depth_given_up_layers_bucket", le="0.0") == 1
+    assert value(metrics, "fathom_depth_given_up_layers_bucket", le="3.0") == 1
+    assert value(metrics, "fathom_depth_given_up_layers_bucket", le="4.0") == 2
+    assert value(metrics, "fathom_quality_given_up_bucket", le="0.0") == 1
+    assert value(metrics, "fathom_quality_given_up_bucket", le="0.02") == 1
+    assert value(metrics, "fathom_quality_given_up_bucket", le="0.05") == 2
+    assert value(metrics, "fathom_quality_given_up_sum") == 0.03
+    metrics.observe(Trace(decision=Decision(deep, Reason.NODE, 0.83, PLAN)), "ok", 0.1)  # more layers than were wanted
+    assert value(metrics, "fathom_depth_given_up_layers_bucket", le="0.0") == 2
+
+
+def test_edges_of_what_was_given_up(metrics: Metrics) -> None:
+    assert edges_of(metrics, "fathom_depth_given_up_layers") == ["0.0", "1.0", "2.0", "3.0", "4.0", "5.0", "+Inf"]
+    assert edges_of(metrics, "fathom_quality_given_up") == [*(str(edge) for edge in QUALITY_GIVEN_UP), "+Inf"]
+
+
+@pytest.mark.parametrize(
+    ("request_budget", "node", "load", "wanted", "given_up", "kept", "reason"),
+    [
+        (Budget(), Budget(), 0.0, None, 0.0, True, Reason.GATE),
+        (Budget(depth=1), Budget(), 0.0, "d3", 0.095, False, Reason.REQUEST),
+        (Budget(), Budget(gflops=4.0), 0.0, "d3", 0.035, False, Reason.NODE),
+        (Budget(), Budget(), 1.0, "d3", 0.095, False, Reason.LOAD),
+        (Budget(depth=1, max_loss=0.2), Budget(), 0.0, None, 0.0, True, Reason.GATE),
+        # the plan that was wanted is closed, a dearer one keeps the floor and gives up nothing
+        (Budget(depth=1, max_loss=0.05), Budget(), 0.0, "d2", 0.0, True, Reason.REQUEST),
+    ],
+)
+def test_a_decision_knows_what_the_gate_wanted(
+    request_budget: Budget, node: Budget, load: float, wanted: str | None, given_up: float, kept: bool, reason: Reason
+) -> None:
+    plans = [Plan(f"d{depth}", depth, 1.0, 1.0, 2.0 * depth, 0.5) for depth in (1, 2, 3, 4)]
+    if request_budget.max_loss == 0.05:
+        plans[2] = Plan("d1-wide", 1, 1.0, 1.0, 6.0, 0.5)
+    found = choose(
+        [0.60, 0.66, 0.695, 0.70],
+        request_budget,
+        node,
+        plans,
+        margins=[Margin(asked, asked) for asked in (0.01, 0.05, 0.2)],
+        default_max_loss=0.01,
+        remaining_ms=None,
+        costs_ms=[1.0, 2.0, 3.0, 4.0],
+        load=load,
+        load_start=0.5,
+    )
+    assert (found.wanted and found.wanted.name, found.floor_kept, found.reason) == (wanted, kept, reason)
+    assert found.quality_given_up == pytest.approx(given_up)
+
+
+def test_missed_budgets_are_counted_by_kind_once_a_request(metrics: Metrics) -> None:
+    broken = Decision(PLAN, Reason.NODE, 0.8, Plan("d6", 6, 1.0, 1.0, 9.0, 0.8), 0.03, floor_kept=False)
+    metrics.observe(Trace(decision=broken), "ok", 0.1)
+    metrics.observe(traced(), "ok", 0.1)
+    assert [value(metrics, "fathom_budget_missed_total", kind=kind) for kind in MISSED] == [0, 1]
+    metrics.observe(Trace(decision=broken), "deadline-exceeded", 0.1)  # there is no answer whose quality could be low
+    metrics.observe(Trace(decision=broken), "internal", 0.1)
+    assert [value(metrics, "fathom_budget_missed_total", kind=kind) for kind in MISSED] == [1, 1]
+    assert value(metrics, "fathom_deadline_missed_total") == 1
+
+
+def test_a_batch_that_fails_in_the_engine_is_one_engine_error(fake_manifest: Manifest) -> None:
+    class Broken(FakeBackend):
+        warm = False
+
+        def front(self, images: np.ndarray) -> object:  # type: ignore[type-arg,override]
+            if self.warm:
+                raise RuntimeError("a fault")
+            return super().front(images)
+
+    metrics, backend = Metrics(layers=4, max_batch=4), Broken(fake_manifest)
+    scheduler = Scheduler(lambda: backend, fake_manifest, Settings(batch_wait_ms=200.0), metrics)  # type: ignore[return-value,arg-type]
+    frame = Frame(np.zeros((48, 64, 3), np.uint8), Geometry(64, 48, 64, 48))
+
+    async def run() -> list[Outcome | BaseException]:
+        scheduler.start()
+        async with asyncio.timeout(20):
+            while scheduler.state != "ready":
+                await asyncio.sleep(0.002)
+            assert value(metrics, "fathom_engine_errors_total") == 0
+            backend.warm = True
+            tasks = [scheduler.submit(frame, Budget(), Trace(str(n)), time.perf_counter()) for n in range(3)]
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            await scheduler.drain(5)
+        return results
+
+    assert [type(result) for result in asyncio.run(run())] == [errors.FathomError] * 3
+    assert value(metrics, "fathom_engine_errors_total") == 1
 
 
 def test_request_edges_are_fine_from_10_ms_to_2_s() -> None:
@@ -100,7 +214,7 @@ def test_every_error_has_an_outcome_with_its_status(metrics: Metrics) -> None:
 def test_the_page_is_prometheus_text_with_every_documented_name(metrics: Metrics) -> None:
     metrics.build_info(version="0", bundle="b@1", backend="fake")
     metrics.build_info(version="1", bundle="b@2", backend="fake")  # replaces the first
-    families = {family.name: family for family in text_string_to_metric_families(metrics.render().decode())}
+    families = {family.name: family for family in text_string_to_metric_families(metrics.expose("")[0].decode())}
     ours = {name for name in families if name.startswith("fathom_")}
     assert ours == {
         "fathom_request_duration_seconds",
@@ -114,6 +228,10 @@ def test_the_page_is_prometheus_text_with_every_documented_name(metrics: Metrics
         "fathom_batch_size",
         "fathom_compute_gflops",
         "fathom_predicted_quality",
+        "fathom_depth_given_up_layers",
+        "fathom_quality_given_up",
+        "fathom_budget_missed",
+        "fathom_engine_errors",
         "fathom_node_budget_gflops",
         "fathom_build_info",
     }
@@ -125,6 +243,51 @@ def test_series_are_there_before_the_first_event(metrics: Metrics) -> None:
     assert all(value(metrics, "fathom_requests_total", outcome=outcome) == 0 for outcome in OUTCOMES)
     assert all(value(metrics, "fathom_stage_duration_seconds_count", stage=stage) == 0 for stage in STAGES)
     assert all(value(metrics, "fathom_shed_total", reason=reason) == 0 for reason in SHED)
+    assert all(value(metrics, "fathom_budget_missed_total", kind=kind) == 0 for kind in MISSED)
+
+
+# -- the two text formats ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("accept", "content_type"),
+    [
+        ("", "text/plain; version=0.0.4; charset=utf-8"),
+        ("*/*", "text/plain; version=0.0.4; charset=utf-8"),
+        ("text/plain;version=0.0.4;q=0.5,*/*;q=0.1", "text/plain; version=0.0.4; charset=utf-8"),
+        ("application/openmetrics-text", "application/openmetrics-text; version=1.0.0; charset=utf-8"),
+        (
+            "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,text/plain;version=0.0.4;q=0.5",
+            "application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=allow-utf-8",
+        ),
+        ("application/openmetrics-text;version=x", "text/plain; version=0.0.4; charset=utf-8"),
+        ("text/plain;version=1..0", "text/plain; version=0.0.4; charset=utf-8"),
+    ],
+)
+def test_the_scraper_chooses_the_format_and_names_are_the_same_in_both(
+    metrics: Metrics, accept: str, content_type: str
+) -> None:
+    metrics.observe(traced(), "ok", 0.1)
+    body, found = metrics.expose(accept)
+    assert found == content_type
+    assert 'fathom_requests_total{outcome="ok"} 1.0\n' in body.decode()
+    assert ("# EOF" in body.decode()) == content_type.startswith("application/openmetrics-text")
+
+
+def test_exemplars_are_of_recorded_requests_and_in_openmetrics_only(metrics: Metrics) -> None:
+    metrics.observe(Trace(trace_id="a" * 32, sampled=True), "ok", 0.07)
+    metrics.observe(Trace(trace_id="b" * 32), "ok", 0.5)
+    body = metrics.expose("application/openmetrics-text")[0].decode()
+    families = {family.name: family for family in openmetrics.text_string_to_metric_families(body)}
+    found = [sample for family in families.values() for sample in family.samples if sample.exemplar]
+    assert [(sample.name, sample.labels["le"]) for sample in found] == [
+        ("fathom_request_duration_seconds_bucket", "0.08")
+    ]
+    assert found[0].exemplar.labels == {"trace_id": "a" * 32}
+    assert b"trace_id" not in metrics.expose("")[0]
+
+
+# -- log lines ---------------------------------------------------------------------------------------------------------
 
 
 def test_there_is_one_log_line_per_request(metrics: Metrics, caplog: pytest.LogCaptureFixture) -> None:
@@ -132,8 +295,103 @@ def test_there_is_one_log_line_per_request(metrics: Metrics, caplog: pytest.LogC
         metrics.observe(traced(), "ok", 0.0714)
         metrics.observe(Trace('x y\n status=200 "=é'), "overloaded", math.pi)
     assert caplog.messages == [
-        "request_id=abc status=200 outcome=ok plan=d2 reason=gate batch=3 total_ms=71.4",
+        "request_id=abc status=200 outcome=ok plan=d2 reason=gate batch=3 total_ms=71.4 "
+        "decode_ms=2.0 queue_ms=0.1 front_ms=20.0 encoder_ms=30.0 decoder_ms=10.0 mask_ms=3.0",
         'request_id="x y\\n status=200 \\"=\\u00e9" status=429 outcome=overloaded '
         "plan=- reason=- batch=0 total_ms=3141.6",
     ]
     assert not any(re.search(r"[\n\r]", message) for message in caplog.messages)
+
+
+def test_the_line_names_the_key_and_the_trace_where_there_are_any(
+    metrics: Metrics, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "fathom.request"):
+        metrics.observe(Trace("r", caller="camera-7", trace_id="a" * 32), "overloaded", 0.001)
+    assert caplog.messages[0].endswith(f" total_ms=1.0 key=camera-7 trace_id={'a' * 32}")
+
+
+def test_a_higher_level_switches_the_line_off(metrics: Metrics, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "fathom.request"):
+        metrics.observe(traced(), "ok", 0.1)
+    assert caplog.messages == []
+
+
+def as_json(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
+    lines = [logs.JsonFormatter().format(record) for record in caplog.records]
+    assert not any("\n" in line for line in lines)
+    return [json.loads(line) for line in lines]
+
+
+def test_as_json_the_fields_are_members_with_their_types(metrics: Metrics, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "fathom.request"):
+        metrics.observe(traced(), "ok", 0.0714)
+        metrics.observe(Trace('x"\n'), "overloaded", 0.1)
+    first, second = as_json(caplog)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", str(first.pop("time")))
+    assert first == {
+        "level": "INFO",
+        "logger": "fathom.request",
+        "message": "request",
+        "request_id": "abc",
+        "status": 200,
+        "outcome": "ok",
+        "plan": "d2",
+        "reason": "gate",
+        "batch": 3,
+        "total_ms": 71.4,
+        **{f"{stage}_ms": round(seconds * 1000, 1) for stage, seconds in STAGE_TIMES.items()},
+    }
+    assert (second["request_id"], second["plan"], second["status"]) == ('x"\n', None, 429)
+
+
+def test_as_json_any_other_line_has_its_text_and_an_error_its_stack(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("uvicorn.error")
+    with caplog.at_level(logging.INFO):
+        log.info("started %d\nprocess", 7)
+        try:
+            raise KeyError("a\nb")
+        except KeyError:
+            log.exception("it broke")
+    first, second = as_json(caplog)
+    assert (first["message"], first["logger"]) == ("started 7\nprocess", "uvicorn.error")
+    assert (second["message"], second["level"]) == ("it broke", "ERROR")
+    assert "Traceback" in str(second["exception"])
+
+
+@pytest.mark.parametrize(
+    ("form", "argv", "status", "text"),
+    [
+        ("json", ["--bundle", "nowhere"], 1, "BundleError: "),
+        ("json", ["--api-keys-file", "nowhere"], 2, "SettingsError: --api-keys-file nowhere: No such file"),
+        ("json", ["--trace-endpoint", "nowhere"], 2, "SettingsError: --trace-endpoint is 'nowhere'"),
+    ],
+)
+def test_a_service_that_cannot_start_says_so_in_the_form_that_was_chosen(
+    form: str, argv: list[str], status: int, text: str
+) -> None:
+    command = [sys.executable, "-m", "service", "--log-format", form, "--backend", "fake", "--port", "0", *argv]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    lines = [json.loads(line) for line in run.stderr.splitlines()]
+    assert (run.returncode, lines[-1]["level"]) == (status, "CRITICAL")
+    assert lines[-1]["message"].startswith(text)
+
+
+def test_as_json_warnings_and_unforeseen_errors_are_lines_too() -> None:
+    code = (
+        "import warnings\nfrom service import logs\n"
+        "logs.configure('info', 'json')\nwarnings.warn('old\\nthing')\nraise RuntimeError('a bug')"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    first, second = (json.loads(line) for line in run.stderr.splitlines())
+    assert (first["logger"], first["level"]) == ("py.warnings", "WARNING")
+    assert "old\nthing" in first["message"]
+    assert second["level"] == "CRITICAL"
+    assert "RuntimeError: a bug" in second["exception"]
+
+
+def test_a_wrong_setting_is_plain_text_as_long_as_the_form_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main(["--log-format", "xml"], {}) == 2
+    assert capsys.readouterr().err.startswith("SettingsError: --log-format is 'xml'")

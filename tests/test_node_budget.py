@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from service.api import node_budget
 from service.api.node_budget import from_setting, watch
+from service.api.watched import Source, Unusable
 from service.core import Budget
 from service.errors import SettingsError
 
@@ -29,6 +29,11 @@ class Watched:
     async def until(self, count: int) -> None:
         async with asyncio.timeout(5):
             while len(self.applied) < count:
+                await asyncio.sleep(PERIOD_S / 2)
+
+    async def until_logged(self, caplog: pytest.LogCaptureFixture, count: int) -> None:
+        async with asyncio.timeout(5):
+            while len(caplog.messages) < count:
                 await asyncio.sleep(PERIOD_S / 2)
 
     async def some_periods(self) -> None:
@@ -102,12 +107,13 @@ def test_a_broken_file_keeps_the_last_good_budget_and_warns_once_with_the_key(
         async with watching(path) as watched:
             await watched.until(1)
             path.write_text("depht=2")
+            await watched.until_logged(caplog, 1)
             await watched.some_periods()
             path.write_text("depth=2")
             await watched.until(2)
             return watched.applied
 
-    with caplog.at_level(logging.WARNING, "fathom.node_budget"):
+    with caplog.at_level(logging.WARNING, "fathom.watched"):
         assert asyncio.run(run()) == [Budget(depth=3), Budget(depth=2)]
     assert len(caplog.messages) == 1
     assert "'depht'" in caplog.messages[0]
@@ -116,7 +122,7 @@ def test_a_broken_file_keeps_the_last_good_budget_and_warns_once_with_the_key(
 def test_a_file_that_is_empty_for_one_look_lifts_no_ceiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = [Budget(depth=3), Budget(), Budget(depth=2), Budget(depth=2)]
 
-    def read(path: Path, of: int) -> Budget | str:
+    def read(self: Source[Budget]) -> Budget | Unusable:
         return looks.pop(0) if len(looks) > 1 else looks[0]
 
     async def run() -> list[Budget]:
@@ -124,7 +130,7 @@ def test_a_file_that_is_empty_for_one_look_lifts_no_ceiling(tmp_path: Path, monk
             await watched.until(2)
             return watched.applied
 
-    monkeypatch.setattr(node_budget, "_read", read)
+    monkeypatch.setattr(Source, "read", read)
     assert asyncio.run(run()) == [Budget(depth=3), Budget(depth=2)]
 
 
@@ -134,17 +140,17 @@ def test_a_mended_file_applies_the_same_budget_again_and_a_missing_one_warns(
     async def run() -> list[Budget]:
         path = tmp_path / "budget"
         async with watching(path) as watched:
-            await watched.some_periods()
+            await watched.until_logged(caplog, 1)
             assert watched.applied == []
             path.write_text("depth=3")
             await watched.until(1)
             path.unlink()
-            await watched.some_periods()
+            await watched.until_logged(caplog, 2)
             path.write_text("depth=3")
             await watched.until(2)
             return watched.applied
 
-    with caplog.at_level(logging.WARNING, "fathom.node_budget"):
+    with caplog.at_level(logging.WARNING, "fathom.watched"):
         assert asyncio.run(run()) == [Budget(depth=3), Budget(depth=3)]
     assert [message.count("No such file") for message in caplog.messages] == [1, 1]
 

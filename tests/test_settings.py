@@ -32,7 +32,11 @@ OTHER: dict[str, tuple[str, object]] = {
     "body_timeout_s": ("0.5", 0.5),
     "drain_timeout_s": ("1", 1.0),
     "image_threads": ("1", 1),
+    "api_keys_file": ("keys", "keys"),
+    "trace_endpoint": ("http://collector:4318", "http://collector:4318"),
+    "trace_sample": ("0.01", 0.01),
     "log_level": ("debug", "debug"),
+    "log_format": ("json", "json"),
 }
 
 
@@ -78,6 +82,8 @@ def test_a_flag_beats_its_variable_and_a_wrong_variable_is_still_an_error() -> N
         (["--max-batch", "0"], {}, ["--max-batch", "from 1 to 64"]),
         (["--backend", "tensorrt"], {}, ["--backend", "tensorrt", "onnxruntime"]),
         (["--log-level", "INFO"], {}, ["--log-level", "info"]),
+        (["--log-format", "text"], {}, ["--log-format", "logfmt", "json"]),
+        (["--trace-sample", "1.01"], {}, ["--trace-sample", "from 0 to 1"]),
         (["--min-side", "100", "--max-side", "99"], {}, ["--min-side", "--max-side"]),
     ],
 )

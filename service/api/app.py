@@ -7,22 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Set
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI, params
 from fastapi.exceptions import RequestValidationError
+from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from service.api import forms, openapi
+from service.api.auth import ApiKeys
 from service.api.body import Intake
 from service.api.budget import FIELD, parse_budget
 from service.api.image import Limits, decode
@@ -36,34 +38,54 @@ from service.inference.scheduler import Scheduler
 from service.metrics import Metrics
 from service.settings import Settings
 
+if TYPE_CHECKING:  # it needs packages that are not there unless tracing is wanted
+    from service.api.tracing import Tracing
+
+# FastAPI (0.165, fastapi/telemetry) would record by itself as soon as a global OpenTelemetry provider is set or
+# FASTAPI_OTEL_AUTO_CONFIGURE is true: a span for every path, probes and scrapes too, more below each for its own work,
+# a second duration histogram, and logs with the messages and stacks of exceptions. It knows no stage, and answers no
+# traceparent. Ours are in tracing.py and metrics.py; with all of this off, its wrapper calls the app and nothing else.
+_TELEMETRY = TelemetryConfig(tracing=False, metrics=False, logs=False, auto_configure=False)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
 def create_app(
-    settings: Settings, manifest: Manifest, scheduler: Scheduler, metrics: Metrics, *, version: str = "unknown"
+    settings: Settings,
+    manifest: Manifest,
+    scheduler: Scheduler,
+    metrics: Metrics,
+    *,
+    version: str = "unknown",
+    tracing: Tracing | None = None,
 ) -> FastAPI:
-    """The service over HTTP. Starting it starts the scheduler, ending it drains the scheduler.
+    """The service over HTTP. Starting it starts the scheduler, ending it drains the scheduler and ends the tracing.
 
-    Raises SettingsError for a node budget that cannot be understood.
+    Raises SettingsError for a node budget or API keys that cannot be understood.
     """
     scheduler.node_budget = from_setting(settings.node_budget, manifest.layers)
-    rim = Rim(settings, manifest, scheduler, metrics)
+    rim = Rim(settings, manifest, scheduler, metrics, tracing)
+    guard, described = rim.guard(), openapi.segment()
+    if guard:
+        described["responses"][401] = openapi.failure("No API key, or none that is known")
     app = FastAPI(
         title="Fathom",
         version=version,
         summary="Segments each image with only as much compute as it needs and as its caller can afford.",
         docs_url=None,  # the stock page loads its scripts from elsewhere; pages() has one that does not
         redoc_url=None,
+        telemetry=_TELEMETRY,
         lifespan=rim.lifespan,
     )
     app.add_middleware(Edge, of=manifest.layers)
+    if tracing is not None:
+        app.add_middleware(tracing.around)
     app.add_exception_handler(FathomError, _on_error)
     app.add_exception_handler(HTTPException, _on_error)
     app.add_exception_handler(RequestValidationError, _on_error)
-    app.post("/segment", **openapi.segment())(rim.segment)
-    app.include_router(operations(settings, manifest, scheduler, metrics))
-    app.include_router(inference_protocol(manifest, scheduler, version))
+    app.post("/segment", dependencies=guard, **described)(rim.segment)
+    app.include_router(operations(settings, manifest, scheduler, metrics, guard))
+    app.include_router(inference_protocol(manifest, scheduler, version, guard))
     app.include_router(pages())
     stock = app.openapi
     app.openapi = lambda: openapi.complete(stock())  # type: ignore[method-assign]
@@ -71,10 +93,20 @@ def create_app(
 
 
 class Rim:
-    """What /segment needs: the threads for images, the intake of bodies, the scheduler."""
+    """What /segment needs: the threads for images, the intake of bodies, the scheduler; the API keys, if there are."""
 
-    def __init__(self, settings: Settings, manifest: Manifest, scheduler: Scheduler, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        manifest: Manifest,
+        scheduler: Scheduler,
+        metrics: Metrics,
+        tracing: Tracing | None,
+    ) -> None:
         self._settings, self._manifest, self._scheduler, self._metrics = settings, manifest, scheduler, metrics
+        self._tracing = tracing
+        refuse = partial(self._observe, outcome="unauthorized")
+        self._keys = ApiKeys(Path(settings.api_keys_file), refuse) if settings.api_keys_file else None
         self._limits = Limits(settings.max_pixels, settings.max_side, settings.min_side)
         self._intake = Intake(
             max_bytes=settings.max_body_bytes,
@@ -84,19 +116,27 @@ class Rim:
         )
         self._threads = ThreadPoolExecutor(settings.image_threads, thread_name_prefix="image")
 
+    def guard(self) -> Sequence[params.Depends]:
+        """The dependencies of a route that needs an API key: none where no key is asked for."""
+        return [] if self._keys is None else [Depends(self._keys.require)]
+
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        """While the server runs: the scheduler, and the watcher of the node's budget file."""
+        """While the server runs: the scheduler, and the watchers of the files that may change."""
         self._scheduler.start()
-        watcher = asyncio.create_task(self._watch())
+        watchers = [asyncio.create_task(watching) for watching in self._watch()]
         try:
             yield
         finally:
-            watcher.cancel()
-            with suppress(asyncio.CancelledError):
-                await watcher
+            for watcher in watchers:
+                watcher.cancel()
+                with suppress(asyncio.CancelledError):
+                    await watcher
+            end = time.perf_counter() + self._settings.drain_timeout_s
             await self._scheduler.drain(self._settings.drain_timeout_s)
             self._threads.shutdown(wait=False, cancel_futures=True)
+            if self._tracing is not None:
+                await self._tracing.close(max(0.0, end - time.perf_counter()))
 
     async def segment(self, request: Request) -> Response:
         """POST /segment; described in openapi.py."""
@@ -114,7 +154,7 @@ class Rim:
             outcome = "cancelled"
             raise
         finally:
-            self._metrics.observe(trace, outcome, time.perf_counter() - request.state.arrived)
+            self._observe(request, outcome)
 
     async def _segment(self, request: Request, trace: Trace) -> Response:
         # Whatever can be refused is refused before the body is read.
@@ -128,24 +168,37 @@ class Rim:
             began = time.perf_counter()
             image = self._in_thread(decode, upload.data, upload.content_type, self._limits, self._manifest.input)
             frame = await _while_connected(request, image)
-            trace.stages["decode"] = time.perf_counter() - began
+            trace.add("decode", began, time.perf_counter())
+        trace.size = frame.geometry.width, frame.geometry.height
         outcome = await _while_connected(request, self._scheduler.submit(frame, budget, trace, request.state.arrived))
         body = await _while_connected(request, self._render(form, include, outcome, trace))
         return Response(body, media_type=form.media_type)
 
     async def _render(self, form: forms.Form, include: Set[str], outcome: Outcome, trace: Trace) -> bytes:
         # A copy: the thread may still write into it after the client has left and the trace was counted.
-        own = replace(trace, stages=dict(trace.stages))
-        body = await self._in_thread(form.render, outcome, own, self._manifest, include)
-        trace.stages = own.stages
+        own = replace(trace, stages=dict(trace.stages), began=dict(trace.began))
+
+        def render() -> bytes:
+            own.began["mask"] = time.perf_counter()
+            return form.render(outcome, own, self._manifest, include)
+
+        body = await self._in_thread(render)
+        trace.merge(own)
         return body
 
     async def _in_thread(self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(*args, **kwargs))
 
-    async def _watch(self) -> None:
+    def _observe(self, request: Request, outcome: str) -> None:
+        trace: Trace = request.state.trace
+        trace.trace_id, trace.sampled = getattr(request.state, "traced", ("", False))
+        self._metrics.observe(trace, outcome, time.perf_counter() - request.state.arrived)
+
+    def _watch(self) -> Iterator[Coroutine[object, object, None]]:
         if self._settings.node_budget_file:
-            await watch(Path(self._settings.node_budget_file), self._manifest.layers, self._apply)
+            yield watch(Path(self._settings.node_budget_file), self._manifest.layers, self._apply)
+        if self._keys is not None:
+            yield self._keys.watch()
 
     def _apply(self, budget: Budget) -> None:
         self._scheduler.node_budget = budget

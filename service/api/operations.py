@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from fastapi import APIRouter
+from fastapi import APIRouter, params
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from service.api import schemas
@@ -13,7 +15,7 @@ from service.api.openapi import failure
 from service.bundle import Manifest, TensorSpec
 from service.errors import NotReady
 from service.inference.scheduler import Scheduler
-from service.metrics import CONTENT_TYPE, Metrics
+from service.metrics import Metrics
 from service.settings import Settings
 
 WEB = Path(__file__).resolve().parent.parent / "web"
@@ -59,11 +61,17 @@ def pages(folder: Path = WEB) -> APIRouter:
     return router
 
 
-def operations(settings: Settings, manifest: Manifest, scheduler: Scheduler, metrics: Metrics) -> APIRouter:
-    """What people, Kubernetes and Prometheus ask for."""
+def operations(
+    settings: Settings,
+    manifest: Manifest,
+    scheduler: Scheduler,
+    metrics: Metrics,
+    guard: Sequence[params.Depends] = (),
+) -> APIRouter:
+    """What people, Kubernetes and Prometheus ask for. guard: the dependencies of what needs an API key."""
     router = APIRouter(tags=["operations"])
 
-    @router.get("/plans")
+    @router.get("/plans", dependencies=guard)
     async def plans() -> schemas.Plans:
         """The plans with their prices on this node, the classes and the limits."""
         return schemas.plans(manifest, scheduler.plan_ms, settings)
@@ -79,16 +87,26 @@ def operations(settings: Settings, manifest: Manifest, scheduler: Scheduler, met
         check_ready(scheduler)
         return {"status": "ready"}
 
-    @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-    async def exposition() -> Response:
-        """Prometheus' text format."""
-        return Response(metrics.render(), media_type=CONTENT_TYPE)
+    @router.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}, "application/openmetrics-text": {}}}},
+    )
+    async def exposition(request: Request) -> Response:
+        """Prometheus' text format, or OpenMetrics where Accept asks for it."""
+        body, content_type = metrics.expose(",".join(request.headers.getlist("accept")))
+        return Response(body, headers={"Content-Type": content_type, "Vary": "Accept"})
 
     return router
 
 
-def inference_protocol(manifest: Manifest, scheduler: Scheduler, version: str) -> APIRouter:
-    """The health and metadata paths of the Open Inference Protocol v2. Inference itself is /segment."""
+def inference_protocol(
+    manifest: Manifest, scheduler: Scheduler, version: str, guard: Sequence[params.Depends] = ()
+) -> APIRouter:
+    """The health and metadata paths of the Open Inference Protocol v2. Inference itself is /segment.
+
+    guard: the dependencies of the metadata.
+    """
     router = APIRouter(prefix="/v2", tags=["open inference protocol"])
     front, decoder = manifest.stages["front"], manifest.stages["decoder"]
     model = schemas.Model(
@@ -104,7 +122,7 @@ def inference_protocol(manifest: Manifest, scheduler: Scheduler, version: str) -
             raise HTTPException(404, f"The only model is {manifest.name}")
         return model
 
-    @router.get("")
+    @router.get("", dependencies=guard)
     async def server() -> JSONResponse:
         return JSONResponse({"name": "fathom", "version": version, "extensions": []})
 
@@ -117,7 +135,7 @@ def inference_protocol(manifest: Manifest, scheduler: Scheduler, version: str) -
         check_ready(scheduler)
         return {"ready": True}
 
-    @router.get("/models/{name}")
+    @router.get("/models/{name}", dependencies=guard)
     async def metadata(name: str) -> schemas.Model:
         return named(name)
 

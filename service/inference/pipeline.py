@@ -53,7 +53,7 @@ class Pipeline:
         groups: dict[Plan, list[int]] = {}
         promised_ms = 0.0  # what the images before this one will take
         for row, job in enumerate(jobs):
-            job.trace.stages["front"] = now - begun
+            job.trace.add("front", begun, now)
             try:
                 decision = choose(
                     scores[row].tolist(),
@@ -89,7 +89,8 @@ class Pipeline:
         paused = [None] * len(jobs) if encoded.paused is None else encoded.paused
         for job, mask, still in zip(jobs, probabilities, paused, strict=True):
             assert job.trace.decision is not None
-            job.trace.stages |= {"encoder": between - begun, "decoder": now - between}
+            job.trace.add("encoder", begun, between)
+            job.trace.add("decoder", between, now)
             job.trace.batch_size = len(jobs)
             answers.append((job, Outcome(job.trace.decision, job.frame.geometry, mask, still)))
         return answers

@@ -68,7 +68,10 @@ def choose(
         chosen = below[-1] if max_loss == 0 else max(below, key=lambda plan: (scores[plan], -plan))
     binding = [reason for reason, kept in ceilings.items() if wanted not in kept]
     reason = Reason.GATE if chosen == wanted else min(binding, key=lambda each: len(ceilings[each]))
-    return Decision(plans[chosen], reason, float(scores[chosen]))
+    if chosen == wanted:
+        return Decision(plans[chosen], reason, float(scores[chosen]))
+    given_up = max(0.0, float(scores[wanted] - scores[chosen]))
+    return Decision(plans[chosen], reason, float(scores[chosen]), plans[wanted], given_up, keeps_floor(chosen))
 
 
 def margin_for(max_loss: float, margins: Sequence[Margin]) -> float | None:

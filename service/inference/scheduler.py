@@ -157,8 +157,7 @@ class Scheduler:
         if ticket.answer.done():
             return
         own, deadline = ticket.job.trace, ticket.job.deadline
-        ticket.trace.stages |= own.stages
-        ticket.trace.decision, ticket.trace.batch_size = own.decision, own.batch_size
+        ticket.trace.merge(own)
         if isinstance(result, Outcome) and deadline is not None and time.perf_counter() > deadline:
             result = _missed()
         if isinstance(result, Outcome):
@@ -215,7 +214,7 @@ class Scheduler:
                 self._running, self._queue, self._began = self._queue[:size], self._queue[size:], now
                 for ticket in self._running:
                     ticket.started = True
-                    ticket.job.trace.stages["queue"] = now - ticket.queued
+                    ticket.job.trace.add("queue", ticket.queued, now)
                 break
             return self._running
 
@@ -229,6 +228,7 @@ class Scheduler:
                 for job, result in answers:
                     self._call(self._answer, left.pop(job), result)
         except Exception:  # noqa: BLE001  # concerns these images only; the next batch may be fine
+            self._metrics.engine_failed()
             ids = ", ".join(ticket.job.trace.request_id for ticket in left.values())
             _log.exception("the engine failed on the requests %s", ids)
             for ticket in left.values():
