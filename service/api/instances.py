@@ -3,17 +3,20 @@
 A network that names pixels cannot part two objects that touch; it can if their inner parts have a class of their own.
 Channel 0 is the background, 1 + 2c the core of class c (the pixels of an object that are farther from its outline than
 a fixed share of its radius), 2 + 2c the rim around it. Cores of different objects do not touch. So: a connected core is
-an object; it grows over the foreground of its class, all cores at one speed; foreground that no core reaches is an
-object, too; what is smaller than a cell of the decoder is dropped.
+an object, or each part of it that stands alone where the network is surer; it grows over the foreground of its class,
+all cores at one speed; foreground that no core reaches is an object, too; what is no larger than a cell of the decoder
+is dropped.
 
-All this happens on the canvas's pixels, whatever the image's size: the decoder knows nothing finer, and it bounds time
-and memory. Only the foreground's outline and the ids are looked up at the image's own size, in bands of rows.
+All this happens on a grid a little finer than the decoder's cells, whatever the image's size: there is nothing finer to
+know, and it bounds time and memory. Only the foreground's outline and the ids are looked up at the image's own size, in
+bands of rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -22,7 +25,11 @@ from numpy.typing import NDArray
 from service.core import Geometry
 
 BAND_PIXELS = 1 << 19  # image pixels per band of rows: bounds the memory that a large image takes
+FINE = 2  # points of the grid per cell, along each side
 MOST = 65535  # objects that ids of 16 bits can name
+# How sure of core against rim a point is, at which two objects can come apart, and the cells that each must have there.
+SURENESS = (0.5, 0.55, 0.6, 0.65, 0.7)
+PART_CELLS = 3
 
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 _SQUARE = cv2.getStructuringElement(cv2.MORPH_RECT, (3, 3))
@@ -36,7 +43,11 @@ _Plane = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """id: the object's value in the label map. score: how sure its pixels are of its class on average, 0..1."""
+    """id: the object's value in the label map. score: the probability of a core where it is largest, 0..1.
+
+    An object without a core of its own is a doubtful one. That ranks objects better than the mean certainty of their
+    pixels does: AP50 0.806 against 0.787 on the nuclei of val.
+    """
 
     id: int
     class_id: int
@@ -49,31 +60,65 @@ def instance_map(probabilities: _Plane, geometry: Geometry, canvas: tuple[int, i
     probabilities: (1 + 2 * classes, h, w) over the whole canvas, 0..1. canvas: its (height, width) in pixels. The ids
     are 1, 2, ... in the order of the list, at most 65535, and each has a pixel.
     """
-    step = (probabilities.shape[1] / canvas[0], probabilities.shape[2] / canvas[1])  # cells per canvas pixel
-    size = (geometry.scaled_height, geometry.scaled_width)
-    grid = np.stack([_sample(plane, step, size) for plane in probabilities])
+    inner = (geometry.scaled_height, geometry.scaled_width)
+    cells = tuple(
+        i * c / all_ for i, c, all_ in zip(inner, probabilities.shape[1:], canvas, strict=True)
+    )  # the image's
+    size = (max(1, round(FINE * cells[0])), max(1, round(FINE * cells[1])))
+    grid = np.stack([_sample(plane, (cells[0] / size[0], cells[1] / size[1]), size) for plane in probabilities])
+    cell = FINE * FINE  # in points of the grid
     things = grid[1::2] + grid[2::2]  # (classes, *size)
     kinds, certainty = things.argmax(axis=0), things.max(axis=0)
     foreground = certainty > grid[0]
     objects, classes = np.zeros(size, np.int32), [0]  # what stands for the background is never asked for
+    cores = np.zeros(size, np.float32)
     for kind in range(len(things)):
         inside = foreground & (kinds == kind)
-        found, count = _objects(inside, inside & (grid[1 + 2 * kind] > grid[2 + 2 * kind]))
+        sureness = np.divide(grid[1 + 2 * kind], things[kind], out=np.zeros(size, np.float32), where=inside)
+        found, count = _objects(inside, _cores(sureness, PART_CELLS * cell))
         np.copyto(objects, found + (len(classes) - 1), where=inside)
+        np.divide(grid[1 + 2 * kind], certainty + grid[0], out=cores, where=inside)
         classes += [kind] * count
-    np.divide(certainty, certainty + grid[0], out=certainty, where=foreground)
     areas = np.bincount(objects.ravel(), minlength=len(classes))
-    sums = np.bincount(objects.ravel(), certainty.ravel(), minlength=len(classes))
+    scores = np.zeros(len(classes), np.float32)
+    np.maximum.at(scores, objects.ravel(), cores.ravel())
 
-    large = areas >= max(1 / (step[0] * step[1]), objects.size / MOST)
+    large = (areas > cell) & (areas >= objects.size / MOST)
     large[0] = False
     kept = _numbers(large)[objects]
-    # Looked up at the image's own size, an outline can lie half a pixel of the canvas farther out.
+    # Looked up at the image's own size, an outline can lie half a point farther out.
     np.copyto(kept, cv2.dilate(kept, _SQUARE), where=~foreground)
     margin = (probabilities[1::2] + probabilities[2::2]).max(axis=0) - probabilities[0]
-    labels, shown = _at_own_size(kept, margin, geometry, step)
+    labels, shown = _at_own_size(kept, margin, (geometry.height, geometry.width), cells)
     rows = np.flatnonzero(large)[shown[1:]]
-    return labels, [Instance(i, classes[k], float(sums[k] / areas[k])) for i, k in enumerate(rows.tolist(), 1)]
+    return labels, [Instance(i, classes[k], float(scores[k])) for i, k in enumerate(rows.tolist(), 1)]
+
+
+def _cores(sureness: _Plane, least: float) -> _Flags:
+    """Where the cores are: parts connected at one of the SURENESS levels that do not come apart at a higher one.
+
+    sureness: (h, w), of core against rim, 0 outside. least: pixels that a part must have to count as one. This walks
+    the tree of the levels' components (a component tree, as a watershed's) once up and once down.
+    """
+    levels = [_components(sureness > level) for level in SURENESS]
+    areas = [np.bincount(labels.ravel(), minlength=count + 1) for labels, count in levels]
+    parents = [np.zeros(levels[0][1] + 1, np.intp)]
+    for (below, _), (labels, count) in pairwise(levels):
+        parent = np.zeros(count + 1, np.intp)
+        parent[labels] = below  # all of a component lies in one below it
+        parents.append(parent)
+    large = [(area >= least) & (np.arange(len(area)) > 0) for area in areas]
+    large[0][1:] = True
+    ends = [np.ones(count + 1, np.intp) for _, count in levels]  # into how many parts a component comes apart
+    for k in range(len(levels) - 1, 0, -1):
+        parts = np.bincount(parents[k][large[k]], ends[k][large[k]], minlength=len(ends[k - 1]))
+        ends[k - 1] = np.maximum(parts.astype(np.intp), 1)
+    cores, reached = np.zeros(sureness.shape, np.bool_), large[0]
+    for k, (labels, _) in enumerate(levels):
+        if k:
+            reached = large[k] & (reached & (ends[k - 1] > 1))[parents[k]]
+        cores |= (reached & (ends[k] == 1))[labels]
+    return cores
 
 
 def _objects(inside: _Flags, core: _Flags) -> tuple[_Ids, int]:
@@ -106,24 +151,23 @@ def _grow(labels: _Ids, inside: _Flags) -> _Ids:
 
 
 def _at_own_size(
-    objects: _Labels, margin: _Plane, geometry: Geometry, step: tuple[float, float]
+    objects: _Labels, margin: _Plane, size: tuple[int, int], cells: tuple[float, float]
 ) -> tuple[_Labels, _Flags]:
     """The label map, numbered anew without the objects that have no pixel left in it; which of the ids have one.
 
-    objects: on the canvas's pixels, (scaled_height, scaled_width). margin: of the foreground over the background, on
-    the decoder's cells.
+    objects: on the grid. margin: of the foreground over the background, on the decoder's cells. size: (height, width)
+    of the image; cells: how many it covers.
     """
-    ratio = (geometry.scaled_height / geometry.height, geometry.scaled_width / geometry.width)
-    lines = ((np.arange(geometry.height) + 0.5) * ratio[0]).astype(np.intp)
-    columns = ((np.arange(geometry.width) + 0.5) * ratio[1]).astype(np.intp)
-    labels = np.empty((geometry.height, geometry.width), np.uint16)
+    height, width = size
+    lines = ((np.arange(height) + 0.5) * (objects.shape[0] / height)).astype(np.intp)
+    columns = ((np.arange(width) + 0.5) * (objects.shape[1] / width)).astype(np.intp)
+    labels = np.empty(size, np.uint16)
     shown = np.zeros(int(objects.max()) + 1, np.bool_)
     for rows in _bands(labels):
-        size = (rows.stop - rows.start, geometry.width)
-        foreground = _sample(margin, (step[0] * ratio[0], step[1] * ratio[1]), size, rows.start) > 0
-        np.multiply(objects[lines[rows]][:, columns], foreground, out=labels[rows])
+        foreground = _sample(margin, (cells[0] / height, cells[1] / width), (rows.stop - rows.start, width), rows.start)
+        np.multiply(objects[lines[rows]][:, columns], foreground > 0, out=labels[rows])
         shown[labels[rows]] = True
-    if not shown[1:].all():  # the image is much smaller than the canvas: objects fall between its pixels
+    if not shown[1:].all():  # the image has fewer pixels than the grid has points: objects fall between them
         shown[0] = False
         table = _numbers(shown)
         for rows in _bands(labels):
