@@ -4,6 +4,7 @@
 # make weights NAME= DATA= BACKBONE=   train and export a bundle of trained_weights/ anew
 # make bench-latency   latency per depth, start and memory of the real service
 # make bench-picture   docs/fathom.png, the picture in the README, from the real service
+# make bench-dashboard   docs/dashboard.png, from a real service and a real Prometheus (Debian's package)
 # Each sets itself up in .venv; PYTHON= picks the interpreter (3.11 to 3.13) that a new environment is made with.
 
 # Plain `=`: only the command line changes these, not a HOST or PORT that the shell happens to export.
@@ -17,7 +18,7 @@ SERVE = .venv/serve
 TEST = .venv/test
 
 .DEFAULT_GOAL = help
-.PHONY: help serve test lint bench-latency bench-picture
+.PHONY: help serve test lint bench-latency bench-dashboard bench-picture
 .DELETE_ON_ERROR:
 
 help:
@@ -54,6 +55,9 @@ $(SERVE)/.ready $(TEST)/.ready: pyproject.toml
 # Benchmarks and pictures of a real service process; each prints a table and ends in one JSON line.
 bench-latency: $(TEST)/.ready
 	$(TEST)/bin/python tests/bench/latency.py --bundle "$(BUNDLE)"
+
+bench-dashboard: $(TEST)/.ready
+	$(TEST)/bin/python tests/bench/dashboard_preview.py
 
 bench-picture: $(TEST)/.ready
 	$(TEST)/bin/python tests/bench/picture.py --bundle "$(BUNDLE)"

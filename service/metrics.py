@@ -136,6 +136,7 @@ class Metrics:
             self._stage_seconds.labels(stage)
         for outcome in OUTCOMES:
             self._requests.labels(outcome)
+        self._request_seconds.labels("ok")
 
     def observe(self, trace: Trace, outcome: str, seconds: float) -> None:
         """Count one answered request and log its line. outcome: one of OUTCOMES ("ok", the problem type of its error).

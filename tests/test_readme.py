@@ -20,7 +20,7 @@ from service.metrics import SHED, STAGES, Metrics
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 # A word of code that starts in one of these folders is a path of the repository.
-FOLDERS = r"(?:\.ci|docker|docs|examples|k8s|model_export|service|tests|trained_weights)"
+FOLDERS = r"(?:\.ci|docker|docs|examples|k8s|model_export|monitoring|service|tests|trained_weights)"
 # `python -m service ...` as a whole command, with the lines that a trailing backslash continues it on.
 COMMAND = r"python3? -m (service|model_export)\b((?:[^\n`\\]|\\\n)*)"
 

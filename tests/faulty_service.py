@@ -1,0 +1,41 @@
+"""The real service with an engine that fails or dawdles on request: `python -m tests.faulty_service [flags]`.
+
+A red picture makes the engine fail its batch, a blue one takes SLOW_S; all else is the fake backend.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service import __main__ as entry
+from service.bundle import Bundle
+from service.engines.fake import FakeBackend
+from service.settings import Settings
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+SLOW_S = 0.7  # longer than the 0.5 s of the objective
+
+
+class Faulty(FakeBackend):
+    def front(self, images: NDArray[np.uint8]) -> Any:
+        corners = images[:, 0, 0]
+        if (corners == RED).all(axis=1).any():
+            raise RuntimeError("asked to fail")
+        if (corners == BLUE).all(axis=1).any():
+            time.sleep(SLOW_S)
+        return super().front(images)
+
+
+def open_engine(settings: Settings, served: Bundle) -> Faulty:
+    return Faulty(served.manifest)
+
+
+if __name__ == "__main__":
+    entry.open_engine = open_engine
+    sys.exit(entry.main(sys.argv[1:], os.environ))
