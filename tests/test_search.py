@@ -81,6 +81,26 @@ def test_chosen_plans_are_a_front_that_ends_in_the_full_plan(found: list[Found],
             assert max(rivals) > f.quality - NOISE
 
 
+@given(found=measured, least=st.integers(2, 12))
+def test_a_short_front_is_filled_up_with_cheaper_plans_than_the_full_one(found: list[Found], least: int) -> None:
+    front, filled, full = choose(found, 12), choose(found, 12, least), found[SOME.index(Knobs(3))]
+    assert {f.knobs for f in front} <= {f.knobs for f in filled}
+    assert filled[-1] is full
+    assert len({f.knobs for f in filled}) == len(filled) <= max(least, len(front))
+    assert all(f.gflops < full.gflops and f.ms < full.ms for f in filled[:-1])
+
+
+def test_a_short_front_is_filled_where_the_steps_in_cost_are_widest() -> None:
+    """Depth 1 is as good as all others: the front has nothing between it and the full plan."""
+    costs = {1: 1, 2: 2, 3: 4, 4: 5, 5: 6, 6: 10}
+    found = [Found(Knobs(depth), cost, cost, 0.5 - depth / 1e4) for depth, cost in costs.items()]
+    found[4] = Found(Knobs(5), 6, 6, 0.49999)
+    assert [f.knobs.depth for f in choose(found, 9)] == [1, 6]
+    assert [f.knobs.depth for f in choose(found, 9, 3)] == [1, 5, 6]  # the best between 1 and 10
+    assert [f.knobs.depth for f in choose(found, 9, 4)] == [1, 2, 5, 6]  # the best between 1 and 6
+    assert [f.knobs.depth for f in choose(found, 9, 12)] == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_dearer_plan_must_be_better_by_more_than_noise() -> None:
     found = [Found(Knobs(1), 1, 1, 0.60), Found(Knobs(2), 2, 2, 0.6009), Found(Knobs(3), 3, 3, 0.6011)]
     found += [Found(Knobs(4), 4, 4, 0.6012)]
@@ -168,7 +188,7 @@ def test_search_measures_what_is_served_and_writes_the_plans(
 ) -> None:
     run = shutil.copytree(trained_run, tmp_path / "run")
     words = ("--on", "scenes:3:6", "--keeps", "0.5", "--widths", "0.5", "--rounds", "2", "--threads", "1")
-    assert command("search-plans", run, *words, "--most", "3") == 0
+    assert command("search-plans", run, *words, "--most", "3", "--least", "2") == 0
     shown = capsys.readouterr().out
     said = last_json(shown)
     plans, report = read_plans(run)
@@ -199,6 +219,7 @@ def test_search_measures_what_is_served_and_writes_the_plans(
         (lambda run: None, ("--on", "scenes:3", "--keeps", "half"), "--keeps"),
         (lambda run: None, ("--on", "scenes:3", "--widths", "0"), "--widths"),
         (lambda run: None, ("--on", "scenes:3", "--most", "1"), "--most"),
+        (lambda run: None, ("--on", "scenes:3", "--most", "3", "--least", "4"), "--least"),
         (lambda run: None, ("--on", "camvid:dev"), "needs --data FOLDER"),
     ],
 )

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--keeps", default="1,0.5,0.25", help="shares of stride-8 tokens to try, where the depth can pause any")
     add("--widths", help="shares of the FFN channels to try; default: those that the network was trained with")
     add("--most", type=int, default=10, help="plans to choose at most")
+    add("--least", type=int, default=6, help="plans to choose at least, where there are so many")
     add("--threads", type=int, default=os.cpu_count() or 1, help="of the engine, while milliseconds are measured")
     add("--rounds", type=int, default=15, help="of the measurement; medians count")
 
@@ -76,13 +77,14 @@ def main(args: argparse.Namespace) -> None:
     model, data = load_model(args.run), open_samples(args.on, args.data, config)
     widths = config.widths if args.widths is None else shares("--widths", args.widths)
     plans = candidates(config, shares("--keeps", args.keeps), widths)
-    if args.most < 2 or args.rounds < 1 or args.threads < 1:
-        raise ValueError("--most must be at least 2 (the cheapest and the full plan), --rounds and --threads 1")
+    if not 2 <= args.least <= args.most or args.rounds < 1 or args.threads < 1:
+        raise ValueError("--least and --most must be at least 2 (the cheapest and the full plan) and not cross, "
+                         "--rounds and --threads at least 1")  # fmt: skip
     counts = measure_quality(args.run, model, data, args.on, canvas, plans)
     quality = qualities(measure_of(config), counts).mean(0)
     gflops, ms = measure_cost(model, data, canvas, plans, args.threads, args.rounds)
     found = [Found(*each) for each in zip(plans, gflops, ms, quality.tolist(), strict=True)]
-    chosen = choose(found, args.most)
+    chosen = choose(found, args.most, args.least)
     machine = {
         "processor": processor(),
         "threads": args.threads,
@@ -233,20 +235,22 @@ def processor() -> str:
 # --------------------------------------------------------------------------------------------------------------- choice
 
 
-def choose(found: list[Found], most: int) -> list[Found]:
+def choose(found: list[Found], most: int, least: int = 2) -> list[Found]:
     """At most `most` plans, from cheap to dear in GFLOPs; the last one is the full plan.
 
     Kept is the Pareto front: a plan is out if one that is no dearer, in GFLOPs and in milliseconds, is no worse by more
     than noise. The full plan is always in, and nothing that is as dear as it. Of a longer front those stay that serve
     most: a plan is for budgets from its cost to that of the next one, and there gains what it is better than all that
-    are cheaper. Cost here is the mean of both, as shares of the full plan's. The cheapest plan is always in.
+    are cheaper. Cost here is the mean of both, as shares of the full plan's. The cheapest plan is always in. A shorter
+    front than `least` is filled up where the steps in cost are widest, with the best plan in between: it is of these
+    images, and on others what is in between may be worth having.
     """
     full = max(found, key=lambda f: (f.knobs.depth, f.knobs.keep, f.knobs.width))
+    cheaper = [each for each in found if each.gflops < full.gflops and each.ms < full.ms]
     front: list[Found] = []
-    for each in sorted(found, key=lambda f: (f.gflops, f.ms)):
+    for each in sorted(cheaper, key=lambda f: (f.gflops, f.ms)):
         rivals = [f.quality for f in front if f.ms <= each.ms]
-        cheaper = each.gflops < full.gflops and each.ms < full.ms
-        if cheaper and (not rivals or each.quality - max(rivals) >= NOISE):
+        if not rivals or each.quality - max(rivals) >= NOISE:
             front.append(each)
 
     def cost(each: Found) -> float:
@@ -257,6 +261,16 @@ def choose(found: list[Found], most: int) -> list[Found]:
         best = np.maximum.accumulate([each.quality for each in front])
         gaps = np.diff([cost(each) for each in (*front, full)])
         front.pop(1 + int(np.argmin(np.diff(best) * gaps[1:])))
+    while len(front) + 1 < least:
+        between = [
+            [f for f in cheaper if f not in front and cost(low) < cost(f) < cost(high)]
+            for low, high in sorted(pairwise([*front, full]), key=lambda step: cost(step[0]) - cost(step[1]))
+        ]
+        widest = next((inside for inside in between if inside), None)
+        if widest is None:
+            break
+        front.append(max(widest, key=lambda f: f.quality))
+        front.sort(key=cost)
     return [*sorted(front, key=lambda f: f.gflops), full]
 
 
