@@ -5,6 +5,8 @@
 # make bench-latency   latency per depth, start and memory of the real service
 # make bench-picture   docs/fathom.png, the picture in the README, from the real service
 # make bench-dashboard   docs/dashboard.png, from a real service and a real Prometheus (Debian's package)
+# make bench-autoscale   simulated days under the autoscaler: adaptive depth against fixed plans, k8s's thresholds
+# make bench-pod   CPU and memory of a pod
 # Each sets itself up in .venv; PYTHON= picks the interpreter (3.11 to 3.13) that a new environment is made with.
 
 # Plain `=`: only the command line changes these, not a HOST or PORT that the shell happens to export.
@@ -18,7 +20,7 @@ SERVE = .venv/serve
 TEST = .venv/test
 
 .DEFAULT_GOAL = help
-.PHONY: help serve test lint bench-latency bench-dashboard bench-picture
+.PHONY: help serve test lint bench-latency bench-dashboard bench-autoscale bench-pod bench-picture
 .DELETE_ON_ERROR:
 
 help:
@@ -58,6 +60,12 @@ bench-latency: $(TEST)/.ready
 
 bench-dashboard: $(TEST)/.ready
 	$(TEST)/bin/python tests/bench/dashboard_preview.py
+
+bench-autoscale: $(TEST)/.ready
+	$(TEST)/bin/python tests/bench/autoscale.py --bundle "$(BUNDLE)"
+
+bench-pod: $(TEST)/.ready
+	$(TEST)/bin/python tests/bench/pod.py --bundle "$(BUNDLE)"
 
 bench-picture: $(TEST)/.ready
 	$(TEST)/bin/python tests/bench/picture.py --bundle "$(BUNDLE)"
