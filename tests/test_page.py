@@ -60,9 +60,10 @@ class Shallow(FakeBackend):
 
 
 @contextmanager
-def serving(manifest: Manifest) -> Iterator[str]:
-    """The service's address. Every plan takes 5 ms a layer, so that deadlines and prices differ."""
-    settings = Settings(max_body_bytes=100_000)
+def serving(manifest: Manifest, **changes: Any) -> Iterator[str]:
+    """The service's address. Every plan takes 5 ms a layer, so that deadlines and prices differ. changes: settings."""
+    Shallow.gate.set()
+    settings = Settings(max_body_bytes=100_000, **changes)
     metrics = Metrics(layers=manifest.layers, max_batch=settings.max_batch)
     delays = {plan.name: plan.depth * 0.005 for plan in manifest.plans}
     engine = Shallow if manifest.task == "semantic" else FakeBackend
@@ -170,15 +171,21 @@ def objects(tab: Page, services: dict[str, Any], instance_manifest: Manifest) ->
 
 @contextmanager
 def visiting(tab: Page, services: dict[str, Any], manifest: Manifest) -> Iterator[Visit]:
-    """Afterwards: nothing was asked of another host, nothing complained, only /segment got data."""
-    Shallow.gate.set()
+    """The page of the task's service, ready."""
     if manifest.task not in services:
         services[manifest.task] = services["stack"].enter_context(serving(manifest))
+    with opened(tab, services[manifest.task]) as started:
+        expect(started.page.locator("html")).to_have_attribute("data-ready", "yes")
+        yield started
+
+
+@contextmanager
+def opened(tab: Page, url: str) -> Iterator[Visit]:
+    """Afterwards: nothing was asked of another host, nothing complained, only /segment got data."""
     tab.set_viewport_size({"width": 1280, "height": 860})
     tab.emulate_media(color_scheme="light")
-    started = Visit(tab, services[manifest.task])
+    started = Visit(tab, url)
     tab.goto(started.url)
-    expect(started.page.locator("html")).to_have_attribute("data-ready", "yes")
     yield started
     Shallow.gate.set()
     tab.unroute_all()

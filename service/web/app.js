@@ -3,6 +3,7 @@
 import { BudgetForm } from "./budget.js";
 import { Problem, curlLine, getPlans, segment } from "./client.js";
 import { bytes } from "./format.js";
+import { askKey } from "./key.js";
 import { Labels } from "./labels.js";
 import { Reading } from "./reading.js";
 import { Stage } from "./stage.js";
@@ -25,6 +26,10 @@ const problem = {
   show(error, again, alone = false) {
     this.hide();
     if (error?.name === "AbortError") return;
+    if (error?.status === 401) {
+      askKey(error, again);
+      return;
+    }
     const known = error instanceof Problem;
     if (!known) console.error(error);
     $("problem-title").textContent = known ? error.title : "The answer could not be shown";
@@ -70,10 +75,14 @@ class App {
   limited(settled) {
     const header = this.form.header();
     $("header-sent").textContent = header ? `Compute-Budget: ${header}` : "no Compute-Budget: the gate decides";
-    $("curl").textContent = curlLine(this.file, header, this.include);
+    this.#writeCurl();
     this.reading.afford((plan) => this.form.excludedBy(plan));
     clearTimeout(this.settle);
     if (settled && this.file) this.settle = setTimeout(() => this.run(), SETTLE_MS);
+  }
+
+  #writeCurl() {
+    $("curl").textContent = curlLine(this.file, this.form.header(), this.include);
   }
 
   async open(file) {
@@ -108,6 +117,7 @@ class App {
     this.strip.stop("Cancelled.");
     const control = (this.running = new AbortController());
     const limits = this.form.values();
+    this.#writeCurl(); // a key may have come
     problem.hide();
     $("busy").hidden = false;
     try {
@@ -141,6 +151,7 @@ class App {
 
   async everyPlan() {
     this.running?.abort();
+    this.#writeCurl();
     problem.hide();
     try {
       this.#checkSize();
@@ -184,17 +195,20 @@ async function copyCurl() {
   }
 }
 
+let begin;
+const app = new Promise((resolve) => { begin = resolve; }); // a photo that comes before the plans, or the key, waits
+
 async function start() {
   problem.hide();
   try {
-    const app = new App(await getPlans());
-    takeFiles((file) => app.open(file));
+    begin(new App(await getPlans()));
     document.documentElement.dataset.ready = "yes";
   } catch (error) {
     problem.show(error, start, true);
   }
 }
 
+takeFiles(async (file) => (await app).open(file));
 $("copy").addEventListener("click", copyCurl);
 $("problem-close").addEventListener("click", () => problem.hide());
 start();

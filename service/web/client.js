@@ -1,5 +1,7 @@
 /** The page's calls. The photo goes to /segment and nowhere else. */
 
+import { hasKey, keyFields } from "./key.js";
+
 /** What went wrong, in the words of problem+json (RFC 9457) where the service gave them. */
 export class Problem extends Error {
   constructor({ title, detail = "", status = 0, retryAfter = null, requestId = "" }) {
@@ -46,7 +48,7 @@ async function call(path, options) {
 /** Plans, classes and limits of the bundle that is served, once the engine is warm and every plan's time is known. */
 export async function getPlans() {
   await call("readyz");
-  return (await call("plans", { headers: { Accept: "application/json" } })).json();
+  return (await call("plans", { headers: { Accept: "application/json", ...keyFields() } })).json();
 }
 
 const path = (include) => (include ? `segment?include=${include}` : "segment");
@@ -59,7 +61,8 @@ const path = (include) => (include ? `segment?include=${include}` : "segment");
  * @param {AbortSignal} signal
  */
 export async function segment(file, budget, include, signal) {
-  const headers = { Accept: "application/json", "Content-Type": file.type || "application/octet-stream" };
+  const headers = { Accept: "application/json", ...keyFields() };
+  headers["Content-Type"] = file.type || "application/octet-stream";
   if (budget) headers["Compute-Budget"] = budget;
   const started = performance.now();
   const response = await call(path(include), { method: "POST", body: file, headers, signal });
@@ -75,10 +78,11 @@ export async function segment(file, budget, include, signal) {
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-/** The same request for a shell: it shows the answer's header fields and keeps the JSON. */
+/** The same request for a shell: it shows the answer's header fields and keeps the JSON. The key is a variable. */
 export function curlLine(file, budget, include) {
   const parts = ["curl -sS -D - -o segments.json"];
   parts.push(`-H ${quoted(`Content-Type: ${file?.type || "image/jpeg"}`)}`);
+  if (hasKey()) parts.push('-H "X-API-Key: $API_KEY"');
   if (budget) parts.push(`-H ${quoted(`Compute-Budget: ${budget}`)}`);
   parts.push(`--data-binary ${quoted(`@${file?.name ?? "photo.jpg"}`)}`);
   parts.push(quoted(new URL(path(include), document.baseURI).href));
