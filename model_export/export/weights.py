@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from model_export.export.compact import compact
 from model_export.export.graphs import Encoders, Stage, examples, stages_of
 from model_export.network.config import Config
 from model_export.network.gate import Gate
@@ -184,6 +185,7 @@ def write_graph(model: onnx.ModelProto, path: Path, entries: dict[str, Entry]) -
     del graph.node[:]
     graph.node.extend(nodes)
     part_sums_from_norms(graph)
+    compact(model)
     onnx.save(model, path)
     onnx.checker.check_model(path)
 
