@@ -12,18 +12,22 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model_export.recipe import scenes
-from model_export.recipe.datasets import CamVid
+from model_export.recipe.datasets import CamVid, Nuclei
+from model_export.recipe.instance_quality import match_counts, panoptic_quality
 from model_export.recipe.quality import confusion, mean_iou
 from service import bundle
 from service.api.image import Limits, decode
+from service.api.instances import instance_map
 from service.api.masks import label_map
 from service.core import Decision, Outcome, Reason
 from service.engines.onnxruntime import OnnxRuntimeBackend
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLES = ROOT / "trained_weights"
-SHIPPED = ("camvid-tiny", "camvid-tiny-standard")  # the second one is what the first is compared with
-CAMVID = ROOT.parent / "shared" / "data" / "camvid"
+ROADS = ("camvid-tiny", "camvid-tiny-standard")  # the second one is what the first is compared with
+NUCLEI = ("nuclei-tiny",)
+SHIPPED = ROADS + NUCLEI
+DATA = ROOT.parent / "shared" / "data"
 MEGABYTES = 12
 
 
@@ -67,7 +71,7 @@ def test_plans_grow_in_cost_up_to_the_full_one_and_the_bundle_is_small(shipped: 
 
 
 def test_the_adaptive_one_turns_every_knob_and_the_standard_one_only_depth() -> None:
-    adaptive, standard = (bundle.load(BUNDLES / name).manifest.plans for name in SHIPPED)
+    adaptive, standard = (bundle.load(BUNDLES / name).manifest.plans for name in ROADS)
     assert all(len({getattr(plan, knob) for plan in adaptive}) > 1 for knob in ("depth", "keep", "width"))
     assert [(plan.depth, plan.keep, plan.width) for plan in standard] == [(d, 1, 1) for d in range(1, 7)]
     assert adaptive[-1].gflops < 0.7 * standard[-1].gflops
@@ -103,6 +107,7 @@ def test_gate_costs_little_and_tells_images_apart(shipped: bundle.Bundle, backen
     assert all((scores > 0).all() and (scores < 1).all() for scores in found)
 
 
+@pytest.mark.parametrize("shipped", ROADS, indirect=True)
 def test_it_segments_generated_scenes_that_it_has_never_seen(
     shipped: bundle.Bundle, backend: OnnxRuntimeBackend
 ) -> None:
@@ -116,12 +121,55 @@ def test_it_segments_generated_scenes_that_it_has_never_seen(
     assert min(mean_iou(matrix) for matrix in total) >= 0.6
 
 
+@pytest.mark.parametrize("shipped", NUCLEI, indirect=True)
+def test_it_finds_drawn_nuclei_one_by_one(shipped: bundle.Bundle, backend: OnnxRuntimeBackend) -> None:
+    """Soft bright discs on a dark, noisy ground, in rows; every second pair touches."""
+    y, x = np.mgrid[:256, :256]
+    image, truth = np.full((256, 256), 12.0), np.zeros((256, 256), np.uint16)
+    for k, (row, column) in enumerate(((r, c) for r in range(5) for c in range(6)), 1):
+        distance = np.hypot(y - 28 - 50 * row, x - 24 - 38 * column - (8 if column % 2 == 0 else -8))
+        truth[distance < 11.5] = k
+        image += 110 / (1 + np.exp((distance - 11) / 1.2))
+    image += np.random.default_rng(0).normal(0, 4, image.shape)
+    file = io.BytesIO()
+    Image.fromarray(np.repeat(image.clip(0, 255).astype(np.uint8)[..., None], 3, 2)).save(file, "PNG")
+    for labels in instances_of(shipped, backend, file.getvalue(), "image/png"):
+        assert panoptic_quality(match_counts(labels, truth)) > 0.75
+
+
+def instances_of(
+    shipped: bundle.Bundle, backend: OnnxRuntimeBackend, data: bytes, kind: str
+) -> Iterator[NDArray[np.uint16]]:
+    """A file's objects, plan by plan, by the code that answers requests."""
+    manifest = shipped.manifest
+    frame = decode(data, kind, Limits(25_000_000, 8192, 16), manifest.input)
+    features, _ = backend.front(frame.pixels[None])
+    for plan in manifest.plans:
+        probabilities = backend.decode(backend.encode(plan, features))[0]
+        yield instance_map(probabilities, frame.geometry, (manifest.input.height, manifest.input.width))[0]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("shipped", NUCLEI, indirect=True)
+def test_nuclei_val_reaches_the_bar_with_every_plan(shipped: bundle.Bundle, backend: OnnxRuntimeBackend) -> None:
+    if not (DATA / "nuclei").exists():
+        pytest.skip("the nuclei files are not at hand")
+    total = np.zeros((len(shipped.manifest.plans), 4))
+    for image_file, instances_file in Nuclei(DATA / "nuclei", "val").files[::3]:
+        truth = np.asarray(Image.open(instances_file))
+        for k, labels in enumerate(instances_of(shipped, backend, image_file.read_bytes(), "image/jpeg")):
+            total[k] += match_counts(labels, truth)
+    assert min(panoptic_quality(counts) for counts in total) >= 0.66
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("shipped", ROADS, indirect=True)
 def test_camvid_val_reaches_the_bar_with_every_plan(shipped: bundle.Bundle, backend: OnnxRuntimeBackend) -> None:
-    if not CAMVID.exists():
+    if not (DATA / "camvid").exists():
         pytest.skip("the CamVid files are not at hand")
-    dataset = CamVid(CAMVID, "val")
+    dataset = CamVid(DATA / "camvid", "val")
     total = np.zeros((len(shipped.manifest.plans), 11, 11), np.int64)
     for image_file, mask_file in dataset.files[::3]:
         mask = np.asarray(Image.open(mask_file))

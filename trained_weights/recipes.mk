@@ -42,7 +42,7 @@ weights-nuclei-tiny-standard:
 	$(EXPORT) train-exits $(NUCLEI_3) --config standard
 	$(nuclei-bundle)
 define nuclei-bundle
-$(EXPORT) search-plans $(RUN) --data "$(DATA)" --on nuclei:dev --least 8
+$(EXPORT) search-plans $(RUN) --data "$(DATA)" --on nuclei:dev
 $(EXPORT) derive-targets $(RUN) --data "$(DATA)" --fit nuclei:gate nuclei:dev --held nuclei:val
 $(EXPORT) train-gate $(RUN)
 $(EXPORT) export $(RUN) -o trained_weights/$(NAME) --data "$(DATA)" --parity nuclei:dev $(PROVENANCE)
