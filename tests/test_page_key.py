@@ -143,9 +143,7 @@ def test_the_curl_line_takes_the_key_from_a_variable(guarded: Visit) -> None:
     assert KEY not in shown
     assert '-H "X-API-Key: $API_KEY"' in shown
     script = f"curl() {{ printf '%s\\n' \"$@\"; }}\n{shown}"
-    ran = subprocess.run(
-        ["/bin/sh", "-c", script], env={"API_KEY": OTHER}, capture_output=True, text=True, check=True
-    )
+    ran = subprocess.run(["/bin/sh", "-c", script], env={"API_KEY": OTHER}, capture_output=True, text=True, check=True)
     assert f"X-API-Key: {OTHER}" in ran.stdout.splitlines()
 
 
