@@ -20,6 +20,7 @@ COMMANDS = {
         "a new gate and new margins for a bundle, from other data; nothing is trained",
     ),
     "export": ("export.onnx", "write a bundle: front, encoders and decoder as ONNX"),
+    "build-trt": ("export.tensorrt", "TensorRT engines of a bundle, compared with ONNX Runtime, into a cache"),
 }
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from service.errors import BundleError
+from service.kernel import KernelFile
 from service.manifest import SCHEMA, TASKS, BundleFile, ClassInfo, InputSpec, Manifest, Stage, TensorSpec, parse
 
 FILE = "manifest.json"
@@ -26,6 +27,7 @@ __all__ = [
     "BundleFile",
     "ClassInfo",
     "InputSpec",
+    "KernelFile",
     "Manifest",
     "Stage",
     "TensorSpec",
@@ -48,7 +50,9 @@ def load(folder: Path) -> Bundle:
     try:
         content = (folder / FILE).read_bytes()
         manifest = parse(json.loads(content, parse_constant=_no_constant))
-        entries: tuple[Stage | BundleFile, ...] = (*manifest.stages.values(), *manifest.files)
+        entries: tuple[Stage | BundleFile | KernelFile, ...] = (
+            *manifest.stages.values(), *manifest.files, *manifest.kernels,
+        )  # fmt: skip
         for entry in entries:
             if _sha256(folder, entry.file) != entry.sha256:
                 raise BundleError(f"{entry.file}: its sha256 is not the manifest's")
@@ -68,10 +72,12 @@ def save(folder: Path, manifest: Manifest) -> Bundle:
     """
     value = dataclasses.asdict(manifest)
     encoder_of = value.pop("encoder_of")
-    for entry in [*value["stages"].values(), *value["files"]]:
+    for entry in [*value["stages"].values(), *value["files"], *value["kernels"]]:
         entry["sha256"] = _sha256(folder, entry["file"])
     for plan in value["plans"]:
         plan["encoder"] = encoder_of.get(plan["name"], "")
+    if not value["kernels"]:
+        del value["kernels"]  # a bundle without them stays one that older services read
     text = json.dumps({"schema": SCHEMA} | value, indent=1, allow_nan=False) + "\n"
     checked = parse(json.loads(text))
     partial = folder / (FILE + ".partial")

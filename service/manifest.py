@@ -15,6 +15,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from service.core import Margin, Plan
 from service.errors import BundleError
+from service.kernel import KernelFile
 
 SCHEMA = 2
 TASKS = ("semantic", "instance")
@@ -79,7 +80,8 @@ class Manifest:
     """manifest.json as an object.
 
     plans: from cheap to dear, the last one is the full plan; encoder_of: plan's name -> stage's name. margins: the
-    calibration of max-loss, ascending in `asked`; without any, all but the full plan is unsafe.
+    calibration of max-loss, ascending in `asked`; without any, all but the full plan is unsafe. kernels: compiled for
+    the graphs' nodes of our own, if any; engines are built with them, and some run them.
     """
 
     name: str
@@ -94,6 +96,7 @@ class Manifest:
     encoder_of: Mapping[str, str]
     margins: tuple[Margin, ...]
     calibration: Mapping[str, Any]
+    kernels: tuple[KernelFile, ...] = ()
 
     @property
     def layers(self) -> int:
@@ -126,26 +129,31 @@ def parse(value: Any) -> Manifest:
             plans[row] = {key: item for key, item in plan.items() if key != "encoder"}
         else:
             raise BundleError(f"plans[{row}].encoder: is missing")
-    manifest = _build(Manifest, value | {"encoder_of": encoder_of}, "")
+    manifest = build(Manifest, value | {"encoder_of": encoder_of}, "")
     _check(manifest)
     return manifest
 
 
-def _build(kind: type[_T], value: Any, where: str) -> _T:
+def build(kind: type[_T], value: Any, where: str) -> _T:
     """JSON -> the annotated type; `where` is the path of keys so far."""
     origin, arguments = get_origin(kind), get_args(kind)
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         hints, prefix = get_type_hints(kind), f"{where}." if where else ""
-        for key in sorted(hints.keys() ^ value.keys()):
+        optional = {field.name for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING}
+        for key in sorted((hints.keys() ^ value.keys()) - (optional - value.keys())):
             raise BundleError(f"{prefix}{key}: is {'missing' if key in hints else 'unknown'}")
-        return kind(**{key: _build(hints[key], item, prefix + key) for key, item in value.items()})
+        return kind(**{key: build(hints[key], item, prefix + key) for key, item in value.items()})
     built: Any
     if origin is UnionType:
-        built = _build(type(value) if type(value) in arguments else arguments[0], value, where)
-    elif origin is tuple and isinstance(value, list) and len(value) == (len(value) if ... in arguments else 3):
-        built = tuple(_build(arguments[0], item, f"{where}[{row}]") for row, item in enumerate(value))
+        built = build(type(value) if type(value) in arguments else arguments[0], value, where)
+    elif (
+        origin is tuple
+        and isinstance(value, list)
+        and len(value) == (len(value) if ... in arguments else len(arguments))
+    ):
+        built = tuple(build(arguments[0], item, f"{where}[{row}]") for row, item in enumerate(value))
     elif origin is Mapping and isinstance(value, dict):
-        built = {key: _build(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+        built = {key: build(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     elif kind is Any or type(value) is kind:  # type(), since True is an int to isinstance
         built = value
     elif kind is float and type(value) is int:

@@ -23,15 +23,20 @@ LEAF = LOW | {"inference.scheduler"}
 SERVICE: dict[str, set[str]] = {
     "core": set(),
     "errors": set(),
+    "kernel": set(),
     "settings": {"core", "errors"},
-    "manifest": BASE,
-    "bundle": BASE | {"manifest"},
+    "manifest": BASE | {"kernel"},
+    "bundle": BASE | {"kernel", "manifest"},
     "logs": set(),
     "metrics": BASE | {"logs"},
     "engines.base": LOW,
     "engines.fake": LOW | {"engines.base"},
     "engines.onnxruntime": LOW | {"engines.base"},
-    "engines.tensorrt": LOW | {"engines.base"},
+    "engines.cuda": set(),
+    "engines.device_memory": {"errors", "engines.cuda"},
+    "engines.engine_cache": LOW | {"manifest"},
+    "engines.tensorrt_plugin": {"kernel", "engines.cuda"},
+    "engines.tensorrt_runtime": LOW | {"engines.tensorrt_plugin"},
     "inference.router": {"core", "errors"},
     "inference.costs": LOW | {"engines.base"},
     "inference.pipeline": LOW | {"engines.base", "inference.costs", "inference.router"},
@@ -51,6 +56,10 @@ SERVICE: dict[str, set[str]] = {
     "api.openapi": {"errors", "api.body", "api.forms", "api.image", "api.schemas"},
     "api.operations": LEAF | {"api.openapi", "api.schemas"},
 }
+SERVICE["engines.tensorrt"] = LOW | {name for name in SERVICE if name.startswith("engines.")} - {
+    "engines.fake",
+    "engines.onnxruntime",
+}
 SERVICE["api.app"] = LEAF | {name for name in SERVICE if name.startswith("api.")}
 SERVICE["__main__"] = set(SERVICE)
 
@@ -67,16 +76,17 @@ THIRD_PARTY: dict[str, set[str]] = {
     "pycocotools": {"api.masks"},
     "prometheus_client": {"metrics"},
     "onnxruntime": {"engines.onnxruntime"},
-    "tensorrt": {"engines.tensorrt"},
+    "tensorrt": {"engines.tensorrt_runtime"},
+    "tensorrt_rtx": {"engines.tensorrt_runtime"},
     "uvicorn": {"__main__"},
 }
 
 # model_export: package -> packages of model_export, then modules or packages of the service, that it may import
-SHARED = {"bundle", "core", "errors", "inference", "engines", "api.image", "api.instances", "api.masks"}
+SHARED = {"bundle", "core", "errors", "kernel", "inference", "engines", "api.image", "api.instances", "api.masks"}
 EXPORT: dict[str, tuple[set[str], set[str]]] = {
     "network": ({"network", "export.kernels"}, set()),  # on CUDA its deformable attention is our kernel
     "recipe": ({"network", "recipe"}, SHARED),
-    "export.kernels": ({"export.kernels"}, set()),  # a leaf
+    "export.kernels": ({"export.kernels"}, {"kernel", "engines.cuda"}),  # a leaf; the service runs kernels, too
     "export": ({"network", "recipe", "export"}, SHARED),  # it reads runs: their weights, targets and images
     "__main__": ({"network", "recipe", "export"}, SHARED),
 }

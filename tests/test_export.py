@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,13 @@ from safetensors.torch import load_file, save_file
 
 from model_export.export import onnx as exporter
 from model_export.export import parity, weights
+from model_export.export.attention import Form, body, forms_of
 from model_export.export.graphs import Encode, stages_of
+from model_export.export.kernel_files import write_kernels
+from model_export.export.kernels import launch, nvrtc
 from model_export.export.parity import check_parity, enforce
 from model_export.export.weights import read_weights
+from model_export.network.deformable_attention import by_grid_sample
 from model_export.network.gate import Gate, gate_input, gate_inputs
 from model_export.network.knobs import Knobs
 from model_export.network.pausing import Active
@@ -163,7 +167,7 @@ def test_weights_are_stored_once(toy_run: Path, toy_bundle: Path) -> None:
     gate = [f"gate.{name}" for name in load_file(toy_run / "gate.safetensors")]
     assert {name.removeprefix("model.") for name in places} == {*trained, *gate}
     assert sorted(path.name for path in toy_bundle.iterdir()) == sorted(
-        [*(f"{name}.onnx" for name in STAGES), "manifest.json", "model.safetensors"]
+        [*(f"{name}.onnx" for name in STAGES), "manifest.json", "model.safetensors", *_kernel_names(toy_bundle)]
     )
     assert stored.stat().st_mode & 0o044 == 0o044  # a container's user is not the one who exported
 
@@ -193,10 +197,104 @@ def test_graphs_tell_nothing_of_the_machine_that_wrote_them(toy_bundle: Path) ->
             assert text.encode() not in content, text
         model = onnx.load(path, load_external_data=False)
         graph = model.graph
-        for item in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        inner = [*model.functions, *(node for function in model.functions for node in function.node)]
+        for item in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *inner):
             assert not item.metadata_props
             assert not item.doc_string
-        assert not model.functions
+        assert not any(tensor.metadata_props or tensor.doc_string for tensor in graph.initializer)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_each_layer_has_one_attention_node_with_a_body(toy_bundle: Path, name: str) -> None:
+    """For TensorRT's plugin; ONNX Runtime runs the body. The scales grow with the layers: 6, 24 and 96 tokens."""
+    model = onnx.load(toy_bundle / f"encoder-{name}.onnx", load_external_data=False)
+    kinds = [node.op_type for node in model.graph.node]
+    nodes = [node for node in model.graph.node if node.op_type == "MsDeformAttn"]
+    depth, paused = Knobs.parse(name).depth, Knobs.parse(name).keep < 1
+    assert len(nodes) == depth
+    assert {node.domain for node in nodes} == {"fathom"}
+    assert "GridSample" not in kinds
+    assert "Softmax" not in kinds
+    sizes = [2, 3, 4, 6, 8, 12]
+    for layer, (node, form) in enumerate(forms_of(model), 1):
+        found = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        assert (found["sizes"], found["heads"], found["points"]) == (sizes[: 2 * layer], 4, 4)
+        assert form.width == 8
+        assert (form.queries, form.per_image) == (
+            (6 + 24 + 48, True) if paused and layer == 3 else (form.tokens, False)
+        )
+    assert {node.overload for node in nodes} == {function.overload for function in model.functions}
+    for function in model.functions:
+        inner = [node.op_type for node in function.node]
+        assert inner.count("GridSample") == function.overload.count("x")
+        assert "Shape" not in inner  # nothing that is known is computed when it runs
+
+
+def test_the_body_is_the_same_attention_for_any_batch(tmp_path: Path) -> None:
+    form = Form((3, 5, 4, 2), heads=2, points=3, width=8, queries=7, per_image=True)
+    assert form.name == "3x5.4x2-7"
+    split = (7, 2, 2, 3)
+    dims = {"value": (23, 2, 8), "offsets": (*split, 2), "logits": split, "reference": (7, 2)}
+    node = onnx.helper.make_node("MsDeformAttn", list(dims), ["out"], domain="fathom", overload=form.name)
+    node.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in asdict(form).items())
+    values = [
+        onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])
+        for name, shape in {**dims, "out": (7, 16)}.items()
+    ]
+    graph = onnx.helper.make_graph([node], "one", values[:4], values[4:])
+    versions = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("fathom", 1)]
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=versions, functions=[body(form)], ir_version=10),
+        tmp_path / "one.onnx",
+    )
+    session = onnxruntime.InferenceSession(tmp_path / "one.onnx", providers=CPU)
+    for batch in (1, 3):
+        generator = torch.Generator().manual_seed(batch)
+        given = [torch.randn(batch, *shape, generator=generator) for shape in dims.values()]
+        found = session.run(None, dict(zip(dims, (t.numpy() for t in given), strict=True)))[0]
+        wanted = by_grid_sample(*given, form.shapes)
+        assert np.abs(found - wanted.numpy()).max() < 1e-5
+
+
+def _kernel_names(folder: Path) -> list[str]:
+    return [kernel.file for kernel in bundle.load(folder).manifest.kernels]
+
+
+def test_a_bundle_has_a_kernel_for_every_problem_and_type(toy_bundle: Path, tmp_path: Path) -> None:
+    kernels = bundle.load(toy_bundle).manifest.kernels
+    levels = ("2x3", "2x3.4x6", "2x3.4x6.8x12", "2x3.4x6.8x12-some-per-image")
+    wanted = [f"ms_deform_attn-{problem}-{dtype}.ptx" for problem in levels for dtype in launch.DTYPES]
+    assert sorted(_kernel_names(toy_bundle)) == sorted(wanted)
+    for kernel in kernels:
+        text = (toy_bundle / kernel.file).read_bytes()
+        assert b".target sm_80" in text
+        assert f".entry {kernel.launch.entry}(".encode() in text
+        assert kernel.launch == launch.describe(kernel.problem)
+    narrow = next(k for k in kernels if k.problem.reference_per_image and k.problem.dtype == "float16")
+    assert (narrow.problem.shapes, narrow.problem.dense) == (((2, 3), (4, 6), (8, 12)), False)
+    changed = shutil.copytree(toy_bundle, tmp_path / "changed")
+    (changed / narrow.file).write_bytes(b"")
+    with pytest.raises(BundleError, match=r"some-per-image-float16\.ptx: its sha256"):
+        bundle.load(changed)
+
+
+def test_without_a_compiler_a_bundle_has_no_kernels_and_says_so(
+    toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> str:
+        raise nvrtc.NvrtcError("NVRTC was not found: pip install 'fathom[kernels]'")
+
+    monkeypatch.setattr(nvrtc, "version", missing)
+    assert write_kernels(tmp_path, [toy_bundle / "encoder-d3.onnx"]) == ()
+    said = capsys.readouterr().out
+    assert "has no CUDA kernels, so that build-trt cannot use it" in said
+    assert "pip install 'fathom[kernels]'" in said
+    assert list(tmp_path.iterdir()) == []
+    manifest = replace(bundle.load(toy_bundle).manifest, kernels=())
+    folder = shutil.copytree(toy_bundle, tmp_path / "plain")
+    bundle.save(folder, manifest)
+    assert "kernels" not in json.loads((folder / "manifest.json").read_text())  # as older services know it
+    assert bundle.load(folder).manifest.kernels == ()
 
 
 def _optimised(path: Path, folder: Path) -> onnx.GraphProto:

@@ -22,9 +22,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_export.export.kernels import driver, nvrtc
+from model_export.export.kernels import nvrtc
 from model_export.export.kernels.launch import ARGUMENTS, ENTRY, LaunchError, Problem, Tactic, describe, tactics
 from model_export.network.deformable_attention import deformable_attention, ms_deform_attn
+from service.engines import cuda
 
 DATA = Path(__file__).parent / "data"
 CHIPS = ("80", "86", "89", "90", "100", "120")
@@ -352,7 +353,8 @@ def test_every_offered_tactic_can_be_described(dtype: str, width: int) -> None:
 def test_launch_travels_as_json_and_needs_no_torch() -> None:
     plan = describe(LARGE)
     assert json.loads(json.dumps(plan.as_dict()))["arguments"] == list(ARGUMENTS)
-    code = "import sys; from model_export.export.kernels import launch, nvrtc, driver; print('torch' in sys.modules)"
+    imports = "from model_export.export.kernels import launch, nvrtc; import service.engines.cuda"
+    code = f"import sys; {imports}; print('torch' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], cwd=DATA.parent.parent, capture_output=True, check=True)
     assert run.stdout.strip() == b"False"
 
@@ -428,8 +430,8 @@ def test_missing_nvrtc_names_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver")
 def test_missing_driver_is_said() -> None:
-    with pytest.raises(driver.DriverError, match="no CUDA driver"):
-        driver.Kernel(b"", ENTRY)
+    with pytest.raises(cuda.DriverError, match="no CUDA driver"):
+        cuda.Kernel(b"", ENTRY)
 
 
 # ------------------------------------------------------------------------------------------------------- the operator

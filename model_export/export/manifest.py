@@ -27,7 +27,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 def manifest_of(
     folder: Path, config: Config, canvas: tuple[int, int], data: Dataset, plans: list[Plan], errors: dict[str, float],
     *, margins: Iterable[dict[str, float | None]] = (), calibration: dict[str, Any] | None = None,
-    provenance: dict[str, str] | None = None,
+    provenance: dict[str, str] | None = None, kernels: tuple[bundle.KernelFile, ...] = (),
 ) -> bundle.Manifest:  # fmt: skip
     """Of the graphs that lie in `folder`. data: names and colours of the classes. errors: parity of each stage."""
     things = config.task == "instance"
@@ -46,6 +46,7 @@ def manifest_of(
         encoder_of={plan.name: f"encoder-{plan.name}" for plan in plans},
         margins=tuple(Margin(float(row["asked"] or 0.0), row["margin"]) for row in margins),
         calibration=calibration or {},
+        kernels=kernels,
     )
 
 

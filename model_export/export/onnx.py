@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from model_export.export.flops import count_gflops
+from model_export.export.kernel_files import write_kernels
 from model_export.export.manifest import manifest_of, plan_of, provenance_of
 from model_export.export.parity import BATCHES, check_parity
 from model_export.export.weights import write_stages
@@ -43,18 +44,19 @@ def main(args: argparse.Namespace) -> None:
     gate, fitted = read_gate(args.run)
     samples = open_samples(args.parity, args.data, config)
     args.out.mkdir(parents=True, exist_ok=True)
-    for stale in (*args.out.glob("*.onnx"), args.out / bundle.FILE):
+    for stale in (*args.out.glob("*.onnx"), *args.out.glob("*.ptx"), args.out / bundle.FILE):
         stale.unlink(missing_ok=True)  # a folder without a manifest is no bundle: a failed export cannot be served
     images = np.stack([on_canvas(samples[i], canvas)[0] for i in range(IMAGES)])
     stages = write_stages(args.out, trained, gate, plans, images)
     errors = check_parity(args.out, stages, images)
+    kernels = write_kernels(args.out, [args.out / f"{name}.onnx" for name in stages])
     parts = {name: count_gflops(args.out / f"{name}.onnx") for name in stages}
     quality = qualities(measure_of(config), held["counts"])  # (N, plans)
     manifest = manifest_of(
         args.out, config, canvas, samples,
         [plan_of(knobs, parts, of_images) for knobs, of_images in zip(plans, quality.T, strict=True)], errors,
         margins=fitted["margins"], calibration=calibration(config, held, search, fitted, parts, errors),
-        provenance=provenance_of(args.provenance, arguments),
+        provenance=provenance_of(args.provenance, arguments), kernels=kernels,
     )  # fmt: skip
     bundle.save(args.out, manifest)
     size = sum(f.stat().st_size for f in args.out.iterdir()) / 1e6

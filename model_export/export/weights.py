@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from model_export.export.attention import OPSET, add_bodies, nodes_of
 from model_export.export.compact import compact
 from model_export.export.graphs import Encoders, Stage, examples, stages_of
 from model_export.network.config import Config
@@ -32,7 +33,6 @@ from model_export.network.segmenter import Segmenter
 from model_export.recipe.runs import RunError
 
 WEIGHTS = "model.safetensors"
-OPSET = 18
 GATE = "gate."
 
 # Once a graph, the exporter says of each operator of torchvision that it lacks the package. So does the network.
@@ -150,6 +150,7 @@ def trace(module: Stage | Encoders, example: tuple[Tensor, ...], name: str) -> o
     for value in (*graph.value_info, *graph.input, *graph.output, *graph.initializer):
         del value.metadata_props[:]
     cast_by_type(model)
+    add_bodies(model)
     del graph.value_info[:]
     return model
 
@@ -169,6 +170,9 @@ def cut_out(traced: onnx.ModelProto, plan: str, outputs: Sequence[str]) -> onnx.
     graph.node.extend(reversed(nodes))
     graph.output.extend(value for value in traced.graph.output if value.name in renamed)
     graph.initializer.extend(tensor for tensor in traced.graph.initializer if tensor.name in needed)
+    overloads = {node.overload for node in nodes_of(model)}
+    del model.functions[:]
+    model.functions.extend(body for body in traced.functions if body.overload in overloads)
     for value in graph.output:
         value.name = renamed[value.name]
     for node in graph.node:

@@ -1,7 +1,8 @@
 """Multi-scale deformable attention (arXiv 2010.04159, section 4.1): the one definition in torch.
 
-On the CPU, and in what is exported from there, it is grid_sample. On CUDA it is one operator, fathom::ms_deform_attn,
-that runs our fused kernel (model_export/export/kernels); grid_sample remains for what that cannot be compiled for.
+On the CPU it is grid_sample. On CUDA it is one operator, fathom::ms_deform_attn, that runs our fused kernel
+(model_export/export/kernels); grid_sample remains for what that cannot be compiled for. In what is exported to ONNX it
+is one node, to which the exporter gives a body (model_export/export/attention.py).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model_export.export.kernels import launch, on_torch
+from model_export.network.names import DOMAIN, OPERATOR
 
 
 def deformable_attention(
@@ -27,14 +29,33 @@ def deformable_attention(
     reference: (Q, 2), or (B, Q, 2) if each image has queries of its own, in 0..1, (x, y), float32 at least.
     shapes: [(h, w)] per level. Returns (B, Q, M*D).
     """
+    if torch.onnx.is_in_onnx_export():
+        return _one_node(value, offsets, logits, reference, shapes)
     if value.is_cuda:
         return ms_deform_attn(value, offsets, logits, reference, [side for shape in shapes for side in shape])
-    return _by_grid_sample(value, offsets, logits, reference, shapes)
+    return by_grid_sample(value, offsets, logits, reference, shapes)
 
 
-def _by_grid_sample(
+def _one_node(
     value: Tensor, offsets: Tensor, logits: Tensor, reference: Tensor, shapes: list[tuple[int, int]]
 ) -> Tensor:
+    """Seen by the exporter only: the result is empty. Inputs are those of the kernel; attributes: attention.Form."""
+    batch, _, heads, width = value.shape
+    sizes = [side for shape in shapes for side in shape]
+    return torch.onnx.ops.symbolic(
+        f"{DOMAIN}::{OPERATOR}", (value, offsets, logits, reference),
+        {
+            "sizes": sizes, "heads": heads, "points": logits.shape[4], "width": width, "queries": logits.shape[1],
+            "per_image": int(reference.ndim == 3),
+        },
+        dtype=value.dtype, shape=(batch, logits.shape[1], heads * width), version=1,
+    )  # fmt: skip
+
+
+def by_grid_sample(
+    value: Tensor, offsets: Tensor, logits: Tensor, reference: Tensor, shapes: list[tuple[int, int]]
+) -> Tensor:
+    """`deformable_attention` in torch's own operators, for any device and dtype."""
     batch, _, heads, width = value.shape
     queries, levels, points = logits.shape[1], logits.shape[3], logits.shape[4]
     weights = _by_level(logits.flatten(3).softmax(-1), levels, points)
@@ -85,7 +106,7 @@ def ms_deform_attn(value: Tensor, offsets: Tensor, logits: Tensor, reference: Te
 
 def _by_grid_sample_wide(value: Tensor, offsets: Tensor, logits: Tensor, reference: Tensor, sizes: list[int]) -> Tensor:
     wide = [t.to(_counting(value)) for t in (value, offsets, logits, reference)]
-    return _by_grid_sample(*wide, _pairs(sizes)).to(value.dtype).contiguous()
+    return by_grid_sample(*wide, _pairs(sizes)).to(value.dtype).contiguous()
 
 
 def _counting(value: Tensor) -> torch.dtype:

@@ -1,49 +1,24 @@
-"""How the kernels are launched: defines, grid, block and the order of the arguments. Pure data, the stdlib only.
+"""How the kernels are launched: defines, grid, block and the order of the arguments. Pure data, no torch.
 
     problem = Problem(shapes=((32, 32), (64, 64), (128, 128)), heads=8, points=4, width=32, dtype="float16")
     launch = describe(problem)              # or describe(problem, tactic), with one of tactics(problem)
     launch.defines, launch.block, launch.grid(batch=2, queries=21504), launch.arguments
 
-`json.dumps(launch.as_dict())` is what travels with the compiled kernel to a front end that does not have this module.
+`Launch` and `Problem` are the service's types: with the compiled kernel they travel in a bundle's manifest.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
-from typing import Any
 
-ENTRY, SOURCE = "ms_deform_attn", "ms_deform_attn.cu"
+from service.kernel import ARGUMENTS, ENTRY, MAX_SIDE, SOURCE, Launch, LaunchError, Problem
+
+__all__ = ["ARGUMENTS", "ENTRY", "SOURCE", "Launch", "LaunchError", "Problem", "Tactic", "describe", "tactics"]
+
 BASELINE = "ms_deform_attn_baseline"
-# Outputs last and one 32-bit integer before them: TensorRT's ahead-of-time plugins can pass no other order.
-ARGUMENTS = ("value", "offsets", "logits", "reference", "queries", "out")
 DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes of an element; the kernel counts in float32 always
-ACCESS, WARP, MAX_BLOCK, MAX_LEVELS, MAX_SIDE = 16, 32, 1024, 4, 65535
-
-
-class LaunchError(ValueError):
-    """The kernel cannot be built for this problem, or not in this way; the message says which limit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What is computed, known when the kernel is compiled. Batch and number of queries are known at the launch.
-
-    shapes: (h, w) of each level. width: channels of a head. dense: the queries are the tokens of all levels, in their
-    order; otherwise they are any subset. reference_per_image: reference points (B, Q, 2), not (Q, 2).
-    """
-
-    shapes: tuple[tuple[int, int], ...]
-    heads: int
-    points: int
-    width: int
-    dtype: str
-    dense: bool = True
-    reference_per_image: bool = False
-
-    @property
-    def tokens(self) -> int:
-        return sum(h * w for h, w in self.shapes)
+ACCESS, WARP, MAX_BLOCK, MAX_LEVELS = 16, 32, 1024, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,31 +35,6 @@ class Tactic:
     vectors: int = 1
     resident: int = 1
     packed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """One compiled kernel's needs. Dynamic shared memory: none."""
-
-    defines: tuple[str, ...]  # "NAME" or "NAME=value", for -D
-    block: int
-    per_block: int  # queries
-    tiles: int | None  # blocks along x; None: as many as the queries need
-    tokens: int
-    head_groups: int
-    entry: str = ENTRY
-    source: str = SOURCE
-    arguments: tuple[str, ...] = ARGUMENTS
-
-    def grid(self, batch: int, queries: int) -> tuple[int, int, int]:
-        if self.tiles is not None and queries != self.tokens:
-            raise LaunchError(f"compiled for the queries of all {self.tokens} tokens, not for {queries}")
-        if not 1 <= batch <= MAX_SIDE:
-            raise LaunchError(f"batch {batch} is not in 1..{MAX_SIDE}")
-        return self.tiles or max(1, -(-queries // self.per_block)), self.head_groups, batch
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def describe(problem: Problem, tactic: Tactic | None = None) -> Launch:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model_export.export.kernels import launch, nvrtc
-from model_export.export.kernels.driver import Kernel
+from service.engines.cuda import Kernel
 
 
 @cache

@@ -1,0 +1,82 @@
+"""Whether TensorRT engines compute what ONNX Runtime does: every plan and batch, by the backends of the service itself.
+
+Half precision turns over some decisions that hang on a threshold (which tokens pause, where the decoder looks), so the
+limits are on the mean difference and on the share of pixels with the same class, not on the largest difference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from model_export.recipe.augment import on_canvas
+from model_export.recipe.datasets import open_dataset
+from model_export.recipe.runs import RunError
+from service.bundle import Bundle
+from service.core import Plan
+from service.engines.base import Backend
+from service.engines.engine_cache import EngineSet
+from service.engines.onnxruntime import OnnxRuntimeBackend
+from service.engines.tensorrt import TensorRTBackend
+
+
+@dataclass(frozen=True)
+class Limits:
+    """gate: largest difference of a predicted quality. mean: of the probabilities. equal: share of pixels alike."""
+
+    gate: float
+    mean: float
+    equal: float
+
+
+LIMITS = {
+    "fp32": Limits(gate=1e-3, mean=1e-4, equal=0.999),
+    "fp16": Limits(gate=1e-3, mean=1e-3, equal=0.995),
+    "bf16": Limits(gate=1e-2, mean=1e-2, equal=0.97),
+}
+
+
+def check(served: Bundle, cache: Path, about: EngineSet, spec: str, data: Path | None) -> dict[str, float]:
+    """Mean difference of each plan's probabilities, the largest over the batches. Raises RunError, BackendError."""
+    samples = open_dataset(spec, data)
+    canvas = (served.manifest.input.height, served.manifest.input.width)
+    images = np.stack([on_canvas(samples[i % len(samples)], canvas)[0] for i in range(about.batches[-1])])
+    ours = TensorRTBackend(served, cache=cache, unchecked=True, only=about)
+    try:
+        theirs = OnnxRuntimeBackend(served, threads=1)
+        return compare(ours, theirs, served.manifest.plans, images, about.batches, LIMITS[about.precision])
+    finally:
+        ours.close()
+
+
+def compare(
+    ours: Backend,
+    theirs: Backend,
+    plans: tuple[Plan, ...],
+    images: np.ndarray,
+    batches: tuple[int, ...],
+    limits: Limits,
+) -> dict[str, float]:
+    """Each plan and batch twice: the second time a CUDA graph is replayed. Raises RunError that names both."""
+    found: dict[str, float] = {}
+    for batch in batches:
+        pixels = images[:batch]
+        right, wanted = theirs.front(pixels)
+        left, quality = ours.front(pixels)
+        gap = float(np.abs(quality - wanted).max())
+        if not gap <= limits.gate:
+            raise RunError(f"the gate's scores at batch {batch} differ by {gap:.2e}; no engine is accepted")
+        for plan in plans:
+            q = theirs.decode(theirs.encode(plan, right))
+            for _ in range(2):
+                p = ours.decode(ours.encode(plan, left))
+                mean, equal = float(np.abs(p - q).mean()), float((p.argmax(1) == q.argmax(1)).mean())
+                if not (mean <= limits.mean and equal >= limits.equal):  # in this form nan is refused, too
+                    raise RunError(
+                        f"{plan.name} at batch {batch}: probabilities differ by {mean:.2e} in the mean, the class on "
+                        f"{1 - equal:.3%} of the pixels; no engine is accepted"
+                    )
+                found[plan.name] = max(found.get(plan.name, 0.0), float(f"{mean:.3g}"))
+    return found
