@@ -32,7 +32,7 @@ spec:
 
 def built() -> dict[Path, str]:
     """Every derived file with the text that it must have."""
-    board = JSONEncoder(sort_keys=True, indent=2, ensure_ascii=False).encode(dashboard.fathom())
+    board = JSONEncoder(sort_keys=True, indent=1, ensure_ascii=False).encode(dashboard.fathom())
     return {
         HERE / "dashboards" / "fathom.json": board + "\n",
         HERE / "prometheus-rule.yaml": prometheus_rule((HERE / "rules.yml").read_text("utf-8")),

@@ -23,7 +23,11 @@ from service.settings import Settings, load
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-EXTRAS = {"cpu": ("cpu", "tracing"), "gpu": ("gpu", "tracing"), "export": ("export", "gpu")}  # as docker/lock.sh
+EXTRAS = {
+    "cpu": ("cpu", "tracing"),
+    "gpu": ("cpu", "tensorrt-rtx", "tracing"),
+    "export": ("cpu", "export", "kernels", "tensorrt-rtx"),
+}
 
 
 def instructions() -> list[tuple[str, str, str]]:
