@@ -45,5 +45,5 @@ define nuclei-bundle
 $(EXPORT) search-plans $(RUN) --data "$(DATA)" --on nuclei:dev
 $(EXPORT) derive-targets $(RUN) --data "$(DATA)" --fit nuclei:gate nuclei:dev --held nuclei:val
 $(EXPORT) train-gate $(RUN)
-$(EXPORT) export $(RUN) -o trained_weights/$(NAME) --data "$(DATA)" --parity nuclei:dev $(PROVENANCE)
+$(EXPORT) export $(RUN) -o trained_weights/$(NAME) --data "$(DATA)" --parity nuclei:gate $(PROVENANCE)
 endef
