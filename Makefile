@@ -7,6 +7,7 @@
 # make bench-dashboard   docs/dashboard.png, from a real service and a real Prometheus (Debian's package)
 # make bench-autoscale   simulated days under the autoscaler: adaptive depth against fixed plans, k8s's thresholds
 # make bench-pod   CPU and memory of a pod
+# make prove-docker   build docker/'s image and run it without a Docker daemon (root; Debian's buildah and mmdebstrap)
 # Each sets itself up in .venv; PYTHON= picks the interpreter (3.11 to 3.13) that a new environment is made with.
 
 # Plain `=`: only the command line changes these, not a HOST or PORT that the shell happens to export.
@@ -20,7 +21,7 @@ SERVE = .venv/serve
 TEST = .venv/test
 
 .DEFAULT_GOAL = help
-.PHONY: help serve test lint bench-latency bench-dashboard bench-autoscale bench-pod bench-picture
+.PHONY: help serve test lint bench-latency bench-dashboard bench-autoscale bench-pod bench-picture prove-docker
 .DELETE_ON_ERROR:
 
 help:
@@ -66,6 +67,9 @@ bench-autoscale: $(TEST)/.ready
 
 bench-pod: $(TEST)/.ready
 	$(TEST)/bin/python tests/bench/pod.py --bundle "$(BUNDLE)"
+
+prove-docker: $(TEST)/.ready
+	$(TEST)/bin/python docker/prove.py
 
 bench-picture: $(TEST)/.ready
 	$(TEST)/bin/python tests/bench/picture.py --bundle "$(BUNDLE)"
