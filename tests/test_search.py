@@ -188,7 +188,7 @@ def test_search_measures_what_is_served_and_writes_the_plans(
 ) -> None:
     run = shutil.copytree(trained_run, tmp_path / "run")
     words = ("--on", "scenes:3:6", "--keeps", "0.5", "--widths", "0.5", "--rounds", "2", "--threads", "1")
-    assert command("search-plans", run, *words, "--most", "3", "--least", "2") == 0
+    assert command("search-plans", run, *words, "--most", "3") == 0
     shown = capsys.readouterr().out
     said = last_json(shown)
     plans, report = read_plans(run)

@@ -45,17 +45,18 @@ def backend(shipped: bundle.Bundle) -> Iterator[OnnxRuntimeBackend]:
 
 def served(
     shipped: bundle.Bundle, backend: OnnxRuntimeBackend, data: bytes, kind: str
-) -> tuple[NDArray[np.float32], list[NDArray[np.uint8]]]:
-    """A file's predicted quality per plan, and its labels per plan, by the code that answers requests."""
+) -> Iterator[NDArray[np.uint8 | np.uint16]]:
+    """A file's labels or objects, plan by plan, by the code that answers requests."""
     manifest = shipped.manifest
     frame = decode(data, kind, Limits(25_000_000, 8192, 16), manifest.input)
-    features, scores = backend.front(frame.pixels[None])
-    labels = []
+    features, _ = backend.front(frame.pixels[None])
     for plan in manifest.plans:
         probabilities = backend.decode(backend.encode(plan, features))[0]
-        outcome = Outcome(Decision(plan, Reason.GATE, 0.0), frame.geometry, probabilities)
-        labels.append(label_map(outcome, manifest.input))
-    return scores[0], labels
+        if manifest.task == "instance":
+            yield instance_map(probabilities, frame.geometry, (manifest.input.height, manifest.input.width))[0]
+        else:
+            outcome = Outcome(Decision(plan, Reason.GATE, 0.0), frame.geometry, probabilities)
+            yield label_map(outcome, manifest.input)
 
 
 def test_nothing_ships_that_is_not_tested_here() -> None:
@@ -116,7 +117,7 @@ def test_it_segments_generated_scenes_that_it_has_never_seen(
         image, mask = scenes.render(500_000 + seed, clutter=seed / 5)
         file = io.BytesIO()
         Image.fromarray(image).save(file, "PNG")
-        for k, labels in enumerate(served(shipped, backend, file.getvalue(), "image/png")[1]):
+        for k, labels in enumerate(served(shipped, backend, file.getvalue(), "image/png")):
             total[k] += confusion(labels, mask, 11)
     assert min(mean_iou(matrix) for matrix in total) >= 0.6
 
@@ -133,20 +134,8 @@ def test_it_finds_drawn_nuclei_one_by_one(shipped: bundle.Bundle, backend: OnnxR
     image += np.random.default_rng(0).normal(0, 4, image.shape)
     file = io.BytesIO()
     Image.fromarray(np.repeat(image.clip(0, 255).astype(np.uint8)[..., None], 3, 2)).save(file, "PNG")
-    for labels in instances_of(shipped, backend, file.getvalue(), "image/png"):
+    for labels in served(shipped, backend, file.getvalue(), "image/png"):
         assert panoptic_quality(match_counts(labels, truth)) > 0.75
-
-
-def instances_of(
-    shipped: bundle.Bundle, backend: OnnxRuntimeBackend, data: bytes, kind: str
-) -> Iterator[NDArray[np.uint16]]:
-    """A file's objects, plan by plan, by the code that answers requests."""
-    manifest = shipped.manifest
-    frame = decode(data, kind, Limits(25_000_000, 8192, 16), manifest.input)
-    features, _ = backend.front(frame.pixels[None])
-    for plan in manifest.plans:
-        probabilities = backend.decode(backend.encode(plan, features))[0]
-        yield instance_map(probabilities, frame.geometry, (manifest.input.height, manifest.input.width))[0]
 
 
 @pytest.mark.slow
@@ -158,7 +147,7 @@ def test_nuclei_val_reaches_the_bar_with_every_plan(shipped: bundle.Bundle, back
     total = np.zeros((len(shipped.manifest.plans), 4))
     for image_file, instances_file in Nuclei(DATA / "nuclei", "val").files[::3]:
         truth = np.asarray(Image.open(instances_file))
-        for k, labels in enumerate(instances_of(shipped, backend, image_file.read_bytes(), "image/jpeg")):
+        for k, labels in enumerate(served(shipped, backend, image_file.read_bytes(), "image/jpeg")):
             total[k] += match_counts(labels, truth)
     assert min(panoptic_quality(counts) for counts in total) >= 0.66
 
@@ -173,7 +162,7 @@ def test_camvid_val_reaches_the_bar_with_every_plan(shipped: bundle.Bundle, back
     total = np.zeros((len(shipped.manifest.plans), 11, 11), np.int64)
     for image_file, mask_file in dataset.files[::3]:
         mask = np.asarray(Image.open(mask_file))
-        for k, labels in enumerate(served(shipped, backend, image_file.read_bytes(), "image/jpeg")[1]):
+        for k, labels in enumerate(served(shipped, backend, image_file.read_bytes(), "image/jpeg")):
             total[k] += confusion(labels, mask, 11)
     found = [mean_iou(matrix) for matrix in total]
     assert found[-1] >= 0.68

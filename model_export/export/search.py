@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--keeps", default="1,0.5,0.25", help="shares of stride-8 tokens to try, where the depth can pause any")
     add("--widths", help="shares of the FFN channels to try; default: those that the network was trained with")
     add("--most", type=int, default=10, help="plans to choose at most")
-    add("--least", type=int, default=6, help="plans to choose at least, where there are so many")
+    add("--least", type=int, help="plans to choose at least, where there are so many; default: 6, or --most if less")
     add("--threads", type=int, default=os.cpu_count() or 1, help="of the engine, while milliseconds are measured")
     add("--rounds", type=int, default=15, help="of the measurement; medians count")
 
@@ -77,14 +77,15 @@ def main(args: argparse.Namespace) -> None:
     model, data = load_model(args.run), open_samples(args.on, args.data, config)
     widths = config.widths if args.widths is None else shares("--widths", args.widths)
     plans = candidates(config, shares("--keeps", args.keeps), widths)
-    if not 2 <= args.least <= args.most or args.rounds < 1 or args.threads < 1:
+    least = min(6, args.most) if args.least is None else args.least
+    if not 2 <= least <= args.most or args.rounds < 1 or args.threads < 1:
         raise ValueError("--least and --most must be at least 2 (the cheapest and the full plan) and not cross, "
                          "--rounds and --threads at least 1")  # fmt: skip
     counts = measure_quality(args.run, model, data, args.on, canvas, plans)
     quality = qualities(measure_of(config), counts).mean(0)
     gflops, ms = measure_cost(model, data, canvas, plans, args.threads, args.rounds)
     found = [Found(*each) for each in zip(plans, gflops, ms, quality.tolist(), strict=True)]
-    chosen = choose(found, args.most, args.least)
+    chosen = choose(found, args.most, least)
     machine = {
         "processor": processor(),
         "threads": args.threads,
