@@ -16,7 +16,7 @@ lock() { # NAME SOURCE...
 upgrade=${1:-}
 lock tools docker/requirements/tools.in $upgrade
 lock cpu pyproject.toml --extra cpu --extra tracing $upgrade
-lock gpu pyproject.toml --extra cpu --extra tensorrt-rtx --extra tracing $upgrade
+lock gpu pyproject.toml --extra gpu --extra tensorrt-rtx --extra tracing $upgrade
 lock export pyproject.toml --extra cpu --extra export --extra kernels --extra tensorrt-rtx $upgrade
 python3 docker/one_hash.py docker/requirements/tools.txt docker/requirements/cpu.txt docker/requirements/gpu.txt \
   docker/requirements/export.txt

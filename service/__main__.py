@@ -23,11 +23,12 @@ from service import bundle, logs
 from service.api.app import create_app
 from service.bundle import Bundle
 from service.engines.base import Backend
+from service.engines.choice import choose, open_backend
 from service.errors import FathomError, SettingsError
 from service.inference.router import margin_for
 from service.inference.scheduler import Scheduler
 from service.metrics import Metrics
-from service.settings import Settings, flag, load, resolve_threads
+from service.settings import Settings, flag, load
 
 if TYPE_CHECKING:
     from service.api.tracing import Tracing
@@ -64,13 +65,14 @@ def serve(settings: Settings, served: Bundle) -> None:
     metrics = Metrics(layers=served.manifest.layers, max_batch=settings.max_batch)
     release = _version()
 
-    def open_backend() -> Backend:
-        backend = open_engine(settings, served)
+    def open_engine() -> Backend:
+        choice = choose(settings, served)  # here, on the engine thread, while the event loop already answers
+        backend = open_backend(choice, settings, served)
         name = f"{served.manifest.name}@{served.digest[:12]}"
-        metrics.build_info(version=release, bundle=name, backend=backend.name)
+        metrics.build_info(version=release, bundle=name, backend=backend.name, reason=choice.reason)
         return backend
 
-    scheduler = Scheduler(open_backend, served.manifest, settings, metrics)
+    scheduler = Scheduler(open_engine, served.manifest, settings, metrics)
     tracing = open_tracing(settings, release)
     app = create_app(settings, served.manifest, scheduler, metrics, version=release, tracing=tracing)
     config = uvicorn.Config(
@@ -124,21 +126,6 @@ def open_tracing(settings: Settings, release: str) -> Tracing | None:
             "install Fathom with its extra `tracing`, as in pip install 'fathom[tracing]'"
         ) from error
     return Tracing(exporter(settings.trace_endpoint), sample=settings.trace_sample, version=release)
-
-
-def open_engine(settings: Settings, served: Bundle) -> Backend:
-    """The chosen backend, and only that: there is no other to fall back to. Raises BackendError."""
-    if settings.backend == "fake":
-        from service.engines.fake import FakeBackend
-
-        _log.warning("the backend is fake: masks are made up")
-        return FakeBackend(served.manifest)
-    # Imported here, on the engine thread, while the event loop already answers.
-    from service.engines.onnxruntime import OnnxRuntimeBackend
-
-    threads = resolve_threads(settings.threads)
-    _log.info("backend %s: onnxruntime on the CPU, %d threads", settings.backend, threads)
-    return OnnxRuntimeBackend(served, threads=threads)
 
 
 def _listen(settings: Settings) -> socket.socket:

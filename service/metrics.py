@@ -122,7 +122,7 @@ class Metrics:
         self._build = prometheus.Gauge(
             "fathom_build_info",
             "Always 1: what runs stands in the labels.",
-            ["version", "bundle", "backend"],
+            ["version", "bundle", "backend", "reason"],
             registry=registry,
         )
         # Series that exist from the start make rate() right for the first event, too.
@@ -191,10 +191,10 @@ class Metrics:
             raise ValueError(f"{reason!r} is not in the closed set of reasons to shed")
         self._shed.labels(reason).inc()
 
-    def build_info(self, *, version: str, bundle: str, backend: str) -> None:
-        """Say what runs: the service's version, the bundle as NAME@DIGEST and the engine."""
+    def build_info(self, *, version: str, bundle: str, backend: str, reason: str) -> None:
+        """Say what runs: the service's version, the bundle as NAME@DIGEST, the engine and why that one (a Choice's)."""
         self._build.clear()
-        self._build.labels(version, bundle, backend).set(1)
+        self._build.labels(version, bundle, backend, reason).set(1)
 
     def expose(self, accept: str) -> tuple[bytes, str]:
         """The body of `/metrics` and its type: classic text, or OpenMetrics with exemplars where `accept` asks for it.

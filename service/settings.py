@@ -39,9 +39,12 @@ class Settings:
     backend: str = field(
         default="auto",
         metadata=_about(
-            "engine: auto takes onnxruntime; fake needs no engine and makes up its masks, for tests only",
-            choices=("auto", "onnxruntime", "fake"),
+            "engine: auto takes the fastest that is ready and says why (docs/tensorrt.md); fake makes up its masks",
+            choices=("auto", "onnxruntime", "onnxruntime-cuda", "tensorrt", "fake"),
         ),
+    )
+    engine_cache: Path = field(
+        default=Path("engines"), metadata=_about("folder of TensorRT engines, as model_export build-trt writes it")
     )
     threads: int = field(
         default=0,

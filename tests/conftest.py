@@ -10,6 +10,7 @@ import pytest
 from service import bundle
 from service.bundle import Bundle, BundleFile, ClassInfo, InputSpec, Manifest, Stage, TensorSpec
 from service.core import Margin, Plan
+from tests.small_graphs import write_graphs
 from tests.toy import one_thread, toy_bundle, toy_config, toy_run, train_words, trained_run
 
 __all__ = ["one_thread", "toy_bundle", "toy_config", "toy_run", "train_words", "trained_run"]
@@ -91,3 +92,10 @@ def fake_bundle(tmp_path: Path, fake_manifest: Manifest) -> Bundle:
     for entry in (*fake_manifest.stages.values(), *fake_manifest.files):
         (folder / entry.file).write_bytes(entry.file.encode())
     return bundle.save(folder, fake_manifest)
+
+
+@pytest.fixture
+def onnx_bundle(tmp_path: Path, fake_manifest: Manifest) -> Bundle:
+    write_graphs(tmp_path, fake_manifest)
+    bundle.save(tmp_path, fake_manifest)
+    return bundle.load(tmp_path)

@@ -32,6 +32,7 @@ SERVICE: dict[str, set[str]] = {
     "engines.base": LOW,
     "engines.fake": LOW | {"engines.base"},
     "engines.onnxruntime": LOW | {"engines.base"},
+    "engines.onnxruntime_cuda": LOW | {"engines.base", "engines.cuda", "engines.onnxruntime"},
     "engines.cuda": set(),
     "engines.device_memory": {"errors", "engines.cuda"},
     "engines.engine_cache": LOW | {"manifest"},
@@ -59,7 +60,9 @@ SERVICE: dict[str, set[str]] = {
 SERVICE["engines.tensorrt"] = LOW | {name for name in SERVICE if name.startswith("engines.")} - {
     "engines.fake",
     "engines.onnxruntime",
+    "engines.onnxruntime_cuda",
 }
+SERVICE["engines.choice"] = LOW | {name for name in SERVICE if name.startswith("engines.")}
 SERVICE["api.app"] = LEAF | {name for name in SERVICE if name.startswith("api.")}
 SERVICE["__main__"] = set(SERVICE)
 
@@ -75,7 +78,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "cv2": {"api.instances"},
     "pycocotools": {"api.masks"},
     "prometheus_client": {"metrics"},
-    "onnxruntime": {"engines.onnxruntime"},
+    "onnxruntime": {"engines.choice", "engines.onnxruntime", "engines.onnxruntime_cuda"},
     "tensorrt": {"engines.tensorrt_runtime"},
     "tensorrt_rtx": {"engines.tensorrt_runtime"},
     "uvicorn": {"__main__"},

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS = {
     "cpu": ("cpu", "tracing"),
-    "gpu": ("cpu", "tensorrt-rtx", "tracing"),
+    "gpu": ("gpu", "tensorrt-rtx", "tracing"),
     "export": ("cpu", "export", "kernels", "tensorrt-rtx"),
 }
 

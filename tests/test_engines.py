@@ -8,10 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
 from service import bundle
 from service.bundle import Bundle, Manifest, TensorSpec
@@ -22,105 +19,7 @@ from service.engines.onnxruntime import OnnxRuntimeBackend
 from service.errors import BackendError
 from service.inference.costs import warm_up
 from service.inference.pipeline import Job, Pipeline
-
-DTYPES = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
-RNG = np.random.default_rng(0)
-MIX = RNG.standard_normal((4, 8, 1, 1)).astype(np.float32)  # the decoder's 1x1 convolution
-TASTE = np.array([[0.1, 0.2, 0.3, 0.4]], np.float32)
-PROBABILITIES = TensorSpec("probabilities", "float32", ("batch", 4, 12, 16))
-GAINS = np.arange(1, 9, dtype=np.float32).reshape(1, 8, 1, 1) / 1000
-
-
-def images(count: int) -> NDArray[np.uint8]:
-    return np.random.default_rng(count).integers(0, 256, (count, 48, 64, 3), dtype=np.uint8)
-
-
-def value_infos(specs: tuple[TensorSpec, ...]) -> list[onnx.ValueInfoProto]:
-    return [helper.make_tensor_value_info(spec.name, DTYPES[spec.dtype], list(spec.dims)) for spec in specs]
-
-
-def external(folder: Path, name: str, values: NDArray[np.float32]) -> onnx.TensorProto:
-    """A tensor whose values lie in the bundle's file of common weights."""
-    (folder / "model.safetensors").write_bytes(values.tobytes())
-    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=values.shape)
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", "model.safetensors"), ("offset", "0"), ("length", str(values.nbytes))):
-        tensor.external_data.add(key=key, value=value)
-    return tensor
-
-
-def write_graphs(folder: Path, manifest: Manifest) -> None:
-    """Front: mean brightness and a gate; encoder of depth k: adds k; decoder: mixes f4, scaled by the mean of e32.
-
-    An encoder that pauses tokens pauses those below the middle brightness.
-    """
-
-    def write(stage: str, nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto]) -> None:
-        spec = manifest.stages[stage]
-        graph = helper.make_graph(nodes, stage, value_infos(spec.inputs), value_infos(spec.outputs), constants)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-        onnx.save(model, folder / spec.file)
-
-    node = helper.make_node
-    pools = [
-        part
-        for s in (4, 8, 16, 32)
-        for part in (
-            node("AveragePool", ["gray"], [f"pool{s}"], kernel_shape=[s, s], strides=[s, s]),
-            node("Mul", [f"pool{s}", "gains"], [f"f{s}"]),
-        )
-    ]
-    gate = [
-        node("ReduceMean", ["f32"], ["mean"], axes=[1, 2, 3], keepdims=1),
-        node("Flatten", ["mean"], ["flat"]),
-        node("MatMul", ["flat", "taste"], ["logit"]),
-        node("Sigmoid", ["logit"], ["quality"]),
-    ]
-    start = [
-        node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
-        node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
-        node("ReduceMean", ["planes"], ["gray"], axes=[1], keepdims=1),
-    ]
-    constants = [numpy_helper.from_array(GAINS, "gains"), numpy_helper.from_array(TASTE, "taste")]
-    write("front", [*start, *pools, *gate], constants)
-    for plan in manifest.plans:
-        added = numpy_helper.from_array(np.float32(plan.depth), "added")
-        encode = [node("Add", [f"f{s}", "added"], [f"e{s}"]) for s in (8, 16, 32)]
-        constants = [added]
-        if manifest.stages[manifest.encoder_of[plan.name]].paused is not None:
-            constants.append(numpy_helper.from_array(np.float32(127.5 * GAINS.mean()), "middle"))
-            encode += [
-                node("ReduceMean", ["f8"], ["bright"], axes=[1], keepdims=0),
-                node("Less", ["bright", "middle"], ["dark"]),
-                node("Cast", ["dark"], ["paused"], to=TensorProto.UINT8),
-            ]
-        write(manifest.encoder_of[plan.name], encode, constants)
-    decode = [
-        node("Conv", ["f4", "mix"], ["mixed"], kernel_shape=[1, 1]),
-        node("ReduceMean", ["e32"], ["scale"], axes=[1, 2, 3], keepdims=1),
-        node("Mul", ["mixed", "scale"], ["logits"]),
-        node("Softmax", ["logits"], ["probabilities"], axis=1),
-    ]
-    # e8 and e16 are inputs that this decoder does not need.
-    write("decoder", decode, [external(folder, "mix", MIX)])
-
-
-def reference(pixels: NDArray[np.uint8], depth: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(H, W, 3) -> scores (plans,) and probabilities (classes, h, w), as the graphs above have them."""
-    gray = pixels.astype(np.float32).mean(axis=2)
-    f4 = gray.reshape(12, 4, 16, 4).mean(axis=(1, 3))[None] * GAINS[0]
-    f32 = gray[:32].reshape(1, 32, 2, 32).mean(axis=(1, 3))[None] * GAINS[0]
-    scores = 1 / (1 + np.exp(-f32.mean() * TASTE[0]))
-    logits = np.einsum("kc,chw->khw", MIX[:, :, 0, 0], f4) * (f32 + depth).mean()
-    exponential = np.exp(logits - logits.max(axis=0))
-    return scores, exponential / exponential.sum(axis=0)
-
-
-@pytest.fixture
-def onnx_bundle(tmp_path: Path, fake_manifest: Manifest) -> Bundle:
-    write_graphs(tmp_path, fake_manifest)
-    bundle.save(tmp_path, fake_manifest)
-    return bundle.load(tmp_path)
+from tests.small_graphs import PROBABILITIES, images, reference, write_graphs
 
 
 def test_onnxruntime_runs_what_the_graphs_say_for_every_plan_and_batch(onnx_bundle: Bundle) -> None:

@@ -192,6 +192,9 @@ def test_engines_are_kept_per_gpu_product(built: list[Object]) -> None:
         env = {each["name"]: each["value"] for each in init["env"]}
         assert env["GPU_PRODUCT"] == pod_of(built)["nodeSelector"]["nvidia.com/gpu.product"]
         assert init["command"][-1].endswith("/$(GPU_PRODUCT)")
+        serving = {each["name"]: each.get("value") for each in container_of(built)["env"]}
+        assert serving["FATHOM_ENGINE_CACHE"] == init["command"][-1]
+        assert (serving["GPU_PRODUCT"], serving["FATHOM_BACKEND"]) == (env["GPU_PRODUCT"], "tensorrt")
         assert (
             init["resources"]["limits"]["nvidia.com/gpu"]
             == container_of(built)["resources"]["limits"]["nvidia.com/gpu"]

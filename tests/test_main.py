@@ -67,6 +67,7 @@ def test_it_starts_answers_and_ends_cleanly_on_sigterm(process: subprocess.Popen
     build = next(line for line in get(f"{address}/metrics")[1].splitlines() if line.startswith("fathom_build_info"))
     assert f'bundle="fake@{fake_bundle.digest[:12]}"' in build
     assert 'backend="fake"' in build
+    assert 'reason="asked"' in build
     process.send_signal(signal.SIGTERM)
     _, log = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0, log
@@ -102,17 +103,6 @@ def test_a_port_in_use_ends_the_process_with_its_number(
         port = taken.getsockname()[1]
         assert entry.main(["--bundle", str(fake_bundle.root), "--backend", "fake", "--port", str(port)], {}) == 2
     assert f"127.0.0.1 port {port}" in capsys.readouterr().err
-
-
-def test_the_fake_backend_runs_only_when_it_is_asked_for(
-    fake_bundle: Bundle, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert entry.open_engine(Settings(backend="fake"), fake_bundle).name == "fake"
-    assert "made up" in caplog.text
-    for backend in ("auto", "onnxruntime"):
-        argv = ["--bundle", str(fake_bundle.root), "--port", "0", "--backend", backend]
-        assert entry.main(argv, {}) == 1
-        assert "BackendError" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("max_loss", "warned"), [(0.0, False), (0.002, True), (0.0025, False), (1.0, False)])

@@ -212,8 +212,8 @@ def test_every_error_has_an_outcome_with_its_status(metrics: Metrics) -> None:
 
 
 def test_the_page_is_prometheus_text_with_every_documented_name(metrics: Metrics) -> None:
-    metrics.build_info(version="0", bundle="b@1", backend="fake")
-    metrics.build_info(version="1", bundle="b@2", backend="fake")  # replaces the first
+    metrics.build_info(version="0", bundle="b@1", backend="fake", reason="asked")
+    metrics.build_info(version="1", bundle="b@2", backend="fake", reason="asked")  # replaces the first
     families = {family.name: family for family in text_string_to_metric_families(metrics.expose("")[0].decode())}
     ours = {name for name in families if name.startswith("fathom_")}
     assert ours == {

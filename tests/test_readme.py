@@ -48,7 +48,7 @@ def metrics_table() -> str:
     plan = Plan(name="d1", depth=1, keep=1.0, width=1.0, gflops=1.0, quality=0.5)
     decision = Decision(plan=plan, reason=Reason.GATE, predicted_quality=0.5)
     metrics.observe(Trace(stages=dict.fromkeys(STAGES, 0.1), decision=decision, batch_size=1), "ok", 0.1)
-    metrics.build_info(version="1", bundle="b", backend="fake")
+    metrics.build_info(version="1", bundle="b", backend="fake", reason="asked")
     metrics.ran([decision])
     metrics.shed(SHED[0])
     rows = ["| metric | type | labels | meaning |", "|---|---|---|---|"]

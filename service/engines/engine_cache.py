@@ -79,6 +79,11 @@ def describe(cache: Path, found: EngineSet) -> EngineSet:
     return found
 
 
+def holds(cache: Path, content: str) -> bool:
+    """Whether there are engines for a bundle, fitting or not. Raises BackendError for what cannot be read."""
+    return any(each.content == content for each in _sets(cache))
+
+
 def find(cache: Path, content: str, installed: Sequence[tuple[str, str]], capability: str, *, mend: str) -> EngineSet:
     """The engines for a bundle on this machine. installed: (flavour, version) of each TensorRT that there is.
 

@@ -96,12 +96,12 @@ def _open(root: Path, stage: Stage, threads: int) -> ort.InferenceSession:
         session = ort.InferenceSession(root / stage.file, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
         raise BackendError(f"{stage.file}: ONNX Runtime {ort.__version__} cannot open it: {error}") from error
-    _compare(stage.file, "input", stage.inputs, session.get_inputs())
-    _compare(stage.file, "output", stage.outputs, session.get_outputs())
+    compare(stage.file, "input", stage.inputs, session.get_inputs())
+    compare(stage.file, "output", stage.outputs, session.get_outputs())
     return session
 
 
-def _compare(file: str, kind: str, specs: Sequence[TensorSpec], found: Sequence[ort.NodeArg]) -> None:
+def compare(file: str, kind: str, specs: Sequence[TensorSpec], found: Sequence[ort.NodeArg]) -> None:
     """The manifest's tensors must be the graph's, whatever their order. A size that varies may have any name."""
     wanted = {spec.name: (spec.dtype, _sizes(spec.dims)) for spec in specs}
     given = {arg.name: (_DTYPES.get(arg.type, arg.type), _sizes(arg.shape)) for arg in found}

@@ -1,0 +1,101 @@
+"""Which backend serves: what was asked for, or with `auto` the best that is ready here; decided once, and said why.
+
+`auto` looks at what is installed and built, and opens nothing to find out. What it chose must then work: an engine that
+does not fit, or a library that is missing, ends the start with an error; no slower backend takes over unseen.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from service.bundle import Bundle
+from service.engines import engine_cache
+from service.engines.base import Backend
+from service.engines.cuda import Device, DriverError
+from service.errors import BackendError
+from service.settings import Settings, resolve_threads
+
+TENSORRT = ("tensorrt", "tensorrt_rtx")  # either package will do
+CUDA_PROVIDER = "CUDAExecutionProvider"
+_log = logging.getLogger("fathom")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """backend: one of --backend but auto. reason: label of `build_info`, one of asked, engines, cuda-provider, no-gpu,
+    no-gpu-runtime. why: the same for people."""
+
+    backend: str
+    reason: str
+    why: str
+
+
+def gpu_name() -> str:
+    """The name of this machine's GPU. Raises DriverError."""
+    device = Device()
+    try:
+        return device.name
+    finally:
+        device.close()
+
+
+def installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def choose(settings: Settings, served: Bundle, *, gpu: Callable[[], str] = gpu_name) -> Choice:
+    """Raises BackendError where the folder of engines cannot be read."""
+    if settings.backend != "auto":
+        return Choice(settings.backend, "asked", "--backend asks for it")
+    try:
+        name = gpu()
+    except DriverError as error:
+        return Choice("onnxruntime", "no-gpu", f"there is no GPU to use ({error})")
+    if not any(map(installed, TENSORRT)):
+        lacking = "TensorRT is not installed"
+    elif not engine_cache.holds(settings.engine_cache, engine_cache.content_of(served.manifest)):
+        lacking = f"{settings.engine_cache} has no TensorRT engines for this bundle (build-trt makes them)"
+    else:
+        return Choice("tensorrt", "engines", f"{settings.engine_cache} has engines for this bundle, and {name} is here")
+    if CUDA_PROVIDER in _providers():
+        return Choice("onnxruntime-cuda", "cuda-provider", f"{name} is here, and {lacking}")
+    why = f"{name} stays idle: {lacking}, and onnxruntime with its {CUDA_PROVIDER} (fathom[gpu]) is not installed"
+    return Choice("onnxruntime", "no-gpu-runtime", why)
+
+
+def open_backend(choice: Choice, settings: Settings, served: Bundle) -> Backend:
+    """The chosen backend, and only that. Imports its libraries. Raises BackendError."""
+    level = logging.WARNING if choice.reason == "no-gpu-runtime" else logging.INFO
+    _log.log(level, "backend %s: %s", choice.backend, choice.why)
+    if choice.backend == "fake":
+        from service.engines.fake import FakeBackend
+
+        _log.warning("the backend is fake: masks are made up")
+        return FakeBackend(served.manifest)
+    if choice.backend == "tensorrt":
+        from service.engines.tensorrt import TensorRTBackend
+
+        return TensorRTBackend(served, cache=settings.engine_cache, max_batch=settings.max_batch)
+    if not installed("onnxruntime"):
+        raise BackendError("onnxruntime is not installed: pip install 'fathom[cpu]', or 'fathom[gpu]' for a GPU")
+    if choice.backend == "onnxruntime-cuda":
+        from service.engines.onnxruntime_cuda import OnnxRuntimeCudaBackend
+
+        return OnnxRuntimeCudaBackend(served, max_batch=settings.max_batch)
+    from service.engines.onnxruntime import OnnxRuntimeBackend
+
+    threads = resolve_threads(settings.threads)
+    _log.info("onnxruntime runs on the CPU, %d threads", threads)
+    return OnnxRuntimeBackend(served, threads=threads)
+
+
+def _providers() -> list[str]:
+    if not installed("onnxruntime"):
+        return []
+    import onnxruntime
+
+    found: list[str] = onnxruntime.get_available_providers()
+    return found

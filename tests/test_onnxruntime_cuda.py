@@ -1,0 +1,232 @@
+"""The CUDA provider's backend, by ONNX Runtime's CPU provider: sessions of one batch size, io-binding, rows copied.
+
+What only a GPU can show is marked `gpu`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from service import bundle
+from service.bundle import Bundle, Manifest
+from service.engines import onnxruntime_cuda
+from service.engines.base import Backend
+from service.engines.cuda import DriverError
+from service.engines.onnxruntime import OnnxRuntimeBackend
+from service.engines.onnxruntime_cuda import OnnxRuntimeCudaBackend, sizes_up_to
+from service.errors import BackendError
+from service.inference.costs import warm_up
+from tests.small_graphs import PROBABILITIES, images, reference, write_graphs
+
+SHIPPED = Path(__file__).resolve().parent.parent / "trained_weights"
+# Whose results the CUDA provider keeps on the CPU, so that ONNX Runtime would put what follows there, too.
+SHAPES = {"Shape", "Size", "NonZero"}
+
+
+class HostCopies:
+    """Stands for the GPU where memory is the host's. open: how many streams and devices are not yet given back."""
+
+    open = 0
+    copies = 0
+
+    def __init__(self) -> None:
+        type(self).open += 1
+
+    def make_stream(self) -> int:
+        type(self).open += 1
+        return 7
+
+    def on_device(self, target: int, source: int, size: int, stream: int) -> None:
+        assert stream == 7
+        ctypes.memmove(target, source, size)
+        type(self).copies += 1
+
+    def wait(self, stream: int) -> None:
+        assert stream == 7
+
+    def free_stream(self, stream: int) -> None:
+        type(self).open -= 1
+
+    def close(self) -> None:
+        type(self).open -= 1
+
+
+def on_host(served: Bundle, max_batch: int = 4) -> OnnxRuntimeCudaBackend:
+    return OnnxRuntimeCudaBackend(
+        served, max_batch=max_batch, device=HostCopies, provider="CPUExecutionProvider", place="cpu"
+    )
+
+
+def test_it_computes_what_the_graphs_say_for_every_plan_and_for_batches_without_a_session(onnx_bundle: Bundle) -> None:
+    backend: Backend = on_host(onnx_bundle, max_batch=5)
+    for count in (1, 3, 5):
+        batch = images(count)
+        features, quality = backend.front(batch)
+        assert (quality.shape, quality.dtype) == ((count, 4), np.float32)
+        for plan in onnx_bundle.manifest.plans:
+            probabilities = backend.decode(backend.encode(plan, features))
+            assert (probabilities.shape, probabilities.dtype) == ((count, 4, 12, 16), np.float32)
+            for row, pixels in enumerate(batch):
+                scores, expected = reference(pixels, plan.depth)
+                np.testing.assert_allclose(quality[row], scores, atol=1e-5)
+                np.testing.assert_allclose(probabilities[row], expected, atol=1e-5)
+    backend.close()
+
+
+def test_rows_are_copied_in_the_order_asked_for_and_the_source_stays_good(onnx_bundle: Bundle) -> None:
+    backend = on_host(onnx_bundle)
+    batch, plan = images(4), onnx_bundle.manifest.plans[1]
+    features, _ = backend.front(batch)
+    before = HostCopies.copies
+    some = backend.encode(plan, features.take([3, 0, 2]))
+    assert HostCopies.copies - before == 3 * len(features.maps)
+    decoded = backend.decode(some)
+    for row, source in enumerate((3, 0, 2)):
+        np.testing.assert_allclose(decoded[row], reference(batch[source], plan.depth)[1], atol=1e-5)
+    last = backend.decode(some.take([2]))
+    np.testing.assert_array_equal(last[0], decoded[2])
+    whole = backend.decode(backend.encode(plan, features))
+    np.testing.assert_allclose(whole[1], reference(batch[1], plan.depth)[1], atol=1e-5)
+
+
+def test_it_tells_which_tokens_an_encoder_paused(tmp_path: Path, instance_manifest: Manifest) -> None:
+    stages = dict(instance_manifest.stages)
+    stages["decoder"] = dataclasses.replace(stages["decoder"], outputs=(PROBABILITIES,))
+    manifest = dataclasses.replace(
+        instance_manifest, task="semantic", classes=instance_manifest.classes * 4, stages=stages
+    )
+    write_graphs(tmp_path, manifest)
+    served = bundle.save(tmp_path, manifest)
+    backend, reference_backend = on_host(served), OnnxRuntimeBackend(served, threads=1)
+    batch = images(3)
+    ours, theirs = backend.front(batch)[0], reference_backend.front(batch)[0]
+    for plan in manifest.plans:
+        mine, wanted = backend.encode(plan, ours), reference_backend.encode(plan, theirs)
+        if wanted.paused is None:
+            assert mine.paused is None
+            continue
+        assert mine.paused is not None
+        np.testing.assert_array_equal(mine.paused, wanted.paused)
+        taken = mine.take([2, 1]).paused
+        assert taken is not None
+        np.testing.assert_array_equal(taken, wanted.paused[[2, 1]])
+
+
+def test_it_warms_up_like_any_backend_and_gives_everything_back_once(onnx_bundle: Bundle) -> None:
+    before = HostCopies.open
+    backend = on_host(onnx_bundle)
+    assert HostCopies.open == before + 2
+    assert set(warm_up(backend, onnx_bundle.manifest, 4).plan_ms()) == {"d1", "d2", "d3", "d4"}
+    backend.close()
+    backend.close()
+    assert HostCopies.open == before
+
+
+def test_wrong_calls_are_refused(onnx_bundle: Bundle) -> None:
+    backend, other = on_host(onnx_bundle, max_batch=2), on_host(onnx_bundle)
+    features, _ = backend.front(images(2))
+    with pytest.raises(ValueError, match="1 to 2"):
+        backend.front(images(3))
+    with pytest.raises(IndexError, match="of 2"):
+        features.take([2])
+    for use in (other.decode, lambda it: OnnxRuntimeBackend(onnx_bundle, threads=1).decode(it)):
+        with pytest.raises(TypeError, match="features of another backend"):
+            use(features)
+
+
+def test_the_sizes_of_batches_end_with_the_largest_that_is_served() -> None:
+    assert [sizes_up_to(n) for n in (1, 2, 3, 4, 5, 8)] == [
+        (1,), (1, 2), (1, 2, 3), (1, 2, 4), (1, 2, 4, 5), (1, 2, 4, 8),
+    ]  # fmt: skip
+
+
+def test_an_onnxruntime_without_the_provider_is_an_error_that_names_the_package(onnx_bundle: Bundle) -> None:
+    if onnxruntime_cuda.PROVIDER in ort.get_available_providers():
+        pytest.skip("this onnxruntime has the CUDA provider")
+    with pytest.raises(BackendError, match=r"no CUDAExecutionProvider: .* pip install 'fathom\[gpu\]'"):
+        OnnxRuntimeCudaBackend(onnx_bundle)
+
+
+def test_a_machine_without_a_driver_is_an_error_that_says_so(
+    onnx_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_driver() -> HostCopies:
+        raise DriverError("no CUDA driver: libcuda.so.1")
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [onnxruntime_cuda.PROVIDER])
+    with pytest.raises(BackendError, match="needs a GPU: no CUDA driver"):
+        OnnxRuntimeCudaBackend(onnx_bundle, device=no_driver)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_node_that_would_run_on_the_cpu_is_refused_by_onnxruntime(
+    onnx_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A provider that is named but cannot be loaded: ONNX Runtime by itself would take the CPU for all nodes."""
+    monkeypatch.setattr(onnxruntime_cuda, "PROVIDER", "CUDAExecutionProvider")
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None)
+    if "CUDAExecutionProvider" in ort.get_all_providers() and _loads_cuda():
+        pytest.skip("here it can be loaded")
+    with pytest.raises(BackendError, match=r"front\.onnx: .*CPU EP has been explicitly disabled.*fathom\[gpu\]"):
+        OnnxRuntimeCudaBackend(onnx_bundle, device=HostCopies)
+
+
+def _loads_cuda() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def test_tensors_that_are_not_the_manifest_s_are_named(onnx_bundle: Bundle) -> None:
+    manifest = onnx_bundle.manifest
+    front = manifest.stages["front"]
+    wrong = dataclasses.replace(front.outputs[0], dims=("batch", 9, 12, 16))
+    stages = {**manifest.stages, "front": dataclasses.replace(front, outputs=(wrong, *front.outputs[1:]))}
+    changed = dataclasses.replace(onnx_bundle, manifest=dataclasses.replace(manifest, stages=stages))
+    with pytest.raises(BackendError, match=r"front\.onnx: output 'f4'"):
+        on_host(changed)
+
+
+@pytest.mark.parametrize("name", ["camvid-tiny", "nuclei-tiny"])
+def test_with_the_batch_known_nothing_of_a_shipped_graph_is_left_to_the_cpu(name: str, tmp_path: Path) -> None:
+    """No node is left whose result the CUDA provider keeps on the CPU; all others have kernels there."""
+    served = bundle.load(SHIPPED / name)
+    for stage in served.manifest.stages.values():
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = 1
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.add_free_dimension_override_by_name("batch", 2)
+        options.optimized_model_filepath = str(tmp_path / stage.file)
+        ort.InferenceSession(served.root / stage.file, options, providers=["CPUExecutionProvider"])
+        kinds = {node.op_type for node in onnx.load(tmp_path / stage.file, load_external_data=False).graph.node}
+        assert not kinds & SHAPES, stage.file
+        assert kinds, "an empty graph would pass, too"
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_it_gives_what_the_cpu_gives() -> None:
+    served = bundle.load(SHIPPED / "camvid-tiny")
+    try:
+        backend = OnnxRuntimeCudaBackend(served, max_batch=2)
+    except BackendError as error:
+        pytest.skip(error.detail)
+    wanted = OnnxRuntimeBackend(served, threads=2)
+    size = served.manifest.input
+    batch = np.random.default_rng(0).integers(0, 256, (2, size.height, size.width, 3), dtype=np.uint8)
+    (mine, quality), (theirs, expected) = backend.front(batch), wanted.front(batch)
+    np.testing.assert_allclose(quality, expected, atol=1e-3)
+    for plan in served.manifest.plans:
+        got, true = backend.decode(backend.encode(plan, mine)), wanted.decode(wanted.encode(plan, theirs))
+        assert (got.argmax(1) != true.argmax(1)).mean() < 5e-3
+    backend.close()
