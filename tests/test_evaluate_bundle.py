@@ -107,6 +107,31 @@ def test_gate_is_compared_at_equal_cost_with_chance_fixed_plans_and_oracle(
     assert rows["gate max-loss 0.01"]["random_quality"] < rows["gate max-loss 0.01"]["quality"]
 
 
+def test_mirror_images_tell_what_is_more_than_luck(
+    tmp_path: Path, semantic: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here nothing is luck: an image and its mirror image lose the same, if pixels and truth are exchanged alike."""
+    cache = tmp_path / "cache"
+    shown, found = run(capsys, semantic, "--data", folder, "--mirrored", "--cache", cache)
+    assert found["mirrored_correlation"] == {"d1": 1}
+    assert "correlation of images and mirror images" in shown
+    rows = by_name(found)
+    assert {**rows["mirror beta 0.01"], "policy": "oracle beta 0.01"} == rows["oracle beta 0.01"]
+    assert len(list(cache.glob("*/*.npz"))) == 2 * len(COLUMNS)
+    again = run(capsys, semantic, "--data", folder, "--mirrored", "--cache", cache)[1]
+    assert again == found
+    plain = run(capsys, semantic, "--data", folder)[1]
+    assert plain["mirrored_correlation"] is None
+    assert not any(name.startswith("mirror") for name in by_name(plain))
+
+
+def test_a_loss_that_does_not_vary_has_no_correlation(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    equal = write_bundle(tmp_path / "equal", blind=False)
+    assert run(capsys, equal, "--data", folder, "--mirrored")[1]["mirrored_correlation"] == {"d1": None}
+
+
 def test_max_loss_is_asked_and_got_in_all_and_in_each_group(
     semantic: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

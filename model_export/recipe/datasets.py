@@ -120,23 +120,30 @@ def spread(index: int) -> float:
     return index * 0.6180339887498949 % 1.0
 
 
+BARE = -1.0  # the clutter of a street with nothing in it
+
+
 class Scenes:
-    """Street scenes from our own generator: sample i of a seed is always the same, clutter is spread over its range."""
+    """Street scenes from our own generator: sample i of a seed is always the same, clutter is spread over its range.
+
+    bare: share of streets with nothing in them (clutter -1), spread among the others.
+    """
 
     task = "semantic"
 
     def __init__(
-        self, count: int, seed: int = 0, clutter: tuple[float, float] = (0.0, 1.0), height: int = 360, width: int = 480
-    ) -> None:
+        self, count: int, seed: int = 0, clutter: tuple[float, float] = (0.0, 1.0), height: int = 360,
+        width: int = 480, bare: float = 0.0,
+    ) -> None:  # fmt: skip
         self.classes, self.palette, self.channels = scenes.CLASSES, PALETTE, len(scenes.CLASSES)
-        self.count, self.seed, self.clutter, self.size = count, seed, clutter, (height, width)
+        self.count, self.seed, self.clutter, self.size, self.bare = count, seed, clutter, (height, width), bare
 
     def __len__(self) -> int:
         return self.count
 
     def clutter_of(self, index: int) -> float:
-        low, high = self.clutter
-        return low + (high - low) * spread(index)
+        (low, high), place = self.clutter, spread(index)
+        return BARE if place < self.bare else low + (high - low) * (place - self.bare) / (1 - self.bare)
 
     def __getitem__(self, index: int) -> Sample:
         height, width = self.size

@@ -28,7 +28,10 @@ from model_export.recipe.quality import Measure, Semantic, class_iou, measure_of
 from model_export.recipe.runs import RunError, load_model, read_config, read_gate, read_targets
 
 BETAS = (0.0, 0.003, 0.01, 0.03, 0.1)  # quality that the full plan's depth must buy
-FOR_BUNDLES = {"below": "", "cache": None, "figures": None, "against": None, "threads": 0, "block": 1, "draws": 2000}
+FOR_BUNDLES = {
+    "below": "", "cache": None, "figures": None, "against": None, "threads": 0, "block": 1, "draws": 2000,
+    "mirrored": False,
+}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own = parser.add_argument_group("for a bundle").add_argument
     own("--below", help="a folder inside images/ and masks/ or instances/, e.g. val")
     own("--against", type=Path, help="a bundle to compare with, measured on the same images in turns")
+    mirrored = "measure the mirror images, too: how much of what the oracle wins is more than luck"
+    own("--mirrored", action="store_const", const=True, help=mirrored)
     own("--cache", type=Path, help="folder that keeps each image's result: work that was stopped goes on there")
     own("--figures", type=Path, help="folder for the figures")
     own("--threads", type=int, help="threads of the engine; default: all cores")

@@ -22,6 +22,7 @@ from model_export.recipe.report import (
     equal_cost_table,
     groups_table,
     json_line,
+    mirrored_table,
     policies_table,
     promises_table,
 )
@@ -68,7 +69,10 @@ def policies_of(measured: Measured, cost: Floats) -> dict[str, Shares]:
     margins = {asked: margin_for(asked, manifest.margins) for asked in LOSSES}
     found |= {f"gate max-loss {asked:g}": by_margin(measured.scores, margin) for asked, margin in margins.items()}
     found |= {f"gate beta {beta:g}": by_beta(measured.scores, cost, beta) for beta in BETAS}
-    return found | {f"oracle beta {beta:g}": by_beta(measured.quality, cost, beta) for beta in BETAS}
+    found |= {f"oracle beta {beta:g}": by_beta(measured.quality, cost, beta) for beta in BETAS}
+    if measured.mirrored is not None:
+        found |= {f"mirror beta {beta:g}": by_beta(measured.mirrored, cost, beta) for beta in BETAS}
+    return found
 
 
 class Evaluation:
@@ -143,7 +147,7 @@ class Evaluation:
     def groups(self) -> list[Row]:
         """Per group of images what depth is worth there, and where each choosing policy spends its compute."""
         quality, groups = self.measured.quality, self.measured.groups
-        choosing = {name: shares for name, shares in self.policies.items() if name.startswith(("gate", "oracle"))}
+        choosing = {name: shares for name, shares in self.policies.items() if not name.startswith(("full", "fixed"))}
         return [
             {
                 "group": str(name), "images": int(part.sum()), "full": float(quality[part, -1].mean()),
@@ -153,6 +157,21 @@ class Evaluation:
             }
             for name in np.unique(groups) if (part := groups == name).any()
         ]  # fmt: skip
+
+    def repeated(self) -> dict[str, float] | None:
+        """Per plan, how its loss in the images correlates (Pearson) with that in their mirror images: 1, what an image
+        loses is its own and could be known; 0, it is luck, and no gate can follow it. None where it was not measured.
+        """
+        once, again = self.measured.quality, self.measured.mirrored
+        if again is None:
+            return None
+        lost = [each[:, -1:] - each[:, :-1] for each in (once, again)]
+        found = {}
+        for index, plan in enumerate(self.measured.bundle.manifest.plans[:-1]):
+            pair = [each[:, index] for each in lost]
+            varies = min(float(np.ptp(each)) for each in pair) > 0
+            found[plan.name] = float(np.corrcoef(*pair)[0, 1]) if varies else math.nan
+        return found
 
     def against(self, other: Evaluation) -> list[Row]:
         """Policies here against the full plan there: points lost, shares of the encoder saved, times as many images."""
@@ -176,10 +195,10 @@ class Evaluation:
 
 def evaluate(
     folder: Path, data: Path, *, below: str, threads: int, cache: Path | None, block: int, draws: int,
-    against: Path | None, figures: Path | None,
+    against: Path | None, figures: Path | None, mirrored: bool,
 ) -> None:  # fmt: skip
     """Prints the tables and one JSON line. Raises DataError that names the file."""
-    found = measure([folder, *([against] if against else [])], data, below, threads, cache)
+    found = measure([folder, *([against] if against else [])], data, below, threads, cache, mirrored=mirrored)
     weights = resample(contiguous_blocks(found[0].groups, block), draws)
     evaluations = [Evaluation(each, weights) for each in found]
     first, manifest = evaluations[0], found[0].bundle.manifest
@@ -190,10 +209,13 @@ def evaluate(
         "measure": "PQ" if manifest.task == "instance" else "mIoU", "data": str(data / "images" / below),
         "images": len(found[0].names), "left_out": found[0].left_out, "threads": threads, "block": block,
         "draws": draws, "plans": first.plans(), "policies": rows, "max_loss": promises, "groups": first.groups(),
+        "mirrored_correlation": first.repeated(),
     }  # fmt: skip
     tables = [policies_table(result), equal_cost_table(result), promises_table(promises)]
     if len(result["groups"]) > 1:
         tables.append(groups_table(result["groups"]))
+    if mirrored:
+        tables.append(mirrored_table(result["mirrored_correlation"]))
     print("\n\n".join(tables))
     if against:
         other = evaluations[1]

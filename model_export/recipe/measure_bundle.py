@@ -8,6 +8,7 @@ work that was stopped goes on where it was.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import time
 import zipfile
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from model_export.recipe.datasets import DataError
@@ -46,7 +48,8 @@ class Measured:
     """What was found for N images and P plans.
 
     scores: (N, P) of the gate. counts: (N, P, ...) as `confusion` or `match_counts` has them. quality: (N, P) 0..1, of
-    each image: mIoU over the classes that it shows, or PQ. front: (N,) ms; encoder, decoder: (N, P) ms. left_out: names
+    each image: mIoU over the classes that it shows, or PQ. mirrored: the same of each image's mirror image, a second
+    measurement of one scene, or None. front: (N,) ms; encoder, decoder: (N, P) ms. left_out: names
     of images that are all void. found: instance task only, N times P `detections`.
     """
 
@@ -56,6 +59,7 @@ class Measured:
     scores: Floats
     counts: Floats
     quality: Floats
+    mirrored: Floats | None
     front: Floats
     encoder: Floats
     decoder: Floats
@@ -88,15 +92,17 @@ class Meter:
         self.cache = cache and cache / f"{self.bundle.digest[:16]}-threads{threads}-form{FORM}"
         self.warm = False
 
-    def measure(self, folder: Truth, index: int) -> Arrays:
-        """The arrays of one image, from the cache or anew."""
+    def measure(self, folder: Truth, index: int, *, mirrored: bool = False) -> Arrays:
+        """The arrays of one image or of its mirror image, from the cache or anew."""
         file, truth_file = folder.files[index]
         data = file.read_bytes()
         key = hashlib.sha256(data + truth_file.read_bytes()).hexdigest()[:32]
-        kept = self.cache and self.cache / f"{key}.npz"
+        kept = self.cache and self.cache / f"{key}{'-mirrored' * mirrored}.npz"
         if kept and kept.is_file():
             return _read(kept)
         truth = folder.truth(index)
+        if mirrored:
+            data, truth = _mirror(data), truth[:, ::-1]
         try:
             frame = decode(data, "", LIMITS, self.manifest.input)
         except FathomError as error:
@@ -149,9 +155,12 @@ class Meter:
         return image_pq(counts) if self.manifest.task == "instance" else image_quality(counts)
 
 
-def measure(bundles: Sequence[Path], root: Path, below: str, threads: int, cache: Path | None) -> list[Measured]:
+def measure(
+    bundles: Sequence[Path], root: Path, below: str, threads: int, cache: Path | None, *, mirrored: bool = False
+) -> list[Measured]:
     """Each bundle on the same images, image by image in turns, so that a change in the machine's load hits all alike.
 
+    mirrored: the mirror images, too; times are those of the images as they are.
     Raises DataError that names the file or bundle.
     """
     meters = [Meter(folder, threads, cache) for folder in bundles]
@@ -164,6 +173,8 @@ def measure(bundles: Sequence[Path], root: Path, below: str, threads: int, cache
     for index in tqdm(range(len(folder)), desc="images", mininterval=2):
         for meter, found in zip(meters, rows, strict=True):
             found.append(meter.measure(folder, index))
+            if mirrored:
+                found[-1]["mirrored"] = meter.measure(folder, index, mirrored=True)["counts"]
     for meter in meters:
         meter.backend.close()
     return [_gather(meter, folder, found) for meter, found in zip(meters, rows, strict=True)]
@@ -178,13 +189,29 @@ def _gather(meter: Meter, folder: Truth, rows: list[Arrays]) -> Measured:
     groups = np.array([group_of(name, folder.groups) for name in names])
     kept = [row for row, there in zip(rows, known, strict=True) if there]
     found = [row["detections"] for row in kept] if meter.manifest.task == "instance" else []
+    again = [[meter.quality(plan) for plan in row["mirrored"]] for row in kept if "mirrored" in row]
+    mirrored = np.array(again) if again else None
     stacked = {key: np.stack([row[key] for row in kept]).astype(np.float64) for key in rows[0] if key != "detections"}
     return Measured(
         meter.bundle, np.array(names)[known], groups[known], stacked["scores"], stacked["counts"], quality[known],
+        mirrored,
         stacked["front"][:, 0], stacked["encoder"], stacked["decoder"],
         [name for name, there in zip(names, known, strict=True) if not there],
         [[each[each[:, 0] == plan, 1:] for plan in range(quality.shape[1])] for each in found],
     )  # fmt: skip
+
+
+def _mirror(data: bytes) -> bytes:
+    """An image file -> a PNG of what it shows, left and right exchanged. What cannot be read is left for the service's
+    own check."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            mirrored = ImageOps.mirror(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, ValueError):
+        return data
+    encoded = io.BytesIO()
+    mirrored.save(encoded, "PNG", compress_level=1)
+    return encoded.getvalue()
 
 
 def _read(path: Path) -> Arrays:

@@ -73,6 +73,11 @@ def groups_table(groups: Sequence[Row]) -> str:
     return table(["GFLOPs by group", "images", "full plan", "cheapest loses", *policies], rows)
 
 
+def mirrored_table(correlation: dict[str, float]) -> str:
+    rows = [[name, f"{value:+.2f}" if math.isfinite(value) else "-"] for name, value in correlation.items()]
+    return table(["loss against the full plan", "correlation of images and mirror images"], rows)
+
+
 def against_table(against: Row) -> str:
     full = against["full"]
     rows = [

@@ -22,8 +22,11 @@ __all__ = ["CLASSES", "render"]
 _ROUGH = np.array([0.006, 0.10, 0.08, 0.035, 0.05, 0.16, 0.04, 0.13, 0.035, 0.11, 0.11], np.float32)
 
 
-def _street(p: Painter) -> None:
-    """Lay out the street, then paint ground, houses and everything in front of them, each from far to near."""
+def _street(p: Painter, bare: float) -> None:
+    """Lay out the street, then paint ground, houses and everything in front of them, each from far to near.
+
+    bare: share of the things in front of the houses, and of the gaps between those, that are left out.
+    """
     rng, u, c = p.rng, p.rng.uniform, p.clutter
     things: list[tuple[float, Callable[[], None]]] = []
     shadows: list[tuple[list[Point], float]] = []
@@ -31,6 +34,9 @@ def _street(p: Painter) -> None:
 
     def add(z: float, work: Callable[..., None], *args: object) -> None:
         things.append((z, partial(work, p, *args)))
+
+    def spared() -> bool:
+        return bare > 0 and rng.random() < bare  # no number is drawn for a street that is not bare
 
     def shade(x: float, z: float, half: float, long: float, dark: float) -> None:
         lean = p.sun * -half * 0.7
@@ -51,7 +57,7 @@ def _street(p: Painter) -> None:
                 if run < 4:
                     z = p.junction[1] + 1.5
                     continue
-            if rng.random() < 0.72:
+            if rng.random() < 0.72 or spared():
                 x = line + side * rng.choice((0.0, u(0, 4)))
                 houses.append((z, partial(building, p, side, x, z, z + run)))
                 if side == p.sun:
@@ -63,7 +69,7 @@ def _street(p: Painter) -> None:
                     houses.append((tz, partial(tree, p, line + side * u(2, 6), tz, tall, tall * 0.4)))
             z += run + (u(0, 2.5) if rng.random() < 0.4 else 0.0)
         for low, chance in ((line - side * 0.1, 0.45), (kerb + side * 0.3, 0.2 * c)):
-            if rng.random() < chance + 0.25 * c:
+            if rng.random() < chance + 0.25 * c and not spared():
                 style, high, tone = rng.randrange(3), u(0.8, 1.6), scale(rng.choice(WALLS), u(0.3, 0.8))
                 z, end = u(1, 12), u(20, 60)
                 while z < end:
@@ -72,31 +78,31 @@ def _street(p: Painter) -> None:
                     z += 3.0
         z = u(5, 16)
         while z < 90:
-            if not crossing(z):
+            if not crossing(z) and not spared():
                 kind = rng.choices(("lamp", "sign", "light"), (2, 2, 1))[0]
                 add(z, pole, kerb + side * u(0.3, 0.7), z, kind)
             z += u(9, 26) * (2.2 - 1.6 * c)
         z = u(6, 25)
         while rng.random() < 0.45 + 0.4 * c and z < 90:
             tall = u(4.0, 8.5)
-            if not crossing(z):
+            if not crossing(z) and not spared():
                 add(z, tree, kerb + side * u(0.6, 1.2), z, tall, tall * u(0.25, 0.38))
                 shade(kerb - p.sun * tall * 0.3, z, tall * 0.3, tall * 0.4, depth)
             z += u(5, 18) * (1.5 - 0.9 * c)
         z = u(5, 14)
         parked = rng.random() < 0.1 + 0.9 * c
         while parked and z < 70:
-            if not crossing(z) and not crossing(z + 4.5) and rng.random() < 0.75:
+            if not crossing(z) and not crossing(z + 4.5) and rng.random() < 0.75 and not spared():
                 x, van = kerb - side * u(1.05, 1.3), rng.random() < 0.15
                 add(z, car, x, z, rng.choice((1, side * -1 if rng.random() < 0.8 else 1)), rng.choice(PAINT), van)
                 shade(x, z, 1.1, 4.6, 0.5)
             z += u(5.2, 9)
-        for _ in range(round(u(0, 0.65) + 9 * c * u(0.3, 1))):
+        for _ in range(0 if spared() else round(u(0, 0.65) + 9 * c * u(0.3, 1))):
             z = 5 + 45 * u(0, 1) ** (1.6 - c)
             x = line - side * u(0.3, p.walk - 0.3) if rng.random() < 0.85 else u(-1, 1) * p.half - p.shift
             add(z, person, PEDESTRIAN, x, 0.0, z, u(1.5, 1.88))
             shade(x, z, 0.25, 0.3, 0.3)
-    for _ in range(round(u(0, 0.75) + 4 * c * u(0.2, 1))):
+    for _ in range(0 if spared() else round(u(0, 0.75) + 4 * c * u(0.2, 1))):
         z = 8 + 55 * u(0, 1) ** (1.4 - 0.6 * c)
         lane = rng.choice((-1, 1))
         x = lane * p.half * 0.5 - p.shift
@@ -105,14 +111,14 @@ def _street(p: Painter) -> None:
         else:
             add(z, car, x, z, 1 if lane * p.shift > 0 else -1, rng.choice(PAINT), rng.random() < 0.2)
         shade(x, z, 1.1, 4.6, 0.5)
-    for _ in range(round(u(0, 0.65) + 3 * c * u(0.2, 1))):
+    for _ in range(0 if spared() else round(u(0, 0.65) + 3 * c * u(0.2, 1))):
         z = 4.5 + 28 * u(0, 1) ** 1.3
         x = rng.choice((-1, 1)) * (p.half - u(0.4, 1.3)) - p.shift
         add(z, cyclist, x, z, rng.random() < 0.4)
         shade(x, z, 0.35, 1.2, 0.35)
     p.backdrop(shadows)
     for x in range(-60, 61, 6):  # what closes the view at the end of the street
-        if rng.random() < 0.45:
+        if rng.random() < 0.45 and not spared():
             p.leaves(*p.at((x, 2.5, 110)), p.focal * u(4, 7) / 110, p.focal * u(3, 6) / 110, 110, (74, 92, 56))
         else:
             box(p, BUILDING, x, 110, u(4, 8), 0, u(4, 10), scale(rng.choice(WALLS), u(0.8, 1)))
@@ -147,13 +153,13 @@ def render(seed: int, *, height: int = 360, width: int = 480, clutter: float = 0
     """Draw one street.
 
     Returns the image, uint8 RGB (height, width, 3), and the mask, uint8 (height, width), whose values index CLASSES;
-    255 is void. Deterministic in its arguments. clutter from 0 (empty road, clear sky, few large shapes) to 1 (many
-    small overlapping objects, low contrast, rain, dusk and sensor noise).
+    255 is void. Deterministic in its arguments. clutter from -1 (nothing but sky, road, pavement and walls) over 0 (few
+    things, clear sky) to 1 (many small overlapping objects, low contrast, rain, dusk and sensor noise).
     """
-    if not 0.0 <= clutter <= 1.0:
-        raise ValueError(f"clutter must be in [0, 1], got {clutter}")
+    if not -1.0 <= clutter <= 1.0:
+        raise ValueError(f"clutter must be in [-1, 1], got {clutter}")
     if height <= 0 or width <= 0:
         raise ValueError(f"height and width must be positive, got {height} x {width}")
-    painter = Painter(seed, height, width, clutter)
-    _street(painter)
+    painter = Painter(seed, height, width, max(clutter, 0.0))
+    _street(painter, max(-clutter, 0.0))
     return _expose(painter), np.asarray(painter.mask).copy()
