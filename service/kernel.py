@@ -67,7 +67,7 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class KernelFile:
-    """One compiled kernel of a bundle: PTX, which every chip from the one that it was compiled for takes."""
+    """One compiled kernel of a bundle: gzipped PTX, which every chip from the one that it was compiled for takes."""
 
     file: str
     sha256: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from collections.abc import Callable
@@ -263,10 +264,10 @@ def _kernel_names(folder: Path) -> list[str]:
 def test_a_bundle_has_a_kernel_for_every_problem_and_type(toy_bundle: Path, tmp_path: Path) -> None:
     kernels = bundle.load(toy_bundle).manifest.kernels
     levels = ("2x3", "2x3.4x6", "2x3.4x6.8x12", "2x3.4x6.8x12-some-per-image")
-    wanted = [f"ms_deform_attn-{problem}-{dtype}.ptx" for problem in levels for dtype in launch.DTYPES]
+    wanted = [f"ms_deform_attn-{problem}-{dtype}.ptx.gz" for problem in levels for dtype in launch.DTYPES]
     assert sorted(_kernel_names(toy_bundle)) == sorted(wanted)
     for kernel in kernels:
-        text = (toy_bundle / kernel.file).read_bytes()
+        text = gzip.decompress((toy_bundle / kernel.file).read_bytes())
         assert b".target sm_80" in text
         assert f".entry {kernel.launch.entry}(".encode() in text
         assert kernel.launch == launch.describe(kernel.problem)
@@ -274,7 +275,7 @@ def test_a_bundle_has_a_kernel_for_every_problem_and_type(toy_bundle: Path, tmp_
     assert (narrow.problem.shapes, narrow.problem.dense) == (((2, 3), (4, 6), (8, 12)), False)
     changed = shutil.copytree(toy_bundle, tmp_path / "changed")
     (changed / narrow.file).write_bytes(b"")
-    with pytest.raises(BundleError, match=r"some-per-image-float16\.ptx: its sha256"):
+    with pytest.raises(BundleError, match=r"some-per-image-float16\.ptx\.gz: its sha256"):
         bundle.load(changed)
 
 

@@ -325,7 +325,7 @@ def test_the_python_plugin_launches_its_kernel_on_the_stream(toy_bundle: Path, m
     trt = importlib.import_module("tensorrt_rtx")
     served = bundle.load(toy_bundle)
     about = next(k for k in served.manifest.kernels if "some" in k.file and k.problem.dtype == "float16")
-    compiled = Compiled(about, (toy_bundle / about.file).read_bytes())
+    compiled = Compiled.read(toy_bundle, about)
     tensorrt_plugin.register(trt, {about.sha256: compiled})
     creator = tensorrt_plugin._creator(trt)
     name = trt.PluginField("kernel", about.sha256.encode(), trt.PluginFieldType.CHAR)

@@ -6,6 +6,7 @@ for one chip needs nothing else. Without NVRTC a bundle is written all the same,
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -33,10 +34,10 @@ def problems_of(graphs: Iterable[Path]) -> list[Problem]:
 
 
 def file_name(problem: Problem) -> str:
-    """E.g. "ms_deform_attn-12x15.24x30-float16.ptx"; a subset of the queries has "-some" before the type."""
+    """E.g. "ms_deform_attn-12x15.24x30-float16.ptx.gz"; a subset of the queries has "-some" before the type."""
     levels = ".".join(f"{h}x{w}" for h, w in problem.shapes)
     some = ("" if problem.dense else "-some") + ("-per-image" if problem.reference_per_image else "")
-    return f"ms_deform_attn-{levels}{some}-{problem.dtype}.ptx"
+    return f"ms_deform_attn-{levels}{some}-{problem.dtype}.ptx.gz"
 
 
 def write_kernels(folder: Path, graphs: Iterable[Path]) -> tuple[KernelFile, ...]:
@@ -54,6 +55,7 @@ def write_kernels(folder: Path, graphs: Iterable[Path]) -> tuple[KernelFile, ...
         except LaunchError as error:
             print(f"no CUDA kernel {file_name(problem)}: {error}")
             continue
-        (folder / file_name(problem)).write_bytes(nvrtc.compile_kernel(launch, ARCHITECTURE))
+        ptx = nvrtc.compile_kernel(launch, ARCHITECTURE)
+        (folder / file_name(problem)).write_bytes(gzip.compress(ptx, mtime=0))  # a sixth, and the same each time
         files.append(KernelFile(file_name(problem), "", problem, launch))
     return tuple(files)

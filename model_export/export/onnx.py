@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
     gate, fitted = read_gate(args.run)
     samples = open_samples(args.parity, args.data, config)
     args.out.mkdir(parents=True, exist_ok=True)
-    for stale in (*args.out.glob("*.onnx"), *args.out.glob("*.ptx"), args.out / bundle.FILE):
+    for stale in (*args.out.glob("*.onnx"), *args.out.glob("*.ptx.gz"), args.out / bundle.FILE):
         stale.unlink(missing_ok=True)  # a folder without a manifest is no bundle: a failed export cannot be served
     images = np.stack([on_canvas(samples[i], canvas)[0] for i in range(IMAGES)])
     stages = write_stages(args.out, trained, gate, plans, images)

@@ -31,7 +31,7 @@ def main(path: Path) -> None:
     job = json.loads(path.read_text())
     trt = importlib.import_module(MODULES[job["flavour"]])
     root = Path(job["bundle"])
-    kernels = {k.sha256: Compiled(k, (root / k.file).read_bytes()) for k in bundle.load(root).manifest.kernels}
+    kernels = {k.sha256: Compiled.read(root, k) for k in bundle.load(root).manifest.kernels}
     if job["flavour"] == "tensorrt-rtx":
         tensorrt_plugin.register(trt, kernels)
     else:

@@ -95,7 +95,7 @@ class TensorRTBackend:
             )
         runtime = next(r for r in runtimes if r.flavour == found.flavour)
         self.name = f"{found.flavour}-{found.precision}"
-        kernels = {k.sha256: Compiled(k, (bundle.root / k.file).read_bytes()) for k in bundle.manifest.kernels}
+        kernels = {k.sha256: Compiled.read(bundle.root, k) for k in bundle.manifest.kernels}
         self._engines: dict[str, Engine] = {}
         for stage in self._stages:
             plan = engine_cache.read(cache, found, stage, mend=mend)

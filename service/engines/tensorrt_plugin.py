@@ -7,9 +7,11 @@ A node of ONNX, and with it an engine, names its kernel by the file's sha256; th
 from __future__ import annotations
 
 import ctypes
+import gzip
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -26,6 +28,11 @@ class Compiled:
     about: KernelFile
     image: bytes
     _loaded: list[Kernel] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, folder: Path, about: KernelFile) -> Compiled:
+        """From a bundle's folder, whose files were verified."""
+        return cls(about, gzip.decompress((folder / about.file).read_bytes()))
 
     def launch(self, batch: int, queries: int, inputs: list[int], out: int, stream: int) -> None:
         if not self._loaded:
