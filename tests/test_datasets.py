@@ -328,6 +328,9 @@ def test_scenes_are_a_function_of_seed_and_index_and_cover_the_clutter() -> None
 def test_open_dataset_understands_its_five_kinds(folder: Path, tmp_path: Path) -> None:
     scenes = open_dataset("scenes:5:7", None)
     assert (len(scenes), scenes[0].name) == (5, "scene-7-0")
+    bare = open_dataset("scenes:9:7:0.5", None)
+    assert isinstance(bare, Scenes)
+    assert (len(bare), bare.seed, bare.bare) == (9, 7, 0.5)
     assert len(open_dataset("folder", folder)) == 3
     (tmp_path / "camvid").mkdir()
     _camvid(tmp_path / "camvid")
@@ -353,6 +356,8 @@ def test_open_dataset_reads_any_folder_of_instances(cells: Path) -> None:
         ("scenes:many", "scenes:COUNT"),
         ("scenes:0", "positive count"),
         ("scenes:4:x", "scenes:COUNT"),
+        ("scenes:4:1:1", "share below 1"),
+        ("scenes:4:0.5", "scenes:COUNT"),
     ],
 )
 def test_open_dataset_refuses_what_it_does_not_know(spec: str, message: str) -> None:

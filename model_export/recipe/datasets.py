@@ -7,6 +7,7 @@ own (no files at all).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -153,17 +154,20 @@ class Scenes:
         return Sample(f"scene-{self.seed}-{index}", image, mask)
 
 
-SPECS = "camvid:SPLIT, nuclei:SPLIT, folder, instances or scenes:COUNT[:SEED]"
+SPECS = "camvid:SPLIT, nuclei:SPLIT, folder, instances or scenes:COUNT[:SEED[:BARE]]"
 
 
 def open_dataset(spec: str, root: Path | None) -> Dataset:
     """spec: one of SPECS; all but the scenes read `root`."""
     kind, _, rest = spec.partition(":")
     if kind == "scenes":
-        count, _, seed = rest.partition(":")
-        if not ((count or "64").isdecimal() and (seed or "0").isdecimal() and int(count or 64)):
-            raise DataError(f"unknown data set {spec!r}; scenes:COUNT[:SEED] takes a positive count, e.g. scenes:64:1")
-        return Scenes(int(count or 64), int(seed or 0))
+        found = re.fullmatch(r"(?P<count>[1-9]\d*)?(:(?P<seed>\d+)(:(?P<bare>0?\.\d+))?)?", rest)
+        if found is None:
+            raise DataError(
+                f"unknown data set {spec!r}; scenes:COUNT[:SEED[:BARE]] takes a positive count, a whole number and a "
+                "share below 1, e.g. scenes:64:1:0.5"
+            )
+        return Scenes(int(found["count"] or 64), int(found["seed"] or 0), bare=float(found["bare"] or 0))
     makers: dict[str, Callable[[Path], Dataset]] = {
         "camvid": lambda r: CamVid(r, rest or "train"), "nuclei": lambda r: Nuclei(r, rest or "train"),
         "folder": Folder, "instances": InstanceFolder,
