@@ -127,6 +127,7 @@ class Device:
         self._call("cuGraphExecDestroy", ctypes.c_void_p(graph))
 
     def close(self) -> None:
+        self._call("cuCtxSetCurrent", ctypes.c_void_p())  # the context may die now, and must not stay current
         self._call("cuDevicePrimaryCtxRelease_v2", self._device)
 
     def _attribute(self, number: int) -> int:
