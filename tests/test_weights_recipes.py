@@ -1,0 +1,46 @@
+"""trained_weights/recipes.mk: every command in it is one that the command line knows, with options that it has."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from model_export.__main__ import parser_of
+
+ROOT = Path(__file__).resolve().parent.parent
+BUNDLES = ("camvid-tiny", "camvid-tiny-standard", "nuclei-tiny", "nuclei-tiny-standard")
+
+
+def commands(*words: str) -> list[list[str]]:
+    """What `make` would run of model_export, each without "python -m model_export"."""
+    shown = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    lines = re.findall(r"-m model_export ([^;&\n]*)", shown.replace("\\\n", " "))
+    return [shlex.split(line) for line in lines]
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_a_bundle_is_made_by_one_command_that_runs_every_step(name: str) -> None:
+    found = commands("weights", f"NAME={name}", "DATA=data", "BACKBONE=weights.npz")
+    steps = list(dict.fromkeys(words[0] for words in found))
+    assert steps == ["train-exits", "search-plans", "derive-targets", "train-gate", "export"]
+    options = [parser_of(words[0]).parse_args(words[1:]) for words in found]
+    assert next(each.config == "standard" for each in options if hasattr(each, "config")) == name.endswith("-standard")
+    assert options[-1].out == Path("trained_weights") / name
+
+
+def test_the_mechanism_check_is_one_command_on_streets_where_no_step_sees_another_s() -> None:
+    found = commands("mechanism", "SCENES=/nonexistent/scenes")
+    steps = [words[0] for words in found]
+    assert steps == ["draw-scenes"] * 2 + [
+        "train-exits", "search-plans", "derive-targets", "train-gate", "export", "evaluate",
+    ]  # fmt: skip
+    options = [parser_of(words[0]).parse_args(words[1:]) for words in found]
+    assert {each.bare for each in options[:2]} == {0.5}
+    specs = " ".join([options[3].on, *options[4].fit, options[4].held])
+    seeds = [each.seed for each in options[:2]] + [int(seed) for seed in re.findall(r"scenes:\d+:(\d+)", specs)]
+    assert len(set(seeds)) == len(seeds) == 5, "nothing is trained, fitted or judged on the same streets"
+    assert options[-1].mirrored
