@@ -7,6 +7,7 @@
 # make bench-dashboard   docs/dashboard.png, from a real service and a real Prometheus (Debian's package)
 # make bench-autoscale   simulated days under the autoscaler: adaptive depth against fixed plans, k8s's thresholds
 # make bench-pod   CPU and memory of a pod
+# make bench-gpu [GPU="--out FILE ..."]   kernel, models and service on an NVIDIA GPU, against bars (docs/tensorrt.md)
 # make prove-docker   build docker/'s image and run it without a Docker daemon (root; Debian's buildah and mmdebstrap)
 # Each sets itself up in .venv; PYTHON= picks the interpreter (3.11 to 3.13) that a new environment is made with.
 
@@ -15,13 +16,14 @@ PORT = 8000
 HOST = 127.0.0.1
 BUNDLE = trained_weights/camvid-tiny
 TESTS =
+GPU =
 PYTHON = python3
 
 SERVE = .venv/serve
 TEST = .venv/test
 
 .DEFAULT_GOAL = help
-.PHONY: help serve test lint bench-latency bench-dashboard bench-autoscale bench-pod bench-picture prove-docker
+.PHONY: help serve test lint bench-latency bench-dashboard bench-autoscale bench-pod bench-gpu bench-picture prove-docker
 .DELETE_ON_ERROR:
 
 help:
@@ -67,6 +69,9 @@ bench-autoscale: $(TEST)/.ready
 
 bench-pod: $(TEST)/.ready
 	$(TEST)/bin/python tests/bench/pod.py --bundle "$(BUNDLE)"
+
+bench-gpu: $(TEST)/.ready
+	$(TEST)/bin/python tests/bench/gpu.py --bundle "$(BUNDLE)" $(GPU)
 
 prove-docker: $(TEST)/.ready
 	$(TEST)/bin/python docker/prove.py

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +26,7 @@ from model_export.export.kernels import nvrtc
 from model_export.export.kernels.launch import ARGUMENTS, ENTRY, LaunchError, Problem, Tactic, describe, tactics
 from model_export.network.deformable_attention import deformable_attention, ms_deform_attn
 from service.engines import cuda
+from tests.kernel_inputs import Inputs, baseline_inputs, exact, random_inputs, relative
 
 DATA = Path(__file__).parent / "data"
 CHIPS = ("80", "86", "89", "90", "100", "120")
@@ -47,56 +48,6 @@ def has_nvrtc() -> bool:
 
 
 needs_nvrtc = pytest.mark.skipif(not has_nvrtc(), reason="nvidia-cuda-nvrtc is not installed")
-
-
-# ------------------------------------------------------------------------------------------------------------- inputs
-
-
-@dataclass
-class Inputs:
-    """value, offsets, logits as the problem stores them; reference in float32."""
-
-    value: Tensor
-    offsets: Tensor
-    logits: Tensor
-    reference: Tensor
-
-    def __iter__(self):
-        return iter((self.value, self.offsets, self.logits, self.reference))
-
-
-def random_inputs(problem: Problem, batch: int, queries: int | None = None, spread: float = 2.5) -> Inputs:
-    generator = torch.Generator().manual_seed(0)
-    dtype = getattr(torch, problem.dtype)
-    queries = problem.tokens if queries is None else queries
-    split = (batch, queries, problem.heads, len(problem.shapes), problem.points)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    offsets = spread * normal(*split, 2)
-    offsets[:, ::7] = offsets[:, ::7].round()  # whole pixels: samples on pixel centres, where the patch changes
-    offsets[:, 3::11, :, :, 0] *= 1e3  # far outside
-    reference = torch.rand(*((batch,) if problem.reference_per_image else ()), queries, 2, generator=generator)
-    if problem.dense:
-        reference = centres(problem)
-    value = normal(batch, problem.tokens, problem.heads, problem.width)
-    return Inputs(value.to(dtype), offsets.to(dtype), (2 * normal(*split)).to(dtype), reference)
-
-
-def centres(problem: Problem) -> Tensor:
-    points = [((x + 0.5) / w, (y + 0.5) / h) for h, w in problem.shapes for y in range(h) for x in range(w)]
-    return torch.tensor(points)
-
-
-def exact(problem: Problem, inputs: Inputs) -> Tensor:
-    """In float64, on the rounded inputs: what is left is the kernel's own error."""
-    return deformable_attention(*(t.double() for t in inputs), list(problem.shapes))
-
-
-def relative(got: Tensor, want: Tensor) -> float:
-    assert got.shape == want.shape
-    return ((got.double() - want).norm() / want.norm()).item()
 
 
 # ---------------------------------------------------------------------------------------------- compiled for the host
@@ -237,21 +188,6 @@ def test_baseline_compiled_for_the_host_is_torchs_deformable_attention(
     counts = (2, problem.tokens, problem.tokens, problem.heads, problem.width, len(problem.shapes), problem.points)
     build.run(*(ctypes.c_void_p(t.data_ptr()) for t in arrays), *counts, ctypes.c_void_p(out.data_ptr()))
     assert relative(out, want) < LIMITS[dtype]
-
-
-def baseline_inputs(problem: Problem, inputs: Inputs) -> tuple[list[Tensor], Tensor]:
-    """value, sizes, locations and weights as the operators before it would write them; and the exact result."""
-    sizes = torch.tensor(problem.shapes, dtype=torch.int32)
-    locations = inputs.reference[None, :, None, None, None] + inputs.offsets / sizes.flip(1)[:, None]
-    locations = locations.to(inputs.value.dtype)
-    weights = inputs.logits.float().flatten(3).softmax(-1).view_as(inputs.logits).to(inputs.value.dtype)
-    # The same as raw inputs of the exact form, around a reference of 0
-    raw = (locations.double() * sizes.flip(1)[:, None], weights.double().log(), 0 * inputs.reference.double())
-    want = deformable_attention(inputs.value.double(), *raw, list(problem.shapes))
-    # The softmax of log(weights) divides by their sum, which rounding moved from 1.
-    total = weights.double().flatten(3).sum(-1)  # (B, Q, M)
-    want = (want.unflatten(2, (problem.heads, -1)) * total[..., None]).flatten(2)
-    return [t.contiguous() for t in (inputs.value, sizes, locations, weights)], want
 
 
 @needs_gpp

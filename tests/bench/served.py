@@ -42,10 +42,13 @@ def served(bundle: str, *flags: str, limit_s: float = 60) -> Iterator[Served]:
                 words.insert(0, line.split("listening on ")[1].strip())
                 found.set()
 
-    threading.Thread(target=listen, daemon=True).start()
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
     try:
-        if not found.wait(limit_s):
-            raise RuntimeError("the service did not listen:\n" + "".join(words))
+        while not found.wait(0.05):
+            if process.poll() is not None or time.monotonic() - begun > limit_s:
+                listener.join(5)  # its last words may still be on their way
+                raise RuntimeError("the service did not listen:\n" + "".join(words))
         url = words[0]
         while True:
             try:
@@ -63,3 +66,6 @@ def served(bundle: str, *flags: str, limit_s: float = 60) -> Iterator[Served]:
             process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
+        listener.join()  # ends with the pipe
+        assert process.stderr is not None
+        process.stderr.close()

@@ -1,0 +1,114 @@
+"""A bundle's network in torch behind the service's interface of a backend: eager or compiled, recorded or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch._dynamo
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from model_export.export.graphs import Decode, Encode, Front
+from model_export.export.weights import WEIGHTS, read_weights
+from model_export.network.knobs import Knobs
+from service.bundle import Bundle
+from service.core import Plan
+from tests.bench.gpu_clock import Clock, Recorded
+
+# Encoders share their code, and each plan's is compiled for itself: more often than torch allows a function.
+COMPILED_AT_MOST = 64
+MAPS = 4  # f4, f8, f16, f32
+ENCODED = 3
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class TorchFeatures:
+    """maps: f4, f8, f16, f32 of a batch. probabilities: once it is encoded, the decoder being part of that here."""
+
+    maps: tuple[Tensor, ...]
+    probabilities: Tensor | None = None
+    paused: None = None
+
+
+class Cast(nn.Module):
+    """A stage under autocast to bfloat16, or as it is. The number that masks the decoder's attention is no float16."""
+
+    def __init__(self, stage: nn.Module, kind: str, half: bool) -> None:
+        super().__init__()
+        self.stage, self.kind, self.half_precision = stage, kind, half
+
+    def forward(self, *inputs: Tensor) -> Any:
+        with torch.autocast(self.kind, torch.bfloat16, enabled=self.half_precision):
+            return self.stage(*inputs)
+
+
+class TorchBackend:
+    """graphs: what runs is recorded once for a batch size and then replayed. wrap: makes a compiled function of one."""
+
+    name = "torch"
+
+    def __init__(
+        self, served: Bundle, clock: Clock, *, half: bool, graphs: bool = False,
+        wrap: Callable[[nn.Module], Function] = lambda module: module,
+    ) -> None:  # fmt: skip
+        torch._dynamo.config.recompile_limit = COMPILED_AT_MOST
+        torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32, in convolutions, too
+        model, gate, _ = read_weights(served.root / WEIGHTS)
+        self._model, self._clock = model.to(clock.device), clock
+        self._half, self._graphs, self._wrap = half, graphs, wrap
+        self._front = self._ready(self._stage(Front(model, gate.to(clock.device))))
+        self._decode = self._stage(Decode(model))
+        self._rest: dict[str, Function] = {}
+
+    @torch.inference_mode()
+    def front(self, images: NDArray[np.uint8]) -> tuple[TorchFeatures, NDArray[np.float32]]:
+        # A copy on any device: a recording writes the images of later calls into the first ones.
+        found = self._front(torch.from_numpy(images).to(self._clock.device, copy=True))
+        return TorchFeatures(found[:MAPS]), found[MAPS].float().cpu().numpy()
+
+    @torch.inference_mode()
+    def encode(self, plan: Plan, features: TorchFeatures) -> TorchFeatures:
+        if plan.name not in self._rest:
+            encode, decode = self._stage(Encode(self._model, Knobs(plan.depth, plan.keep, plan.width))), self._decode
+            self._rest[plan.name] = self._ready(lambda f4, *maps: decode(f4, *encode(*maps)[:ENCODED]))
+        return replace(features, probabilities=self._rest[plan.name](*features.maps))
+
+    def decode(self, features: TorchFeatures) -> NDArray[np.float32]:
+        if features.probabilities is None:
+            raise ValueError("features must be encoded before they are decoded")
+        return features.probabilities.float().cpu().numpy()
+
+    def close(self) -> None:
+        self._rest = {}
+        torch._dynamo.reset()
+
+    def _stage(self, stage: nn.Module) -> Function:
+        return self._wrap(Cast(stage.eval(), self._clock.device.type, self._half))
+
+    def _ready(self, function: Function) -> Function:
+        return Replayed(self._clock, function) if self._graphs else function
+
+
+class Replayed:
+    """A function of tensors, recorded for each shape of its inputs. Its result is good until the next call."""
+
+    def __init__(self, clock: Clock, function: Function) -> None:
+        self._clock, self._function = clock, function
+        self._made: dict[tuple[torch.Size, ...], tuple[tuple[Tensor, ...], Recorded]] = {}
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        shapes = tuple(each.shape for each in inputs)
+        if shapes not in self._made:
+            # The inputs themselves, not copies: those that another recording wrote lie at the same place every time.
+            self._made[shapes] = inputs, self._clock.record([lambda: self._function(*inputs)], 1)
+        held, recorded = self._made[shapes]
+        for place, given in zip(held, inputs, strict=True):
+            if place is not given:
+                place.copy_(given)
+        recorded.run()
+        return recorded.outputs[0]
