@@ -81,7 +81,8 @@ def test_metrics_table_is_the_one_that_the_registry_gives() -> None:
 
 
 def test_make_targets_exist() -> None:
-    targets = set(re.findall(r"^([a-z][\w-]*):(?!=)", (ROOT / "Makefile").read_text("utf-8"), re.M))
+    text = "".join((ROOT / name).read_text("utf-8") for name in ("Makefile", "trained_weights/recipes.mk"))
+    targets = set(re.findall(r"^([a-z][\w-]*):(?!=)", text, re.M))
     named = set(re.findall(r"(?:^|&& |\n)(?:\$ )?make ([a-z][\w-]*)", code(readme())))
     assert {"serve", "test"} <= named <= targets
 
