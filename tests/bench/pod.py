@@ -13,6 +13,7 @@ import io
 import json
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,21 +28,23 @@ sys.path.insert(0, str(ROOT))
 from tests.bench.latency import only, photos, post  # noqa: E402
 from tests.bench.served import Served, served  # noqa: E402
 
-CALLERS = 4
+CALLERS, CORES = 4, 2
+WIDE = ((1, 24), (4, 18))  # batch, width of its column
 PLANS = ("d1", "d5-k25", "d6-k25", "d6")
 
 
 def cpu_seconds(
     client: httpx.Client, service: Served, images: list[bytes], plan: dict[str, Any], requests: int
-) -> float:
-    """Of the whole process, per request."""
+) -> tuple[float, float]:
+    """Of the whole process: CPU seconds per request, and the share of the engine's cores that it used meanwhile."""
     process = psutil.Process(service.pid)
     post(client, images[0], only(plan))
-    before = process.cpu_times()
+    before, begun = process.cpu_times(), time.perf_counter()
     with ThreadPoolExecutor(CALLERS) as pool:
         list(pool.map(lambda i: post(client, images[i % len(images)], only(plan)), range(requests)))
-    after = process.cpu_times()
-    return (after.user + after.system - before.user - before.system) / requests
+    after, wall = process.cpu_times(), time.perf_counter() - begun
+    used = after.user + after.system - before.user - before.system
+    return used / requests, used / (wall * CORES)
 
 
 def largest() -> bytes:
@@ -84,7 +87,7 @@ def main() -> None:
     args = parser.parse_args()
     images, spent, mib = photos(6), {}, {}
     for batch in (1, 4):
-        flags = ("--threads", "2", "--max-batch", str(batch))
+        flags = ("--threads", str(CORES), "--max-batch", str(batch))
         with (
             served(args.bundle, *flags, limit_s=300) as service,
             httpx.Client(base_url=service.url, timeout=120) as client,
@@ -92,9 +95,10 @@ def main() -> None:
             plans = {plan["name"]: plan for plan in client.get("/plans").json()["plans"]}
             spent[batch] = {name: cpu_seconds(client, service, images, plans[name], args.requests) for name in PLANS}
             mib[batch] = memory(client, service)
-    print(f"{'plan':<10}{'CPU s an image, alone':>24}{'in batches of 4':>18}")
+    print(f"{'plan':<10}{'CPU s an image, alone':>24}{'of two cores':>14}{'in batches of 4':>18}{'of two cores':>14}")
     for name in PLANS:
-        print(f"{name:<10}{spent[1][name]:>24.3f}{spent[4][name]:>18.3f}")
+        cells = "".join(f"{spent[batch][name][0]:>{wide}.3f}{spent[batch][name][1]:>14.0%}" for batch, wide in WIDE)
+        print(f"{name:<10}{cells}")
     for batch, found in mib.items():
         figures = f"{found['rest']:.0f} MiB at rest, {found['peak']:.0f} at the peak, {found['after']:.0f} after it"
         print(f"memory, batches of {batch}: {figures}")
