@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from service import __main__ as entry
 from service.bundle import Bundle
+from service.engines.choice import Choice
 from service.engines.fake import FakeBackend
 from service.settings import Settings
 
@@ -32,10 +33,10 @@ class Faulty(FakeBackend):
         return super().front(images)
 
 
-def open_engine(settings: Settings, served: Bundle) -> Faulty:
+def open_backend(choice: Choice, settings: Settings, served: Bundle) -> Faulty:
     return Faulty(served.manifest)
 
 
 if __name__ == "__main__":
-    entry.open_engine = open_engine
+    entry.open_backend = open_backend
     sys.exit(entry.main(sys.argv[1:], os.environ))
