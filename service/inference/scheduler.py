@@ -180,8 +180,9 @@ class Scheduler:
             while tickets := self._next():
                 self._run(pipeline, tickets)
         except Exception as error:  # noqa: BLE001  # whatever stops the engine is kept, and ends the service
-            _log.exception("the engine stopped")
             known = error if isinstance(error, FathomError) else BackendError(f"{type(error).__name__}: {error}")
+            # An error of ours says what to change; where in the code it came up helps nobody.
+            _log.error("the engine stopped: %s", known.detail, exc_info=None if known is error else error)
             with self._changed:
                 self.state, self.failure = "failed", known
                 left, self._queue = [*self._queue, *self._running], []
