@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from model_export.export import engine_parity
+from model_export.recipe.runs import RunError
 from service import bundle
 from service.bundle import Bundle, Manifest
 from service.engines import cuda, engine_cache
@@ -297,6 +300,26 @@ def test_the_half_precision_engines_are_taken_and_unchecked_ones_only_by_name(
     unchecked = fill(fake_bundle, tmp_path, precision="fp16", checked=False)
     assert Opened(fake_bundle, tmp_path).backend.name == "tensorrt-bf16"
     assert Opened(fake_bundle, tmp_path, only=unchecked).backend.name == "tensorrt-fp16"
+
+
+def test_the_check_of_new_engines_opens_them_unchecked_and_compares_every_plan(
+    fake_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = fill(fake_bundle, tmp_path, checked=False)
+    device = FakeDevice()
+    runtime = FakeRuntime(device, fake_bundle.manifest)
+    on_fakes = functools.partial(TensorRTBackend, device=lambda: device, runtimes=lambda: iter([runtime]))
+    monkeypatch.setattr(engine_parity, "TensorRTBackend", on_fakes)
+    other = Opened(fake_bundle, tmp_path, only=about)  # in the place of ONNX Runtime
+    monkeypatch.setattr(engine_parity, "OnnxRuntimeBackend", lambda served, threads: other.backend)
+    found = engine_parity.check(fake_bundle, tmp_path, about, "scenes:3:5", None)
+    assert found == {plan.name: 0.0 for plan in fake_bundle.manifest.plans}
+    assert device.closed == 1
+    front = other.backend.front
+    monkeypatch.setattr(other.backend, "front", lambda pixels: front(255 - pixels))
+    with pytest.raises(RunError, match="the gate's scores at batch 1 differ"):
+        engine_parity.check(fake_bundle, tmp_path, about, "scenes:3:5", None)
+    assert device.closed == 2
 
 
 def test_another_graph_weight_or_canvas_is_another_content(fake_bundle: Bundle) -> None:

@@ -43,7 +43,7 @@ def check(served: Bundle, cache: Path, about: EngineSet, spec: str, data: Path |
     samples = open_dataset(spec, data)
     canvas = (served.manifest.input.height, served.manifest.input.width)
     images = np.stack([on_canvas(samples[i % len(samples)], canvas)[0] for i in range(about.batches[-1])])
-    ours = TensorRTBackend(served, cache=cache, unchecked=True, only=about)
+    ours = TensorRTBackend(served, cache=cache, only=about)
     try:
         theirs = OnnxRuntimeBackend(served, threads=1)
         return compare(ours, theirs, served.manifest.plans, images, about.batches, LIMITS[about.precision])
