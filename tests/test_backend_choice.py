@@ -12,7 +12,7 @@ from service import __main__ as entry
 from service.bundle import Bundle
 from service.engines import choice, engine_cache, tensorrt
 from service.engines.choice import Choice, choose, open_backend
-from service.engines.cuda import DriverError
+from service.engines.cuda import DriverError, gpu_name
 from service.engines.engine_cache import EngineSet
 from service.errors import BackendError
 from service.settings import Settings
@@ -127,7 +127,7 @@ def test_this_machine_s_providers_and_gpu_are_really_asked_for() -> None:
     assert "CPUExecutionProvider" in choice._providers()
     if not _has_gpu():
         with pytest.raises(DriverError, match="CUDA"):
-            choice.gpu_name()
+            gpu_name()
 
 
 @pytest.mark.parametrize(
@@ -152,6 +152,6 @@ def test_a_backend_that_cannot_run_here_ends_the_process_and_no_other_takes_over
 
 def _has_gpu() -> bool:
     try:
-        return bool(choice.gpu_name())
+        return bool(gpu_name())
     except DriverError:
         return False

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from service.bundle import Bundle
 from service.engines import engine_cache
 from service.engines.base import Backend
-from service.engines.cuda import Device, DriverError
+from service.engines.cuda import DriverError, gpu_name
+from service.engines.tensorrt_runtime import MODULES
 from service.errors import BackendError
 from service.settings import Settings, resolve_threads
 
-TENSORRT = ("tensorrt", "tensorrt_rtx")  # either package will do
 CUDA_PROVIDER = "CUDAExecutionProvider"
 _log = logging.getLogger("fathom")
 
@@ -33,15 +33,6 @@ class Choice:
     why: str
 
 
-def gpu_name() -> str:
-    """The name of this machine's GPU. Raises DriverError."""
-    device = Device()
-    try:
-        return device.name
-    finally:
-        device.close()
-
-
 def installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
@@ -54,7 +45,7 @@ def choose(settings: Settings, served: Bundle, *, gpu: Callable[[], str] = gpu_n
         name = gpu()
     except DriverError as error:
         return Choice("onnxruntime", "no-gpu", f"there is no GPU to use ({error})")
-    if not any(map(installed, TENSORRT)):
+    if not any(map(installed, MODULES.values())):
         lacking = "TensorRT is not installed"
     elif not engine_cache.holds(settings.engine_cache, engine_cache.content_of(served.manifest)):
         lacking = f"{settings.engine_cache} has no TensorRT engines for this bundle (build-trt makes them)"

@@ -49,13 +49,22 @@ class Kernel:
         _check(cuda, cuda.cuLaunchKernel(self._function, *grid, block, 1, 1, 0, queue, array, None))
 
 
+def gpu_name(ordinal: int = 0) -> str:
+    """What the driver calls a GPU; makes no context. Raises DriverError."""
+    cuda, device, text = _library(), ctypes.c_int(), ctypes.create_string_buffer(256)
+    _check(cuda, cuda.cuInit(ctypes.c_uint(0)))
+    _check(cuda, cuda.cuDeviceGet(ctypes.byref(device), ctypes.c_int(ordinal)))
+    _check(cuda, cuda.cuDeviceGetName(text, ctypes.c_int(len(text)), device))
+    return text.value.decode()
+
+
 class Device:
     """A GPU whose primary context is current in this thread. Raises DriverError, as all of its methods do."""
 
     def __init__(self, ordinal: int = 0) -> None:
         self._cuda = _library()
+        self.name = gpu_name(ordinal)
         self._device, context = ctypes.c_int(), ctypes.c_void_p()
-        self._call("cuInit", ctypes.c_uint(0))
         self._call("cuDeviceGet", ctypes.byref(self._device), ctypes.c_int(ordinal))
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), self._device)
         self._call("cuCtxSetCurrent", context)
@@ -64,12 +73,6 @@ class Device:
     def capability(self) -> tuple[int, int]:
         """The compute capability, e.g. (9, 0)."""
         return self._attribute(_MAJOR), self._attribute(_MINOR)
-
-    @property
-    def name(self) -> str:
-        text = ctypes.create_string_buffer(256)
-        self._call("cuDeviceGetName", text, ctypes.c_int(len(text)), self._device)
-        return text.value.decode()
 
     def allocate(self, size: int) -> int:
         """Bytes of device memory, aligned to 256."""
