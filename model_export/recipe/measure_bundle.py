@@ -160,7 +160,7 @@ def measure(
 ) -> list[Measured]:
     """Each bundle on the same images, image by image in turns, so that a change in the machine's load hits all alike.
 
-    mirrored: the mirror images, too; times are those of the images as they are.
+    mirrored: for the first bundle the mirror images, too; times are those of the images as they are.
     Raises DataError that names the file or bundle.
     """
     meters = [Meter(folder, threads, cache) for folder in bundles]
@@ -173,7 +173,7 @@ def measure(
     for index in tqdm(range(len(folder)), desc="images", mininterval=2):
         for meter, found in zip(meters, rows, strict=True):
             found.append(meter.measure(folder, index))
-            if mirrored:
+            if mirrored and meter is meters[0]:
                 found[-1]["mirrored"] = meter.measure(folder, index, mirrored=True)["counts"]
     for meter in meters:
         meter.backend.close()
