@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from model_export.recipe.report import table
 from tests.bench.gpu_layers import (
     BASELINE,
     DATASHEET,
@@ -24,16 +25,6 @@ from tests.bench.gpu_layers import (
 
 Json = Mapping[str, Any]
 MISSING = "not measured"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their longest cell; the first one left, the others right."""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    lines = []
-    for first, *others in (head, *rows):
-        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join((first.ljust(widths[0]), *cells)).rstrip())
-    return "\n".join(lines)
 
 
 def accounting(shown: Sequence[Layer]) -> str:
