@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from service.bundle import Manifest, TensorSpec
+from service.bundle import Bundle, Manifest, TensorSpec
+from service.engines.base import Backend
 
 DTYPES = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
 RNG = np.random.default_rng(0)
@@ -102,3 +104,46 @@ def reference(pixels: NDArray[np.uint8], depth: int) -> tuple[NDArray[np.float32
     logits = np.einsum("kc,chw->khw", MIX[:, :, 0, 0], f4) * (f32 + depth).mean()
     exponential = np.exp(logits - logits.max(axis=0))
     return scores, exponential / exponential.sum(axis=0)
+
+
+def check_backend(backend: Backend, served: Bundle, counts: tuple[int, ...]) -> None:
+    """A backend that opened such graphs computes for every plan what they say."""
+    for count in counts:
+        batch = images(count)
+        features, quality = backend.front(batch)
+        assert (quality.shape, quality.dtype) == ((count, 4), np.float32)
+        for plan in served.manifest.plans:
+            probabilities = backend.decode(backend.encode(plan, features))
+            assert (probabilities.shape, probabilities.dtype) == ((count, 4, 12, 16), np.float32)
+            for row, pixels in enumerate(batch):
+                scores, expected = reference(pixels, plan.depth)
+                np.testing.assert_allclose(quality[row], scores, atol=1e-5)
+                np.testing.assert_allclose(probabilities[row], expected, atol=1e-5)
+
+
+def pausing(instance_manifest: Manifest) -> Manifest:
+    """Its plans, some of which pause tokens, for these graphs, whose task is the semantic one."""
+    decoder = dataclasses.replace(instance_manifest.stages["decoder"], outputs=(PROBABILITIES,))
+    stages = {**instance_manifest.stages, "decoder": decoder}
+    classes = instance_manifest.classes * 4
+    return dataclasses.replace(instance_manifest, task="semantic", classes=classes, stages=stages)
+
+
+def check_paused(backend: Backend, manifest: Manifest) -> None:
+    """What `write_graphs` says of paused tokens, also of chosen rows, and of plans that pause none."""
+    batch = images(3)
+    features, _ = backend.front(batch)
+    dark = batch.reshape(3, 6, 8, 8, 8, 3).mean(axis=(2, 4, 5)) < 127.5
+    for plan in manifest.plans:
+        encoded = backend.encode(plan, features)
+        if plan.keep < 1:
+            assert encoded.paused is not None
+            assert encoded.paused.dtype == np.uint8
+            assert (encoded.paused == dark).all()
+            some = encoded.take([2, 0])
+            assert some.paused is not None
+            assert (some.paused == dark[[2, 0]]).all()
+        else:
+            assert encoded.paused is None
+        np.testing.assert_allclose(backend.decode(encoded)[1], reference(batch[1], plan.depth)[1], atol=1e-5)
+    assert features.paused is None

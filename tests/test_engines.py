@@ -19,22 +19,12 @@ from service.engines.onnxruntime import OnnxRuntimeBackend
 from service.errors import BackendError
 from service.inference.costs import warm_up
 from service.inference.pipeline import Job, Pipeline
-from tests.small_graphs import PROBABILITIES, images, reference, write_graphs
+from tests.small_graphs import check_backend, check_paused, images, pausing, reference, write_graphs
 
 
 def test_onnxruntime_runs_what_the_graphs_say_for_every_plan_and_batch(onnx_bundle: Bundle) -> None:
     backend: Backend = OnnxRuntimeBackend(onnx_bundle, threads=1)
-    for count in (1, 2, 4):
-        batch = images(count)
-        features, quality = backend.front(batch)
-        assert (quality.shape, quality.dtype) == ((count, 4), np.float32)
-        for plan in onnx_bundle.manifest.plans:
-            probabilities = backend.decode(backend.encode(plan, features))
-            assert (probabilities.shape, probabilities.dtype) == ((count, 4, 12, 16), np.float32)
-            for row, pixels in enumerate(batch):
-                scores, expected = reference(pixels, plan.depth)
-                np.testing.assert_allclose(quality[row], scores, atol=1e-5)
-                np.testing.assert_allclose(probabilities[row], expected, atol=1e-5)
+    check_backend(backend, onnx_bundle, (1, 2, 4))
     backend.close()
 
 
@@ -48,31 +38,9 @@ def test_onnxruntime_takes_rows_in_the_order_asked_for(onnx_bundle: Bundle) -> N
 
 
 def test_onnxruntime_tells_which_tokens_an_encoder_paused(tmp_path: Path, instance_manifest: Manifest) -> None:
-    decoder = dataclasses.replace(instance_manifest.stages["decoder"], outputs=(PROBABILITIES,))
-    manifest = dataclasses.replace(
-        instance_manifest,
-        task="semantic",
-        classes=instance_manifest.classes * 4,
-        stages={**instance_manifest.stages, "decoder": decoder},
-    )
+    manifest = pausing(instance_manifest)
     write_graphs(tmp_path, manifest)
-    backend: Backend = OnnxRuntimeBackend(bundle.save(tmp_path, manifest), threads=1)
-    batch = images(3)
-    features, _ = backend.front(batch)
-    dark = batch.reshape(3, 6, 8, 8, 8, 3).mean(axis=(2, 4, 5)) < 127.5
-    for plan in manifest.plans:
-        encoded = backend.encode(plan, features)
-        if plan.keep < 1:
-            assert encoded.paused is not None
-            assert encoded.paused.dtype == np.uint8
-            assert (encoded.paused == dark).all()
-            some = encoded.take([2, 0])
-            assert some.paused is not None
-            assert (some.paused == dark[[2, 0]]).all()
-        else:
-            assert encoded.paused is None
-        np.testing.assert_allclose(backend.decode(encoded)[1], reference(batch[1], plan.depth)[1], atol=1e-5)
-    assert features.paused is None
+    check_paused(OnnxRuntimeBackend(bundle.save(tmp_path, manifest), threads=1), manifest)
 
 
 def test_a_bundle_goes_through_the_whole_pipeline_on_onnxruntime(onnx_bundle: Bundle) -> None:

@@ -23,70 +23,33 @@ from service.engines.onnxruntime import OnnxRuntimeBackend
 from service.engines.onnxruntime_cuda import OnnxRuntimeCudaBackend, sizes_up_to
 from service.errors import BackendError
 from service.inference.costs import warm_up
-from tests.small_graphs import PROBABILITIES, images, reference, write_graphs
+from tests.fake_tensorrt import FakeDevice
+from tests.small_graphs import check_backend, check_paused, images, pausing, reference, write_graphs
 
 SHIPPED = Path(__file__).resolve().parent.parent / "trained_weights"
 # Whose results the CUDA provider keeps on the CPU, so that ONNX Runtime would put what follows there, too.
 SHAPES = {"Shape", "Size", "NonZero"}
 
 
-class HostCopies:
-    """Stands for the GPU where memory is the host's. open: how many streams and devices are not yet given back."""
-
-    open = 0
-    copies = 0
-
-    def __init__(self) -> None:
-        type(self).open += 1
-
-    def make_stream(self) -> int:
-        type(self).open += 1
-        return 7
-
-    def on_device(self, target: int, source: int, size: int, stream: int) -> None:
-        assert stream == 7
-        ctypes.memmove(target, source, size)
-        type(self).copies += 1
-
-    def wait(self, stream: int) -> None:
-        assert stream == 7
-
-    def free_stream(self, stream: int) -> None:
-        type(self).open -= 1
-
-    def close(self) -> None:
-        type(self).open -= 1
-
-
-def on_host(served: Bundle, max_batch: int = 4) -> OnnxRuntimeCudaBackend:
+def on_host(served: Bundle, device: FakeDevice | None = None, *, max_batch: int = 4) -> OnnxRuntimeCudaBackend:
     return OnnxRuntimeCudaBackend(
-        served, max_batch=max_batch, device=HostCopies, provider="CPUExecutionProvider", place="cpu"
+        served, max_batch=max_batch, device=lambda: device or FakeDevice(), provider="CPUExecutionProvider", place="cpu"
     )
 
 
 def test_it_computes_what_the_graphs_say_for_every_plan_and_for_batches_without_a_session(onnx_bundle: Bundle) -> None:
     backend: Backend = on_host(onnx_bundle, max_batch=5)
-    for count in (1, 3, 5):
-        batch = images(count)
-        features, quality = backend.front(batch)
-        assert (quality.shape, quality.dtype) == ((count, 4), np.float32)
-        for plan in onnx_bundle.manifest.plans:
-            probabilities = backend.decode(backend.encode(plan, features))
-            assert (probabilities.shape, probabilities.dtype) == ((count, 4, 12, 16), np.float32)
-            for row, pixels in enumerate(batch):
-                scores, expected = reference(pixels, plan.depth)
-                np.testing.assert_allclose(quality[row], scores, atol=1e-5)
-                np.testing.assert_allclose(probabilities[row], expected, atol=1e-5)
+    check_backend(backend, onnx_bundle, (1, 3, 5))
     backend.close()
 
 
 def test_rows_are_copied_in_the_order_asked_for_and_the_source_stays_good(onnx_bundle: Bundle) -> None:
-    backend = on_host(onnx_bundle)
+    device = FakeDevice()
+    backend = on_host(onnx_bundle, device)
     batch, plan = images(4), onnx_bundle.manifest.plans[1]
     features, _ = backend.front(batch)
-    before = HostCopies.copies
     some = backend.encode(plan, features.take([3, 0, 2]))
-    assert HostCopies.copies - before == 3 * len(features.maps)
+    assert device.calls == [*["on device"] * 3 * len(features.maps), "wait"]
     decoded = backend.decode(some)
     for row, source in enumerate((3, 0, 2)):
         np.testing.assert_allclose(decoded[row], reference(batch[source], plan.depth)[1], atol=1e-5)
@@ -97,36 +60,19 @@ def test_rows_are_copied_in_the_order_asked_for_and_the_source_stays_good(onnx_b
 
 
 def test_it_tells_which_tokens_an_encoder_paused(tmp_path: Path, instance_manifest: Manifest) -> None:
-    stages = dict(instance_manifest.stages)
-    stages["decoder"] = dataclasses.replace(stages["decoder"], outputs=(PROBABILITIES,))
-    manifest = dataclasses.replace(
-        instance_manifest, task="semantic", classes=instance_manifest.classes * 4, stages=stages
-    )
+    manifest = pausing(instance_manifest)
     write_graphs(tmp_path, manifest)
-    served = bundle.save(tmp_path, manifest)
-    backend, reference_backend = on_host(served), OnnxRuntimeBackend(served, threads=1)
-    batch = images(3)
-    ours, theirs = backend.front(batch)[0], reference_backend.front(batch)[0]
-    for plan in manifest.plans:
-        mine, wanted = backend.encode(plan, ours), reference_backend.encode(plan, theirs)
-        if wanted.paused is None:
-            assert mine.paused is None
-            continue
-        assert mine.paused is not None
-        np.testing.assert_array_equal(mine.paused, wanted.paused)
-        taken = mine.take([2, 1]).paused
-        assert taken is not None
-        np.testing.assert_array_equal(taken, wanted.paused[[2, 1]])
+    check_paused(on_host(bundle.save(tmp_path, manifest)), manifest)
 
 
 def test_it_warms_up_like_any_backend_and_gives_everything_back_once(onnx_bundle: Bundle) -> None:
-    before = HostCopies.open
-    backend = on_host(onnx_bundle)
-    assert HostCopies.open == before + 2
+    device = FakeDevice()
+    backend = on_host(onnx_bundle, device)
+    assert (device.streams, device.closed) == (1, 0)
     assert set(warm_up(backend, onnx_bundle.manifest, 4).plan_ms()) == {"d1", "d2", "d3", "d4"}
     backend.close()
     backend.close()
-    assert HostCopies.open == before
+    assert (device.streams, device.closed) == (0, 1)
 
 
 def test_wrong_calls_are_refused(onnx_bundle: Bundle) -> None:
@@ -157,12 +103,12 @@ def test_an_onnxruntime_without_the_provider_is_an_error_that_names_the_package(
 def test_a_machine_without_a_driver_is_an_error_that_says_so(
     onnx_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_driver() -> HostCopies:
+    def no_driver() -> FakeDevice:
         raise DriverError("no CUDA driver: libcuda.so.1")
 
     monkeypatch.setattr(ort, "get_available_providers", lambda: [onnxruntime_cuda.PROVIDER])
     with pytest.raises(BackendError, match="needs a GPU: no CUDA driver"):
-        OnnxRuntimeCudaBackend(onnx_bundle, device=no_driver)  # type: ignore[arg-type]
+        OnnxRuntimeCudaBackend(onnx_bundle, device=no_driver)
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")
@@ -176,7 +122,7 @@ def test_a_node_that_would_run_on_the_cpu_is_refused_by_onnxruntime(
     if "CUDAExecutionProvider" in ort.get_all_providers() and _loads_cuda():
         pytest.skip("here it can be loaded")
     with pytest.raises(BackendError, match=r"front\.onnx: .*CPU EP has been explicitly disabled.*fathom\[gpu\]"):
-        OnnxRuntimeCudaBackend(onnx_bundle, device=HostCopies)
+        OnnxRuntimeCudaBackend(onnx_bundle, device=FakeDevice)
 
 
 def _loads_cuda() -> bool:

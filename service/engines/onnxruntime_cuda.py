@@ -7,7 +7,7 @@ It is told so: no node falls back to the CPU unseen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,7 +62,7 @@ class OnnxRuntimeCudaBackend:
     name = "onnxruntime-cuda"
 
     def __init__(
-        self, bundle: Bundle, *, max_batch: int = 1, device: type[Copier] = Device, provider: str = PROVIDER,
+        self, bundle: Bundle, *, max_batch: int = 1, device: Callable[[], Copier] = Device, provider: str = PROVIDER,
         place: str = "cuda",
     ) -> None:  # fmt: skip
         if provider not in ort.get_available_providers():
