@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -63,20 +64,14 @@ def test_chosen_plans_are_a_front_that_ends_in_the_full_plan(found: list[Found],
     chosen, full = choose(found, most), found[SOME.index(Knobs(3))]
     assert chosen[-1] is full
     assert len(chosen) <= most
-    assert [f.gflops for f in chosen] == sorted(f.gflops for f in chosen)
+    assert all(low.gflops < high.gflops and low.ms < high.ms for low, high in pairwise(chosen))
+    assert all(high.quality - low.quality >= NOISE for low, high in pairwise(chosen[:-1]))
     cheaper = [f for f in found if f.gflops < full.gflops and f.ms < full.ms]
-    assert all(f in cheaper for f in chosen[:-1])
-    for a in chosen[:-1]:
-        for b in chosen[:-1]:
-            no_dearer = a is not b and a.gflops <= b.gflops and a.ms <= b.ms
-            assert not (no_dearer and a.quality > b.quality - NOISE)
-    if cheaper:
-        cost = [f.gflops / full.gflops + f.ms / full.ms for f in chosen[:-1]]
-        assert min(cost) <= min(f.gflops / full.gflops + f.ms / full.ms for f in cheaper) + 1e-9
-    # What is left out, though there was room, is no better than something that is no dearer.
+    assert bool(cheaper) == bool(chosen[:-1])
+    # What is left out, though there was room, is no better than something that is no dearer by one of both.
     if len(chosen) < most:
         for f in cheaper:
-            rivals = [c.quality for c in chosen if c.gflops <= f.gflops and c.ms <= f.ms]
+            rivals = [c.quality for c in chosen if c.gflops <= f.gflops or c.ms <= f.ms]
             assert rivals
             assert max(rivals) > f.quality - NOISE
 
@@ -87,7 +82,7 @@ def test_a_short_front_is_filled_up_with_cheaper_plans_than_the_full_one(found: 
     assert {f.knobs for f in front} <= {f.knobs for f in filled}
     assert filled[-1] is full
     assert len({f.knobs for f in filled}) == len(filled) <= max(least, len(front))
-    assert all(f.gflops < full.gflops and f.ms < full.ms for f in filled[:-1])
+    assert all(low.gflops < high.gflops and low.ms < high.ms for low, high in pairwise(filled))
 
 
 def test_a_short_front_is_filled_where_the_steps_in_cost_are_widest() -> None:
@@ -107,9 +102,14 @@ def test_a_dearer_plan_must_be_better_by_more_than_noise() -> None:
     assert [f.knobs.depth for f in choose(found, 9)] == [1, 3, 4]  # the full plan stays, whatever it is worth
 
 
-def test_a_plan_that_is_quicker_or_does_less_is_kept_for_either() -> None:
-    less, quicker = Found(Knobs(1), 1, 5, 0.6), Found(Knobs(1, 1, 0.5), 2, 2, 0.6)
-    assert choose([less, quicker, Found(Knobs(2), 9, 9, 0.7)], 9)[:2] == [less, quicker]
+def test_a_plan_that_does_less_but_is_slower_than_a_better_one_is_left_out() -> None:
+    slow, good, full = (
+        Found(Knobs(1), 7.3, 121, 0.61),
+        Found(Knobs(1, 1, 0.5), 7.6, 112, 0.62),
+        Found(Knobs(2), 9, 140, 0.63),
+    )
+    assert choose([slow, good, full], 9) == [good, full]
+    assert choose([slow, Found(good.knobs, 7.6, 112, 0.60), full], 9) == [slow, full]
 
 
 def test_of_too_many_plans_those_stay_that_serve_most_budgets_best() -> None:

@@ -237,34 +237,39 @@ def processor() -> str:
 
 
 def choose(found: list[Found], most: int, least: int = 2) -> list[Found]:
-    """At most `most` plans, from cheap to dear in GFLOPs; the last one is the full plan.
+    """At most `most` plans, from cheap to dear; the last one is the full plan.
 
-    Kept is the Pareto front: a plan is out if one that is no dearer, in GFLOPs and in milliseconds, is no worse by more
-    than noise. The full plan is always in, and nothing that is as dear as it. Of a longer front those stay that serve
-    most: a plan is for budgets from its cost to that of the next one, and there gains what it is better than all that
-    are cheaper. Cost here is the mean of both, as shares of the full plan's. The cheapest plan is always in. A shorter
-    front than `least` is filled up where the steps in cost are widest, with the best plan in between: it is of these
-    images, and on others what is in between may be worth having.
+    Kept is the Pareto front in quality and cost, where a plan is cheaper than another only if it is by GFLOPs and by
+    milliseconds: what is no better than one that is kept and no dearer in either is out. So both measures order the
+    chosen plans alike. A dearer one must be better by noise. The full plan is always in, and nothing as dear as it.
+    Of a longer front those stay that serve most: a plan is for budgets from its cost to that of the next one, and there
+    gains what it is better than all that are cheaper; cost here is the mean of both, as shares of the full plan's. The
+    cheapest one always stays. A shorter front than `least` is filled up where the steps in cost are widest, with the
+    best plan in between: it is of these images, and on others what is in between may be worth having.
     """
     full = max(found, key=lambda f: (f.knobs.depth, f.knobs.keep, f.knobs.width))
-    cheaper = [each for each in found if each.gflops < full.gflops and each.ms < full.ms]
-    front: list[Found] = []
-    for each in sorted(cheaper, key=lambda f: (f.gflops, f.ms)):
-        rivals = [f.quality for f in front if f.ms <= each.ms]
-        if not rivals or each.quality - max(rivals) >= NOISE:
-            front.append(each)
 
     def cost(each: Found) -> float:
         return each.gflops / full.gflops + each.ms / full.ms
 
-    front.sort(key=cost)
+    def cheaper(low: Found, high: Found) -> bool:
+        return low.gflops < high.gflops and low.ms < high.ms
+
+    chain: list[Found] = []
+    for each in sorted((f for f in found if cheaper(f, full)), key=lambda f: (-f.quality, cost(f))):
+        if not chain or cheaper(each, chain[0]):
+            chain.insert(0, each)
+    front: list[Found] = []
+    for each in chain:
+        if not front or each.quality - front[-1].quality >= NOISE:
+            front.append(each)
     while len(front) >= most:
-        best = np.maximum.accumulate([each.quality for each in front])
+        gains = np.diff([each.quality for each in front])
         gaps = np.diff([cost(each) for each in (*front, full)])
-        front.pop(1 + int(np.argmin(np.diff(best) * gaps[1:])))
+        front.pop(1 + int(np.argmin(gains * gaps[1:])))
     while len(front) + 1 < least:
         between = [
-            [f for f in cheaper if f not in front and cost(low) < cost(f) < cost(high)]
+            [f for f in found if cheaper(low, f) and cheaper(f, high)]
             for low, high in sorted(pairwise([*front, full]), key=lambda step: cost(step[0]) - cost(step[1]))
         ]
         widest = next((inside for inside in between if inside), None)
@@ -272,7 +277,7 @@ def choose(found: list[Found], most: int, least: int = 2) -> list[Found]:
             break
         front.append(max(widest, key=lambda f: f.quality))
         front.sort(key=cost)
-    return [*sorted(front, key=lambda f: f.gflops), full]
+    return [*front, full]
 
 
 def rounded(found: Found) -> dict[str, float]:
