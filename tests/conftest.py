@@ -11,9 +11,10 @@ from service import bundle
 from service.bundle import Bundle, BundleFile, ClassInfo, InputSpec, Manifest, Stage, TensorSpec
 from service.core import Margin, Plan
 from tests.small_graphs import write_graphs
+from tests.small_network import seed
 from tests.toy import one_thread, toy_bundle, toy_config, toy_run, train_words, trained_run
 
-__all__ = ["one_thread", "toy_bundle", "toy_config", "toy_run", "train_words", "trained_run"]
+__all__ = ["one_thread", "seed", "toy_bundle", "toy_config", "toy_run", "train_words", "trained_run"]
 
 HEIGHT, WIDTH, DEPTHS = 48, 64, (1, 2, 3, 4)
 
