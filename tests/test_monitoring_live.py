@@ -16,6 +16,8 @@ from typing import Any
 import prometheus_client
 import pytest
 
+from service import bundle
+from service.settings import Settings
 from tests.faulty_service import BLUE, RED
 from tests.observed import (
     ALERTS,
@@ -38,8 +40,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]  # the first test wait
 DCGM_LABELS = {"gpu": "0", "UUID": "GPU-1", "device": "nvidia0", "modelName": "NVIDIA L4", "Hostname": "node-1"}
 # These need minutes or an empty Prometheus; `promtool test rules` fires them.
 NOT_PROVOKED = {"FathomAbsent", "FathomEngineStalled"}
+ROOT = Path(__file__).resolve().parent.parent
 NOISE = noise()
-VARIED = ("", "depth=1", "depth=3", "gflops=6.6", "ms=3000", "max-loss=0", "max-loss=0.02", "depth=2, max-loss=0.01")
+COSTS = [plan.gflops for plan in bundle.load(ROOT / Settings().bundle).manifest.plans]
+HALF = f"gflops={(COSTS[0] + COSTS[-1]) / 2:.3f}"
+VARIED = ("", "depth=1", "depth=3", HALF, "ms=3000", "max-loss=0", "max-loss=0.02", "depth=2, max-loss=0.01")
 
 
 @contextmanager
@@ -98,7 +103,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
                 until_fired(api, "FathomShedding", "FathomQueueWait", "FathomEngineErrors")
                 until_fired(api, "FathomErrorBudgetBurn", "FathomLatencyBudgetBurn")
             wait(lambda: good.answered > len(VARIED), 60, "the real engine")
-            budget.write_text("gflops=5.32")  # between the cheapest plan and the next
+            budget.write_text(f"gflops={(COSTS[0] + COSTS[1]) / 2:.3f}")  # between the cheapest plan and the next
             with bad.running(4, lambda i: (NOISE, "max-loss=0")):
                 until_fired(api, "FathomQualityDegraded", "FathomFloorMisses", "FathomNodeBudgetBinds")
         restart(api, first, folder, port)

@@ -1,6 +1,7 @@
 # How each bundle here was made: make weights NAME=camvid-tiny DATA=DIR BACKBONE=NPZ
-# DATA is the data set's folder, BACKBONE the MobileNetV1 weights. Hours on a CPU; a command that was stopped goes on
-# where it was. Runs lie in runs/, the bundle is written to trained_weights/NAME; edit its README by hand.
+# DATA is the data set's folder, BACKBONE the ImageNet weights: MobileNetV2's for camvid, MobileNetV1's for nuclei. Hours
+# on a CPU; a command that was stopped goes on where it was. Runs lie in runs/, the bundle is written to
+# trained_weights/NAME; edit its README by hand.
 # make mechanism [PARENT=runs/camvid-tiny]   does the gate follow a difficulty that is known? On drawn streets, half of
 # them bare; 35 minutes on two cores.
 
@@ -11,10 +12,10 @@ PROVENANCE = $(addprefix --provenance ,$(wildcard trained_weights/$(NAME)/proven
 .PHONY: mechanism weights $(addprefix weights-, camvid-tiny camvid-tiny-standard nuclei-tiny nuclei-tiny-standard)
 weights: $(TEST)/.ready weights-$(NAME)
 
-CAMVID = --data "$(DATA)" --train camvid:train --dev camvid:dev --scenes 0.15 --backbone-weights "$(BACKBONE)" \
-  --steps 4000 --check-every 500 --lr 3e-4
+CAMVID = --data "$(DATA)" --train camvid:train --dev camvid:dev --scenes 0.15 --backbone mobilenet_v2 \
+  --backbone-weights "$(BACKBONE)" --steps 8000 --check-every 500 --lr 3e-4
 weights-camvid-tiny:
-	$(EXPORT) train-exits --out $(RUN) $(CAMVID)
+	$(EXPORT) train-exits --out $(RUN) $(CAMVID) --schedule 3,2,1
 	$(camvid-bundle)
 weights-camvid-tiny-standard:
 	$(EXPORT) train-exits --out $(RUN) $(CAMVID) --config standard

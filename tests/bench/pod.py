@@ -30,7 +30,7 @@ from tests.bench.served import Served, served  # noqa: E402
 
 CALLERS, CORES = 4, 2
 WIDE = ((1, 24), (4, 18))  # batch, width of its column
-PLANS = ("d1", "d5-k25", "d6-k25", "d6")
+PLANS = ("d1-w25", "d5-w25", "d6-k25", "d6")
 
 
 def cpu_seconds(
