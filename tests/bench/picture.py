@@ -67,7 +67,10 @@ def main() -> None:
         title="per plan",
     )
     right.grid(alpha=0.3)
-    figure.savefig(ROOT / "docs" / "fathom.png", dpi=100)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=100)
+    # A palette: a quarter of the size, and no eye sees it.
+    Image.open(drawn).convert("RGB").quantize(256).save(ROOT / "docs" / "fathom.png", optimize=True)
     print(f"wrote {ROOT / 'docs' / 'fathom.png'}")
 
 
