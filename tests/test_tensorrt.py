@@ -114,6 +114,19 @@ def test_prepared_graphs_compute_what_the_bundle_s_do(toy_bundle: Path, tmp_path
         assert min(found.values()) > 0  # it did run in half precision
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["camvid-tiny", "nuclei-tiny"])
+def test_a_shipped_bundle_bears_half_precision(name: str, tmp_path: Path) -> None:
+    """Within the limits of the parity gate, as far as ONNX Runtime rounds where TensorRT would."""
+    served = bundle.load(SHIPPED.parent / name)
+    ours, theirs = PreparedBackend(served, "fp16", tmp_path), OnnxRuntimeBackend(served, threads=1)
+    canvas = (served.manifest.input.height, served.manifest.input.width)
+    streets = np.stack([on_canvas(sample, canvas)[0] for sample in map(Scenes(2, 5).__getitem__, range(2))])
+    found = compare(ours, theirs, served.manifest.plans, streets, (2,), LIMITS["fp16"])
+    assert set(found) == {plan.name for plan in served.manifest.plans}
+    assert min(found.values()) > 0
+
+
 class _Off:
     """A backend of which a part is wrong by `by`."""
 
