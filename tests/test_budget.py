@@ -97,6 +97,11 @@ def test_a_field_without_a_key_to_name_is_refused(text: str) -> None:
         parse_budget([text], OF)
 
 
+def test_a_number_with_too_many_decimals_is_answered_with_the_limit() -> None:
+    with pytest.raises(BadHeader, match=r"'gflops' .* a number with at most 3 decimals"):
+        parse_budget(["depth=2, gflops=3.0149"], OF)
+
+
 def test_a_misspelt_key_is_answered_with_the_nearest_one() -> None:
     with pytest.raises(BadHeader, match="did you mean 'gflops'"):
         parse_budget(["gflop=3"], OF)

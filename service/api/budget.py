@@ -101,7 +101,8 @@ def _parse(text: str) -> dict[str, tuple[object, object]]:
         key = re.split(r"[=;]", wrong)[0][:40]
         if not key:
             raise BadHeader(f"{FIELD} has a member without a key", header=FIELD) from error
-        raise _bad(key, "cannot be understood: write key=value, key in lower case (RFC 9651)") from error
+        form = "write key=value, the key in lower case, a number with at most 3 decimals (RFC 9651)"
+        raise _bad(key, f"cannot be understood: {form}") from error
 
 
 def _dictionary(text: str) -> dict[str, tuple[object, object]]:
