@@ -121,7 +121,8 @@ def test_a_shipped_bundle_bears_half_precision(name: str, tmp_path: Path) -> Non
     served = bundle.load(SHIPPED.parent / name)
     ours, theirs = PreparedBackend(served, "fp16", tmp_path), OnnxRuntimeBackend(served, threads=1)
     canvas = (served.manifest.input.height, served.manifest.input.width)
-    streets = np.stack([on_canvas(sample, canvas)[0] for sample in map(Scenes(2, 5).__getitem__, range(2))])
+    scenes = Scenes(2, 5)
+    streets = np.stack([on_canvas(scenes[i], canvas)[0] for i in range(2)])
     found = compare(ours, theirs, served.manifest.plans, streets, (2,), LIMITS["fp16"])
     assert set(found) == {plan.name for plan in served.manifest.plans}
     assert min(found.values()) > 0
