@@ -30,7 +30,7 @@ from tests.bench.served import Served, served  # noqa: E402
 
 CALLERS, CORES = 4, 2
 WIDE = ((1, 24), (4, 18))  # batch, width of its column
-PLANS = ("d1-w25", "d5-w25", "d6-k25", "d6")
+MEASURED = 4  # plans of the bundle: the cheapest, the dearest, and two between
 
 
 def cpu_seconds(
@@ -45,6 +45,12 @@ def cpu_seconds(
     after, wall = process.cpu_times(), time.perf_counter() - begun
     used = after.user + after.system - before.user - before.system
     return used / requests, used / (wall * CORES)
+
+
+def spread(names: list[str]) -> list[str]:
+    """Of names from cheap to dear, MEASURED that are evenly apart; all where they are fewer."""
+    last, steps = len(names) - 1, MEASURED - 1
+    return [names[i] for i in sorted({round(last * step / steps) for step in range(MEASURED)})]
 
 
 def largest() -> bytes:
@@ -93,10 +99,11 @@ def main() -> None:
             httpx.Client(base_url=service.url, timeout=120) as client,
         ):
             plans = {plan["name"]: plan for plan in client.get("/plans").json()["plans"]}
-            spent[batch] = {name: cpu_seconds(client, service, images, plans[name], args.requests) for name in PLANS}
+            names = spread(list(plans))
+            spent[batch] = {name: cpu_seconds(client, service, images, plans[name], args.requests) for name in names}
             mib[batch] = memory(client, service)
     print(f"{'plan':<10}{'CPU s an image, alone':>24}{'of two cores':>14}{'in batches of 4':>18}{'of two cores':>14}")
-    for name in PLANS:
+    for name in names:
         cells = "".join(f"{spent[batch][name][0]:>{wide}.3f}{spent[batch][name][1]:>14.0%}" for batch, wide in WIDE)
         print(f"{name:<10}{cells}")
     for batch, found in mib.items():
