@@ -16,12 +16,11 @@ from safetensors.torch import load_file
 from model_export.network.config import proscale, tiny
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
-from model_export.recipe.datasets import VOID, Dataset, Sample, Scenes
+from model_export.recipe.datasets import Scenes
 from model_export.recipe.derive_targets import measure
-from model_export.recipe.rims import core_and_rim, gaps
 from model_export.recipe.runs import Average, append_log, read_config, read_log
 from model_export.recipe.supernet import TERMS
-from model_export.recipe.train_exits import config_of, draw_batch, look, parameter_groups, parse_size, rate, watched
+from model_export.recipe.train_exits import config_of, look, parameter_groups, parse_size, rate, watched
 from tests.toy import CANVAS, Stripes, Words, command, toy
 
 pytestmark = pytest.mark.usefixtures("toy_config")
@@ -85,9 +84,6 @@ def test_parameter_groups_hold_every_parameter_once() -> None:
 
 
 def test_a_new_data_set_is_one_class() -> None:
-    images, masks, _ = _draw(Stripes(), batch=3)
-    assert images.shape == (3, *CANVAS, 3)
-    assert set(masks.unique().tolist()) <= {0, 1, VOID}
     model = Segmenter(toy(2, 2)).eval()
     assert list(look(model, Stripes(), CANVAS)) == ["dev_d1", "dev_d2", "dev_d2-w50", "dev_d2-k25", "dev_d2-k25-w50"]
     assert measure(model, [Knobs(1)], [Stripes()], CANVAS, 1, 0)["counts"].shape == (2, 1, 2, 2)
@@ -97,38 +93,6 @@ def test_the_log_shows_every_exit_and_the_other_knobs_at_the_deepest() -> None:
     assert watched(toy()) == [Knobs(1), Knobs(2), Knobs(3), Knobs(3, 1, 0.5), Knobs(3, 0.25, 1), Knobs(3, 0.25, 0.5)]
     plain = replace(toy(), widths=(1.0,), pause_after=None)
     assert watched(plain) == [Knobs(1), Knobs(2), Knobs(3)]
-
-
-def _draw(train: Dataset, scenes: float = 0.0, seed: int = 0, **changes: object) -> tuple[torch.Tensor | None, ...]:
-    values = {"crop": "64x96", "canvas": "64x96", "zoom": (0.6, 1.6), "turn": False, "batch": 4, "scenes": scenes}
-    values["gap_weight"] = 1.0
-    args = argparse.Namespace(**{**values, **changes})
-    return draw_batch(train, Scenes(3, height=60, width=80), args, np.random.default_rng(seed))
-
-
-def test_batches_are_a_function_of_the_generator_and_mix_in_scenes() -> None:
-    draws = [_draw(Stripes(), 0.5, seed)[:2] for seed in (1, 1, 2)]
-    for first, again, other in zip(*draws, strict=True):
-        assert torch.equal(first, again)
-        assert not torch.equal(first, other)
-    assert _draw(Stripes(), 1.0)[1].unique().numel() > 3  # of the scenes' classes
-
-
-class Squares(Stripes):
-    """Four objects that touch."""
-
-    task, channels = "instance", 3
-
-    def __getitem__(self, index: int) -> Sample:
-        objects = (np.arange(40)[:, None] // 20 * 2 + np.arange(60) // 30 + 1).astype(np.uint16)
-        return Sample("squares", np.zeros((40, 60, 3), np.uint8), core_and_rim(objects), objects)
-
-
-def test_emphasis_is_on_the_gaps_of_the_crops() -> None:
-    assert _draw(Stripes())[2] is None
-    _, masks, emphasis = _draw(Squares(), gap_weight=5.0)
-    assert set(emphasis.unique().tolist()) == {1.0, 5.0}
-    assert torch.equal(emphasis == 5, torch.from_numpy(np.stack([gaps(mask) for mask in masks.numpy()])))
 
 
 def test_average_follows_at_once_early_and_slowly_late() -> None:
@@ -225,6 +189,7 @@ def test_training_on_discards_what_was_derived_from_older_weights(
         (("--canvas", "100x96"), "multiples of 32"),
         (("--train", "camvid:train"), "needs --data FOLDER"),
         (("--gap-weight", "3"), "--gap-weight is for objects that touch"),
+        (("--balance", "0.5"), "--balance needs a data set with groups"),
         (("--start-from", "nowhere"), "leave --backbone-weights out"),
     ],
 )

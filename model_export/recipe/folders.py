@@ -80,6 +80,10 @@ class _Pairs:
     def __getitem__(self, index: int) -> Sample:
         return self._load(index)
 
+    def group_of(self, index: int) -> str:
+        """ "" for an image without one."""
+        return self.groups.get(self.files[index][0].stem, "")
+
     def _read(self, index: int) -> Sample:
         raise NotImplementedError
 
@@ -115,7 +119,7 @@ class Folder(_Pairs):
         unknown = set(np.unique(mask).tolist()) - {*range(len(self.classes)), VOID}
         if unknown:
             raise DataError(f"{file} has labels {sorted(unknown)}; known are 0..{len(self.classes) - 1} and {VOID}")
-        return Sample(file.stem, image, mask, group=self.groups.get(file.stem, ""))
+        return Sample(file.stem, image, mask, group=self.group_of(index))
 
 
 class InstanceFolder(_Pairs):
@@ -134,7 +138,7 @@ class InstanceFolder(_Pairs):
     def _read(self, index: int) -> Sample:
         image, instances = self._pixels(index, 16)
         name = self.files[index][0].stem
-        return Sample(name, image, core_and_rim(instances), instances, self.groups.get(name, ""))
+        return Sample(name, image, core_and_rim(instances), instances, self.group_of(index))
 
 
 def open_image(file: Path) -> Image.Image:

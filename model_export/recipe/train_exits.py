@@ -26,10 +26,10 @@ from model_export.network.backbone import load_pretrained
 from model_export.network.config import CONFIGS, STANDARD, Config, proscale
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
-from model_export.recipe.augment import parse_size, random_crop
+from model_export.recipe.augment import parse_size
+from model_export.recipe.batches import chances, draw_batch
 from model_export.recipe.datasets import SPECS, Dataset, Scenes, open_dataset
 from model_export.recipe.quality import counts_by_knobs, measure_of
-from model_export.recipe.rims import gaps
 from model_export.recipe.runs import (
     Average,
     RunError,
@@ -63,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--canvas", default="384x480", help="height x width that the model is made for")
     add("--crop", default="256x352", help="height x width of the training crops")
     add("--zoom", type=float, nargs=2, default=(0.6, 1.6), help="range of the crops' scale against that on the canvas")
+    add("--balance", type=float, default=0.0, help="draw images of small groups more often: 1 = every group alike")
     add("--turn", action="store_true", help="also turn crops by right angles (microscopy, aerial views)")
     add("--steps", type=int, default=6000)
     add("--batch", type=int, default=4, help="per process")
@@ -100,22 +101,6 @@ def config_of(args: argparse.Namespace, train: Dataset) -> Config:
         if getattr(args, name) is not None:
             changes[name] = getattr(args, name)
     return replace(config, **changes)
-
-
-def draw_batch(
-    train: Dataset, scenes: Scenes, args: argparse.Namespace, rng: np.random.Generator
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """images (B, h, w, 3) uint8, masks (B, h, w) uint8, emphasis (B, h, w) float32; all of the generator's state."""
-    crops, size, canvas, scale = [], parse_size(args.crop), parse_size(args.canvas), tuple(args.zoom)
-    for _ in range(args.batch):
-        source: Dataset = scenes if rng.random() < args.scenes else train
-        crops.append(random_crop(source[int(rng.integers(len(source)))], rng, size, scale, canvas, args.turn))
-    images, masks = (np.stack(each) for each in zip(*crops, strict=True))
-    emphasis = None
-    if args.gap_weight != 1:
-        meet = np.stack([gaps(mask) for mask in masks])
-        emphasis = torch.from_numpy(np.where(meet, np.float32(args.gap_weight), np.float32(1)))
-    return torch.from_numpy(images), torch.from_numpy(masks), emphasis
 
 
 def parameter_groups(model: Segmenter, lr: float, backbone: float, decay: float) -> list[dict[str, Any]]:
@@ -175,6 +160,7 @@ def main(args: argparse.Namespace) -> None:
         raise RunError(f"--gap-weight is for objects that touch; {args.train} has none: leave it out")
     if args.start_from and args.backbone_weights:
         raise RunError("--start-from brings the backbone's weights, too: leave --backbone-weights out")
+    often = chances(train, args.balance) if args.balance else None
     torch.manual_seed(args.seed)
     model = Segmenter(config)
     if args.backbone_weights:
@@ -211,7 +197,7 @@ def main(args: argparse.Namespace) -> None:
     for step in bar:
         torch.manual_seed(hash((args.seed, step)))  # the points of the loss
         rng = np.random.default_rng((args.seed, step, 2 + accelerator.process_index))
-        drawn = draw_batch(train, scenes, args, rng)
+        drawn = draw_batch(train, scenes, args, rng, often)
         images, masks, emphasis = (each if each is None else each.to(accelerator.device) for each in drawn)
         # the same networks on every process, so that no GPU waits for a deeper one
         draws = SAMPLING[args.sampling](config, args.batch, np.random.default_rng((args.seed, step, 1)))
