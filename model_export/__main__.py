@@ -9,6 +9,7 @@ import sys
 # command -> (module, one line of help). Modules load on demand: --help should not wait for torch.
 COMMANDS = {
     "train-exits": ("recipe.train_exits", "step A: train the parent for early exits"),
+    "average": ("recipe.average", "the mean of several runs' weights, as a run"),
     "search-plans": ("export.search", "cost and quality of every plan; choose the ones that are worth having"),
     "derive-targets": ("recipe.derive_targets", "step B: quality of every plan on every image"),
     "train-gate": ("recipe.train_gate", "step C: train the gate, everything else frozen"),

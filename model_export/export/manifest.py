@@ -89,9 +89,10 @@ def provenance_of(path: Path | None, arguments: dict[str, Any]) -> dict[str, str
     if path is not None:
         return {str(k): str(v) for k, v in json.loads(path.read_text()).items()}
     chosen = ("train", "scenes", "steps", "batch", "lr", "crop", "sampling", "distill", "seed")
+    averaged = [f"mean of {len(arguments['averaged'])} runs"] if "averaged" in arguments else []
     return {
         "data": str(arguments["train"]),
-        "recipe": " ".join(f"{name}={arguments[name]}" for name in chosen),
+        "recipe": " ".join([*(f"{name}={arguments[name]}" for name in chosen), *averaged]),
         "licence": "as the training data's",
         "backbone": Path(str(arguments["backbone_weights"] or "random initialisation")).name,
     }

@@ -1,0 +1,40 @@
+"""The mean of several runs' weights, a run of its own: what fine-tunings of one parent learned apart, in one network.
+
+Weight averaging ("model soups", Wortsman et al. 2022, arXiv 2203.05482) costs nothing at inference. It works for runs
+that started from the same trained weights (`train-exits --start-from`); others lie too far apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import reduce
+from pathlib import Path
+
+import torch
+
+from model_export.recipe.runs import RunError, discard_derived, load_model, read_config, save_model, write_config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("runs", type=Path, nargs="+", help="finished runs of one config; canvas and arguments are the first one's")
+    add("--out", type=Path, required=True, help="the new run's folder")
+
+
+def main(args: argparse.Namespace) -> None:
+    if len(args.runs) < 2:
+        raise RunError(f"there is nothing to average in {args.runs[0]} alone: name two runs or more")
+    if args.out.resolve() in [run.resolve() for run in args.runs] or (args.out / "checkpoint.pt").exists():
+        raise RunError(f"--out {args.out} holds a run that was trained; choose another folder")
+    models = [load_model(run) for run in args.runs]
+    config, canvas, arguments = read_config(args.runs[0])
+    for run, model in zip(args.runs, models, strict=True):
+        if model.config != config:
+            raise RunError(f"{run} is of another config ({model.config}) than {args.runs[0]} ({config})")
+    states = [model.state_dict() for model in models]
+    write_config(args.out, config, canvas, arguments | {"averaged": [str(run) for run in args.runs]})
+    discard_derived(args.out)
+    with torch.no_grad():
+        mean = {name: reduce(torch.add, [s[name] for s in states]) / len(states) for name in states[0]}
+    save_model(args.out, mean)
+    print(f"{args.out}: the mean of {len(states)} runs")

@@ -1,0 +1,60 @@
+"""The mean of several runs' weights."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from model_export.export.manifest import provenance_of
+from model_export.recipe.runs import load_model, read_config
+from tests.toy import Words, command
+
+pytestmark = pytest.mark.usefixtures("toy_config")
+
+
+@pytest.fixture
+def shifted(trained_run: Path, tmp_path: Path) -> Path:
+    """The trained run with 1 added to every weight."""
+    run = tmp_path / "shifted"
+    shutil.copytree(trained_run, run)
+    state = load_file(run / "model.safetensors")
+    save_file({name: value + 1 for name, value in state.items()}, run / "model.safetensors")
+    return run
+
+
+def test_the_average_of_runs_is_a_run_that_later_steps_take(trained_run: Path, shifted: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mean"
+    (config, canvas, arguments), before = read_config(trained_run), load_file(trained_run / "model.safetensors")
+    assert command("average", trained_run, shifted, shifted, trained_run, "--out", out) == 0
+    after = load_file(out / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(after[name], before[name] + 0.5, atol=1e-5) for name in before)
+    assert read_config(out)[:2] == (config, canvas)
+    assert read_config(out)[2] == arguments | {
+        "averaged": [str(run) for run in (trained_run, shifted, shifted, trained_run)]
+    }
+    assert provenance_of(None, read_config(out)[2])["recipe"].endswith("mean of 4 runs")
+    load_model(out)
+    (out / "plans.json").write_text("{}")  # of the former weights
+    assert command("average", trained_run, shifted, "--out", out) == 0
+    assert not (out / "plans.json").exists()
+
+
+def test_average_refuses_what_cannot_be_averaged(
+    trained_run: Path, shifted: Path, train_words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mean"
+    assert command(*train_words, "--steps", "1", "--schedule", "0,0,3", "--out", tmp_path / "other") == 0
+    for runs, to, message in (
+        ([trained_run], out, "name two runs or more"),
+        ([trained_run, tmp_path / "other"], out, "is of another config"),
+        ([trained_run, tmp_path / "none"], out, "is no run"),
+        ([trained_run, shifted], shifted, "holds a run that was trained"),
+    ):
+        assert command("average", *runs, "--out", to) == 1
+        assert message in capsys.readouterr().err
+    assert not out.exists()
