@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,18 @@ def test_evaluate_prints_a_table_and_ends_in_one_json_line(toy_run: Path, capsys
     assert found["data"] == "scenes:4:5"
     held = read_targets(toy_run, "held")["counts"]
     assert list(found["quality"].values()) == [round(mean_iou(held[:, k].sum(0)), 4) for k in range(len(PLAN_NAMES))]
+
+
+def test_a_run_that_is_the_mean_of_others_is_judged_without_a_log(
+    toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "mean"
+    shutil.copytree(toy_run, run)
+    for name in ("log.csv", "curves.png"):
+        (run / name).unlink(missing_ok=True)
+    assert command("evaluate", run) == 0
+    assert last_json(capsys.readouterr().out)["images"] == 4
+    assert not (run / "curves.png").exists()
 
 
 def test_evaluate_on_another_set_measures_it_and_tells_each_class(

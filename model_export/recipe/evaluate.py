@@ -136,5 +136,6 @@ def evaluate_run(run: Path, data: Path | None, on: str | None) -> None:
         result["class_iou"] = {  # None: neither there nor predicted; JSON has no nan
             name: None if np.isnan(v) else round(float(v), 4) for name, v in zip(classes, full, strict=True)
         }
-    plot_run(run)
+    if (run / "log.csv").exists():  # the mean of other runs was not trained itself
+        plot_run(run)
     print(json.dumps(result))
