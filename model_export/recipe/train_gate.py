@@ -5,6 +5,10 @@ The gate regresses the quality of every plan, so that one gate serves every trad
 apart from it, of what each plan loses against the full one: losses decide the plan, and are ten times smaller than the
 differences between images. How much to shrink either is chosen by cross-validation over folds that keep near twins
 together; where nothing can be predicted, the gate ends up as the mean of each plan.
+
+Images that the network was trained on may be among the targets, too. What it makes of them is better than what it makes
+of others, but which of them lose more is learned from them as well: they teach the gate's slopes, and neither its
+intercepts nor what it promises.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ FOLDS = 5
 
 Floats = NDArray[np.float64]
 Blocks = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,13 +47,24 @@ def add_block_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def ridge(inputs: Floats, targets: Floats, strength: float) -> tuple[Floats, Floats]:
-    """inputs (N, D), standardised; targets (N, T) -> weights (D, T) and bias (T,) of the shrunk least squares."""
-    centre, bias = inputs.mean(0), targets.mean(0)
-    x = inputs - centre
-    # The dual form: there are fewer images than inputs.
-    weights = x.T @ np.linalg.solve(x @ x.T + strength * len(x) * x.shape[1] / 100 * np.eye(len(x)), targets - bias)
-    return weights, bias - centre @ weights
+def ridge(inputs: Floats, targets: Floats, seen: Flags, strength: float) -> tuple[Floats, Floats]:
+    """inputs (N, D), standardised; targets (N, T) -> weights (D, T) and bias (T,) of the shrunk least squares.
+
+    seen: (N,), images that the network was trained on; each part is centred on its own mean, the bias is the others'.
+    """
+    x, y = centred(inputs, seen), centred(targets, seen)
+    # The dual form: there are fewer images than inputs, or about as many.
+    weights = x.T @ np.linalg.solve(x @ x.T + strength * len(x) * x.shape[1] / 100 * np.eye(len(x)), y)
+    return weights, targets[~seen].mean(0) - inputs[~seen].mean(0) @ weights
+
+
+def centred(values: Floats, seen: Flags) -> Floats:
+    """(N, D), each part without its mean."""
+    found = values.copy()
+    for part in (seen, ~seen):
+        if part.any():
+            found[part] -= values[part].mean(0)
+    return found
 
 
 def standardise(inputs: Floats) -> tuple[Floats, Floats]:
@@ -57,12 +73,12 @@ def standardise(inputs: Floats) -> tuple[Floats, Floats]:
     return inputs.mean(0), np.where(scale > 1e-6, scale, 1.0)
 
 
-def fit(inputs: Floats, quality: Floats, level: float, loss: float) -> Gate:
+def fit(inputs: Floats, quality: Floats, seen: Flags, level: float, loss: float) -> Gate:
     """inputs (N, D), quality (N, plans); level, loss: strengths for the full plan's quality and the others' loss."""
     mean, scale = standardise(inputs)
     x = (inputs - mean) / scale
-    full, bias = ridge(x, quality[:, -1:], level)
-    less, less_bias = ridge(x, quality[:, -1:] - quality[:, :-1], loss)
+    full, bias = ridge(x, quality[:, -1:], seen, level)
+    less, less_bias = ridge(x, quality[:, -1:] - quality[:, :-1], seen, loss)
     gate = Gate(inputs.shape[1], quality.shape[1])
     with torch.no_grad():
         gate.mean.copy_(torch.from_numpy(mean))
@@ -78,65 +94,75 @@ def predict(gate: Gate, inputs: Floats) -> Floats:
     return scores
 
 
-def out_of_fold(inputs: Floats, quality: Floats, blocks: Blocks, level: float, loss: float) -> Floats:
+def out_of_fold(inputs: Floats, quality: Floats, seen: Flags, blocks: Blocks, level: float, loss: float) -> Floats:
     """(N, plans): each image's prediction by a gate that was fitted without its block and others of its fold."""
     scores, folds = np.empty_like(quality), blocks % FOLDS
     for fold in range(FOLDS):
         rest = folds != fold
-        scores[~rest] = predict(fit(inputs[rest], quality[rest], level, loss), inputs[~rest])
+        scores[~rest] = predict(fit(inputs[rest], quality[rest], seen[rest], level, loss), inputs[~rest])
     return scores
 
 
-def cross_validate(inputs: Floats, quality: Floats, blocks: Blocks) -> tuple[float, float]:
-    """The strengths (level, loss) of the lowest squared error out of fold."""
+def cross_validate(inputs: Floats, quality: Floats, seen: Flags, blocks: Blocks) -> tuple[float, float]:
+    """The strengths (level, loss) of the lowest squared error out of fold, where the intercept counts for nothing."""
     errors = []
     for strength in STRENGTHS:
-        scores = out_of_fold(inputs, quality, blocks, strength, strength)
-        less = (scores[:, -1:] - scores[:, :-1]) - (quality[:, -1:] - quality[:, :-1])
-        errors.append((np.square(scores[:, -1] - quality[:, -1]).mean(), np.square(less).mean()))
+        wrong = out_of_fold(inputs, quality, seen, blocks, strength, strength) - quality
+        less = wrong[:, -1:] - wrong[:, :-1]
+        errors.append(tuple(np.square(centred(each, seen)).mean() for each in (wrong[:, -1:], less)))
     level, loss = np.argmin(np.array(errors), 0)
     return STRENGTHS[level], STRENGTHS[loss]
 
 
-def alike(targets: dict[str, Any], held: str) -> NDArray[np.bool_]:
+def alike(targets: dict[str, Any], held: str) -> Flags:
     """(N,): plain images of a data set of the same kind as the held-out one; data sets are named KIND:SPLIT."""
     kinds = np.array([spec.partition(":")[0] for spec in str(targets["spec"]).split()])
-    found: NDArray[np.bool_] = (targets["views"] == 0) & (kinds[targets["sources"]] == held.partition(":")[0])
+    found: Flags = (targets["views"] == 0) & (kinds[targets["sources"]] == held.partition(":")[0])
+    return found
+
+
+def of_data(targets: dict[str, Any], name: str) -> Flags:
+    """(N,): the images of the data set that was named so."""
+    found: Flags = (np.array(str(targets["spec"]).split()) == name)[targets["sources"]]
     return found
 
 
 def main(args: argparse.Namespace) -> None:
-    config, _, _ = read_config(args.run)
-    gate, report = fit_and_calibrate(
-        config, {part: read_targets(args.run, part) for part in ("fit", "held")}, args.block
-    )
+    config, _, arguments = read_config(args.run)
+    targets = {part: read_targets(args.run, part) for part in ("fit", "held")}
+    gate, report = fit_and_calibrate(config, targets, args.block, str(arguments["train"]))
     write_gate(args.run, gate, report)
     print(json.dumps(report))
 
 
-def fit_and_calibrate(config: Config, parts: dict[str, dict[str, Any]], block: int) -> tuple[Gate, dict[str, Any]]:
+def fit_and_calibrate(
+    config: Config, parts: dict[str, dict[str, Any]], block: int, trained_on: str = ""
+) -> tuple[Gate, dict[str, Any]]:
     """The gate and how it was fitted, with "margins". parts: targets "fit" and "held"; block: as on the command line.
 
-    Raises RunError where there are too few images.
+    trained_on: the data set that the network was trained on. Raises RunError where there are too few images of others.
     """
     truth = {part: qualities(measure_of(config), t["counts"]) for part, t in parts.items()}
     inputs, quality = parts["fit"]["inputs"].astype(np.float64), truth["fit"]
     groups = np.concatenate([parts[part]["groups"] for part in ("fit", "held")])
     blocks = contiguous_blocks(groups, block)
-    fitted = blocks[: len(quality)]
-    if len(np.unique(fitted)) < FOLDS:
-        raise RunError(f"a gate needs at least {FOLDS} blocks of images: give derive-targets more to --fit")
-    level, loss = cross_validate(inputs, quality, fitted)
-    gate = fit(inputs, quality, level, loss)
+    fitted, seen = blocks[: len(quality)], of_data(parts["fit"], trained_on)
+    if len(np.unique(fitted[~seen] % FOLDS)) < FOLDS:
+        needs = f"a gate needs at least {FOLDS} blocks of images that the network was not trained on"
+        raise RunError(f"{needs}: give derive-targets more to --fit")
+    level, loss = cross_validate(inputs, quality, seen, fitted)
+    gate = fit(inputs, quality, seen, level, loss)
     # Margins count on images that the gate has not seen: out of fold, and the held-out ones. What is promised is
     # promised for real images like those held out, so views of an image and data of another kind do not count.
-    scores = np.concatenate((out_of_fold(inputs, quality, fitted, level, loss), predict(gate, parts["held"]["inputs"])))
-    real = np.concatenate((alike(parts["fit"], str(parts["held"]["spec"])), np.full(len(truth["held"]), True)))
+    unseen = out_of_fold(inputs, quality, seen, fitted, level, loss)
+    scores = np.concatenate((unseen, predict(gate, parts["held"]["inputs"])))
+    counted = alike(parts["fit"], str(parts["held"]["spec"])) & ~seen
+    real = np.concatenate((counted, np.full(len(truth["held"]), True)))
     margins = margin_table(
         scores[real], np.concatenate((quality, truth["held"]))[real], groups[real], blocks=blocks[real]
     )
     report = {
-        "images": len(quality), "calibrated_images": int(real.sum()),
+        "images": len(quality), "images_trained_on": int(seen.sum()), "calibrated_images": int(real.sum()),
         "strength_level": level, "strength_loss": loss, "margins": margins,
         "calibrated_on": [str(t["spec"]) for t in parts.values()], "parameters": gate.output.weight.numel(),
     }  # fmt: skip
