@@ -13,12 +13,13 @@ from model_export.network.gate import gate_input
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter, semantic_probabilities
 from model_export.recipe.augment import on_canvas
-from model_export.recipe.datasets import VOID, Sample, Scenes
-from model_export.recipe.derive_targets import measure
+from model_export.recipe.datasets import VOID, DataError, Sample, Scenes
+from model_export.recipe.derive_targets import measure, view_of
 from model_export.recipe.policies import by_beta, compare, resample
 from model_export.recipe.quality import Semantic, confusion, counts_by_knobs, labels_at, measure_of, qualities
+from model_export.recipe.rims import core_and_rim
 from model_export.recipe.runs import load_model, read_gate, read_targets, write_plans
-from model_export.recipe.train_gate import cross_validate, fit, out_of_fold, predict
+from model_export.recipe.train_gate import blocks_of, cross_validate, fit, out_of_fold, predict
 from tests.toy import CANVAS, PLANS, Stripes, command, last_json, toy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -77,6 +78,36 @@ def test_views_of_an_image_stay_together_and_void_images_are_left_out() -> None:
     assert not np.array_equal(found["counts"][0], found["counts"][1])
     assert np.array_equal(found["counts"][0], found["counts"][6])
     assert np.isfinite(qualities(Semantic(model.config), found["counts"])).all()
+
+
+class _Corner(Stripes):
+    """One object in a corner of an image that is brighter there."""
+
+    task, channels = "instance", 3
+
+    def __getitem__(self, index: int) -> Sample:
+        objects = np.zeros((40, 60), np.uint16)
+        objects[:9, :20] = 1
+        return Sample("corner", np.stack([objects * 90] * 3, -1).astype(np.uint8), core_and_rim(objects), objects)
+
+
+def test_views_of_objects_are_the_eight_orientations_of_an_image() -> None:
+    sample, rng = _Corner()[0], np.random.default_rng(0)
+    views = [view_of(sample, view, CANVAS, rng) for view in range(8)]
+    assert len({view.name for view in views}) == 8
+    assert len({(view.instances.shape, view.instances.tobytes()) for view in views}) == 8
+    for view in views:
+        assert view.instances.sum() == 180
+        assert np.array_equal(view.image[..., 0] == 90, view.instances == 1)
+        assert np.array_equal(view.mask, core_and_rim(view.instances))
+    with pytest.raises(DataError, match="--views 9 is too many for objects"):
+        view_of(sample, 8, CANVAS, rng)
+
+
+def test_views_of_an_image_are_in_one_block_and_blocks_count_images() -> None:
+    groups, views = np.array(["a"] * 7 + ["b"] * 2), np.array([0, 1, 0, 1, 0, 0, 1, 0, 1])
+    assert blocks_of(groups, views, 1).tolist() == [0, 0, 1, 1, 2, 3, 3, 4, 4]
+    assert blocks_of(groups, views, 2).tolist() == [0, 0, 0, 0, 1, 1, 1, 2, 2]
 
 
 # ---- step C

@@ -37,17 +37,29 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "--views",
         type=int,
         default=1,
-        help="views of each --fit image; the first is plain, others zoomed and recoloured",
+        help="views of each --fit image; the first is plain, others zoomed and recoloured, or, with objects, turned",
     )
     add("--seed", type=int, default=0)
 
 
+ORIENTATIONS = 8  # of a square
+
+
 def view_of(sample: Sample, view: int, canvas: tuple[int, int], rng: np.random.Generator) -> Sample:
-    """View 0 is the image itself. Others stand in for images that the camera did not take."""
+    """View 0 is the image itself. Others stand in for images that the camera did not take.
+
+    Objects must stay whole, so those of an instance data set are the mirror image and right-angled turns of both.
+    """
     if view == 0:
         return sample
     if sample.instances is not None:
-        raise DataError("--views above 1 needs a semantic data set: the crops have no objects")
+        if view >= ORIENTATIONS:
+            raise DataError(f"--views {view + 1} is too many for objects: an image has {ORIENTATIONS} orientations")
+        image, mask, instances = (
+            np.ascontiguousarray(np.rot90(each[:, ::-1] if view % 2 else each, view // 2))
+            for each in (sample.image, sample.mask, sample.instances)
+        )
+        return replace(sample, name=f"{sample.name}-{view}", image=image, mask=mask, instances=instances)
     image, mask = random_crop(sample, rng, canvas, scale=(0.8, 2.0))
     return replace(sample, name=f"{sample.name}-{view}", image=jitter(image, rng), mask=mask)
 

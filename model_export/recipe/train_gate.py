@@ -121,6 +121,14 @@ def alike(targets: dict[str, Any], held: str) -> Flags:
     return found
 
 
+def blocks_of(groups: NDArray[np.str_], views: NDArray[np.int64], block: int) -> Blocks:
+    """(N,) of every view: the block of neighbouring images that it belongs to. An image's views follow its first."""
+    first = views == 0
+    first[0] = True
+    found: Blocks = contiguous_blocks(groups[first], block)[np.cumsum(first) - 1]
+    return found
+
+
 def of_data(targets: dict[str, Any], name: str) -> Flags:
     """(N,): the images of the data set that was named so."""
     found: Flags = (np.array(str(targets["spec"]).split()) == name)[targets["sources"]]
@@ -145,7 +153,7 @@ def fit_and_calibrate(
     truth = {part: qualities(measure_of(config), t["counts"]) for part, t in parts.items()}
     inputs, quality = parts["fit"]["inputs"].astype(np.float64), truth["fit"]
     groups = np.concatenate([parts[part]["groups"] for part in ("fit", "held")])
-    blocks = contiguous_blocks(groups, block)
+    blocks = blocks_of(groups, np.concatenate([parts[part]["views"] for part in ("fit", "held")]), block)
     fitted, seen = blocks[: len(quality)], of_data(parts["fit"], trained_on)
     if len(np.unique(fitted[~seen] % FOLDS)) < FOLDS:
         needs = f"a gate needs at least {FOLDS} blocks of images that the network was not trained on"
