@@ -29,27 +29,23 @@ endef
 
 # Four times, on larger canvases; from the second on with a finer loss that minds the gaps between nuclei, at last with
 # the rarer kinds drawn more often. The bundle is the mean of the last two runs.
-NUCLEI = --data "$(DATA)" --train nuclei:train --dev nuclei:dev --queries 3 --crop 256x256 --turn \
+NUCLEI = --data "$(DATA)" --train nuclei:train --dev nuclei:dev --queries 3 --crop 256x256 --zoom 0.7 1.5 --turn \
   --check-every 400
-NUCLEI_1 = --out $(RUN)-1 $(NUCLEI) --zoom 0.7 1.5 --backbone-weights "$(BACKBONE)" --canvas 448x448 --steps 2400 --lr 4e-4
-NUCLEI_2 = --out $(RUN)-2 $(NUCLEI) --zoom 0.7 1.5 --start-from $(RUN)-1 --canvas 512x512 --steps 3200 --lr 3e-4 $(NUCLEI_FINE)
-NUCLEI_3 = --out $(RUN)-3 $(NUCLEI) --zoom 0.7 1.5 --start-from $(RUN)-2 --canvas 640x640 --steps 800 --lr 1.5e-4 $(NUCLEI_FINE)
-NUCLEI_4 = --out $(RUN)-4 $(NUCLEI) --zoom 0.6 1.5 --start-from $(RUN)-3 --canvas 704x704 --steps 1200 --lr 2e-4 $(NUCLEI_FINE) \
-  --balance 0.5
 NUCLEI_FINE = --pixel-stride 2 --gap-weight 5
 weights-nuclei-tiny:
-	$(EXPORT) train-exits $(NUCLEI_1)
-	$(EXPORT) train-exits $(NUCLEI_2)
-	$(EXPORT) train-exits $(NUCLEI_3)
-	$(EXPORT) train-exits $(NUCLEI_4)
 	$(nuclei-bundle)
+weights-nuclei-tiny-standard: ENCODER = --config standard
 weights-nuclei-tiny-standard:
-	$(EXPORT) train-exits $(NUCLEI_1) --config standard
-	$(EXPORT) train-exits $(NUCLEI_2) --config standard
-	$(EXPORT) train-exits $(NUCLEI_3) --config standard
-	$(EXPORT) train-exits $(NUCLEI_4) --config standard
 	$(nuclei-bundle)
 define nuclei-bundle
+$(EXPORT) train-exits --out $(RUN)-1 $(NUCLEI) $(ENCODER) --backbone-weights "$(BACKBONE)" --canvas 448x448 --steps 2400 \
+  --lr 4e-4
+$(EXPORT) train-exits --out $(RUN)-2 $(NUCLEI) $(ENCODER) --start-from $(RUN)-1 --canvas 512x512 --steps 3200 --lr 3e-4 \
+  $(NUCLEI_FINE)
+$(EXPORT) train-exits --out $(RUN)-3 $(NUCLEI) $(ENCODER) --start-from $(RUN)-2 --canvas 640x640 --steps 800 --lr 1.5e-4 \
+  $(NUCLEI_FINE)
+$(EXPORT) train-exits --out $(RUN)-4 $(NUCLEI) $(ENCODER) --start-from $(RUN)-3 --canvas 704x704 --steps 1200 --lr 2e-4 \
+  $(NUCLEI_FINE) --zoom 0.6 1.5 --balance 0.5
 $(EXPORT) average $(RUN)-3 $(RUN)-4 --out $(RUN)
 $(EXPORT) search-plans $(RUN) --data "$(DATA)" --on nuclei:dev
 $(EXPORT) derive-targets $(RUN) --data "$(DATA)" --fit nuclei:gate nuclei:dev nuclei:train --held nuclei:val

@@ -48,8 +48,7 @@ def draw_batch(
     crops, size, canvas, scale = [], parse_size(args.crop), parse_size(args.canvas), tuple(args.zoom)
     for _ in range(args.batch):
         source: Dataset = scenes if rng.random() < args.scenes else train
-        one = often is None or source is scenes
-        index = int(rng.integers(len(source))) if one else int(rng.choice(len(source), p=often))
+        index = int(rng.choice(len(source), p=often if source is train else None))
         crops.append(random_crop(source[index], rng, size, scale, canvas, args.turn))
     images, masks = (np.stack(each) for each in zip(*crops, strict=True))
     emphasis = None

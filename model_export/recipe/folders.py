@@ -81,7 +81,7 @@ class _Pairs:
         return self._load(index)
 
     def group_of(self, index: int) -> str:
-        """ "" for an image without one."""
+        """The image's group, empty where it has none."""
         return self.groups.get(self.files[index][0].stem, "")
 
     def _read(self, index: int) -> Sample:

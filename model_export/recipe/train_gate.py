@@ -114,10 +114,16 @@ def cross_validate(inputs: Floats, quality: Floats, seen: Flags, blocks: Blocks)
     return STRENGTHS[level], STRENGTHS[loss]
 
 
+def specs_of(targets: dict[str, Any]) -> NDArray[np.str_]:
+    """(N,): of each image the data set, as it was named to derive-targets."""
+    specs: NDArray[np.str_] = np.array(str(targets["spec"]).split())[targets["sources"]]
+    return specs
+
+
 def alike(targets: dict[str, Any], held: str) -> Flags:
     """(N,): plain images of a data set of the same kind as the held-out one; data sets are named KIND:SPLIT."""
-    kinds = np.array([spec.partition(":")[0] for spec in str(targets["spec"]).split()])
-    found: Flags = (targets["views"] == 0) & (kinds[targets["sources"]] == held.partition(":")[0])
+    kinds = np.array([spec.partition(":")[0] for spec in specs_of(targets)])
+    found: Flags = (targets["views"] == 0) & (kinds == held.partition(":")[0])
     return found
 
 
@@ -126,12 +132,6 @@ def blocks_of(groups: NDArray[np.str_], views: NDArray[np.int64], block: int) ->
     first = views == 0
     first[0] = True
     found: Blocks = contiguous_blocks(groups[first], block)[np.cumsum(first) - 1]
-    return found
-
-
-def of_data(targets: dict[str, Any], name: str) -> Flags:
-    """(N,): the images of the data set that was named so."""
-    found: Flags = (np.array(str(targets["spec"]).split()) == name)[targets["sources"]]
     return found
 
 
@@ -152,9 +152,9 @@ def fit_and_calibrate(
     """
     truth = {part: qualities(measure_of(config), t["counts"]) for part, t in parts.items()}
     inputs, quality = parts["fit"]["inputs"].astype(np.float64), truth["fit"]
-    groups = np.concatenate([parts[part]["groups"] for part in ("fit", "held")])
-    blocks = blocks_of(groups, np.concatenate([parts[part]["views"] for part in ("fit", "held")]), block)
-    fitted, seen = blocks[: len(quality)], of_data(parts["fit"], trained_on)
+    groups, views = (np.concatenate([parts[part][name] for part in ("fit", "held")]) for name in ("groups", "views"))
+    blocks = blocks_of(groups, views, block)
+    fitted, seen = blocks[: len(quality)], specs_of(parts["fit"]) == trained_on
     if len(np.unique(fitted[~seen] % FOLDS)) < FOLDS:
         needs = f"a gate needs at least {FOLDS} blocks of images that the network was not trained on"
         raise RunError(f"{needs}: give derive-targets more to --fit")
