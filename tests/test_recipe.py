@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter, semantic_probabilities
 from model_export.recipe.augment import on_canvas
 from model_export.recipe.datasets import VOID, DataError, Sample, Scenes
-from model_export.recipe.derive_targets import measure, view_of
+from model_export.recipe.derive_targets import both_parts, measure, view_of
 from model_export.recipe.policies import by_beta, compare, resample
 from model_export.recipe.quality import Semantic, confusion, counts_by_knobs, labels_at, measure_of, qualities
 from model_export.recipe.rims import core_and_rim
@@ -100,8 +101,13 @@ def test_views_of_objects_are_the_eight_orientations_of_an_image() -> None:
         assert view.instances.sum() == 180
         assert np.array_equal(view.image[..., 0] == 90, view.instances == 1)
         assert np.array_equal(view.mask, core_and_rim(view.instances))
-    with pytest.raises(DataError, match="--views 9 is too many for objects"):
-        view_of(sample, 8, CANVAS, rng)
+
+
+def test_objects_have_no_more_views_than_orientations(toy_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model_export.recipe.derive_targets.open_dataset", lambda spec, root: _Corner())
+    arguments = Namespace(fit=["corner"], held="corner", data=None, views=9, seed=0)
+    with pytest.raises(DataError, match="--views 9 must be at least 1 and, for objects, at most 8"):
+        next(both_parts(load_model(toy_run), [Knobs(3)], CANVAS, arguments))
 
 
 def test_views_of_an_image_are_in_one_block_and_blocks_count_images() -> None:
@@ -261,6 +267,19 @@ def test_steps_in_the_wrong_order_name_the_missing_one(
     (run / "model.safetensors").unlink()
     assert command("derive-targets", run, "--fit", "scenes:5", "--held", "scenes:5") == 1
     assert f"python -m model_export train-exits --out {run}" in capsys.readouterr().err
+
+
+def test_derive_targets_measures_nothing_before_all_it_was_given_is_right(
+    toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(toy_run, tmp_path / "run")
+    for words, said in (
+        (("--fit", "scenes:5:3", "camvid:gate", "--held", "scenes:3:5"), "'camvid:gate' needs --data FOLDER"),
+        (("--fit", "scenes:5:3", "--held", "scenes:3:5", "--views", 0), "--views 0 must be at least 1"),
+    ):
+        assert command("derive-targets", run, *words) == 1
+        assert said in capsys.readouterr().err
+    assert (run / "targets-held.npz").read_bytes() == (toy_run / "targets-held.npz").read_bytes()
 
 
 def test_train_gate_refuses_fewer_blocks_than_folds(

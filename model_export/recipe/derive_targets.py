@@ -7,6 +7,7 @@ images at all.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -53,8 +54,6 @@ def view_of(sample: Sample, view: int, canvas: tuple[int, int], rng: np.random.G
     if view == 0:
         return sample
     if sample.instances is not None:
-        if view >= ORIENTATIONS:
-            raise DataError(f"--views {view + 1} is too many for objects: an image has {ORIENTATIONS} orientations")
         image, mask, instances = (
             np.ascontiguousarray(np.rot90(each[:, ::-1] if view % 2 else each, view // 2))
             for each in (sample.image, sample.mask, sample.instances)
@@ -102,7 +101,13 @@ def both_parts(
     model: Segmenter, plans: list[Knobs], canvas: tuple[int, int], args: argparse.Namespace
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """("held", targets), then ("fit", targets), with "spec", of the data sets that the arguments name."""
+    parts = (("held", [args.held], 1), ("fit", args.fit, args.views))
+    opened = {part: [open_dataset(spec, args.data) for spec in specs] for part, specs, _ in parts}
+    most = ORIENTATIONS if any(dataset.task == "instance" for dataset in opened["fit"]) else math.inf
+    if not 1 <= args.views <= most:
+        raise DataError(
+            f"--views {args.views} must be at least 1 and, for objects, at most {ORIENTATIONS}: turns, mirrored"
+        )
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    for part, specs, views in (("held", [args.held], 1), ("fit", args.fit, args.views)):
-        datasets = [open_dataset(spec, args.data) for spec in specs]
-        yield part, measure(model, plans, datasets, canvas, views, args.seed) | {"spec": np.array(" ".join(specs))}
+    for part, specs, views in parts:
+        yield part, measure(model, plans, opened[part], canvas, views, args.seed) | {"spec": np.array(" ".join(specs))}
