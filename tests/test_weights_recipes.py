@@ -26,8 +26,7 @@ def commands(*words: str) -> list[list[str]]:
 def test_a_bundle_is_made_by_one_command_that_runs_every_step(name: str) -> None:
     found = commands("weights", f"NAME={name}", "DATA=data", "BACKBONE=weights.npz")
     steps = list(dict.fromkeys(words[0] for words in found))
-    averaged = ["average"] if name.startswith("nuclei") else []
-    assert steps == ["train-exits", *averaged, "search-plans", "derive-targets", "train-gate", "export"]
+    assert steps == ["train-exits", "average", "search-plans", "derive-targets", "train-gate", "export"]
     options = [parser_of(words[0]).parse_args(words[1:]) for words in found]
     assert next(each.config == "standard" for each in options if hasattr(each, "config")) == name.endswith("-standard")
     assert options[-1].out == Path("trained_weights") / name
