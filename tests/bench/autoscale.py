@@ -119,13 +119,13 @@ def cases(manifest: Manifest) -> Iterator[Case]:
     gate, full, shallow = fixed("gate only", Settings().max_loss), fixed("full", 0.0), fixed("shallow", 0.0, 1)
     shipped = (ours.queue_size, ours.load_start)
     defaults = (Settings().queue_size, Settings().load_start)
-    for pair in ((4, 0.1), (6, 0.1), (8, 0.0), (8, 0.1), (8, 0.25), (8, 0.5), (10, 0.1), (16, 0.1), defaults):
+    for pair in ((4, 0.0), (5, 0.0), (5, 0.1), (5, 0.25), (5, 0.5), (6, 0.0), (8, 0.0), (16, 0.0), defaults):
         yield Case("queue", adaptive(*pair), base, usual, chosen=pair == shipped)
     for policy, percents in (
-        (named, (30, 40, 45, 50, 55, 60, 65)),
-        (gate, (30, 35, 40, 45, 50, 60)),
-        (full, (20, 25, 30, 35, 40, 50, 60)),
-        (shallow, (30, 40, 45, 50, 55, 60)),
+        (named, (30, 35, 40, 45, 50, 55, 60)),
+        (gate, (20, 25, 30, 35, 40, 50)),
+        (full, (20, 25, 30, 35, 40, 50)),
+        (shallow, (30, 40, 45, 50, 60)),
     ):
         for percent in percents:
             same = policy is named and math.isclose(percent / 100, base.cpu or 0)
@@ -136,13 +136,13 @@ def cases(manifest: Manifest) -> Iterator[Case]:
         (None, 0.25, 1.0),
         *((object_.cpu, *pair) for pair in ((0.1, None), (0.25, None), (None, 0.5), (None, 1.0))),
         *((object_.cpu, *pair) for pair in ((0.1, 0.5), (0.25, 1.0), (0.4, 2.0))),
-        *((0.65, *pair) for pair in ((0.25, None), (None, 1.0), (0.25, 1.0))),
+        *((0.55, *pair) for pair in ((None, None), (0.25, None), (None, 1.0), (0.25, 1.0))),
     ):
         scaling = replace(object_, cpu=cpu, wait_s=wait_s, given_up=given_up)
         yield Case("keda", named, scaling, usual, chosen=scaling == object_)
     yield Case("keda", named, replace(object_, behaviour=base.behaviour), usual)
     for start_s in (60.0, 120.0):
-        for policy, scaling in ((named, base), (named, object_), (full, base), (full, replace(base, cpu=0.3))):
+        for policy, scaling in ((named, base), (named, object_), (full, base), (full, replace(base, cpu=0.25))):
             yield Case("start", policy, scaling, World(start_s=start_s))
 
 
