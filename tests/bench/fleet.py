@@ -20,7 +20,7 @@ from service.core import Budget
 from service.inference.router import choose
 
 DAY_S = 86_400.0
-BESIDE_ENGINE_S = 0.010  # of a request: README, "10 ms beside the engine"
+BESIDE_ENGINE_S = 0.010  # of a request; with the manifest's engine times it is what bench-latency measures
 CPU_WHILE_BUSY = 0.8  # share of its two cores that the process uses while its engine never rests (docs/autoscaling.md)
 
 
