@@ -17,10 +17,8 @@ weights: $(TEST)/.ready weights-$(NAME)
 CAMVID = --data "$(DATA)" --train camvid:train --dev camvid:dev --scenes 0.15 --backbone mobilenet_v2
 CAMVID_LARGER = --start-from $(RUN)-1 --canvas 448x576 --check-every 200
 weights-camvid-tiny: ENCODER = --schedule 3,2,1
-weights-camvid-tiny:
-	$(camvid-bundle)
-weights-camvid-tiny-standard: ENCODER = --config standard
-weights-camvid-tiny-standard:
+weights-camvid-tiny-standard weights-nuclei-tiny-standard: ENCODER = --config standard
+weights-camvid-tiny weights-camvid-tiny-standard:
 	$(camvid-bundle)
 define camvid-bundle
 $(EXPORT) train-exits --out $(RUN)-1 $(CAMVID) $(ENCODER) --backbone-weights "$(BACKBONE)" --steps 8000 --check-every 500 \
@@ -39,10 +37,7 @@ endef
 NUCLEI = --data "$(DATA)" --train nuclei:train --dev nuclei:dev --queries 3 --crop 256x256 --zoom 0.7 1.5 --turn \
   --check-every 400
 NUCLEI_FINE = --pixel-stride 2 --gap-weight 5
-weights-nuclei-tiny:
-	$(nuclei-bundle)
-weights-nuclei-tiny-standard: ENCODER = --config standard
-weights-nuclei-tiny-standard:
+weights-nuclei-tiny weights-nuclei-tiny-standard:
 	$(nuclei-bundle)
 define nuclei-bundle
 $(EXPORT) train-exits --out $(RUN)-1 $(NUCLEI) $(ENCODER) --backbone-weights "$(BACKBONE)" --canvas 448x448 --steps 2400 \
