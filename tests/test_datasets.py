@@ -22,6 +22,7 @@ from model_export.recipe.datasets import (
     Nuclei,
     Scenes,
     open_dataset,
+    share_images,
 )
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -266,6 +267,45 @@ def test_nuclei_have_parts_that_do_not_meet_and_share_every_kind_and_size(tmp_pa
     assert _names(Nuclei(tmp_path, "gate")) == _names(parts["gate"])
     assert len(Nuclei(tmp_path, "val")) == 5
     assert not set(_names(Nuclei(tmp_path, "val"))) & set(names)
+
+
+def test_splits_are_joined_by_a_plus(tmp_path: Path) -> None:
+    _nuclei(tmp_path)
+    parts = [_names(Nuclei(tmp_path, split)) for split in ("train", "dev")]
+    assert _names(open_dataset("nuclei:train+dev", tmp_path)) == parts[0] + parts[1]
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("train+test", "no split 'test'; choose one of .*'dev'.*, or some, as in train"),
+        ("train+", "no split ''"),
+        ("all+dev", "splits of 'all.dev' share images"),
+        ("train+val", "val is for comparing: use it alone"),
+    ],
+)
+def test_splits_that_cannot_be_joined_are_refused(tmp_path: Path, split: str, message: str) -> None:
+    _nuclei(tmp_path)
+    with pytest.raises(DataError, match=message):
+        Nuclei(tmp_path, split)
+
+
+@pytest.mark.parametrize(
+    ("spec", "other", "shared"),
+    [
+        ("camvid:dev", "camvid:train+dev", True),
+        ("camvid:train+dev", "camvid:train", True),
+        ("camvid", "camvid:train", True),
+        ("nuclei:gate", "nuclei:all", True),
+        ("camvid:gate", "camvid:train+dev", False),
+        ("camvid:val", "camvid:all", False),
+        ("camvid:train", "nuclei:train", False),
+        ("folder", "folder", True),
+        ("scenes:4", "scenes:4:3", False),
+    ],
+)
+def test_data_sets_share_images_where_a_split_is_in_both(spec: str, other: str, shared: bool) -> None:
+    assert share_images(spec, other) == share_images(other, spec) == shared
 
 
 def test_nuclei_s_parts_do_not_depend_on_the_order_in_the_file(tmp_path: Path) -> None:

@@ -47,9 +47,17 @@ def read_meta(root: Path, expected: str) -> dict[str, Any]:
 
 
 def pick(parts: dict[str, list[str]], split: str, name: str) -> list[str]:
-    if split not in parts:
-        raise DataError(f"{name} has no split {split!r}; choose one of {[*parts]}")
-    return parts[split]
+    """The images of a split, or of several joined with "+"."""
+    chosen = split.split("+")
+    for each in chosen:
+        if each not in parts:
+            raise DataError(f"{name} has no split {each!r}; choose one of {[*parts]}, or some, as in train+dev")
+    if "val" in chosen and len(chosen) > 1:
+        raise DataError(f"{name}'s val is for comparing: use it alone, not as in {split!r}")
+    found = [image for each in chosen for image in parts[each]]
+    if len(set(found)) < len(found):
+        raise DataError(f"the splits of {split!r} share images; name each image once")
+    return found
 
 
 # Contiguous stretches of every training sequence, as fractions of its frames, that no parent ever trains on.
@@ -154,7 +162,16 @@ class Scenes:
         return Sample(f"scene-{self.seed}-{index}", image, mask)
 
 
-SPECS = "camvid:SPLIT, nuclei:SPLIT, folder, instances or scenes:COUNT[:SEED[:BARE]]"
+SPECS = "camvid:SPLIT, nuclei:SPLIT (or SPLIT+SPLIT), folder, instances or scenes:COUNT[:SEED[:BARE]]"
+
+
+def share_images(spec: str, other: str) -> bool:
+    """Whether two data sets, each one of SPECS, have an image in common."""
+    (kind, _, rest), (other_kind, _, other_rest) = spec.partition(":"), other.partition(":")
+    if kind != other_kind or kind not in ("camvid", "nuclei"):
+        return spec == other
+    splits, others = (set((part or "train").replace("all", "train+gate+dev").split("+")) for part in (rest, other_rest))
+    return bool(splits & others)
 
 
 def open_dataset(spec: str, root: Path | None) -> Dataset:

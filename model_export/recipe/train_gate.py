@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from model_export.network.config import Config
 from model_export.network.gate import Gate
 from model_export.recipe.calibrate import contiguous_blocks, margin_table
+from model_export.recipe.datasets import share_images
 from model_export.recipe.quality import measure_of, qualities
 from model_export.recipe.runs import RunError, read_config, read_targets, write_gate
 
@@ -154,7 +155,8 @@ def fit_and_calibrate(
     inputs, quality = parts["fit"]["inputs"].astype(np.float64), truth["fit"]
     groups, views = (np.concatenate([parts[part][name] for part in ("fit", "held")]) for name in ("groups", "views"))
     blocks = blocks_of(groups, views, block)
-    fitted, seen = blocks[: len(quality)], specs_of(parts["fit"]) == trained_on
+    fitted = blocks[: len(quality)]
+    seen = np.array([share_images(spec, trained_on) for spec in specs_of(parts["fit"])])
     if len(np.unique(fitted[~seen] % FOLDS)) < FOLDS:
         needs = f"a gate needs at least {FOLDS} blocks of images that the network was not trained on"
         raise RunError(f"{needs}: give derive-targets more to --fit")
