@@ -20,7 +20,7 @@ from model_export.recipe.policies import by_beta, compare, resample
 from model_export.recipe.quality import Semantic, confusion, counts_by_knobs, labels_at, measure_of, qualities
 from model_export.recipe.rims import core_and_rim
 from model_export.recipe.runs import load_model, read_gate, read_targets, write_plans
-from model_export.recipe.train_gate import blocks_of, cross_validate, fit, out_of_fold, predict
+from model_export.recipe.train_gate import blocks_of, cross_validate, fit, out_of_fold, predict, winnings
 from tests.toy import CANVAS, PLANS, Stripes, command, last_json, toy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -130,6 +130,7 @@ def test_train_gate_leaves_the_network_alone_and_says_what_it_did(
     assert report == kept
     assert report["images"] == 5
     assert [row["asked"] for row in report["margins"]] == [0.0025, 0.005, 0.01, 0.02, 0.05]  # type: ignore[attr-defined]
+    assert [row["beta"] for row in report["wins"]] == [0.0, 0.003, 0.01, 0.03, 0.1]  # type: ignore[attr-defined]
     inputs = torch.from_numpy(read_targets(run, "held")["inputs"])
     assert gate(inputs).shape == (4, len(PLANS))
 
@@ -175,6 +176,20 @@ def test_gate_follows_a_difficulty_that_can_be_seen_though_what_each_image_loses
     assert gain.won_interval[0] > 0
     chance = by_beta(predict(gate, rng.permutation(inputs[judged])), cost, 0.02)
     assert compare(chance, quality[judged], cost, resample(np.arange(200), 200)).share < 0.2
+
+
+def test_report_says_what_a_gate_wins_on_images_that_it_has_not_seen() -> None:
+    quality, cost, blocks = _images(60)[1], np.array([5.0, 7.0, 9.0]), np.arange(60)
+    knows = winnings(quality, quality, cost, blocks)[4]
+    assert knows["beta"] == 0.1
+    assert knows["share"] == pytest.approx(1, abs=0.01)
+    assert knows["interval"][0] > 0
+    blind = winnings(quality[::-1], quality, cost, blocks)[4]
+    assert blind["interval"][0] < 0 < knows["won"] - blind["won"]
+    same = np.full((60, 3), 0.5)
+    assert winnings(same, same, cost, blocks)[0] == {
+        "beta": 0.0, "won": 0.0, "interval": [0.0, 0.0], "share": None, "share_interval": [None, None]
+    }  # fmt: skip
 
 
 def test_gate_falls_back_to_the_mean_of_each_plan_where_nothing_can_be_predicted() -> None:

@@ -128,7 +128,8 @@ def toy_run(trained_run: Path) -> Path:
 
     run = trained_run.with_name("gated")
     shutil.copytree(trained_run, run)
-    write_plans(run, [Knobs.parse(name) for name in PLANS], {})
+    costs = [{"plan": name, "gflops": 1.0 + i} for i, name in enumerate(PLANS)]
+    write_plans(run, [Knobs.parse(name) for name in PLANS], {"search": costs})
     assert command("derive-targets", run, "--fit", "scenes:3:3", "scenes:2:4", "--held", "scenes:4:5") == 0
     assert command("train-gate", run) == 0
     return run

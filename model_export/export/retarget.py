@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from model_export.export.manifest import worth
 from model_export.export.weights import WEIGHTS, read_entries, read_weights, write_weights
 from model_export.network.knobs import Knobs
@@ -44,7 +46,8 @@ def main(args: argparse.Namespace) -> None:
     model, _, canvas = read_weights(args.bundle / WEIGHTS)
     plans = [Knobs.parse(plan.name) for plan in manifest.plans]
     parts: dict[str, dict[str, Any]] = dict(both_parts(model, plans, canvas, args))
-    gate, fitted = fit_and_calibrate(model.config, parts, args.block)
+    cost = np.array([plan.gflops for plan in manifest.plans])
+    gate, fitted = fit_and_calibrate(model.config, parts, cost, args.block)
 
     shutil.copytree(args.bundle, args.out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(bundle.FILE))
     write_weights(args.out / WEIGHTS, model.cpu(), gate, canvas)

@@ -23,11 +23,10 @@ from model_export.recipe.curves import plot_run
 from model_export.recipe.datasets import open_dataset
 from model_export.recipe.derive_targets import measure
 from model_export.recipe.evaluate_bundle import evaluate
-from model_export.recipe.policies import Shares, by_beta, by_margin, dealt_at_random, fixed
+from model_export.recipe.policies import BETAS, Shares, by_beta, by_margin, dealt_at_random, fixed
 from model_export.recipe.quality import Measure, Semantic, class_iou, measure_of, qualities
 from model_export.recipe.runs import RunError, load_model, read_config, read_gate, read_targets
 
-BETAS = (0.0, 0.003, 0.01, 0.03, 0.1)  # quality that the full plan's depth must buy
 FOR_BUNDLES = {
     "below": "", "cache": None, "figures": None, "against": None, "threads": 0, "block": 1, "draws": 2000,
     "mirrored": False,

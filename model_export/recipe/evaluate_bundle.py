@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 
 from model_export.recipe.calibrate import contiguous_blocks
 from model_export.recipe.measure_bundle import Measured, measure
-from model_export.recipe.policies import Shares, by_beta, by_margin, compare, dealt_at_random, fixed, interval, resample
+from model_export.recipe.policies import (
+    BETAS,
+    Shares,
+    by_beta,
+    by_margin,
+    compare,
+    dealt_at_random,
+    fixed,
+    interval,
+    resample,
+)
 from model_export.recipe.report import (
     against_table,
     equal_cost_table,
@@ -28,7 +38,6 @@ from model_export.recipe.report import (
 )
 from service.inference.router import margin_for
 
-BETAS = (0.0, 0.003, 0.01, 0.03, 0.1)  # quality that the full plan's cost must buy
 LOSSES = (0.0025, 0.005, 0.01, 0.02, 0.05)
 
 Floats = NDArray[np.float64]

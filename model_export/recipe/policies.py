@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+BETAS = (0.0, 0.003, 0.01, 0.03, 0.1)  # quality that the full plan's cost must buy
 DRAWS = 2000
 LEVELS = (2.5, 97.5)  # percentiles: the bounds of a 95 % interval
 

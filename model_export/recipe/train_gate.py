@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from model_export.network.config import Config
 from model_export.network.gate import Gate
 from model_export.recipe.calibrate import contiguous_blocks, margin_table
 from model_export.recipe.datasets import share_images
+from model_export.recipe.policies import BETAS, by_beta, compare, resample
 from model_export.recipe.quality import measure_of, qualities
-from model_export.recipe.runs import RunError, read_config, read_targets, write_gate
+from model_export.recipe.runs import RunError, read_config, read_plans, read_targets, write_gate
 
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1e4)  # of the shrinking; the last one leaves the mean alone
 FOLDS = 5
@@ -139,17 +141,21 @@ def blocks_of(groups: NDArray[np.str_], views: NDArray[np.int64], block: int) ->
 def main(args: argparse.Namespace) -> None:
     config, _, arguments = read_config(args.run)
     targets = {part: read_targets(args.run, part) for part in ("fit", "held")}
-    gate, report = fit_and_calibrate(config, targets, args.block, str(arguments["train"]))
+    plans, search = read_plans(args.run)
+    gflops = {row["plan"]: row["gflops"] for row in search["search"]}
+    cost = np.array([gflops[plan.name] for plan in plans])
+    gate, report = fit_and_calibrate(config, targets, cost, args.block, str(arguments["train"]))
     write_gate(args.run, gate, report)
     print(json.dumps(report))
 
 
 def fit_and_calibrate(
-    config: Config, parts: dict[str, dict[str, Any]], block: int, trained_on: str = ""
+    config: Config, parts: dict[str, dict[str, Any]], cost: Floats, block: int, trained_on: str = ""
 ) -> tuple[Gate, dict[str, Any]]:
-    """The gate and how it was fitted, with "margins". parts: targets "fit" and "held"; block: as on the command line.
+    """The gate and how it was fitted, with "margins" and, on the same images, what it "wins".
 
-    trained_on: the data set that the network was trained on. Raises RunError where there are too few images of others.
+    parts: targets "fit" and "held". cost: (plans,) GFLOPs. block: as on the command line. trained_on: the data set that
+    the network was trained on. Raises RunError where there are too few images of others.
     """
     truth = {part: qualities(measure_of(config), t["counts"]) for part, t in parts.items()}
     inputs, quality = parts["fit"]["inputs"].astype(np.float64), truth["fit"]
@@ -168,12 +174,26 @@ def fit_and_calibrate(
     scores = np.concatenate((unseen, predict(gate, parts["held"]["inputs"])))
     counted = alike(parts["fit"], str(parts["held"]["spec"])) & ~seen
     real = np.concatenate((counted, np.full(len(truth["held"]), True)))
-    margins = margin_table(
-        scores[real], np.concatenate((quality, truth["held"]))[real], groups[real], blocks=blocks[real]
-    )
+    known = np.concatenate((quality, truth["held"]))[real]
+    margins = margin_table(scores[real], known, groups[real], blocks=blocks[real])
     report = {
         "images": len(quality), "images_trained_on": int(seen.sum()), "calibrated_images": int(real.sum()),
         "strength_level": level, "strength_loss": loss, "margins": margins,
+        "wins": winnings(scores[real], known, cost, blocks[real]),
         "calibrated_on": [str(t["spec"]) for t in parts.values()], "parameters": gate.output.weight.numel(),
     }  # fmt: skip
     return gate, report
+
+
+def winnings(scores: Floats, quality: Floats, cost: Floats, blocks: Blocks) -> list[dict[str, Any]]:
+    """At each beta, "won" over the best fixed mix of equal cost and its "share" of what an oracle wins, with intervals.
+
+    scores: out of fold. A share is None where an oracle wins nothing.
+    """
+    weights, rows = resample(blocks), []
+    for beta in BETAS:
+        gain = compare(by_beta(scores, cost, beta), quality, cost, weights)
+        numbers = (gain.won, *gain.won_interval, gain.share, *gain.share_interval)
+        won, *of_won, share, low, high = (round(x, 4) if math.isfinite(x) else None for x in numbers)
+        rows.append({"beta": beta, "won": won, "interval": of_won, "share": share, "share_interval": [low, high]})
+    return rows
