@@ -99,15 +99,16 @@ def span(bounds: tuple[float, float], sign: str = "") -> str:
 
 
 def json_line(result: Row) -> str:
-    """Five decimals; null for what has no value, since JSON has no nan."""
-    return json.dumps(_plain(result), allow_nan=False)
+    """`plain`, in one line."""
+    return json.dumps(plain(result), allow_nan=False)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """What JSON can say: five decimals; None for what has no value, since JSON has no nan."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float):
         return round(value, 5) if math.isfinite(value) else None
     return value

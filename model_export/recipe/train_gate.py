@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from model_export.recipe.calibrate import contiguous_blocks, margin_table
 from model_export.recipe.datasets import share_images
 from model_export.recipe.policies import BETAS, by_beta, compare, resample
 from model_export.recipe.quality import measure_of, qualities
+from model_export.recipe.report import plain
 from model_export.recipe.runs import RunError, read_config, read_plans, read_targets, write_gate
 
 STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1e4)  # of the shrinking; the last one leaves the mean alone
@@ -193,7 +193,6 @@ def winnings(scores: Floats, quality: Floats, cost: Floats, blocks: Blocks) -> l
     weights, rows = resample(blocks), []
     for beta in BETAS:
         gain = compare(by_beta(scores, cost, beta), quality, cost, weights)
-        numbers = (gain.won, *gain.won_interval, gain.share, *gain.share_interval)
-        won, *of_won, share, low, high = (round(x, 4) if math.isfinite(x) else None for x in numbers)
-        rows.append({"beta": beta, "won": won, "interval": of_won, "share": share, "share_interval": [low, high]})
+        row = {"beta": beta, "won": gain.won, "interval": gain.won_interval, "share": gain.share}
+        rows.append(plain(row | {"share_interval": gain.share_interval}))
     return rows
