@@ -18,10 +18,10 @@ from tests.toy import CANVAS, Stripes
 def _draw(
     train: Dataset, scenes: float = 0.0, seed: int = 0, often: NDArray[np.float64] | None = None, **changes: object
 ) -> tuple[torch.Tensor | None, ...]:
-    values = {"crop": "64x96", "canvas": "64x96", "zoom": (0.6, 1.6), "turn": False, "batch": 4, "scenes": scenes}
+    values = {"crop": "64x96", "zoom": (0.6, 1.6), "turn": False, "batch": 4, "scenes": scenes}
     values["gap_weight"] = 1.0
     args = argparse.Namespace(**{**values, **changes})
-    return draw_batch(train, Scenes(3, height=60, width=80), args, np.random.default_rng(seed), often)
+    return draw_batch(train, Scenes(3, height=60, width=80), args, CANVAS, np.random.default_rng(seed), often)
 
 
 def test_batches_are_a_function_of_the_generator_and_mix_in_scenes() -> None:

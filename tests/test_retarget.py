@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from model_export.export.weights import WEIGHTS, read_weights
 from model_export.network.gate import gate_input
 from model_export.network.knobs import Knobs
 from model_export.recipe.augment import on_canvas
+from model_export.recipe.checkpoint import WEIGHTS, read_weights
 from model_export.recipe.datasets import Scenes
 from model_export.recipe.quality import counts_by_knobs, measure_of, qualities
 from service import bundle

@@ -16,11 +16,13 @@ from safetensors.torch import load_file
 from model_export.network.config import proscale, tiny
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
+from model_export.recipe.augment import parse_size
 from model_export.recipe.datasets import Scenes
 from model_export.recipe.derive_targets import measure
 from model_export.recipe.runs import Average, append_log, read_config, read_log
+from model_export.recipe.start import config_of
 from model_export.recipe.supernet import TERMS
-from model_export.recipe.train_exits import config_of, look, parameter_groups, parse_size, rate, watched
+from model_export.recipe.train_exits import look, parameter_groups, rate, watched
 from tests.toy import CANVAS, Stripes, Words, command, toy
 
 pytestmark = pytest.mark.usefixtures("toy_config")
@@ -52,6 +54,15 @@ def test_config_takes_the_command_line_s_changes() -> None:
     assert config_of(_arguments(), Scenes(1)).schedule == toy().schedule
     changed = config_of(_arguments(matching="hungarian", queries=20, recalibration=True), Scenes(1))
     assert (changed.matching, changed.queries, changed.recalibration) == ("hungarian", 20, True)
+
+
+def test_config_is_that_of_what_a_run_starts_from() -> None:
+    source = replace(toy(), backbone="mobilenet_v2", schedule=proscale(1, 1, 1))
+    assert config_of(_arguments(config=None), Scenes(1), source) == source
+    assert config_of(_arguments(config=None, schedule="standard"), Scenes(1), source).backbone == "mobilenet_v2"
+    assert config_of(_arguments(), Scenes(1), source) == toy(), "a config that is named goes before it"
+    two = config_of(_arguments(config=None), Stripes(), source)
+    assert (two.classes, two.queries, two.backbone) == (2, 2, "mobilenet_v2"), "one query a class"
 
 
 @pytest.mark.parametrize("schedule", ["2,2", "a,b,c", "", "1,2,3,4", "0,0,0", "-1,2,2"])
@@ -191,6 +202,7 @@ def test_training_on_discards_what_was_derived_from_older_weights(
         (("--gap-weight", "3"), "--gap-weight is for objects that touch"),
         (("--balance", "0.5"), "--balance needs a data set with groups"),
         (("--start-from", "nowhere"), "leave --backbone-weights out"),
+        (("--partly",), "--partly is about --start-from"),
     ],
 )
 def test_train_exits_refuses_with_a_message(
@@ -202,20 +214,60 @@ def test_train_exits_refuses_with_a_message(
     assert before == {file.name: file.stat().st_mtime_ns for file in trained_run.iterdir()}
 
 
+@pytest.fixture
+def tune_words(train_words: Words) -> Words:
+    """A command that starts from what is named next; at a learning rate of zero nothing else moves the weights."""
+    named = train_words[: train_words.index("--backbone-weights")]
+    at = named.index("--canvas")
+    return (*named[:at], *named[at + 2 :], "--lr", "0", "--start-from")
+
+
+def _same(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], names: set[str]) -> bool:
+    """Running means and counts aside: those move without a learning rate."""
+    floats = [name for name in names if after[name].is_floating_point() and "running" not in name]
+    assert len(floats) > 100
+    return all(torch.allclose(before[name].float(), after[name], atol=1e-6) for name in floats)
+
+
 def test_a_run_can_start_from_the_weights_of_another(
-    train_words: Words, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tune_words: Words, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """At a learning rate of zero nothing else moves them."""
-    words = [*train_words[: train_words.index("--backbone-weights")], "--lr", "0", "--start-from"]
-    assert command(*words, trained_run, "--out", tmp_path / "tuned") == 0
+    assert command(*tune_words, trained_run, "--out", tmp_path / "tuned") == 0
+    assert "start anew" not in capsys.readouterr().out
     before, after = (load_file(run / "model.safetensors") for run in (trained_run, tmp_path / "tuned"))
-    floats = [name for name, value in before.items() if value.is_floating_point() and "running" not in name]
-    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in floats)
-    assert command(*words, trained_run, "--schedule", "0,0,3", "--out", tmp_path / "other") == 1
-    assert "of another config" in capsys.readouterr().err
-    assert command(*words, tmp_path / "none", "--out", tmp_path / "third") == 1
+    assert _same(before, after, {*before})
+    assert read_config(tmp_path / "tuned")[:2] == read_config(trained_run)[:2], "canvas, too, is the other's"
+    assert command(*tune_words, trained_run, "--schedule", "0,0,3", "--out", tmp_path / "other") == 1
+    message = capsys.readouterr().err
+    assert "of another config" in message
+    assert "add --partly" in message
+    assert command(*tune_words, tmp_path / "none", "--out", tmp_path / "third") == 1
     assert "is no run" in capsys.readouterr().err
     assert not (tmp_path / "third").exists()
+
+
+def test_a_run_can_start_from_a_bundle(tune_words: Words, toy_bundle: Path, tmp_path: Path) -> None:
+    """What a user has of a shipped model is its bundle, with the matrices in fp16."""
+    assert command(*tune_words, toy_bundle, "--out", tmp_path / "tuned") == 0
+    before, after = load_file(toy_bundle / "model.safetensors"), load_file(tmp_path / "tuned" / "model.safetensors")
+    assert _same(before, after, {*before} & {*after})
+    assert read_config(tmp_path / "tuned")[1] == CANVAS
+
+
+def test_a_run_of_another_config_takes_the_weights_that_fit_and_names_the_others(
+    tune_words: Words, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "other"
+    words = (*tune_words, shutil.copytree(trained_run, tmp_path / "source"), "--partly", "--schedule", "0,1,2")
+    assert command(*words, "--out", run, "--stop-after", "0") == 0
+    anew = capsys.readouterr().out.splitlines()[0].partition("these start anew: ")[2].split(", ")
+    before, after = (load_file(folder / "model.safetensors") for folder in (trained_run, run))
+    assert {n for n in after if n not in before or before[n].shape != after[n].shape} == {*anew}
+    assert "encoder.layers.0.attention.offsets.weight" in anew, "it looks at two scales, where it looked at one"
+    assert _same(before, after, {*after} - {*anew})
+    shutil.rmtree(tmp_path / "source")  # a run that was stopped has its own checkpoint to go on from
+    assert command(*words, "--out", run) == 0
+    assert [row["step"] for row in read_log(run)] == ["1", "2", "3"]
 
 
 def test_scenes_cannot_be_mixed_with_other_classes(

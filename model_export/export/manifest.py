@@ -13,10 +13,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from model_export.export.weights import WEIGHTS
 from model_export.network.config import Config
 from model_export.network.knobs import Knobs
 from model_export.recipe.augment import PAD
+from model_export.recipe.checkpoint import WEIGHTS
 from model_export.recipe.datasets import Dataset
 from service import bundle
 from service.core import Margin, Plan

@@ -19,8 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from model_export.export.attention import widened
 from model_export.export.graphs import ENCODED, FEATURES
-from model_export.export.weights import GATE
 from model_export.network.names import OPERATOR
+from model_export.recipe.checkpoint import GATE
 
 TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}

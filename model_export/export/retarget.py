@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from model_export.export.manifest import worth
-from model_export.export.weights import WEIGHTS, read_entries, read_weights, write_weights
+from model_export.export.weights import read_entries
 from model_export.network.knobs import Knobs
+from model_export.recipe.checkpoint import WEIGHTS, read_weights, write_weights
 from model_export.recipe.derive_targets import add_data_arguments, both_parts
 from model_export.recipe.quality import measure_of, qualities
 from model_export.recipe.runs import RunError

@@ -1,7 +1,6 @@
 """The files of a bundle but for its manifest: one with the weights, and a graph per stage that refers to it.
 
-The weights lie in one model.safetensors, matrices in fp16, with the network's own names, the gate's after "gate."; it
-is the checkpoint that torch loads (its metadata has the network's config) and the external data of every graph.
+The weights lie in one model.safetensors (recipe/checkpoint.py), which is the external data of every graph, too.
 """
 
 from __future__ import annotations
@@ -18,22 +17,17 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from model_export.export.attention import OPSET, add_bodies, nodes_of
 from model_export.export.compact import compact
 from model_export.export.graphs import Encoders, Stage, examples, stages_of
-from model_export.network.config import Config
 from model_export.network.gate import Gate
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
+from model_export.recipe.checkpoint import WEIGHTS, read_weights, write_weights
 from model_export.recipe.runs import RunError
-
-WEIGHTS = "model.safetensors"
-GATE = "gate."
 
 # Once a graph, the exporter says of each operator of torchvision that it lacks the package. So does the network.
 logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
@@ -75,41 +69,6 @@ def write_stages(
             bar.update()
     bar.close()
     return stages
-
-
-# --------------------------------------------------------------------------------------------------------- the weights
-
-
-def write_weights(path: Path, model: Segmenter, gate: Gate, canvas: tuple[int, ...]) -> None:
-    """Matrices and kernels as fp16, vectors (norms, biases) as fp32: a tenth of a percent of the file. The gate stays
-    fp32: it is as small, and tells plans apart by a thousandth."""
-    stored = {
-        n: (v.half() if v.ndim > 1 else v.float()).contiguous()
-        for n, v in model.state_dict().items()
-        if v.is_floating_point()
-    }
-    stored |= {GATE + n: v.float().contiguous() for n, v in gate.state_dict().items()}
-    about = {"config": json.dumps(model.config.as_dict()), "canvas": json.dumps(list(canvas))}
-    save_file(stored, path, metadata=about)
-    path.chmod(0o644)  # the library writes 0600; a container's user must be able to read it
-
-
-def read_weights(path: Path) -> tuple[Segmenter, Gate, tuple[int, int]]:
-    """The network and its gate in eval mode, and the canvas (height, width). Raises RunError that names the file."""
-    with safe_open(path, "pt") as file:
-        about = file.metadata() or {}
-    if "config" not in about or "canvas" not in about:
-        raise RunError(f"{path} does not say which network it is of; repeat `python -m model_export export RUN`")
-    tensors = {name: value.float() for name, value in load_file(path).items()}
-    model = Segmenter(Config.from_dict(json.loads(about["config"])))
-    of_gate = {name.removeprefix(GATE): tensors.pop(name) for name in list(tensors) if name.startswith(GATE)}
-    counts = {n: v for n, v in model.state_dict().items() if not v.is_floating_point()}  # of no use after training
-    model.load_state_dict(tensors | counts)
-    plans, inputs = of_gate["output.weight"].shape
-    gate = Gate(inputs, plans)
-    gate.load_state_dict(of_gate)
-    height, width = json.loads(about["canvas"])
-    return model.eval(), gate.eval(), (height, width)
 
 
 def read_entries(path: Path) -> dict[str, Entry]:

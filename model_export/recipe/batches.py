@@ -38,6 +38,7 @@ def draw_batch(
     train: Dataset,
     scenes: Scenes,
     args: argparse.Namespace,
+    canvas: tuple[int, int],
     rng: np.random.Generator,
     often: NDArray[np.float64] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -45,7 +46,7 @@ def draw_batch(
 
     often: `chances` of the training images; None = all alike.
     """
-    crops, size, canvas, scale = [], parse_size(args.crop), parse_size(args.canvas), tuple(args.zoom)
+    crops, size, scale = [], parse_size(args.crop), tuple(args.zoom)
     for _ in range(args.batch):
         source: Dataset = scenes if rng.random() < args.scenes else train
         index = int(rng.choice(len(source), p=often if source is train else None))

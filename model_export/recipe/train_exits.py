@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,9 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from model_export.network.backbone import load_pretrained
-from model_export.network.config import CONFIGS, STANDARD, Config, proscale
+from model_export.network.config import Config
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
-from model_export.recipe.augment import parse_size
 from model_export.recipe.batches import chances, draw_batch
 from model_export.recipe.datasets import SPECS, Dataset, Scenes, open_dataset
 from model_export.recipe.quality import counts_by_knobs, measure_of
@@ -36,11 +33,11 @@ from model_export.recipe.runs import (
     append_log,
     cut_log,
     discard_derived,
-    load_model,
     read_config,
     save_model,
     write_config,
 )
+from model_export.recipe.start import add_start_arguments, begin
 from model_export.recipe.supernet import SAMPLING, TERMS, Supernet, Weights, exit_weights
 
 
@@ -50,17 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", type=Path, help="folder of the data set (not needed for scenes)")
     add("--train", default="scenes:256", help=f"data set to train on: {SPECS}")
     add("--dev", default="scenes:32:1", help="data set to watch the quality on, never trained on")
-    add("--start-from", type=Path, help="finished run of the same config whose weights to start with (fine-tuning)")
+    add_start_arguments(parser)
     add("--scenes", type=float, default=0.0, help="share of generated scenes mixed into every batch (CamVid's classes)")
-    add("--config", choices=sorted(CONFIGS), default="tiny")
-    add("--backbone", choices=("mobilenet_v1", "mobilenet_v2"), help="default: the config's")
-    add("--backbone-weights", type=Path, help=".npz with ImageNet weights; without it the backbone starts at random")
-    add("--schedule", help="standard, or PRO-SCALE's p1,p2,p3, e.g. 2,2,2; default: the config's")
-    add("--pixel-embedding", choices=("conv", "light", "depthwise"), help="default: the config's")
-    add("--recalibration", action="store_true", help="PRO-SCALE's token re-calibration")
-    add("--matching", choices=("hungarian", "class"), help="default: the config's")
-    add("--queries", type=int, help="default: the config's")
-    add("--canvas", default="384x480", help="height x width that the model is made for")
     add("--crop", default="256x352", help="height x width of the training crops")
     add("--zoom", type=float, nargs=2, default=(0.6, 1.6), help="range of the crops' scale against that on the canvas")
     add("--balance", type=float, default=0.0, help="draw images of small groups more often: 1 = every group alike")
@@ -89,20 +77,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def config_of(args: argparse.Namespace, train: Dataset) -> Config:
-    config = CONFIGS[args.config](train.channels)
-    changes: dict[str, Any] = {"task": train.task, "recalibration": args.recalibration}
-    if args.schedule is not None:
-        counts = args.schedule.split(",")
-        if args.schedule != "standard" and (len(counts) != 3 or not all(count.isdecimal() for count in counts)):
-            raise ValueError(f"--schedule {args.schedule!r} must be standard or three numbers of layers, e.g. 2,2,2")
-        changes["schedule"] = STANDARD if args.schedule == "standard" else proscale(*map(int, counts))
-    for name in ("backbone", "pixel_embedding", "matching", "queries"):
-        if getattr(args, name) is not None:
-            changes[name] = getattr(args, name)
-    return replace(config, **changes)
-
-
 def parameter_groups(model: Segmenter, lr: float, backbone: float, decay: float) -> list[dict[str, Any]]:
     groups = []
     for factor, inside in ((1.0, False), (backbone, True)):
@@ -125,14 +99,6 @@ def rate(step: int, steps: int, warmup: int = 200) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def start_from(model: Segmenter, run: Path) -> None:
-    """Give the model a finished run's averaged weights. Raises RunError where that run is of another config."""
-    trained = load_model(run)
-    if trained.config != model.config:
-        raise RunError(f"--start-from {run} is of another config ({trained.config}); this run's is {model.config}")
-    model.load_state_dict(trained.state_dict())
-
-
 def watched(config: Config) -> list[Knobs]:
     """Every exit, and what pausing and narrowing alone and together cost the deepest one."""
     least, few = min(config.widths), 1.0 if config.pauses_from is None else 0.25
@@ -152,22 +118,15 @@ def main(args: argparse.Namespace) -> None:
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[unused])
     train, dev = open_dataset(args.train, args.data), open_dataset(args.dev, args.data)
     scenes = Scenes(100_000, seed=args.seed + 17)
-    canvas = parse_size(args.canvas)
-    config = config_of(args, train)
     if args.scenes and train.classes != scenes.classes:
         raise RunError("--scenes mixes in scenes of CamVid's classes; leave it out for a data set of other classes")
     if args.gap_weight != 1 and train.task != "instance":
         raise RunError(f"--gap-weight is for objects that touch; {args.train} has none: leave it out")
-    if args.start_from and args.backbone_weights:
-        raise RunError("--start-from brings the backbone's weights, too: leave --backbone-weights out")
     often = chances(train, args.balance) if args.balance else None
-    torch.manual_seed(args.seed)
-    model = Segmenter(config)
-    if args.backbone_weights:
-        load_pretrained(model.backbone, args.backbone_weights)
     checkpoint, start = args.out / "checkpoint.pt", 0
-    if args.start_from and not checkpoint.exists():
-        start_from(model, args.start_from)
+    torch.manual_seed(args.seed)
+    model, canvas = begin(args, train, resumed=checkpoint.exists())
+    config = model.config
     model.to(accelerator.device, memory_format=torch.channels_last)
     average = Average(model, args.ema)
     optimizer = torch.optim.AdamW(parameter_groups(model, args.lr, args.backbone_lr, args.decay))
@@ -197,7 +156,7 @@ def main(args: argparse.Namespace) -> None:
     for step in bar:
         torch.manual_seed(hash((args.seed, step)))  # the points of the loss
         rng = np.random.default_rng((args.seed, step, 2 + accelerator.process_index))
-        drawn = draw_batch(train, scenes, args, rng, often)
+        drawn = draw_batch(train, scenes, args, canvas, rng, often)
         images, masks, emphasis = (each if each is None else each.to(accelerator.device) for each in drawn)
         # the same networks on every process, so that no GPU waits for a deeper one
         draws = SAMPLING[args.sampling](config, args.batch, np.random.default_rng((args.seed, step, 1)))
