@@ -24,6 +24,7 @@ from model_export.recipe.datasets import (
     open_dataset,
     share_images,
 )
+from model_export.recipe.scenes import CLASSES
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 CAMVID, NUCLEI = DATA / "camvid", DATA / "nuclei"
@@ -301,11 +302,19 @@ def test_splits_that_cannot_be_joined_are_refused(tmp_path: Path, split: str, me
         ("camvid:val", "camvid:all", False),
         ("camvid:train", "nuclei:train", False),
         ("folder", "folder", True),
+        ("folder:train", "folder:train", True),
+        ("folder:train", "folder:val", False),
         ("scenes:4", "scenes:4:3", False),
+        ("scenes:4", "scenes:64:0:0.5", True),
     ],
 )
 def test_data_sets_share_images_where_a_split_is_in_both(spec: str, other: str, shared: bool) -> None:
     assert share_images(spec, other) == share_images(other, spec) == shared
+
+
+def test_folders_of_other_roots_share_nothing(tmp_path: Path) -> None:
+    assert share_images("folder", "folder", tmp_path, tmp_path / "a" / "..")
+    assert not share_images("folder", "folder", tmp_path, tmp_path / "a")
 
 
 def test_nuclei_s_parts_do_not_depend_on_the_order_in_the_file(tmp_path: Path) -> None:
@@ -372,6 +381,12 @@ def test_open_dataset_understands_its_five_kinds(folder: Path, tmp_path: Path) -
     assert isinstance(bare, Scenes)
     assert (len(bare), bare.seed, bare.bare) == (9, 7, 0.5)
     assert len(open_dataset("folder", folder)) == 3
+    assert open_dataset("folder", folder).classes == CLASSES
+    for part in ("images", "masks"):
+        (folder / part).rename(folder / "val")
+        (folder / part).mkdir()
+        (folder / "val").rename(folder / part / "val")
+    assert len(open_dataset("folder:val", folder)) == 3
     (tmp_path / "camvid").mkdir()
     _camvid(tmp_path / "camvid")
     assert len(open_dataset("camvid:val", tmp_path / "camvid")) == 5
@@ -384,6 +399,51 @@ def test_open_dataset_understands_its_five_kinds(folder: Path, tmp_path: Path) -
 def test_open_dataset_reads_any_folder_of_instances(cells: Path) -> None:
     data = open_dataset("instances", cells)
     assert (len(data), data.task, data.channels, data.classes) == (2, "instance", 3, ("object",))
+
+
+def _describe(root: Path, **document: object) -> None:
+    (root / "meta.json").write_text(json.dumps(document))
+
+
+def test_a_folder_s_meta_json_names_its_classes_colours_and_groups(folder: Path) -> None:
+    names = [f"kind {i}" for i in range(11)]
+    _describe(folder, classes=names, splits={"all": [{"id": "a", "seq": "one"}, {"id": "b"}]})
+    data = open_dataset("folder", folder)
+    assert data.classes == tuple(names)
+    assert data.palette[:3] == ((128, 0, 0), (0, 128, 0), (128, 128, 0)), "PASCAL VOC's"
+    assert len(set(data.palette)) == 11
+    assert [data[i].group for i in range(3)] == ["one", "", ""]
+    _describe(folder, classes=names, colors=[[i, 0, 255] for i in range(11)])
+    assert open_dataset("folder", folder).palette[2] == (2, 0, 255)
+    _describe(folder, classes=names[:1])
+    with pytest.raises(DataError, match=r"has labels .*; known are 0\.\.0 and 255"):
+        open_dataset("folder", folder)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "expected {.*or no such file"),
+        ("{", "expected {.*or no such file"),
+        ('{"classes": "road"}', "at most 255 names"),
+        ('{"classes": ["road", "road"]}', "each another one"),
+        ('{"classes": ["road", "car"], "colors": [[0, 0, 0]]}', "for each of the 2 classes"),
+        ('{"classes": ["road", "car"], "colors": [[0, 0, 0], [0, 0, 256]]}', "of 0 to 255"),
+        ('{"splits": []}', "expected {.*or no such file"),
+    ],
+)
+def test_a_meta_json_that_cannot_be_understood_is_refused_by_name(folder: Path, text: str, message: str) -> None:
+    (folder / "meta.json").write_text(text)
+    with pytest.raises(DataError, match=r"meta\.json: .*" + message):
+        open_dataset("folder", folder)
+
+
+def test_objects_are_of_the_one_class_that_meta_json_names(cells: Path) -> None:
+    _describe(cells, classes=["cell"])
+    assert open_dataset("instances", cells).classes == ("cell",)
+    _describe(cells, classes=["cell", "debris"])
+    with pytest.raises(DataError, match="names 2 classes"):
+        open_dataset("instances", cells)
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_views_of_objects_are_the_eight_orientations_of_an_image() -> None:
 
 def test_objects_have_no_more_views_than_orientations(toy_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model_export.recipe.derive_targets.open_dataset", lambda spec, root: _Corner())
-    arguments = Namespace(fit=["corner"], held="corner", data=None, views=9, seed=0)
+    arguments = Namespace(fit=["corner"], held="another", data=None, views=9, seed=0)
     with pytest.raises(DataError, match="--views 9 must be at least 1 and, for objects, at most 8"):
         next(both_parts(load_model(toy_run), [Knobs(3)], CANVAS, arguments))
 
@@ -291,6 +291,8 @@ def test_derive_targets_measures_nothing_before_all_it_was_given_is_right(
     for words, said in (
         (("--fit", "scenes:5:3", "camvid:gate", "--held", "scenes:3:5"), "'camvid:gate' needs --data FOLDER"),
         (("--fit", "scenes:5:3", "--held", "scenes:3:5", "--views", 0), "--views 0 must be at least 1"),
+        (("--fit", "scenes:5:3", "--held", "scenes:3:3"), "shares images with scenes:5:3, which the gate learned"),
+        (("--fit", "scenes:5:3", "--held", "scenes:9"), "which the network learned from"),
     ):
         assert command("derive-targets", run, *words) == 1
         assert said in capsys.readouterr().err

@@ -215,12 +215,17 @@ def test_search_measures_what_is_served_and_writes_the_plans(
     ("damage", "words", "message"),
     [
         (lambda run: (run / "model.safetensors").unlink(), (), "train-exits --out"),
-        (lambda run: None, ("--on", "scenes:2"), "3 are needed"),
-        (lambda run: None, ("--on", "scenes:3", "--keeps", "half"), "--keeps"),
-        (lambda run: None, ("--on", "scenes:3", "--widths", "0"), "--widths"),
-        (lambda run: None, ("--on", "scenes:3", "--most", "1"), "--most"),
-        (lambda run: None, ("--on", "scenes:3", "--most", "3", "--least", "4"), "--least"),
+        (lambda run: None, ("--on", "scenes:2:6"), "3 are needed"),
+        (lambda run: None, ("--on", "scenes:3:6", "--keeps", "half"), "--keeps"),
+        (lambda run: None, ("--on", "scenes:3:6", "--widths", "0"), "--widths"),
+        (lambda run: None, ("--on", "scenes:3:6", "--most", "1"), "--most"),
+        (lambda run: None, ("--on", "scenes:3:6", "--most", "3", "--least", "4"), "--least"),
         (lambda run: None, ("--on", "camvid:dev"), "needs --data FOLDER"),
+        (
+            lambda run: None,
+            ("--on", "scenes:3"),
+            "shares images with scenes:4, which the network learned",
+        ),
     ],
 )
 def test_search_refuses_what_it_cannot_do_and_writes_nothing(

@@ -37,9 +37,9 @@ from model_export.network.gate import Gate, gate_inputs
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
 from model_export.recipe.augment import on_canvas
-from model_export.recipe.datasets import VOID, Dataset
+from model_export.recipe.datasets import VOID, Dataset, refuse_shared
 from model_export.recipe.quality import counts_by_knobs, measure_of, qualities
-from model_export.recipe.runs import RunError, load_model, read_config, write_plans
+from model_export.recipe.runs import RunError, load_model, read_config, trained_on, write_plans
 from service import bundle
 from service.engines.onnxruntime import OnnxRuntimeBackend
 
@@ -74,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     config, canvas, _ = read_config(args.run)
+    refuse_shared("--on", args.on, args.data, *trained_on(args.run), "the network")
     model, data = load_model(args.run), open_samples(args.on, args.data, config)
     widths = config.widths if args.widths is None else shares("--widths", args.widths)
     plans = candidates(config, shares("--keeps", args.keeps), widths)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from model_export.recipe import scenes
+from model_export.recipe.described import open_folder, open_instances
 from model_export.recipe.folders import PALETTE, VOID, DataError, Folder, InstanceFolder, Sample
 
 __all__ = [
@@ -162,35 +163,56 @@ class Scenes:
         return Sample(f"scene-{self.seed}-{index}", image, mask)
 
 
-SPECS = "camvid:SPLIT, nuclei:SPLIT (or SPLIT+SPLIT), folder, instances or scenes:COUNT[:SEED[:BARE]]"
+SPECS = (
+    "camvid:SPLIT, nuclei:SPLIT (or SPLIT+SPLIT), folder[:SUBFOLDER], instances[:SUBFOLDER] or "
+    "scenes:COUNT[:SEED[:BARE]]"
+)
 
 
-def share_images(spec: str, other: str) -> bool:
-    """Whether two data sets, each one of SPECS, have an image in common."""
+def share_images(spec: str, other: str, root: Path | None = None, other_root: Path | None = None) -> bool:
+    """Whether two data sets, each one of SPECS, have an image in common. Without roots they lie in the same one."""
     (kind, _, rest), (other_kind, _, other_rest) = spec.partition(":"), other.partition(":")
-    if kind != other_kind or kind not in ("camvid", "nuclei"):
-        return spec == other
+    if kind != other_kind:
+        return False
+    if kind == "scenes":
+        return _scenes(spec).seed == _scenes(other).seed
+    if kind not in ("camvid", "nuclei"):
+        return rest == other_rest and (not root or not other_root or root.resolve() == other_root.resolve())
     splits, others = (set((part or "train").replace("all", "train+gate+dev").split("+")) for part in (rest, other_rest))
     return bool(splits & others)
+
+
+def refuse_shared(flag: str, spec: str, root: Path | None, seen: str, seen_root: Path | None, by: str) -> None:
+    """Raises DataError where a data set that is to judge has images that the judged has seen. by: who has."""
+    if share_images(spec, seen, root, seen_root):
+        raise DataError(
+            f"{flag} {spec} shares images with {seen}, which {by} learned from, so it would look better than it is: "
+            "name another split, subfolder or seed"
+        )
 
 
 def open_dataset(spec: str, root: Path | None) -> Dataset:
     """spec: one of SPECS; all but the scenes read `root`."""
     kind, _, rest = spec.partition(":")
     if kind == "scenes":
-        found = re.fullmatch(r"(?P<count>[1-9]\d*)?(:(?P<seed>\d+)(:(?P<bare>0?\.\d+))?)?", rest)
-        if found is None:
-            raise DataError(
-                f"unknown data set {spec!r}; scenes:COUNT[:SEED[:BARE]] takes a positive count, a whole number and a "
-                "share below 1, e.g. scenes:64:1:0.5"
-            )
-        return Scenes(int(found["count"] or 64), int(found["seed"] or 0), bare=float(found["bare"] or 0))
+        return _scenes(spec)
     makers: dict[str, Callable[[Path], Dataset]] = {
         "camvid": lambda r: CamVid(r, rest or "train"), "nuclei": lambda r: Nuclei(r, rest or "train"),
-        "folder": Folder, "instances": InstanceFolder,
+        "folder": lambda r: open_folder(r, rest), "instances": lambda r: open_instances(r, rest),
     }  # fmt: skip
     if kind not in makers:
         raise DataError(f"unknown data set {spec!r}; choose {SPECS}")
     if root is None:
         raise DataError(f"data set {spec!r} needs --data FOLDER")
     return makers[kind](root)
+
+
+def _scenes(spec: str) -> Scenes:
+    rest = spec.partition(":")[2]
+    found = re.fullmatch(r"(?P<count>[1-9]\d*)?(:(?P<seed>\d+)(:(?P<bare>0?\.\d+))?)?", rest)
+    if found is None:
+        raise DataError(
+            f"unknown data set {spec!r}; scenes:COUNT[:SEED[:BARE]] takes a positive count, a whole number and a "
+            "share below 1, e.g. scenes:64:1:0.5"
+        )
+    return Scenes(int(found["count"] or 64), int(found["seed"] or 0), bare=float(found["bare"] or 0))

@@ -19,9 +19,9 @@ from tqdm import tqdm
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
 from model_export.recipe.augment import jitter, random_crop
-from model_export.recipe.datasets import VOID, DataError, Dataset, Sample, open_dataset
+from model_export.recipe.datasets import VOID, DataError, Dataset, Sample, open_dataset, refuse_shared, share_images
 from model_export.recipe.quality import counts_by_knobs, measure_of
-from model_export.recipe.runs import load_model, read_config, read_plans, write_targets
+from model_export.recipe.runs import load_model, read_config, read_plans, trained_on, write_targets
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,15 +93,24 @@ def measure(
 def main(args: argparse.Namespace) -> None:
     _, canvas, _ = read_config(args.run)
     model, (plans, _) = load_model(args.run), read_plans(args.run)
-    for part, targets in both_parts(model, plans, canvas, args):
+    for part, targets in both_parts(model, plans, canvas, args, trained_on(args.run)):
         write_targets(args.run, part, targets)
 
 
 def both_parts(
-    model: Segmenter, plans: list[Knobs], canvas: tuple[int, int], args: argparse.Namespace
+    model: Segmenter,
+    plans: list[Knobs],
+    canvas: tuple[int, int],
+    args: argparse.Namespace,
+    trained: tuple[str, Path | None] | None = None,
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """("held", targets), then ("fit", targets), with "spec", of the data sets that the arguments name."""
+    """("held", targets), then ("fit", targets), of the data sets that the arguments name, with "spec", their names, and
+    "seen", (N,): whether the network was trained on the image, which it was as far as `trained` tells."""
     parts = (("held", [args.held], 1), ("fit", args.fit, args.views))
+    if trained:
+        refuse_shared("--held", args.held, args.data, *trained, "the network")
+    for spec in args.fit:
+        refuse_shared("--held", args.held, args.data, spec, args.data, "the gate")
     opened = {part: [open_dataset(spec, args.data) for spec in specs] for part, specs, _ in parts}
     most = ORIENTATIONS if any(dataset.task == "instance" for dataset in opened["fit"]) else math.inf
     if not 1 <= args.views <= most:
@@ -110,4 +119,6 @@ def both_parts(
         )
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     for part, specs, views in parts:
-        yield part, measure(model, plans, opened[part], canvas, views, args.seed) | {"spec": np.array(" ".join(specs))}
+        found = measure(model, plans, opened[part], canvas, views, args.seed)
+        seen = [trained is not None and share_images(spec, trained[0], args.data, trained[1]) for spec in specs]
+        yield part, found | {"spec": np.array(" ".join(specs)), "seen": np.array(seen)[found["sources"]]}

@@ -6,7 +6,6 @@ else its name up to the first "_".
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export.recipe.datasets import DataError, Folder, InstanceFolder
+from model_export.recipe.described import groups_in
 
 
 class SemanticTruth(Folder):
@@ -41,7 +41,7 @@ def open_labelled(root: Path, below: str, task: str, classes: tuple[str, ...]) -
     wanted, other = ("masks", "instances") if task == "semantic" else ("instances", "masks")
     if not (root / wanted / below).is_dir() and (root / other / below).is_dir():
         raise DataError(f"{root / other / below} does not fit the bundle: its task is {task}, it needs {wanted}/")
-    groups = _groups(root / "meta.json")
+    groups = groups_in(root)
     if task == "semantic":
         return SemanticTruth(root, classes=classes, palette=(), below=below, groups=groups)
     if len(classes) != 1:
@@ -52,15 +52,3 @@ def open_labelled(root: Path, below: str, task: str, classes: tuple[str, ...]) -
 def group_of(name: str, groups: Mapping[str, str]) -> str:
     """groups: those that meta.json tells."""
     return groups.get(name, name.partition("_")[0] if "_" in name else "")
-
-
-def _groups(meta: Path) -> dict[str, str]:
-    """Image's name -> group, from the splits in meta.json; none where there is no such file or it has none."""
-    if not meta.is_file():
-        return {}
-    try:
-        entries = [entry for split in json.loads(meta.read_text()).get("splits", {}).values() for entry in split]
-        return {str(e["id"]): str(e.get("seq", e.get("kind"))) for e in entries if "seq" in e or "kind" in e}
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        form = '{"splits": {NAME: [{"id": ..., "seq" or "kind": ...}]}}'
-        raise DataError(f"{meta}: expected {form}, or no such file ({type(error).__name__}: {error})") from error

@@ -43,6 +43,12 @@ def read_config(run: Path) -> tuple[Config, tuple[int, int], dict[str, Any]]:
         ) from error
 
 
+def trained_on(run: Path) -> tuple[str, Path | None]:
+    """The data set that the network was trained on, and the folder where it lies if it has one."""
+    arguments = read_config(run)[2]
+    return arguments.get("train", ""), Path(arguments["data"]) if arguments.get("data") else None
+
+
 def load_model(run: Path) -> Segmenter:
     """The run's averaged weights, in eval mode. Raises RunError where there are none: random weights are of no use."""
     config, _, _ = read_config(run)

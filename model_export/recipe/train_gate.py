@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from model_export.network.config import Config
 from model_export.network.gate import Gate
 from model_export.recipe.calibrate import contiguous_blocks, margin_table
-from model_export.recipe.datasets import share_images
 from model_export.recipe.policies import BETAS, by_beta, compare, resample
 from model_export.recipe.quality import measure_of, qualities
 from model_export.recipe.report import plain
@@ -139,30 +138,30 @@ def blocks_of(groups: NDArray[np.str_], views: NDArray[np.int64], block: int) ->
 
 
 def main(args: argparse.Namespace) -> None:
-    config, _, arguments = read_config(args.run)
+    config, _, _ = read_config(args.run)
     targets = {part: read_targets(args.run, part) for part in ("fit", "held")}
     plans, search = read_plans(args.run)
     gflops = {row["plan"]: row["gflops"] for row in search["search"]}
     cost = np.array([gflops[plan.name] for plan in plans])
-    gate, report = fit_and_calibrate(config, targets, cost, args.block, str(arguments["train"]))
+    gate, report = fit_and_calibrate(config, targets, cost, args.block)
     write_gate(args.run, gate, report)
     print(json.dumps(report))
 
 
 def fit_and_calibrate(
-    config: Config, parts: dict[str, dict[str, Any]], cost: Floats, block: int, trained_on: str = ""
+    config: Config, parts: dict[str, dict[str, Any]], cost: Floats, block: int
 ) -> tuple[Gate, dict[str, Any]]:
     """The gate and how it was fitted, with "margins" and, on the same images, what it "wins".
 
-    parts: targets "fit" and "held". cost: (plans,) GFLOPs. block: as on the command line. trained_on: the data set that
-    the network was trained on. Raises RunError where there are too few images of others.
+    parts: targets "fit" and "held". cost: (plans,) GFLOPs. block: as on the command line. Raises RunError
+    where there are too few images that the network was not trained on.
     """
     truth = {part: qualities(measure_of(config), t["counts"]) for part, t in parts.items()}
     inputs, quality = parts["fit"]["inputs"].astype(np.float64), truth["fit"]
     groups, views = (np.concatenate([parts[part][name] for part in ("fit", "held")]) for name in ("groups", "views"))
     blocks = blocks_of(groups, views, block)
     fitted = blocks[: len(quality)]
-    seen = np.array([share_images(spec, trained_on) for spec in specs_of(parts["fit"])])
+    seen = parts["fit"]["seen"]
     if len(np.unique(fitted[~seen] % FOLDS)) < FOLDS:
         needs = f"a gate needs at least {FOLDS} blocks of images that the network was not trained on"
         raise RunError(f"{needs}: give derive-targets more to --fit")
