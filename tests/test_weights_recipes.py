@@ -26,9 +26,17 @@ def commands(*words: str) -> list[list[str]]:
 def test_a_bundle_is_made_by_one_command_that_runs_every_step(name: str) -> None:
     found = commands("weights", f"NAME={name}", "DATA=data", "BACKBONE=weights.npz")
     steps = list(dict.fromkeys(words[0] for words in found))
-    assert steps == ["train-exits", "average", "search-plans", "derive-targets", "train-gate", "export"]
+    adaptive = name.removesuffix("-standard")
+    averaged = ["average"] if name == adaptive else []
+    assert steps == ["train-exits", *averaged, "search-plans", "derive-targets", "train-gate", "export"]
     options = [parser_of(words[0]).parse_args(words[1:]) for words in found]
-    assert next(each.config == "standard" for each in options if hasattr(each, "config")) == name.endswith("-standard")
+    if name != adaptive:  # it starts from the adaptive bundle, and takes the weights that fit
+        assert (options[0].config, options[0].partly) == ("standard", True)
+        assert options[0].start_from == Path("trained_weights") / adaptive
+    else:
+        assert (options[0].config, options[0].backbone_weights) == (None, Path("weights.npz"))
+    trained = [each.out for words, each in zip(found, options, strict=True) if words[0] == "train-exits"]
+    assert all(each.start_from in trained for each in options[1 : len(trained)])
     assert options[-1].out == Path("trained_weights") / name
 
 

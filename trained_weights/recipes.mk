@@ -1,9 +1,9 @@
 # How each bundle here was made: make weights NAME=camvid-tiny DATA=DIR BACKBONE=NPZ
-# DATA is the data set's folder, BACKBONE the ImageNet weights: MobileNetV2's for camvid, MobileNetV1's for nuclei. Hours
-# on a CPU; a command that was stopped goes on where it was. Runs lie in runs/, the bundle is written to
-# trained_weights/NAME; edit its README by hand.
-# make mechanism [PARENT=runs/camvid-tiny]   does the gate follow a difficulty that is known? On drawn streets, half of
-# them bare; 35 minutes on two cores.
+# DATA is the data set's folder, BACKBONE the ImageNet weights: MobileNetV2's for camvid, MobileNetV1's for nuclei; the
+# standard ones start from the adaptive bundle and need none. Hours on a CPU; a command that was stopped goes on where
+# it was. Runs lie in runs/, the bundle is written to trained_weights/NAME; edit its README by hand.
+# make mechanism [PARENT=BUNDLE]   does the gate follow a difficulty that is known? On drawn streets, half of them bare;
+# 35 minutes on two cores.
 
 EXPORT = $(TEST)/bin/python -m model_export
 RUN = runs/$(NAME)
@@ -14,18 +14,27 @@ weights: $(TEST)/.ready weights-$(NAME)
 
 # Once for long, then twice from there on a larger canvas, with larger crops and with the shorter sequences drawn more
 # often. The bundle is the mean of the last two runs.
-CAMVID = --data "$(DATA)" --train camvid:train --dev camvid:dev --scenes 0.15 --backbone mobilenet_v2
-CAMVID_LARGER = --start-from $(RUN)-1 --canvas 448x576 --check-every 200
-weights-camvid-tiny: ENCODER = --schedule 3,2,1
-weights-camvid-tiny-standard weights-nuclei-tiny-standard: ENCODER = --config standard
-weights-camvid-tiny weights-camvid-tiny-standard:
+CAMVID = --data "$(DATA)" --train camvid:train --dev camvid:dev --scenes 0.15
+CAMVID_LARGER = --canvas 448x576 --check-every 200
+weights-camvid-tiny:
+	$(EXPORT) train-exits --out $(RUN)-1 $(CAMVID) --backbone mobilenet_v2 --backbone-weights "$(BACKBONE)" --schedule 3,2,1 \
+	  --steps 8000 --check-every 500 --lr 3e-4
+	$(EXPORT) train-exits --out $(RUN)-2 $(CAMVID) --start-from $(RUN)-1 $(CAMVID_LARGER) --crop 320x416 --steps 2400 \
+	  --lr 2e-4
+	$(EXPORT) train-exits --out $(RUN)-3 $(CAMVID) --start-from $(RUN)-1 $(CAMVID_LARGER) --balance 0.5 --steps 3400 \
+	  --lr 3e-4
+	$(EXPORT) average $(RUN)-2 $(RUN)-3 --out $(RUN)
 	$(camvid-bundle)
+
+# What the adaptive networks are compared with starts from them, so that it has seen all that they have and more: the
+# backbone's, the decoder's and the layers' weights fit, but for attention to scales that the adaptive layers do not see.
+STANDARD = --start-from trained_weights/$(@:weights-%-standard=%) --partly --config standard
+weights-camvid-tiny-standard:
+	$(EXPORT) train-exits --out $(RUN) $(CAMVID) $(STANDARD) --backbone mobilenet_v2 $(CAMVID_LARGER) --balance 0.5 \
+	  --steps 2300 --lr 3e-4
+	$(camvid-bundle)
+
 define camvid-bundle
-$(EXPORT) train-exits --out $(RUN)-1 $(CAMVID) $(ENCODER) --backbone-weights "$(BACKBONE)" --steps 8000 --check-every 500 \
-  --lr 3e-4
-$(EXPORT) train-exits --out $(RUN)-2 $(CAMVID) $(ENCODER) $(CAMVID_LARGER) --crop 320x416 --steps 2400 --lr 2e-4
-$(EXPORT) train-exits --out $(RUN)-3 $(CAMVID) $(ENCODER) $(CAMVID_LARGER) --balance 0.5 --steps 3400 --lr 3e-4
-$(EXPORT) average $(RUN)-2 $(RUN)-3 --out $(RUN)
 $(EXPORT) search-plans $(RUN) --data "$(DATA)" --on camvid:dev
 $(EXPORT) derive-targets $(RUN) --data "$(DATA)" --fit camvid:gate camvid:dev scenes:80:3 camvid:train --held camvid:val
 $(EXPORT) train-gate $(RUN) --block 3
@@ -34,35 +43,40 @@ endef
 
 # Four times, on larger canvases; from the second on with a finer loss that minds the gaps between nuclei, at last with
 # the rarer kinds drawn more often. The bundle is the mean of the last two runs.
-NUCLEI = --data "$(DATA)" --train nuclei:train --dev nuclei:dev --queries 3 --crop 256x256 --zoom 0.7 1.5 --turn \
-  --check-every 400
+NUCLEI = --data "$(DATA)" --train nuclei:train --dev nuclei:dev --queries 3 --crop 256x256 --zoom 0.7 1.5 --turn
 NUCLEI_FINE = --pixel-stride 2 --gap-weight 5
-weights-nuclei-tiny weights-nuclei-tiny-standard:
+weights-nuclei-tiny:
+	$(EXPORT) train-exits --out $(RUN)-1 $(NUCLEI) --check-every 400 --backbone-weights "$(BACKBONE)" --canvas 448x448 \
+	  --steps 2400 --lr 4e-4
+	$(EXPORT) train-exits --out $(RUN)-2 $(NUCLEI) --check-every 400 --start-from $(RUN)-1 --canvas 512x512 --steps 3200 \
+	  --lr 3e-4 $(NUCLEI_FINE)
+	$(EXPORT) train-exits --out $(RUN)-3 $(NUCLEI) --check-every 400 --start-from $(RUN)-2 --canvas 640x640 --steps 800 \
+	  --lr 1.5e-4 $(NUCLEI_FINE)
+	$(EXPORT) train-exits --out $(RUN)-4 $(NUCLEI) --check-every 400 --start-from $(RUN)-3 --canvas 704x704 --steps 1200 \
+	  --lr 2e-4 $(NUCLEI_FINE) --zoom 0.6 1.5 --balance 0.5
+	$(EXPORT) average $(RUN)-3 $(RUN)-4 --out $(RUN)
 	$(nuclei-bundle)
+
+weights-nuclei-tiny-standard:
+	$(EXPORT) train-exits --out $(RUN) $(NUCLEI) $(STANDARD) --check-every 200 --canvas 640x640 --steps 2600 --lr 3e-4 \
+	  $(NUCLEI_FINE)
+	$(nuclei-bundle)
+
 define nuclei-bundle
-$(EXPORT) train-exits --out $(RUN)-1 $(NUCLEI) $(ENCODER) --backbone-weights "$(BACKBONE)" --canvas 448x448 --steps 2400 \
-  --lr 4e-4
-$(EXPORT) train-exits --out $(RUN)-2 $(NUCLEI) $(ENCODER) --start-from $(RUN)-1 --canvas 512x512 --steps 3200 --lr 3e-4 \
-  $(NUCLEI_FINE)
-$(EXPORT) train-exits --out $(RUN)-3 $(NUCLEI) $(ENCODER) --start-from $(RUN)-2 --canvas 640x640 --steps 800 --lr 1.5e-4 \
-  $(NUCLEI_FINE)
-$(EXPORT) train-exits --out $(RUN)-4 $(NUCLEI) $(ENCODER) --start-from $(RUN)-3 --canvas 704x704 --steps 1200 --lr 2e-4 \
-  $(NUCLEI_FINE) --zoom 0.6 1.5 --balance 0.5
-$(EXPORT) average $(RUN)-3 $(RUN)-4 --out $(RUN)
 $(EXPORT) search-plans $(RUN) --data "$(DATA)" --on nuclei:dev
 $(EXPORT) derive-targets $(RUN) --data "$(DATA)" --fit nuclei:gate nuclei:dev nuclei:train --held nuclei:val
 $(EXPORT) train-gate $(RUN)
 $(EXPORT) export $(RUN) -o trained_weights/$(NAME) --data "$(DATA)" --parity nuclei:gate $(PROVENANCE)
 endef
 
-PARENT = runs/camvid-tiny
+PARENT = trained_weights/camvid-tiny
 SCENES = runs/scenes
 drawn = test -f $(1)/meta.json || { rm -rf $(1) && $(EXPORT) draw-scenes $(1) --bare 0.5 --count $(2) --seed $(3); }
 mechanism: $(TEST)/.ready
 	$(call drawn,$(SCENES)-train,1000,21)
 	$(call drawn,$(SCENES)-judge,200,26)
 	$(EXPORT) train-exits --out $(SCENES) --start-from $(PARENT) --data $(SCENES)-train --train folder \
-	  --dev scenes:20:3 --steps 800 --check-every 400 --lr 2e-4
+	  --dev scenes:20:3 --canvas 384x480 --steps 800 --check-every 400 --lr 2e-4
 	$(EXPORT) search-plans $(SCENES) --on scenes:60:22:0.5 --keeps 0.25,1 --widths 1 --most 6
 	$(EXPORT) derive-targets $(SCENES) --fit scenes:240:23:0.5 --held scenes:120:24:0.5 --views 1
 	$(EXPORT) train-gate $(SCENES)
