@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from model_export.network.config import Config
 from model_export.network.gate import Gate
 from model_export.network.segmenter import Segmenter
-from model_export.recipe.runs import RunError
+from model_export.recipe.runs import RunError, gate_of
 
 WEIGHTS = "model.safetensors"
 GATE = "gate."
@@ -45,8 +45,5 @@ def read_weights(path: Path) -> tuple[Segmenter, Gate, tuple[int, int]]:
     of_gate = {name.removeprefix(GATE): tensors.pop(name) for name in list(tensors) if name.startswith(GATE)}
     counts = {n: v for n, v in model.state_dict().items() if not v.is_floating_point()}  # of no use after training
     model.load_state_dict(tensors | counts)
-    plans, inputs = of_gate["output.weight"].shape
-    gate = Gate(inputs, plans)
-    gate.load_state_dict(of_gate)
     height, width = json.loads(about["canvas"])
-    return model.eval(), gate.eval(), (height, width)
+    return model.eval(), gate_of(of_gate), (height, width)

@@ -172,11 +172,15 @@ def write_gate(run: Path, gate: Gate, report: dict[str, Any]) -> None:
 
 def read_gate(run: Path) -> tuple[Gate, dict[str, Any]]:
     report = _read_json(run / "gate.json", f"train-gate {run}")
-    weights = load_file(run / "gate.safetensors")
+    return gate_of(load_file(run / "gate.safetensors")), report
+
+
+def gate_of(weights: dict[str, Tensor]) -> Gate:
+    """The gate of these weights, in eval mode; its sizes are theirs."""
     plans, inputs = weights["output.weight"].shape
     gate = Gate(inputs, plans)
     gate.load_state_dict(weights)
-    return gate.eval(), report
+    return gate.eval()
 
 
 def _read_json(path: Path, command: str) -> dict[str, Any]:
