@@ -42,6 +42,22 @@ def test_random_crop_keeps_image_and_mask_aligned(monkeypatch: pytest.MonkeyPatc
     assert np.array_equal(image[inside], wanted[inside])
 
 
+def test_labels_that_lie_right_of_the_image_do_so_in_mirrored_crops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A post at columns 60 to 63 with labels two pixels right of it: so they must be seen, whichever way it faces."""
+    monkeypatch.setattr(augment, "jitter", lambda image, _: image)
+    image, mask = np.zeros((64, 128, 3), np.uint8), np.zeros((64, 128), np.uint8)
+    image[:, 60:64], mask[:, 62:66] = 255, 1
+    sample, sides = Sample("post", image, mask, labels_right=2), set()
+    for seed in range(40):
+        shown, labels = random_crop(sample, np.random.default_rng(seed), (64, 256), scale=(1.0, 1.0001))
+        known = labels != VOID
+        place = np.average(np.nonzero((shown[..., 0] > 160) & known)[1])
+        right = np.average(np.nonzero(labels == 1)[1]) - place
+        assert right == pytest.approx(2, abs=0.6)
+        sides.add(bool(place > np.average(np.nonzero(known)[1])))
+    assert sides == {False, True}  # the post is left of the middle as it is, right of it in the mirror
+
+
 def test_random_crop_pads_with_void_where_the_source_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(augment, "jitter", lambda image, _: image)
     void = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -33,11 +34,13 @@ def random_crop(
     """(h, w, 3) uint8 and (h, w) uint8 of `size`. One resampling does scale and crop; outside is padding and void.
 
     scale: range of the zoom, against the size that the image has on `canvas`, or its own size without one. turn: also
-    by quarter turns, where up and down mean nothing.
+    by quarter turns, where up and down mean nothing. Labels that lie right of what the image shows do so in mirrored
+    crops, too: a network learns where labels are to be, and both ways would blur what is a pixel wide.
     """
     if turn:
         quarters = int(rng.integers(4))
-        sample = replace(sample, image=np.rot90(sample.image, quarters), mask=np.rot90(sample.mask, quarters))
+        turned = {"image": np.rot90(sample.image, quarters), "mask": np.rot90(sample.mask, quarters)}
+        sample = replace(sample, **turned, labels_right=0.0)
     height, width = sample.mask.shape
     factor = np.exp(rng.uniform(*np.log(scale)))
     if canvas is not None:
@@ -47,7 +50,10 @@ def random_crop(
     # where the view is larger than the source, the source lies somewhere inside it
     top = rng.uniform(min(0, height - view_h), max(0, height - view_h))
     left = rng.uniform(min(0, width - view_w), max(0, width - view_w))
-    image, mask = Image.fromarray(sample.image), Image.fromarray(sample.mask)
+    mirrored = rng.random() < 0.5
+    right = 2 * sample.labels_right * mirrored
+    image = Image.fromarray(sample.image)
+    mask = Image.fromarray(np.pad(sample.mask, ((0, 0), (0, math.ceil(right))), constant_values=VOID))
     box = (max(left, 0), max(top, 0), min(left + view_w, width), min(top + view_h, height))
     to = [round((v - o) * s / view) for v, o, s, view in zip(
         box, (left, top) * 2, (size[1], size[0]) * 2, (view_w, view_h) * 2, strict=True
@@ -57,8 +63,9 @@ def random_crop(
     out_mask = np.full(size, VOID, np.uint8)
     if x1 > x0 and y1 > y0:
         out_image[y0:y1, x0:x1] = np.asarray(image.resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR, box=box))
+        box = (box[0] + right, box[1], box[2] + right, box[3])
         out_mask[y0:y1, x0:x1] = np.asarray(mask.resize((x1 - x0, y1 - y0), Image.Resampling.NEAREST, box=box))
-    if rng.random() < 0.5:
+    if mirrored:
         out_image, out_mask = out_image[:, ::-1], out_mask[:, ::-1]
     return jitter(out_image, rng), np.ascontiguousarray(out_mask)
 

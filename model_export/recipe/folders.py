@@ -35,6 +35,7 @@ class Sample:
 
     Semantic: the mask has the classes. Instance: it has 0 = background, 1 = core, 2 = rim (rims.py), and instances are
     (H, W) uint16, 0 = background, k = object k. group: the same for images that are alike, e.g. frames of one video.
+    labels_right: pixels by which the labels lie to the right of what the image shows.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Sample:
     mask: NDArray[np.uint8]
     instances: NDArray[np.uint16] | None = None
     group: str = ""
+    labels_right: float = 0.0
 
 
 class _Pairs:
@@ -103,7 +105,7 @@ class _Pairs:
 class Folder(_Pairs):
     """`images/*.{jpg,png,webp}` with `masks/<same name>.png` (8-bit class index, 255 = void)."""
 
-    labels, task = "masks", "semantic"
+    labels, task, labels_right = "masks", "semantic", 0.0
 
     def __init__(
         self, root: Path, names: Sequence[str] | None = None, classes: tuple[str, ...] = CLASSES,
@@ -119,7 +121,7 @@ class Folder(_Pairs):
         unknown = set(np.unique(mask).tolist()) - {*range(len(self.classes)), VOID}
         if unknown:
             raise DataError(f"{file} has labels {sorted(unknown)}; known are 0..{len(self.classes) - 1} and {VOID}")
-        return Sample(file.stem, image, mask, group=self.group_of(index))
+        return Sample(file.stem, image, mask, group=self.group_of(index), labels_right=self.labels_right)
 
 
 class InstanceFolder(_Pairs):
