@@ -44,6 +44,17 @@ def test_the_average_of_runs_is_a_run_that_later_steps_take(trained_run: Path, s
     assert not (out / "plans.json").exists()
 
 
+def test_a_bundle_may_be_among_them_but_not_the_first(
+    shifted: Path, toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, before = tmp_path / "mean", load_file(shifted / "model.safetensors")
+    assert command("average", shifted, toy_bundle, "--out", out) == 0
+    after = load_file(out / "model.safetensors")  # the bundle is of the run that was shifted, in fp16
+    assert all(torch.allclose(after[name], before[name] - 0.5, atol=2e-3) for name in before)
+    assert command("average", toy_bundle, shifted, "--out", tmp_path / "other") == 1
+    assert "is no run" in capsys.readouterr().err
+
+
 def test_average_refuses_what_cannot_be_averaged(
     trained_run: Path, shifted: Path, train_words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,7 @@
 """The mean of several runs' weights, a run of its own: what fine-tunings of one parent learned apart, in one network.
 
+A bundle may be among them: that from which a run started, for what it still knew better.
+
 Weight averaging ("model soups", Wortsman et al. 2022, arXiv 2203.05482) costs nothing at inference. It works for runs
 that started from the same trained weights (`train-exits --start-from`); others lie too far apart.
 """
@@ -12,12 +14,14 @@ from pathlib import Path
 
 import torch
 
-from model_export.recipe.runs import RunError, discard_derived, load_model, read_config, save_model, write_config
+from model_export.recipe.runs import RunError, discard_derived, read_config, save_model, write_config
+from model_export.recipe.start import read_trained
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("runs", type=Path, nargs="+", help="finished runs of one config; canvas and arguments are the first one's")
+    add("runs", type=Path, nargs="+", help="finished runs of one config; canvas and arguments are the first one's; the "
+        "others may be bundles")  # fmt: skip
     add("--out", type=Path, required=True, help="the new run's folder")
 
 
@@ -26,8 +30,8 @@ def main(args: argparse.Namespace) -> None:
         raise RunError(f"there is nothing to average in {args.runs[0]} alone: name two runs or more")
     if args.out.resolve() in [run.resolve() for run in args.runs] or (args.out / "checkpoint.pt").exists():
         raise RunError(f"--out {args.out} holds a run that was trained; choose another folder")
-    models = [load_model(run) for run in args.runs]
     config, canvas, arguments = read_config(args.runs[0])
+    models = [read_trained(run)[0] for run in args.runs]
     for run, model in zip(args.runs, models, strict=True):
         if model.config != config:
             raise RunError(f"{run} is of another config ({model.config}) than {args.runs[0]} ({config})")

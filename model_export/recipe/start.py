@@ -7,7 +7,7 @@ Either a config of its own with the backbone's ImageNet weights, or where a fini
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +37,6 @@ def add_start_arguments(parser: argparse.ArgumentParser) -> None:
     add("--canvas", help="height x width that the model is made for; default: that of --start-from, else 384x480")
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a training starts from. weights: None where the run that started there goes on from its own checkpoint."""
-
-    config: Config
-    canvas: tuple[int, int]
-    weights: Segmenter | None = None
-
-
 def begin(args: argparse.Namespace, train: Dataset, resumed: bool) -> tuple[Segmenter, tuple[int, int]]:
     """The network to train with its first weights, and the canvas (height, width). Raises RunError or ValueError.
 
@@ -55,25 +46,26 @@ def begin(args: argparse.Namespace, train: Dataset, resumed: bool) -> tuple[Segm
         raise RunError("--partly is about --start-from: name a run or a bundle there, or leave --partly out")
     if args.start_from and args.backbone_weights:
         raise RunError("--start-from brings the backbone's weights, too: leave --backbone-weights out")
-    source = None
-    if args.start_from:
-        source = Source(*read_config(args.out)[:2]) if resumed else read_source(args.start_from)
-    canvas = parse_size(args.canvas) if args.canvas else source.canvas if source else CANVAS
-    model = Segmenter(config_of(args, train, source and source.config))
+    config, canvas, weights = None, CANVAS, None
+    if args.start_from and resumed:
+        config, canvas, _ = read_config(args.out)
+    elif args.start_from:
+        weights, canvas = read_trained(args.start_from)
+        config = weights.config
+    model = Segmenter(config_of(args, train, config))
     if args.backbone_weights:
         load_pretrained(model.backbone, args.backbone_weights)
-    if source and source.weights:
-        take_weights(model, source.weights, args.start_from, args.partly)
-    return model, canvas
+    if weights:
+        take_weights(model, weights, args.start_from, args.partly)
+    return model, parse_size(args.canvas) if args.canvas else canvas
 
 
-def read_source(path: Path) -> Source:
-    """A run's averaged weights, or a bundle's, with config and canvas. Raises RunError where the path is neither."""
+def read_trained(path: Path) -> tuple[Segmenter, tuple[int, int]]:
+    """A run's averaged weights, or a bundle's, and the canvas. Raises RunError where the path is neither."""
     if (path / "manifest.json").exists():
         weights, _, canvas = read_weights(path / WEIGHTS)
-    else:
-        weights, canvas = load_model(path), read_config(path)[1]
-    return Source(weights.config, canvas, weights)
+        return weights, canvas
+    return load_model(path), read_config(path)[1]
 
 
 def config_of(args: argparse.Namespace, train: Dataset, source: Config | None = None) -> Config:
