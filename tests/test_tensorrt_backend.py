@@ -317,7 +317,7 @@ def test_the_check_of_new_engines_opens_them_unchecked_and_compares_every_plan(
     assert device.closed == 1
     front = other.backend.front
     monkeypatch.setattr(other.backend, "front", lambda pixels: front(255 - pixels))
-    with pytest.raises(RunError, match="the gate's predicted losses at batch 1 differ"):
+    with pytest.raises(RunError, match="the gate's scores at batch 1 differ"):
         engine_parity.check(fake_bundle, tmp_path, about, "scenes:3:5", None)
     assert device.closed == 2
 
