@@ -3,7 +3,7 @@
 # standard ones start from the adaptive bundle and need none. Hours on a CPU; a command that was stopped goes on where
 # it was. Runs lie in runs/, the bundle is written to trained_weights/NAME; edit its README by hand.
 # make mechanism [PARENT=BUNDLE]   does the gate follow a difficulty that is known? On drawn streets, half of them bare;
-# 35 minutes on two cores.
+# half an hour on two cores.
 
 EXPORT = $(TEST)/bin/python -m model_export
 RUN = runs/$(NAME)
