@@ -45,13 +45,14 @@ def test_sizes_must_fit_the_stride(text: str) -> None:
 
 
 def _arguments(**changes: object) -> argparse.Namespace:
-    none = dict.fromkeys(("backbone", "pixel_embedding", "matching", "queries", "schedule"))
+    none = dict.fromkeys(("backbone", "pause_after", "pixel_embedding", "matching", "queries", "schedule"))
     return argparse.Namespace(**{"config": "tiny", "recalibration": False, **none, **changes})
 
 
 def test_config_takes_the_command_line_s_changes() -> None:
     assert config_of(_arguments(schedule="1,2,3"), Scenes(1)).schedule == proscale(1, 2, 3)
     assert config_of(_arguments(), Scenes(1)).schedule == toy().schedule
+    assert config_of(_arguments(schedule="1,1,4", pause_after=2), Scenes(1)).pauses_from == 3
     changed = config_of(_arguments(matching="hungarian", queries=20, recalibration=True), Scenes(1))
     assert (changed.matching, changed.queries, changed.recalibration) == ("hungarian", 20, True)
 

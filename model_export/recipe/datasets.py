@@ -61,7 +61,7 @@ def pick(parts: dict[str, list[str]], split: str, name: str) -> list[str]:
     return found
 
 
-# Contiguous stretches of every training sequence, as fractions of its frames, that no parent ever trains on.
+# Contiguous stretches of every training sequence, as fractions of its frames; no network ever trains on "gate".
 # Frames are about a second apart, so single frames held out would have near twins in the training set.
 HELD_OUT = {"gate": (0.70, 0.80), "dev": (0.30, 0.40)}
 
@@ -69,8 +69,9 @@ HELD_OUT = {"gate": (0.70, 0.80), "dev": (0.30, 0.40)}
 class CamVid(Folder):
     """CamVid, 11 classes, 480x360 (Brostow, Fauqueur, Cipolla 2009; the SegNet release's splits).
 
-    Splits: "train" without the held-out stretches, "gate" (gate's own training and calibration), "dev" (whatever is
-    chosen is chosen here), "val" (official; for comparability only), "all" = train + gate + dev. A group is a sequence.
+    Splits: "train" without the held-out stretches, "gate" (gate's own training and calibration), "dev" (to choose by,
+    until a last run trains on it, too), "val" (official; for comparability only), "all" = train + gate + dev. A group
+    is a sequence.
     """
 
     labels_right = 0.25  # as if they were every second pixel of 960x720: predictions fit best 0.25 to 0.5 further right

@@ -30,6 +30,7 @@ def add_start_arguments(parser: argparse.ArgumentParser) -> None:
     add("--backbone", choices=("mobilenet_v1", "mobilenet_v2"), help=else_default)
     add("--backbone-weights", type=Path, help=".npz with ImageNet weights; without it the backbone starts at random")
     add("--schedule", help=f"standard, or PRO-SCALE's p1,p2,p3, e.g. 2,2,2; {else_default}")
+    add("--pause-after", type=int, metavar="LAYERS", help=f"how many layers see every token; {else_default}")
     add("--pixel-embedding", choices=("conv", "light", "depthwise"), help=else_default)
     add("--recalibration", action="store_true", help="PRO-SCALE's token re-calibration")
     add("--matching", choices=("hungarian", "class"), help=else_default)
@@ -83,7 +84,7 @@ def config_of(args: argparse.Namespace, train: Dataset, source: Config | None = 
         if args.schedule != "standard" and (len(counts) != 3 or not all(count.isdecimal() for count in counts)):
             raise ValueError(f"--schedule {args.schedule!r} must be standard or three numbers of layers, e.g. 2,2,2")
         changes["schedule"] = STANDARD if args.schedule == "standard" else proscale(*map(int, counts))
-    for name in ("backbone", "pixel_embedding", "matching", "queries"):
+    for name in ("backbone", "pause_after", "pixel_embedding", "matching", "queries"):
         if getattr(args, name) is not None:
             changes[name] = getattr(args, name)
     return replace(config, **changes)
