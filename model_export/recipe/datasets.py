@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from model_export.recipe import scenes
-from model_export.recipe.described import open_folder, open_instances
+from model_export.recipe.described import groups_in, open_folder, open_instances
 from model_export.recipe.folders import PALETTE, VOID, DataError, Folder, InstanceFolder, Sample
 
 __all__ = [
@@ -79,9 +79,9 @@ class CamVid(Folder):
     def __init__(self, root: Path, split: str) -> None:
         meta = read_meta(root, "the folder of CamVid with images/, masks/ and meta.json")
         names = pick(self._parts(meta["splits"]), split, "CamVid")
-        groups = {entry["id"]: entry["seq"] for part in meta["splits"].values() for entry in part}
         colours = tuple(map(tuple, meta["colors"]))
-        super().__init__(root, names, tuple(meta["classes"]), colours, "val" if split == "val" else "train", groups)
+        below = "val" if split == "val" else "train"
+        super().__init__(root, names, tuple(meta["classes"]), colours, below, groups_in(meta, root))
 
     @staticmethod
     def _parts(splits: dict[str, list[dict[str, str]]]) -> dict[str, list[str]]:
@@ -112,8 +112,7 @@ class Nuclei(InstanceFolder):
     def __init__(self, root: Path, split: str) -> None:
         meta = read_meta(root, "the folder of nuclei with images/, instances/ and meta.json")
         names = pick(self._parts(meta["splits"]), split, "nuclei")
-        groups = {entry["id"]: entry["kind"] for part in meta["splits"].values() for entry in part}
-        super().__init__(root, names, meta["classes"][0], "val" if split == "val" else "train", groups)
+        super().__init__(root, names, meta["classes"][0], "val" if split == "val" else "train", groups_in(meta, root))
 
     @staticmethod
     def _parts(splits: dict[str, list[dict[str, Any]]]) -> dict[str, list[str]]:

@@ -17,22 +17,38 @@ def open_folder(root: Path, below: str) -> Folder:
 
     below: a folder inside images/ and masks/, "" = none. Raises DataError that names the file.
     """
-    classes, colours = classes_in(root)
-    return Folder(root, None, classes or CLASSES, colours if classes else PALETTE, below, groups_in(root))
+    meta = read_description(root)
+    classes, colours = classes_in(meta, root)
+    return Folder(root, None, classes or CLASSES, colours if classes else PALETTE, below, groups_in(meta, root))
 
 
 def open_instances(root: Path, below: str) -> InstanceFolder:
     """Images with an object for every pixel, all of one class, which meta.json may name."""
-    classes = classes_in(root)[0] or ("object",)
+    meta = read_description(root)
+    classes = classes_in(meta, root)[0] or ("object",)
     if len(classes) > 1:
         raise DataError(f"{root / 'meta.json'} names {len(classes)} classes, but instances/ tells none apart: name one")
-    return InstanceFolder(root, None, classes[0], below, groups_in(root))
+    return InstanceFolder(root, None, classes[0], below, groups_in(meta, root))
 
 
-def classes_in(root: Path) -> tuple[tuple[str, ...], Colours]:
-    """Names, and as many (red, green, blue), where nothing else is said those of PASCAL VOC's colour map."""
-    found = _read(root)
-    names, colours = found.get("classes", []), found.get("colors")
+def read_description(root: Path) -> dict[str, Any]:
+    """What meta.json says; nothing where there is no such file. Raises DataError where it is no JSON object."""
+    file = root / "meta.json"
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text())
+        return dict(found.items())
+    except (ValueError, AttributeError) as error:
+        raise _unexpected(root, error) from error
+
+
+def classes_in(meta: dict[str, Any], root: Path) -> tuple[tuple[str, ...], Colours]:
+    """Names, and as many (red, green, blue), where nothing else is said those of PASCAL VOC's colour map.
+
+    root: the folder that meta.json describes, for the messages.
+    """
+    names, colours = meta.get("classes", []), meta.get("colors")
     if not _is_list_of(names, str) or not all(names) or len(set(names)) < len(names) or len(names) > VOID:
         raise DataError(f"{root / 'meta.json'}: classes must be at most {VOID} names, each another one")
     if colours is None:
@@ -44,10 +60,10 @@ def classes_in(root: Path) -> tuple[tuple[str, ...], Colours]:
     return tuple(names), tuple((red, green, blue) for red, green, blue in colours)
 
 
-def groups_in(root: Path) -> dict[str, str]:
-    """Image's name -> group, from the splits in meta.json; none where there is no such file or it has none."""
+def groups_in(meta: dict[str, Any], root: Path) -> dict[str, str]:
+    """Image's name -> group, from the splits in meta.json; none where it has none. root: as in `classes_in`."""
     try:
-        entries = [entry for split in _read(root).get("splits", {}).values() for entry in split]
+        entries = [entry for split in meta.get("splits", {}).values() for entry in split]
         return {str(e["id"]): str(e.get("seq", e.get("kind"))) for e in entries if "seq" in e or "kind" in e}
     except (AttributeError, KeyError, TypeError) as error:
         raise _unexpected(root, error) from error
@@ -60,17 +76,6 @@ def colour_map(count: int) -> Colours:
         return sum(((index >> (3 * place + which)) & 1) << (7 - place) for place in range(8))
 
     return tuple((channel(i, 0), channel(i, 1), channel(i, 2)) for i in range(1, count + 1))
-
-
-def _read(root: Path) -> dict[str, Any]:
-    file = root / "meta.json"
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text())
-        return dict(found.items())
-    except (ValueError, AttributeError) as error:
-        raise _unexpected(root, error) from error
 
 
 def _unexpected(root: Path, error: Exception) -> DataError:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export.recipe.datasets import DataError, Folder, InstanceFolder
-from model_export.recipe.described import groups_in
+from model_export.recipe.described import groups_in, read_description
 
 
 class SemanticTruth(Folder):
@@ -41,7 +41,7 @@ def open_labelled(root: Path, below: str, task: str, classes: tuple[str, ...]) -
     wanted, other = ("masks", "instances") if task == "semantic" else ("instances", "masks")
     if not (root / wanted / below).is_dir() and (root / other / below).is_dir():
         raise DataError(f"{root / other / below} does not fit the bundle: its task is {task}, it needs {wanted}/")
-    groups = groups_in(root)
+    groups = groups_in(read_description(root), root)
     if task == "semantic":
         return SemanticTruth(root, classes=classes, palette=(), below=below, groups=groups)
     if len(classes) != 1:
