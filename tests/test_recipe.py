@@ -20,7 +20,7 @@ from model_export.recipe.policies import by_beta, compare, resample
 from model_export.recipe.quality import Semantic, confusion, counts_by_knobs, labels_at, measure_of, qualities
 from model_export.recipe.rims import core_and_rim
 from model_export.recipe.runs import load_model, read_gate, read_targets, write_plans
-from model_export.recipe.train_gate import blocks_of, cross_validate, fit, out_of_fold, predict, winnings
+from model_export.recipe.train_gate import STRENGTHS, blocks_of, cross_validate, fit, out_of_fold, predict, winnings
 from tests.toy import CANVAS, PLANS, Stripes, command, last_json, toy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -198,6 +198,23 @@ def test_gate_falls_back_to_the_mean_of_each_plan_where_nothing_can_be_predicted
     strengths = cross_validate(inputs, quality, none(60), np.arange(60))
     scores = predict(fit(inputs, quality, none(60), *strengths), inputs)
     assert np.abs((scores[:, -1:] - scores) - (quality[:, -1:] - quality).mean(0)).max() < 0.004
+
+
+def test_the_level_is_shrunk_as_far_as_a_standard_error_allows_the_losses_to_the_lowest_error() -> None:
+    inputs, quality = _images(160)
+    nobody, blocks = none(160), np.arange(160)
+    chosen = cross_validate(inputs, quality, nobody, blocks)
+
+    def errors(strength: float) -> tuple[np.ndarray, float]:
+        wrong = out_of_fold(inputs, quality, nobody, blocks, strength, strength) - quality
+        return np.square(wrong[:, -1]), float(np.square(wrong[:, -1:] - wrong[:, :-1]).mean())
+
+    levels, losses = zip(*map(errors, STRENGTHS), strict=True)
+    lowest = min(levels, key=np.mean)
+    limit = lowest.mean() + lowest.std() / 160**0.5
+    assert chosen[0] == max(each for each, level in zip(STRENGTHS, levels, strict=True) if level.mean() <= limit)
+    assert chosen[0] > STRENGTHS[int(np.argmin([level.mean() for level in levels]))]
+    assert chosen[1] == STRENGTHS[int(np.argmin(losses))]
 
 
 def test_images_that_the_network_was_trained_on_teach_the_gate_slopes_and_no_intercepts() -> None:

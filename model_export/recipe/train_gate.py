@@ -106,14 +106,20 @@ def out_of_fold(inputs: Floats, quality: Floats, seen: Flags, blocks: Blocks, le
 
 
 def cross_validate(inputs: Floats, quality: Floats, seen: Flags, blocks: Blocks) -> tuple[float, float]:
-    """The strengths (level, loss) of the lowest squared error out of fold, where the intercept counts for nothing."""
-    errors = []
+    """The strengths (level, loss), by the squared error out of fold, where the intercept counts for nothing.
+
+    loss: of the lowest error; losses decide the plan. level: the strongest whose error is within a standard error of
+    the lowest (Breiman et al. 1984), for large weights pass on what half precision rounds away.
+    """
+    levels, losses = [], []
     for strength in STRENGTHS:
         wrong = out_of_fold(inputs, quality, seen, blocks, strength, strength) - quality
-        less = wrong[:, -1:] - wrong[:, :-1]
-        errors.append(tuple(np.square(centred(each, seen)).mean() for each in (wrong[:, -1:], less)))
-    level, loss = np.argmin(np.array(errors), 0)
-    return STRENGTHS[level], STRENGTHS[loss]
+        levels.append(np.square(centred(wrong[:, -1:], seen))[:, 0])
+        losses.append(np.square(centred(wrong[:, -1:] - wrong[:, :-1], seen)).mean())
+    errors = np.mean(levels, 1)
+    best = int(errors.argmin())
+    near = np.flatnonzero(errors <= errors[best] + np.std(levels[best]) / len(inputs) ** 0.5)
+    return STRENGTHS[int(near.max())], STRENGTHS[int(np.argmin(losses))]
 
 
 def specs_of(targets: dict[str, Any]) -> NDArray[np.str_]:
