@@ -26,13 +26,11 @@ def commands(*words: str) -> list[list[str]]:
 def test_a_bundle_is_made_by_one_command_that_runs_every_step(name: str) -> None:
     found = commands("weights", f"NAME={name}", "DATA=data", "BACKBONE=weights.npz")
     steps = list(dict.fromkeys(words[0] for words in found))
-    adaptive = name.removesuffix("-standard")
-    averaged = ["average"] if name != "nuclei-tiny-standard" else []
-    assert steps == ["train-exits", *averaged, "search-plans", "derive-targets", "train-gate", "export"]
+    assert steps == ["train-exits", "average", "search-plans", "derive-targets", "train-gate", "export"]
     options = [parser_of(words[0]).parse_args(words[1:]) for words in found]
-    if name != adaptive:  # it starts from the adaptive bundle, and takes the weights that fit
+    if name == "camvid-tiny-standard":  # it starts from the adaptive bundle, and takes the weights that fit
         assert (options[0].config, options[0].partly) == ("standard", True)
-        assert options[0].start_from == Path("trained_weights") / adaptive
+        assert options[0].start_from == Path("trained_weights/camvid-tiny")
     else:
         assert (options[0].config, options[0].backbone_weights) == (None, Path("weights.npz"))
     made, first = [], True
@@ -44,6 +42,16 @@ def test_a_bundle_is_made_by_one_command_that_runs_every_step(name: str) -> None
             assert set(each.runs) <= set(made)
             made.append(each.out)
     assert options[-1].out == Path("trained_weights") / name
+
+
+def test_the_two_nuclei_bundles_come_from_one_network_and_differ_by_the_encoder_alone() -> None:
+    encoder, trained = {"config", "schedule", "pause_after", "out"}, []
+    for name in ("nuclei-tiny", "nuclei-tiny-standard"):
+        found = [words for words in commands("weights", f"NAME={name}", "DATA=data") if words[0] == "train-exits"]
+        trained.append([vars(parser_of(words[0]).parse_args(words[1:])) for words in found])
+    for tiny, standard in zip(*trained, strict=True):
+        assert {key for key in tiny if tiny[key] != standard[key]} in (set(), encoder)
+    assert trained[1][-1]["config"] == "standard"
 
 
 def test_the_mechanism_check_is_one_command_on_streets_where_no_step_sees_another_s() -> None:
