@@ -31,10 +31,9 @@ weights-camvid-tiny:
 
 # What camvid-tiny is compared with starts from it, so that it has seen all that it has and more: the backbone's, the
 # decoder's and the layers' weights fit, but for attention to scales that the adaptive layers do not see.
-STANDARD = --start-from trained_weights/camvid-tiny --partly --config standard
 weights-camvid-tiny-standard:
-	$(EXPORT) train-exits --out $(RUN)-1 $(CAMVID_LARGER) $(STANDARD) --backbone mobilenet_v2 --balance 0.5 --steps 2300 \
-	  --lr 3e-4
+	$(EXPORT) train-exits --out $(RUN)-1 $(CAMVID_LARGER) --start-from trained_weights/camvid-tiny --partly \
+	  --config standard --backbone mobilenet_v2 --balance 0.5 --steps 2300 --lr 3e-4
 	$(EXPORT) train-exits --out $(RUN)-2 $(CAMVID_LAST) --start-from $(RUN)-1 --steps 1000
 	$(EXPORT) average $(RUN)-2 $(RUN)-1 --out $(RUN)
 	$(camvid-bundle)
