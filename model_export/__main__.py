@@ -6,6 +6,8 @@ import argparse
 import importlib
 import sys
 
+from service.errors import FathomError
+
 # command -> (module, one line of help). Modules load on demand: --help should not wait for torch.
 COMMANDS = {
     "train-exits": ("recipe.train_exits", "step A: train the parent for early exits"),
@@ -42,7 +44,7 @@ def main(argv: list[str]) -> int:
     run = args.__dict__.pop("main")
     try:
         run(args)
-    except ValueError as error:  # DataError, RunError and bad arguments: the message says what to change
+    except (ValueError, FathomError) as error:  # bad arguments, data, runs, bundles: it says what to change
         print(f"{argv[0]}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model_export.export.manifest import provenance_of
-from model_export.recipe.runs import load_model, read_config
+from model_export.recipe.runs import load_model, read_config, trained_on, write_config
 from tests.toy import Words, command
 
 pytestmark = pytest.mark.usefixtures("toy_config")
@@ -37,6 +37,7 @@ def test_the_average_of_runs_is_a_run_that_later_steps_take(trained_run: Path, s
     assert read_config(out)[2] == arguments | {
         "averaged": [str(run) for run in (trained_run, shifted, shifted, trained_run)]
     }
+    assert trained_on(out) == trained_on(trained_run), "the same images once"
     assert provenance_of(None, read_config(out)[2])["recipe"].endswith("mean of 4 runs")
     load_model(out)
     (out / "plans.json").write_text("{}")  # of the former weights
@@ -51,6 +52,9 @@ def test_a_bundle_may_be_among_them_but_not_the_first(
     assert command("average", shifted, toy_bundle, "--out", out) == 0
     after = load_file(out / "model.safetensors")  # the bundle is of the run that was shifted, in fp16
     assert all(torch.allclose(after[name], before[name] - 0.5, atol=2e-3) for name in before)
+    write_config(shifted, *read_config(shifted), [("camvid:dev", tmp_path)])
+    assert command("average", shifted, toy_bundle, "--out", out) == 0
+    assert trained_on(out) == [("camvid:dev", tmp_path), ("scenes:4", None)]
     assert command("average", toy_bundle, shifted, "--out", tmp_path / "other") == 1
     assert "is no run" in capsys.readouterr().err
 

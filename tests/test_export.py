@@ -444,7 +444,7 @@ def test_an_instance_bundle_has_things_and_background_core_and_rim_of_each(
 ) -> None:
     run, config = tmp_path / "run", replace(toy(3), task="instance")
     arguments = dict.fromkeys(("train", "scenes", "steps", "batch", "lr", "crop", "sampling", "distill", "seed"), 0)
-    write_config(run, config, CANVAS, arguments | {"backbone_weights": None})
+    write_config(run, config, CANVAS, arguments | {"backbone_weights": None}, [("instances:small", tmp_path)])
     save_model(run, Segmenter(config).state_dict())
     write_plans(run, [Knobs(1)], {})
     counts = np.tile(np.array([1.4, 2.0, 1.0, 0.0]), (5, 1, 1))  # two found at a mean IoU of 0.7, one too many
@@ -460,6 +460,7 @@ def test_an_instance_bundle_has_things_and_background_core_and_rim_of_each(
     assert manifest.mask_shape == (3, 16, 24)
     assert manifest.plans[0].quality == pytest.approx(1.4 / 2.5)
     assert manifest.margins[0].margin is None
+    assert manifest.calibration["trained_on"] == [], "any folder of that name would count"
     assert manifest.calibration["dataset_PQ"] == [pytest.approx(1.4 / 2.5)]
 
 

@@ -107,7 +107,7 @@ def test_objects_have_no_more_views_than_orientations(toy_run: Path, monkeypatch
     monkeypatch.setattr("model_export.recipe.derive_targets.open_dataset", lambda spec, root: _Corner())
     arguments = Namespace(fit=["corner"], held="another", data=None, views=9, seed=0)
     with pytest.raises(DataError, match="--views 9 must be at least 1 and, for objects, at most 8"):
-        next(both_parts(load_model(toy_run), [Knobs(3)], CANVAS, arguments))
+        next(both_parts(load_model(toy_run), [Knobs(3)], CANVAS, arguments, []))
 
 
 def test_views_of_an_image_are_in_one_block_and_blocks_count_images() -> None:

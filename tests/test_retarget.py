@@ -88,6 +88,8 @@ def test_what_cannot_be_retargeted_is_refused_and_nothing_is_written(
         (broken, tmp_path / "new", WORDS, "sha256"),
         (tmp_path / "none", tmp_path / "new", WORDS, "manifest.json"),
         (toy_bundle, tmp_path / "new", ("--fit", "scenes:2", "--held", "scenes:3:9"), "--fit"),
+        (toy_bundle, tmp_path / "new", ("--fit", "scenes:6:8", "--held", "scenes:9"), "which the network learned from"),
+        (toy_bundle, tmp_path / "new", ("--fit", "scenes:6", "--held", "scenes:3:9"), "was not trained on"),
         (toy_bundle, tmp_path / "new", ("--fit", "camvid:gate", "--held", "camvid:dev"), "--data"),
     ):
         assert command("retarget", source, "-o", out, *words) == 1

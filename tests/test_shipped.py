@@ -21,6 +21,7 @@ from service.api.instances import instance_map
 from service.api.masks import label_map
 from service.core import Decision, Outcome, Reason
 from service.engines.onnxruntime import OnnxRuntimeBackend
+from tests.toy import command
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLES = ROOT / "trained_weights"
@@ -69,6 +70,15 @@ def test_plans_grow_in_cost_up_to_the_full_one_and_the_bundle_is_small(shipped: 
     assert (plans[-1].depth, plans[-1].keep, plans[-1].width) == (6, 1.0, 1.0)
     assert plans[-1].gflops >= 1.7 * plans[0].gflops
     assert sum(file.stat().st_size for file in shipped.root.iterdir()) < MEGABYTES * 1e6
+
+
+def test_a_new_gate_is_promised_nothing_by_images_that_the_network_was_trained_on(
+    shipped: bundle.Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = shipped.manifest.calibration["trained_on"][0]
+    fit = f"{trained.partition(':')[0]}:gate"
+    assert command("retarget", shipped.root, "-o", tmp_path / "new", "--fit", fit, "--held", trained) == 1
+    assert f"shares images with {trained}, which the network learned from" in capsys.readouterr().err
 
 
 def test_the_adaptive_one_turns_every_knob_and_the_standard_one_only_depth() -> None:

@@ -19,7 +19,7 @@ from model_export.network.segmenter import Segmenter
 from model_export.recipe.augment import parse_size
 from model_export.recipe.datasets import Scenes
 from model_export.recipe.derive_targets import measure
-from model_export.recipe.runs import Average, append_log, read_config, read_log
+from model_export.recipe.runs import Average, append_log, read_config, read_log, trained_on
 from model_export.recipe.start import config_of
 from model_export.recipe.supernet import TERMS
 from model_export.recipe.train_exits import look, parameter_groups, rate, watched
@@ -238,6 +238,10 @@ def test_a_run_can_start_from_the_weights_of_another(
     before, after = (load_file(run / "model.safetensors") for run in (trained_run, tmp_path / "tuned"))
     assert _same(before, after, {*before})
     assert read_config(tmp_path / "tuned")[:2] == read_config(trained_run)[:2], "canvas, too, is the other's"
+    others = (*tune_words, trained_run, "--train", "scenes:4:2", "--scenes", "0.5")
+    assert command(*others, "--out", tmp_path / "on-others") == 0
+    seen = [("scenes:4:2", None), ("scenes:4", None), ("scenes:100000:17", None)]
+    assert trained_on(tmp_path / "on-others") == seen, "its own, those of the run before, and what was mixed in"
     assert command(*tune_words, trained_run, "--schedule", "0,0,3", "--out", tmp_path / "other") == 1
     message = capsys.readouterr().err
     assert "of another config" in message
@@ -253,6 +257,7 @@ def test_a_run_can_start_from_a_bundle(tune_words: Words, toy_bundle: Path, tmp_
     before, after = load_file(toy_bundle / "model.safetensors"), load_file(tmp_path / "tuned" / "model.safetensors")
     assert _same(before, after, {*before} & {*after})
     assert read_config(tmp_path / "tuned")[1] == CANVAS
+    assert trained_on(tmp_path / "tuned") == [("scenes:4", None)], "its own and the bundle's"
 
 
 def test_a_run_of_another_config_takes_the_weights_that_fit_and_names_the_others(

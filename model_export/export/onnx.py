@@ -20,9 +20,9 @@ from model_export.export.parity import BATCHES, check_parity
 from model_export.export.weights import write_stages
 from model_export.network.config import Config
 from model_export.recipe.augment import on_canvas
-from model_export.recipe.datasets import Dataset, open_dataset
+from model_export.recipe.datasets import Dataset, is_nameless, open_dataset
 from model_export.recipe.quality import measure_of, qualities
-from model_export.recipe.runs import RunError, load_model, read_config, read_gate, read_plans, read_targets
+from model_export.recipe.runs import RunError, load_model, read_config, read_gate, read_plans, read_targets, trained_on
 from service import bundle
 
 IMAGES = 3  # that are compared with torch
@@ -55,7 +55,8 @@ def main(args: argparse.Namespace) -> None:
     manifest = manifest_of(
         args.out, config, canvas, samples,
         [plan_of(knobs, parts, of_images) for knobs, of_images in zip(plans, quality.T, strict=True)], errors,
-        margins=fitted["margins"], calibration=calibration(config, held, search, fitted, parts, errors),
+        margins=fitted["margins"], calibration=calibration(config, held, search, fitted, parts, errors)
+        | {"trained_on": [spec for spec, _ in trained_on(args.run) if not is_nameless(spec)]},
         provenance=provenance_of(args.provenance, arguments), kernels=kernels,
     )  # fmt: skip
     bundle.save(args.out, manifest)

@@ -23,10 +23,10 @@ from model_export.recipe.checkpoint import WEIGHTS, read_weights, write_weights
 from model_export.recipe.derive_targets import add_data_arguments, both_parts
 from model_export.recipe.quality import measure_of, qualities
 from model_export.recipe.runs import RunError
+from model_export.recipe.start import seen_by_bundle
 from model_export.recipe.train_gate import add_block_argument, fit_and_calibrate
 from service import bundle
 from service.core import Margin
-from service.errors import BundleError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,15 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     begun = time.monotonic()
-    try:
-        manifest = bundle.load(args.bundle).manifest
-    except BundleError as error:
-        raise RunError(error.detail) from error
+    manifest = bundle.load(args.bundle).manifest
     if args.out.exists() and any(args.out.iterdir()):
         raise RunError(f"{args.out} is not empty; choose another --out or delete it")
     model, _, canvas = read_weights(args.bundle / WEIGHTS)
     plans = [Knobs.parse(plan.name) for plan in manifest.plans]
-    parts: dict[str, dict[str, Any]] = dict(both_parts(model, plans, canvas, args))
+    parts: dict[str, dict[str, Any]] = dict(both_parts(model, plans, canvas, args, seen_by_bundle(manifest)))
     cost = np.array([plan.gflops for plan in manifest.plans])
     gate, fitted = fit_and_calibrate(model.config, parts, cost, args.block)
 
@@ -63,7 +60,11 @@ def main(args: argparse.Namespace) -> None:
         ),
         margins=tuple(Margin(row["asked"], row["margin"]) for row in fitted.pop("margins")),
         calibration={"data": str(parts["held"]["spec"]), "images": len(quality), "gate": fitted}
-        | {name: manifest.calibration[name] for name in ("gflops", "parity") if name in manifest.calibration},
+        | {
+            name: manifest.calibration[name]
+            for name in ("gflops", "parity", "trained_on")
+            if name in manifest.calibration
+        },
     )
     bundle.save(args.out, changed)
     for plan in changed.plans:

@@ -74,7 +74,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     config, canvas, _ = read_config(args.run)
-    refuse_shared("--on", args.on, args.data, *trained_on(args.run), "the network")
+    for each in trained_on(args.run):
+        refuse_shared("--on", args.on, args.data, *each, "the network")
     model, data = load_model(args.run), open_samples(args.on, args.data, config)
     widths = config.widths if args.widths is None else shares("--widths", args.widths)
     plans = candidates(config, shares("--keeps", args.keeps), widths)

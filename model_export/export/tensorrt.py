@@ -34,7 +34,7 @@ from service.engines import engine_cache
 from service.engines.cuda import Device, DriverError
 from service.engines.engine_cache import ANY, EngineSet
 from service.engines.tensorrt_runtime import MODULES
-from service.errors import BackendError, BundleError
+from service.errors import BackendError
 
 RTX = "tensorrt-rtx"
 
@@ -63,10 +63,7 @@ def batches(text: str) -> tuple[int, ...]:
 
 
 def main(args: argparse.Namespace) -> None:
-    try:
-        served = bundle.load(args.bundle)
-    except BundleError as error:
-        raise RunError(error.detail) from error
+    served = bundle.load(args.bundle)
     flavour = args.flavour or installed_flavour()
     capability = chip(flavour, args)
     with tempfile.TemporaryDirectory() as name:

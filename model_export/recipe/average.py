@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from model_export.recipe.runs import RunError, discard_derived, read_config, save_model, write_config
-from model_export.recipe.start import read_trained
+from model_export.recipe.start import read_trained, seen_by
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,8 @@ def main(args: argparse.Namespace) -> None:
         if model.config != config:
             raise RunError(f"{run} is of another config ({model.config}) than {args.runs[0]} ({config})")
     states = [model.state_dict() for model in models]
-    write_config(args.out, config, canvas, arguments | {"averaged": [str(run) for run in args.runs]})
+    seen = [each for run in args.runs for each in seen_by(run)]
+    write_config(args.out, config, canvas, arguments | {"averaged": [str(run) for run in args.runs]}, seen)
     discard_derived(args.out)
     with torch.no_grad():
         mean = {name: reduce(torch.add, [s[name] for s in states]) / len(states) for name in states[0]}

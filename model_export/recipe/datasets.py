@@ -178,10 +178,15 @@ def share_images(spec: str, other: str, root: Path | None = None, other_root: Pa
         return False
     if kind == "scenes":
         return _scenes(spec).seed == _scenes(other).seed
-    if kind not in ("camvid", "nuclei"):
+    if is_nameless(spec):
         return rest == other_rest and (not root or not other_root or root.resolve() == other_root.resolve())
     splits, others = (set((part or "train").replace("all", "train+gate+dev").split("+")) for part in (rest, other_rest))
     return bool(splits & others)
+
+
+def is_nameless(spec: str) -> bool:
+    """Whether the data set, one of SPECS, is any folder: the same name elsewhere may mean other images."""
+    return spec.partition(":")[0] in ("folder", "instances")
 
 
 def refuse_shared(flag: str, spec: str, root: Path | None, seen: str, seen_root: Path | None, by: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from model_export.network.segmenter import Segmenter
 from model_export.recipe.augment import jitter, random_crop
 from model_export.recipe.datasets import VOID, DataError, Dataset, Sample, open_dataset, refuse_shared, share_images
 from model_export.recipe.quality import counts_by_knobs, measure_of
-from model_export.recipe.runs import load_model, read_config, read_plans, trained_on, write_targets
+from model_export.recipe.runs import Trained, load_model, read_config, read_plans, trained_on, write_targets
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,13 +102,13 @@ def both_parts(
     plans: list[Knobs],
     canvas: tuple[int, int],
     args: argparse.Namespace,
-    trained: tuple[str, Path | None] | None = None,
+    trained: Sequence[Trained],
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """("held", targets), then ("fit", targets), of the data sets that the arguments name, with "spec", their names, and
-    "seen", (N,): whether the network was trained on the image, which it was as far as `trained` tells."""
+    "seen", (N,): whether the network was trained on the image, as far as `trained`, its data sets, tells."""
     parts = (("held", [args.held], 1), ("fit", args.fit, args.views))
-    if trained:
-        refuse_shared("--held", args.held, args.data, *trained, "the network")
+    for each in trained:
+        refuse_shared("--held", args.held, args.data, *each, "the network")
     for spec in args.fit:
         refuse_shared("--held", args.held, args.data, spec, args.data, "the gate")
     opened = {part: [open_dataset(spec, args.data) for spec in specs] for part, specs, _ in parts}
@@ -120,5 +120,5 @@ def both_parts(
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     for part, specs, views in parts:
         found = measure(model, plans, opened[part], canvas, views, args.seed)
-        seen = [trained is not None and share_images(spec, trained[0], args.data, trained[1]) for spec in specs]
+        seen = [any(share_images(spec, other, args.data, root) for other, root in trained) for spec in specs]
         yield part, found | {"spec": np.array(" ".join(specs)), "seen": np.array(seen)[found["sources"]]}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,33 +21,46 @@ from model_export.network.gate import Gate
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
 
+Trained = tuple[str, Path | None]  # a data set, as it was named, and the folder where it lies if it has one
+
 
 class RunError(ValueError):
     """A run's folder that lacks what a step needs; the message names the step that makes it."""
 
 
-def write_config(run: Path, config: Config, canvas: tuple[int, int], arguments: dict[str, Any]) -> None:
+def write_config(
+    run: Path, config: Config, canvas: tuple[int, int], arguments: dict[str, Any], trained: Iterable[Trained]
+) -> None:
+    """arguments: of the command that made the run. trained: on what the weights were, here and wherever they began."""
     run.mkdir(parents=True, exist_ok=True)
-    document = {"config": config.as_dict(), "canvas": list(canvas), "arguments": arguments}
+    known = [(spec, root and root.resolve()) for spec, root in trained]
+    document = {
+        "config": config.as_dict(), "canvas": list(canvas), "arguments": arguments,
+        "trained_on": list(dict.fromkeys(known)),
+    }  # fmt: skip
     (run / "run.json").write_text(json.dumps(document, indent=1, default=str) + "\n")
 
 
 def read_config(run: Path) -> tuple[Config, tuple[int, int], dict[str, Any]]:
     """The network's config, the canvas (height, width) and the arguments that it was trained with."""
+    document = _read_run(run)
+    height, width = document["canvas"]
+    return Config.from_dict(document["config"]), (height, width), document["arguments"]
+
+
+def trained_on(run: Path) -> list[Trained]:
+    """All that the run's weights were trained on, in this run and in those that it began with."""
+    return [(spec, Path(root) if root else None) for spec, root in _read_run(run)["trained_on"]]
+
+
+def _read_run(run: Path) -> dict[str, Any]:
     try:
-        document = json.loads((run / "run.json").read_text())
-        height, width = document["canvas"]
-        return Config.from_dict(document["config"]), (height, width), document["arguments"]
+        document: dict[str, Any] = json.loads((run / "run.json").read_text())
     except FileNotFoundError as error:
         raise RunError(
             f"{run} is no run: run.json is missing; make it with `python -m model_export train-exits`"
         ) from error
-
-
-def trained_on(run: Path) -> tuple[str, Path | None]:
-    """The data set that the network was trained on, and the folder where it lies if it has one."""
-    arguments = read_config(run)[2]
-    return arguments.get("train", ""), Path(arguments["data"]) if arguments.get("data") else None
+    return document
 
 
 def load_model(run: Path) -> Segmenter:

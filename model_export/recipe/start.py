@@ -17,7 +17,8 @@ from model_export.network.segmenter import Segmenter
 from model_export.recipe.augment import parse_size
 from model_export.recipe.checkpoint import WEIGHTS, read_weights
 from model_export.recipe.datasets import Dataset
-from model_export.recipe.runs import RunError, load_model, read_config
+from model_export.recipe.runs import RunError, Trained, load_model, read_config, trained_on
+from service import bundle
 
 CANVAS = (384, 480)
 
@@ -63,10 +64,22 @@ def begin(args: argparse.Namespace, train: Dataset, resumed: bool) -> tuple[Segm
 
 def read_trained(path: Path) -> tuple[Segmenter, tuple[int, int]]:
     """A run's averaged weights, or a bundle's, and the canvas. Raises RunError where the path is neither."""
-    if (path / "manifest.json").exists():
+    if (path / bundle.FILE).exists():
         weights, _, canvas = read_weights(path / WEIGHTS)
         return weights, canvas
     return load_model(path), read_config(path)[1]
+
+
+def seen_by(path: Path) -> list[Trained]:
+    """What the weights of a run, or of a bundle, were trained on."""
+    if (path / bundle.FILE).exists():
+        return seen_by_bundle(bundle.load(path).manifest)
+    return trained_on(path)
+
+
+def seen_by_bundle(manifest: bundle.Manifest) -> list[Trained]:
+    """As far as it can be told: a folder without a name of its own is known only where it lies."""
+    return [(spec, None) for spec in manifest.calibration.get("trained_on", ())]
 
 
 def config_of(args: argparse.Namespace, train: Dataset, source: Config | None = None) -> Config:

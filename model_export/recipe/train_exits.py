@@ -37,7 +37,7 @@ from model_export.recipe.runs import (
     save_model,
     write_config,
 )
-from model_export.recipe.start import add_start_arguments, begin
+from model_export.recipe.start import add_start_arguments, begin, seen_by
 from model_export.recipe.supernet import SAMPLING, TERMS, Supernet, Weights, exit_weights
 
 
@@ -141,7 +141,10 @@ def main(args: argparse.Namespace) -> None:
         if accelerator.is_main_process:
             cut_log(args.out, start)
     elif accelerator.is_main_process:
-        write_config(args.out, config, canvas, vars(args))
+        seen = [(args.train, args.data), *(seen_by(args.start_from) if args.start_from else ())]
+        if args.scenes:
+            seen.append((f"scenes:{len(scenes)}:{scenes.seed}", None))
+        write_config(args.out, config, canvas, vars(args), seen)
     alphas = exit_weights(args.exit_weight, config.exits)
     weights = Weights(args.points, args.pixel_weight, args.token_weight, args.distill, alphas, args.pixel_stride)
     wrapped, optimizer = accelerator.prepare(Supernet(model, weights), optimizer)
