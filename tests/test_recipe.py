@@ -20,7 +20,16 @@ from model_export.recipe.policies import by_beta, compare, resample
 from model_export.recipe.quality import Semantic, confusion, counts_by_knobs, labels_at, measure_of, qualities
 from model_export.recipe.rims import core_and_rim
 from model_export.recipe.runs import load_model, read_gate, read_targets, write_plans
-from model_export.recipe.train_gate import STRENGTHS, blocks_of, cross_validate, fit, out_of_fold, predict, winnings
+from model_export.recipe.train_gate import (
+    STRENGTHS,
+    blocks_of,
+    cross_validate,
+    fit,
+    limit,
+    out_of_fold,
+    predict,
+    winnings,
+)
 from tests.toy import CANVAS, PLANS, Stripes, command, last_json, toy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -190,6 +199,22 @@ def test_report_says_what_a_gate_wins_on_images_that_it_has_not_seen() -> None:
     assert winnings(same, same, cost, blocks)[0] == {
         "beta": 0.0, "won": 0.0, "interval": [0.0, 0.0], "share": None, "share_interval": [None, None]
     }  # fmt: skip
+
+
+def test_the_limit_is_what_knowing_other_views_wins_on_the_plain_ones() -> None:
+    rng, cost = np.random.default_rng(0), np.array([5.0, 9.0])
+    own = rng.normal(0, 0.03, 80)  # what an image gains by the dear plan; each view adds its luck
+    luck = rng.normal(0, 0.03, (80, 8))
+    gain = (own[:, None] + luck).ravel()
+    quality, views = np.stack((np.full(640, 0.7), 0.7 + gain), 1), np.tile(np.arange(8), 80)
+    plain, blocks = views == 0, np.repeat(np.arange(80), 8)
+    found = limit(quality, views, plain, cost, blocks)
+    told = np.stack((np.full(80, 0.7), 0.7 + gain.reshape(80, 8)[:, 1:].mean(1)), 1)
+    assert found == winnings(told, quality[plain], cost, blocks[plain])
+    assert 0.4 < found[0]["share"] < 0.9, "without luck it would be 1, without what is the image's own 0"
+    half = limit(quality, views, plain & (blocks < 40), cost, blocks)
+    assert half == winnings(told[:40], quality[plain][:40], cost, blocks[plain][:40])
+    assert limit(quality[plain], views[plain], plain[plain], cost, blocks[plain]) == []
 
 
 def test_gate_falls_back_to_the_mean_of_each_plan_where_nothing_can_be_predicted() -> None:

@@ -157,7 +157,7 @@ def main(args: argparse.Namespace) -> None:
 def fit_and_calibrate(
     config: Config, parts: dict[str, dict[str, Any]], cost: Floats, block: int
 ) -> tuple[Gate, dict[str, Any]]:
-    """The gate and how it was fitted, with "margins" and, on the same images, what it "wins".
+    """The gate and how it was fitted, with "margins", and, on the same images, what it "wins" and the "limit".
 
     parts: targets "fit" and "held". cost: (plans,) GFLOPs. block: as on the command line. Raises RunError
     where there are too few images that the network was not trained on.
@@ -185,9 +185,27 @@ def fit_and_calibrate(
         "images": len(quality), "images_trained_on": int(seen.sum()), "calibrated_images": int(real.sum()),
         "strength_level": level, "strength_loss": loss, "margins": margins,
         "wins": winnings(scores[real], known, cost, blocks[real]),
+        "limit": limit(quality, parts["fit"]["views"], counted, cost, fitted),
         "calibrated_on": [str(t["spec"]) for t in parts.values()], "parameters": gate.output.weight.numel(),
     }  # fmt: skip
     return gate, report
+
+
+def limit(
+    quality: Floats, views: NDArray[np.int64], counted: Flags, cost: Floats, blocks: Blocks
+) -> list[dict[str, Any]]:
+    """As `winnings`, of who is told the mean of each image's other views, and so all but the luck of a single one.
+
+    counted: (N,), the plain images to judge on. Empty where they have no other views.
+    """
+    first = np.flatnonzero(views == 0)
+    others = np.diff(np.append(first, len(views))) - 1
+    judged = counted[first] & (others > 0)
+    if not judged.any():
+        return []
+    known = (np.add.reduceat(quality, first) - quality[first])[judged] / others[judged, None]
+    plain_rows = first[judged]
+    return winnings(known, quality[plain_rows], cost, blocks[plain_rows])
 
 
 def winnings(scores: Floats, quality: Floats, cost: Floats, blocks: Blocks) -> list[dict[str, Any]]:
