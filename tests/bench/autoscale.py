@@ -111,9 +111,9 @@ def cases(manifest: Manifest) -> Iterator[Case]:
         return fleet.policy(name, manifest, queue_size=queue_size, load_start=load_start, max_loss=Settings().max_loss)
 
     def fixed(name: str, max_loss: float, depth: int | None = None) -> fleet.Policy:
-        """With the longest queue whose last image keeps the objective: it waits for the rest and for one that runs."""
+        """With the longest queue whose last image keeps the objective: it waits for one that runs and for the rest."""
         make = partial(fleet.policy, name, manifest, load_start=1.0, max_loss=max_loss, depth=depth)
-        return make(queue_size=math.floor(SLO_S / make(queue_size=1).seconds[0]) - 2)
+        return make(queue_size=math.floor(SLO_S / make(queue_size=1).seconds[0]) - 1)
 
     named = replace(adaptive(), name="adaptive")
     gate, full, shallow = fixed("gate only", Settings().max_loss), fixed("full", 0.0), fixed("shallow", 0.0, 1)
