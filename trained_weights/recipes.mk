@@ -13,20 +13,24 @@ PROVENANCE = $(addprefix --provenance ,$(wildcard trained_weights/$(NAME)/proven
 weights: $(TEST)/.ready weights-$(NAME)
 
 # Once for long; twice from there on a larger canvas, with larger crops and with the shorter sequences drawn more often;
-# from the mean of the two once more, with still larger crops and the dev stretches among them. The bundle is the mean
-# of that mean and the last run.
+# from the mean of the two twice more, with still larger crops and the dev stretches among them, at last on a canvas
+# that CamVid's frames fill; each of these two runs in the mean with what it started from.
 CAMVID = --data "$(DATA)" --scenes 0.15
 CAMVID_FIRST = $(CAMVID) --train camvid:train --dev camvid:dev
 CAMVID_LARGER = $(CAMVID_FIRST) --canvas 448x576 --check-every 200
-CAMVID_LAST = $(CAMVID) --train camvid:train+dev --dev camvid:gate --check-every 200 --crop 384x480 --balance 0.5 --lr 3e-4
+CAMVID_ALL = $(CAMVID) --train camvid:train+dev --dev camvid:gate --balance 0.5 --lr 3e-4
+CAMVID_CROPS = $(CAMVID_ALL) --check-every 200 --crop 384x480
+CAMVID_FULL = $(CAMVID_ALL) --check-every 300 --canvas 480x640 --crop 416x544 --steps 1200 --seed 1
 weights-camvid-tiny:
 	$(EXPORT) train-exits --out $(RUN)-1 $(CAMVID_FIRST) --backbone mobilenet_v2 --backbone-weights "$(BACKBONE)" \
 	  --schedule 3,2,1 --steps 8000 --check-every 500 --lr 3e-4
 	$(EXPORT) train-exits --out $(RUN)-2 $(CAMVID_LARGER) --start-from $(RUN)-1 --crop 320x416 --steps 2400 --lr 2e-4
 	$(EXPORT) train-exits --out $(RUN)-3 $(CAMVID_LARGER) --start-from $(RUN)-1 --balance 0.5 --steps 3400 --lr 3e-4
 	$(EXPORT) average $(RUN)-2 $(RUN)-3 --out $(RUN)-4
-	$(EXPORT) train-exits --out $(RUN)-5 $(CAMVID_LAST) --start-from $(RUN)-4 --steps 2000
-	$(EXPORT) average $(RUN)-5 $(RUN)-4 --out $(RUN)
+	$(EXPORT) train-exits --out $(RUN)-5 $(CAMVID_CROPS) --start-from $(RUN)-4 --steps 2000
+	$(EXPORT) average $(RUN)-5 $(RUN)-4 --out $(RUN)-6
+	$(EXPORT) train-exits --out $(RUN)-7 $(CAMVID_FULL) --start-from $(RUN)-6
+	$(EXPORT) average $(RUN)-7 $(RUN)-6 --out $(RUN)
 	$(camvid-bundle)
 
 # What camvid-tiny is compared with starts from it, so that it has seen all that it has and more: the backbone's, the
@@ -34,8 +38,10 @@ weights-camvid-tiny:
 weights-camvid-tiny-standard:
 	$(EXPORT) train-exits --out $(RUN)-1 $(CAMVID_LARGER) --start-from trained_weights/camvid-tiny --partly \
 	  --config standard --backbone mobilenet_v2 --balance 0.5 --steps 2300 --lr 3e-4
-	$(EXPORT) train-exits --out $(RUN)-2 $(CAMVID_LAST) --start-from $(RUN)-1 --steps 1000
-	$(EXPORT) average $(RUN)-2 $(RUN)-1 --out $(RUN)
+	$(EXPORT) train-exits --out $(RUN)-2 $(CAMVID_CROPS) --start-from $(RUN)-1 --steps 1000
+	$(EXPORT) average $(RUN)-2 $(RUN)-1 --out $(RUN)-3
+	$(EXPORT) train-exits --out $(RUN)-4 $(CAMVID_FULL) --start-from $(RUN)-3
+	$(EXPORT) average $(RUN)-4 $(RUN)-3 --out $(RUN)
 	$(camvid-bundle)
 
 define camvid-bundle
