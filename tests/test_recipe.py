@@ -338,6 +338,9 @@ def test_derive_targets_measures_nothing_before_all_it_was_given_is_right(
     ):
         assert command("derive-targets", run, *words) == 1
         assert said in capsys.readouterr().err
+    (run / "run.json").write_text((run / "run.json").read_text().replace('"trained_on"', '"seen"'))
+    assert command("derive-targets", run, "--fit", "scenes:5:3", "--held", "scenes:3:5") == 1
+    assert "run.json does not tell all that the weights were trained on" in capsys.readouterr().err
     assert (run / "targets-held.npz").read_bytes() == (toy_run / "targets-held.npz").read_bytes()
 
 

@@ -49,8 +49,14 @@ def read_config(run: Path) -> tuple[Config, tuple[int, int], dict[str, Any]]:
 
 
 def trained_on(run: Path) -> list[Trained]:
-    """All that the run's weights were trained on, in this run and in those that it began with."""
-    return [(spec, Path(root) if root else None) for spec, root in _read_run(run)["trained_on"]]
+    """All that the run's weights were trained on, in this run and in those that it began with. Raises RunError."""
+    document = _read_run(run)
+    if "trained_on" not in document:
+        raise RunError(
+            f"{run}/run.json does not tell all that the weights were trained on, for it is of an older version: add "
+            '"trained_on": [[DATA SET, FOLDER or null], ...] to it, with what the run started from'
+        )
+    return [(spec, Path(root) if root else None) for spec, root in document["trained_on"]]
 
 
 def _read_run(run: Path) -> dict[str, Any]:
