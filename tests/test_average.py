@@ -40,9 +40,16 @@ def test_the_average_of_runs_is_a_run_that_later_steps_take(trained_run: Path, s
     assert trained_on(out) == trained_on(trained_run), "the same images once"
     assert provenance_of(None, read_config(out)[2])["recipe"].endswith("mean of 4 runs")
     load_model(out)
-    (out / "plans.json").write_text("{}")  # of the former weights
+    plans = out / "plans.json"
+    plans.write_text("{}")
+    assert command("average", trained_run, shifted, shifted, trained_run, "--out", out) == 0
+    assert plans.exists(), "the same runs again: what was found out about their mean still holds"
     assert command("average", trained_run, shifted, "--out", out) == 0
-    assert not (out / "plans.json").exists()
+    assert not plans.exists(), "of other runs"
+    plans.write_text("{}")
+    shutil.copy(trained_run / "model.safetensors", shifted)
+    assert command("average", trained_run, shifted, "--out", out) == 0
+    assert not plans.exists(), "of the same runs with other weights"
 
 
 def test_a_bundle_may_be_among_them_but_not_the_first(

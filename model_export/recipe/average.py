@@ -13,6 +13,8 @@ from functools import reduce
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 from model_export.recipe.runs import RunError, discard_derived, read_config, save_model, write_config
 from model_export.recipe.start import read_trained, seen_by
@@ -36,10 +38,27 @@ def main(args: argparse.Namespace) -> None:
         if model.config != config:
             raise RunError(f"{run} is of another config ({model.config}) than {args.runs[0]} ({config})")
     states = [model.state_dict() for model in models]
-    seen = [each for run in args.runs for each in seen_by(run)]
-    write_config(args.out, config, canvas, arguments | {"averaged": [str(run) for run in args.runs]}, seen)
-    discard_derived(args.out)
     with torch.no_grad():
         mean = {name: reduce(torch.add, [s[name] for s in states]) / len(states) for name in states[0]}
+    before = described(args.out)
+    seen = [each for run in args.runs for each in seen_by(run)]
+    write_config(args.out, config, canvas, arguments | {"averaged": [str(run) for run in args.runs]}, seen)
+    if before == described(args.out) and holds(args.out, mean):
+        print(f"{args.out}: already the mean of these {len(states)} runs; plans, targets and gate stay")
+        return
+    discard_derived(args.out)
     save_model(args.out, mean)
     print(f"{args.out}: the mean of {len(states)} runs")
+
+
+def described(run: Path) -> str:
+    """run.json as it stands, "" where there is none."""
+    file = run / "run.json"
+    return file.read_text() if file.exists() else ""
+
+
+def holds(run: Path, state: dict[str, Tensor]) -> bool:
+    """Whether the run's weights are these."""
+    file = run / "model.safetensors"
+    known = load_file(file) if file.exists() else {}
+    return known.keys() == state.keys() and all(torch.equal(known[name], state[name].float()) for name in known)
