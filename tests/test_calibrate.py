@@ -140,6 +140,30 @@ def test_small_groups_are_controlled_together() -> None:
     assert margin_table(scores, quality, groups, deviations=0.0, least=31) == free
 
 
+def test_the_next_recording_may_lose_more_than_those_at_hand() -> None:
+    rng, broken = np.random.default_rng(0), dict.fromkeys((False, True), 0)
+    for _ in range(80):
+        world = World(spread=0.004, factors=dict(zip("abcdefgh", rng.uniform(0.2, 1.8, 8), strict=True)))
+        next_one = World(spread=0.004, factors={"next": rng.uniform(0.2, 1.8)}).draw(rng, 2000)
+        at_hand = world.draw(rng, 90)
+        for recordings in broken:
+            table = margin_table(*at_hand, asked=(0.01,), recordings=recordings)
+            broken[recordings] += loss(next_one[1], by_margin(next_one[0], table[0]["margin"])).mean() > 0.01
+    assert broken[False] >= 10
+    assert broken[True] <= 4, "of 80"
+
+
+def test_recordings_that_differ_by_chance_alone_cost_no_more_than_their_number_does() -> None:
+    rng, taken_by = np.random.default_rng(0), {False: 0.0, True: 0.0}
+    for _ in range(20):
+        scores, quality, _ = World(skill=0.5).draw(rng, 150)
+        names = rng.choice(list("abcde"), 150)
+        for recordings in taken_by:
+            table = margin_table(scores, quality, names, recordings=recordings)
+            taken_by[recordings] += by_margin(scores, table[2]["margin"]).mean() / 20
+    assert taken_by[False] <= taken_by[True] <= taken_by[False] + 0.3  # plans of 4
+
+
 def test_twins_count_once_when_they_are_one_block() -> None:
     rng = np.random.default_rng(0)
     scores, quality, groups = World(skill=0.5).draw(rng, 40)

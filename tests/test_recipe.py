@@ -16,20 +16,12 @@ from model_export.network.segmenter import Segmenter, semantic_probabilities
 from model_export.recipe.augment import on_canvas
 from model_export.recipe.datasets import VOID, DataError, Sample, Scenes
 from model_export.recipe.derive_targets import both_parts, measure, view_of
+from model_export.recipe.gate_regression import STRENGTHS, cross_validate, fit, out_of_fold, predict
 from model_export.recipe.policies import by_beta, compare, resample
 from model_export.recipe.quality import Semantic, confusion, counts_by_knobs, labels_at, measure_of, qualities
 from model_export.recipe.rims import core_and_rim
 from model_export.recipe.runs import load_model, read_gate, read_targets, write_plans
-from model_export.recipe.train_gate import (
-    STRENGTHS,
-    blocks_of,
-    cross_validate,
-    fit,
-    limit,
-    out_of_fold,
-    predict,
-    winnings,
-)
+from model_export.recipe.train_gate import Images, blocks_of, left_out, limit, winnings
 from tests.toy import CANVAS, PLANS, Stripes, command, last_json, toy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -215,6 +207,27 @@ def test_the_limit_is_what_knowing_other_views_wins_on_the_plain_ones() -> None:
     half = limit(quality, views, plain & (blocks < 40), cost, blocks)
     assert half == winnings(told[:40], quality[plain][:40], cost, blocks[plain][:40])
     assert limit(quality[plain], views[plain], plain[plain], cost, blocks[plain]) == []
+
+
+def _recordings(harder: float) -> Images:
+    """Three recordings of 60 real images, the last of which loses `harder` times as much, and 40 drawn ones."""
+    inputs, quality = _images(220)
+    names = np.repeat(["a", "b", "c", ""], (60, 60, 60, 40))
+    quality[names == "c"] = quality[names == "c", -1:] - harder * (quality[:, -1:] - quality)[names == "c"]
+    blocks, everything = np.arange(220) // 3, np.full(220, True)
+    return Images(inputs, quality, names, blocks, none(220), np.arange(220) % 4 > 0, everything & (names != ""))
+
+
+def test_a_recording_that_was_left_out_taught_neither_gate_nor_margins() -> None:
+    cost = np.array([5.0, 7.0, 9.0])
+    alike, harder = (left_out(_recordings(factor), cost) for factor in (1.0, 3.0))
+    assert [(row["recording"], row["images"]) for row in alike] == [(name, 60) for name in "abc" for _ in range(5)]
+    assert all(row["lost"] <= row["asked"] for row in alike)
+    same = [[(row["asked"], row["gflops"]) for row in rows if row["recording"] == "c"] for rows in (alike, harder)]
+    assert same[0] == same[1], "what c loses changes nothing that was fitted without it"
+    assert any(row["lost"] > row["asked"] for row in harder if row["recording"] == "c")
+    few = _recordings(1.0).where(np.arange(220) < 66)  # without a there are two blocks
+    assert {row["recording"] for row in left_out(few, cost)} == {"b"}
 
 
 def test_gate_falls_back_to_the_mean_of_each_plan_where_nothing_can_be_predicted() -> None:

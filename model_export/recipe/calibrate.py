@@ -21,6 +21,10 @@ costs a good gate up to 0.4 layers of 6.
 **Groups.** One margin serves all images, since the router knows no groups; it must meet the promise in each group that
 has `LEAST` units, in the union of the smaller groups, and over all images.
 
+**Recordings.** Where groups are recordings, the next one will be a new one, and may lose more than those at hand. How
+much their means differ beyond what their own spread explains (one-way analysis of variance, random effects) counts as
+a part of the standard error.
+
 **Units** are images, or blocks of neighbours where images are near twins (video): twins tell nothing new, so n counts
 blocks.
 
@@ -58,15 +62,15 @@ class CalibrationError(ValueError):
 def margin_table(
     scores: NDArray[np.floating], quality: NDArray[np.floating], groups: NDArray[np.str_], *,
     blocks: NDArray[np.integer] | None = None, asked: Sequence[float] = ASKED, cap: float = CAP,
-    deviations: float = DEVIATIONS, least: int = LEAST,
+    deviations: float = DEVIATIONS, least: int = LEAST, recordings: bool = False,
 ) -> list[Row]:  # fmt: skip
     """[{"asked": max-loss, "margin": largest safe margin}], ascending; None: nothing but the full plan is safe.
 
     scores, quality: (N, plans), cheap to dear, the last is the full plan; scores out of fold. groups: (N,) names.
     blocks: (N,) ids of what is one unit, None = every image is one. cap: losses that were seen count in full, but the
     image to come is allowed no more than this: the promise is on losses cut off at the cap. deviations: standard errors
-    to spare, 0 = the theorem's bound alone. least: units of a group that is controlled by itself.
-    Raises CalibrationError.
+    to spare, 0 = the theorem's bound alone. least: units of a group that is controlled by itself. recordings: whether
+    groups are a few of many, so that images to come are of another one. Raises CalibrationError.
     """
     scores, quality = np.asarray(scores, np.float64), np.asarray(quality, np.float64)
     groups, units = np.asarray(groups), np.arange(len(scores)) if blocks is None else np.asarray(blocks)
@@ -74,8 +78,9 @@ def margin_table(
     switches = _switches(scores, quality[:, -1:] - quality)
     margins = np.unique(switches[0])
     risk = np.full(len(margins), -np.inf)
+    families = groups if recordings else np.zeros(len(groups), np.int64)
     for part in _parts(groups, units, least):
-        risk = np.maximum(risk, _controlled(margins, switches, part, units, cap, deviations))
+        risk = np.maximum(risk, _controlled(margins, switches, part, units, families, cap, deviations))
     risk = np.maximum.accumulate(risk)
     return [{"asked": float(level), "margin": _largest(margins, risk, level)} for level in asked]
 
@@ -122,24 +127,44 @@ def _parts(groups: NDArray[np.str_], units: NDArray[np.integer], least: int) -> 
 
 
 def _controlled(
-    margins: Floats, switches: Switches, part: NDArray[np.bool_], units: NDArray[np.integer], cap: float,
-    deviations: float,
+    margins: Floats, switches: Switches, part: NDArray[np.bool_], units: NDArray[np.integer],
+    families: NDArray[np.generic], cap: float, deviations: float,
 ) -> Floats:  # fmt: skip
-    """(len(margins),) risk of this part at each margin: the theorem's bound, or the mean and its error if larger."""
+    """(len(margins),) risk of this part at each margin: the theorem's bound, or the mean and its error if larger.
+
+    families: (N,), of which one is to come that is not among them; a unit's is that of its first image.
+    """
     own = part[switches[1]]
     at, images, changes = (each[own] for each in switches)
-    _, unit_of, sizes = np.unique(units[part], return_inverse=True, return_counts=True)
+    _, first, unit_of, sizes = np.unique(units[part], return_index=True, return_inverse=True, return_counts=True)
     count, unit = len(sizes), np.zeros(len(part), np.int64)
     unit[part] = unit_of
+    _, family = np.unique(families[part][first], return_inverse=True)
+    members, sums = np.bincount(family).astype(np.float64), np.zeros(family.max() + 1)
     losses, total, squares = [0.0] * count, 0.0, 0.0  # of the units, as the margin grows
     risk = [cap / (count + 1)]
     for place, change in zip(unit[images].tolist(), (changes / sizes[unit[images]]).tolist(), strict=True):
         before, losses[place] = losses[place], losses[place] + change
         total, squares = total + change, squares + losses[place] ** 2 - before**2
+        sums[family[place]] += change
         mean = total / count
-        error = math.sqrt(max(squares / count - mean**2, 0.0) / max(count - 1, 1))
-        risk.append(max((total + cap) / (count + 1), mean + deviations * error))
+        error = max(squares / count - mean**2, 0.0) / max(count - 1, 1) + _between(sums, members, squares)
+        risk.append(max((total + cap) / (count + 1), mean + deviations * math.sqrt(error)))
     return np.array(risk)[np.searchsorted(at, margins, side="right")]
+
+
+def _between(sums: Floats, members: Floats, squares: float) -> float:
+    """Variance of the families' means, their members' spread taken off: one-way analysis of variance.
+
+    sums, members: (families,), of each its members' sum and number. squares: the sum of all members' squares.
+    """
+    families, count = len(members), float(members.sum())
+    if families < 2 or count <= families:
+        return 0.0
+    explained = float((sums**2 / members).sum())
+    within = (squares - explained) / (count - families)
+    excess = explained - float(sums.sum()) ** 2 / count - (families - 1) * within
+    return max(excess / (count - float((members**2).sum()) / count), 0.0)
 
 
 def _largest(margins: Floats, risk: Floats, level: float) -> float | None:

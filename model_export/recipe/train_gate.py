@@ -1,41 +1,28 @@
 """Step C: fit the gate, everything else frozen, and calibrate what a requested max-loss may count on.
 
-The gate regresses the quality of every plan, so that one gate serves every trade-off at request time; ECO-M2F's
-(arXiv 2404.15244) classifies the best exit for one trade-off. It is a ridge regression of the full plan's quality and,
-apart from it, of what each plan loses against the full one: losses decide the plan, and are ten times smaller than the
-differences between images. How much to shrink either is chosen by cross-validation over folds that keep near twins
-together; where nothing can be predicted, the gate ends up as the mean of each plan.
-
-Images that the network was trained on may be among the targets, too. What it makes of them is better than what it makes
-of others, but which of them lose more is learned from them as well: they teach the gate's slopes, and neither its
-intercepts nor what it promises.
+How the gate learns from the targets is in gate_regression.py, what is promised in calibrate.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass, fields
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from model_export.network.config import Config
 from model_export.network.gate import Gate
-from model_export.recipe.calibrate import contiguous_blocks, margin_table
-from model_export.recipe.policies import BETAS, by_beta, compare, resample
-from model_export.recipe.quality import measure_of, qualities
+from model_export.recipe.calibrate import Row, contiguous_blocks, margin_table
+from model_export.recipe.gate_regression import FOLDS, Blocks, Flags, Floats, cross_validate, fit, out_of_fold, predict
+from model_export.recipe.policies import BETAS, by_beta, by_margin, compare, resample
+from model_export.recipe.quality import Measure, measure_of, qualities
 from model_export.recipe.report import plain
 from model_export.recipe.runs import RunError, read_config, read_plans, read_targets, write_gate
-
-STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1e4)  # of the shrinking; the last one leaves the mean alone
-FOLDS = 5
-
-Floats = NDArray[np.float64]
-Blocks = NDArray[np.int64]
-Flags = NDArray[np.bool_]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,81 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_block_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--block", type=int, default=1, help="images that follow each other and are near twins, as in video; 1 = none"
+        "--block",
+        type=int,
+        default=1,
+        help="images that follow each other and are near twins, as in video, where each "
+        "group is a recording and the next will be a new one; 1 = none",
     )
-
-
-def ridge(inputs: Floats, targets: Floats, seen: Flags, strength: float) -> tuple[Floats, Floats]:
-    """inputs (N, D), standardised; targets (N, T) -> weights (D, T) and bias (T,) of the shrunk least squares.
-
-    seen: (N,), images that the network was trained on; each part is centred on its own mean, the bias is the others'.
-    """
-    x, y = centred(inputs, seen), centred(targets, seen)
-    # The dual form: there are fewer images than inputs, or about as many.
-    weights = x.T @ np.linalg.solve(x @ x.T + strength * len(x) * x.shape[1] / 100 * np.eye(len(x)), y)
-    return weights, targets[~seen].mean(0) - inputs[~seen].mean(0) @ weights
-
-
-def centred(values: Floats, seen: Flags) -> Floats:
-    """(N, D), each part without its mean."""
-    found = values.copy()
-    for part in (seen, ~seen):
-        if part.any():
-            found[part] -= values[part].mean(0)
-    return found
-
-
-def standardise(inputs: Floats) -> tuple[Floats, Floats]:
-    """Mean and scale of each input; one that never varies is left at scale 1."""
-    scale = inputs.std(0)
-    return inputs.mean(0), np.where(scale > 1e-6, scale, 1.0)
-
-
-def fit(inputs: Floats, quality: Floats, seen: Flags, level: float, loss: float) -> Gate:
-    """inputs (N, D), quality (N, plans); level, loss: strengths for the full plan's quality and the others' loss."""
-    mean, scale = standardise(inputs)
-    x = (inputs - mean) / scale
-    full, bias = ridge(x, quality[:, -1:], seen, level)
-    less, less_bias = ridge(x, quality[:, -1:] - quality[:, :-1], seen, loss)
-    gate = Gate(inputs.shape[1], quality.shape[1])
-    with torch.no_grad():
-        gate.mean.copy_(torch.from_numpy(mean))
-        gate.scale.copy_(torch.from_numpy(scale))
-        gate.output.weight.copy_(torch.from_numpy(np.concatenate((full - less, full), 1).T))
-        gate.output.bias.copy_(torch.from_numpy(np.concatenate((bias - less_bias, bias))))
-    return gate.eval()
-
-
-@torch.inference_mode()
-def predict(gate: Gate, inputs: Floats) -> Floats:
-    scores: Floats = gate(torch.from_numpy(inputs).float()).double().numpy()
-    return scores
-
-
-def out_of_fold(inputs: Floats, quality: Floats, seen: Flags, blocks: Blocks, level: float, loss: float) -> Floats:
-    """(N, plans): each image's prediction by a gate that was fitted without its block and others of its fold."""
-    scores, folds = np.empty_like(quality), blocks % FOLDS
-    for fold in range(FOLDS):
-        rest = folds != fold
-        scores[~rest] = predict(fit(inputs[rest], quality[rest], seen[rest], level, loss), inputs[~rest])
-    return scores
-
-
-def cross_validate(inputs: Floats, quality: Floats, seen: Flags, blocks: Blocks) -> tuple[float, float]:
-    """The strengths (level, loss), by the squared error out of fold, where the intercept counts for nothing.
-
-    loss: of the lowest error; losses decide the plan. level: the strongest whose error is within a standard error of
-    the lowest (Breiman et al. 1984), for large weights pass on what half precision rounds away.
-    """
-    levels, losses = [], []
-    for strength in STRENGTHS:
-        wrong = out_of_fold(inputs, quality, seen, blocks, strength, strength) - quality
-        levels.append(np.square(centred(wrong[:, -1:], seen))[:, 0])
-        losses.append(np.square(centred(wrong[:, -1:] - wrong[:, :-1], seen)).mean())
-    errors = np.mean(levels, 1)
-    best = int(errors.argmin())
-    near = np.flatnonzero(errors <= errors[best] + np.std(levels[best]) / len(inputs) ** 0.5)
-    return STRENGTHS[int(near.max())], STRENGTHS[int(np.argmin(losses))]
 
 
 def specs_of(targets: dict[str, Any]) -> NDArray[np.str_]:
@@ -154,41 +72,135 @@ def main(args: argparse.Namespace) -> None:
     print(json.dumps(report))
 
 
+@dataclass(frozen=True, slots=True)
+class Images:
+    """All that were measured: inputs (N, D), quality (N, plans), the rest (N,).
+
+    seen: the network was trained on it. fits: the gate learns from it. real: the promise is about images like it.
+    """
+
+    inputs: Floats
+    quality: Floats
+    groups: NDArray[np.str_]
+    blocks: Blocks
+    seen: Flags
+    fits: Flags
+    real: Flags
+
+    def where(self, mask: Flags) -> Images:
+        return Images(*(getattr(self, field.name)[mask] for field in fields(self)))
+
+
+def images_of(measure: Measure, parts: dict[str, dict[str, Any]], block: int) -> Images:
+    """parts: targets "fit", which come first, and "held". block: as on the command line."""
+    held = len(parts["held"]["names"])
+    inputs, groups, views, quality = (
+        np.concatenate([of(parts[part]) for part in ("fit", "held")])
+        for of in (
+            lambda t: t["inputs"].astype(np.float64),
+            itemgetter("groups"),
+            itemgetter("views"),
+            lambda t: qualities(measure, t["counts"]),
+        )
+    )
+    seen = np.append(parts["fit"]["seen"], np.full(held, False))
+    # What is promised is promised for real images like those held out, so views of an image and data of another kind
+    # do not count.
+    real = np.append(alike(parts["fit"], str(parts["held"]["spec"])), np.full(held, True)) & ~seen
+    fits = np.arange(len(seen)) < len(seen) - held
+    return Images(inputs, quality, groups, blocks_of(groups, views, block), seen, fits, real)
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """scores: (N, plans) of images, out of fold where the gate learned from them. margins: as in calibrate.py."""
+
+    gate: Gate
+    level: float
+    loss: float
+    scores: Floats
+    margins: list[Row]
+
+
+def can_fit(images: Images) -> bool:
+    """Whether each gate that leaves out a fold has images, too, that the network was not trained on."""
+    unseen = np.unique(images.blocks[~images.seen])
+    return len(unseen) >= FOLDS and len(np.unique(unseen % FOLDS)) > 1
+
+
+def fit_gate(images: Images, recordings: bool) -> Fitted:
+    """recordings: whether groups are recordings, of which the next will be a new one.
+
+    Raises RunError where there are too few images that the network was not trained on.
+    """
+    own = images.where(images.fits)
+    if not can_fit(own):
+        needs = f"a gate needs at least {FOLDS} blocks of images that the network was not trained on"
+        raise RunError(f"{needs}: give derive-targets more to --fit")
+    level, loss = cross_validate(own.inputs, own.quality, own.seen, own.blocks)
+    gate = fit(own.inputs, own.quality, own.seen, level, loss)
+    # Margins count on images that the gate has not seen: out of fold, and the held-out ones.
+    scores = predict(gate, images.inputs)
+    scores[images.fits] = out_of_fold(own.inputs, own.quality, own.seen, own.blocks, level, loss)
+    real = images.real
+    margins = margin_table(
+        scores[real], images.quality[real], images.groups[real], blocks=images.blocks[real], recordings=recordings
+    )
+    return Fitted(gate, level, loss, scores, margins)
+
+
 def fit_and_calibrate(
     config: Config, parts: dict[str, dict[str, Any]], cost: Floats, block: int
 ) -> tuple[Gate, dict[str, Any]]:
-    """The gate and how it was fitted, with "margins", and, on the same images, what it "wins" and the "limit".
+    """The gate and how it was fitted, with "margins", and, on the same images, what it "wins" and the "limit"; of
+    recordings, what the promise comes to on each that is "left_out".
 
     parts: targets "fit" and "held". cost: (plans,) GFLOPs. block: as on the command line. Raises RunError
     where there are too few images that the network was not trained on.
     """
-    truth = {part: qualities(measure_of(config), t["counts"]) for part, t in parts.items()}
-    inputs, quality = parts["fit"]["inputs"].astype(np.float64), truth["fit"]
-    groups, views = (np.concatenate([parts[part][name] for part in ("fit", "held")]) for name in ("groups", "views"))
-    blocks = blocks_of(groups, views, block)
-    fitted = blocks[: len(quality)]
-    seen = parts["fit"]["seen"]
-    if len(np.unique(fitted[~seen] % FOLDS)) < FOLDS:
-        needs = f"a gate needs at least {FOLDS} blocks of images that the network was not trained on"
-        raise RunError(f"{needs}: give derive-targets more to --fit")
-    level, loss = cross_validate(inputs, quality, seen, fitted)
-    gate = fit(inputs, quality, seen, level, loss)
-    # Margins count on images that the gate has not seen: out of fold, and the held-out ones. What is promised is
-    # promised for real images like those held out, so views of an image and data of another kind do not count.
-    unseen = out_of_fold(inputs, quality, seen, fitted, level, loss)
-    scores = np.concatenate((unseen, predict(gate, parts["held"]["inputs"])))
-    counted = alike(parts["fit"], str(parts["held"]["spec"])) & ~seen
-    real = np.concatenate((counted, np.full(len(truth["held"]), True)))
-    known = np.concatenate((quality, truth["held"]))[real]
-    margins = margin_table(scores[real], known, groups[real], blocks=blocks[real])
+    images, recordings = images_of(measure_of(config), parts, block), block > 1
+    found, real = fit_gate(images, recordings), images.real
+    own = images.where(images.fits)
     report = {
-        "images": len(quality), "images_trained_on": int(seen.sum()), "calibrated_images": int(real.sum()),
-        "strength_level": level, "strength_loss": loss, "margins": margins,
-        "wins": winnings(scores[real], known, cost, blocks[real]),
-        "limit": limit(quality, parts["fit"]["views"], counted, cost, fitted),
-        "calibrated_on": [str(t["spec"]) for t in parts.values()], "parameters": gate.output.weight.numel(),
+        "images": len(own.seen), "images_trained_on": int(own.seen.sum()), "calibrated_images": int(real.sum()),
+        "strength_level": found.level, "strength_loss": found.loss, "margins": found.margins,
+        "wins": winnings(found.scores[real], images.quality[real], cost, images.blocks[real]),
+        "limit": limit(own.quality, parts["fit"]["views"], own.real, cost, own.blocks),
+        "left_out": left_out(images, cost) if recordings else [],
+        "calibrated_on": [str(t["spec"]) for t in parts.values()], "parameters": found.gate.output.weight.numel(),
     }  # fmt: skip
-    return gate, report
+    return found.gate, report
+
+
+def left_out(images: Images, cost: Floats) -> list[dict[str, Any]]:
+    """Of each recording what was asked and what its images lost, where neither gate nor margins had met any of it.
+
+    Only recordings without which a gate can still be fitted.
+    """
+    rows = []
+    for name in np.unique(images.groups[images.real]):
+        others = images.where(images.groups != name)
+        if not can_fit(others.where(others.fits)):
+            continue
+        found = fit_gate(others, recordings=True)
+        judged = images.where(images.real & (images.groups == name))
+        scores = predict(found.gate, judged.inputs)
+        for row in found.margins:
+            shares = by_margin(scores, row["margin"])
+            lost = (judged.quality[:, -1] - (shares * judged.quality).sum(1)).mean()
+            spent = (shares @ cost).mean()
+            rows.append(
+                plain(
+                    {
+                        "recording": str(name),
+                        "images": len(scores),
+                        "asked": row["asked"],
+                        "lost": lost,
+                        "gflops": spent,
+                    }
+                )
+            )
+    return rows
 
 
 def limit(
