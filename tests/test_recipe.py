@@ -108,7 +108,38 @@ def test_objects_have_no_more_views_than_orientations(toy_run: Path, monkeypatch
     monkeypatch.setattr("model_export.recipe.derive_targets.open_dataset", lambda spec, root: _Corner())
     arguments = Namespace(fit=["corner"], held="another", data=None, views=9, seed=0)
     with pytest.raises(DataError, match="--views 9 must be at least 1 and, for objects, at most 8"):
-        next(both_parts(load_model(toy_run), [Knobs(3)], CANVAS, arguments, []))
+        next(both_parts(load_model(toy_run), [Knobs(3)], CANVAS, arguments, [], Path("none")))
+
+
+def test_targets_that_were_stopped_go_on_where_they_were(
+    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, seen, stop_at = shutil.copytree(toy_run, tmp_path / "run"), [], 6
+    words = ("derive-targets", run, "--fit", "scenes:3:3", "--held", "scenes:4:5", "--views", 2)
+
+    def counting(model: Segmenter, measure: Semantic, sample: Sample, *rest: object) -> tuple[np.ndarray, np.ndarray]:
+        seen.append(sample.name)
+        if len(seen) == stop_at:
+            raise KeyboardInterrupt
+        return counts_by_knobs(model, measure, sample, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("model_export.recipe.derive_targets.counts_by_knobs", counting)
+    monkeypatch.setattr("model_export.recipe.kept.SAVE_EVERY", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        command(*words)
+    before = len(seen)
+    assert command(*words) == 0
+    assert seen[before:] == [seen[before - 1], *(f"scene-3-{i}{view}" for i in (1, 2) for view in ("", "-1"))]
+    assert not list(run.glob("*.partial.npz"))
+    held, fit_ = read_targets(run, "held"), read_targets(run, "fit")
+    assert all(np.array_equal(held[name], whole) for name, whole in read_targets(toy_run, "held").items())
+    assert fit_["names"].tolist() == [f"scene-3-{i}{view}" for i in range(3) for view in ("", "-1")]
+    assert fit_["views"].tolist() == [0, 1] * 3
+    stop_at = len(seen) + 6
+    with pytest.raises(KeyboardInterrupt):
+        command(*words)
+    assert command(*words, "--seed", 1) == 0
+    assert len(seen) == stop_at + 10, "another seed draws other views: all of them, and the held-out ones"
 
 
 def test_views_of_an_image_are_in_one_block_and_blocks_count_images() -> None:

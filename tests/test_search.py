@@ -145,7 +145,7 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(tmp_path: Path, monkeypa
         return counts_by_knobs(model, measure, sample, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(search, "counts_by_knobs", counting)
-    monkeypatch.setattr(search, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr("model_export.recipe.kept.SAVE_EVERY", 0.0)
     stopping = True
     with pytest.raises(KeyboardInterrupt):
         measure_quality(tmp_path, model, _Data(), "scenes:3:8", CANVAS, plans)

@@ -38,6 +38,7 @@ from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
 from model_export.recipe.augment import on_canvas
 from model_export.recipe.datasets import VOID, Dataset, refuse_shared
+from model_export.recipe.kept import Kept
 from model_export.recipe.quality import counts_by_knobs, measure_of, qualities
 from model_export.recipe.runs import RunError, load_model, read_config, trained_on, write_plans
 from service import bundle
@@ -46,7 +47,6 @@ from service.engines.onnxruntime import OnnxRuntimeBackend
 CACHE = "search.npz"
 NOISE = 0.001  # of quality: a plan that is dearer must be better by this much
 WARM_UP = 2  # rounds that are not counted
-SAVE_EVERY = 60.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,41 +142,21 @@ def measure_quality(
     """
     key = hashlib.sha256((run / "model.safetensors").read_bytes())
     key.update(json.dumps([spec, len(data), [plan.name for plan in plans]]).encode())
-    done, saved = _read_counts(run / CACHE, key.hexdigest()), time.monotonic()
+    kept = Kept(run / CACHE, key.hexdigest())
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     for index in tqdm(range(len(data)), desc="quality", mininterval=5):
-        if index < len(done):
+        if index < len(kept.rows):
             continue
         sample = data[index]
         void = (sample.mask == VOID).all()
-        done.append(None if void else counts_by_knobs(model, measure_of(model.config), sample, canvas, plans)[0])
-        if time.monotonic() - saved > SAVE_EVERY or index + 1 == len(data):
-            _write_counts(run / CACHE, key.hexdigest(), done)
-            saved = time.monotonic()
+        counts = None if void else counts_by_knobs(model, measure_of(model.config), sample, canvas, plans)[0]
+        kept.add(None if counts is None else {"counts": counts})
+    kept.save()
     model.cpu()
-    known = [counts for counts in done if counts is not None]
+    known = kept.columns()
     if not known:
         raise RunError(f"{spec}: every image is all void; there is nothing to measure the quality on")
-    return np.stack(known)
-
-
-def _read_counts(path: Path, key: str) -> list[NDArray[Any] | None]:
-    if not path.exists():
-        return []
-    with np.load(path) as archive:
-        if str(archive["key"]) != key:
-            return []
-        known = iter(archive["counts"])
-        return [None if void else next(known) for void in archive["void"]]
-
-
-def _write_counts(path: Path, key: str, done: list[NDArray[Any] | None]) -> None:
-    known = [counts for counts in done if counts is not None]
-    temporary = path.with_suffix(".new.npz")
-    np.savez_compressed(
-        temporary, key=np.array(key), void=np.array([counts is None for counts in done]), counts=np.array(known)
-    )
-    temporary.replace(path)
+    return known["counts"]
 
 
 # ----------------------------------------------------------------------------------------------------------------- cost

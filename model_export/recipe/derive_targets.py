@@ -7,6 +7,8 @@ images at all.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -20,6 +22,7 @@ from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
 from model_export.recipe.augment import jitter, random_crop
 from model_export.recipe.datasets import VOID, DataError, Dataset, Sample, open_dataset, refuse_shared, share_images
+from model_export.recipe.kept import Kept
 from model_export.recipe.quality import counts_by_knobs, measure_of
 from model_export.recipe.runs import Trained, load_model, read_config, read_plans, trained_on, write_targets
 
@@ -64,36 +67,37 @@ def view_of(sample: Sample, view: int, canvas: tuple[int, int], rng: np.random.G
 
 
 def measure(
-    model: Segmenter, plans: list[Knobs], datasets: list[Dataset], canvas: tuple[int, int], views: int, seed: int
-) -> dict[str, np.ndarray]:
+    model: Segmenter, plans: list[Knobs], datasets: list[Dataset], canvas: tuple[int, int], views: int, seed: int,
+    kept: Kept | None = None,
+) -> dict[str, np.ndarray]:  # fmt: skip
     """names, groups, views (N,), sources (N,): index into `datasets`, counts (N, plans, ..), inputs (N, gate inputs).
 
     All views of an image follow each other, so that contiguous folds of the rows keep them together. An image that is
-    all void has no quality and is left out.
+    all void has no quality and is left out. kept: goes on from there.
     """
-    names, groups, places, counts, inputs = [], [], [], [], []
+    kept = kept or Kept()
     work = [(s, i, v) for s, d in enumerate(datasets) for i in range(len(d)) for v in range(views)]
     for row, (source, index, view) in enumerate(tqdm(work, mininterval=5)):
+        if row < len(kept.rows):
+            continue
         sample = view_of(datasets[source][index], view, canvas, np.random.default_rng((seed, row)))
         if (sample.mask == VOID).all():
+            kept.add(None)
             continue
-        found, seen = counts_by_knobs(model, measure_of(model.config), sample, canvas, plans)
-        names.append(sample.name)
-        groups.append(sample.group)
-        places.append((source, view))
-        counts.append(found)
-        inputs.append(seen)
-    sources, seen_as = np.array(places).T
-    return {
-        "names": np.array(names), "groups": np.array(groups), "sources": sources, "views": seen_as,
-        "counts": np.stack(counts), "inputs": np.stack(inputs), "plans": np.array([plan.name for plan in plans]),
-    }  # fmt: skip
+        counts, inputs = counts_by_knobs(model, measure_of(model.config), sample, canvas, plans)
+        about = {"names": sample.name, "groups": sample.group, "sources": source, "views": view}
+        kept.add({name: np.array(value) for name, value in about.items()} | {"counts": counts, "inputs": inputs})
+    kept.save()
+    found = kept.columns()
+    if not found:
+        raise DataError("every image is all void; there is nothing to measure the plans' quality on")
+    return found | {"plans": np.array([plan.name for plan in plans])}
 
 
 def main(args: argparse.Namespace) -> None:
     _, canvas, _ = read_config(args.run)
     model, (plans, _) = load_model(args.run), read_plans(args.run)
-    for part, targets in both_parts(model, plans, canvas, args, trained_on(args.run)):
+    for part, targets in both_parts(model, plans, canvas, args, trained_on(args.run), args.run / "targets"):
         write_targets(args.run, part, targets)
 
 
@@ -103,9 +107,13 @@ def both_parts(
     canvas: tuple[int, int],
     args: argparse.Namespace,
     trained: Sequence[Trained],
+    place: Path,
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """("held", targets), then ("fit", targets), of the data sets that the arguments name, with "spec", their names, and
-    "seen", (N,): whether the network was trained on the image, as far as `trained`, its data sets, tells."""
+    "seen", (N,): whether the network was trained on the image, as far as `trained`, its data sets, tells.
+
+    place: where what was measured lies until all is; PLACE-held.partial.npz, PLACE-fit.partial.npz.
+    """
     parts = (("held", [args.held], 1), ("fit", args.fit, args.views))
     for each in trained:
         refuse_shared("--held", args.held, args.data, *each, "the network")
@@ -118,7 +126,16 @@ def both_parts(
             f"--views {args.views} must be at least 1 and, for objects, at most {ORIENTATIONS}: turns, mirrored"
         )
     model.to("cuda" if torch.cuda.is_available() else "cpu")
+    weights = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        weights.update(tensor.cpu().numpy().tobytes())
+    root, names = args.data and str(args.data.resolve()), [plan.name for plan in plans]
+    partial = {part: place.with_name(f"{place.name}-{part}.partial.npz") for part, _, _ in parts}
     for part, specs, views in parts:
-        found = measure(model, plans, opened[part], canvas, views, args.seed)
-        seen = [any(share_images(spec, other, args.data, root) for other, root in trained) for spec in specs]
+        sizes = [len(dataset) for dataset in opened[part]]
+        key = json.dumps([weights.hexdigest(), specs, sizes, root, names, canvas, views, args.seed])
+        found = measure(model, plans, opened[part], canvas, views, args.seed, Kept(partial[part], key))
+        seen = [any(share_images(spec, other, args.data, its_root) for other, its_root in trained) for spec in specs]
         yield part, found | {"spec": np.array(" ".join(specs)), "seen": np.array(seen)[found["sources"]]}
+    for file in partial.values():
+        file.unlink()

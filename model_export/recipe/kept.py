@@ -1,0 +1,53 @@
+"""What a long measurement has found so far, in one file, so that the same command goes on where it was stopped."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SAVE_EVERY = 60.0  # seconds
+
+Row = dict[str, NDArray[Any]]  # in every row the same names and shapes
+
+
+class Kept:
+    """rows: of the steps so far, in their order; None is a step that there was nothing to measure in.
+
+    key: names all that the rows depend on. Rows of another key are forgotten. Without a path nothing is kept.
+    """
+
+    def __init__(self, path: Path | None = None, key: str = "") -> None:
+        self.path, self.key, self.rows, self.saved = path, key, list[Row | None](), time.monotonic()
+        if path is None or not path.exists():
+            return
+        with np.load(path) as archive:
+            if str(archive["key"]) == key:
+                columns = {name: archive[name] for name in archive.files if name not in ("key", "void")}
+                known = iter(range(int((~archive["void"]).sum())))
+                for void in archive["void"]:
+                    place = None if void else next(known)
+                    self.rows.append(None if place is None else {name: rows[place] for name, rows in columns.items()})
+
+    def add(self, row: Row | None) -> None:
+        self.rows.append(row)
+        if time.monotonic() - self.saved > SAVE_EVERY:
+            self.save()
+
+    def columns(self) -> Row:
+        """By name, the rows in which there was something, stacked."""
+        known = [row for row in self.rows if row is not None]
+        return {name: np.stack([row[name] for row in known]) for name in known[0]} if known else {}
+
+    def save(self) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".new.npz")
+        about: Row = {"key": np.array(self.key), "void": np.array([row is None for row in self.rows], bool)}
+        np.savez_compressed(temporary, **(about | self.columns()))  # type: ignore[arg-type]
+        temporary.replace(self.path)
+        self.saved = time.monotonic()
