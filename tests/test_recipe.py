@@ -74,7 +74,7 @@ class _Void(Stripes):
 def test_views_of_an_image_stay_together_and_void_images_are_left_out() -> None:
     """Cross-validation takes contiguous folds: a view in another fold than its image would give the answer away."""
     model = Segmenter(toy(2, 1)).eval()
-    found = measure(model, [Knobs(1)], [Stripes(), _Void()], CANVAS, 3, 0)
+    found = measure(model, [Knobs(1)], [Stripes(), _Void()], "stripes", CANVAS, 3, 0)
     first = ["stripe-0", "stripe-0-1", "stripe-0-2"]
     assert found["names"].tolist() == [*first, "stripe-1", "stripe-1-1", "stripe-1-2", *first]
     assert not np.array_equal(found["counts"][0], found["counts"][1])
@@ -108,7 +108,7 @@ def test_objects_have_no_more_views_than_orientations(toy_run: Path, monkeypatch
     monkeypatch.setattr("model_export.recipe.derive_targets.open_dataset", lambda spec, root: _Corner())
     arguments = Namespace(fit=["corner"], held="another", data=None, views=9, seed=0)
     with pytest.raises(DataError, match="--views 9 must be at least 1 and, for objects, at most 8"):
-        next(both_parts(load_model(toy_run), [Knobs(3)], CANVAS, arguments, [], Path("none")))
+        next(both_parts(load_model(toy_run), [Knobs(3)], CANVAS, arguments, [], Path("none"), Path("none")))
 
 
 def test_targets_that_were_stopped_go_on_where_they_were(

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_export.export import search
 from model_export.export.search import NOISE, Found, candidates, choose, measure_quality, shares
 from model_export.network.config import standard, tiny
 from model_export.network.knobs import Knobs
@@ -144,7 +143,7 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(tmp_path: Path, monkeypa
             raise KeyboardInterrupt
         return counts_by_knobs(model, measure, sample, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(search, "counts_by_knobs", counting)
+    monkeypatch.setattr("model_export.recipe.derive_targets.counts_by_knobs", counting)
     monkeypatch.setattr("model_export.recipe.kept.SAVE_EVERY", 0.0)
     stopping = True
     with pytest.raises(KeyboardInterrupt):

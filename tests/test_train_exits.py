@@ -98,7 +98,7 @@ def test_parameter_groups_hold_every_parameter_once() -> None:
 def test_a_new_data_set_is_one_class() -> None:
     model = Segmenter(toy(2, 2)).eval()
     assert list(look(model, Stripes(), CANVAS)) == ["dev_d1", "dev_d2", "dev_d2-w50", "dev_d2-k25", "dev_d2-k25-w50"]
-    assert measure(model, [Knobs(1)], [Stripes()], CANVAS, 1, 0)["counts"].shape == (2, 1, 2, 2)
+    assert measure(model, [Knobs(1)], [Stripes()], "stripes", CANVAS, 1, 0)["counts"].shape == (2, 1, 2, 2)
 
 
 def test_the_log_shows_every_exit_and_the_other_knobs_at_the_deepest() -> None:

@@ -43,8 +43,8 @@ def main(args: argparse.Namespace) -> None:
         raise RunError(f"{args.out} is not empty; choose another --out or delete it")
     model, _, canvas = read_weights(args.bundle / WEIGHTS)
     plans = [Knobs.parse(plan.name) for plan in manifest.plans]
-    measured = both_parts(model, plans, canvas, args, seen_by_bundle(manifest), args.out.resolve())
-    parts: dict[str, dict[str, Any]] = dict(measured)
+    seen, place = seen_by_bundle(manifest), args.out.resolve()
+    parts: dict[str, dict[str, Any]] = dict(both_parts(model, plans, canvas, args, seen, args.bundle / WEIGHTS, place))
     cost = np.array([plan.gflops for plan in manifest.plans])
     gate, fitted = fit_and_calibrate(model.config, parts, cost, args.block)
 

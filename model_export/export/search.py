@@ -9,7 +9,6 @@ beside the run, so that a search that was stopped goes on.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import platform
@@ -37,10 +36,11 @@ from model_export.network.gate import Gate, gate_inputs
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
 from model_export.recipe.augment import on_canvas
-from model_export.recipe.datasets import VOID, Dataset, refuse_shared
-from model_export.recipe.kept import Kept
-from model_export.recipe.quality import counts_by_knobs, measure_of, qualities
-from model_export.recipe.runs import RunError, load_model, read_config, trained_on, write_plans
+from model_export.recipe.datasets import Dataset, refuse_shared
+from model_export.recipe.derive_targets import measure
+from model_export.recipe.kept import Kept, key_of
+from model_export.recipe.quality import measure_of, qualities
+from model_export.recipe.runs import load_model, read_config, trained_on, write_plans
 from service import bundle
 from service.engines.onnxruntime import OnnxRuntimeBackend
 
@@ -140,23 +140,11 @@ def measure_quality(
 
     What was counted is kept in the run's folder, and counts again for these weights, this data set and these plans.
     """
-    key = hashlib.sha256((run / "model.safetensors").read_bytes())
-    key.update(json.dumps([spec, len(data), [plan.name for plan in plans]]).encode())
-    kept = Kept(run / CACHE, key.hexdigest())
+    key = key_of(run / "model.safetensors", spec, len(data), [plan.name for plan in plans])
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    for index in tqdm(range(len(data)), desc="quality", mininterval=5):
-        if index < len(kept.rows):
-            continue
-        sample = data[index]
-        void = (sample.mask == VOID).all()
-        counts = None if void else counts_by_knobs(model, measure_of(model.config), sample, canvas, plans)[0]
-        kept.add(None if counts is None else {"counts": counts})
-    kept.save()
+    found = measure(model, plans, [data], spec, canvas, 1, 0, Kept(run / CACHE, key))
     model.cpu()
-    known = kept.columns()
-    if not known:
-        raise RunError(f"{spec}: every image is all void; there is nothing to measure the quality on")
-    return known["counts"]
+    return found["counts"]
 
 
 # ----------------------------------------------------------------------------------------------------------------- cost

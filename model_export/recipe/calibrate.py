@@ -158,8 +158,8 @@ def _between(sums: Floats, members: Floats, squares: float) -> float:
 
     sums, members: (families,), of each its members' sum and number. squares: the sum of all members' squares.
     """
-    families, count = len(members), float(members.sum())
-    if families < 2 or count <= families:
+    families = len(members)
+    if families < 2 or (count := float(members.sum())) <= families:
         return 0.0
     explained = float((sums**2 / members).sum())
     within = (squares - explained) / (count - families)

@@ -7,8 +7,6 @@ images at all.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -22,9 +20,9 @@ from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
 from model_export.recipe.augment import jitter, random_crop
 from model_export.recipe.datasets import VOID, DataError, Dataset, Sample, open_dataset, refuse_shared, share_images
-from model_export.recipe.kept import Kept
+from model_export.recipe.kept import Kept, key_of
 from model_export.recipe.quality import counts_by_knobs, measure_of
-from model_export.recipe.runs import Trained, load_model, read_config, read_plans, trained_on, write_targets
+from model_export.recipe.runs import RunError, Trained, load_model, read_config, read_plans, trained_on, write_targets
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,17 +65,18 @@ def view_of(sample: Sample, view: int, canvas: tuple[int, int], rng: np.random.G
 
 
 def measure(
-    model: Segmenter, plans: list[Knobs], datasets: list[Dataset], canvas: tuple[int, int], views: int, seed: int,
-    kept: Kept | None = None,
+    model: Segmenter, plans: list[Knobs], datasets: Sequence[Dataset], spec: str, canvas: tuple[int, int], views: int,
+    seed: int, kept: Kept | None = None,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """names, groups, views (N,), sources (N,): index into `datasets`, counts (N, plans, ..), inputs (N, gate inputs).
 
     All views of an image follow each other, so that contiguous folds of the rows keep them together. An image that is
-    all void has no quality and is left out. kept: goes on from there.
+    all void has no quality and is left out. spec: the data sets as they were named. kept: goes on from there.
+    Raises RunError where nothing is left.
     """
     kept = kept or Kept()
     work = [(s, i, v) for s, d in enumerate(datasets) for i in range(len(d)) for v in range(views)]
-    for row, (source, index, view) in enumerate(tqdm(work, mininterval=5)):
+    for row, (source, index, view) in enumerate(tqdm(work, desc="quality", mininterval=5)):
         if row < len(kept.rows):
             continue
         sample = view_of(datasets[source][index], view, canvas, np.random.default_rng((seed, row)))
@@ -90,14 +89,15 @@ def measure(
     kept.save()
     found = kept.columns()
     if not found:
-        raise DataError("every image is all void; there is nothing to measure the plans' quality on")
+        raise RunError(f"{spec}: every image is all void; there is nothing to measure the quality on")
     return found | {"plans": np.array([plan.name for plan in plans])}
 
 
 def main(args: argparse.Namespace) -> None:
     _, canvas, _ = read_config(args.run)
-    model, (plans, _) = load_model(args.run), read_plans(args.run)
-    for part, targets in both_parts(model, plans, canvas, args, trained_on(args.run), args.run / "targets"):
+    model, (plans, _), place = load_model(args.run), read_plans(args.run), args.run / "targets"
+    weights = args.run / "model.safetensors"
+    for part, targets in both_parts(model, plans, canvas, args, trained_on(args.run), weights, place):
         write_targets(args.run, part, targets)
 
 
@@ -107,12 +107,14 @@ def both_parts(
     canvas: tuple[int, int],
     args: argparse.Namespace,
     trained: Sequence[Trained],
+    weights: Path,
     place: Path,
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """("held", targets), then ("fit", targets), of the data sets that the arguments name, with "spec", their names, and
     "seen", (N,): whether the network was trained on the image, as far as `trained`, its data sets, tells.
 
-    place: where what was measured lies until all is; PLACE-held.partial.npz, PLACE-fit.partial.npz.
+    weights: the network's file. place: where what was measured lies until all is; PLACE-held.partial.npz,
+    PLACE-fit.partial.npz.
     """
     parts = (("held", [args.held], 1), ("fit", args.fit, args.views))
     for each in trained:
@@ -126,16 +128,13 @@ def both_parts(
             f"--views {args.views} must be at least 1 and, for objects, at most {ORIENTATIONS}: turns, mirrored"
         )
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    weights = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        weights.update(tensor.cpu().numpy().tobytes())
     root, names = args.data and str(args.data.resolve()), [plan.name for plan in plans]
     partial = {part: place.with_name(f"{place.name}-{part}.partial.npz") for part, _, _ in parts}
     for part, specs, views in parts:
-        sizes = [len(dataset) for dataset in opened[part]]
-        key = json.dumps([weights.hexdigest(), specs, sizes, root, names, canvas, views, args.seed])
-        found = measure(model, plans, opened[part], canvas, views, args.seed, Kept(partial[part], key))
-        seen = [any(share_images(spec, other, args.data, its_root) for other, its_root in trained) for spec in specs]
-        yield part, found | {"spec": np.array(" ".join(specs)), "seen": np.array(seen)[found["sources"]]}
+        datasets, spec = opened[part], " ".join(specs)
+        key = key_of(weights, specs, [len(each) for each in datasets], root, names, canvas, views, args.seed)
+        found = measure(model, plans, datasets, spec, canvas, views, args.seed, Kept(partial[part], key))
+        seen = [any(share_images(each, other, args.data, its_root) for other, its_root in trained) for each in specs]
+        yield part, found | {"spec": np.array(spec), "seen": np.array(seen)[found["sources"]]}
     for file in partial.values():
         file.unlink()

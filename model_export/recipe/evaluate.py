@@ -114,7 +114,7 @@ def evaluate_run(run: Path, data: Path | None, on: str | None) -> None:
     plans = [Knobs.parse(name) for name in targets["plans"].tolist()]
     if on is not None:
         dataset = open_dataset(on, data)
-        targets, classes = measure(model, plans, [dataset], canvas, 1, 0) | {"spec": np.array(on)}, dataset.classes
+        targets, classes = measure(model, plans, [dataset], on, canvas, 1, 0) | {"spec": np.array(on)}, dataset.classes
     counts, scores = targets["counts"], gate(torch.from_numpy(targets["inputs"]).float()).double().numpy()
     truth = qualities(measured_by, counts)
     per_plan = [round(measured_by.of_set(counts[:, k].sum(0)), 4) for k in range(len(plans))]

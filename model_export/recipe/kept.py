@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,13 @@ SAVE_EVERY = 60.0  # seconds
 Row = dict[str, NDArray[Any]]  # in every row the same names and shapes
 
 
+def key_of(weights: Path, *about: object) -> str:
+    """weights: the network's file. about: all else that the rows depend on, as JSON has it."""
+    digest = hashlib.sha256(weights.read_bytes())
+    digest.update(json.dumps(about).encode())
+    return digest.hexdigest()
+
+
 class Kept:
     """rows: of the steps so far, in their order; None is a step that there was nothing to measure in.
 
@@ -21,16 +30,18 @@ class Kept:
     """
 
     def __init__(self, path: Path | None = None, key: str = "") -> None:
-        self.path, self.key, self.rows, self.saved = path, key, list[Row | None](), time.monotonic()
+        self.path, self.key, self.rows = path, key, list[Row | None]()
+        self.written, self.saved = 0, time.monotonic()
         if path is None or not path.exists():
             return
         with np.load(path) as archive:
             if str(archive["key"]) == key:
-                columns = {name: archive[name] for name in archive.files if name not in ("key", "void")}
-                known = iter(range(int((~archive["void"]).sum())))
-                for void in archive["void"]:
-                    place = None if void else next(known)
-                    self.rows.append(None if place is None else {name: rows[place] for name, rows in columns.items()})
+                columns = {name: iter(archive[name]) for name in archive.files if name not in ("key", "void")}
+                self.rows = [
+                    None if void else {name: next(column) for name, column in columns.items()}
+                    for void in archive["void"]
+                ]
+                self.written = len(self.rows)
 
     def add(self, row: Row | None) -> None:
         self.rows.append(row)
@@ -43,11 +54,11 @@ class Kept:
         return {name: np.stack([row[name] for row in known]) for name in known[0]} if known else {}
 
     def save(self) -> None:
-        if self.path is None:
+        if self.path is None or self.written == len(self.rows):
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".new.npz")
         about: Row = {"key": np.array(self.key), "void": np.array([row is None for row in self.rows], bool)}
         np.savez_compressed(temporary, **(about | self.columns()))  # type: ignore[arg-type]
         temporary.replace(self.path)
-        self.saved = time.monotonic()
+        self.written, self.saved = len(self.rows), time.monotonic()

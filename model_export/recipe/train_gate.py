@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import dataclass, fields
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -93,22 +92,18 @@ class Images:
 
 def images_of(measure: Measure, parts: dict[str, dict[str, Any]], block: int) -> Images:
     """parts: targets "fit", which come first, and "held". block: as on the command line."""
-    held = len(parts["held"]["names"])
-    inputs, groups, views, quality = (
-        np.concatenate([of(parts[part]) for part in ("fit", "held")])
-        for of in (
-            lambda t: t["inputs"].astype(np.float64),
-            itemgetter("groups"),
-            itemgetter("views"),
-            lambda t: qualities(measure, t["counts"]),
-        )
-    )
+
+    def both(name: str) -> NDArray[Any]:
+        return np.concatenate([parts[part][name] for part in ("fit", "held")])
+
+    held, groups = len(parts["held"]["names"]), both("groups")
+    inputs, quality = both("inputs").astype(np.float64), qualities(measure, both("counts"))
     seen = np.append(parts["fit"]["seen"], np.full(held, False))
     # What is promised is promised for real images like those held out, so views of an image and data of another kind
     # do not count.
     real = np.append(alike(parts["fit"], str(parts["held"]["spec"])), np.full(held, True)) & ~seen
     fits = np.arange(len(seen)) < len(seen) - held
-    return Images(inputs, quality, groups, blocks_of(groups, views, block), seen, fits, real)
+    return Images(inputs, quality, groups, blocks_of(groups, both("views"), block), seen, fits, real)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,18 +183,8 @@ def left_out(images: Images, cost: Floats) -> list[dict[str, Any]]:
         for row in found.margins:
             shares = by_margin(scores, row["margin"])
             lost = (judged.quality[:, -1] - (shares * judged.quality).sum(1)).mean()
-            spent = (shares @ cost).mean()
-            rows.append(
-                plain(
-                    {
-                        "recording": str(name),
-                        "images": len(scores),
-                        "asked": row["asked"],
-                        "lost": lost,
-                        "gflops": spent,
-                    }
-                )
-            )
+            about = {"recording": str(name), "images": len(scores), "asked": row["asked"], "lost": lost}
+            rows.append(plain(about | {"gflops": (shares @ cost).mean()}))
     return rows
 
 
