@@ -1,4 +1,5 @@
-"""The image's root file system run as a container runtime would: namespaces, read-only, without rights or a daemon."""
+"""The image's root file system run as a container runtime would: namespaces, read-only, without
+rights or a daemon."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from typing import Any
 import psutil
 
 USER = 10001
-# Everything read-only but /tmp; then no rights, no variables but the image's, and its entry point as process 1.
+# Everything read-only but /tmp; then no rights, no variables but the image's, and its entry point
+# as process 1.
 CONTAINER = """
 set -e
 root=$1 folder=$2; shift 2
@@ -24,8 +26,8 @@ mount -t proc proc "$root/proc"
 mount -t tmpfs -o size=1m,mode=755,nosuid tmpfs "$root/dev"
 mknod -m 666 "$root/dev/null" c 1 3
 mknod -m 444 "$root/dev/urandom" c 1 9
-exec chroot "$root" setpriv --reuid 10001 --regid 10001 --clear-groups --bounding-set=-all --inh-caps=-all \\
-  --no-new-privs env --ignore-environment --chdir "$folder" "$@"
+exec chroot "$root" setpriv --reuid 10001 --regid 10001 --clear-groups \\
+  --bounding-set=-all --inh-caps=-all --no-new-privs env --ignore-environment --chdir "$folder" "$@"
 """
 
 
@@ -33,11 +35,18 @@ exec chroot "$root" setpriv --reuid 10001 --regid 10001 --clear-groups --boundin
 def container(
     root: Path, config: Mapping[str, Any], environ: Mapping[str, str], arguments: Sequence[str] = ()
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """The image's entry point in namespaces of its own; gone at the end, with everything that it started."""
+    """The image's entry point in namespaces of its own; gone at the end, with everything that it
+    started."""
     variables = {**dict(entry.split("=", 1) for entry in config["Env"]), **environ}
-    words = [*(f"{name}={value}" for name, value in variables.items()), *config["Entrypoint"], *arguments]
+    words = [
+        *(f"{name}={value}" for name, value in variables.items()),
+        *config["Entrypoint"],
+        *arguments,
+    ]
     isolate = ["unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
-    process = subprocess.Popen([*isolate, "sh", "-c", CONTAINER, "sh", str(root), config["WorkingDir"], *words])
+    process = subprocess.Popen(
+        [*isolate, "sh", "-c", CONTAINER, "sh", str(root), config["WorkingDir"], *words]
+    )
     try:
         yield process
     finally:

@@ -1,10 +1,13 @@
-"""Build an image from the real Dockerfile and run it as a container runtime would, without a Docker daemon.
+"""Build an image from the real Dockerfile and run it as a container runtime would, without a Docker
+daemon.
 
-The base is made by mmdebstrap from Debian's packages, the image by buildah with chroot isolation; then its root file
-system runs in namespaces of its own: read-only, as the image's user, without capabilities, with a /tmp in memory.
-Prints what was checked as a table, and a line of JSON last. Exit status 0: everything holds.
+The base is made by mmdebstrap from Debian's packages, the image by buildah with chroot isolation;
+then its root file system runs in namespaces of its own: read-only, as the image's user, without
+capabilities, with a /tmp in memory. Prints what was checked as a table, and a line of JSON last.
+Exit status 0: everything holds.
 
-Needs root, Debian's packages buildah and mmdebstrap, the extra `test`, and the network for packages.
+Needs root, Debian's packages buildah and mmdebstrap, the extra `test`, and the network for
+packages.
 """
 
 from __future__ import annotations
@@ -36,7 +39,11 @@ PHOTO = ROOT / "docs" / "scene-clear.jpg"
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 TARGETS = ("cpu", "gpu", "export")
 LARGEST = {"cpu": 400e6}  # bytes that an image may add to its base
-UNWANTED = {"cpu": ("torch", "model_export", "tensorrt_rtx"), "gpu": ("torch", "model_export"), "export": ()}
+UNWANTED = {
+    "cpu": ("torch", "model_export", "tensorrt_rtx"),
+    "gpu": ("torch", "model_export"),
+    "export": (),
+}
 
 
 class Buildah:
@@ -44,13 +51,19 @@ class Buildah:
 
     def __init__(self, folder: Path) -> None:
         config = folder / "storage.conf"
-        config.write_text(f'[storage]\ndriver = "vfs"\ngraphroot = "{folder}/graph"\nrunroot = "{folder}/run"\n')
+        config.write_text(
+            f'[storage]\ndriver = "vfs"\ngraphroot = "{folder}/graph"\nrunroot = "{folder}/run"\n'
+        )
         self._environ = os.environ | {"CONTAINERS_STORAGE_CONF": str(config), "TMPDIR": str(folder)}
 
     def __call__(self, *words: str, show: bool = False) -> str:
         """Standard output of `buildah WORDS`. Raises CalledProcessError."""
         run = subprocess.run(
-            ["buildah", *words], env=self._environ, stdout=None if show else subprocess.PIPE, text=True, check=True
+            ["buildah", *words],
+            env=self._environ,
+            stdout=None if show else subprocess.PIPE,
+            text=True,
+            check=True,
         )
         return (run.stdout or "").strip()
 
@@ -60,25 +73,43 @@ class Buildah:
 
 
 def make_base(archive: Path) -> None:
-    """What stands in for python:3.13-slim-trixie: the same Debian, the same minor release of Python."""
+    """What stands in for python:3.13-slim-trixie: the same Debian, the same minor release of
+    Python."""
     packages = "ca-certificates,python3,python3-venv"
-    subprocess.run(["mmdebstrap", "--variant=minbase", f"--include={packages}", "trixie", str(archive)], check=True)
+    subprocess.run(
+        ["mmdebstrap", "--variant=minbase", f"--include={packages}", "trixie", str(archive)],
+        check=True,
+    )
 
 
 def build(buildah: Buildah, archive: Path, target: str) -> None:
-    """Images `base` and `fathom`. The machine's certificates are lent to the build, for networks with a proxy."""
+    """Images `base` and `fathom`. The machine's certificates are lent to the build, for networks
+    with a proxy."""
     empty = buildah("from", "scratch")
     buildah("add", "--quiet", empty, str(archive), "/")
     buildah("commit", "--quiet", "--rm", empty, "base")
     lent = ["--volume", f"{CERTIFICATES}:{CERTIFICATES}:ro"] if CERTIFICATES.exists() else []
     arguments = ["--build-arg", "BASE=localhost/base", "--build-arg", "REVISION=proof"]
-    options = ["--isolation", "chroot", "--format", "docker", "--file", "docker/Dockerfile", "--target", target]
+    options = [
+        "--isolation",
+        "chroot",
+        "--format",
+        "docker",
+        "--file",
+        "docker/Dockerfile",
+        "--target",
+        target,
+    ]
     buildah("build", *options, *lent, *arguments, "--tag", "fathom", str(ROOT), show=True)
 
 
 def size(root: Path) -> int:
     """Bytes of all files below a folder, hard links counted once."""
-    return int(subprocess.run(["du", "-sb", str(root)], capture_output=True, text=True, check=True).stdout.split()[0])
+    return int(
+        subprocess.run(
+            ["du", "-sb", str(root)], capture_output=True, text=True, check=True
+        ).stdout.split()[0]
+    )
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -89,12 +120,20 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 
 def check_files(root: Path, target: str) -> int:
-    """No compiler, no pip, no cache; the bills of materials name what is locked. Returns their number of components."""
+    """No compiler, no pip, no cache; the bills of materials name what is locked. Returns their
+    number of components."""
     packages = next(root.glob("opt/fathom/venv/lib/python3*/site-packages"))
-    unwanted = [*(f"usr/bin/{tool}" for tool in ("cc", "gcc", "c++", "ld")), "root/.cache", "tools", "build"]
+    unwanted = [
+        *(f"usr/bin/{tool}" for tool in ("cc", "gcc", "c++", "ld")),
+        "root/.cache",
+        "tools",
+        "build",
+    ]
     found = [name for name in unwanted if (root / name).exists()]
     for name in ("pip", *UNWANTED[target]):
-        found += [name for folder in (packages, root / "opt/fathom/app") if (folder / name).exists()]
+        found += [
+            name for folder in (packages, root / "opt/fathom/app") if (folder / name).exists()
+        ]
     assert not found, f"not wanted in the image: {found}"
     python, debian = (
         {
@@ -103,22 +142,29 @@ def check_files(root: Path, target: str) -> int:
         }
         for path in ("usr/share/fathom/sbom.cdx.json", "usr/share/fathom/sbom-debian.cdx.json")
     )
-    locked = re.findall(r"^\S+==\S+", (ROOT / f"docker/requirements/{target}.txt").read_text(), re.MULTILINE)
+    locked = re.findall(
+        r"^\S+==\S+", (ROOT / f"docker/requirements/{target}.txt").read_text(), re.MULTILINE
+    )
     assert set(locked) == python, f"the lock and the bill differ: {set(locked) ^ python}"
     assert {"tini", "libc6"} <= {name.split("==")[0] for name in debian}
     return len(python) + len(debian)
 
 
-def ask(port: int, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, bytes]:
+def ask(
+    port: int, method: str, path: str, body: bytes | None = None, **headers: str
+) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     with contextlib.closing(connection):
-        connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+        connection.request(
+            method, path, body, {name.replace("_", "-"): value for name, value in headers.items()}
+        )
         answer = connection.getresponse()
         return answer.status, answer.read()
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], port: int) -> float:
-    """Seconds until /readyz says 200. Raises RuntimeError when the container ends, TimeoutError after two minutes."""
+    """Seconds until /readyz says 200. Raises RuntimeError when the container ends, TimeoutError
+    after two minutes."""
     start = time.monotonic()
     while time.monotonic() < start + 120:
         if process.poll() is not None:
@@ -145,21 +191,35 @@ def check_rights(init: psutil.Process) -> None:
 
 
 def check_health(init: psutil.Process, config: Mapping[str, Any], port: int) -> None:
-    """The image's own HEALTHCHECK, run where Docker would run it: fails for a port where nobody listens."""
-    enter = ["nsenter", f"--target={init.pid}", "--mount", "--pid", "--root", "--wd", "--setuid", str(USER)]
+    """The image's own HEALTHCHECK, run where Docker would run it: fails for a port where nobody
+    listens."""
+    enter = [
+        "nsenter",
+        f"--target={init.pid}",
+        "--mount",
+        "--pid",
+        "--root",
+        "--wd",
+        "--setuid",
+        str(USER),
+    ]
     kind, *command = config["Healthcheck"]["Test"]
     assert kind == "CMD"
     for number, healthy in ((port, True), (1, False)):
         variables = [*config["Env"], f"FATHOM_PORT={number}"]
         run = subprocess.run(
-            [*enter, "env", "--ignore-environment", *variables, *command], capture_output=True, check=False
+            [*enter, "env", "--ignore-environment", *variables, *command],
+            capture_output=True,
+            check=False,
         )
         assert (run.returncode == 0) is healthy, run.stderr.decode()
 
 
 def check_mask(port: int) -> str:
     """A photo in, its mask out. Returns what the mask is like."""
-    status, body = ask(port, "POST", "/segment", PHOTO.read_bytes(), Content_Type="image/jpeg", Accept="image/png")
+    status, body = ask(
+        port, "POST", "/segment", PHOTO.read_bytes(), Content_Type="image/jpeg", Accept="image/png"
+    )
     assert status == 200, body
     with Image.open(io.BytesIO(body)) as mask, Image.open(PHOTO) as photo:
         classes = len(mask.getcolors(256) or [])
@@ -169,7 +229,8 @@ def check_mask(port: int) -> str:
 
 
 def serve(root: Path, config: Mapping[str, Any]) -> dict[str, object]:
-    """The service in a container: from its start to a mask, and two ways to its end. Figures by name."""
+    """The service in a container: from its start to a mask, and two ways to its end. Figures by
+    name."""
     assert "FATHOM_HOST=0.0.0.0" in config["Env"], config["Env"]
     assert list(config["ExposedPorts"]) == ["8000/tcp"]
     with socket.socket() as probe:
@@ -187,7 +248,9 @@ def serve(root: Path, config: Mapping[str, Any]) -> dict[str, object]:
         first(process)
         time.sleep(0.2)  # Python imports, and has no handler yet
         early, seconds = end(process)
-        assert (early, seconds < 5) == (128 + signal.SIGTERM, True), f"status {early} after {seconds:.1f} s"
+        assert (early, seconds < 5) == (128 + signal.SIGTERM, True), (
+            f"status {early} after {seconds:.1f} s"
+        )
     return {
         "ready, s": round(ready, 1),
         "mask": mask,
@@ -215,7 +278,9 @@ def prove(folder: Path, base: Path, target: str) -> dict[str, object]:
     config = json.loads(buildah("inspect", "--type", "image", "fathom"))["Docker"]["config"]
     root = buildah.mount("fathom")
     added = size(root) - size(buildah.mount("localhost/base"))
-    assert added <= LARGEST.get(target, float("inf")), f"the image adds {added / 1e6:.0f} MB to its base"
+    assert added <= LARGEST.get(target, float("inf")), (
+        f"the image adds {added / 1e6:.0f} MB to its base"
+    )
     check_config(config)
     return {
         "target": target,
@@ -228,13 +293,21 @@ def prove(folder: Path, base: Path, target: str) -> dict[str, object]:
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--target", choices=TARGETS, default="cpu")
     parser.add_argument(
-        "--base", type=Path, help="archive of the base; made if it is not there. None: made, thrown away"
+        "--base",
+        type=Path,
+        help="archive of the base; made if it is not there. None: made, thrown away",
     )
     arguments = parser.parse_args(argv)
-    missing = [tool for tool in ("buildah", "mmdebstrap", "unshare", "nsenter") if shutil.which(tool) is None]
+    missing = [
+        tool
+        for tool in ("buildah", "mmdebstrap", "unshare", "nsenter")
+        if shutil.which(tool) is None
+    ]
     if missing or os.geteuid() != 0:
         parser.error(f"needs {', '.join(missing) or 'root'}")
     with tempfile.TemporaryDirectory(prefix="fathom-image-") as name:

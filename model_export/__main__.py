@@ -12,24 +12,38 @@ from service.errors import FathomError
 COMMANDS = {
     "train-exits": ("recipe.train_exits", "step A: train the parent for early exits"),
     "average": ("recipe.average", "the mean of several runs' weights, as a run"),
-    "search-plans": ("export.search", "cost and quality of every plan; choose the ones that are worth having"),
+    "search-plans": (
+        "export.search",
+        "cost and quality of every plan; choose the ones that are worth having",
+    ),
     "derive-targets": ("recipe.derive_targets", "step B: quality of every plan on every image"),
     "train-gate": ("recipe.train_gate", "step C: train the gate, everything else frozen"),
-    "evaluate": ("recipe.evaluate", "a run or a bundle: quality and cost of every policy, the gate against the oracle"),
-    "draw-scenes": ("recipe.draw_scenes", "write generated scenes of known clutter as a labelled folder"),
+    "evaluate": (
+        "recipe.evaluate",
+        "a run or a bundle: quality and cost of every policy, the gate against the oracle",
+    ),
+    "draw-scenes": (
+        "recipe.draw_scenes",
+        "write generated scenes of known clutter as a labelled folder",
+    ),
     "probe": ("recipe.probe", "frozen linear probe of a backbone's weights"),
     "retarget": (
         "export.retarget",
         "a new gate and new margins for a bundle, from other data; nothing is trained",
     ),
     "export": ("export.onnx", "write a bundle: front, encoders and decoder as ONNX"),
-    "build-trt": ("export.tensorrt", "TensorRT engines of a bundle, compared with ONNX Runtime, into a cache"),
+    "build-trt": (
+        "export.tensorrt",
+        "TensorRT engines of a bundle, compared with ONNX Runtime, into a cache",
+    ),
 }
 
 
 def parser_of(command: str) -> argparse.ArgumentParser:
     module = importlib.import_module(f"model_export.{COMMANDS[command][0]}")
-    parser = argparse.ArgumentParser(f"python -m model_export {command}", description=module.__doc__)
+    parser = argparse.ArgumentParser(
+        f"python -m model_export {command}", description=module.__doc__
+    )
     module.add_arguments(parser)
     parser.set_defaults(main=module.main)
     return parser
@@ -44,7 +58,10 @@ def main(argv: list[str]) -> int:
     run = args.__dict__.pop("main")
     try:
         run(args)
-    except (ValueError, FathomError) as error:  # bad arguments, data, runs, bundles: it says what to change
+    except (
+        ValueError,
+        FathomError,
+    ) as error:  # bad arguments, data, runs, bundles: it says what to change
         print(f"{argv[0]}: {error}", file=sys.stderr)
         return 1
     return 0

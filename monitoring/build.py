@@ -1,4 +1,5 @@
-"""Write what is derived: dashboards/fathom.json from dashboard.py, prometheus-rule.yaml from rules.yml.
+"""Write what is derived: dashboards/fathom.json from dashboard.py, prometheus-rule.yaml from
+rules.yml.
 
     python -m monitoring.build            write both
     python -m monitoring.build --check    exit 1 and name what is stale; write nothing
@@ -40,15 +41,26 @@ def built() -> dict[Path, str]:
 
 
 def prometheus_rule(rules: str) -> str:
-    """The same groups as a custom resource of the Prometheus operator, comments and all: its `spec` is a rules file."""
-    return RULE_HEAD + "".join(f"  {line}" if line.strip() else line for line in rules.splitlines(keepends=True))
+    """The same groups as a custom resource of the Prometheus operator, comments and all: its `spec`
+    is a rules file."""
+    return RULE_HEAD + "".join(
+        f"  {line}" if line.strip() else line for line in rules.splitlines(keepends=True)
+    )
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file is stale")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 if a file is stale"
+    )
     check = parser.parse_args(argv).check
-    stale = [path for path, text in built().items() if not path.is_file() or path.read_text("utf-8") != text]
+    stale = [
+        path
+        for path, text in built().items()
+        if not path.is_file() or path.read_text("utf-8") != text
+    ]
     for path in stale:
         if not check:
             path.parent.mkdir(exist_ok=True)

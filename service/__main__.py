@@ -1,6 +1,7 @@
 """`python -m service`: settings -> bundle -> metrics -> scheduler -> app -> one uvicorn process.
 
-Exit status: 0 after a drain, 1 when the bundle or the backend cannot be served, 2 for a wrong setting.
+Exit status: 0 after a drain, 1 when the bundle or the backend cannot be served, 2 for a wrong
+setting.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ _log = logging.getLogger("fathom")
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Serve until SIGTERM or SIGINT. Returns the exit status; what went wrong is said on standard error."""
+    """Serve until SIGTERM or SIGINT. Returns the exit status; what went wrong is said on standard
+    error."""
     form = ""  # not known yet
     try:
         settings = load(argv, environ)
@@ -58,7 +60,8 @@ def serve(settings: Settings, served: Bundle) -> None:
     """Serve a verified bundle. Raises SettingsError, and what the engine failed with."""
     if settings.max_loss > 0 and margin_for(settings.max_loss, served.manifest.margins) is None:
         _log.warning(
-            "%s promises nothing for --max-loss %g: without a budget every image takes the full plan",
+            "%s promises nothing for --max-loss %g: without a budget every image takes the full "
+            "plan",
             served.manifest.name,
             settings.max_loss,
         )
@@ -66,7 +69,9 @@ def serve(settings: Settings, served: Bundle) -> None:
     release = _version()
 
     def open_engine() -> Backend:
-        choice = choose(settings, served)  # here, on the engine thread, while the event loop already answers
+        choice = choose(
+            settings, served
+        )  # here, on the engine thread, while the event loop already answers
         backend = open_backend(choice, settings, served)
         name = f"{served.manifest.name}@{served.digest[:12]}"
         metrics.build_info(version=release, bundle=name, backend=backend.name, reason=choice.reason)
@@ -74,7 +79,9 @@ def serve(settings: Settings, served: Bundle) -> None:
 
     scheduler = Scheduler(open_engine, served.manifest, settings, metrics)
     tracing = open_tracing(settings, release)
-    app = create_app(settings, served.manifest, scheduler, metrics, version=release, tracing=tracing)
+    app = create_app(
+        settings, served.manifest, scheduler, metrics, version=release, tracing=tracing
+    )
     config = uvicorn.Config(
         app,
         log_config=None,  # its loggers go where ours go
@@ -83,14 +90,18 @@ def serve(settings: Settings, served: Bundle) -> None:
         lifespan="on",
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
     )
-    with _listen(settings) as listener, asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+    with (
+        _listen(settings) as listener,
+        asyncio.Runner(loop_factory=config.get_loop_factory()) as runner,
+    ):
         runner.run(_run(_Server(config), scheduler, listener))
     if scheduler.failure is not None:
         raise scheduler.failure
 
 
 async def _run(server: uvicorn.Server, scheduler: Scheduler, listener: socket.socket) -> None:
-    """Listen at once, so that /healthz answers while the engine warms up; stop when the engine has failed."""
+    """Listen at once, so that /healthz answers while the engine warms up; stop when the engine has
+    failed."""
     host, port = listener.getsockname()[:2]
     _log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
@@ -104,7 +115,8 @@ async def _run(server: uvicorn.Server, scheduler: Scheduler, listener: socket.so
 
 
 class _Server(uvicorn.Server):
-    """uvicorn raises a signal again once it has shut down, so that a clean end would look like a crash."""
+    """uvicorn raises a signal again once it has shut down, so that a clean end would look like a
+    crash."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -115,7 +127,8 @@ class _Server(uvicorn.Server):
 
 
 def open_tracing(settings: Settings, release: str) -> Tracing | None:
-    """What records spans, if the settings want it. Raises SettingsError when its packages are not installed."""
+    """What records spans, if the settings want it. Raises SettingsError when its packages are not
+    installed."""
     if not settings.trace_endpoint:
         return None
     try:
@@ -131,10 +144,14 @@ def open_tracing(settings: Settings, release: str) -> Tracing | None:
 def _listen(settings: Settings) -> socket.socket:
     """The listening socket. Raises SettingsError when the address cannot be had."""
     try:
-        family, *_, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        family, *_, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM
+        )[0]
         return socket.create_server(address[:2], family=family, backlog=2048)
     except OSError as error:
-        raise SettingsError(f"cannot listen on {settings.host} port {settings.port}: {error}") from error
+        raise SettingsError(
+            f"cannot listen on {settings.host} port {settings.port}: {error}"
+        ) from error
 
 
 def _version() -> str:

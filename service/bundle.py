@@ -1,7 +1,8 @@
-"""The bundle: a folder that the service can serve, and its contract, `manifest.json`. Standard library only.
+"""The bundle: a folder that the service can serve, and its contract, `manifest.json`. Standard
+library only.
 
-`load` verifies every file against its sha256 before anything is opened; `save` is what an exporter calls. The types
-and the checks of the contract are in `manifest`; its names are offered here, too.
+`load` verifies every file against its sha256 before anything is opened; `save` is what an exporter
+calls. The types and the checks of the contract are in `manifest`; its names are offered here, too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,17 @@ from typing import NoReturn
 
 from service.errors import BundleError
 from service.kernel import KernelFile
-from service.manifest import SCHEMA, TASKS, BundleFile, ClassInfo, InputSpec, Manifest, Stage, TensorSpec, parse
+from service.manifest import (
+    SCHEMA,
+    TASKS,
+    BundleFile,
+    ClassInfo,
+    InputSpec,
+    Manifest,
+    Stage,
+    TensorSpec,
+    parse,
+)
 
 FILE = "manifest.json"
 __all__ = [
@@ -46,13 +57,16 @@ class Bundle:
 
 
 def load(folder: Path) -> Bundle:
-    """Read and verify a bundle. Raises BundleError that names the file or key and the command that mends it."""
+    """Read and verify a bundle. Raises BundleError that names the file or key and the command that
+    mends it."""
     try:
         content = (folder / FILE).read_bytes()
         manifest = parse(json.loads(content, parse_constant=_no_constant))
         entries: tuple[Stage | BundleFile | KernelFile, ...] = (
-            *manifest.stages.values(), *manifest.files, *manifest.kernels,
-        )  # fmt: skip
+            *manifest.stages.values(),
+            *manifest.files,
+            *manifest.kernels,
+        )
         for entry in entries:
             if _sha256(folder, entry.file) != entry.sha256:
                 raise BundleError(f"{entry.file}: its sha256 is not the manifest's")
@@ -66,9 +80,11 @@ def load(folder: Path) -> Bundle:
 
 
 def save(folder: Path, manifest: Manifest) -> Bundle:
-    """Write manifest.json with each file's sha256, computed here, after the same checks as `load` makes.
+    """Write manifest.json with each file's sha256, computed here, after the same checks as `load`
+    makes.
 
-    Raises BundleError for what could not be loaded again; then nothing is written. OSError when the disk refuses.
+    Raises BundleError for what could not be loaded again; then nothing is written. OSError when the
+    disk refuses.
     """
     value = dataclasses.asdict(manifest)
     encoder_of = value.pop("encoder_of")
@@ -87,7 +103,9 @@ def save(folder: Path, manifest: Manifest) -> Bundle:
 
 
 def _mending(folder: Path, detail: str) -> BundleError:
-    return BundleError(f"{folder}: {detail}. Make it again with: python -m model_export export RUN -o {folder}")
+    return BundleError(
+        f"{folder}: {detail}. Make it again with: python -m model_export export RUN -o {folder}"
+    )
 
 
 def _no_constant(name: str) -> NoReturn:
@@ -96,7 +114,9 @@ def _no_constant(name: str) -> NoReturn:
 
 def _sha256(folder: Path, name: str) -> str:
     path = (folder / name).resolve()
-    if not name or not path.is_relative_to(folder.resolve()):  # an absolute name, "..", or a link to elsewhere
+    if not name or not path.is_relative_to(
+        folder.resolve()
+    ):  # an absolute name, "..", or a link to elsewhere
         raise BundleError(f"{name!r}: the name leaves the folder")
     if not path.is_file():
         raise BundleError(f"{name}: there is no such file")

@@ -45,10 +45,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Margin:
-    """One row of a bundle's calibration: what the gate must say for a promise on the expected loss to hold.
+    """One row of a bundle's calibration: what the gate must say for a promise on the expected loss
+    to hold.
 
-    asked: a max-loss, 0..1. margin: a plan keeps it if its score is at most so far below the full plan's (negative: if
-    it is so far above); None: no plan but the full one does.
+    asked: a max-loss, 0..1. margin: a plan keeps it if its score is at most so far below the full
+    plan's (negative: if it is so far above); None: no plan but the full one does.
     """
 
     asked: float
@@ -59,9 +60,10 @@ class Margin:
 class Budget:
     """Ceilings on compute and time, and a floor on quality. None = not set.
 
-    depth: most encoder layers. gflops: most compute for the image. ms: deadline on the server, queueing included.
-    max_loss: largest accepted expected loss of quality against the full plan (0..1); 0 asks for the dearest plan that
-    the ceilings allow. strict: rather refuse than miss that floor.
+    depth: most encoder layers. gflops: most compute for the image. ms: deadline on the server,
+    queueing included. max_loss: largest accepted expected loss of quality against the full plan
+    (0..1); 0 asks for the dearest plan that the ceilings allow. strict: rather refuse than miss
+    that floor.
     """
 
     depth: int | None = None
@@ -73,7 +75,8 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Where an image lies inside the canvas: scaled by one factor, anchored at the top left, the rest is padding.
+    """Where an image lies inside the canvas: scaled by one factor, anchored at the top left, the
+    rest is padding.
 
     width, height: the image as shown (after EXIF orientation), in pixels.
     scaled_width, scaled_height: its size inside the canvas, in canvas pixels.
@@ -99,8 +102,8 @@ class Frame:
 class Decision:
     """What the router chose for one image, and why.
 
-    predicted_quality: the gate's estimate for the chosen plan, 0..1.
-    wanted: the plan that the gate asked for, where a ceiling, the deadline or the load took it away; None: it ran.
+    predicted_quality: the gate's estimate for the chosen plan, 0..1. wanted: the plan that the gate
+    asked for, where a ceiling, the deadline or the load took it away; None: it ran.
     quality_given_up: the gate's estimate for `wanted` less that for `plan`, never under 0.
     floor_kept: whether `plan` keeps the max-loss that was in force.
     """
@@ -115,14 +118,15 @@ class Decision:
 
 @dataclass(slots=True)
 class Trace:
-    """What happened to one request; written along the way, read once at the edge (metrics, headers, log line).
+    """What happened to one request; written along the way, read once at the edge (metrics, headers,
+    log line).
 
-    stages: seconds per stage, in order of completion (decode, queue, front, encoder, decoder, mask).
-    batch_size: images that ran together through the chosen encoder.
-    began: when each stage began, in seconds of time.perf_counter.
-    size: width and height of the image as shown, in pixels; None until it is decoded.
-    caller: the name of the API key; empty where none is asked for.
-    trace_id: of the distributed trace, 32 hex digits; empty while tracing is off. sampled: whether it is recorded.
+    stages: seconds per stage, in order of completion (decode, queue, front, encoder, decoder,
+    mask). batch_size: images that ran together through the chosen encoder. began: when each stage
+    began, in seconds of time.perf_counter. size: width and height of the image as shown, in pixels;
+    None until it is decoded. caller: the name of the API key; empty where none is asked for.
+    trace_id: of the distributed trace, 32 hex digits; empty while tracing is off. sampled: whether
+    it is recorded.
     """
 
     request_id: str = ""
@@ -150,10 +154,10 @@ class Trace:
 class Outcome:
     """The decoder's result for one image.
 
-    probabilities: (channels, canvas height / stride, canvas width / stride) float32 in 0..1. Semantic: a channel per
-    class. Instance: background, then core and rim of each class.
-    paused: the tokens that the plan did not update to the end, (rows, columns) uint8 over the whole canvas, 1 = paused;
-    None where the plan pauses none.
+    probabilities: (channels, canvas height / stride, canvas width / stride) float32 in 0..1.
+    Semantic: a channel per class. Instance: background, then core and rim of each class. paused:
+    the tokens that the plan did not update to the end, (rows, columns) uint8 over the whole canvas,
+    1 = paused; None where the plan pauses none.
     """
 
     decision: Decision

@@ -1,20 +1,15 @@
 """Every error that a caller can meet. Each class has its HTTP status and problem type (RFC 9457).
 
-FathomError 500
-├── BundleError                    at start: the folder cannot be served
-├── SettingsError                  at start: a flag or variable is wrong
-├── BackendError                   at start: the chosen backend cannot run here
-├── BadHeader 400                  a header field that cannot be understood
-├── BadQuery 400
-├── NotAcceptable 406
-├── RequestTimeout 408             the body did not arrive in time
-├── TooLarge 413                   bytes, pixels or sides over the limit
-├── UnsupportedMediaType 415
-├── UndecodableImage 422
-├── UnsatisfiableBudget 422        the cheapest plan is over the ceiling, or a strict floor is out of reach
-├── Overloaded 429                 the queue is full, or the deadline cannot be met (Retry-After)
-├── NotReady 503                   starting or draining (Retry-After)
-└── DeadlineExceeded 504           the deadline passed while running
+FathomError 500 ├── BundleError                    at start: the folder cannot be served ├──
+SettingsError                  at start: a flag or variable is wrong ├── BackendError
+at start: the chosen backend cannot run here ├── BadHeader 400                  a header field that
+cannot be understood ├── BadQuery 400 ├── NotAcceptable 406 ├── RequestTimeout 408             the
+body did not arrive in time ├── TooLarge 413                   bytes, pixels or sides over the limit
+├── UnsupportedMediaType 415 ├── UndecodableImage 422 ├── UnsatisfiableBudget 422        the
+cheapest plan is over the ceiling, or a strict floor is out of reach ├── Overloaded 429
+the queue is full, or the deadline cannot be met (Retry-After) ├── NotReady 503
+starting or draining (Retry-After) └── DeadlineExceeded 504           the deadline passed while
+running
 """
 
 from __future__ import annotations
@@ -23,8 +18,8 @@ from __future__ import annotations
 class FathomError(Exception):
     """Base. `detail` (the message) names what to change; `title` and `status` are the class's.
 
-    retry_after: seconds after which a retry has a chance, for the statuses that carry `Retry-After`.
-    extra: further members of the problem document, from a closed set per class.
+    retry_after: seconds after which a retry has a chance, for the statuses that carry
+    `Retry-After`. extra: further members of the problem document, from a closed set per class.
     """
 
     status = 500

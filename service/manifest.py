@@ -1,7 +1,7 @@
 """`manifest.json` as an object: its types, how JSON becomes them, and what must hold between them.
 
-Reading is strict: an unknown or missing key, a wrong type and stages that do not fit together are refused with the
-key's name. Everybody but `bundle` takes these names from there.
+Reading is strict: an unknown or missing key, a wrong type and stages that do not fit together are
+refused with the key's name. Everybody but `bundle` takes these names from there.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One exported graph. parity: largest absolute difference from the network that it was exported from."""
+    """One exported graph. parity: largest absolute difference from the network that it was exported
+    from."""
 
     file: str
     sha256: str
@@ -43,7 +44,8 @@ class Stage:
 
     @property
     def paused(self) -> TensorSpec | None:
-        """Of an encoder that pauses tokens: its map of them, (batch, rows, columns) uint8 over the canvas."""
+        """Of an encoder that pauses tokens: its map of them, (batch, rows, columns) uint8 over the
+        canvas."""
         return next((spec for spec in self.outputs if spec.name == "paused"), None)
 
 
@@ -66,7 +68,8 @@ class ClassInfo:
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """The canvas, in pixels. pad: the RGB colour right of and below an image that does not fill it."""
+    """The canvas, in pixels. pad: the RGB colour right of and below an image that does not fill
+    it."""
 
     height: int
     width: int
@@ -79,9 +82,10 @@ class InputSpec:
 class Manifest:
     """manifest.json as an object.
 
-    plans: from cheap to dear, the last one is the full plan; encoder_of: plan's name -> stage's name. margins: the
-    calibration of max-loss, ascending in `asked`; without any, all but the full plan is unsafe. kernels: compiled for
-    the graphs' nodes of our own, if any; engines are built with them, and some run them.
+    plans: from cheap to dear, the last one is the full plan; encoder_of: plan's name -> stage's
+    name. margins: the calibration of max-loss, ascending in `asked`; without any, all but the full
+    plan is unsafe. kernels: compiled for the graphs' nodes of our own, if any; engines are built
+    with them, and some run them.
     """
 
     name: str
@@ -105,7 +109,8 @@ class Manifest:
 
     @property
     def channels(self) -> int:
-        """Of the decoder: one per class; for the instance task background, then core and rim of each class."""
+        """Of the decoder: one per class; for the instance task background, then core and rim of
+        each class."""
         return 1 + 2 * len(self.classes) if self.task == "instance" else len(self.classes)
 
     @property
@@ -116,7 +121,8 @@ class Manifest:
 
 
 def parse(value: Any) -> Manifest:
-    """What stands in manifest.json -> the object, checked. Raises BundleError that names the key."""
+    """What stands in manifest.json -> the object, checked. Raises BundleError that names the
+    key."""
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         found = value.get("schema") if isinstance(value, dict) else value
         raise BundleError(f"schema: {found!r}, but this service reads {SCHEMA}")
@@ -139,7 +145,11 @@ def build(kind: type[_T], value: Any, where: str) -> _T:
     origin, arguments = get_origin(kind), get_args(kind)
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
         hints, prefix = get_type_hints(kind), f"{where}." if where else ""
-        optional = {field.name for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING}
+        optional = {
+            field.name
+            for field in dataclasses.fields(kind)
+            if field.default is not dataclasses.MISSING
+        }
         for key in sorted((hints.keys() ^ value.keys()) - (optional - value.keys())):
             raise BundleError(f"{prefix}{key}: is {'missing' if key in hints else 'unknown'}")
         return kind(**{key: build(hints[key], item, prefix + key) for key, item in value.items()})
@@ -151,7 +161,9 @@ def build(kind: type[_T], value: Any, where: str) -> _T:
         and isinstance(value, list)
         and len(value) == (len(value) if ... in arguments else len(arguments))
     ):
-        built = tuple(build(arguments[0], item, f"{where}[{row}]") for row, item in enumerate(value))
+        built = tuple(
+            build(arguments[0], item, f"{where}[{row}]") for row, item in enumerate(value)
+        )
     elif origin is Mapping and isinstance(value, dict):
         built = {key: build(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     elif kind is Any or type(value) is kind:  # type(), since True is an int to isinstance
@@ -167,11 +179,16 @@ def _check(manifest: Manifest) -> None:
     """What types cannot say. Raises BundleError that names the key."""
     canvas = manifest.input
     _require(manifest.task in TASKS, f"task: {manifest.task!r} is not one of {TASKS}")
-    _require(1 <= len(manifest.classes) <= 255, "classes: there must be 1 to 255")  # 255 is void in masks
+    _require(
+        1 <= len(manifest.classes) <= 255, "classes: there must be 1 to 255"
+    )  # 255 is void in masks
     things = manifest.task == "semantic" or all(entry.thing for entry in manifest.classes)
     _require(things, "classes: those of the instance task must be things")
     colors = [canvas.pad, *(entry.color for entry in manifest.classes)]
-    _require(all(0 <= v <= 255 for color in colors for v in color), "classes, input.pad: a color is outside of 0..255")
+    _require(
+        all(0 <= v <= 255 for color in colors for v in color),
+        "classes, input.pad: a color is outside of 0..255",
+    )
     _require((canvas.dtype, canvas.layout) == ("uint8", "NHWC"), "input: it must be uint8 and NHWC")
     _require(canvas.height > 0 and canvas.width > 0, "input: height and width must be positive")
     _check_plans(manifest)
@@ -182,13 +199,26 @@ def _check_plans(manifest: Manifest) -> None:
     plans, asked = manifest.plans, [row.asked for row in manifest.margins]
     _require(bool(plans), "plans: there is none")
     _require(len({plan.name for plan in plans}) == len(plans), "plans: a name is there twice")
-    _require(sorted(plans, key=lambda p: p.gflops) == [*plans], "plans: they must go from cheap to dear in gflops")
+    _require(
+        sorted(plans, key=lambda p: p.gflops) == [*plans],
+        "plans: they must go from cheap to dear in gflops",
+    )
     for plan in plans:
-        _require(plan.depth >= 1 and plan.gflops > 0, f"plans: {plan.name}: depth and gflops must be positive")
-        _require(0 < plan.keep <= 1 and 0 < plan.width <= 1, f"plans: {plan.name}: keep and width must be in (0, 1]")
+        _require(
+            plan.depth >= 1 and plan.gflops > 0,
+            f"plans: {plan.name}: depth and gflops must be positive",
+        )
+        _require(
+            0 < plan.keep <= 1 and 0 < plan.width <= 1,
+            f"plans: {plan.name}: keep and width must be in (0, 1]",
+        )
         values = (plan.quality, *plan.quality_quantiles)
-        _require(all(0 <= v <= 1 for v in values), f"plans: {plan.name}: quality is outside of 0..1")
-        _require(len(plan.quality_quantiles) == 5, f"plans: {plan.name}: quality_quantiles must be 5")
+        _require(
+            all(0 <= v <= 1 for v in values), f"plans: {plan.name}: quality is outside of 0..1"
+        )
+        _require(
+            len(plan.quality_quantiles) == 5, f"plans: {plan.name}: quality_quantiles must be 5"
+        )
     _require(all(0 < v <= 1 for v in asked), "margins: asked must be in (0, 1]")
     _require(all(a < b for a, b in pairwise(asked)), "margins: asked must ascend")
     safe = all(row.margin is None or -1 <= row.margin <= 1 for row in manifest.margins)
@@ -210,7 +240,9 @@ def _check_stages(manifest: Manifest) -> None:
         _feeds(front.outputs, encoder, name)
         _feeds((*front.outputs, *encoder.outputs), decoder, "decoder")
         if encoder.paused is not None:
-            _require(plan.keep < 1, f"stages.{name}.outputs: paused is there, but {plan.name} has keep 1")
+            _require(
+                plan.keep < 1, f"stages.{name}.outputs: paused is there, but {plan.name} has keep 1"
+            )
             right = encoder.paused.dtype == "uint8" and _is_grid(encoder.paused.dims, 3)
             _require(right, f"stages.{name}.outputs: paused must be uint8, (batch, rows, columns)")
     dims = decoder.outputs[0].dims if len(decoder.outputs) == 1 else ()

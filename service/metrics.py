@@ -1,6 +1,7 @@
 """Every instrument of the service, in a registry of its own, and the one log line per request.
 
-Base units, labels from closed sets only. `observe` reads a request's trace once, when its answer is decided.
+Base units, labels from closed sets only. `observe` reads a request's trace once, when its answer is
+decided.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from service.logs import Line
 
 STAGES = ("decode", "queue", "front", "encoder", "decoder", "mask")
 SHED = ("full", "predicted", "expired", "draining")
-# Fine where answers lie on small machines, 10 ms to 2 s; the Prometheus defaults would put half of them in one bucket.
+# Fine where answers lie on small machines, 10 ms to 2 s; the Prometheus defaults would put half of
+# them in one bucket.
 REQUEST_SECONDS = (
     *(0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.125, 0.15, 0.175, 0.2, 0.25),
     *(0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0),
@@ -38,15 +40,16 @@ def _leaves(kind: type[FathomError]) -> Iterable[type[FathomError]]:
         yield from _leaves(below)
 
 
-# outcome label -> HTTP status. 499: the caller left before the answer, so no status was ever sent. 401 is starlette's
-# HTTPException, which carries WWW-Authenticate.
+# outcome label -> HTTP status. 499: the caller left before the answer, so no status was ever sent.
+# 401 is starlette's HTTPException, which carries WWW-Authenticate.
 OUTCOMES = {"ok": 200, "cancelled": 499, "unauthorized": 401} | {
     kind.problem: kind.status for kind in _leaves(FathomError)
 }
 
 
 class Metrics:
-    """layers: K, the encoder's depth; max_batch: most images per batch. Safe to call from several threads."""
+    """layers: K, the encoder's depth; max_batch: most images per batch. Safe to call from several
+    threads."""
 
     def __init__(self, *, layers: int, max_batch: int) -> None:
         self.registry = registry = prometheus.CollectorRegistry()
@@ -76,11 +79,15 @@ class Metrics:
             registry=registry,
         )
         self._quality = prometheus.Histogram(
-            "fathom_predicted_quality", "The gate's estimate for the plan that ran.", buckets=QUALITY, registry=registry
+            "fathom_predicted_quality",
+            "The gate's estimate for the plan that ran.",
+            buckets=QUALITY,
+            registry=registry,
         )
         self._depth_given_up = prometheus.Histogram(
             "fathom_depth_given_up_layers",
-            "Layers of the plan that the gate wanted less those of the plan that ran; 0: it got what it wanted.",
+            "Layers of the plan that the gate wanted less those of the plan that ran; 0: it got "
+            "what it wanted.",
             buckets=range(layers),
             registry=registry,
         )
@@ -100,22 +107,32 @@ class Metrics:
             "fathom_compute_gflops_total", "Compute spent on images, in GFLOPs.", registry=registry
         )
         self._shed = prometheus.Counter(
-            "fathom_shed_total", "Requests refused to protect the others.", ["reason"], registry=registry
+            "fathom_shed_total",
+            "Requests refused to protect the others.",
+            ["reason"],
+            registry=registry,
         )
         self._missed = prometheus.Counter(
-            "fathom_deadline_missed_total", "Requests whose deadline passed while they ran.", registry=registry
+            "fathom_deadline_missed_total",
+            "Requests whose deadline passed while they ran.",
+            registry=registry,
         )
         self._budget_missed = prometheus.Counter(
             "fathom_budget_missed_total",
-            "Answered requests whose deadline passed while they ran, or whose max-loss could not be kept.",
+            "Answered requests whose deadline passed while they ran, or whose max-loss could not "
+            "be kept.",
             ["kind"],
             registry=registry,
         )
         self._engine_errors = prometheus.Counter(
             "fathom_engine_errors_total", "Batches that failed in the engine.", registry=registry
         )
-        self.queue_depth = prometheus.Gauge("fathom_queue_depth", "Images that wait.", registry=registry)
-        self.inflight = prometheus.Gauge("fathom_inflight", "Images in the engine.", registry=registry)
+        self.queue_depth = prometheus.Gauge(
+            "fathom_queue_depth", "Images that wait.", registry=registry
+        )
+        self.inflight = prometheus.Gauge(
+            "fathom_inflight", "Images in the engine.", registry=registry
+        )
         self.node_budget_gflops = prometheus.Gauge(
             "fathom_node_budget_gflops", "The node's ceiling; +Inf is none.", registry=registry
         )
@@ -139,9 +156,11 @@ class Metrics:
         self._request_seconds.labels("ok")
 
     def observe(self, trace: Trace, outcome: str, seconds: float) -> None:
-        """Count one answered request and log its line. outcome: one of OUTCOMES ("ok", the problem type of its error).
+        """Count one answered request and log its line. outcome: one of OUTCOMES ("ok", the problem
+        type of its error).
 
-        seconds: from the request's start to its answer. Raises ValueError for an outcome that is not in OUTCOMES.
+        seconds: from the request's start to its answer. Raises ValueError for an outcome that is
+        not in OUTCOMES.
         """
         if outcome not in OUTCOMES:
             raise ValueError(f"{outcome!r} is not in the closed set of outcomes")
@@ -165,7 +184,8 @@ class Metrics:
         depth, wanted = decision.plan.depth, decision.wanted
         self._depth.labels(decision.reason.value).observe(depth)
         self._quality.observe(decision.predicted_quality)
-        # A plan of fewer tokens or channels can give up quality and no layer, or even run more layers.
+        # A plan of fewer tokens or channels can give up quality and no layer, or even run more
+        # layers.
         self._depth_given_up.observe(0 if wanted is None else max(0, wanted.depth - depth))
         self._quality_given_up.observe(decision.quality_given_up)
         if outcome == "ok" and not decision.floor_kept:
@@ -192,14 +212,17 @@ class Metrics:
         self._shed.labels(reason).inc()
 
     def build_info(self, *, version: str, bundle: str, backend: str, reason: str) -> None:
-        """Say what runs: the service's version, the bundle as NAME@DIGEST, the engine and why that one (a Choice's)."""
+        """Say what runs: the service's version, the bundle as NAME@DIGEST, the engine and why that
+        one (a Choice's)."""
         self._build.clear()
         self._build.labels(version, bundle, backend, reason).set(1)
 
     def expose(self, accept: str) -> tuple[bytes, str]:
-        """The body of `/metrics` and its type: classic text, or OpenMetrics with exemplars where `accept` asks for it.
+        """The body of `/metrics` and its type: classic text, or OpenMetrics with exemplars where
+        `accept` asks for it.
 
-        accept: the field's lines, joined by commas. A version in it that is no number counts as none.
+        accept: the field's lines, joined by commas. A version in it that is no number counts as
+        none.
         """
         try:
             encode, content_type = choose_encoder(accept)
@@ -221,5 +244,7 @@ def _line(trace: Trace, outcome: str, seconds: float) -> Line:
         "total_ms": round(seconds * 1000, 1),
     }
     fields |= {f"{stage}_ms": round(spent * 1000, 1) for stage, spent in trace.stages.items()}
-    fields |= {name: text for name, text in (("key", trace.caller), ("trace_id", trace.trace_id)) if text}
+    fields |= {
+        name: text for name, text in (("key", trace.caller), ("trace_id", trace.trace_id)) if text
+    }
     return Line("request", fields)

@@ -1,7 +1,9 @@
-"""One frozen Settings: built once in `__main__` from flags and FATHOM_* variables, then passed as an argument.
+"""One frozen Settings: built once in `__main__` from flags and FATHOM_* variables, then passed as
+an argument.
 
-A field's help, range and choices stand in its metadata, and nowhere else: the flags and the table of the README are
-made from them. Flags beat variables; a FATHOM_* variable that no field has is refused with the nearest name.
+A field's help, range and choices stand in its metadata, and nowhere else: the flags and the table
+of the README are made from them. Flags beat variables; a FATHOM_* variable that no field has is
+refused with the nearest name.
 """
 
 from __future__ import annotations
@@ -29,95 +31,138 @@ def _about(
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything that an operator can choose. Raises SettingsError when a value is out of its range."""
+    """Everything that an operator can choose. Raises SettingsError when a value is out of its
+    range."""
 
-    bundle: Path = field(default=Path("trained_weights/camvid-tiny"), metadata=_about("folder of the bundle to serve"))
+    bundle: Path = field(
+        default=Path("trained_weights/camvid-tiny"),
+        metadata=_about("folder of the bundle to serve"),
+    )
     host: str = field(default="127.0.0.1", metadata=_about("address to listen on"))
     port: int = field(
-        default=8000, metadata=_about("port to listen on; 0 takes a free one and logs it", low=0, high=65535)
+        default=8000,
+        metadata=_about("port to listen on; 0 takes a free one and logs it", low=0, high=65535),
     )
     backend: str = field(
         default="auto",
         metadata=_about(
-            "engine: auto takes the fastest that is ready and says why (docs/tensorrt.md); fake makes up its masks",
+            "engine: auto takes the fastest that is ready and says why (docs/tensorrt.md); fake "
+            "makes up its masks",
             choices=("auto", "onnxruntime", "onnxruntime-cuda", "tensorrt", "fake"),
         ),
     )
     engine_cache: Path = field(
-        default=Path("engines"), metadata=_about("folder of TensorRT engines, as model_export build-trt writes it")
+        default=Path("engines"),
+        metadata=_about("folder of TensorRT engines, as model_export build-trt writes it"),
     )
     threads: int = field(
         default=0,
         metadata=_about(
-            "threads of the engine; 0 follows the container's CPU limit, else the cores given", low=0, high=1024
+            "threads of the engine; 0 follows the container's CPU limit, else the cores given",
+            low=0,
+            high=1024,
         ),
     )
-    max_batch: int = field(default=4, metadata=_about("most images that run together", low=1, high=64))
+    max_batch: int = field(
+        default=4, metadata=_about("most images that run together", low=1, high=64)
+    )
     batch_wait_ms: float = field(
-        default=0.0, metadata=_about("how long a batch that is not full waits for more images", low=0, high=1000)
+        default=0.0,
+        metadata=_about(
+            "how long a batch that is not full waits for more images", low=0, high=1000
+        ),
     )
     queue_size: int = field(
-        default=32, metadata=_about("most images that wait; one more is answered 429", low=1, high=10_000)
+        default=32,
+        metadata=_about("most images that wait; one more is answered 429", low=1, high=10_000),
     )
     max_loss: float = field(
-        default=0.005, metadata=_about("expected loss against the full plan that is accepted by default", low=0, high=1)
+        default=0.005,
+        metadata=_about(
+            "expected loss against the full plan that is accepted by default", low=0, high=1
+        ),
     )
-    node_budget: str = field(default="", metadata=_about("ceilings of this node, in the grammar of Compute-Budget"))
+    node_budget: str = field(
+        default="", metadata=_about("ceilings of this node, in the grammar of Compute-Budget")
+    )
     node_budget_file: str = field(
-        default="", metadata=_about("file with the same grammar that is watched; it beats node-budget")
+        default="",
+        metadata=_about("file with the same grammar that is watched; it beats node-budget"),
     )
     load_start: float = field(
-        default=0.5, metadata=_about("fill of the queue from which on plans get cheaper", low=0, high=1)
+        default=0.5,
+        metadata=_about("fill of the queue from which on plans get cheaper", low=0, high=1),
     )
     max_body_bytes: int = field(
-        default=20 * 1024 * 1024, metadata=_about("largest request body, in bytes", low=1, high=2**31)
+        default=20 * 1024 * 1024,
+        metadata=_about("largest request body, in bytes", low=1, high=2**31),
     )
     max_pixels: int = field(
-        default=25_000_000, metadata=_about("most pixels of an image, read from its header", low=1, high=2**31)
+        default=25_000_000,
+        metadata=_about("most pixels of an image, read from its header", low=1, high=2**31),
     )
-    max_side: int = field(default=8192, metadata=_about("longest side of an image, in pixels", low=1, high=65535))
-    min_side: int = field(default=16, metadata=_about("shortest side of an image, in pixels", low=1, high=65535))
+    max_side: int = field(
+        default=8192, metadata=_about("longest side of an image, in pixels", low=1, high=65535)
+    )
+    min_side: int = field(
+        default=16, metadata=_about("shortest side of an image, in pixels", low=1, high=65535)
+    )
     body_timeout_s: float = field(
-        default=10.0, metadata=_about("seconds in which a request's body must have arrived", low=0.01, high=3600)
+        default=10.0,
+        metadata=_about("seconds in which a request's body must have arrived", low=0.01, high=3600),
     )
     drain_timeout_s: float = field(
-        default=25.0, metadata=_about("seconds that admitted work gets after SIGTERM", low=0, high=3600)
+        default=25.0,
+        metadata=_about("seconds that admitted work gets after SIGTERM", low=0, high=3600),
     )
     image_threads: int = field(
         default=2, metadata=_about("threads that decode images and encode masks", low=1, high=64)
     )
     api_keys_file: str = field(
-        default="", metadata=_about("file of API keys that is watched; without one, no key is asked for")
+        default="",
+        metadata=_about("file of API keys that is watched; without one, no key is asked for"),
     )
     trace_endpoint: str = field(
-        default="", metadata=_about("OTLP/HTTP collector that gets OpenTelemetry spans, as http://HOST:4318; none: off")
+        default="",
+        metadata=_about(
+            "OTLP/HTTP collector that gets OpenTelemetry spans, as http://HOST:4318; none: off"
+        ),
     )
     trace_sample: float = field(
         default=1.0,
-        metadata=_about("share of requests that are traced where the caller has not decided it", low=0, high=1),
+        metadata=_about(
+            "share of requests that are traced where the caller has not decided it", low=0, high=1
+        ),
     )
     log_level: str = field(
         default="info",
         metadata=_about(
-            "least severe log level; info has a line per request", choices=("debug", "info", "warning", "error")
+            "least severe log level; info has a line per request",
+            choices=("debug", "info", "warning", "error"),
         ),
     )
     log_format: str = field(
         default="logfmt",
-        metadata=_about("form of the log lines; json is one object per line", choices=("logfmt", "json")),
+        metadata=_about(
+            "form of the log lines; json is one object per line", choices=("logfmt", "json")
+        ),
     )
 
     def __post_init__(self) -> None:
         for entry in fields(self):
             _check(entry, getattr(self, entry.name))
         if self.min_side > self.max_side:
-            raise SettingsError(f"--min-side is {self.min_side}: it must not be over --max-side ({self.max_side})")
+            raise SettingsError(
+                f"--min-side is {self.min_side}: it must not be over --max-side ({self.max_side})"
+            )
 
 
 def load(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
-    """Settings from flags (without the program's name) and FATHOM_* variables; a flag beats its variable.
+    """Settings from flags (without the program's name) and FATHOM_* variables; a flag beats its
+    variable.
 
-    Raises SettingsError that names the flag or variable; `--help` prints and exits, as argparse does.
+    Raises SettingsError that names the flag or variable; `--help` prints and exits, as argparse
+    does.
     """
     known = {variable(entry.name): entry for entry in fields(Settings)}
     given: dict[str, object] = {}
@@ -149,26 +194,34 @@ def table() -> str:
     rows = ["| flag | variable | default | meaning |", "|---|---|---|---|"]
     for entry in fields(Settings):
         default = f"`{entry.default}`" if str(entry.default) else "none"
-        rows.append(f"| `{flag(entry.name)}` | `{variable(entry.name)}` | {default} | {_help(entry)} |")
+        rows.append(
+            f"| `{flag(entry.name)}` | `{variable(entry.name)}` | {default} | {_help(entry)} |"
+        )
     return "\n".join(rows) + "\n"
 
 
 def resolve_threads(asked: int, cpu_max: Path = CPU_MAX) -> int:
-    """Engine threads: `asked` if positive, else the container's CPU limit, never more than the cores given to us.
+    """Engine threads: `asked` if positive, else the container's CPU limit, never more than the
+    cores given to us.
 
-    cpu_max: cgroup v2's file "QUOTA PERIOD" in microseconds, or "max PERIOD" for no limit; absent outside of cgroup v2.
-    A limit of 1.5 CPUs gives one thread: a second one would spend half of each period throttled.
+    cpu_max: cgroup v2's file "QUOTA PERIOD" in microseconds, or "max PERIOD" for no limit; absent
+    outside of cgroup v2. A limit of 1.5 CPUs gives one thread: a second one would spend half of
+    each period throttled.
     """
     if asked > 0:
         return asked
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    )
     try:
         quota, period = cpu_max.read_text(encoding="ascii").split()
         limit = cores if quota == "max" else max(1, int(quota) // int(period))
     except FileNotFoundError:
         return cores
     except (ValueError, ZeroDivisionError, OSError) as error:
-        raise SettingsError(f"{cpu_max} cannot be understood ({error}): set {flag('threads')}") from error
+        raise SettingsError(
+            f"{cpu_max} cannot be understood ({error}): set {flag('threads')}"
+        ) from error
     return min(cores, limit)
 
 
@@ -180,7 +233,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m service", description="Serve a bundle over HTTP.", allow_abbrev=False)
+    parser = _Parser(
+        prog="python -m service", description="Serve a bundle over HTTP.", allow_abbrev=False
+    )
     for entry in fields(Settings):
         # Text only: flags and variables go through the same conversion and give the same messages.
         text = f"{_help(entry)} [{entry.default}]".replace("%", "%%")
@@ -190,7 +245,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _help(entry: Field[object]) -> str:
     choices = entry.metadata["choices"]
-    return f"{entry.metadata['help']} ({', '.join(choices)})" if choices else str(entry.metadata["help"])
+    return (
+        f"{entry.metadata['help']} ({', '.join(choices)})"
+        if choices
+        else str(entry.metadata["help"])
+    )
 
 
 def _convert(entry: Field[object], text: str, source: str) -> object:

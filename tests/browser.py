@@ -1,4 +1,5 @@
-"""A headless Chromium for the page's tests: the system's own, driven by playwright, which downloads nothing here."""
+"""A headless Chromium for the page's tests: the system's own, driven by playwright, which downloads
+nothing here."""
 
 from __future__ import annotations
 
@@ -20,16 +21,21 @@ FLAGS = (
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A running browser with a fresh profile. Without one the test skips, or fails where REQUIRE_BROWSER=1 is set."""
+    """A running browser with a fresh profile. Without one the test skips, or fails where
+    REQUIRE_BROWSER=1 is set."""
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
-        reason = f"no browser: none of {', '.join(NAMES)} is installed (Debian: apt-get install chromium)"
+        names = ", ".join(NAMES)
+        reason = f"no browser: none of {names} is installed (Debian: apt-get install chromium)"
         if os.environ.get("REQUIRE_BROWSER") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
     with sync_playwright() as playwright:
-        # Chromium's sandbox refuses to run as root, as which containers run; the page under test is our own.
-        browser = playwright.chromium.launch(executable_path=program, args=list(FLAGS), chromium_sandbox=False)
+        # Chromium's sandbox refuses to run as root, as which containers run; the page under test is
+        # our own.
+        browser = playwright.chromium.launch(
+            executable_path=program, args=list(FLAGS), chromium_sandbox=False
+        )
         try:
             yield browser
         finally:

@@ -1,4 +1,5 @@
-"""Fixtures that many tests share: a small bundle whose graphs are never opened, for the fake backend; a toy run."""
+"""Fixtures that many tests share: a small bundle whose graphs are never opened, for the fake
+backend; a toy run."""
 
 from __future__ import annotations
 
@@ -14,7 +15,15 @@ from tests.small_graphs import write_graphs
 from tests.small_network import seed
 from tests.toy import one_thread, toy_bundle, toy_config, toy_run, train_words, trained_run
 
-__all__ = ["one_thread", "seed", "toy_bundle", "toy_config", "toy_run", "train_words", "trained_run"]
+__all__ = [
+    "one_thread",
+    "seed",
+    "toy_bundle",
+    "toy_config",
+    "toy_run",
+    "train_words",
+    "trained_run",
+]
 
 HEIGHT, WIDTH, DEPTHS = 48, 64, (1, 2, 3, 4)
 
@@ -28,7 +37,8 @@ def _maps(prefix: str) -> tuple[TensorSpec, ...]:
 
 @pytest.fixture
 def fake_manifest() -> Manifest:
-    """Four plans (d1 to d4; 2, 3, 4, 5 GFLOPs), four classes, a canvas of 48 x 64, masks of 12 x 16.
+    """Four plans (d1 to d4; 2, 3, 4, 5 GFLOPs), four classes, a canvas of 48 x 64, masks of 12 x
+    16.
 
     For every max-loss from 0.0025 to 0.2 the gate is taken at its word.
     """
@@ -38,7 +48,8 @@ def fake_manifest() -> Manifest:
     image = TensorSpec("image", "uint8", ("batch", HEIGHT, WIDTH, 3))
     stages = {"front": Stage("front.onnx", "", (image,), (f4, *_maps("f"), quality), 0.0)}
     stages |= {
-        f"encoder-d{depth}": Stage(f"encoder-d{depth}.onnx", "", _maps("f"), _maps("e"), 0.0) for depth in DEPTHS
+        f"encoder-d{depth}": Stage(f"encoder-d{depth}.onnx", "", _maps("f"), _maps("e"), 0.0)
+        for depth in DEPTHS
     }
     stages["decoder"] = Stage("decoder.onnx", "", (f4, *_maps("e")), (probabilities,), 0.0)
     return Manifest(
@@ -56,18 +67,29 @@ def fake_manifest() -> Manifest:
         stages=stages,
         files=(BundleFile("model.safetensors", ""),),
         plans=tuple(
-            Plan(f"d{depth}", depth, 1.0, 1.0, 1.0 + depth, 0.6 + depth / 50, (0.3, 0.5, 0.6, 0.7, 0.8))
+            Plan(
+                f"d{depth}",
+                depth,
+                1.0,
+                1.0,
+                1.0 + depth,
+                0.6 + depth / 50,
+                (0.3, 0.5, 0.6, 0.7, 0.8),
+            )
             for depth in DEPTHS
         ),
         encoder_of={f"d{depth}": f"encoder-d{depth}" for depth in DEPTHS},
-        margins=tuple(Margin(asked, asked) for asked in (0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)),
+        margins=tuple(
+            Margin(asked, asked) for asked in (0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+        ),
         calibration={},
     )
 
 
 @pytest.fixture
 def instance_manifest(fake_manifest: Manifest) -> Manifest:
-    """The instance task with one class; in the place of d3 the plan d4-k25-w50, which pauses tokens of a 6 x 8 grid."""
+    """The instance task with one class; in the place of d3 the plan d4-k25-w50, which pauses tokens
+    of a 6 x 8 grid."""
     stages, narrow = dict(fake_manifest.stages), "encoder-d4-k25-w50"
     probabilities = TensorSpec("probabilities", "float32", ("batch", 3, HEIGHT // 4, WIDTH // 4))
     paused = TensorSpec("paused", "uint8", ("batch", HEIGHT // 8, WIDTH // 8))
@@ -81,7 +103,12 @@ def instance_manifest(fake_manifest: Manifest) -> Manifest:
         classes=(ClassInfo("nucleus", (200, 80, 160), True),),
         stages=stages,
         plans=(d1, d2, replace(d3, name="d4-k25-w50", depth=4, keep=0.25, width=0.5), d4),
-        encoder_of={"d1": "encoder-d1", "d2": "encoder-d2", "d4-k25-w50": narrow, "d4": "encoder-d4"},
+        encoder_of={
+            "d1": "encoder-d1",
+            "d2": "encoder-d2",
+            "d4-k25-w50": narrow,
+            "d4": "encoder-d4",
+        },
     )
 
 

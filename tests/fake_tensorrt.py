@@ -1,4 +1,5 @@
-"""A GPU and a TensorRT of numpy for the TensorRT backend: memory is real, streams run at once, a recording replays."""
+"""A GPU and a TensorRT of numpy for the TensorRT backend: memory is real, streams run at once, a
+recording replays."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ class FakeDevice:
             raise DriverError("CUDA driver error 2: out of memory", OUT_OF_MEMORY)
         self.room -= size
         self.calls.append("allocate")
-        block = np.full(size, 0xEE, np.uint8)  # never zeros: what is read before it is written shows
+        block = np.full(
+            size, 0xEE, np.uint8
+        )  # never zeros: what is read before it is written shows
         self.memory[block.ctypes.data] = block
         return block.ctypes.data
 
@@ -102,10 +105,16 @@ class FakeDevice:
 
 
 class FakeRuntime:
-    """Its plans are the names of the stages. made: every context, with how often its tensors were bound."""
+    """Its plans are the names of the stages. made: every context, with how often its tensors were
+    bound."""
 
     def __init__(
-        self, device: FakeDevice, manifest: Manifest, *, flavour: str = "tensorrt", version: str = "11"
+        self,
+        device: FakeDevice,
+        manifest: Manifest,
+        *,
+        flavour: str = "tensorrt",
+        version: str = "11",
     ) -> None:
         self.device, self.manifest, self.flavour, self.version = device, manifest, flavour, version
         self.capturable, self.failing = True, ""
@@ -120,7 +129,9 @@ class FakeEngine:
         self.runtime, self.stage, self.scratch = runtime, stage, 1000 * len(stage)
         spec, read = runtime.manifest.stages[stage], {"f4", "f8", "f16", "f32", "e8", "e16", "e32"}
         self.tensors = {
-            each.name: EngineTensor("float16" if each.name in read else each.dtype, each.dims[1:], each in spec.inputs)
+            each.name: EngineTensor(
+                "float16" if each.name in read else each.dtype, each.dims[1:], each in spec.inputs
+            )
             for each in (*spec.inputs, *spec.outputs)
         }
 
@@ -131,7 +142,8 @@ class FakeEngine:
 
 
 class FakeContext:
-    """Image -> maps full of its mean; encoder of depth d -> maps plus d; decoder -> f4 and, in channel 1, e8's mean."""
+    """Image -> maps full of its mean; encoder of depth d -> maps plus d; decoder -> f4 and, in
+    channel 1, e8's mean."""
 
     def __init__(self, engine: FakeEngine, batch: int) -> None:
         self.engine, self.batch, self.bound = engine, batch, []
@@ -146,7 +158,9 @@ class FakeContext:
     def enqueue(self, stream: int) -> None:
         runtime, addresses = self.engine.runtime, self.bound[-1][0]
         if runtime.failing == self.engine.stage:
-            raise DriverError("CUDA driver error 700: an illegal memory access was encountered", 700)
+            raise DriverError(
+                "CUDA driver error 700: an illegal memory access was encountered", 700
+            )
         runtime.device.submit(self.engine.stage, lambda: self.compute(addresses), stream)
 
     def compute(self, addresses: Mapping[str, int]) -> None:
@@ -155,10 +169,14 @@ class FakeContext:
             mean = view["image"].mean((1, 2, 3))
             for name in ("f4", "f8", "f16", "f32"):
                 view[name][...] = mean[:, None, None, None]
-            view["quality"][...] = mean[:, None] / 255 * np.linspace(0.5, 1, view["quality"].shape[1])
+            view["quality"][...] = (
+                mean[:, None] / 255 * np.linspace(0.5, 1, view["quality"].shape[1])
+            )
         elif self.engine.stage == "decoder":
             view["probabilities"][...] = view["f4"][:, :1]
-            view["probabilities"][:, 1] = view["e8"].mean((1, 2, 3), dtype=np.float32)[:, None, None]
+            view["probabilities"][:, 1] = view["e8"].mean((1, 2, 3), dtype=np.float32)[
+                :, None, None
+            ]
         else:
             depth = int(self.engine.stage.removeprefix("encoder-d")[0])
             for name in ("8", "16", "32"):

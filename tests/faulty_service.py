@@ -1,6 +1,8 @@
-"""The real service with an engine that fails or dawdles on request: `python -m tests.faulty_service [flags]`.
+"""The real service with an engine that fails or dawdles on request: `python -m tests.faulty_service
+[flags]`.
 
-A red picture makes the engine fail its batch, a blue one takes SLOW_S; all else is the fake backend.
+A red picture makes the engine fail its batch, a blue one takes SLOW_S; all else is the fake
+backend.
 """
 
 from __future__ import annotations

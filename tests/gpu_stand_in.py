@@ -1,4 +1,5 @@
-"""What stands in for a GPU in tests of the benchmark: a clock of the host, kernels in torch, layers of a few pixels."""
+"""What stands in for a GPU in tests of the benchmark: a clock of the host, kernels in torch, layers
+of a few pixels."""
 
 from __future__ import annotations
 
@@ -57,9 +58,13 @@ class HostClock:
         pass
 
 
-def fused(problem: Problem, tactic: Tactic, device: torch.device, *, ptx: bool = False) -> Callable[[Inputs], Tensor]:
+def fused(
+    problem: Problem, tactic: Tactic, device: torch.device, *, ptx: bool = False
+) -> Callable[[Inputs], Tensor]:
     """The operator, which counts in float32 whatever the storage is."""
-    return lambda inputs: ms_deform_attn(*inputs, [side for shape in problem.shapes for side in shape])
+    return lambda inputs: ms_deform_attn(
+        *inputs, [side for shape in problem.shapes for side in shape]
+    )
 
 
 def baseline(dtype: str, device: torch.device) -> Callable[..., Tensor]:
@@ -68,7 +73,9 @@ def baseline(dtype: str, device: torch.device) -> Callable[..., Tensor]:
         raw = (value.float(), offsets, weights.float().log(), torch.zeros(weights.shape[1], 2))
         total = weights.float().flatten(3).sum(-1)  # a softmax makes it 1
         out = deformable_attention(*raw, [(int(h), int(w)) for h, w in sizes])
-        return (out.unflatten(2, (*total.shape[2:], -1)) * total[..., None]).flatten(2).to(value.dtype)
+        return (
+            (out.unflatten(2, (*total.shape[2:], -1)) * total[..., None]).flatten(2).to(value.dtype)
+        )
 
     return run
 
@@ -80,5 +87,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> HostClock:
     monkeypatch.setattr(gpu_kernel, "fused", fused)
     monkeypatch.setattr(gpu_kernel, "baseline", baseline)
     compiler = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda *args, **options: compiler(*args, **options, backend="eager"))
+    monkeypatch.setattr(
+        torch, "compile", lambda *args, **options: compiler(*args, **options, backend="eager")
+    )
     return HostClock()

@@ -1,7 +1,7 @@
 """A bundle's graphs as `build-trt` prepares them for TensorRT, run by ONNX Runtime on the CPU.
 
-ONNX Runtime computes in float32 what it has no half-precision kernel for, and rounds to half between the nodes: the
-rounding of TensorRT's strongly typed networks, though not its order of sums.
+ONNX Runtime computes in float32 what it has no half-precision kernel for, and rounds to half
+between the nodes: the rounding of TensorRT's strongly typed networks, though not its order of sums.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class PreparedBackend:
             onnx.save(prepare(served.root / stage.file, precision), path)
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads, options.log_severity_level = 1, 3
-            self.sessions[name] = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self.sessions[name] = onnxruntime.InferenceSession(
+                path, options, providers=["CPUExecutionProvider"]
+            )
 
     def front(self, images: np.ndarray) -> tuple[Maps, np.ndarray]:
         values = self.run("front", {"image": images})
@@ -59,5 +61,7 @@ class PreparedBackend:
     def run(self, stage: str, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         session = self.sessions[stage]
         names = [output.name for output in session.get_outputs()]
-        found = session.run(names, {given.name: values[given.name] for given in session.get_inputs()})
+        found = session.run(
+            names, {given.name: values[given.name] for given in session.get_inputs()}
+        )
         return dict(zip(names, found, strict=True))

@@ -1,4 +1,5 @@
-"""Random problems for the deformable-attention kernels, and the exact results that they are compared with."""
+"""Random problems for the deformable-attention kernels, and the exact results that they are
+compared with."""
 
 from __future__ import annotations
 
@@ -25,8 +26,11 @@ class Inputs:
         return iter((self.value, self.offsets, self.logits, self.reference))
 
 
-def random_inputs(problem: Problem, batch: int, queries: int | None = None, spread: float = 2.5) -> Inputs:
-    """spread: standard deviation of the offsets, in pixels. Some lie on pixel centres, some far outside."""
+def random_inputs(
+    problem: Problem, batch: int, queries: int | None = None, spread: float = 2.5
+) -> Inputs:
+    """spread: standard deviation of the offsets, in pixels. Some lie on pixel centres, some far
+    outside."""
     generator = torch.Generator().manual_seed(0)
     dtype = getattr(torch, problem.dtype)
     queries = problem.tokens if queries is None else queries
@@ -36,9 +40,13 @@ def random_inputs(problem: Problem, batch: int, queries: int | None = None, spre
         return torch.randn(*shape, generator=generator)
 
     offsets = spread * normal(*split, 2)
-    offsets[:, ::7] = offsets[:, ::7].round()  # whole pixels: samples on pixel centres, where the patch changes
+    offsets[:, ::7] = offsets[
+        :, ::7
+    ].round()  # whole pixels: samples on pixel centres, where the patch changes
     offsets[:, 3::11, :, :, 0] *= 1e3  # far outside
-    reference = torch.rand(*((batch,) if problem.reference_per_image else ()), queries, 2, generator=generator)
+    reference = torch.rand(
+        *((batch,) if problem.reference_per_image else ()), queries, 2, generator=generator
+    )
     if problem.dense:
         reference = centres(problem)
     value = normal(batch, problem.tokens, problem.heads, problem.width)
@@ -46,7 +54,12 @@ def random_inputs(problem: Problem, batch: int, queries: int | None = None, spre
 
 
 def centres(problem: Problem) -> Tensor:
-    points = [((x + 0.5) / w, (y + 0.5) / h) for h, w in problem.shapes for y in range(h) for x in range(w)]
+    points = [
+        ((x + 0.5) / w, (y + 0.5) / h)
+        for h, w in problem.shapes
+        for y in range(h)
+        for x in range(w)
+    ]
     return torch.tensor(points)
 
 
@@ -62,14 +75,21 @@ def relative(got: Tensor, want: Tensor) -> float:
 
 
 def baseline_inputs(problem: Problem, inputs: Inputs) -> tuple[list[Tensor], Tensor]:
-    """value, sizes, locations and weights as the operators before it would write them; and the exact result."""
+    """value, sizes, locations and weights as the operators before it would write them; and the
+    exact result."""
     sizes = torch.tensor(problem.shapes, dtype=torch.int32, device=inputs.value.device)
     reference = inputs.reference if problem.reference_per_image else inputs.reference[None]
     locations = reference[:, :, None, None, None] + inputs.offsets / sizes.flip(1)[:, None]
     locations = locations.to(inputs.value.dtype)
-    weights = inputs.logits.float().flatten(3).softmax(-1).view_as(inputs.logits).to(inputs.value.dtype)
+    weights = (
+        inputs.logits.float().flatten(3).softmax(-1).view_as(inputs.logits).to(inputs.value.dtype)
+    )
     # The same as raw inputs of the exact form, around a reference of 0
-    raw = (locations.double() * sizes.flip(1)[:, None], weights.double().log(), 0 * inputs.reference.double())
+    raw = (
+        locations.double() * sizes.flip(1)[:, None],
+        weights.double().log(),
+        0 * inputs.reference.double(),
+    )
     want = deformable_attention(inputs.value.double(), *raw, list(problem.shapes))
     # The softmax of log(weights) divides by their sum, which rounding moved from 1.
     total = weights.double().flatten(3).sum(-1)  # (B, Q, M)

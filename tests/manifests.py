@@ -28,7 +28,12 @@ BUILDS = {
     "cpu with tracing": ("overlays/cpu", "components/tracing"),
     "cpu with KEDA": ("overlays/cpu", "components/keda"),
     "cpu with Prometheus": ("overlays/cpu", "../monitoring"),
-    "gpu with everything": ("overlays/gpu", "components/tensorrt-cache", "components/keda", "../monitoring"),
+    "gpu with everything": (
+        "overlays/gpu",
+        "components/tensorrt-cache",
+        "components/keda",
+        "../monitoring",
+    ),
     "production": ("examples/production",),
 }
 
@@ -46,17 +51,24 @@ def _built(name: str) -> list[Object]:
     assert kubectl is not None, "REQUIRE_KUBECTL is set, but there is no kubectl"
     resource, *components = ((K8S / part).resolve() for part in BUILDS[name])
     with tempfile.TemporaryDirectory() as overlay:
-        kustomization: Object = {"namespace": "fathom", "resources": [os.path.relpath(resource, overlay)]}
+        kustomization: Object = {
+            "namespace": "fathom",
+            "resources": [os.path.relpath(resource, overlay)],
+        }
         if components:
             kustomization["components"] = [os.path.relpath(each, overlay) for each in components]
         (Path(overlay) / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-        run = subprocess.run([kubectl, "kustomize", overlay], capture_output=True, text=True, check=False)
+        run = subprocess.run(
+            [kubectl, "kustomize", overlay], capture_output=True, text=True, check=False
+        )
     assert (run.returncode, run.stderr) == (0, "")  # nothing deprecated either
     return list(yaml.safe_load_all(run.stdout))
 
 
 def one(objects: list[Object], kind: str, name: str = "fathom") -> Object:
-    (found,) = (each for each in objects if (each["kind"], each["metadata"]["name"]) == (kind, name))
+    (found,) = (
+        each for each in objects if (each["kind"], each["metadata"]["name"]) == (kind, name)
+    )
     return found
 
 

@@ -1,4 +1,5 @@
-"""Debian's Prometheus with the project's own config and rules, on loopback, and the dashboard's queries put to it."""
+"""Debian's Prometheus with the project's own config and rules, on loopback, and the dashboard's
+queries put to it."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ MONITORING = ROOT / "monitoring"
 VARIABLES = {"namespace": ".*", "job": "fathom", "instance": ".*", "gpu": ".*"}
 
 
-# NVIDIA's dcgm-exporter: names among its shipped default counters, with values that a GPU could have.
+# NVIDIA's dcgm-exporter: names among its shipped default counters, with values that a GPU could
+# have.
 DCGM = {
     "DCGM_FI_PROF_GR_ENGINE_ACTIVE": 0.6,
     "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE": 0.3,
@@ -39,7 +41,8 @@ DCGM = {
 
 
 def program(name: str) -> str:
-    """The path of prometheus or promtool. Without it the test skips, or fails where REQUIRE_PROMETHEUS=1 is set."""
+    """The path of prometheus or promtool. Without it the test skips, or fails where
+    REQUIRE_PROMETHEUS=1 is set."""
     found = shutil.which(name)
     if found is None:
         reason = f"{name} is not installed (Debian: apt-get install prometheus)"
@@ -50,7 +53,8 @@ def program(name: str) -> str:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on now, for a process that must come back on the same one."""
+    """A port of loopback that nobody listens on now, for a process that must come back on the same
+    one."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
 
@@ -72,14 +76,20 @@ class Prometheus:
         found = self.get("/query", query=expr)["result"]
         return [series for series in found if not math.isnan(float(series["value"][1]))]
 
-    def query_range(self, expr: str, start: float, end: float, step: float = 1) -> list[dict[str, Any]]:
+    def query_range(
+        self, expr: str, start: float, end: float, step: float = 1
+    ) -> list[dict[str, Any]]:
         """The series of a range query that have any number; NaNs are left out of their values."""
         found = self.get("/query_range", query=expr, start=start, end=end, step=step)["result"]
         for series in found:
-            series["values"] = [(at, float(text)) for at, text in series["values"] if not math.isnan(float(text))]
+            series["values"] = [
+                (at, float(text)) for at, text in series["values"] if not math.isnan(float(text))
+            ]
         return [series for series in found if series["values"]]
 
-    def ask(self, target: Mapping[str, Any], start: float, end: float, window: str = "15s") -> list[dict[str, Any]]:
+    def ask(
+        self, target: Mapping[str, Any], start: float, end: float, window: str = "15s"
+    ) -> list[dict[str, Any]]:
         """What Grafana would get for one target of a panel."""
         expr = filled(target["expr"], window)
         return self.query(expr) if target.get("instant") else self.query_range(expr, start, end)
@@ -91,8 +101,11 @@ class Prometheus:
 
 
 @contextmanager
-def prometheus(folder: Path, targets: Sequence[str], others: Mapping[str, str] | None = None) -> Iterator[Prometheus]:
-    """Prometheus with monitoring/prometheus.yml and rules.yml, but these targets (HOST:PORT) and all intervals at 1 s.
+def prometheus(
+    folder: Path, targets: Sequence[str], others: Mapping[str, str] | None = None
+) -> Iterator[Prometheus]:
+    """Prometheus with monitoring/prometheus.yml and rules.yml, but these targets (HOST:PORT) and
+    all intervals at 1 s.
 
     Alerts fire after 1 s in the place of their `for`. others: further jobs, name -> HOST:PORT.
     Raises RuntimeError with its last words when it does not get ready.
@@ -102,17 +115,23 @@ def prometheus(folder: Path, targets: Sequence[str], others: Mapping[str, str] |
     (scrape,) = config["scrape_configs"]
     scrape["static_configs"] = [{"targets": list(targets)}]
     config["scrape_configs"] += [
-        {"job_name": job, "static_configs": [{"targets": [target]}]} for job, target in (others or {}).items()
+        {"job_name": job, "static_configs": [{"targets": [target]}]}
+        for job, target in (others or {}).items()
     ]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     rules = (MONITORING / "rules.yml").read_text("utf-8")
-    (folder / "rules.yml").write_text(re.sub(r"^( +(?:for|interval): )\w+$", r"\g<1>1s", rules, flags=re.M))
+    (folder / "rules.yml").write_text(
+        re.sub(r"^( +(?:for|interval): )\w+$", r"\g<1>1s", rules, flags=re.M)
+    )
     address, log = f"127.0.0.1:{free_port()}", folder / "prometheus.log"
     command = [
         *(program("prometheus"), f"--config.file={folder / 'prometheus.yml'}", "--log.level=warn"),
         *(f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address={address}"),
     ]
-    with log.open("w") as words, subprocess.Popen(command, stdout=words, stderr=words, cwd=folder) as process:
+    with (
+        log.open("w") as words,
+        subprocess.Popen(command, stdout=words, stderr=words, cwd=folder) as process,
+    ):
         try:
             end = time.monotonic() + 30
             while not _answers(f"http://{address}/-/ready"):
@@ -137,13 +156,20 @@ def _answers(url: str) -> bool:
 
 def board() -> dict[str, Any]:
     """The dashboard as it is committed."""
-    found: dict[str, Any] = json.loads((MONITORING / "dashboards" / "fathom.json").read_text("utf-8"))
+    found: dict[str, Any] = json.loads(
+        (MONITORING / "dashboards" / "fathom.json").read_text("utf-8")
+    )
     return found
 
 
 def panels(of: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every panel that asks for something, those in folded rows too, in their order."""
-    return [inner for panel in of["panels"] for inner in (panel, *panel.get("panels", [])) if inner.get("targets")]
+    return [
+        inner
+        for panel in of["panels"]
+        for inner in (panel, *panel.get("panels", []))
+        if inner.get("targets")
+    ]
 
 
 def filled(expr: str, window: str) -> str:
@@ -156,7 +182,9 @@ def filled(expr: str, window: str) -> str:
 
 
 RULES: list[dict[str, Any]] = [
-    rule for group in yaml.safe_load((MONITORING / "rules.yml").read_text("utf-8"))["groups"] for rule in group["rules"]
+    rule
+    for group in yaml.safe_load((MONITORING / "rules.yml").read_text("utf-8"))["groups"]
+    for rule in group["rules"]
 ]
 RECORDS = {rule["record"]: rule["expr"] for rule in RULES if "record" in rule}
 ALERTS = [rule for rule in RULES if "alert" in rule]

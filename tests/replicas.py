@@ -54,7 +54,10 @@ def replica(log: Path, *flags: str) -> Iterator[Replica]:
     """A process that is ready."""
     environ = {key: value for key, value in os.environ.items() if not key.startswith("FATHOM_")}
     command = [sys.executable, "-m", "service", "--port", "0", *flags]
-    with log.open("wb") as file, subprocess.Popen(command, cwd=ROOT, env=environ, stderr=file) as process:
+    with (
+        log.open("wb") as file,
+        subprocess.Popen(command, cwd=ROOT, env=environ, stderr=file) as process,
+    ):
         try:
             started = Replica(process, log)
             until(started.ready, 120)

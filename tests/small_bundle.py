@@ -1,8 +1,9 @@
-"""Real bundles of a few ONNX nodes whose answers are known by heart, and folders of images for them.
+"""Real bundles of a few ONNX nodes whose answers are known by heart, and folders of images for
+them.
 
-The image's colours are the decoder's probabilities, cell by cell: red, green and blue are classes 0, 1, 2, or
-background, core and rim. The cheap plan d1 takes blue for red; d2 sees everything. The gate knows how much blue there
-is.
+The image's colours are the decoder's probabilities, cell by cell: red, green and blue are classes
+0, 1, 2, or background, core and rim. The cheap plan d1 takes blue for red; d2 sees everything. The
+gate knows how much blue there is.
 """
 
 from __future__ import annotations
@@ -37,29 +38,65 @@ def write_bundle(
     seen = np.float32([[1, 0, blind], [0, 1, 0], [0, 0, not blind]]).reshape(3, 3, 1, 1)
     lost = np.float32([[0, 0], [0, 0], [-1, 0]])  # blue -> the cheap plan's predicted quality
     graphs = {
-        "front": ([image], [f4, quality], [
-            helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
-            helper.make_node("Mul", ["pixels", "scale"], ["scaled"]),
-            helper.make_node("Transpose", ["scaled"], ["planes"], perm=[0, 3, 1, 2]),
-            helper.make_node("AveragePool", ["planes"], ["f4"], kernel_shape=[CELL, CELL], strides=[CELL, CELL]),
-            helper.make_node("ReduceMean", ["f4", "axes"], ["mean"], keepdims=0),
-            helper.make_node("MatMul", ["mean", "lost"], ["less"]),
-            helper.make_node("Add", ["less", "level"], ["quality"]),
-        ], {"scale": np.float32(1 / 255), "axes": np.int64([2, 3]), "lost": lost, "level": np.float32([0.9, 0.9])}),
-        "encoder-d1": ([f4], [e4], [helper.make_node("Conv", ["f4", "seen"], ["e4"])], {"seen": seen}),
+        "front": (
+            [image],
+            [f4, quality],
+            [
+                helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
+                helper.make_node("Mul", ["pixels", "scale"], ["scaled"]),
+                helper.make_node("Transpose", ["scaled"], ["planes"], perm=[0, 3, 1, 2]),
+                helper.make_node(
+                    "AveragePool",
+                    ["planes"],
+                    ["f4"],
+                    kernel_shape=[CELL, CELL],
+                    strides=[CELL, CELL],
+                ),
+                helper.make_node("ReduceMean", ["f4", "axes"], ["mean"], keepdims=0),
+                helper.make_node("MatMul", ["mean", "lost"], ["less"]),
+                helper.make_node("Add", ["less", "level"], ["quality"]),
+            ],
+            {
+                "scale": np.float32(1 / 255),
+                "axes": np.int64([2, 3]),
+                "lost": lost,
+                "level": np.float32([0.9, 0.9]),
+            },
+        ),
+        "encoder-d1": (
+            [f4],
+            [e4],
+            [helper.make_node("Conv", ["f4", "seen"], ["e4"])],
+            {"seen": seen},
+        ),
         "encoder-d2": ([f4], [e4], [helper.make_node("Identity", ["f4"], ["e4"])], {}),
-        "decoder": ([e4], [probabilities], [helper.make_node("Identity", ["e4"], ["probabilities"])], {}),
-    }  # fmt: skip
+        "decoder": (
+            [e4],
+            [probabilities],
+            [helper.make_node("Identity", ["e4"], ["probabilities"])],
+            {},
+        ),
+    }
     stages = {name: _write(folder / f"{name}.onnx", *graph) for name, graph in graphs.items()}
     names = ("red", "green", "blue") if task == "semantic" else ("cell",)
-    plans = (Plan("d1", 1, 1.0, 1.0, 3.0, 0.8, (0.8,) * 5), Plan("d2", 2, 1.0, 1.0, 6.0, 0.9, (0.9,) * 5))
+    plans = (
+        Plan("d1", 1, 1.0, 1.0, 3.0, 0.8, (0.8,) * 5),
+        Plan("d2", 2, 1.0, 1.0, 6.0, 0.9, (0.9,) * 5),
+    )
     manifest = bundle.Manifest(
-        name=folder.name, revision="0" * 40, provenance={}, task=task,
+        name=folder.name,
+        revision="0" * 40,
+        provenance={},
+        task=task,
         classes=tuple(bundle.ClassInfo(name, (9, 9, 9), task == "instance") for name in names),
-        input=bundle.InputSpec(HEIGHT, WIDTH, "uint8", "NHWC", (0, 0, 0)), stages=stages, files=(), plans=plans,
-        encoder_of={plan.name: f"encoder-{plan.name}" for plan in plans}, margins=margins,
+        input=bundle.InputSpec(HEIGHT, WIDTH, "uint8", "NHWC", (0, 0, 0)),
+        stages=stages,
+        files=(),
+        plans=plans,
+        encoder_of={plan.name: f"encoder-{plan.name}" for plan in plans},
+        margins=margins,
         calibration={"gflops": {"encoder-d1": 1.0, "encoder-d2": 4.0}},
-    )  # fmt: skip
+    )
     bundle.save(folder, manifest)
     return folder
 
@@ -75,13 +112,20 @@ def _write(
     constants: Mapping[str, object],
 ) -> bundle.Stage:
     arrays = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
-    sides = [[helper.make_tensor_value_info(*value) for value in side] for side in (inputs, outputs)]
+    sides = [
+        [helper.make_tensor_value_info(*value) for value in side] for side in (inputs, outputs)
+    ]
     graph = helper.make_graph(nodes, path.stem, *sides, arrays)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path
+    )
 
     def specs(values: list[_Value]) -> tuple[bundle.TensorSpec, ...]:
         dtypes = [np.dtype(helper.tensor_dtype_to_np_dtype(kind)).name for _, kind, _ in values]
-        return tuple(bundle.TensorSpec(v[0], dtype, tuple(v[2])) for v, dtype in zip(values, dtypes, strict=True))
+        return tuple(
+            bundle.TensorSpec(v[0], dtype, tuple(v[2]))
+            for v, dtype in zip(values, dtypes, strict=True)
+        )
 
     return bundle.Stage(path.name, "", specs(inputs), specs(outputs), 0.0)
 
@@ -91,9 +135,13 @@ def pixels(cells: Cells) -> Cells:
     return cells.repeat(CELL, 0).repeat(CELL, 1)
 
 
-def write_image(root: Path, name: str, cells: Cells, truth: NDArray[np.unsignedinteger], labels: str = "masks") -> None:
+def write_image(
+    root: Path, name: str, cells: Cells, truth: NDArray[np.unsignedinteger], labels: str = "masks"
+) -> None:
     """cells: which of red, green and blue each is; truth: per cell."""
     for folder in ("images", labels):
         (root / folder / name).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.eye(3, dtype=np.uint8)[pixels(cells)] * 255).save(root / "images" / f"{name}.png")
+    Image.fromarray(np.eye(3, dtype=np.uint8)[pixels(cells)] * 255).save(
+        root / "images" / f"{name}.png"
+    )
     Image.fromarray(pixels(truth)).save(root / labels / f"{name}.png")

@@ -1,4 +1,5 @@
-"""Small ONNX graphs for a bundle, and what they compute, in numpy: for backends that open real graphs."""
+"""Small ONNX graphs for a bundle, and what they compute, in numpy: for backends that open real
+graphs."""
 
 from __future__ import annotations
 
@@ -26,7 +27,10 @@ def images(count: int) -> NDArray[np.uint8]:
 
 
 def value_infos(specs: tuple[TensorSpec, ...]) -> list[onnx.ValueInfoProto]:
-    return [helper.make_tensor_value_info(spec.name, DTYPES[spec.dtype], list(spec.dims)) for spec in specs]
+    return [
+        helper.make_tensor_value_info(spec.name, DTYPES[spec.dtype], list(spec.dims))
+        for spec in specs
+    ]
 
 
 def external(folder: Path, name: str, values: NDArray[np.float32]) -> onnx.TensorProto:
@@ -34,20 +38,27 @@ def external(folder: Path, name: str, values: NDArray[np.float32]) -> onnx.Tenso
     (folder / "model.safetensors").write_bytes(values.tobytes())
     tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=values.shape)
     tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", "model.safetensors"), ("offset", "0"), ("length", str(values.nbytes))):
+    for key, value in (
+        ("location", "model.safetensors"),
+        ("offset", "0"),
+        ("length", str(values.nbytes)),
+    ):
         tensor.external_data.add(key=key, value=value)
     return tensor
 
 
 def write_graphs(folder: Path, manifest: Manifest) -> None:
-    """Front: mean brightness and a gate; encoder of depth k: adds k; decoder: mixes f4, scaled by the mean of e32.
+    """Front: mean brightness and a gate; encoder of depth k: adds k; decoder: mixes f4, scaled by
+    the mean of e32.
 
     An encoder that pauses tokens pauses those below the middle brightness.
     """
 
     def write(stage: str, nodes: list[onnx.NodeProto], constants: list[onnx.TensorProto]) -> None:
         spec = manifest.stages[stage]
-        graph = helper.make_graph(nodes, stage, value_infos(spec.inputs), value_infos(spec.outputs), constants)
+        graph = helper.make_graph(
+            nodes, stage, value_infos(spec.inputs), value_infos(spec.outputs), constants
+        )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
         onnx.save(model, folder / spec.file)
 
@@ -95,8 +106,11 @@ def write_graphs(folder: Path, manifest: Manifest) -> None:
     write("decoder", decode, [external(folder, "mix", MIX)])
 
 
-def reference(pixels: NDArray[np.uint8], depth: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """(H, W, 3) -> scores (plans,) and probabilities (classes, h, w), as the graphs above have them."""
+def reference(
+    pixels: NDArray[np.uint8], depth: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """(H, W, 3) -> scores (plans,) and probabilities (classes, h, w), as the graphs above have
+    them."""
     gray = pixels.astype(np.float32).mean(axis=2)
     f4 = gray.reshape(12, 4, 16, 4).mean(axis=(1, 3))[None] * GAINS[0]
     f32 = gray[:32].reshape(1, 32, 2, 32).mean(axis=(1, 3))[None] * GAINS[0]
@@ -130,7 +144,8 @@ def pausing(instance_manifest: Manifest) -> Manifest:
 
 
 def check_paused(backend: Backend, manifest: Manifest) -> None:
-    """What `write_graphs` says of paused tokens, also of chosen rows, and of plans that pause none."""
+    """What `write_graphs` says of paused tokens, also of chosen rows, and of plans that pause
+    none."""
     batch = images(3)
     features, _ = backend.front(batch)
     dark = batch.reshape(3, 6, 8, 8, 8, 3).mean(axis=(2, 4, 5)) < 127.5
@@ -145,5 +160,7 @@ def check_paused(backend: Backend, manifest: Manifest) -> None:
             assert (some.paused == dark[[2, 0]]).all()
         else:
             assert encoded.paused is None
-        np.testing.assert_allclose(backend.decode(encoded)[1], reference(batch[1], plan.depth)[1], atol=1e-5)
+        np.testing.assert_allclose(
+            backend.decode(encoded)[1], reference(batch[1], plan.depth)[1], atol=1e-5
+        )
     assert features.paused is None

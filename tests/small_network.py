@@ -1,4 +1,5 @@
-"""A small network for tests of its boxes: its sizes, random weights and maps, and a seed for each test."""
+"""A small network for tests of its boxes: its sizes, random weights and maps, and a seed for each
+test."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ M = TypeVar("M", bound=nn.Module)
 SHAPES = [(2, 3), (4, 6), (8, 12)]  # strides 32, 16 and 8 of an image of 64 x 96
 COARSER, FINEST = 6 + 24, 96  # tokens
 # Three layers, one per scale that joins, then two that may pause.
-KNOBBED = replace(SMALL, schedule=(1, 2, 3, 3, 3), top_down=True, pause_after=3, widths=(0.25, 0.5, 1.0))
+KNOBBED = replace(
+    SMALL, schedule=(1, 2, 3, 3, 3), top_down=True, pause_after=3, widths=(0.25, 0.5, 1.0)
+)
 
 
 @pytest.fixture

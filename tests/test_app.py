@@ -1,4 +1,5 @@
-"""The rim without a network: negotiation, the edge, bodies, errors, documentation. Messages go straight to the app."""
+"""The rim without a network: negotiation, the edge, bodies, errors, documentation. Messages go
+straight to the app."""
 
 from __future__ import annotations
 
@@ -57,8 +58,12 @@ def body(data: bytes, more: bool = False) -> dict[str, Any]:
     return {"type": "http.request", "body": data, "more_body": more}
 
 
-def scope(method: str = "GET", path: str = "/", headers: Headers | None = None, query: str = "") -> dict[str, Any]:
-    fields = [(name.lower().encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
+def scope(
+    method: str = "GET", path: str = "/", headers: Headers | None = None, query: str = ""
+) -> dict[str, Any]:
+    fields = [
+        (name.lower().encode(), value.encode("latin-1")) for name, value in (headers or {}).items()
+    ]
     return {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -76,9 +81,13 @@ def scope(method: str = "GET", path: str = "/", headers: Headers | None = None, 
 
 
 async def call(
-    app: Any, given: dict[str, Any], *messages: dict[str, Any], then: Awaitable[object] | None = None
+    app: Any,
+    given: dict[str, Any],
+    *messages: dict[str, Any],
+    then: Awaitable[object] | None = None,
 ) -> Any:
-    """Send messages and collect the answer; None when the app gave none. then: what to await before disconnecting."""
+    """Send messages and collect the answer; None when the app gave none. then: what to await before
+    disconnecting."""
     pending, sent = list(messages) or [body(b"")], []
 
     async def receive() -> dict[str, Any]:
@@ -139,7 +148,9 @@ def ask(app: FastAPI, given: dict[str, Any], *messages: dict[str, Any]) -> Answe
 
 def post(**headers: str) -> dict[str, Any]:
     return scope(
-        "POST", "/segment", {"content-type": "image/png"} | {k.replace("_", "-"): v for k, v in headers.items()}
+        "POST",
+        "/segment",
+        {"content-type": "image/png"} | {k.replace("_", "-"): v for k, v in headers.items()},
     )
 
 
@@ -147,7 +158,7 @@ def counted(metrics: Metrics, outcome: str) -> float | None:
     return metrics.registry.get_sample_value("fathom_requests_total", {"outcome": outcome})
 
 
-# -- negotiation -------------------------------------------------------------------------------------------------------
+# -- negotiation -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -176,7 +187,9 @@ def test_accept_chooses_the_form_of_the_highest_weight(lines: list[str], expecte
     assert choose(lines).media_type == expected
 
 
-@pytest.mark.parametrize("line", ["text/html", "image/webp", "image/png;q=0", "*/*;q=0", "application/*;q=0, text/*"])
+@pytest.mark.parametrize(
+    "line", ["text/html", "image/webp", "image/png;q=0", "*/*;q=0", "application/*;q=0, text/*"]
+)
 def test_accept_without_an_offered_form_is_406_and_names_what_is_offered(line: str) -> None:
     with pytest.raises(NotAcceptable) as caught:
         choose([line])
@@ -195,11 +208,14 @@ def test_hostile_accept_raises_nothing_but_400_and_406(lines: list[str]) -> None
         assert choose(lines) in FORMS
 
 
-# -- bodies ------------------------------------------------------------------------------------------------------------
+# -- bodies ----------------------------------------------------------------------------------------
 
 
 def intake(**changes: Any) -> Intake:
-    return Intake(**{"max_bytes": 1000, "timeout_s": 0.1, "max_waiting": 2, "on_refusal": lambda: None} | changes)
+    return Intake(
+        **{"max_bytes": 1000, "timeout_s": 0.1, "max_waiting": 2, "on_refusal": lambda: None}
+        | changes
+    )
 
 
 def request(headers: Headers, *messages: dict[str, Any]) -> Request:
@@ -225,7 +241,9 @@ PNG = {"content-type": "image/png"}
 FORM = {"content-type": "multipart/form-data; boundary=b"}
 
 
-def part(name: str, data: bytes, filename: str | None = "x", kind: str | None = "image/png") -> bytes:
+def part(
+    name: str, data: bytes, filename: str | None = "x", kind: str | None = "image/png"
+) -> bytes:
     file = f'; filename="{filename}"' if filename is not None else ""
     head = f'--b\r\nContent-Disposition: form-data; name="{name}"{file}\r\n'
     head += f"Content-Type: {kind}\r\n" if kind else ""
@@ -237,7 +255,10 @@ END = b"--b--\r\n"
 
 
 def test_a_raw_body_is_joined_from_its_chunks() -> None:
-    assert receive(intake(), PNG, body(b"ab", True), body(b"", True), body(b"c")) == (b"abc", "image/png")
+    assert receive(intake(), PNG, body(b"ab", True), body(b"", True), body(b"c")) == (
+        b"abc",
+        "image/png",
+    )
 
 
 @pytest.mark.parametrize("kind", ["IMAGE/PNG", "image/png; charset=x", " image/png "])
@@ -246,11 +267,15 @@ def test_the_content_type_is_compared_without_case_and_parameters(kind: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"), [("image/png", "image/png"), ("application/octet-stream", ""), (None, ""), ("a/b", "a/b")]
+    ("kind", "expected"),
+    [("image/png", "image/png"), ("application/octet-stream", ""), (None, ""), ("a/b", "a/b")],
 )
 def test_the_file_of_a_form_has_the_type_of_its_part(kind: str | None, expected: str) -> None:
     data = part("any", b"data", kind=kind) + END
-    assert receive(intake(), FORM, *(body(bytes([byte]), True) for byte in data), body(b"")) == (b"data", expected)
+    assert receive(intake(), FORM, *(body(bytes([byte]), True) for byte in data), body(b"")) == (
+        b"data",
+        expected,
+    )
 
 
 def test_fields_beside_the_file_of_a_form_are_ignored() -> None:
@@ -281,9 +306,19 @@ def test_a_form_without_a_boundary_is_422() -> None:
 
 
 @settings(deadline=None)
-@given(data=st.binary(max_size=300), parameters=st.text("abc=;\"'\\ -*%/é", max_size=30), framed=st.booleans())
-def test_hostile_forms_raise_nothing_but_our_own_errors(data: bytes, parameters: str, framed: bool) -> None:
-    kind = f"multipart/form-data; boundary=b; {parameters}" if framed else f"multipart/form-data;{parameters}"
+@given(
+    data=st.binary(max_size=300),
+    parameters=st.text("abc=;\"'\\ -*%/é", max_size=30),
+    framed=st.booleans(),
+)
+def test_hostile_forms_raise_nothing_but_our_own_errors(
+    data: bytes, parameters: str, framed: bool
+) -> None:
+    kind = (
+        f"multipart/form-data; boundary=b; {parameters}"
+        if framed
+        else f"multipart/form-data;{parameters}"
+    )
     content = part("file", data) + data + END if framed else data
     try:
         receive(intake(), {"content-type": kind}, body(content))
@@ -294,7 +329,9 @@ def test_hostile_forms_raise_nothing_but_our_own_errors(data: bytes, parameters:
     assert caught in (200, 422)
 
 
-@pytest.mark.parametrize("kind", ["", "image/gif", "text/plain", "application/json", "multipart/mixed", "image/pngx"])
+@pytest.mark.parametrize(
+    "kind", ["", "image/gif", "text/plain", "application/json", "multipart/mixed", "image/pngx"]
+)
 def test_another_content_type_is_415(kind: str) -> None:
     with pytest.raises(UnsupportedMediaType):
         receive(intake(), {"content-type": kind}, body(b"x"))
@@ -310,10 +347,18 @@ def test_a_declared_length_over_the_limit_is_refused_without_reading() -> None:
         receive(intake(), PNG | {"content-length": "1001"})  # a read would wait for ever
 
 
-@pytest.mark.parametrize("headers", [PNG, PNG | {"content-length": "5"}, PNG | {"content-length": "-5"}, FORM])
+@pytest.mark.parametrize(
+    "headers", [PNG, PNG | {"content-length": "5"}, PNG | {"content-length": "-5"}, FORM]
+)
 def test_bytes_are_counted_whatever_the_length_says_and_read_to_the_end(headers: Headers) -> None:
     with pytest.raises(TooLarge):
-        receive(intake(), headers, body(OPENED, True), *(body(b"x" * 400, True) for _ in range(5)), body(b""))
+        receive(
+            intake(),
+            headers,
+            body(OPENED, True),
+            *(body(b"x" * 400, True) for _ in range(5)),
+            body(b""),
+        )
 
 
 def test_a_body_of_exactly_the_limit_is_taken() -> None:
@@ -373,20 +418,25 @@ def test_bodies_that_wait_for_a_thread_are_bounded() -> None:
     asyncio.run(run())
 
 
-# -- the edge ----------------------------------------------------------------------------------------------------------
+# -- the edge --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("given_id", ["a", "A-b_c.9", "x" * 64])
 def test_a_sound_request_id_is_echoed(fake_manifest: Manifest, given_id: str) -> None:
     app, _, _ = stubbed(fake_manifest)
-    assert ask(app, scope(path="/healthz", headers={"X-Request-Id": given_id}))[1]["x-request-id"] == given_id
+    assert (
+        ask(app, scope(path="/healthz", headers={"X-Request-Id": given_id}))[1]["x-request-id"]
+        == given_id
+    )
 
 
 @pytest.mark.parametrize("given_id", [None, "", "x" * 65, "a b", 'a"b', "é", "a\tb"])
 def test_another_request_id_is_replaced(fake_manifest: Manifest, given_id: str | None) -> None:
     app, _, _ = stubbed(fake_manifest)
     headers = {} if given_id is None else {"X-Request-Id": given_id}
-    assert re.fullmatch(r"[0-9a-f]{32}", ask(app, scope(path="/healthz", headers=headers))[1]["x-request-id"])
+    assert re.fullmatch(
+        r"[0-9a-f]{32}", ask(app, scope(path="/healthz", headers=headers))[1]["x-request-id"]
+    )
 
 
 def test_every_error_class_becomes_the_problem_document_of_its_status() -> None:
@@ -407,7 +457,10 @@ def test_retry_after_is_whole_seconds_and_at_least_one(seconds: float, field: st
 
 
 def test_further_members_never_hide_the_standard_ones() -> None:
-    assert json.loads(bytes(problem(FathomError("x", status=200, type="y"), "id").body))["status"] == 500
+    assert (
+        json.loads(bytes(problem(FathomError("x", status=200, type="y"), "id").body))["status"]
+        == 500
+    )
 
 
 def test_an_unforeseen_error_is_a_500_that_tells_nothing_and_is_logged(
@@ -473,7 +526,8 @@ def test_validation_errors_of_the_framework_are_problem_documents(fake_manifest:
     assert json.loads(content)["type"] == "urn:fathom:problem:bad-query"
 
 
-# -- the way of an image -----------------------------------------------------------------------------------------------
+# -- the way of an image
+# -----------------------------------------------------------------------------------------------
 
 
 def test_a_client_that_leaves_cancels_its_job(fake_manifest: Manifest) -> None:
@@ -498,7 +552,9 @@ def test_a_client_that_leaves_cancels_its_job(fake_manifest: Manifest) -> None:
     assert counted(metrics, "cancelled") == 1
 
 
-def test_a_client_that_leaves_while_it_sends_is_counted_as_cancelled(fake_manifest: Manifest) -> None:
+def test_a_client_that_leaves_while_it_sends_is_counted_as_cancelled(
+    fake_manifest: Manifest,
+) -> None:
     app, _, metrics = stubbed(fake_manifest)
     assert ask(app, post(), body(b"x", True), GONE) is None
     assert counted(metrics, "cancelled") == 1
@@ -563,7 +619,9 @@ def test_the_node_budget_of_the_settings_reaches_the_scheduler(fake_manifest: Ma
         create_app(replace(options, node_budget="depth=5"), fake_manifest, scheduler, metrics)
 
 
-def test_the_node_budget_file_beats_the_setting_while_the_service_runs(fake_manifest: Manifest, tmp_path: Any) -> None:
+def test_the_node_budget_file_beats_the_setting_while_the_service_runs(
+    fake_manifest: Manifest, tmp_path: Any
+) -> None:
     (tmp_path / "budget").write_text("depth=1")
     metrics = Metrics(layers=4, max_batch=4)
     options = Settings(node_budget="depth=2", node_budget_file=str(tmp_path / "budget"))
@@ -579,7 +637,8 @@ def test_the_node_budget_file_beats_the_setting_while_the_service_runs(fake_mani
     assert scheduler.state == "draining"  # the end of the app drains the scheduler
 
 
-# -- operations and documentation --------------------------------------------------------------------------------------
+# -- operations and documentation
+# --------------------------------------------------------------------------------------
 
 
 def get(app: FastAPI, path: str) -> Answer:
@@ -605,7 +664,9 @@ def test_plans_tell_a_page_all_that_it_needs(fake_manifest: Manifest) -> None:
 
 @pytest.mark.parametrize("path", ["/readyz", "/v2/health/ready", "/v2/models/fake/ready"])
 @pytest.mark.parametrize("state", ["starting", "draining", "failed"])
-def test_not_ready_is_503_with_retry_after_on_every_path(fake_manifest: Manifest, path: str, state: Any) -> None:
+def test_not_ready_is_503_with_retry_after_on_every_path(
+    fake_manifest: Manifest, path: str, state: Any
+) -> None:
     app, scheduler, _ = stubbed(fake_manifest)
     scheduler.start = lambda: setattr(scheduler, "state", state)  # type: ignore[method-assign]
     status, headers, content = get(app, path)
@@ -617,11 +678,17 @@ def test_not_ready_is_503_with_retry_after_on_every_path(fake_manifest: Manifest
 
 def test_open_inference_protocol_paths_describe_the_model(fake_manifest: Manifest) -> None:
     app, _, _ = stubbed(fake_manifest)
-    assert json.loads(get(app, "/v2")[2]) == {"name": "fathom", "version": "unknown", "extensions": []}
+    assert json.loads(get(app, "/v2")[2]) == {
+        "name": "fathom",
+        "version": "unknown",
+        "extensions": [],
+    }
     assert json.loads(get(app, "/v2/health/ready")[2]) == {"ready": True}
     model = json.loads(get(app, "/v2/models/fake")[2])
     assert model["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, 48, 64, 3]}]
-    assert model["outputs"] == [{"name": "probabilities", "datatype": "FP32", "shape": [-1, 4, 12, 16]}]
+    assert model["outputs"] == [
+        {"name": "probabilities", "datatype": "FP32", "shape": [-1, 4, 12, 16]}
+    ]
     assert json.loads(get(app, "/v2/models/fake/ready")[2]) == {"name": "fake", "ready": True}
     assert get(app, "/v2/models/other")[0] == get(app, "/v2/models/other/ready")[0] == 404
 
@@ -634,10 +701,17 @@ def test_metrics_are_a_plain_route(fake_manifest: Manifest) -> None:
 
 def test_metrics_come_as_openmetrics_to_whom_asks_for_it(fake_manifest: Manifest) -> None:
     wanted = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.2"
-    for accept, kind in ((wanted, "application/openmetrics-text"), ("text/plain;version=x", "text/plain")):
+    for accept, kind in (
+        (wanted, "application/openmetrics-text"),
+        ("text/plain;version=x", "text/plain"),
+    ):
         app = stubbed(fake_manifest)[0]
         status, headers, content = ask(app, scope(path="/metrics", headers={"Accept": accept}))
-        assert (status, headers["content-type"].split(";")[0], headers["vary"]) == (200, kind, "Accept")
+        assert (status, headers["content-type"].split(";")[0], headers["vary"]) == (
+            200,
+            kind,
+            "Accept",
+        )
         assert b"fathom_requests_total" in content
         assert content.endswith(b"# EOF\n") == (kind != "text/plain")
 
@@ -654,7 +728,9 @@ def test_pages_come_from_the_web_folder_with_a_policy_that_forbids_other_hosts(
     assert headers["x-content-type-options"] == "nosniff"
 
 
-@pytest.mark.parametrize("name", ["", "none.js", "..", "../app.py", "%2e%2e/app.py", "..%2fapp.py", "/etc/passwd"])
+@pytest.mark.parametrize(
+    "name", ["", "none.js", "..", "../app.py", "%2e%2e/app.py", "..%2fapp.py", "/etc/passwd"]
+)
 def test_files_outside_of_the_web_folder_are_not_there(fake_manifest: Manifest, name: str) -> None:
     status, headers, _ = get(stubbed(fake_manifest)[0], f"/static/{name}")
     assert (status, headers["content-type"]) == (404, "application/problem+json")
@@ -663,7 +739,9 @@ def test_files_outside_of_the_web_folder_are_not_there(fake_manifest: Manifest, 
 def test_pages_load_nothing_from_elsewhere() -> None:
     for path in WEB.iterdir():
         if path.suffix in (".html", ".css", ".js"):
-            text = path.read_text("utf-8").replace("http://www.w3.org/", "")  # the name of a namespace
+            text = path.read_text("utf-8").replace(
+                "http://www.w3.org/", ""
+            )  # the name of a namespace
             assert not re.search(r"https?://|@import|src=\"//", text), path.name
 
 
@@ -675,10 +753,18 @@ def api(fake_manifest: Manifest) -> dict[str, Any]:
 
 def test_openapi_describes_bodies_forms_budget_and_every_error(api: dict[str, Any]) -> None:
     segment = api["paths"]["/segment"]["post"]
-    assert set(segment["requestBody"]["content"]) == {"image/jpeg", "image/png", "image/webp", "multipart/form-data"}
+    assert set(segment["requestBody"]["content"]) == {
+        "image/jpeg",
+        "image/png",
+        "image/webp",
+        "multipart/form-data",
+    }
     parameters = {parameter["name"]: parameter for parameter in segment["parameters"]}
     assert "Compute-Budget" in parameters
-    assert (parameters["include"]["in"], parameters["include"]["schema"]["enum"]) == ("query", ["paused"])
+    assert (parameters["include"]["in"], parameters["include"]["schema"]["enum"]) == (
+        "query",
+        ["paused"],
+    )
     assert set(segment["responses"]["200"]["content"]) == {form.media_type for form in FORMS}
     met = {kind.status for kind in FathomError.__subclasses__()} | {500}
     assert {int(status) for status in segment["responses"]} == met | {200}

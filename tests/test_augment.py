@@ -1,4 +1,5 @@
-"""Training crops, and the canvas on which the recipe evaluates: the one on which the service serves."""
+"""Training crops, and the canvas on which the recipe evaluates: the one on which the service
+serves."""
 
 from __future__ import annotations
 
@@ -32,64 +33,91 @@ def _painted(height: int, width: int, seed: int) -> Sample:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_random_crop_keeps_image_and_mask_aligned(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+def test_random_crop_keeps_image_and_mask_aligned(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
     monkeypatch.setattr(augment, "jitter", lambda image, _: image)
     image, mask = random_crop(_painted(90, 130, seed), np.random.default_rng(seed), (64, 96))
-    # The image's filter reaches two pixels; away from the borders between labels, it shows the label's own colour.
-    inside = minimum_filter(mask, 5, mode="constant", cval=254) == maximum_filter(mask, 5, mode="constant", cval=254)
+    # The image's filter reaches two pixels; away from the borders between labels, it shows the
+    # label's own colour.
+    inside = minimum_filter(mask, 5, mode="constant", cval=254) == maximum_filter(
+        mask, 5, mode="constant", cval=254
+    )
     assert inside.mean() > 0.3
-    wanted = np.concatenate([PAINT, np.zeros((250, 3), np.uint8), np.full((1, 3), PAD, np.uint8)])[mask]
+    wanted = np.concatenate([PAINT, np.zeros((250, 3), np.uint8), np.full((1, 3), PAD, np.uint8)])[
+        mask
+    ]
     assert np.array_equal(image[inside], wanted[inside])
 
 
-def test_labels_that_lie_right_of_the_image_do_so_in_mirrored_crops(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A post at columns 60 to 63 with labels two pixels right of it: so they must be seen, whichever way it faces."""
+def test_labels_that_lie_right_of_the_image_do_so_in_mirrored_crops(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A post at columns 60 to 63 with labels two pixels right of it: so they must be seen,
+    whichever way it faces."""
     monkeypatch.setattr(augment, "jitter", lambda image, _: image)
     image, mask = np.zeros((64, 128, 3), np.uint8), np.zeros((64, 128), np.uint8)
     image[:, 60:64], mask[:, 62:66] = 255, 1
     sample, sides = Sample("post", image, mask, labels_right=2), set()
     for seed in range(40):
-        shown, labels = random_crop(sample, np.random.default_rng(seed), (64, 256), scale=(1.0, 1.0001))
+        shown, labels = random_crop(
+            sample, np.random.default_rng(seed), (64, 256), scale=(1.0, 1.0001)
+        )
         known = labels != VOID
         place = np.average(np.nonzero((shown[..., 0] > 160) & known)[1])
         right = np.average(np.nonzero(labels == 1)[1]) - place
         assert right == pytest.approx(2, abs=0.6)
         sides.add(bool(place > np.average(np.nonzero(known)[1])))
-    assert sides == {False, True}  # the post is left of the middle as it is, right of it in the mirror
+    assert sides == {
+        False,
+        True,
+    }  # the post is left of the middle as it is, right of it in the mirror
 
 
 def test_random_crop_pads_with_void_where_the_source_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(augment, "jitter", lambda image, _: image)
     void = 0
     for seed in range(8):
-        image, mask = random_crop(_painted(30, 40, 0), np.random.default_rng(seed), (64, 96), scale=(0.9, 1.1))
+        image, mask = random_crop(
+            _painted(30, 40, 0), np.random.default_rng(seed), (64, 96), scale=(0.9, 1.1)
+        )
         assert np.array_equal((image == PAD).all(-1), mask == VOID)
         rows, columns = np.nonzero(mask != VOID)
-        assert len(rows) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)  # one rectangle, all of it known
+        assert len(rows) == (np.ptp(rows) + 1) * (
+            np.ptp(columns) + 1
+        )  # one rectangle, all of it known
         assert 0.7 * 30 * 40 < len(rows) < 1.4 * 30 * 40  # the whole source, at about its own size
         void += int((mask == VOID).sum())
     assert void > 0
 
 
-def test_random_crop_zooms_against_the_size_that_the_image_has_on_the_canvas(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_crop_zooms_against_the_size_that_the_image_has_on_the_canvas(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Small images are enlarged for the canvas: what is trained on is what will be served."""
     monkeypatch.setattr(augment, "jitter", lambda image, _: image)
     for seed in range(4):
         rng = np.random.default_rng(seed)
-        _, mask = random_crop(_painted(30, 40, 0), rng, (256, 256), scale=(1.0, 1.0001), canvas=(120, 200))
+        _, mask = random_crop(
+            _painted(30, 40, 0), rng, (256, 256), scale=(1.0, 1.0001), canvas=(120, 200)
+        )
         rows, columns = np.nonzero(mask != VOID)
         assert abs(np.ptp(rows) + 1 - 120) <= 1
         assert abs(np.ptp(columns) + 1 - 160) <= 18  # a stretch of up to a tenth
 
 
-def test_random_crop_turns_image_and_mask_together_and_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_crop_turns_image_and_mask_together_and_only_when_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(augment, "jitter", lambda image, _: image)
     flat = np.zeros((60, 200), np.uint8)
     flat[:, :100] = 1
     sample, tall = Sample("halves", PAINT[flat], flat), {True: 0, False: 0}
     for turn in (True, False):
         for seed in range(20):
-            image, mask = random_crop(sample, np.random.default_rng(seed), (256, 256), scale=(1.0, 1.0001), turn=turn)
+            image, mask = random_crop(
+                sample, np.random.default_rng(seed), (256, 256), scale=(1.0, 1.0001), turn=turn
+            )
             known = mask != VOID
             assert (image[known] == PAINT[mask[known]]).all(1).mean() > 0.95
             rows, columns = np.nonzero(known)
@@ -104,7 +132,12 @@ def test_random_crop_has_its_size_whatever_the_source(height: int, width: int) -
     for seed in range(6):
         image, mask = random_crop(sample, np.random.default_rng(seed), (64, 96))
         again = random_crop(sample, np.random.default_rng(seed), (64, 96))
-        assert (image.shape, image.dtype, mask.shape, mask.dtype) == ((64, 96, 3), np.uint8, (64, 96), np.uint8)
+        assert (image.shape, image.dtype, mask.shape, mask.dtype) == (
+            (64, 96, 3),
+            np.uint8,
+            (64, 96),
+            np.uint8,
+        )
         assert np.array_equal(image, again[0])
         assert np.array_equal(mask, again[1])
 
@@ -114,7 +147,11 @@ def test_jitter_changes_colours_and_moves_nothing() -> None:
     changed = jitter(image, np.random.default_rng(3))
     assert not np.array_equal(changed, image)
     both = np.concatenate([changed, image], -1)
-    for pixels in (image, changed, both):  # each colour becomes one other colour, wherever it stands
+    for pixels in (
+        image,
+        changed,
+        both,
+    ):  # each colour becomes one other colour, wherever it stands
         assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) == len(PAINT)
 
 
@@ -134,13 +171,17 @@ def test_trained_canvas_is_the_served_canvas(height: int, width: int) -> None:
 def test_trained_canvas_of_a_large_jpeg_is_about_the_served_one(tmp_path: Path) -> None:
     """The service lets the JPEG decoder shrink the image on the way; the recipe does not."""
     y, x = np.mgrid[0:600, 0:800] / 40
-    pixels = np.uint8(127 + 60 * np.stack([np.sin(x) + np.cos(y), np.sin(x * y / 9), np.cos(x - y)], -1))
+    pixels = np.uint8(
+        127 + 60 * np.stack([np.sin(x) + np.cos(y), np.sin(x * y / 9), np.cos(x - y)], -1)
+    )
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
     Image.fromarray(pixels).save(tmp_path / "images" / "a.jpg", quality=95)
     Image.new("L", (800, 600)).save(tmp_path / "masks" / "a.png")
     ours, _ = on_canvas(Folder(tmp_path)[0], (96, 128))
-    served = decode((tmp_path / "images" / "a.jpg").read_bytes(), "image/jpeg", Limits(10**7, 4096, 1), CANVAS).pixels
+    served = decode(
+        (tmp_path / "images" / "a.jpg").read_bytes(), "image/jpeg", Limits(10**7, 4096, 1), CANVAS
+    ).pixels
     gap = np.abs(ours.astype(int) - served.astype(int))
     assert gap.mean() < 1
     assert np.quantile(gap, 0.99) <= 8
@@ -152,7 +193,9 @@ def test_evaluated_labels_are_the_served_labels(height: int, width: int) -> None
     coarse = 3 * torch.randn(1, 11, 6, 8, generator=generator)
     smooth = F.interpolate(coarse, (24, 32), mode="bicubic").softmax(1)
     probabilities = smooth + 0.02 * torch.rand(smooth.shape, generator=generator)
-    sample = Sample("black", np.zeros((height, width, 3), np.uint8), np.zeros((height, width), np.uint8))
+    sample = Sample(
+        "black", np.zeros((height, width, 3), np.uint8), np.zeros((height, width), np.uint8)
+    )
     _, inner = on_canvas(sample, (96, 128))
     decision = Decision(Plan("d1", 1, 1.0, 1.0, 1.0, 0.5), Reason.GATE, 0.5)
     frame = to_canvas(Image.fromarray(sample.image), CANVAS)

@@ -1,4 +1,5 @@
-"""API keys: the file, the comparison, what a caller without a key gets and does not get, and a file that changes."""
+"""API keys: the file, the comparison, what a caller without a key gets and does not get, and a file
+that changes."""
 
 from __future__ import annotations
 
@@ -63,13 +64,17 @@ def guarded(manifest: Manifest, file: Path) -> tuple[FastAPI, Metrics]:
     return create_app(options, manifest, scheduler, metrics), metrics
 
 
-# -- the file ----------------------------------------------------------------------------------------------------------
+# -- the file --------------------------------------------------------------------------------------
 
 
 def test_a_file_has_names_and_digests_comments_and_blank_lines() -> None:
-    text = "# ours\n\n" + line("a.b-c_9", KEY).upper().replace("SHA256", "sha256").replace("A.B-C", "a.b-c")
+    text = "# ours\n\n" + line("a.b-c_9", KEY).upper().replace("SHA256", "sha256").replace(
+        "A.B-C", "a.b-c"
+    )
     ring = parse_keys(
-        text + "   \r\n  # indented\r\n" + line("ops", OTHER).replace(" ", "\t  ").replace("\n", "  \r\n")
+        text
+        + "   \r\n  # indented\r\n"
+        + line("ops", OTHER).replace(" ", "\t  ").replace("\n", "  \r\n")
     )
     assert (ring.name_of(KEY), ring.name_of(OTHER), ring.name_of("x")) == ("a.b-c_9", "ops", None)
 
@@ -105,7 +110,9 @@ def test_a_wrong_file_is_refused_by_its_line_and_shows_nothing_of_it(text: str, 
     assert hashlib.sha256(KEY.encode()).hexdigest()[:8] not in caught.value.detail
 
 
-@pytest.mark.parametrize("content", [None, b"", b"ops secret-key", b"#" * (MAX_BYTES + 1), b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"ops secret-key", b"#" * (MAX_BYTES + 1), b"\xff\xfe"]
+)
 def test_keys_that_cannot_be_used_stop_the_start_and_name_the_flag(
     tmp_path: Path, fake_manifest: Manifest, content: bytes | None
 ) -> None:
@@ -129,11 +136,13 @@ def test_a_file_of_the_largest_size_is_read(file: Path) -> None:
     ApiKeys(file, lambda request: None)
 
 
-# -- the comparison ----------------------------------------------------------------------------------------------------
+# -- the comparison --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("key", [KEY, "none of them", ""])
-def test_every_key_is_compared_whichever_it_is_and_only_as_digests(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+def test_every_key_is_compared_whichever_it_is_and_only_as_digests(
+    monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
     compared: list[tuple[int, int]] = []
     constant_time = hmac.compare_digest
 
@@ -161,7 +170,7 @@ def test_no_other_text_is_a_key(text: str) -> None:
     assert parse_keys(line("ops", KEY)).name_of(text) == ("ops" if text == KEY else None)
 
 
-# -- requests ----------------------------------------------------------------------------------------------------------
+# -- requests --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -177,7 +186,10 @@ def test_no_other_text_is_a_key(text: str) -> None:
         {"X-API-Key": KEY.upper()},
         {"X-API-Key": ""},
         {"X-API-Key": "é" * 100},
-        {"X-API-Key": "wrong", "Authorization": f"Bearer {KEY}"},  # X-API-Key counts where both are given
+        {
+            "X-API-Key": "wrong",
+            "Authorization": f"Bearer {KEY}",
+        },  # X-API-Key counts where both are given
         {"Cookie": f"X-API-Key={KEY}"},
         {"Host": "test/healthz?", "X-Forwarded-Host": "/healthz"},
     ],
@@ -188,7 +200,10 @@ def test_401_without_a_known_key_before_the_body_is_read(
     app, metrics = guarded(fake_manifest, file)
 
     async def session() -> Any:
-        async with started(app), asyncio.timeout(5):  # the body never ends: a read would wait for ever
+        async with (
+            started(app),
+            asyncio.timeout(5),
+        ):  # the body never ends: a read would wait for ever
             given = scope("POST", "/segment", PNG | {"X-Request-Id": "r9"} | headers)
             return await call(app, given, body(b"x", True))
 
@@ -197,9 +212,18 @@ def test_401_without_a_known_key_before_the_body_is_read(
     assert (status, fields["content-type"]) == (401, "application/problem+json")
     assert fields["www-authenticate"].startswith("Bearer")
     document = json.loads(content)
-    assert (document["type"], document["instance"]) == ("urn:fathom:problem:unauthorized", "urn:fathom:request:r9")
+    assert (document["type"], document["instance"]) == (
+        "urn:fathom:problem:unauthorized",
+        "urn:fathom:request:r9",
+    )
     assert counted(metrics, "unauthorized") == 1
-    assert sum("request_id=r9 status=401 outcome=unauthorized" in message for message in caplog.messages) == 1
+    assert (
+        sum(
+            "request_id=r9 status=401 outcome=unauthorized" in message
+            for message in caplog.messages
+        )
+        == 1
+    )
     for secret in (KEY, "wrong"):
         assert secret not in caplog.text
         assert secret not in content.decode()
@@ -211,11 +235,18 @@ def test_401_without_a_known_key_before_the_body_is_read(
         ({"Authorization": f"Bearer {KEY}"}, "camera-7"),
         ({"authorization": f"bearer {KEY}"}, "camera-7"),
         ({"X-API-Key": OTHER}, "ops"),
-        ({"X-API-Key": OTHER, "Authorization": "Basic dXNlcjpwYXNz"}, "ops"),  # an ingress has its own
+        (
+            {"X-API-Key": OTHER, "Authorization": "Basic dXNlcjpwYXNz"},
+            "ops",
+        ),  # an ingress has its own
     ],
 )
 def test_a_known_key_gets_its_answer_and_its_name_is_logged(
-    fake_manifest: Manifest, file: Path, caplog: pytest.LogCaptureFixture, headers: dict[str, str], name: str
+    fake_manifest: Manifest,
+    file: Path,
+    caplog: pytest.LogCaptureFixture,
+    headers: dict[str, str],
+    name: str,
 ) -> None:
     app, metrics = guarded(fake_manifest, file)
     with caplog.at_level(logging.INFO):
@@ -229,7 +260,14 @@ def test_a_known_key_gets_its_answer_and_its_name_is_logged(
 @pytest.mark.parametrize(
     "path",
     [
-        *("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready", "/v2/models/fake/ready"),
+        *(
+            "/healthz",
+            "/readyz",
+            "/metrics",
+            "/v2/health/live",
+            "/v2/health/ready",
+            "/v2/models/fake/ready",
+        ),
         *("/", "/docs", "/static/app.js", "/openapi.json"),
     ],
 )
@@ -240,17 +278,32 @@ def test_health_metrics_and_the_files_of_the_page_ask_for_no_key(
 
 
 @pytest.mark.parametrize("path", ["/plans", "/v2", "/v2/models/fake"])
-def test_what_tells_about_the_model_asks_for_a_key(fake_manifest: Manifest, file: Path, path: str) -> None:
+def test_what_tells_about_the_model_asks_for_a_key(
+    fake_manifest: Manifest, file: Path, path: str
+) -> None:
     app, _ = guarded(fake_manifest, file)
     assert ask(app, scope(path=path))[0] == 401
     assert ask(app, scope(path=path, headers={"X-API-Key": KEY}))[0] == 200
 
 
-def test_a_new_route_must_say_whether_it_asks_for_a_key(fake_manifest: Manifest, file: Path) -> None:
+def test_a_new_route_must_say_whether_it_asks_for_a_key(
+    fake_manifest: Manifest, file: Path
+) -> None:
     api = json.loads(ask(guarded(fake_manifest, file)[0], scope(path="/openapi.json"))[2])
-    open_to_all = {path for path, methods in api["paths"].items() if not any("security" in m for m in methods.values())}
+    open_to_all = {
+        path
+        for path, methods in api["paths"].items()
+        if not any("security" in m for m in methods.values())
+    }
     assert open_to_all == {
-        *("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready", "/v2/models/{name}/ready"),
+        *(
+            "/healthz",
+            "/readyz",
+            "/metrics",
+            "/v2/health/live",
+            "/v2/health/ready",
+            "/v2/models/{name}/ready",
+        ),
     }
 
 
@@ -269,7 +322,10 @@ def test_openapi_says_who_needs_a_key(fake_manifest: Manifest, file: Path) -> No
         assert "401" in segment["responses"]
         schemes = api["components"]["securitySchemes"]
         assert {name for entry in segment["security"] for name in entry} == set(schemes)
-        kinds = {(scheme["type"], scheme.get("scheme") or scheme.get("name")) for scheme in schemes.values()}
+        kinds = {
+            (scheme["type"], scheme.get("scheme") or scheme.get("name"))
+            for scheme in schemes.values()
+        }
         assert kinds == {("http", "bearer"), ("apiKey", "X-API-Key")}
         assert "security" not in api["paths"]["/healthz"]["get"]
     with described(fake_manifest) as api:
@@ -277,7 +333,8 @@ def test_openapi_says_who_needs_a_key(fake_manifest: Manifest, file: Path) -> No
         assert "securitySchemes" not in api["components"]
 
 
-# -- a file that changes -----------------------------------------------------------------------------------------------
+# -- a file that changes
+# -----------------------------------------------------------------------------------------------
 
 
 def test_changed_keys_are_in_force_within_five_seconds_and_a_broken_file_keeps_them(
@@ -304,7 +361,9 @@ def test_changed_keys_are_in_force_within_five_seconds_and_a_broken_file_keeps_t
 
     with caplog.at_level(logging.INFO):
         assert asyncio.run(session()) == [200, 401, 401, 200]
-    assert [record.levelname for record in caplog.records if "no key in it" in record.getMessage()] == ["ERROR"]
+    assert [
+        record.levelname for record in caplog.records if "no key in it" in record.getMessage()
+    ] == ["ERROR"]
     assert any("keys in force: 1 (camera-7)" in message for message in caplog.messages)
 
 
@@ -315,7 +374,11 @@ def test_a_file_that_is_missing_for_a_look_changes_nothing_and_a_mended_one_coun
 
     async def run() -> None:
         task = asyncio.create_task(
-            watch(Source(file, parse_keys, MAX_BYTES), lambda ring: applied.append(str(ring)), PERIOD_S)
+            watch(
+                Source(file, parse_keys, MAX_BYTES),
+                lambda ring: applied.append(str(ring)),
+                PERIOD_S,
+            )
         )
         text = file.read_text()
         async with asyncio.timeout(5):
@@ -339,6 +402,10 @@ def test_a_file_that_is_missing_for_a_look_changes_nothing_and_a_mended_one_coun
 def test_every_test_that_the_threat_table_names_exists() -> None:
     root = Path(__file__).resolve().parent.parent
     named = set(re.findall(r"`(test_\w+)`", (root / "docs" / "security.md").read_text("utf-8")))
-    known = {name for path in root.glob("tests/test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())}
+    known = {
+        name
+        for path in root.glob("tests/test_*.py")
+        for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
     assert len(named) > 20
     assert named - known == set()

@@ -1,4 +1,5 @@
-"""The simulated autoscaler decides as Kubernetes documents it, and the simulated replica runs as the real scheduler."""
+"""The simulated autoscaler decides as Kubernetes documents it, and the simulated replica runs as
+the real scheduler."""
 
 from __future__ import annotations
 
@@ -40,18 +41,35 @@ def manifest() -> Manifest:
         ([0.6, 0.6], 0, 0, 3),  # ceil(2 x 1.2)
         ([1.0, 1.0, 1.0, 1.0], 0, 0, 8),
         ([0.1, 0.1, 0.1, 0.1], 0, 0, 1),
-        ([0.8, 0.8], 2, 0, 4),  # the two that start count as idle: 0.4 of 0.5 would turn the direction
+        (
+            [0.8, 0.8],
+            2,
+            0,
+            4,
+        ),  # the two that start count as idle: 0.4 of 0.5 would turn the direction
         ([1.0, 1.0], 1, 0, 4),  # ceil(3 x 2 / 3 / 0.5)
         ([0.2, 0.2], 1, 0, 1),  # on the way down those that start are left out
-        ([0.2, 0.2], 0, 1, 3),  # one that reports nothing counts as full: 1.4 / 3 is within the tolerance
+        (
+            [0.2, 0.2],
+            0,
+            1,
+            3,
+        ),  # one that reports nothing counts as full: 1.4 / 3 is within the tolerance
         ([], 3, 0, 3),
     ],
 )
-def test_replicas_by_a_share_of_the_request(usage: list[float], unready: int, missing: int, replicas: int) -> None:
-    assert from_utilisation(usage, unready, missing, 0.5, max(1, len(usage) + unready + missing)) == replicas
+def test_replicas_by_a_share_of_the_request(
+    usage: list[float], unready: int, missing: int, replicas: int
+) -> None:
+    assert (
+        from_utilisation(usage, unready, missing, 0.5, max(1, len(usage) + unready + missing))
+        == replicas
+    )
 
 
-@pytest.mark.parametrize(("value", "replicas"), [(None, 4), (1.05, 4), (1.2, 5), (3.0, 12), (0.5, 2), (0.0, 0)])
+@pytest.mark.parametrize(
+    ("value", "replicas"), [(None, 4), (1.05, 4), (1.2, 5), (3.0, 12), (0.5, 2), (0.0, 0)]
+)
 def test_replicas_by_a_value(value: float | None, replicas: int) -> None:
     assert from_value(value, 1.0, 4, 4) == replicas
 
@@ -106,17 +124,23 @@ def test_every_request_of_a_day_is_accounted_for(manifest: Manifest) -> None:
     again = simulate(policy, Scaling(cpu=0.6), arrivals, np.random.default_rng(2), World())
     assert again == day
     assert (
-        simulate(policy, Scaling(cpu=0.3), arrivals, np.random.default_rng(2), World()).replica_hours
+        simulate(
+            policy, Scaling(cpu=0.3), arrivals, np.random.default_rng(2), World()
+        ).replica_hours
         > day.replica_hours
     )
 
 
-def test_adaptive_depth_misses_less_than_the_full_plan_on_the_same_fleet(manifest: Manifest) -> None:
+def test_adaptive_depth_misses_less_than_the_full_plan_on_the_same_fleet(
+    manifest: Manifest,
+) -> None:
     arrivals = fleet.traffic(np.random.default_rng(5), 20.0, 3600.0)
     missed = [
         simulate(case.policy, Scaling(cpu=0.5), arrivals, np.random.default_rng(2), World()).missed
         for case in autoscale.cases(manifest)
-        if case.table == "cpu" and case.policy.name in ("adaptive", "full") and case.scaling.cpu == 0.5
+        if case.table == "cpu"
+        and case.policy.name in ("adaptive", "full")
+        and case.scaling.cpu == 0.5
     ]
     assert missed[0] < 0.5 * missed[1]
 
@@ -130,35 +154,54 @@ def test_the_simulation_takes_its_settings_from_the_manifests(manifest: Manifest
     assert autoscale.settings().max_batch == 1  # what the simulated replica does
 
 
-def test_a_simulated_replica_sheds_waits_and_cheapens_as_the_real_scheduler_does(fake_manifest: Manifest) -> None:
-    # The same arrivals for both, twice as many as the full plan can serve; the engine sleeps instead of computing.
+def test_a_simulated_replica_sheds_waits_and_cheapens_as_the_real_scheduler_does(
+    fake_manifest: Manifest,
+) -> None:
+    # The same arrivals for both, twice as many as the full plan can serve; the engine sleeps
+    # instead of computing.
     delays = {"front": 0.04, "d1": 0.04, "d2": 0.08, "d3": 0.12, "d4": 0.16}
     arrivals = np.cumsum(np.random.default_rng(11).exponential(0.1, 60)).tolist()
     settings = Settings(queue_size=6, load_start=0.0, max_batch=1, max_loss=0.0)
     latency, depths, engine_s, shed = asyncio.run(_real(fake_manifest, settings, delays, arrivals))
 
     # What each depth took here, on a machine that may be busy: only the policy is compared.
-    took = {depth: np.mean([s for d, s in zip(depths, engine_s, strict=True) if d == depth]) for depth in set(depths)}
-    search = [{"plan": f"d{depth}", "ms": 1000 * took.get(depth, depth / 10)} for depth in (1, 2, 3, 4)]
+    took = {
+        depth: np.mean([s for d, s in zip(depths, engine_s, strict=True) if d == depth])
+        for depth in set(depths)
+    }
+    search = [
+        {"plan": f"d{depth}", "ms": 1000 * took.get(depth, depth / 10)} for depth in (1, 2, 3, 4)
+    ]
     policy = fleet.policy(
-        "x", replace(fake_manifest, calibration={"search": search}), queue_size=6, load_start=0.0, max_loss=0.0
+        "x",
+        replace(fake_manifest, calibration={"search": search}),
+        queue_size=6,
+        load_start=0.0,
+        max_loss=0.0,
     )
-    policy = replace(policy, seconds=tuple(s - fleet.BESIDE_ENGINE_S for s in policy.seconds))  # nothing is decoded
+    policy = replace(
+        policy, seconds=tuple(s - fleet.BESIDE_ENGINE_S for s in policy.seconds)
+    )  # nothing is decoded
     tally, pod = fleet.Tally([0] * policy.queue_size), fleet.Replica(0, 0, 0)
     pod.serve(arrivals, math.inf, policy, tally)
     pod.look(policy, tally)
     assert tally.shed > 0
     assert shed == pytest.approx(tally.shed, abs=6)
     assert np.mean(latency) == pytest.approx(np.mean(tally.latency), rel=0.25)
-    assert np.mean(depths) == pytest.approx(np.asarray(tally.ran) @ policy.depth / sum(tally.ran), abs=0.4)
+    assert np.mean(depths) == pytest.approx(
+        np.asarray(tally.ran) @ policy.depth / sum(tally.ran), abs=0.4
+    )
 
 
 async def _real(
     manifest: Manifest, settings: Settings, delays: dict[str, float], arrivals: list[float]
 ) -> tuple[list[float], list[int], list[float], int]:
-    """Of what the scheduler answered: latencies, depths, and seconds in the engine; and how many it refused."""
+    """Of what the scheduler answered: latencies, depths, and seconds in the engine; and how many it
+    refused."""
     metrics = Metrics(layers=manifest.layers, max_batch=1)
-    scheduler = Scheduler(lambda: FakeBackend(manifest, delay_s=delays), manifest, settings, metrics)
+    scheduler = Scheduler(
+        lambda: FakeBackend(manifest, delay_s=delays), manifest, settings, metrics
+    )
     scheduler.start()
     while scheduler.state != "ready":
         await asyncio.sleep(0.01)

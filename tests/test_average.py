@@ -26,9 +26,14 @@ def shifted(trained_run: Path, tmp_path: Path) -> Path:
     return run
 
 
-def test_the_average_of_runs_is_a_run_that_later_steps_take(trained_run: Path, shifted: Path, tmp_path: Path) -> None:
+def test_the_average_of_runs_is_a_run_that_later_steps_take(
+    trained_run: Path, shifted: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "mean"
-    (config, canvas, arguments), before = read_config(trained_run), load_file(trained_run / "model.safetensors")
+    (config, canvas, arguments), before = (
+        read_config(trained_run),
+        load_file(trained_run / "model.safetensors"),
+    )
     assert command("average", trained_run, shifted, shifted, trained_run, "--out", out) == 0
     after = load_file(out / "model.safetensors")
     assert before.keys() == after.keys()
@@ -57,7 +62,9 @@ def test_a_bundle_may_be_among_them_but_not_the_first(
 ) -> None:
     out, before = tmp_path / "mean", load_file(shifted / "model.safetensors")
     assert command("average", shifted, toy_bundle, "--out", out) == 0
-    after = load_file(out / "model.safetensors")  # the bundle is of the run that was shifted, in fp16
+    after = load_file(
+        out / "model.safetensors"
+    )  # the bundle is of the run that was shifted, in fp16
     assert all(torch.allclose(after[name], before[name] - 0.5, atol=2e-3) for name in before)
     write_config(shifted, *read_config(shifted), [("camvid:dev", tmp_path)])
     assert command("average", shifted, toy_bundle, "--out", out) == 0
@@ -67,10 +74,17 @@ def test_a_bundle_may_be_among_them_but_not_the_first(
 
 
 def test_average_refuses_what_cannot_be_averaged(
-    trained_run: Path, shifted: Path, train_words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained_run: Path,
+    shifted: Path,
+    train_words: Words,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "mean"
-    assert command(*train_words, "--steps", "1", "--schedule", "0,0,3", "--out", tmp_path / "other") == 0
+    assert (
+        command(*train_words, "--steps", "1", "--schedule", "0,0,3", "--out", tmp_path / "other")
+        == 0
+    )
     for runs, to, message in (
         ([trained_run], out, "name two runs or more"),
         ([trained_run, tmp_path / "other"], out, "is of another config"),

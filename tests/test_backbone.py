@@ -1,4 +1,5 @@
-"""The backbones: strides, padding, frozen statistics, and their files against layers written out."""
+"""The backbones: strides, padding, frozen statistics, and their files against layers written
+out."""
 
 from __future__ import annotations
 
@@ -11,7 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model_export.network.backbone import BACKBONES, MobileNetV1, MobileNetV2, SameConv, load_pretrained
+from model_export.network.backbone import (
+    BACKBONES,
+    MobileNetV1,
+    MobileNetV2,
+    SameConv,
+    load_pretrained,
+)
 from model_export.network.segmenter import Segmenter
 from tests.small_network import SMALL, worst
 
@@ -36,7 +43,8 @@ def test_backbone_gives_maps_at_strides_4_8_16_and_32(name: str) -> None:
 
 @torch.no_grad()
 def test_stride_two_pads_at_the_bottom_and_right_only() -> None:
-    """Each kernel has one tap, so that the output shows which pixels it read: TensorFlow's 'SAME' starts at (0, 0)."""
+    """Each kernel has one tap, so that the output shows which pixels it read: TensorFlow's 'SAME'
+    starts at (0, 0)."""
     layer = SameConv(1, 1, 3, stride=2, norm=False, act=False)
     image = torch.arange(1.0, 25.0).reshape(1, 1, 4, 6)
     padded = F.pad(image, (0, 1, 0, 1))
@@ -77,7 +85,9 @@ def test_statistics_of_the_backbone_stay_frozen_in_train_mode(name: str) -> None
     images = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
     network.features(images)
     assert not any(norm.training for norm in norms)
-    assert all(torch.equal(norm.running_mean, mean) for norm, mean in zip(norms, before, strict=True))
+    assert all(
+        torch.equal(norm.running_mean, mean) for norm, mean in zip(norms, before, strict=True)
+    )
     assert network.training
     assert network.decoder.training
 
@@ -107,7 +117,9 @@ def test_mobilenet_v1_with_its_file_equals_keras_layers_written_out() -> None:
 
     def norm(x: Tensor, name: str) -> Tensor:
         parts = ("gamma", "beta", "moving_mean", "moving_variance")
-        gamma, beta, mean, variance = (torch.from_numpy(arrays[f"{name}/{p}"])[:, None, None] for p in parts)
+        gamma, beta, mean, variance = (
+            torch.from_numpy(arrays[f"{name}/{p}"])[:, None, None] for p in parts
+        )
         return (gamma * (x - mean) / torch.sqrt(variance + 1e-3) + beta).clamp(0, 6)
 
     image = torch.rand(1, 3, 64, 96) * 2 - 1
@@ -115,8 +127,13 @@ def test_mobilenet_v1_with_its_file_equals_keras_layers_written_out() -> None:
     after = []
     for i in range(1, 13):
         kernel = arrays[f"conv_dw_{i}/depthwise_kernel"].transpose(2, 3, 0, 1)
-        x = norm(same_conv(x, kernel, 2 if i in (2, 4, 6, 12) else 1, groups=len(kernel)), f"conv_dw_{i}_bn")
-        x = norm(same_conv(x, arrays[f"conv_pw_{i}/kernel"].transpose(3, 2, 0, 1), 1), f"conv_pw_{i}_bn")
+        x = norm(
+            same_conv(x, kernel, 2 if i in (2, 4, 6, 12) else 1, groups=len(kernel)),
+            f"conv_dw_{i}_bn",
+        )
+        x = norm(
+            same_conv(x, arrays[f"conv_pw_{i}/kernel"].transpose(3, 2, 0, 1), 1), f"conv_pw_{i}_bn"
+        )
         after.append(x)
     for got, block in zip(backbone(image), (3, 5, 11, 12), strict=True):
         assert worst(got, after[block - 1]) < 1e-4
@@ -155,15 +172,22 @@ def test_weights_of_another_backbone_are_refused_with_the_file_s_name() -> None:
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 3, 16), (3, 3, 3, 1)], ids=["wrong", "broadcastable"])
-def test_an_array_of_the_wrong_shape_is_refused_with_the_file_s_name(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_an_array_of_the_wrong_shape_is_refused_with_the_file_s_name(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
     backbone, arrays = MobileNetV1(), {}
     arrays["conv1/kernel"] = np.ones(shape, np.float32)
     for part in ("gamma", "beta", "moving_mean", "moving_variance"):
         arrays[f"conv1_bn/{part}"] = np.ones(32, np.float32)
     for i, (depthwise, pointwise) in enumerate(backbone.blocks, 1):
-        for kind, layer, kernel in (("dw", depthwise, "depthwise_kernel"), ("pw", pointwise, "kernel")):
+        for kind, layer, kernel in (
+            ("dw", depthwise, "depthwise_kernel"),
+            ("pw", pointwise, "kernel"),
+        ):
             axes = (2, 3, 0, 1) if kind == "dw" else (2, 3, 1, 0)
-            arrays[f"conv_{kind}_{i}/{kernel}"] = np.ones([layer.conv.weight.shape[a] for a in axes], np.float32)
+            arrays[f"conv_{kind}_{i}/{kernel}"] = np.ones(
+                [layer.conv.weight.shape[a] for a in axes], np.float32
+            )
             for part in ("gamma", "beta", "moving_mean", "moving_variance"):
                 arrays[f"conv_{kind}_{i}_bn/{part}"] = np.ones(layer.conv.out_channels, np.float32)
     right, wrong = tmp_path / "right.npz", tmp_path / "wrong.npz"

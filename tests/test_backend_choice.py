@@ -1,4 +1,5 @@
-"""--backend: what `auto` takes with what is installed and built, what it says of it, and that nothing takes over."""
+"""--backend: what `auto` takes with what is installed and built, what it says of it, and that
+nothing takes over."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """What is installed here, to be filled; "cuda" stands for onnxruntime-gpu."""
     there: set[str] = {"onnxruntime"}
     monkeypatch.setattr(choice, "installed", lambda name: name in there)
-    monkeypatch.setattr(choice, "_providers", lambda: ["CUDAExecutionProvider"] if "cuda" in there else [])
+    monkeypatch.setattr(
+        choice, "_providers", lambda: ["CUDAExecutionProvider"] if "cuda" in there else []
+    )
     return there
 
 
@@ -45,18 +48,60 @@ def engines_for(served: Bundle, cache: Path, version: str = "11.0") -> Path:
     ("there", "gpu", "built", "backend", "reason", "words"),
     [
         ({"tensorrt", "cuda"}, False, True, "onnxruntime", "no-gpu", "no GPU to use .*libcuda"),
-        ({"tensorrt", "cuda"}, True, True, "tensorrt", "engines", "engines for this bundle, and NVIDIA H100 is here"),
+        (
+            {"tensorrt", "cuda"},
+            True,
+            True,
+            "tensorrt",
+            "engines",
+            "engines for this bundle, and NVIDIA H100 is here",
+        ),
         ({"tensorrt_rtx"}, True, True, "tensorrt", "engines", "engines for this bundle"),
-        ({"tensorrt", "cuda"}, True, False, "onnxruntime-cuda", "cuda-provider", "no TensorRT engines .*build-trt"),
-        ({"cuda"}, True, True, "onnxruntime-cuda", "cuda-provider", "H100 is here, and TensorRT is not installed"),
-        ({"tensorrt"}, True, False, "onnxruntime", "no-gpu-runtime", "H100 stays idle: .* no TensorRT engines"),
-        (set(), True, False, "onnxruntime", "no-gpu-runtime", "stays idle: TensorRT is not installed, and onnxruntime"),
+        (
+            {"tensorrt", "cuda"},
+            True,
+            False,
+            "onnxruntime-cuda",
+            "cuda-provider",
+            "no TensorRT engines .*build-trt",
+        ),
+        (
+            {"cuda"},
+            True,
+            True,
+            "onnxruntime-cuda",
+            "cuda-provider",
+            "H100 is here, and TensorRT is not installed",
+        ),
+        (
+            {"tensorrt"},
+            True,
+            False,
+            "onnxruntime",
+            "no-gpu-runtime",
+            "H100 stays idle: .* no TensorRT engines",
+        ),
+        (
+            set(),
+            True,
+            False,
+            "onnxruntime",
+            "no-gpu-runtime",
+            "stays idle: TensorRT is not installed, and onnxruntime",
+        ),
     ],
 )
 def test_auto_takes_the_fastest_that_is_ready(
-    machine: set[str], fake_bundle: Bundle, tmp_path: Path, there: set[str], gpu: bool, built: bool, backend: str,
-    reason: str, words: str,
-) -> None:  # fmt: skip
+    machine: set[str],
+    fake_bundle: Bundle,
+    tmp_path: Path,
+    there: set[str],
+    gpu: bool,
+    built: bool,
+    backend: str,
+    reason: str,
+    words: str,
+) -> None:
     machine |= there
     cache = engines_for(fake_bundle, tmp_path / "engines") if built else tmp_path / "none"
     found = choose(Settings(engine_cache=cache), fake_bundle, gpu=(lambda: CHIP) if gpu else no_gpu)
@@ -64,15 +109,22 @@ def test_auto_takes_the_fastest_that_is_ready(
     assert re.search(words, found.why), found.why
 
 
-def test_engines_of_another_bundle_are_none(machine: set[str], fake_bundle: Bundle, tmp_path: Path) -> None:
+def test_engines_of_another_bundle_are_none(
+    machine: set[str], fake_bundle: Bundle, tmp_path: Path
+) -> None:
     machine |= {"tensorrt", "cuda"}
     other = EngineSet("0" * 64, "tensorrt", "11.0", "9.0", "fp16", (1,), True, {}, {})
     engine_cache.save(tmp_path, other, {"front": b"plan"})
-    assert choose(Settings(engine_cache=tmp_path), fake_bundle, gpu=lambda: CHIP).backend == "onnxruntime-cuda"
+    assert (
+        choose(Settings(engine_cache=tmp_path), fake_bundle, gpu=lambda: CHIP).backend
+        == "onnxruntime-cuda"
+    )
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "onnxruntime-cuda", "tensorrt", "fake"])
-def test_what_is_asked_for_is_taken_without_a_look_at_the_machine(fake_bundle: Bundle, backend: str) -> None:
+def test_what_is_asked_for_is_taken_without_a_look_at_the_machine(
+    fake_bundle: Bundle, backend: str
+) -> None:
     def never() -> str:
         raise AssertionError("nobody asked for the GPU")
 
@@ -96,7 +148,9 @@ def test_what_auto_took_must_work_and_names_the_command_where_it_does_not(
     monkeypatch.setattr(tensorrt, "TensorRTBackend", with_fakes)
     settings = Settings(engine_cache=engines_for(fake_bundle, tmp_path))
     chosen = choose(settings, fake_bundle, gpu=lambda: CHIP)
-    with pytest.raises(BackendError, match=r"tensorrt 11\.0, .*; here is tensorrt 10\.9.*model_export build-trt"):
+    with pytest.raises(
+        BackendError, match=r"tensorrt 11\.0, .*; here is tensorrt 10\.9.*model_export build-trt"
+    ):
         open_backend(chosen, settings, fake_bundle)
 
 
@@ -104,7 +158,10 @@ def test_the_log_says_what_was_taken_and_why_and_warns_of_an_idle_gpu(
     fake_bundle: Bundle, onnx_bundle: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    assert open_backend(Choice("fake", "asked", "--backend asks for it"), Settings(), fake_bundle).name == "fake"
+    assert (
+        open_backend(Choice("fake", "asked", "--backend asks for it"), Settings(), fake_bundle).name
+        == "fake"
+    )
     assert "backend fake: --backend asks for it" in caplog.text
     assert "made up" in caplog.text
     caplog.clear()
@@ -116,10 +173,14 @@ def test_the_log_says_what_was_taken_and_why_and_warns_of_an_idle_gpu(
     ]
 
 
-def test_without_onnxruntime_the_error_names_the_package(machine: set[str], fake_bundle: Bundle) -> None:
+def test_without_onnxruntime_the_error_names_the_package(
+    machine: set[str], fake_bundle: Bundle
+) -> None:
     machine.clear()
     for backend in ("onnxruntime", "onnxruntime-cuda"):
-        with pytest.raises(BackendError, match=r"onnxruntime is not installed: pip install 'fathom\[cpu\]'"):
+        with pytest.raises(
+            BackendError, match=r"onnxruntime is not installed: pip install 'fathom\[cpu\]'"
+        ):
             open_backend(Choice(backend, "asked", ""), Settings(), fake_bundle)
 
 
@@ -140,11 +201,18 @@ def test_this_machine_s_providers_and_gpu_are_really_asked_for() -> None:
     ],
 )
 def test_a_backend_that_cannot_run_here_ends_the_process_and_no_other_takes_over(
-    fake_bundle: Bundle, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, backend: str, error: str
+    fake_bundle: Bundle,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    backend: str,
+    error: str,
 ) -> None:
     if backend != "onnxruntime" and _has_gpu():
         pytest.skip("here is a GPU")
-    assert entry.main(["--bundle", str(fake_bundle.root), "--port", "0", "--backend", backend], {}) == 1
+    assert (
+        entry.main(["--bundle", str(fake_bundle.root), "--port", "0", "--backend", backend], {})
+        == 1
+    )
     assert error in capsys.readouterr().err
     (said,) = (record for record in caplog.records if "the engine stopped" in record.message)
     assert not said.exc_info, "where in the code it came up helps no operator"

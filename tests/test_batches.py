@@ -16,12 +16,18 @@ from tests.toy import CANVAS, Stripes
 
 
 def _draw(
-    train: Dataset, scenes: float = 0.0, seed: int = 0, often: NDArray[np.float64] | None = None, **changes: object
+    train: Dataset,
+    scenes: float = 0.0,
+    seed: int = 0,
+    often: NDArray[np.float64] | None = None,
+    **changes: object,
 ) -> tuple[torch.Tensor | None, ...]:
     values = {"crop": "64x96", "zoom": (0.6, 1.6), "turn": False, "batch": 4, "scenes": scenes}
     values["gap_weight"] = 1.0
     args = argparse.Namespace(**{**values, **changes})
-    return draw_batch(train, Scenes(3, height=60, width=80), args, CANVAS, np.random.default_rng(seed), often)
+    return draw_batch(
+        train, Scenes(3, height=60, width=80), args, CANVAS, np.random.default_rng(seed), often
+    )
 
 
 def test_batches_are_a_function_of_the_generator_and_mix_in_scenes() -> None:
@@ -46,7 +52,9 @@ def test_emphasis_is_on_the_gaps_of_the_crops() -> None:
     assert _draw(Stripes())[2] is None
     _, masks, emphasis = _draw(Squares(), gap_weight=5.0)
     assert set(emphasis.unique().tolist()) == {1.0, 5.0}
-    assert torch.equal(emphasis == 5, torch.from_numpy(np.stack([gaps(mask) for mask in masks.numpy()])))
+    assert torch.equal(
+        emphasis == 5, torch.from_numpy(np.stack([gaps(mask) for mask in masks.numpy()]))
+    )
 
 
 def test_batches_take_the_sizes_and_labels_of_the_data() -> None:
@@ -65,11 +73,15 @@ class Kinds(Stripes):
         return "rare" if index == 9 else "common"
 
     def __getitem__(self, index: int) -> Sample:
-        return Sample(f"{index}", np.zeros((64, 96, 3), np.uint8), np.full((64, 96), index // 9, np.uint8))
+        return Sample(
+            f"{index}", np.zeros((64, 96, 3), np.uint8), np.full((64, 96), index // 9, np.uint8)
+        )
 
 
 @pytest.mark.parametrize(("power", "rare"), [(0.0, 0.1), (0.5, 0.25), (1.0, 0.5)])
-def test_balance_gives_a_group_a_share_between_its_own_and_that_of_every_other(power: float, rare: float) -> None:
+def test_balance_gives_a_group_a_share_between_its_own_and_that_of_every_other(
+    power: float, rare: float
+) -> None:
     often = chances(Kinds(), power)
     assert often.sum() == pytest.approx(1)
     assert often[9] == pytest.approx(rare)

@@ -91,7 +91,9 @@ def test_a_wrong_field_is_refused_and_the_error_names_its_key(text: str, key: st
     assert f"'{key}'" in caught.value.detail
 
 
-@pytest.mark.parametrize("text", ["depth=2,", ",", "depth=2,,ms=4", "x" * (MAX_LENGTH + 1), 'depth="a, b'])
+@pytest.mark.parametrize(
+    "text", ["depth=2,", ",", "depth=2,,ms=4", "x" * (MAX_LENGTH + 1), 'depth="a, b']
+)
 def test_a_field_without_a_key_to_name_is_refused(text: str) -> None:
     with pytest.raises(BadHeader):
         parse_budget([text], OF)
@@ -130,7 +132,20 @@ PUNCTUATION = [
     "\x7f",
 ]
 FRAGMENTS = st.sampled_from(
-    ["depth", "gflops", "ms", "max-loss", "strict", "3", "0.5", "9" * 16, "1e9", "é", "𝟚", *PUNCTUATION]
+    [
+        "depth",
+        "gflops",
+        "ms",
+        "max-loss",
+        "strict",
+        "3",
+        "0.5",
+        "9" * 16,
+        "1e9",
+        "é",
+        "𝟚",
+        *PUNCTUATION,
+    ]
 )
 
 
@@ -149,7 +164,9 @@ def test_hostile_text_raises_nothing_but_bad_header(lines: list[str]) -> None:
     gflops=st.none() | st.integers(1, 10**9).map(lambda thousandths: thousandths / 1000),
     strict=st.booleans(),
 )
-def test_every_budget_that_can_be_written_is_read_back(depth: int | None, gflops: float | None, strict: bool) -> None:
+def test_every_budget_that_can_be_written_is_read_back(
+    depth: int | None, gflops: float | None, strict: bool
+) -> None:
     parts = [] if depth is None else [f"depth={depth}"]
     parts += [] if gflops is None else [f"gflops={gflops:.3f}"]
     parts += ["strict"] if strict else []
@@ -157,7 +174,10 @@ def test_every_budget_that_can_be_written_is_read_back(depth: int | None, gflops
 
 
 def test_compute_used_has_the_documented_text() -> None:
-    assert format_used(Decision(PLAN, Reason.REQUEST, 0.7), OF) == "depth=2, of=6, gflops=4.1, reason=request"
+    assert (
+        format_used(Decision(PLAN, Reason.REQUEST, 0.7), OF)
+        == "depth=2, of=6, gflops=4.1, reason=request"
+    )
 
 
 @pytest.mark.parametrize(
@@ -169,15 +189,22 @@ def test_compute_used_has_the_documented_text() -> None:
         (1 / 3, 1.0, "keep=0.333, "),
     ],
 )
-def test_compute_used_names_keep_and_width_where_they_are_not_1(keep: float, width: float, shown: str) -> None:
+def test_compute_used_names_keep_and_width_where_they_are_not_1(
+    keep: float, width: float, shown: str
+) -> None:
     plan = Plan("d2", 2, keep, width, 4.1, 0.7)
-    assert format_used(Decision(plan, Reason.GATE, 0.7), OF) == f"depth=2, of=6, {shown}gflops=4.1, reason=gate"
+    assert (
+        format_used(Decision(plan, Reason.GATE, 0.7), OF)
+        == f"depth=2, of=6, {shown}gflops=4.1, reason=gate"
+    )
 
 
 @pytest.mark.parametrize("gflops", [0.0004, 0.05, 12.0, 12345.67891, 1e6])
 @pytest.mark.parametrize("reason", list(Reason))
 def test_compute_used_is_a_dictionary_of_the_format(gflops: float, reason: Reason) -> None:
     text = format_used(Decision(Plan("d2", 2, 1, 1, gflops, 0.7), reason, 0.7), OF)
-    parsed = {key: value for key, (value, _) in http_sf.parse(text.encode(), tltype="dictionary").items()}
+    parsed = {
+        key: value for key, (value, _) in http_sf.parse(text.encode(), tltype="dictionary").items()
+    }
     assert (parsed["depth"], parsed["of"], str(parsed["reason"])) == (2, OF, reason.value)
     assert float(parsed["gflops"]) == pytest.approx(gflops, abs=0.0005)

@@ -1,4 +1,5 @@
-"""Bundle: what is saved is loaded again, and what cannot be served is refused with its name and the way to mend it."""
+"""Bundle: what is saved is loaded again, and what cannot be served is refused with its name and the
+way to mend it."""
 
 from __future__ import annotations
 
@@ -36,7 +37,10 @@ def refusal(folder: Path) -> str:
 def test_what_is_saved_is_loaded_again(fake_bundle: Bundle, fake_manifest: Manifest) -> None:
     loaded = bundle.load(fake_bundle.root)
     assert loaded == fake_bundle
-    assert loaded.digest == hashlib.sha256((fake_bundle.root / "manifest.json").read_bytes()).hexdigest()
+    assert (
+        loaded.digest
+        == hashlib.sha256((fake_bundle.root / "manifest.json").read_bytes()).hexdigest()
+    )
     assert loaded.manifest.plans == fake_manifest.plans
     assert loaded.manifest.encoder_of["d3"] == "encoder-d3"
     assert (loaded.manifest.layers, loaded.manifest.mask_shape) == (4, (4, 12, 16))
@@ -46,7 +50,9 @@ def test_save_fills_in_the_sha256_of_every_file(fake_bundle: Bundle) -> None:
     entries = [*fake_bundle.manifest.stages.values(), *fake_bundle.manifest.files]
     assert len(entries) == 7
     for entry in entries:
-        assert entry.sha256 == hashlib.sha256((fake_bundle.root / entry.file).read_bytes()).hexdigest()
+        assert (
+            entry.sha256 == hashlib.sha256((fake_bundle.root / entry.file).read_bytes()).hexdigest()
+        )
 
 
 def test_save_writes_nothing_that_load_would_refuse(fake_bundle: Bundle) -> None:
@@ -59,12 +65,17 @@ def test_save_writes_nothing_that_load_would_refuse(fake_bundle: Bundle) -> None
         with pytest.raises(BundleError):
             bundle.save(fake_bundle.root, wrong)
     with pytest.raises(ValueError, match="Out of range float"):
-        bundle.save(fake_bundle.root, dataclasses.replace(fake_bundle.manifest, calibration={"rho": float("nan")}))
+        bundle.save(
+            fake_bundle.root,
+            dataclasses.replace(fake_bundle.manifest, calibration={"rho": float("nan")}),
+        )
     assert (fake_bundle.root / "manifest.json").read_bytes() == before
     assert not list(fake_bundle.root.glob("*.partial"))
 
 
-@pytest.mark.parametrize("name", ["front.onnx", "encoder-d2.onnx", "decoder.onnx", "model.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["front.onnx", "encoder-d2.onnx", "decoder.onnx", "model.safetensors"]
+)
 def test_a_changed_or_missing_file_is_refused_by_name(fake_bundle: Bundle, name: str) -> None:
     path = fake_bundle.root / name
     path.write_bytes(path.read_bytes()[:-1] + b"?")
@@ -78,13 +89,17 @@ def test_a_missing_folder_or_manifest_is_refused_by_name(tmp_path: Path) -> None
     assert "manifest.json" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"[]", b"3", b'{"schema": NaN}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"[]", b"3", b'{"schema": NaN}']
+)
 def test_a_manifest_that_is_no_manifest_is_refused(fake_bundle: Bundle, content: bytes) -> None:
     (fake_bundle.root / "manifest.json").write_bytes(content)
     refusal(fake_bundle.root)
 
 
-@pytest.mark.parametrize("name", ["../front.onnx", "/etc/hostname", "", ".", "sub/../../front.onnx"])
+@pytest.mark.parametrize(
+    "name", ["../front.onnx", "/etc/hostname", "", ".", "sub/../../front.onnx"]
+)
 def test_a_name_that_leaves_the_folder_is_refused(fake_bundle: Bundle, name: str) -> None:
     (fake_bundle.root.parent / "front.onnx").write_bytes(b"front.onnx")
     change(fake_bundle.root, lambda value: value["stages"]["front"].update(file=name))
@@ -140,7 +155,10 @@ def put(new: object, *keys: str | int) -> Change:
         (put(7, "plans", 0, "encoder"), "encoder_of.d1: 7 has the wrong type"),
         (put([1, 2], "classes", 0, "color"), "classes[0].color: [1, 2] has the wrong type"),
         (put([1, 2, 3.5], "input", "pad"), "input.pad[2]: 3.5 has the wrong type"),
-        (put(["batch", 2.5], "stages", "front", "inputs", 0, "dims"), "stages.front.inputs[0].dims[1]: 2.5"),
+        (
+            put(["batch", 2.5], "stages", "front", "inputs", 0, "dims"),
+            "stages.front.inputs[0].dims[1]: 2.5",
+        ),
         (put("panoptic", "task"), "task: 'panoptic'"),
         (put([], "classes"), "classes: there must be"),
         (put([0, 0, 256], "classes", 0, "color"), "color is outside"),
@@ -170,11 +188,23 @@ def put(new: object, *keys: str | int) -> Change:
         (drop("stages", "encoder-d4"), "stages.encoder-d4: is missing"),
         (put(32, "stages", "front", "inputs", 0, "dims", 1), "stages.front.inputs: it must be"),
         (put(9, "stages", "front", "outputs", 4, "dims", 1), "stages.front.outputs: it must hold"),
-        (put("g8", "stages", "encoder-d2", "inputs", 0, "name"), "stages.encoder-d2.inputs: no stage before it gives"),
-        (put("e9", "stages", "decoder", "inputs", 1, "name"), "stages.decoder.inputs: no stage before it gives"),
-        (put(3, "stages", "decoder", "outputs", 0, "dims", 1), "stages.decoder.outputs: it must be one"),
+        (
+            put("g8", "stages", "encoder-d2", "inputs", 0, "name"),
+            "stages.encoder-d2.inputs: no stage before it gives",
+        ),
+        (
+            put("e9", "stages", "decoder", "inputs", 1, "name"),
+            "stages.decoder.inputs: no stage before it gives",
+        ),
+        (
+            put(3, "stages", "decoder", "outputs", 0, "dims", 1),
+            "stages.decoder.outputs: it must be one",
+        ),
         (put([], "stages", "decoder", "outputs"), "stages.decoder.outputs: it must be one"),
-        (put("h", "stages", "decoder", "outputs", 0, "dims", 2), "stages.decoder.outputs: it must be one"),
+        (
+            put("h", "stages", "decoder", "outputs", 0, "dims", 2),
+            "stages.decoder.outputs: it must be one",
+        ),
         (put("instance", "task"), "classes: those of the instance task must be things"),
     ],
 )
@@ -192,7 +222,9 @@ def instance_bundle(fake_bundle: Bundle, instance_manifest: Manifest) -> Bundle:
     return bundle.save(fake_bundle.root, instance_manifest)
 
 
-def test_an_instance_bundle_has_a_core_and_a_rim_per_class_and_may_pause(instance_bundle: Bundle) -> None:
+def test_an_instance_bundle_has_a_core_and_a_rim_per_class_and_may_pause(
+    instance_bundle: Bundle,
+) -> None:
     manifest = bundle.load(instance_bundle.root).manifest
     assert (manifest.task, manifest.channels, manifest.mask_shape) == ("instance", 3, (3, 12, 16))
     paused = {name: stage.paused and stage.paused.dims for name, stage in manifest.stages.items()}
@@ -203,7 +235,10 @@ def test_an_instance_bundle_has_a_core_and_a_rim_per_class_and_may_pause(instanc
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (put(1, "stages", "decoder", "outputs", 0, "dims", 1), "it must be one, (batch, 1 + 2 * classes, h, w)"),
+        (
+            put(1, "stages", "decoder", "outputs", 0, "dims", 1),
+            "it must be one, (batch, 1 + 2 * classes, h, w)",
+        ),
         (put(False, "classes", 0, "thing"), "classes: those of the instance task must be things"),
         (put("float32", *PAUSED, "dtype"), "paused must be uint8"),
         (put(["batch", 48], *PAUSED, "dims"), "paused must be uint8, (batch, rows, columns)"),

@@ -1,4 +1,5 @@
-"""compose.yaml is valid, locked down, and agrees with the service, with monitoring/ and with k8s/."""
+"""compose.yaml is valid, locked down, and agrees with the service, with monitoring/ and with
+k8s/."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ def test_services_are_pinned_locked_down_and_on_loopback(name: str) -> None:
     assert service["read_only"] is True
     assert (service["cap_drop"], service["security_opt"]) == (["ALL"], ["no-new-privileges:true"])
     assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory", "pids"}
-    assert "pids_limit" not in service  # Compose refuses it beside those limits; the schema does not
+    assert (
+        "pids_limit" not in service
+    )  # Compose refuses it beside those limits; the schema does not
     for port in service["ports"]:
         assert re.fullmatch(r"127\.0\.0\.1:(\d+):\1", port), port
     assert "privileged" not in service
@@ -51,9 +54,12 @@ def test_services_are_pinned_locked_down_and_on_loopback(name: str) -> None:
 
 
 def mounts(name: str) -> dict[str, Path]:
-    """Folders of the repository that a service sees, by the place where it sees them; all of them read-only."""
+    """Folders of the repository that a service sees, by the place where it sees them; all of them
+    read-only."""
     found = {}
-    for source, target, *mode in (volume.split(":") for volume in COMPOSE["services"][name].get("volumes", [])):
+    for source, target, *mode in (
+        volume.split(":") for volume in COMPOSE["services"][name].get("volumes", [])
+    ):
         if source.startswith("."):
             assert mode == ["ro"], source
             found[target] = ROOT / source
@@ -75,9 +81,15 @@ def test_prometheus_finds_its_files_and_the_service() -> None:
 def test_grafana_finds_data_source_and_dashboard_and_lets_nobody_change_anything() -> None:
     seen = mounts("grafana")
     provisioning = seen["/etc/grafana/provisioning"]
-    (source,) = yaml.safe_load((provisioning / "datasources/prometheus.yaml").read_text("utf-8"))["datasources"]
-    assert COMPOSE["services"]["prometheus"]["ports"] == [f"127.0.0.1:{httpx.URL(source['url']).port}:9090"]
-    (provider,) = yaml.safe_load((provisioning / "dashboards/fathom.yaml").read_text("utf-8"))["providers"]
+    (source,) = yaml.safe_load((provisioning / "datasources/prometheus.yaml").read_text("utf-8"))[
+        "datasources"
+    ]
+    assert COMPOSE["services"]["prometheus"]["ports"] == [
+        f"127.0.0.1:{httpx.URL(source['url']).port}:9090"
+    ]
+    (provider,) = yaml.safe_load((provisioning / "dashboards/fathom.yaml").read_text("utf-8"))[
+        "providers"
+    ]
     environ = COMPOSE["services"]["grafana"]["environment"]
     home = PurePosixPath(environ["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
     assert (seen[provider["options"]["path"]] / home.name).is_file()
@@ -96,7 +108,9 @@ def test_the_service_runs_as_in_kubernetes() -> None:
     for variable in container["env"]:
         assert service["environment"][variable["name"]] == variable["value"]
     limits = service["deploy"]["resources"]["limits"]
-    assert (limits["cpus"], limits["memory"] + "i") == tuple(container["resources"]["limits"].values())
+    assert (limits["cpus"], limits["memory"] + "i") == tuple(
+        container["resources"]["limits"].values()
+    )
 
 
 def test_a_real_prometheus_takes_the_flags_of_compose(tmp_path: Path) -> None:
@@ -108,7 +122,8 @@ def test_a_real_prometheus_takes_the_flags_of_compose(tmp_path: Path) -> None:
     ]
     port = free_port()
     with subprocess.Popen(
-        [program("prometheus"), *flags, f"--web.listen-address=127.0.0.1:{port}"], stderr=subprocess.DEVNULL
+        [program("prometheus"), *flags, f"--web.listen-address=127.0.0.1:{port}"],
+        stderr=subprocess.DEVNULL,
     ) as process:
         try:
             flags_seen = _flags(port)

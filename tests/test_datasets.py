@@ -1,4 +1,5 @@
-"""Data sets and how their images reach the network: refusals, splits, augmentation, and the service's own geometry."""
+"""Data sets and how their images reach the network: refusals, splits, augmentation, and the
+service's own geometry."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ def folder(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     for name in ("a.png", "b.JPG", "c.webp"):
         _save(tmp_path / "images" / name, rng.integers(0, 256, (8, 12, 3), np.uint8))
-        _save(tmp_path / "masks" / f"{name[0]}.png", rng.choice(np.uint8([0, 3, 10, VOID]), (8, 12)))
+        _save(
+            tmp_path / "masks" / f"{name[0]}.png", rng.choice(np.uint8([0, 3, 10, VOID]), (8, 12))
+        )
     return tmp_path
 
 
@@ -50,7 +53,9 @@ def test_folder_pairs_images_and_masks_by_name(folder: Path) -> None:
     assert [data[i].name for i in range(len(data))] == ["a", "b", "c"]
     for i, sample in enumerate(data[i] for i in range(3)):
         assert sample.image.shape == (8, 12, 3)
-        assert np.array_equal(sample.mask, np.asarray(Image.open(folder / "masks" / f"{'abc'[i]}.png")))
+        assert np.array_equal(
+            sample.mask, np.asarray(Image.open(folder / "masks" / f"{'abc'[i]}.png"))
+        )
     assert np.array_equal(data[0].image, np.asarray(Image.open(folder / "images" / "a.png")))
 
 
@@ -66,8 +71,12 @@ def test_folder_turns_images_as_exif_says(folder: Path) -> None:
     """The mask belongs to the image as it is shown, and the service turns it, too."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    upright = Image.fromarray(np.repeat(np.repeat(np.uint8([[[255, 0, 0], [0, 0, 255]]]), 8, 0), 6, 1))  # red | blue
-    upright.transpose(Image.Transpose.ROTATE_90).save(folder / "images" / "a.jpg", exif=exif, quality=95)
+    upright = Image.fromarray(
+        np.repeat(np.repeat(np.uint8([[[255, 0, 0], [0, 0, 255]]]), 8, 0), 6, 1)
+    )  # red | blue
+    upright.transpose(Image.Transpose.ROTATE_90).save(
+        folder / "images" / "a.jpg", exif=exif, quality=95
+    )
     (folder / "images" / "a.png").unlink()
     image = Folder(folder)[0].image
     assert image.shape == (8, 12, 3)
@@ -86,22 +95,36 @@ def _cut(root: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda root: (root / "masks" / "b.png").unlink(), r"1 of 3 images have no file in masks/.*masks/b\.png"),
-        (lambda root: _save(root / "masks" / "b.png", np.zeros((8, 11), np.uint8)), r"masks/b\.png is uint8 \(8, 11\)"),
-        (lambda root: _save(root / "masks" / "b.png", np.zeros((8, 12), np.uint16)), r"masks/b\.png is .*16"),
+        (
+            lambda root: (root / "masks" / "b.png").unlink(),
+            r"1 of 3 images have no file in masks/.*masks/b\.png",
+        ),
+        (
+            lambda root: _save(root / "masks" / "b.png", np.zeros((8, 11), np.uint8)),
+            r"masks/b\.png is uint8 \(8, 11\)",
+        ),
+        (
+            lambda root: _save(root / "masks" / "b.png", np.zeros((8, 12), np.uint16)),
+            r"masks/b\.png is .*16",
+        ),
         (_rgb_mask, r"masks/b\.png is uint8 \(8, 12, 3\)"),
         (
             lambda root: _save(root / "masks" / "b.png", np.full((8, 12), 11, np.uint8)),
             r"masks/b\.png has labels \[11\]",
         ),
         (_cut, r"images/b\.JPG is no image that can be read"),
-        (lambda root: (root / "masks" / "b.png").write_bytes(b"no image"), r"masks/b\.png is no image that can be"),
+        (
+            lambda root: (root / "masks" / "b.png").write_bytes(b"no image"),
+            r"masks/b\.png is no image that can be",
+        ),
         (lambda root: (root / "images").rename(root / "pictures"), r"has no folder images/"),
         (lambda root: [f.unlink() for f in (root / "images").iterdir()], r"images lacks any image"),
         (lambda root: (root / "images" / "a.webp").touch(), r"a\.webp would share one"),
     ],
 )
-def test_folder_refuses_and_names_the_file(folder: Path, damage: Callable[[Path], object], message: str) -> None:
+def test_folder_refuses_and_names_the_file(
+    folder: Path, damage: Callable[[Path], object], message: str
+) -> None:
     damage(folder)
     with pytest.raises(DataError, match=message):
         Folder(folder)[1]
@@ -120,7 +143,12 @@ def cells(tmp_path: Path) -> Path:
 
 def test_instance_folder_gives_objects_and_what_the_network_learns_of_them(cells: Path) -> None:
     data = InstanceFolder(cells)
-    assert (data.task, data.channels, data.classes, len(data.palette)) == ("instance", 3, ("object",), 1)
+    assert (data.task, data.channels, data.classes, len(data.palette)) == (
+        "instance",
+        3,
+        ("object",),
+        1,
+    )
     sample = data[1]
     assert sample.name == "b"
     assert sample.instances is not None
@@ -136,16 +164,35 @@ def test_instance_folder_gives_objects_and_what_the_network_learns_of_them(cells
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda root: (root / "instances" / "b.png").unlink(), r"1 of 2 images have no file in instances/.*/b\.png"),
+        (
+            lambda root: (root / "instances" / "b.png").unlink(),
+            r"1 of 2 images have no file in instances/.*/b\.png",
+        ),
         (
             lambda root: _save(root / "instances" / "b.png", np.zeros((30, 20), np.uint16)),
-            r"instances/b\.png is uint16 \(30, 20\); for .*images/b\.png it must be .*16 bits, \(20, 30\)",
+            r"instances/b\.png is uint16 \(30, 20\); "
+            r"for .*images/b\.png it must be .*16 bits, \(20, 30\)",
         ),
-        (lambda root: _save(root / "instances" / "b.png", np.zeros((20, 30), np.uint8)), r"b\.png is uint8.*16 bits"),
-        (lambda root: _save(root / "instances" / "b.png", np.zeros((20, 30), bool)), r"b\.png is bool.*16 bits"),
-        (lambda root: _save(root / "instances" / "b.png", np.zeros((20, 30, 3), np.uint8)), r"b\.png is .*, 3\)"),
-        (lambda root: (root / "instances" / "b.png").write_bytes(b"x"), r"instances/b\.png is no image that can be"),
-        (lambda root: (root / "images").rename(root / "pictures"), r"has no folder images/.*instances/\*\.png"),
+        (
+            lambda root: _save(root / "instances" / "b.png", np.zeros((20, 30), np.uint8)),
+            r"b\.png is uint8.*16 bits",
+        ),
+        (
+            lambda root: _save(root / "instances" / "b.png", np.zeros((20, 30), bool)),
+            r"b\.png is bool.*16 bits",
+        ),
+        (
+            lambda root: _save(root / "instances" / "b.png", np.zeros((20, 30, 3), np.uint8)),
+            r"b\.png is .*, 3\)",
+        ),
+        (
+            lambda root: (root / "instances" / "b.png").write_bytes(b"x"),
+            r"instances/b\.png is no image that can be",
+        ),
+        (
+            lambda root: (root / "images").rename(root / "pictures"),
+            r"has no folder images/.*instances/\*\.png",
+        ),
     ],
 )
 def test_instance_folder_refuses_and_names_the_file(
@@ -166,7 +213,9 @@ def _camvid(root: Path) -> dict[str, list[str]]:
     }
     colors = [list(color) for color in PALETTE]
     classes = list(Scenes(1).classes)
-    (root / "meta.json").write_text(json.dumps({"classes": classes, "colors": colors, "splits": splits}))
+    (root / "meta.json").write_text(
+        json.dumps({"classes": classes, "colors": colors, "splits": splits})
+    )
     for split, entries in splits.items():
         for entry in entries:
             _save(root / "images" / split / f"{entry['id']}.png", np.zeros((4, 6, 3), np.uint8))
@@ -212,7 +261,9 @@ def test_camvid_refuses_unknown_split_and_missing_files(tmp_path: Path) -> None:
         CamVid(tmp_path, "train")
 
 
-@pytest.mark.skipif(not CAMVID.is_dir(), reason="CamVid's images are not here (they may not be redistributed)")
+@pytest.mark.skipif(
+    not CAMVID.is_dir(), reason="CamVid's images are not here (they may not be redistributed)"
+)
 def test_camvid_itself_has_its_counts_and_no_val_image_in_any_other_split() -> None:
     parts = {split: CamVid(CAMVID, split) for split in ("train", "gate", "dev", "all", "val")}
     assert len(parts["all"]) == 367
@@ -236,23 +287,37 @@ def test_camvid_s_groups_are_its_sequences(tmp_path: Path) -> None:
     assert (data.task, data.channels) == ("semantic", 11)
 
 
-KINDS = {("fluorescence", 4): 90, ("fluorescence", 5): 30, ("stained", 4): 41, ("brightfield", 6): 11}
+KINDS = {
+    ("fluorescence", 4): 90,
+    ("fluorescence", 5): 30,
+    ("stained", 4): 41,
+    ("brightfield", 6): 11,
+}
 
 
 def _nuclei(root: Path) -> None:
-    """A folder like that of nuclei, with square images; the size stands behind the kind in KINDS."""
+    """A folder like that of nuclei, with square images; the size stands behind the kind in
+    KINDS."""
     kinds = [key for key, count in KINDS.items() for _ in range(count)]
     names = np.random.default_rng(0).permutation(len(kinds)).tolist()
     rows = [
         {"id": f"{name:03}-{kind[0]}{size}", "size": [size, size], "kind": kind}
         for name, (kind, size) in zip(names, kinds, strict=True)
     ]
-    splits = {"train": rows, "val": [{"id": f"v{i}", "size": [4, 4], "kind": "stained"} for i in range(5)]}
+    splits = {
+        "train": rows,
+        "val": [{"id": f"v{i}", "size": [4, 4], "kind": "stained"} for i in range(5)],
+    }
     (root / "meta.json").write_text(json.dumps({"classes": ["nucleus"], "splits": splits}))
     for split, part in splits.items():
         for row in part:
-            _save(root / "images" / split / f"{row['id']}.png", np.zeros((*row["size"], 3), np.uint8))
-            _save(root / "instances" / split / f"{row['id']}.png", np.eye(*row["size"], dtype=np.uint16))
+            _save(
+                root / "images" / split / f"{row['id']}.png", np.zeros((*row["size"], 3), np.uint8)
+            )
+            _save(
+                root / "instances" / split / f"{row['id']}.png",
+                np.eye(*row["size"], dtype=np.uint16),
+            )
 
 
 def test_nuclei_have_parts_that_do_not_meet_and_share_every_kind_and_size(tmp_path: Path) -> None:
@@ -308,7 +373,9 @@ def test_splits_that_cannot_be_joined_are_refused(tmp_path: Path, split: str, me
         ("scenes:4", "scenes:64:0:0.5", True),
     ],
 )
-def test_data_sets_share_images_where_a_split_is_in_both(spec: str, other: str, shared: bool) -> None:
+def test_data_sets_share_images_where_a_split_is_in_both(
+    spec: str, other: str, shared: bool
+) -> None:
     assert share_images(spec, other) == share_images(other, spec) == shared
 
 
@@ -337,7 +404,9 @@ def test_nuclei_refuse_unknown_split_and_missing_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no meta\.json; expected .*instances/"):
         Nuclei(tmp_path, "train")
     _nuclei(tmp_path)
-    with pytest.raises(DataError, match=r"nuclei has no split 'test'.*'train', 'gate', 'dev', 'all', 'val'"):
+    with pytest.raises(
+        DataError, match=r"nuclei has no split 'test'.*'train', 'gate', 'dev', 'all', 'val'"
+    ):
         Nuclei(tmp_path, "test")
     (tmp_path / "instances" / "val" / "v3.png").unlink()
     with pytest.raises(DataError, match=r"1 of 5.*instances/val/v3\.png"):
@@ -348,8 +417,12 @@ def test_nuclei_refuse_unknown_split_and_missing_files(tmp_path: Path) -> None:
 def test_nuclei_themselves_have_their_counts_and_every_nucleus_has_a_core() -> None:
     parts = {split: Nuclei(NUCLEI, split) for split in ("train", "gate", "dev", "all", "val")}
     assert {split: len(part) for split, part in parts.items()} == {
-        "train": 320, "gate": 92, "dev": 40, "all": 452, "val": 85,
-    }  # fmt: skip
+        "train": 320,
+        "gate": 92,
+        "dev": 40,
+        "all": 452,
+        "val": 85,
+    }
     assert not set(_names(parts["all"])) & set(_names(parts["val"]))
     for index in range(0, 85, 9):
         sample = parts["val"][index]
@@ -361,7 +434,11 @@ def test_nuclei_themselves_have_their_counts_and_every_nucleus_has_a_core() -> N
 
 
 def test_scenes_are_a_function_of_seed_and_index_and_cover_the_clutter() -> None:
-    data, again, other = Scenes(4, 1, height=60, width=80), Scenes(9, 1, height=60, width=80), Scenes(4, 2)
+    data, again, other = (
+        Scenes(4, 1, height=60, width=80),
+        Scenes(9, 1, height=60, width=80),
+        Scenes(4, 2),
+    )
     assert len(data) == 4
     for i in range(2):
         assert np.array_equal(data[i].image, again[i].image)
@@ -393,7 +470,9 @@ def test_open_dataset_understands_its_five_kinds(folder: Path, tmp_path: Path) -
     (tmp_path / "nuclei").mkdir()
     _nuclei(tmp_path / "nuclei")
     assert len(open_dataset("nuclei:val", tmp_path / "nuclei")) == 5
-    assert len(open_dataset("nuclei", tmp_path / "nuclei")) == len(Nuclei(tmp_path / "nuclei", "train"))
+    assert len(open_dataset("nuclei", tmp_path / "nuclei")) == len(
+        Nuclei(tmp_path / "nuclei", "train")
+    )
 
 
 def test_open_dataset_reads_any_folder_of_instances(cells: Path) -> None:
@@ -432,7 +511,9 @@ def test_a_folder_s_meta_json_names_its_classes_colours_and_groups(folder: Path)
         ('{"splits": []}', "expected {.*or no such file"),
     ],
 )
-def test_a_meta_json_that_cannot_be_understood_is_refused_by_name(folder: Path, text: str, message: str) -> None:
+def test_a_meta_json_that_cannot_be_understood_is_refused_by_name(
+    folder: Path, text: str, message: str
+) -> None:
     (folder / "meta.json").write_text(text)
     with pytest.raises(DataError, match=r"meta\.json: .*" + message):
         open_dataset("folder", folder)

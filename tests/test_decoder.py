@@ -39,11 +39,16 @@ def test_deep_supervision_leaves_the_final_prediction_as_it_is(decoder: Decoder)
 @torch.no_grad()
 def test_resizing_mask_features_first_equals_resizing_full_masks(decoder: Decoder) -> None:
     lateral, maps = torch.randn(2, 32, 16, 24), random_maps()
-    features, embedding = decoder.pixel_embedding(lateral, maps[-1]), torch.randn(2, SMALL.queries, 32)
+    features, embedding = (
+        decoder.pixel_embedding(lateral, maps[-1]),
+        torch.randn(2, SMALL.queries, 32),
+    )
     for shape in SHAPES:
         full = torch.einsum("bqc,bchw->bqhw", embedding, features)
         want = F.interpolate(full, shape, mode="bilinear", align_corners=False)
-        got = embedding @ F.interpolate(features, shape, mode="bilinear", align_corners=False).flatten(2)
+        got = embedding @ F.interpolate(
+            features, shape, mode="bilinear", align_corners=False
+        ).flatten(2)
         assert worst(got.unflatten(2, shape), want) < 1e-5
 
 
@@ -55,7 +60,9 @@ def test_each_layer_looks_only_where_the_full_size_mask_before_it_is_on(decoder:
         layer.register_forward_pre_hook(lambda _, args: seen.append(args[-1]))
     heads = decoder(lateral, maps, deep=True)
     for i, blocked in enumerate(seen):
-        resized = F.interpolate(heads[i].masks, SHAPES[i % 3], mode="bilinear", align_corners=False).flatten(2)
+        resized = F.interpolate(
+            heads[i].masks, SHAPES[i % 3], mode="bilinear", align_corners=False
+        ).flatten(2)
         assert resized.abs().min() > 1e-6  # no bit of this seed hangs on rounding
         want = resized.sigmoid() < 0.5
         want[want.all(-1)] = False  # an empty mask looks everywhere
@@ -97,6 +104,8 @@ def test_semantic_probability_sums_class_times_mask_over_queries_without_no_obje
     for b, c, y, x in np.ndindex(2, 4, 2, 2):
         want = 0.0
         for q in range(3):
-            share = math.exp(prediction.classes[b, q, c]) / prediction.classes[b, q].exp().sum().item()
+            share = (
+                math.exp(prediction.classes[b, q, c]) / prediction.classes[b, q].exp().sum().item()
+            )
             want += share / (1 + math.exp(-prediction.masks[b, q, y, x]))
         assert got[b, c, y, x].item() == pytest.approx(want, abs=1e-6)

@@ -24,7 +24,8 @@ def pixel(value: Tensor, start: int, shape: tuple[int, int], y: int, x: int) -> 
 def slow_deformable_attention(
     value: Tensor, offsets: Tensor, logits: Tensor, reference: Tensor, shapes: list[tuple[int, int]]
 ) -> tuple[Tensor, int]:
-    """One sample at a time, after the paper's formula. Also counts the samples without any pixel beneath them."""
+    """One sample at a time, after the paper's formula. Also counts the samples without any pixel
+    beneath them."""
     batch, queries, heads, _, points = logits.shape
     out, outside = torch.zeros(batch, queries, heads, value.shape[-1]), 0
     for b in range(batch):
@@ -34,7 +35,9 @@ def slow_deformable_attention(
                 start = 0
                 for level, (height, width) in enumerate(shapes):
                     for p in range(points):
-                        x = (reference[q, 0] * width + offsets[b, q, m, level, p, 0] - 0.5).item()  # pixel centres
+                        x = (
+                            reference[q, 0] * width + offsets[b, q, m, level, p, 0] - 0.5
+                        ).item()  # pixel centres
                         y = (reference[q, 1] * height + offsets[b, q, m, level, p, 1] - 0.5).item()
                         left, top = math.floor(x), math.floor(y)
                         fx, fy = x - left, y - top
@@ -51,8 +54,12 @@ def slow_deformable_attention(
     return out.flatten(2), outside
 
 
-@pytest.mark.parametrize("shapes", [[(3, 5)], [(1, 3), (5, 2)], [(1, 1), (3, 2), (5, 7)]], ids=["1", "2", "3"])
-def test_deformable_attention_equals_a_loop_over_single_samples(shapes: list[tuple[int, int]]) -> None:
+@pytest.mark.parametrize(
+    "shapes", [[(3, 5)], [(1, 3), (5, 2)], [(1, 1), (3, 2), (5, 7)]], ids=["1", "2", "3"]
+)
+def test_deformable_attention_equals_a_loop_over_single_samples(
+    shapes: list[tuple[int, int]],
+) -> None:
     batch, queries, heads, width, levels, points = 2, 5, 2, 3, len(shapes), 3
     value = torch.randn(batch, sum(h * w for h, w in shapes), heads, width)
     offsets = 2.5 * torch.randn(batch, queries, heads, levels, points, 2)
@@ -66,7 +73,9 @@ def test_deformable_attention_equals_a_loop_over_single_samples(shapes: list[tup
 def test_deformable_attention_of_an_unmoved_point_is_the_pixel_itself() -> None:
     value = torch.randn(1, 12, 1, 4)
     reference = torch.tensor([((i % 4 + 0.5) / 4, (i // 4 + 0.5) / 3) for i in range(12)])
-    got = deformable_attention(value, torch.zeros(1, 12, 1, 1, 2, 2), torch.randn(1, 12, 1, 1, 2), reference, [(3, 4)])
+    got = deformable_attention(
+        value, torch.zeros(1, 12, 1, 1, 2, 2), torch.randn(1, 12, 1, 1, 2), reference, [(3, 4)]
+    )
     assert worst(got, value[:, :, 0]) < 1e-6
 
 

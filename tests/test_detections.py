@@ -12,7 +12,8 @@ from model_export.recipe.detections import average_precision, detections
 
 
 def blobs(rng: np.random.Generator, most: int) -> np.ndarray:
-    """(24, 24) uint16 label map of rectangles, later ones over earlier ones; numbered 1, 2, ... without gaps."""
+    """(24, 24) uint16 label map of rectangles, later ones over earlier ones; numbered 1, 2, ...
+    without gaps."""
     labels = np.zeros((24, 24), np.uint16)
     for k in range(1, int(rng.integers(0, most + 1)) + 1):
         top, left = rng.integers(0, 20, 2)
@@ -22,7 +23,8 @@ def blobs(rng: np.random.Generator, most: int) -> np.ndarray:
 
 
 def shaken(rng: np.random.Generator, truth: np.ndarray) -> np.ndarray:
-    """The truth a pixel or two beside where it is, so that some objects are found and others are not."""
+    """The truth a pixel or two beside where it is, so that some objects are found and others are
+    not."""
     moved = np.roll(truth, rng.integers(-2, 3, 2), (0, 1)) if truth.any() else blobs(rng, 3)
     numbers = np.unique(np.append(moved, 0), return_inverse=True)[1][:-1].reshape(moved.shape)
     return numbers.astype(np.uint16)
@@ -44,10 +46,17 @@ def test_equals_coco(seed: int, images: int) -> None:
 def test_hits_are_objects_with_half_of_the_union_and_an_object_is_found_once() -> None:
     truth = np.uint16([[7, 7, 7, 7, 0, 9, 9, 9]])
     predicted = np.uint16([[1, 1, 1, 0, 0, 2, 0, 3]])
-    assert detections(predicted, [0.5, 0.25, 0.75], truth).tolist() == [[0.5, 1], [0.25, 0], [0.75, 0]]
+    assert detections(predicted, [0.5, 0.25, 0.75], truth).tolist() == [
+        [0.5, 1],
+        [0.25, 0],
+        [0.75, 0],
+    ]
     halves = np.uint16([[1, 1, 2, 2, 0, 0, 0, 0]])
     assert detections(halves, [0.5, 0.75], truth).tolist() == [[0.5, 0], [0.75, 1]]
-    assert detections(np.uint16([[1, 0, 0, 0, 0, 2, 0, 0]]), [0.5, 0.75], truth)[:, 1].tolist() == [0, 0]
+    assert detections(np.uint16([[1, 0, 0, 0, 0, 2, 0, 0]]), [0.5, 0.75], truth)[:, 1].tolist() == [
+        0,
+        0,
+    ]
 
 
 def test_precision_by_hand() -> None:

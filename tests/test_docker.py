@@ -1,4 +1,5 @@
-"""docker/ agrees with the service, the project and k8s/. That the image builds and runs, docker/prove.py shows."""
+"""docker/ agrees with the service, the project and k8s/. That the image builds and runs,
+docker/prove.py shows."""
 
 from __future__ import annotations
 
@@ -31,8 +32,11 @@ EXTRAS = {
 
 
 def instructions() -> list[tuple[str, str, str]]:
-    """(stage, instruction, arguments) of the Dockerfile, in order; continued lines joined, comments left out."""
-    text = re.sub(r"^\s*#.*\n", "", (ROOT / "docker" / "Dockerfile").read_text("utf-8"), flags=re.MULTILINE)
+    """(stage, instruction, arguments) of the Dockerfile, in order; continued lines joined, comments
+    left out."""
+    text = re.sub(
+        r"^\s*#.*\n", "", (ROOT / "docker" / "Dockerfile").read_text("utf-8"), flags=re.MULTILINE
+    )
     stage, found = "", []
     for line in text.replace("\\\n", "").splitlines():
         word, _, rest = line.partition(" ")
@@ -45,7 +49,11 @@ def instructions() -> list[tuple[str, str, str]]:
 
 def of(word: str, *stages: str) -> list[str]:
     """Arguments of every such instruction, of these stages or of all."""
-    return [rest for stage, each, rest in instructions() if each == word and (not stages or stage in stages)]
+    return [
+        rest
+        for stage, each, rest in instructions()
+        if each == word and (not stages or stage in stages)
+    ]
 
 
 def variables(*stages: str) -> dict[str, str]:
@@ -83,15 +91,32 @@ def test_what_is_copied_exists_and_nothing_else_reaches_the_build() -> None:
         for path in seen:
             assert path.is_file(), source
             assert not ignored(str(path.relative_to(ROOT))), path
-    allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if line.startswith("!")]
-    assert [pattern for pattern in allowed if not any(fnmatch(source, pattern) for source in copied())] == []
+    allowed = [
+        line[1:]
+        for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+        if line.startswith("!")
+    ]
+    assert [
+        pattern for pattern in allowed if not any(fnmatch(source, pattern) for source in copied())
+    ] == []
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        *(".git/config", ".venv/bin/python", "runs/mine/model.pt", "tests/test_docker.py", "docs/fathom.png", ".env"),
-        *("service/__pycache__/core.cpython-313.pyc", "trained_weights/README.md", "docker/Dockerfile"),
+        *(
+            ".git/config",
+            ".venv/bin/python",
+            "runs/mine/model.pt",
+            "tests/test_docker.py",
+            "docs/fathom.png",
+            ".env",
+        ),
+        *(
+            "service/__pycache__/core.cpython-313.pyc",
+            "trained_weights/README.md",
+            "docker/Dockerfile",
+        ),
     ],
 )
 def test_what_the_build_does_not_need_is_ignored(path: str) -> None:
@@ -104,12 +129,16 @@ def test_the_images_start_the_service_with_settings_that_it_knows() -> None:
     settings = load([], variables("base", "runtime", "serving", "gpu"))
     assert (settings.host, settings.port) == ("0.0.0.0", Settings().port)
     assert of("EXPOSE") == [str(Settings().port)]
-    assert f"{Settings().bundle} {Settings().bundle}" in of("COPY", "runtime")  # into the folder that it runs in
+    assert f"{Settings().bundle} {Settings().bundle}" in of(
+        "COPY", "runtime"
+    )  # into the folder that it runs in
     assert of("WORKDIR", "base") == ["/opt/fathom"]
 
 
 def test_every_image_runs_as_the_user_of_the_manifests_and_names_its_version() -> None:
-    pod = yaml.safe_load((ROOT / "k8s/base/deployment.yaml").read_text("utf-8"))["spec"]["template"]["spec"]
+    pod = yaml.safe_load((ROOT / "k8s/base/deployment.yaml").read_text("utf-8"))["spec"][
+        "template"
+    ]["spec"]
     user = pod["securityContext"]
     for target in EXTRAS:
         assert of("USER", target) == [f"{user['runAsUser']}:{user['runAsGroup']}"]
@@ -121,7 +150,9 @@ def test_every_image_runs_as_the_user_of_the_manifests_and_names_its_version() -
 
 def test_the_tags_of_the_manifests_are_targets() -> None:
     for overlay in ("cpu", "gpu"):
-        images = yaml.safe_load((ROOT / f"k8s/overlays/{overlay}/kustomization.yaml").read_text("utf-8"))["images"]
+        images = yaml.safe_load(
+            (ROOT / f"k8s/overlays/{overlay}/kustomization.yaml").read_text("utf-8")
+        )["images"]
         assert {image["newTag"] for image in images} <= set(EXTRAS)
     assert instructions()[-1][0] == "cpu"  # a build without --target
 
@@ -155,7 +186,9 @@ def healthy(port: int) -> bool:
     (text,) = of("HEALTHCHECK")
     python, *words = json.loads(text.split("CMD", 1)[1])
     assert python == "python"
-    run = subprocess.run([sys.executable, *words], env={"FATHOM_PORT": str(port)}, capture_output=True, check=False)
+    run = subprocess.run(
+        [sys.executable, *words], env={"FATHOM_PORT": str(port)}, capture_output=True, check=False
+    )
     return run.returncode == 0
 
 
@@ -175,18 +208,27 @@ def test_the_lock_satisfies_the_project_and_has_hashes(target: str) -> None:
     wanted = PROJECT["dependencies"] + [
         each for extra in EXTRAS[target] for each in PROJECT["optional-dependencies"][extra]
     ]
-    here = {"sys_platform": "linux", "platform_machine": "x86_64", "python_version": "3.13", "extra": ""}
+    here = {
+        "sys_platform": "linux",
+        "platform_machine": "x86_64",
+        "python_version": "3.13",
+        "extra": "",
+    }
     for requirement in map(Requirement, wanted):
         if requirement.marker is None or requirement.marker.evaluate(here):
-            assert pins[canonicalize_name(requirement.name)] in requirement.specifier, f"{requirement}: docker/lock.sh"
+            assert pins[canonicalize_name(requirement.name)] in requirement.specifier, (
+                f"{requirement}: docker/lock.sh"
+            )
     assert ("torch" in pins) is (target == "export")
-    assert f"lock {target} pyproject.toml" + "".join(f" --extra {each}" for each in EXTRAS[target]) in (
-        (ROOT / "docker" / "lock.sh").read_text("utf-8")
-    )
+    assert f"lock {target} pyproject.toml" + "".join(
+        f" --extra {each}" for each in EXTRAS[target]
+    ) in ((ROOT / "docker" / "lock.sh").read_text("utf-8"))
 
 
 def test_base_lock_and_proof_mean_the_same_python_and_debian() -> None:
     (base,) = (rest for stage, word, rest in instructions() if (stage, word) == ("", "ARG"))
-    python, debian = re.fullmatch(r"BASE=docker\.io/library/python:(3\.\d+)-slim-([a-z]+)", base).groups()
+    python, debian = re.fullmatch(
+        r"BASE=docker\.io/library/python:(3\.\d+)-slim-([a-z]+)", base
+    ).groups()
     assert f"--python-version {python} " in (ROOT / "docker" / "lock.sh").read_text("utf-8")
     assert f'"{debian}"' in (ROOT / "docker" / "prove.py").read_text("utf-8")

@@ -45,7 +45,9 @@ def test_encoder_gives_at_every_exit_what_running_only_so_far_gives(encoder: Enc
 
 
 @torch.no_grad()
-def test_encoder_updates_scales_that_the_schedule_reached_and_passes_the_others_on(encoder: Encoder) -> None:
+def test_encoder_updates_scales_that_the_schedule_reached_and_passes_the_others_on(
+    encoder: Encoder,
+) -> None:
     maps = random_maps()
     for k, outputs in enumerate(every_exit(encoder, maps, 6), 1):
         reached = encoder.schedule[k - 1]
@@ -68,13 +70,19 @@ def test_encoder_layers_look_at_as_many_levels_as_the_schedule_says(encoder: Enc
 def test_encoder_treats_each_image_of_a_batch_alone(encoder: Encoder) -> None:
     maps = random_maps()
     both, second = encoder(maps, 6), encoder([m[1:] for m in maps], 6)
-    assert max(worst(b[1:], s) for b, s in zip(both, second, strict=True)) < 1e-4  # six layers amplify rounding
+    assert (
+        max(worst(b[1:], s) for b, s in zip(both, second, strict=True)) < 1e-4
+    )  # six layers amplify rounding
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("recalibration", [False, True])
-def test_a_scale_sees_finer_ones_before_they_join_only_through_recalibration(recalibration: bool) -> None:
-    encoder = randomised(Encoder(replace(SMALL, schedule=proscale(2, 2, 2), recalibration=recalibration)))
+def test_a_scale_sees_finer_ones_before_they_join_only_through_recalibration(
+    recalibration: bool,
+) -> None:
+    encoder = randomised(
+        Encoder(replace(SMALL, schedule=proscale(2, 2, 2), recalibration=recalibration))
+    )
     maps = random_maps()
     coarsest = encoder(maps, 2)[0]
     assert torch.equal(coarsest, encoder([maps[0], torch.randn_like(maps[1]), maps[2]], 2)[0])
@@ -121,7 +129,9 @@ def test_scales_that_no_layer_has_reached_get_what_comes_down_from_the_coarser_o
 
     def down(step: int, above: Tensor, size: tuple[int, int]) -> Tensor:
         conv = encoder.top_down[step]
-        moved = torch.einsum("oc,bchw->bohw", conv.weight[:, :, 0, 0], above) + conv.bias[:, None, None]
+        moved = (
+            torch.einsum("oc,bchw->bohw", conv.weight[:, :, 0, 0], above) + conv.bias[:, None, None]
+        )
         return F.interpolate(moved, size, mode="bilinear", align_corners=False)
 
     assert worst(first[1], maps[1] + down(0, first[0], SHAPES[1])) < 1e-4

@@ -1,4 +1,5 @@
-"""Engines: the fake one is deterministic; ONNX Runtime computes what the graphs say, and refuses undeclared tensors."""
+"""Engines: the fake one is deterministic; ONNX Runtime computes what the graphs say, and refuses
+undeclared tensors."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ def test_onnxruntime_takes_rows_in_the_order_asked_for(onnx_bundle: Bundle) -> N
         np.testing.assert_allclose(some[row], reference(batch[source], plan.depth)[1], atol=1e-5)
 
 
-def test_onnxruntime_tells_which_tokens_an_encoder_paused(tmp_path: Path, instance_manifest: Manifest) -> None:
+def test_onnxruntime_tells_which_tokens_an_encoder_paused(
+    tmp_path: Path, instance_manifest: Manifest
+) -> None:
     manifest = pausing(instance_manifest)
     write_graphs(tmp_path, manifest)
     check_paused(OnnxRuntimeBackend(bundle.save(tmp_path, manifest), threads=1), manifest)
@@ -47,7 +50,9 @@ def test_a_bundle_goes_through_the_whole_pipeline_on_onnxruntime(onnx_bundle: Bu
     backend = OnnxRuntimeBackend(onnx_bundle, threads=1)
     known = warm_up(backend, onnx_bundle.manifest, 4)
     assert all(ms > 0 for ms in known.plan_ms().values())
-    spine = Pipeline(backend, known, onnx_bundle.manifest.margins, default_max_loss=0.01, load_start=0.5)
+    spine = Pipeline(
+        backend, known, onnx_bundle.manifest.margins, default_max_loss=0.01, load_start=0.5
+    )
     batch = images(3)
     jobs = [
         Job(Frame(pixels, Geometry(64, 48, 64, 48)), Budget(depth=depth, max_loss=0), None, Trace())
@@ -63,7 +68,9 @@ def test_a_bundle_goes_through_the_whole_pipeline_on_onnxruntime(onnx_bundle: Bu
         np.testing.assert_allclose(outcome.probabilities, expected, atol=1e-5)
 
 
-def test_sessions_run_on_the_cpu_with_the_threads_asked_for_and_idle_ones_sleep(onnx_bundle: Bundle) -> None:
+def test_sessions_run_on_the_cpu_with_the_threads_asked_for_and_idle_ones_sleep(
+    onnx_bundle: Bundle,
+) -> None:
     backend = OnnxRuntimeBackend(onnx_bundle, threads=3)
     assert backend._sessions.keys() == onnx_bundle.manifest.stages.keys()
     for session in backend._sessions.values():
@@ -76,15 +83,22 @@ def test_sessions_run_on_the_cpu_with_the_threads_asked_for_and_idle_ones_sleep(
     assert backend._sessions == {}
 
 
-def rename(specs: tuple[TensorSpec, ...], name: str, /, **changes: object) -> tuple[TensorSpec, ...]:
-    return tuple(dataclasses.replace(spec, **changes) if spec.name == name else spec for spec in specs)  # type: ignore[arg-type]
+def rename(
+    specs: tuple[TensorSpec, ...], name: str, /, **changes: object
+) -> tuple[TensorSpec, ...]:
+    return tuple(
+        dataclasses.replace(spec, **changes) if spec.name == name else spec for spec in specs
+    )  # type: ignore[arg-type]
 
 
 def everywhere(manifest: Manifest, name: str, /, **changes: object) -> Manifest:
-    """Change a tensor wherever it is an input or an output, so that the manifest agrees with itself."""
+    """Change a tensor wherever it is an input or an output, so that the manifest agrees with
+    itself."""
     stages = {
         key: dataclasses.replace(
-            stage, inputs=rename(stage.inputs, name, **changes), outputs=rename(stage.outputs, name, **changes)
+            stage,
+            inputs=rename(stage.inputs, name, **changes),
+            outputs=rename(stage.outputs, name, **changes),
         )
         for key, stage in manifest.stages.items()
     }
@@ -94,13 +108,22 @@ def everywhere(manifest: Manifest, name: str, /, **changes: object) -> Manifest:
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (lambda m: everywhere(m, "f8", dims=("batch", 8, 6, 9)), ["front.onnx", "output 'f8'", "9"]),
-        (lambda m: everywhere(m, "f16", dtype="float16"), ["front.onnx", "output 'f16'", "float16"]),
+        (
+            lambda m: everywhere(m, "f8", dims=("batch", 8, 6, 9)),
+            ["front.onnx", "output 'f8'", "9"],
+        ),
+        (
+            lambda m: everywhere(m, "f16", dtype="float16"),
+            ["front.onnx", "output 'f16'", "float16"],
+        ),
         (lambda m: everywhere(m, "f32", name="g32"), ["front.onnx", "output 'f32'", "none"]),
         (lambda m: everywhere(m, "f32", name="a32"), ["front.onnx", "output 'a32'", "missing"]),
         (lambda m: everywhere(m, "f4", dims=(1, 8, 12, 16)), ["front.onnx", "output 'f4'"]),
         (lambda m: everywhere(m, "e16", dims=("batch", 8, 3)), ["encoder-d1.onnx", "output 'e16'"]),
-        (lambda m: everywhere(m, "probabilities", name="masks"), ["decoder.onnx", "output 'masks'"]),
+        (
+            lambda m: everywhere(m, "probabilities", name="masks"),
+            ["decoder.onnx", "output 'masks'"],
+        ),
     ],
 )
 def test_a_graph_that_is_not_what_the_manifest_says_is_refused_by_file_and_tensor(
@@ -120,7 +143,9 @@ def test_a_file_that_is_no_graph_is_refused_by_its_name(onnx_bundle: Bundle) -> 
 
 def test_fake_brightness_decides_the_class_of_each_place(fake_manifest: Manifest) -> None:
     backend: Backend = FakeBackend(fake_manifest)
-    ramp = np.broadcast_to(np.arange(0, 256, 4, dtype=np.uint8)[None, None, :, None], (2, 48, 64, 3))
+    ramp = np.broadcast_to(
+        np.arange(0, 256, 4, dtype=np.uint8)[None, None, :, None], (2, 48, 64, 3)
+    )
     features, _ = backend.front(ramp)
     for plan in fake_manifest.plans:
         probabilities = backend.decode(backend.encode(plan, features))
@@ -131,11 +156,15 @@ def test_fake_brightness_decides_the_class_of_each_place(fake_manifest: Manifest
     backend.close()
 
 
-def test_fake_of_the_instance_task_has_bright_cores_within_rims(instance_manifest: Manifest) -> None:
+def test_fake_of_the_instance_task_has_bright_cores_within_rims(
+    instance_manifest: Manifest,
+) -> None:
     backend: Backend = FakeBackend(instance_manifest)
     picture = np.zeros((2, 48, 64, 3), np.uint8)
     picture[1, 8:28, 12:36] = 250  # cells 2 to 6, 3 to 8
-    probabilities = backend.decode(backend.encode(instance_manifest.plans[-1], backend.front(picture)[0]))
+    probabilities = backend.decode(
+        backend.encode(instance_manifest.plans[-1], backend.front(picture)[0])
+    )
     assert probabilities.shape == (2, 3, 12, 16)
     expected = np.zeros((2, 12, 16), int)
     expected[1, 2:7, 3:9] = 2
@@ -144,9 +173,13 @@ def test_fake_of_the_instance_task_has_bright_cores_within_rims(instance_manifes
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
 
 
-def test_fake_pauses_the_darkest_tokens_where_the_manifest_says_so(instance_manifest: Manifest) -> None:
+def test_fake_pauses_the_darkest_tokens_where_the_manifest_says_so(
+    instance_manifest: Manifest,
+) -> None:
     backend: Backend = FakeBackend(instance_manifest)
-    ramp = np.broadcast_to(np.arange(0, 256, 4, dtype=np.uint8)[None, None, :, None], (3, 48, 64, 3))
+    ramp = np.broadcast_to(
+        np.arange(0, 256, 4, dtype=np.uint8)[None, None, :, None], (3, 48, 64, 3)
+    )
     features, _ = backend.front(ramp)
     for plan in instance_manifest.plans:
         encoded = backend.encode(plan, features)
@@ -176,10 +209,14 @@ def test_fake_quality_can_be_told(fake_manifest: Manifest) -> None:
 
 def test_fake_of_one_class_is_sure(fake_manifest: Manifest) -> None:
     decoder = fake_manifest.stages["decoder"]
-    one = dataclasses.replace(decoder, outputs=rename(decoder.outputs, "probabilities", dims=("batch", 1, 12, 16)))
+    one = dataclasses.replace(
+        decoder, outputs=rename(decoder.outputs, "probabilities", dims=("batch", 1, 12, 16))
+    )
     manifest = dataclasses.replace(fake_manifest, stages={**fake_manifest.stages, "decoder": one})
     backend = FakeBackend(manifest)
-    assert (backend.decode(backend.encode(manifest.plans[0], backend.front(images(1))[0])) == 1).all()
+    assert (
+        backend.decode(backend.encode(manifest.plans[0], backend.front(images(1))[0])) == 1
+    ).all()
 
 
 def test_features_of_another_backend_are_refused(onnx_bundle: Bundle) -> None:
@@ -188,7 +225,10 @@ def test_features_of_another_backend_are_refused(onnx_bundle: Bundle) -> None:
             raise NotImplementedError
 
     for backend in (FakeBackend(onnx_bundle.manifest), OnnxRuntimeBackend(onnx_bundle, threads=1)):
-        for use in (backend.decode, lambda features, backend=backend: backend.encode(None, features)):
+        for use in (
+            backend.decode,
+            lambda features, backend=backend: backend.encode(None, features),
+        ):
             with pytest.raises(TypeError, match="Strange"):
                 use(Strange())
 

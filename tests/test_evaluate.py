@@ -1,4 +1,5 @@
-"""What a run is worth: the measures by hand, the policies that are compared, and the table that people read."""
+"""What a run is worth: the measures by hand, the policies that are compared, and the table that
+people read."""
 
 from __future__ import annotations
 
@@ -13,7 +14,14 @@ import pytest
 from model_export.network.knobs import Knobs
 from model_export.recipe.datasets import VOID, Sample, Scenes
 from model_export.recipe.evaluate import correlations, policy_rows, rank_correlation
-from model_export.recipe.quality import class_iou, confusion, image_quality, mean_iou, measure_of, qualities
+from model_export.recipe.quality import (
+    class_iou,
+    confusion,
+    image_quality,
+    mean_iou,
+    measure_of,
+    qualities,
+)
 from model_export.recipe.runs import read_targets
 from tests.toy import PLANS as PLAN_NAMES
 from tests.toy import command, last_json, toy
@@ -52,7 +60,11 @@ def _counts(seed: int = 0) -> np.ndarray:
 
 
 PLANS = [Knobs(1), Knobs(2), Knobs(2, keep=0.5), Knobs(3)]
-MARGINS = [{"asked": 0.005, "margin": None}, {"asked": 0.01, "margin": 0.004}, {"asked": 0.05, "margin": 0.03}]
+MARGINS = [
+    {"asked": 0.005, "margin": None},
+    {"asked": 0.01, "margin": 0.004},
+    {"asked": 0.05, "margin": 0.03},
+]
 
 
 def _rows(counts: np.ndarray, scores: np.ndarray) -> dict[str, dict[str, Any]]:
@@ -65,7 +77,10 @@ def test_rank_correlation_is_of_ranks_and_none_without_them() -> None:
     assert rank_correlation(rising, -rising) == -1
     assert rank_correlation(rising, np.full(4, 0.5)) is None
     scores = np.stack([rising, rising[::-1], np.full(4, 0.2)], 1)
-    assert correlations(scores, np.stack([rising] * 3, 1)) == {"per_plan": [1.0, -1.0, None], "gain": None}
+    assert correlations(scores, np.stack([rising] * 3, 1)) == {
+        "per_plan": [1.0, -1.0, None],
+        "gain": None,
+    }
 
 
 def test_oracle_beats_every_plan_and_a_gate_that_knows_is_the_oracle() -> None:
@@ -111,26 +126,35 @@ def _check(run: Path, found: dict[str, Any], table: list[str], images: int) -> N
     best = max(rows[f"fixed {name}"]["image_quality"] for name in PLAN_NAMES)
     assert rows["oracle beta 0"]["image_quality"] >= best
     for name in PLAN_NAMES:
-        assert rows[f"fixed {name}"]["quality"] == found["quality"][name] == rows[f"fixed {name}"]["random_quality"]
+        assert (
+            rows[f"fixed {name}"]["quality"]
+            == found["quality"][name]
+            == rows[f"fixed {name}"]["random_quality"]
+        )
     for name, row in rows.items():
         line = next(line for line in table if line.startswith(f"{name} "))
         cells = line.removeprefix(name).split(maxsplit=4)
         assert [float(cell) for cell in cells[:4]] == pytest.approx(
-            [row["mean_depth"], row["quality"], row["image_quality"], row["random_quality"]], abs=6e-3
+            [row["mean_depth"], row["quality"], row["image_quality"], row["random_quality"]],
+            abs=6e-3,
         )
         assert json.loads(cells[4]) == row["plans"]
     assert len(found["spearman"]["per_plan"]) == len(PLAN_NAMES)
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_evaluate_prints_a_table_and_ends_in_one_json_line(toy_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_prints_a_table_and_ends_in_one_json_line(
+    toy_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command("evaluate", toy_run) == 0
     shown = capsys.readouterr().out
     found: dict[str, Any] = last_json(shown)
     _check(toy_run, found, shown.splitlines()[:-1], 4)
     assert found["data"] == "scenes:4:5"
     held = read_targets(toy_run, "held")["counts"]
-    assert list(found["quality"].values()) == [round(mean_iou(held[:, k].sum(0)), 4) for k in range(len(PLAN_NAMES))]
+    assert list(found["quality"].values()) == [
+        round(mean_iou(held[:, k].sum(0)), 4) for k in range(len(PLAN_NAMES))
+    ]
 
 
 def test_a_run_that_is_the_mean_of_others_is_judged_without_a_log(
@@ -161,7 +185,9 @@ def test_evaluate_on_another_set_measures_it_and_tells_each_class(
 
 class _Plain(Scenes):
     def __getitem__(self, index: int) -> Sample:
-        return Sample(f"plain-{index}", np.full((64, 96, 3), index, np.uint8), np.full((64, 96), 3, np.uint8))
+        return Sample(
+            f"plain-{index}", np.full((64, 96, 3), index, np.uint8), np.full((64, 96), 3, np.uint8)
+        )
 
 
 def test_class_that_is_neither_there_nor_predicted_has_no_iou(

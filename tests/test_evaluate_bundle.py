@@ -1,4 +1,5 @@
-"""`evaluate` on a bundle: figures that are known by heart, resuming, and what it says of folders that do not fit."""
+"""`evaluate` on a bundle: figures that are known by heart, resuming, and what it says of folders
+that do not fit."""
 
 from __future__ import annotations
 
@@ -18,7 +19,12 @@ from tests.small_bundle import GRID, write_bundle, write_image
 from tests.toy import command, last_json
 
 Row = dict[str, Any]
-COLUMNS = {"a_0": (0, 6), "a_1": (0, 4), "b_0": (3, 5), "b_1": (6, 3)}  # of blue and red, of 12; the rest is green
+COLUMNS = {
+    "a_0": (0, 6),
+    "a_1": (0, 4),
+    "b_0": (3, 5),
+    "b_1": (6, 3),
+}  # of blue and red, of 12; the rest is green
 
 
 def cells(blue: int, red: int) -> np.ndarray:
@@ -82,7 +88,11 @@ def test_quality_and_cost_of_every_policy_are_those_of_the_plans_it_takes(
     assert gate["plans"] == {"d1": 2, "d2": 2}
     assert (gate["image_quality"], gate["gflops"], gate["mean_depth"]) == (1, 4.5, 1.5)
     plans = {plan["name"]: plan for plan in found["plans"]}
-    parts = [plans[name][f"{part}_ms"][1] for name in ("d1", "d2") for part in ("front", "encoder", "decoder")]
+    parts = [
+        plans[name][f"{part}_ms"][1]
+        for name in ("d1", "d2")
+        for part in ("front", "encoder", "decoder")
+    ]
     assert min(parts) > 0
     assert gate["ms"] == pytest.approx(sum(parts) / 2, abs=1e-4)
     assert gate["encoder_ms"] == pytest.approx((parts[1] + parts[4]) / 2, abs=1e-4)
@@ -96,13 +106,17 @@ def test_gate_is_compared_at_equal_cost_with_chance_fixed_plans_and_oracle(
 ) -> None:
     rows = by_name(run(capsys, semantic, "--data", folder)[1])
     equal = rows["gate max-loss 0.01"]["at_equal_cost"]
-    half = (rows["fixed d1"]["image_quality"] + 1) / 2  # half of the images by each plan, or a mix of the two
+    half = (
+        rows["fixed d1"]["image_quality"] + 1
+    ) / 2  # half of the images by each plan, or a mix of the two
     assert equal["random"] == pytest.approx(half, abs=1e-4)
     assert equal["best_fixed"] == pytest.approx(half, abs=1e-4)
     assert (equal["oracle"], equal["share_of_oracle"]) == (1, 1)
     assert equal["won"] == pytest.approx(1 - half, abs=1e-4)
     assert equal["won_interval"][0] <= equal["won"] <= equal["won_interval"][1]
-    assert rows["fixed d1"]["at_equal_cost"]["share_of_oracle"] is None  # no oracle can win at the lowest cost
+    assert (
+        rows["fixed d1"]["at_equal_cost"]["share_of_oracle"] is None
+    )  # no oracle can win at the lowest cost
     assert rows["oracle beta 0"]["image_quality"] == 1
     assert rows["gate max-loss 0.01"]["random_quality"] < rows["gate max-loss 0.01"]["quality"]
 
@@ -110,7 +124,8 @@ def test_gate_is_compared_at_equal_cost_with_chance_fixed_plans_and_oracle(
 def test_mirror_images_tell_what_is_more_than_luck(
     tmp_path: Path, semantic: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Here nothing is luck: an image and its mirror image lose the same, if pixels and truth are exchanged alike."""
+    """Here nothing is luck: an image and its mirror image lose the same, if pixels and truth are
+    exchanged alike."""
     cache = tmp_path / "cache"
     shown, found = run(capsys, semantic, "--data", folder, "--mirrored", "--cache", cache)
     assert found["mirrored_correlation"] == {"d1": 1}
@@ -129,7 +144,9 @@ def test_a_loss_that_does_not_vary_has_no_correlation(
     tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     equal = write_bundle(tmp_path / "equal", blind=False)
-    assert run(capsys, equal, "--data", folder, "--mirrored")[1]["mirrored_correlation"] == {"d1": None}
+    assert run(capsys, equal, "--data", folder, "--mirrored")[1]["mirrored_correlation"] == {
+        "d1": None
+    }
 
 
 def test_max_loss_is_asked_and_got_in_all_and_in_each_group(
@@ -137,10 +154,20 @@ def test_max_loss_is_asked_and_got_in_all_and_in_each_group(
 ) -> None:
     shown, found = run(capsys, semantic, "--data", folder)
     promises = {row["asked"]: row for row in found["max_loss"]}
-    assert [promises[asked]["margin"] for asked in (0.005, 0.01, 0.02, 0.05)] == [None, 0.005, 0.005, 0.2]
-    assert (promises[0.005]["got"], promises[0.005]["kept"]) == (0, True)  # below the table: the full plan
+    assert [promises[asked]["margin"] for asked in (0.005, 0.01, 0.02, 0.05)] == [
+        None,
+        0.005,
+        0.005,
+        0.2,
+    ]
+    assert (promises[0.005]["got"], promises[0.005]["kept"]) == (
+        0,
+        True,
+    )  # below the table: the full plan
     assert promises[0.01]["got"] == 0
-    wide = promises[0.05]  # by its predicted loss of 3 / 12 and more, no image of blue columns is within 0.2
+    wide = promises[
+        0.05
+    ]  # by its predicted loss of 3 / 12 and more, no image of blue columns is within 0.2
     assert wide["got"] == 0
     assert {name: part["images"] for name, part in wide["groups"].items()} == {"a": 2, "b": 2}
     assert "full only" in shown
@@ -208,11 +235,14 @@ def test_void_pixels_do_not_count_and_an_image_of_nothing_else_is_left_out(
     write_image(folder, "b_0", cells(3, 5), truth)
     found = run(capsys, semantic, "--data", folder)[1]
     assert (found["left_out"], found["images"]) == (["c_0"], 4)
-    assert by_name(found)["fixed d1"]["image_quality"] == pytest.approx(np.mean([1, 1, 1, BLIND[3]]), abs=1e-5)
+    assert by_name(found)["fixed d1"]["image_quality"] == pytest.approx(
+        np.mean([1, 1, 1, BLIND[3]]), abs=1e-5
+    )
 
 
 def objects(rim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two objects of 2 x 2 cores in frames of `rim` cells: what the image shows, and 16-bit truth."""
+    """Two objects of 2 x 2 cores in frames of `rim` cells: what the image shows, and 16-bit
+    truth."""
     shown, truth = np.zeros(GRID, np.uint8), np.zeros(GRID, np.uint16)
     for number, left in ((1, 2), (2, 8)):
         block = (slice(3 - rim, 5 + rim), slice(left - rim, left + 2 + rim))
@@ -265,7 +295,11 @@ def test_bundle_is_compared_with_another_on_the_same_images(
     assert against["full"]["image_quality"] == 1
     lost = 1 - by_name(found)["fixed d1"]["image_quality"]
     assert rows["fixed d1"]["image_lost"] == pytest.approx(lost, abs=1e-4)
-    assert rows["fixed d1"]["image_lost_interval"][0] <= lost <= rows["fixed d1"]["image_lost_interval"][1]
+    assert (
+        rows["fixed d1"]["image_lost_interval"][0]
+        <= lost
+        <= rows["fixed d1"]["image_lost_interval"][1]
+    )
     assert (rows["fixed d1"]["encoder_gflops_cut"], rows["fixed d1"]["gflops_cut"]) == (0.75, 0.5)
     assert rows["full"]["lost_interval"] == [0, 0]
     ratio = against["full"]["ms"] / by_name(found)["full"]["ms"]
@@ -275,7 +309,9 @@ def test_bundle_is_compared_with_another_on_the_same_images(
     assert "another task" in refused(capsys, semantic, "--data", folder, "--against", instance)
 
 
-def test_figures_are_drawn(semantic: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_are_drawn(
+    semantic: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = write_bundle(tmp_path / "other", blind=False)
     words = (semantic, "--data", folder, "--against", other, "--figures", tmp_path / "figures")
     files = [Path(name) for name in run(capsys, *words)[1]["figures"]]
@@ -302,9 +338,13 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_work_that_was_stopped_goes_on_where_it_was(
-    semantic: Path, folder: Path, tmp_path: Path, runs: list[float], capsys: pytest.CaptureFixture[str],
+    semantic: Path,
+    folder: Path,
+    tmp_path: Path,
+    runs: list[float],
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     words = (semantic, "--data", folder, "--cache", tmp_path / "cache")
     right = Meter.measure
 
@@ -323,12 +363,17 @@ def test_work_that_was_stopped_goes_on_where_it_was(
     assert run(capsys, *words)[1] == found  # times and all
     assert runs == [0, 1, 2, 3]
     assert (
-        by_name(found)["fixed d1"]["image_quality"] == by_name(run(capsys, *words[:3])[1])["fixed d1"]["image_quality"]
+        by_name(found)["fixed d1"]["image_quality"]
+        == by_name(run(capsys, *words[:3])[1])["fixed d1"]["image_quality"]
     )
 
 
 def test_cache_is_of_one_bundle_and_of_each_image_and_its_mask(
-    semantic: Path, folder: Path, tmp_path: Path, runs: list[float], capsys: pytest.CaptureFixture[str]
+    semantic: Path,
+    folder: Path,
+    tmp_path: Path,
+    runs: list[float],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = ("--data", folder, "--cache", tmp_path / "cache")
     run(capsys, semantic, *words)
@@ -350,7 +395,9 @@ def test_broken_file_in_the_cache_is_named(
     kept = sorted((tmp_path / "cache").rglob("*.npz"))
     assert len(kept) == 4
     kept[0].write_bytes(kept[0].read_bytes()[:100])
-    said = refused(capsys, semantic, "--data", folder, "--cache", tmp_path / "cache", "--threads", 1)
+    said = refused(
+        capsys, semantic, "--data", folder, "--cache", tmp_path / "cache", "--threads", 1
+    )
     assert str(kept[0]) in said
     assert "remove it" in said
 
@@ -360,7 +407,9 @@ def test_twins_widen_the_intervals(
 ) -> None:
     for name, columns in COLUMNS.items():
         for frame in range(8):
-            write_image(tmp_path / "video", f"{name[0]}_{name[2]}{frame}", cells(*columns), cells(*columns))
+            write_image(
+                tmp_path / "video", f"{name[0]}_{name[2]}{frame}", cells(*columns), cells(*columns)
+            )
     widths = []
     for block in (1, 8):
         found = run(capsys, semantic, "--data", tmp_path / "video", "--block", block)[1]
@@ -378,15 +427,43 @@ def image_of(array: np.ndarray, path: Path) -> None:
 
 SPOILED: dict[str, tuple[Spoil, str, str]] = {
     "missing mask": (lambda d: (d / "masks/b_0.png").unlink(), "masks/b_0.png", "1 of 4"),
-    "wrong size": (lambda d: image_of(np.zeros((30, 48), np.uint8), d / "masks/b_0.png"), "masks/b_0.png", "(32, 48)"),
-    "colour": (lambda d: image_of(np.zeros((32, 48, 3), np.uint8), d / "masks/b_0.png"), "masks/b_0.png", "one"),
-    "16 bits": (lambda d: image_of(np.zeros((32, 48), np.uint16), d / "masks/b_0.png"), "masks/b_0.png", "8 bits"),
-    "unknown label": (lambda d: image_of(np.full((32, 48), 3, np.uint8), d / "masks/b_0.png"), "masks/b_0.png", "[3]"),
-    "broken mask": (lambda d: (d / "masks/b_0.png").write_bytes(b"no"), "masks/b_0.png", "no image"),
-    "broken image": (lambda d: (d / "images/b_0.png").write_bytes(b"no"), "images/b_0.png", "no image"),
+    "wrong size": (
+        lambda d: image_of(np.zeros((30, 48), np.uint8), d / "masks/b_0.png"),
+        "masks/b_0.png",
+        "(32, 48)",
+    ),
+    "colour": (
+        lambda d: image_of(np.zeros((32, 48, 3), np.uint8), d / "masks/b_0.png"),
+        "masks/b_0.png",
+        "one",
+    ),
+    "16 bits": (
+        lambda d: image_of(np.zeros((32, 48), np.uint16), d / "masks/b_0.png"),
+        "masks/b_0.png",
+        "8 bits",
+    ),
+    "unknown label": (
+        lambda d: image_of(np.full((32, 48), 3, np.uint8), d / "masks/b_0.png"),
+        "masks/b_0.png",
+        "[3]",
+    ),
+    "broken mask": (
+        lambda d: (d / "masks/b_0.png").write_bytes(b"no"),
+        "masks/b_0.png",
+        "no image",
+    ),
+    "broken image": (
+        lambda d: (d / "images/b_0.png").write_bytes(b"no"),
+        "images/b_0.png",
+        "no image",
+    ),
     "too small": (
-        lambda d: [image_of(np.zeros((8, 8), np.uint8), d / f"{side}/b_0.png") for side in ("images", "masks")],
-        "images/b_0.png", "no side may be under 16",
+        lambda d: [
+            image_of(np.zeros((8, 8), np.uint8), d / f"{side}/b_0.png")
+            for side in ("images", "masks")
+        ],
+        "images/b_0.png",
+        "no side may be under 16",
     ),
     "no images": (lambda d: shutil.rmtree(d / "images"), "", "has no folder images/"),
     "empty": (lambda d: [f.unlink() for f in (d / "images").iterdir()], "images", "any image"),
@@ -394,9 +471,11 @@ SPOILED: dict[str, tuple[Spoil, str, str]] = {
     "broken meta": (lambda d: (d / "meta.json").write_text("{"), "meta.json", "splits"),
     "odd meta": (lambda d: (d / "meta.json").write_text('{"splits": [1]}'), "meta.json", "splits"),
     "all void": (
-        lambda d: [image_of(np.full((32, 48), 255, np.uint8), f) for f in (d / "masks").iterdir()], "masks", "void",
+        lambda d: [image_of(np.full((32, 48), 255, np.uint8), f) for f in (d / "masks").iterdir()],
+        "masks",
+        "void",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", SPOILED)
@@ -410,7 +489,9 @@ def test_folder_that_cannot_be_used_is_refused_with_the_file_s_name(
     assert said in shown
 
 
-def test_instances_of_8_bits_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_instances_of_8_bits_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     seer = write_bundle(tmp_path / "cells", task="instance")
     shown, truth = objects(1)
     write_image(tmp_path / "data", "one", shown, truth.astype(np.uint8), labels="instances")
@@ -444,7 +525,9 @@ def test_arguments_that_do_not_fit_a_bundle_are_refused(
     assert said in refused(capsys, semantic, *words)
 
 
-def test_arguments_that_do_not_fit_a_run_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_arguments_that_do_not_fit_a_run_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     said = refused(capsys, tmp_path, "--below", "val", "--block", 3)
     assert "--below, --block" in said
     assert "run.json is missing" in refused(capsys, tmp_path)

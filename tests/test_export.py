@@ -1,4 +1,5 @@
-"""From a run to a bundle: what torch computes and what ONNX Runtime does, weights once, cost, and every refusal."""
+"""From a run to a bundle: what torch computes and what ONNX Runtime does, weights once, cost, and
+every refusal."""
 
 from __future__ import annotations
 
@@ -49,7 +50,10 @@ from service import bundle
 from service.errors import BundleError
 from tests.toy import CANVAS, PLANS, STAGES, Stripes, command, toy
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(900)]  # the first test waits for the export
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.timeout(900),
+]  # the first test waits for the export
 CPU = ["CPUExecutionProvider"]
 
 
@@ -65,7 +69,10 @@ def test_exported_bundle_is_one_that_the_service_loads(toy_run: Path, toy_bundle
     manifest = bundle.load(toy_bundle).manifest
     assert set(manifest.stages) == set(STAGES)
     assert manifest.task == "semantic"
-    assert (manifest.input.height, manifest.input.width, manifest.input.pad) == (*CANVAS, (127, 127, 127))
+    assert (manifest.input.height, manifest.input.width, manifest.input.pad) == (
+        *CANVAS,
+        (127, 127, 127),
+    )
     assert tuple(entry.name for entry in manifest.classes) == Scenes(1).classes
     assert tuple(entry.color for entry in manifest.classes) == PALETTE
     assert not any(entry.thing for entry in manifest.classes)
@@ -104,7 +111,9 @@ def test_a_search_s_table_goes_into_the_bundle(toy_run: Path) -> None:
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_onnx_runtime_computes_what_torch_does_for_a_batch_of_three(toy_bundle: Path, name: str) -> None:
+def test_onnx_runtime_computes_what_torch_does_for_a_batch_of_three(
+    toy_bundle: Path, name: str
+) -> None:
     pixels, knobs = _images(3), Knobs.parse(name)
     model, gate, _ = read_weights(toy_bundle / "model.safetensors")
     with torch.inference_mode():
@@ -139,7 +148,9 @@ def test_changed_file_is_refused_by_name(toy_bundle: Path, tmp_path: Path) -> No
     content = bytearray((folder / "model.safetensors").read_bytes())
     content[-1] ^= 1
     (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(BundleError, match=r"model\.safetensors: its sha256.*python -m model_export export RUN"):
+    with pytest.raises(
+        BundleError, match=r"model\.safetensors: its sha256.*python -m model_export export RUN"
+    ):
         bundle.load(folder)
 
 
@@ -147,7 +158,8 @@ def test_changed_file_is_refused_by_name(toy_bundle: Path, tmp_path: Path) -> No
 
 
 def test_weights_are_stored_once(toy_run: Path, toy_bundle: Path) -> None:
-    """Every graph points into the one file: a layer that several encoders run has one place there at any width."""
+    """Every graph points into the one file: a layer that several encoders run has one place there
+    at any width."""
     stored = toy_bundle / "model.safetensors"
     places: dict[str, set[tuple[str, str]]] = {}
     for path in toy_bundle.glob("*.onnx"):
@@ -161,19 +173,32 @@ def test_weights_are_stored_once(toy_run: Path, toy_bundle: Path) -> None:
             assert int(entries["offset"]) + int(entries["length"]) <= stored.stat().st_size
             half = len(tensor.dims) > 1 and not tensor.name.startswith("gate.")
             assert (tensor.data_type == TensorProto.FLOAT16) == half
-            places.setdefault(tensor.name.removesuffix(".half"), set()).add((entries["offset"], entries["length"]))
+            places.setdefault(tensor.name.removesuffix(".half"), set()).add(
+                (entries["offset"], entries["length"])
+            )
     assert all(len(place) == 1 for place in places.values())
     assert len(set().union(*places.values())) == len(places)
-    trained = [name for name in load_file(toy_run / "model.safetensors") if not name.endswith("num_batches_tracked")]
+    trained = [
+        name
+        for name in load_file(toy_run / "model.safetensors")
+        if not name.endswith("num_batches_tracked")
+    ]
     gate = [f"gate.{name}" for name in load_file(toy_run / "gate.safetensors")]
     assert {name.removeprefix("model.") for name in places} == {*trained, *gate}
     assert sorted(path.name for path in toy_bundle.iterdir()) == sorted(
-        [*(f"{name}.onnx" for name in STAGES), "manifest.json", "model.safetensors", *_kernel_names(toy_bundle)]
+        [
+            *(f"{name}.onnx" for name in STAGES),
+            "manifest.json",
+            "model.safetensors",
+            *_kernel_names(toy_bundle),
+        ]
     )
     assert stored.stat().st_mode & 0o044 == 0o044  # a container's user is not the one who exported
 
 
-def test_a_bundle_s_weights_say_which_network_they_are_of(toy_run: Path, toy_bundle: Path, tmp_path: Path) -> None:
+def test_a_bundle_s_weights_say_which_network_they_are_of(
+    toy_run: Path, toy_bundle: Path, tmp_path: Path
+) -> None:
     """So that a bundle can be calibrated anew without the run that it came from."""
     model, gate, canvas = read_weights(toy_bundle / "model.safetensors")
     assert model.config == read_config(toy_run)[0]
@@ -194,12 +219,31 @@ def test_graphs_tell_nothing_of_the_machine_that_wrote_them(toy_bundle: Path) ->
     root = Path(__file__).parents[1]
     for path in toy_bundle.glob("*.onnx"):
         content = path.read_bytes()
-        for text in (str(root), str(Path.home()), str(toy_bundle.parent), "site-packages", ".py", "Traceback", "File "):
+        for text in (
+            str(root),
+            str(Path.home()),
+            str(toy_bundle.parent),
+            "site-packages",
+            ".py",
+            "Traceback",
+            "File ",
+        ):
             assert text.encode() not in content, text
         model = onnx.load(path, load_external_data=False)
         graph = model.graph
-        inner = [*model.functions, *(node for function in model.functions for node in function.node)]
-        for item in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *inner):
+        inner = [
+            *model.functions,
+            *(node for function in model.functions for node in function.node),
+        ]
+        for item in (
+            model,
+            graph,
+            *graph.node,
+            *graph.value_info,
+            *graph.input,
+            *graph.output,
+            *inner,
+        ):
             assert not item.metadata_props
             assert not item.doc_string
         assert not any(tensor.metadata_props or tensor.doc_string for tensor in graph.initializer)
@@ -207,7 +251,8 @@ def test_graphs_tell_nothing_of_the_machine_that_wrote_them(toy_bundle: Path) ->
 
 @pytest.mark.parametrize("name", PLANS)
 def test_each_layer_has_one_attention_node_with_a_body(toy_bundle: Path, name: str) -> None:
-    """For TensorRT's plugin; ONNX Runtime runs the body. The scales grow with the layers: 6, 24 and 96 tokens."""
+    """For TensorRT's plugin; ONNX Runtime runs the body. The scales grow with the layers: 6, 24 and
+    96 tokens."""
     model = onnx.load(toy_bundle / f"encoder-{name}.onnx", load_external_data=False)
     kinds = [node.op_type for node in model.graph.node]
     nodes = [node for node in model.graph.node if node.op_type == "MsDeformAttn"]
@@ -236,8 +281,12 @@ def test_the_body_is_the_same_attention_for_any_batch(tmp_path: Path) -> None:
     assert form.name == "3x5.4x2-7"
     split = (7, 2, 2, 3)
     dims = {"value": (23, 2, 8), "offsets": (*split, 2), "logits": split, "reference": (7, 2)}
-    node = onnx.helper.make_node("MsDeformAttn", list(dims), ["out"], domain="fathom", overload=form.name)
-    node.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in asdict(form).items())
+    node = onnx.helper.make_node(
+        "MsDeformAttn", list(dims), ["out"], domain="fathom", overload=form.name
+    )
+    node.attribute.extend(
+        onnx.helper.make_attribute(name, value) for name, value in asdict(form).items()
+    )
     values = [
         onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])
         for name, shape in {**dims, "out": (7, 16)}.items()
@@ -245,7 +294,9 @@ def test_the_body_is_the_same_attention_for_any_batch(tmp_path: Path) -> None:
     graph = onnx.helper.make_graph([node], "one", values[:4], values[4:])
     versions = [onnx.helper.make_opsetid("", 18), onnx.helper.make_opsetid("fathom", 1)]
     onnx.save(
-        onnx.helper.make_model(graph, opset_imports=versions, functions=[body(form)], ir_version=10),
+        onnx.helper.make_model(
+            graph, opset_imports=versions, functions=[body(form)], ir_version=10
+        ),
         tmp_path / "one.onnx",
     )
     session = onnxruntime.InferenceSession(tmp_path / "one.onnx", providers=CPU)
@@ -264,14 +315,18 @@ def _kernel_names(folder: Path) -> list[str]:
 def test_a_bundle_has_a_kernel_for_every_problem_and_type(toy_bundle: Path, tmp_path: Path) -> None:
     kernels = bundle.load(toy_bundle).manifest.kernels
     levels = ("2x3", "2x3.4x6", "2x3.4x6.8x12", "2x3.4x6.8x12-some-per-image")
-    wanted = [f"ms_deform_attn-{problem}-{dtype}.ptx.gz" for problem in levels for dtype in launch.DTYPES]
+    wanted = [
+        f"ms_deform_attn-{problem}-{dtype}.ptx.gz" for problem in levels for dtype in launch.DTYPES
+    ]
     assert sorted(_kernel_names(toy_bundle)) == sorted(wanted)
     for kernel in kernels:
         text = gzip.decompress((toy_bundle / kernel.file).read_bytes())
         assert b".target sm_80" in text
         assert f".entry {kernel.launch.entry}(".encode() in text
         assert kernel.launch == launch.describe(kernel.problem)
-    narrow = next(k for k in kernels if k.problem.reference_per_image and k.problem.dtype == "float16")
+    narrow = next(
+        k for k in kernels if k.problem.reference_per_image and k.problem.dtype == "float16"
+    )
     assert (narrow.problem.shapes, narrow.problem.dense) == (((2, 3), (4, 6), (8, 12)), False)
     changed = shutil.copytree(toy_bundle, tmp_path / "changed")
     (changed / narrow.file).write_bytes(b"")
@@ -280,7 +335,10 @@ def test_a_bundle_has_a_kernel_for_every_problem_and_type(toy_bundle: Path, tmp_
 
 
 def test_without_a_compiler_a_bundle_has_no_kernels_and_says_so(
-    toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    toy_bundle: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def missing() -> str:
         raise nvrtc.NvrtcError("NVRTC was not found: pip install 'fathom[kernels]'")
@@ -294,7 +352,9 @@ def test_without_a_compiler_a_bundle_has_no_kernels_and_says_so(
     manifest = replace(bundle.load(toy_bundle).manifest, kernels=())
     folder = shutil.copytree(toy_bundle, tmp_path / "plain")
     bundle.save(folder, manifest)
-    assert "kernels" not in json.loads((folder / "manifest.json").read_text())  # as older services know it
+    assert "kernels" not in json.loads(
+        (folder / "manifest.json").read_text()
+    )  # as older services know it
     assert bundle.load(folder).manifest.kernels == ()
 
 
@@ -307,26 +367,39 @@ def _optimised(path: Path, folder: Path) -> onnx.GraphProto:
     return onnx.load(options.optimized_model_filepath, load_external_data=False).graph
 
 
-def test_a_narrow_plan_s_weights_are_cut_when_it_is_loaded_not_when_it_runs(toy_bundle: Path, tmp_path: Path) -> None:
+def test_a_narrow_plan_s_weights_are_cut_when_it_is_loaded_not_when_it_runs(
+    toy_bundle: Path, tmp_path: Path
+) -> None:
     graph = _optimised(toy_bundle / "encoder-d1-w50.onnx", tmp_path)
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     products = [shapes.get(node.input[1]) for node in graph.node if "MatMul" in node.op_type]
-    # Of 32 channels into half of the 32 hidden ones and back; the attention's 16 logits have the first shape, too.
+    # Of 32 channels into half of the 32 hidden ones and back; the attention's 16 logits have the
+    # first shape, too.
     assert (products.count((32, 16)), products.count((16, 32))) == (2, 1)
     inner = {name for node in graph.node for name in node.input} & set(shapes)
-    cut = [node for node in graph.node if node.op_type in ("Slice", "Cast", "Transpose") and node.input[0] in inner]
+    cut = [
+        node
+        for node in graph.node
+        if node.op_type in ("Slice", "Cast", "Transpose") and node.input[0] in inner
+    ]
     assert cut == []
 
 
-def test_every_activation_of_the_backbone_is_fused_with_its_convolution(toy_bundle: Path, tmp_path: Path) -> None:
-    """Else ONNX Runtime changes the layout before and after each of them, which takes a third more time."""
+def test_every_activation_of_the_backbone_is_fused_with_its_convolution(
+    toy_bundle: Path, tmp_path: Path
+) -> None:
+    """Else ONNX Runtime changes the layout before and after each of them, which takes a third more
+    time."""
     nodes = _optimised(toy_bundle / "front.onnx", tmp_path).node
     assert "Clip" not in [node.op_type for node in nodes]
-    assert len([node for node in nodes if any(a.name == "activation" for a in node.attribute)]) >= 20
+    assert (
+        len([node for node in nodes if any(a.name == "activation" for a in node.attribute)]) >= 20
+    )
 
 
 def test_no_sum_is_fused_with_the_norm_behind_it(toy_bundle: Path, tmp_path: Path) -> None:
-    """ONNX Runtime's SkipLayerNormalization takes five times as long on a CPU as the two nodes that it replaces."""
+    """ONNX Runtime's SkipLayerNormalization takes five times as long on a CPU as the two nodes that
+    it replaces."""
     for name in ("encoder-d3", "encoder-d3-k50", "decoder"):
         kinds = [node.op_type for node in _optimised(toy_bundle / f"{name}.onnx", tmp_path).node]
         assert "SkipLayerNormalization" not in kinds
@@ -334,7 +407,9 @@ def test_no_sum_is_fused_with_the_norm_behind_it(toy_bundle: Path, tmp_path: Pat
 
 
 class _FixedBatch(Encode):
-    def forward(self, f8: torch.Tensor, f16: torch.Tensor, f32: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(
+        self, f8: torch.Tensor, f16: torch.Tensor, f32: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
         return tuple(m + len(f8) for m in (f8, f16, f32))
 
 
@@ -347,14 +422,18 @@ def test_a_graph_for_one_batch_size_only_is_refused() -> None:
 
 def test_a_large_constant_is_refused(tmp_path: Path) -> None:
     tensor = numpy_helper.from_array(np.zeros(2000, np.float32), "position")
-    with pytest.raises(RunError, match=r"position .* is no weight of the network; it would be stored twice"):
+    with pytest.raises(
+        RunError, match=r"position .* is no weight of the network; it would be stored twice"
+    ):
         weights.refer(tensor, {})
 
 
 # ---- parity
 
 
-def _stages(folder: Path, change: Callable[[Segmenter, Gate], object] | None = None) -> dict[str, torch.nn.Module]:
+def _stages(
+    folder: Path, change: Callable[[Segmenter, Gate], object] | None = None
+) -> dict[str, torch.nn.Module]:
     model, gate, _ = read_weights(folder / "model.safetensors")
     if change is not None:
         with torch.no_grad():
@@ -362,13 +441,20 @@ def _stages(folder: Path, change: Callable[[Segmenter, Gate], object] | None = N
     return stages_of(model, gate, [Knobs.parse(name) for name in PLANS])
 
 
-def test_parity_is_measured_on_all_stages_and_enforced(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parity_is_measured_on_all_stages_and_enforced(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     errors = check_parity(toy_bundle, _stages(toy_bundle), _images(3))
     assert set(errors) == set(STAGES)
     assert max(errors.values()) < 1e-3
-    for limit, message in (("MAX_CHAIN", "encoder-d1-w50 from pixels to masks at batch 1"), ("MAX_ERROR", "front, ")):
+    for limit, message in (
+        ("MAX_CHAIN", "encoder-d1-w50 from pixels to masks at batch 1"),
+        ("MAX_ERROR", "front, "),
+    ):
         monkeypatch.setattr(parity, limit, 0.0)
-        with pytest.raises(RunError, match=rf"{message}.*differs from torch by .*nothing was bundled"):
+        with pytest.raises(
+            RunError, match=rf"{message}.*differs from torch by .*nothing was bundled"
+        ):
             check_parity(toy_bundle, _stages(toy_bundle), _images(3))
 
 
@@ -381,9 +467,15 @@ def test_parity_is_measured_on_all_stages_and_enforced(toy_bundle: Path, monkeyp
         ("decoder.norm.bias", "decoder, probabilities"),
     ],
 )
-def test_parity_notices_a_wrong_weight_in_any_stage(toy_bundle: Path, part: str, message: str) -> None:
+def test_parity_notices_a_wrong_weight_in_any_stage(
+    toy_bundle: Path, part: str, message: str
+) -> None:
     def change(model: Segmenter, gate: Gate) -> None:
-        value = torch.nn.ModuleDict({"gate": gate}).get_parameter(part) if "gate" in part else model.get_parameter(part)
+        value = (
+            torch.nn.ModuleDict({"gate": gate}).get_parameter(part)
+            if "gate" in part
+            else model.get_parameter(part)
+        )
         value += torch.linspace(-3, 3, len(value))
 
     with pytest.raises(RunError, match=message):
@@ -391,34 +483,52 @@ def test_parity_notices_a_wrong_weight_in_any_stage(toy_bundle: Path, part: str,
 
 
 def _swap(pairs: int) -> Callable[[Active, tuple[int, int]], torch.Tensor]:
-    """A map of paused tokens of which, in the first image, so many active ones have changed places with paused ones."""
+    """A map of paused tokens of which, in the first image, so many active ones have changed places
+    with paused ones."""
     right = Active.paused
 
     def paused(self: Active, shape: tuple[int, int]) -> torch.Tensor:
         found = right(self, shape).flatten(1)
         for value in (0, 1):
-            found[0, (right(self, shape).flatten(1)[0] == value).nonzero().flatten()[:pairs]] = 1 - value
+            found[0, (right(self, shape).flatten(1)[0] == value).nonzero().flatten()[:pairs]] = (
+                1 - value
+            )
         return found.unflatten(1, shape)
 
     return paused
 
 
-def test_other_paused_tokens_are_refused_but_for_near_ties(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_paused_tokens_are_refused_but_for_near_ties(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stages = _stages(toy_bundle)
     monkeypatch.setattr(Active, "paused", _swap(1))
-    with pytest.raises(RunError, match=r"encoder-d3-k50: ONNX Runtime pauses other tokens than torch, 2\.0833%"):
+    with pytest.raises(
+        RunError, match=r"encoder-d3-k50: ONNX Runtime pauses other tokens than torch, 2\.0833%"
+    ):
         check_parity(toy_bundle, stages, _images(3))
     monkeypatch.setattr(parity, "MIN_EQUAL", 0.97)  # 2 of 96 tokens are more than 0.1 %
-    assert check_parity(toy_bundle, stages, _images(3))["encoder-d3-k50"] < 1e-3  # by the other images of the batches
-    monkeypatch.setattr(parity, "BATCHES", (1,))  # each image is the first one of its batch: none is left to compare
-    with pytest.raises(RunError, match="encoder-d3-k50: no image of --parity pauses the same tokens"):
+    assert (
+        check_parity(toy_bundle, stages, _images(3))["encoder-d3-k50"] < 1e-3
+    )  # by the other images of the batches
+    monkeypatch.setattr(
+        parity, "BATCHES", (1,)
+    )  # each image is the first one of its batch: none is left to compare
+    with pytest.raises(
+        RunError, match="encoder-d3-k50: no image of --parity pauses the same tokens"
+    ):
         check_parity(toy_bundle, stages, _images(3))
 
 
 def test_parity_limits() -> None:
     zeros = np.zeros(4, np.float32)
     enforce("x", zeros, zeros + 0.0009, 1e-3, 0.9995)
-    for theirs, equal in ((zeros + 0.0011, 1.0), (zeros, 0.998), (zeros + np.nan, 1.0), (zeros, np.nan)):
+    for theirs, equal in (
+        (zeros + 0.0011, 1.0),
+        (zeros, 0.998),
+        (zeros + np.nan, 1.0),
+        (zeros, np.nan),
+    ):
         with pytest.raises(RunError, match="x: ONNX Runtime differs"):
             enforce("x", zeros, theirs, 1e-3, equal)
 
@@ -443,11 +553,17 @@ def test_an_instance_bundle_has_things_and_background_core_and_rim_of_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, config = tmp_path / "run", replace(toy(3), task="instance")
-    arguments = dict.fromkeys(("train", "scenes", "steps", "batch", "lr", "crop", "sampling", "distill", "seed"), 0)
-    write_config(run, config, CANVAS, arguments | {"backbone_weights": None}, [("instances:small", tmp_path)])
+    arguments = dict.fromkeys(
+        ("train", "scenes", "steps", "batch", "lr", "crop", "sampling", "distill", "seed"), 0
+    )
+    write_config(
+        run, config, CANVAS, arguments | {"backbone_weights": None}, [("instances:small", tmp_path)]
+    )
     save_model(run, Segmenter(config).state_dict())
     write_plans(run, [Knobs(1)], {})
-    counts = np.tile(np.array([1.4, 2.0, 1.0, 0.0]), (5, 1, 1))  # two found at a mean IoU of 0.7, one too many
+    counts = np.tile(
+        np.array([1.4, 2.0, 1.0, 0.0]), (5, 1, 1)
+    )  # two found at a mean IoU of 0.7, one too many
     arrays = {"counts": counts, "plans": np.array(["d1"]), "spec": np.array("blobs")}
     write_targets(run, "fit", arrays)
     write_targets(run, "held", arrays)
@@ -471,9 +587,17 @@ def test_an_instance_bundle_has_things_and_background_core_and_rim_of_each(
     ("damage", "words", "message"),
     [
         (lambda run: (run / "run.json").unlink(), (), "python -m model_export train-exits"),
-        (lambda run: (run / "model.safetensors").unlink(), (), "python -m model_export train-exits --out "),
+        (
+            lambda run: (run / "model.safetensors").unlink(),
+            (),
+            "python -m model_export train-exits --out ",
+        ),
         (lambda run: (run / "plans.json").unlink(), (), "python -m model_export search-plans "),
-        (lambda run: (run / "targets-held.npz").unlink(), (), "python -m model_export derive-targets "),
+        (
+            lambda run: (run / "targets-held.npz").unlink(),
+            (),
+            "python -m model_export derive-targets ",
+        ),
         (lambda run: (run / "gate.json").unlink(), (), "python -m model_export train-gate "),
         (lambda run: None, ("--parity", "scenes:2"), "3 are needed"),
         (lambda run: None, ("--parity", "camvid:val"), "needs --data FOLDER"),
@@ -522,8 +646,11 @@ def test_failed_parity_leaves_no_manifest_even_of_an_older_bundle(
     folder = shutil.copytree(toy_bundle, tmp_path / "bundle")
     for slow in ("trace", "cut_out"):
         monkeypatch.setattr(weights, slow, lambda *args: None)
-    monkeypatch.setattr(weights, "write_graph", lambda model, path, entries: shutil.copy(
-        toy_bundle / path.name, path))  # fmt: skip
+    monkeypatch.setattr(
+        weights,
+        "write_graph",
+        lambda model, path, entries: shutil.copy(toy_bundle / path.name, path),
+    )
     monkeypatch.setattr(parity, "MAX_ERROR", 0.0)
     assert command("export", toy_run, "--out", folder) == 1
     assert "differs from torch" in capsys.readouterr().err

@@ -12,14 +12,21 @@ from model_export.export.flops import count_gflops
 from service import bundle
 from tests.toy import PLANS, STAGES
 
-pytestmark = pytest.mark.timeout(600)  # the first test that needs the toy bundle waits for its export
+pytestmark = pytest.mark.timeout(
+    600
+)  # the first test that needs the toy bundle waits for its export
 
 
-def _graph(path: Path, nodes: list[onnx.NodeProto], inputs: dict[str, list[int | str]], outputs: list[str]) -> Path:
+def _graph(
+    path: Path, nodes: list[onnx.NodeProto], inputs: dict[str, list[int | str]], outputs: list[str]
+) -> Path:
     graph = helper.make_graph(
         nodes,
         "hand-made",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in inputs.items()],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
+            for name, dims in inputs.items()
+        ],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
@@ -34,13 +41,21 @@ NODES = {
         {"x": ["batch", 4, 10, 12], "w": [6, 2, 3, 3]},
         2 * 180 * 18,
     ),
-    "MatMul": (helper.make_node("MatMul", ["x", "w"], ["y"]), {"x": ["batch", 7, 5], "w": [5, 3]}, 2 * 21 * 5),
+    "MatMul": (
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+        {"x": ["batch", 7, 5], "w": [5, 3]},
+        2 * 21 * 5,
+    ),
     "MatMul of two batches": (
         helper.make_node("MatMul", ["x", "w"], ["y"]),
         {"x": ["batch", 2, 7, 5], "w": ["batch", 2, 5, 3]},
         2 * 2 * 21 * 5,
     ),
-    "Gemm": (helper.make_node("Gemm", ["x", "w"], ["y"], transB=1), {"x": ["batch", 8], "w": [9, 8]}, 2 * 9 * 8),
+    "Gemm": (
+        helper.make_node("Gemm", ["x", "w"], ["y"], transB=1),
+        {"x": ["batch", 8], "w": [9, 8]},
+        2 * 9 * 8,
+    ),
     "Gemm of a transposed": (
         helper.make_node("Gemm", ["x", "w"], ["y"], transA=1),
         {"x": [8, 4], "w": [8, 9]},
@@ -74,12 +89,18 @@ def test_flops_of_a_graph_are_the_sum(tmp_path: Path) -> None:
         helper.make_node("Relu", ["hidden"], ["active"]),
         helper.make_node("MatMul", ["active", "v"], ["y"]),
     ]
-    path = _graph(tmp_path / "graph.onnx", nodes, {"x": ["batch", 7, 5], "w": [5, 4], "v": [4, 2]}, ["y"])
+    path = _graph(
+        tmp_path / "graph.onnx", nodes, {"x": ["batch", 7, 5], "w": [5, 4], "v": [4, 2]}, ["y"]
+    )
     assert count_gflops(path) * 1e9 == pytest.approx(2 * 7 * (5 * 4 + 4 * 2), abs=1e-6)
 
 
-@pytest.mark.parametrize(("name", "free"), [("MatMul", ["batch", "free", 5]), ("Einsum", ["batch", 3, "free"])])
-def test_flops_refuse_a_size_that_is_not_fixed(tmp_path: Path, name: str, free: list[int | str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "free"), [("MatMul", ["batch", "free", 5]), ("Einsum", ["batch", 3, "free"])]
+)
+def test_flops_refuse_a_size_that_is_not_fixed(
+    tmp_path: Path, name: str, free: list[int | str]
+) -> None:
     node, inputs, _ = NODES[name]
     path = _graph(tmp_path / "graph.onnx", [node], {**inputs, "x": free}, ["y"])  # type: ignore[dict-item]
     with pytest.raises(ValueError, match=f"{name} .*size is not fixed"):
@@ -87,7 +108,8 @@ def test_flops_refuse_a_size_that_is_not_fixed(tmp_path: Path, name: str, free: 
 
 
 def test_an_encoder_costs_what_the_formula_of_its_plan_says(toy_bundle: Path) -> None:
-    """Sampling included. Of 30 + 96 tokens, 6 and 24 of them at strides 32 and 16; a layer of depth d sees d scales."""
+    """Sampling included. Of 30 + 96 tokens, 6 and 24 of them at strides 32 and 16; a layer of depth
+    d sees d scales."""
     channels, heads, points, ffn, classes = 32, 4, 4, 32, 11
     tokens = {1: 6, 2: 6 + 24, 3: 6 + 24 + 96}
     top_down = 2 * (6 + 24) * channels**2  # each of both steps is taken once, whatever the depth
@@ -95,7 +117,10 @@ def test_an_encoder_costs_what_the_formula_of_its_plan_says(toy_bundle: Path) ->
     def layer(scales: int, active: int, width: float = 1.0) -> float:
         samples = heads * scales * points
         of_all = channels * channels  # values: paused tokens are still sampled
-        of_active = channels * (3 * samples + channels + 2 * ffn * width) + 5 * (channels // heads) * samples
+        of_active = (
+            channels * (3 * samples + channels + 2 * ffn * width)
+            + 5 * (channels // heads) * samples
+        )
         return 2 * (tokens[scales] * of_all + active * of_active)
 
     first, second = layer(1, tokens[1]), layer(2, tokens[2])
@@ -108,7 +133,9 @@ def test_an_encoder_costs_what_the_formula_of_its_plan_says(toy_bundle: Path) ->
     }
     assert set(wanted) == set(PLANS)
     for name, cost in wanted.items():
-        assert 1e9 * count_gflops(toy_bundle / f"encoder-{name}.onnx") == pytest.approx(cost + top_down, rel=1e-9), name
+        assert 1e9 * count_gflops(toy_bundle / f"encoder-{name}.onnx") == pytest.approx(
+            cost + top_down, rel=1e-9
+        ), name
 
 
 def test_plan_costs_front_encoder_and_decoder(toy_bundle: Path) -> None:

@@ -1,4 +1,5 @@
-"""The GPU benchmark as a command, without a GPU: arguments, what it says is missing, what it keeps, its tables."""
+"""The GPU benchmark as a command, without a GPU: arguments, what it says is missing, what it keeps,
+its tables."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ MACHINE = {"gpu": "a chip", "torch": "9.9", "bundle": "camvid-tiny@0"}
 Json = dict[str, Any]
 
 
-# --------------------------------------------------------------------------------------------------------- the command
+# --------------------------------------------------------------------------------------------------
+# the command
 
 
 @pytest.mark.parametrize(
@@ -49,7 +51,9 @@ Json = dict[str, Any]
         (["--out", "."], "--out: . cannot be written"),
     ],
 )
-def test_wrong_arguments_end_with_status_2(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_end_with_status_2(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     try:
         status = gpu.main(words)
     except SystemExit as ended:
@@ -60,7 +64,9 @@ def test_wrong_arguments_end_with_status_2(words: list[str], says: str, capsys: 
     assert said.out == ""
 
 
-@pytest.mark.parametrize(("text", "says"), [("{", "cannot be read"), ("[]", "no results"), ('{"a": 1}', "no results")])
+@pytest.mark.parametrize(
+    ("text", "says"), [("{", "cannot be read"), ("[]", "no results"), ('{"a": 1}', "no results")]
+)
 def test_a_file_of_something_else_is_not_overwritten(
     text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,9 +87,14 @@ def has_nvrtc() -> bool:
 @pytest.mark.skipif(not has_nvrtc(), reason="nvidia-cuda-nvrtc is not installed")
 def test_without_a_gpu_it_does_what_needs_none_and_says_what_is_missing() -> None:
     done = subprocess.run(
-        [sys.executable, "tests/bench/gpu.py"], cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True, text=True, timeout=110, check=False,
-    )  # fmt: skip
+        [sys.executable, "tests/bench/gpu.py"],
+        cwd=ROOT,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
     assert done.returncode == 1, done.stderr
     assert "34.58" in done.stdout
     kernels = len(list(variants())) + 3  # the baseline in each type
@@ -104,7 +115,9 @@ def test_without_nvrtc_it_says_so_in_the_same_breath(
     nvrtc._library.cache_clear()
     assert gpu.main(["--only", "models"]) == 1
     (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith("nothing was measured: NVRTC was not found: pip install 'fathom[kernels]'; there is no GPU")
+    assert said.startswith(
+        "nothing was measured: NVRTC was not found: pip install 'fathom[kernels]'; there is no GPU"
+    )
     assert gpu.main(["--only", "service"]) == 1  # which compiles nothing
     assert capsys.readouterr().err == "nothing was measured: there is no GPU to use (none)\n"
 
@@ -118,7 +131,8 @@ def test_a_kernel_that_does_not_compile_is_said(monkeypatch: pytest.MonkeyPatch)
     assert gpu.uncompiled(["kernel"]) == ["x.cu for compute_80 does not compile: line 3"]
 
 
-# --------------------------------------------------------------------------------------------------------- the machine
+# --------------------------------------------------------------------------------------------------
+# the machine
 
 
 class Chip:
@@ -157,7 +171,12 @@ def test_an_old_chip_and_a_missing_driver_are_told_apart(monkeypatch: pytest.Mon
 
 def test_the_machine_is_described_with_its_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     chip = SimpleNamespace(
-        name="a chip", major=9, minor=0, total_memory=80 * 2**30, multi_processor_count=132, L2_cache_size=50 * 2**20
+        name="a chip",
+        major=9,
+        minor=0,
+        total_memory=80 * 2**30,
+        multi_processor_count=132,
+        L2_cache_size=50 * 2**20,
     )
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: chip)
@@ -172,7 +191,8 @@ def test_the_machine_is_described_with_its_versions(monkeypatch: pytest.MonkeyPa
     assert gpu_machine.words_of("echo", "a", "b") == "a b"
 
 
-# ------------------------------------------------------------------------------------------------------- what is timed
+# --------------------------------------------------------------------------------------------------
+# what is timed
 
 
 def test_bytes_of_the_large_layer_are_those_counted_by_hand() -> None:
@@ -212,7 +232,8 @@ def test_every_variant_has_a_name_of_its_own_and_every_type_its_tactics() -> Non
     assert {"16x8 r2", "16x8 v2 r3 packed", "8x8 h2 r2"} <= labels
 
 
-# ------------------------------------------------------------------------------------------------------ what it keeps
+# --------------------------------------------------------------------------------------------------
+# what it keeps
 
 
 class Pretence:
@@ -272,7 +293,11 @@ def test_it_ends_in_one_json_line_and_keeps_what_it_has(
     ],
 )
 def test_what_is_missing_is_tried_again_and_only_what_is_wrong_changes_the_status(
-    answer: Json | Exception, status: int, pretence: Pretence, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    answer: Json | Exception,
+    status: int,
+    pretence: Pretence,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = ["--only", "service", "--out", str(tmp_path / "x.json")]
     pretence.answers["a"] = answer
@@ -284,15 +309,21 @@ def test_what_is_missing_is_tried_again_and_only_what_is_wrong_changes_the_statu
     assert pretence.ran == ["service a", "service b", *again]
 
 
-def test_a_failed_step_says_why_in_one_line(pretence: Pretence, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_step_says_why_in_one_line(
+    pretence: Pretence, capsys: pytest.CaptureFixture[str]
+) -> None:
     pretence.answers["b"] = RuntimeError("out of memory\n\nand pages of it")
     assert gpu.main(["--only", "service"]) == 1
     assert capsys.readouterr().err == "service: b: failed: RuntimeError: out of memory\n"
 
 
-def test_no_step_begins_when_the_time_is_over(pretence: Pretence, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_step_begins_when_the_time_is_over(
+    pretence: Pretence, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [0.0]
-    monkeypatch.setattr(gpu, "time", SimpleNamespace(monotonic=lambda: now.__setitem__(0, now[0] + 4) or now[0]))
+    monkeypatch.setattr(
+        gpu, "time", SimpleNamespace(monotonic=lambda: now.__setitem__(0, now[0] + 4) or now[0])
+    )
     results: Json = {}
     args = SimpleNamespace(minutes=1.0, engine_cache=Path(), out=None)
     gpu.run(HostClock(), None, args, ["kernel", "service"], results)
@@ -304,7 +335,10 @@ def test_no_step_begins_when_the_time_is_over(pretence: Pretence, monkeypatch: p
 
 
 def test_results_of_another_machine_are_not_mixed(
-    pretence: Pretence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pretence: Pretence,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "x.json"
     gpu.main(["--only", "service", "--out", str(out)])
@@ -312,10 +346,15 @@ def test_results_of_another_machine_are_not_mixed(
     assert gpu.main(["--only", "models", "--out", str(out)]) == 2
     assert "--out holds other results (gpu was a chip, is another chip)" in capsys.readouterr().err
     assert gpu.main(["--only", "models", "--out", str(out), "--again"]) == 0
-    assert json.loads(out.read_text()).keys() == {"machine", "models"}  # those of the other machine are gone
+    assert json.loads(out.read_text()).keys() == {
+        "machine",
+        "models",
+    }  # those of the other machine are gone
 
 
-def test_a_module_that_cannot_be_imported_takes_none_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_that_cannot_be_imported_takes_none_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     real = importlib.import_module
 
     def without_models(name: str) -> Any:
@@ -334,7 +373,8 @@ def test_a_module_that_cannot_be_imported_takes_none_with_it(monkeypatch: pytest
         assert len(gpu.steps_of(part, setting)) >= 3
 
 
-# --------------------------------------------------------------------------------------------------------- its tables
+# --------------------------------------------------------------------------------------------------
+# its tables
 
 
 def us(median: float) -> Json:
@@ -342,7 +382,8 @@ def us(median: float) -> Json:
 
 
 def made_up() -> Json:
-    """A run in which the compiled grid_sample form could not be timed, a tactic was wrong, and TensorRT is missing."""
+    """A run in which the compiled grid_sample form could not be timed, a tactic was wrong, and
+    TensorRT is missing."""
     rows = {
         "16x8 r2": {"error": 2e-4, "cold_us": us(40), "hot_us": us(30)},
         "8x8 r5": {"wrong": "error 1.0e+00"},
@@ -351,16 +392,29 @@ def made_up() -> Json:
         "grid_sample, compiled": {"not_measured": "no compiler"},
     }
     layer = {
-        "bytes": {"total": 34_000_000}, "sets": 7, "caches": 4.5, "default": "16x8 r2", "best": "16x8 r2", "rows": rows,
-        "bandwidth": 3.4e12, "roofline_us": 10.0,
-    }  # fmt: skip
-    encoder = {"error": 1e-3, "us": [us(200.0 * depth) for depth in range(1, 7)],
-               "line": {"fixed_us": 1.0, "layer_us": 200.0, "worst": 0.02}}  # fmt: skip
+        "bytes": {"total": 34_000_000},
+        "sets": 7,
+        "caches": 4.5,
+        "default": "16x8 r2",
+        "best": "16x8 r2",
+        "rows": rows,
+        "bandwidth": 3.4e12,
+        "roofline_us": 10.0,
+    }
+    encoder = {
+        "error": 1e-3,
+        "us": [us(200.0 * depth) for depth in range(1, 7)],
+        "line": {"fixed_us": 1.0, "layer_us": 200.0, "worst": 0.02},
+    }
     plans = {"d1": {"parity": 1e-4, "ms": us(2.5)}, "d6": {"not_measured": NO_TIME}}
     return {
         "machine": MACHINE,
         "kernel": {
-            "parity": {"checked": 79, "worst": {"float16": 2e-4}, "wrong": {"8x8 r5": "error 1.0e+00"}},
+            "parity": {
+                "checked": 79,
+                "worst": {"float16": 2e-4},
+                "wrong": {"8x8 r5": "error 1.0e+00"},
+            },
             LAYERS[0].name: layer,
             LAYERS[1].name: {"failed": "RuntimeError: out of memory"},
         },
@@ -370,7 +424,11 @@ def made_up() -> Json:
             "TensorRT": {"not_measured": "TensorRT is not installed"},
         },
         "service": {
-            "onnxruntime": {"plans": {"d1": {"requests": 9, "images_per_s": 77.0, "p50_ms": 12.0, "p95_ms": 20.0}}},
+            "onnxruntime": {
+                "plans": {
+                    "d1": {"requests": 9, "images_per_s": 77.0, "p50_ms": 12.0, "p95_ms": 20.0}
+                }
+            },
             "tensorrt": {"not_measured": "BackendError: none"},
         },
     }
@@ -385,7 +443,8 @@ def test_tables_show_what_was_measured_and_why_not(toy_layers: None) -> None:
     text = "\n".join(gpu_report.lines(made_up()))
     for part in (
         "79 variants, 1 wrong; worst error float16 2.0e-04",
-        "34.00 MB at 3.40 TB/s, a copy's, is 10.00 us; cold: 7 sets of inputs in turn, 4.5 x the cache",
+        "34.00 MB at 3.40 TB/s, a copy's, is 10.00 us; cold: 7 sets of inputs in turn, 4.5 x the "
+        "cache",
         "8x8 r5: wrong: error 1.0e+00",
         "grid_sample, compiled: not measured: no compiler",
         f"{LAYERS[1].name}: failed: RuntimeError: out of memory",
@@ -398,9 +457,13 @@ def test_tables_show_what_was_measured_and_why_not(toy_layers: None) -> None:
         assert part in text, text
     row = next(line for line in text.splitlines() if line.startswith("thread per channel"))
     assert row.split()[3:] == ["3.0e-04", "90.0", "89.0-91.0", "85.0", "378", "9.0", "2.25", "x"]
-    assert next(line for line in text.splitlines() if line.startswith("onnxruntime, d1")).split()[2:] == [
-        "77", "12.0", "20.0",
-    ]  # fmt: skip
+    assert next(line for line in text.splitlines() if line.startswith("onnxruntime, d1")).split()[
+        2:
+    ] == [
+        "77",
+        "12.0",
+        "20.0",
+    ]
 
 
 def test_without_a_bandwidth_there_is_no_roofline(toy_layers: None) -> None:
@@ -423,7 +486,10 @@ def test_bars_are_reported_not_asserted(toy_layers: None) -> None:
         "encoder, torch eager: depth 6": ("1.2 ms", "missed"),
         "encoder, torch eager: distance from a line, of a layer": ("0.02", "ok"),
         "encoder, torch.compile: depth 6": ("not measured", "not measured"),
-        "encoder, torch.compile: distance from a line, of a layer": ("not measured", "not measured"),
+        "encoder, torch.compile: distance from a line, of a layer": (
+            "not measured",
+            "not measured",
+        ),
     }
 
 

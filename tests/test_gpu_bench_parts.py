@@ -1,4 +1,5 @@
-"""What the GPU benchmark measures, run on a stand-in for a GPU; on a real one where there is one."""
+"""What the GPU benchmark measures, run on a stand-in for a GPU; on a real one where there is
+one."""
 
 from __future__ import annotations
 
@@ -28,9 +29,34 @@ from service import bundle
 from service.bundle import Bundle
 from service.engines import onnxruntime_cuda
 from service.errors import BackendError
-from tests.bench import gpu, gpu_clock, gpu_encoder, gpu_kernel, gpu_layers, gpu_machine, gpu_models, gpu_service
-from tests.bench.gpu_clock import Contender, CudaClock, Figures, Pace, Recorded, Setting, line_through, race
-from tests.bench.gpu_layers import BASELINE, ENCODER_EAGER, GRID_COMPILED, GRID_EAGER, NO_TIME, label
+from tests.bench import (
+    gpu,
+    gpu_clock,
+    gpu_encoder,
+    gpu_kernel,
+    gpu_layers,
+    gpu_machine,
+    gpu_models,
+    gpu_service,
+)
+from tests.bench.gpu_clock import (
+    Contender,
+    CudaClock,
+    Figures,
+    Pace,
+    Recorded,
+    Setting,
+    line_through,
+    race,
+)
+from tests.bench.gpu_layers import (
+    BASELINE,
+    ENCODER_EAGER,
+    GRID_COMPILED,
+    GRID_EAGER,
+    NO_TIME,
+    label,
+)
 from tests.bench.gpu_torch import Replayed, TorchBackend
 from tests.gpu_stand_in import LAYERS, TOY, HostClock, install
 from tests.gpu_stand_in import fused as on_host
@@ -48,7 +74,8 @@ def clock(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> HostClock:
     return install(monkeypatch)
 
 
-# ----------------------------------------------------------------------------------------------------------- the clock
+# --------------------------------------------------------------------------------------------------
+# the clock
 
 
 def test_a_race_gives_seconds_of_one_launch_and_takes_turns() -> None:
@@ -58,7 +85,10 @@ def test_a_race_gives_seconds_of_one_launch_and_takes_turns() -> None:
     def work(name: str) -> Callable[[], None]:
         return lambda: order.append(name)
 
-    contenders = {"a": Contender([work("a")]), "b": Contender([work("b0"), work("b1")], kernel=True)}
+    contenders = {
+        "a": Contender([work("a")]),
+        "b": Contender([work("b0"), work("b1")], kernel=True),
+    }
     found = race(clock, contenders, Pace(samples=3, replays=2, warm_s=0.0, many=4, few=3))
     assert found["a"] == Figures(0.3, 0.25, 0.65, 3)  # 3 launches x 2 replays a sample
     assert found["b"] == Figures(0.3, 0.3, 0.3, 3)  # 4 launches
@@ -84,7 +114,12 @@ def test_it_is_warm_before_the_first_sample(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_figures_are_microseconds_in_json() -> None:
-    assert Figures.of([1e-6, 2e-6, 3e-6]).as_us() == {"median": 2.0, "q1": 1.5, "q3": 2.5, "samples": 3}
+    assert Figures.of([1e-6, 2e-6, 3e-6]).as_us() == {
+        "median": 2.0,
+        "q1": 1.5,
+        "q3": 2.5,
+        "samples": 3,
+    }
 
 
 def test_a_line_is_found_and_what_lies_beside_it() -> None:
@@ -92,13 +127,16 @@ def test_a_line_is_found_and_what_lies_beside_it() -> None:
     assert (line.fixed, line.slope) == (pytest.approx(30), pytest.approx(140))
     assert line.worst == pytest.approx(0, abs=1e-9)
     bent = [100.0, 200.0, 300.0, 400.0, 500.0, 700.0]
-    # By hand: slope 2000 / 17.5, through the means (3.5, 2200 / 6); the last one lies 0.0417 .. above
+    # By hand: slope 2000 / 17.5, through the means (3.5, 2200 / 6); the last one lies 0.0417 ..
+    # above
     line = line_through(bent)
     assert line.slope == pytest.approx(2000 / 17.5)
     assert line.worst == pytest.approx((700 - (2200 / 6 + 2.5 * 2000 / 17.5)) / (2000 / 17.5))
 
 
-@pytest.mark.parametrize(("costs", "says"), [([1.0, 2.0], "2 depths"), ([3.0, 2.0, 1.0], "does not grow")])
+@pytest.mark.parametrize(
+    ("costs", "says"), [([1.0, 2.0], "2 depths"), ([3.0, 2.0, 1.0], "does not grow")]
+)
 def test_no_line_through_what_is_none(costs: list[float], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         line_through(costs)
@@ -114,7 +152,10 @@ class FakeCuda:
         put("get_device_properties", lambda _: SimpleNamespace(L2_cache_size=50 * 2**20))
         put("mem_get_info", lambda: (2**30, 2**36))
         put("Stream", lambda: SimpleNamespace(wait_stream=lambda _: self.log.append("side waits")))
-        put("current_stream", lambda: SimpleNamespace(wait_stream=lambda _: self.log.append("main waits")))
+        put(
+            "current_stream",
+            lambda: SimpleNamespace(wait_stream=lambda _: self.log.append("main waits")),
+        )
         put("stream", lambda _: self.noted("side"))
         put("synchronize", lambda: self.log.append("synchronize"))
         put("CUDAGraph", lambda: SimpleNamespace(replay=lambda: self.log.append("replay")))
@@ -146,11 +187,22 @@ def test_a_recording_is_made_after_a_warm_up_beside_it(monkeypatch: pytest.Monke
     clock = CudaClock()
     assert (clock.device, clock.cache, clock.copied) == (torch.device("cuda", 0), 50 * 2**20, 2**27)
     numbers = iter(range(100))
-    recorded = clock.record([lambda: (cuda.log.append("a"), next(numbers))[1], lambda: next(numbers)], 3)
+    recorded = clock.record(
+        [lambda: (cuda.log.append("a"), next(numbers))[1], lambda: next(numbers)], 3
+    )
     assert cuda.log == [
-        "side waits", "side begins", "a", "a", "side ends", "main waits", "synchronize",
-        "recording begins", "a", "a", "recording ends",
-    ]  # fmt: skip
+        "side waits",
+        "side begins",
+        "a",
+        "a",
+        "side ends",
+        "main waits",
+        "synchronize",
+        "recording begins",
+        "a",
+        "a",
+        "recording ends",
+    ]
     assert list(recorded.outputs) == [5, 6]  # as many as there are works
     cuda.log.clear()
     assert clock.seconds(recorded.run, 2) == 0.003
@@ -161,7 +213,8 @@ def test_a_recording_is_made_after_a_warm_up_beside_it(monkeypatch: pytest.Monke
     assert cuda.log == ["synchronize", "empty"]
 
 
-# ---------------------------------------------------------------------------------------------------------- the kernel
+# --------------------------------------------------------------------------------------------------
+# the kernel
 
 
 def test_parity_of_all_variants(clock: HostClock) -> None:
@@ -169,11 +222,21 @@ def test_parity_of_all_variants(clock: HostClock) -> None:
     assert found["checked"] == len(list(gpu_layers.variants())) + 3
     assert found["wrong"] == {}
     assert found["worst"].keys() == {"float16", "bfloat16", "float32"}
-    assert 0 < found["worst"]["float32"] < found["worst"]["float16"] < found["worst"]["bfloat16"] < 2e-3
+    assert (
+        0
+        < found["worst"]["float32"]
+        < found["worst"]["float16"]
+        < found["worst"]["bfloat16"]
+        < 2e-3
+    )
 
 
-def test_parity_sees_a_wrong_a_broken_and_a_lazy_kernel(clock: HostClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    def faulty(problem: Any, tactic: Any, device: torch.device, *, ptx: bool = False) -> Callable[..., Tensor]:
+def test_parity_sees_a_wrong_a_broken_and_a_lazy_kernel(
+    clock: HostClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def faulty(
+        problem: Any, tactic: Any, device: torch.device, *, ptx: bool = False
+    ) -> Callable[..., Tensor]:
         right = on_host(problem, tactic, device)
         if tactic.packed:
             return lambda inputs: right(inputs) * 1.01
@@ -197,7 +260,9 @@ def test_a_layer_is_timed_cold_and_hot_against_the_others(clock: HostClock) -> N
     assert found["caches"] >= 4
     assert found["default"] == label(gpu_kernel.tactics(LAYERS[2].problem)[0])
     assert found["bandwidth"] > 0
-    assert found["roofline_us"] == pytest.approx(1e6 * found["bytes"]["total"] / found["bandwidth"], rel=1e-3)
+    assert found["roofline_us"] == pytest.approx(
+        1e6 * found["bytes"]["total"] / found["bandwidth"], rel=1e-3
+    )
     tactics = [label(tactic) for tactic in gpu_kernel.tactics(LAYERS[2].problem)]
     assert list(found["rows"]) == [*tactics, BASELINE, GRID_EAGER, GRID_COMPILED]
     assert found["best"] in tactics
@@ -227,7 +292,9 @@ def test_what_is_wrong_or_does_not_compile_is_not_timed(
 
     default = gpu_kernel.tactics(TOY)[0]
 
-    def wrong(problem: Any, tactic: Any, device: torch.device, *, ptx: bool = False) -> Callable[..., Tensor]:
+    def wrong(
+        problem: Any, tactic: Any, device: torch.device, *, ptx: bool = False
+    ) -> Callable[..., Tensor]:
         run = on_host(problem, tactic, device)
         return (lambda inputs: -run(inputs)) if tactic == default else run
 
@@ -251,7 +318,9 @@ def test_what_cannot_be_recorded_is_a_row_with_the_reason(
 
     monkeypatch.setattr(clock, "record", refusing)
     found = gpu_kernel.time_layer(clock, LAYERS[0], SHORT)
-    assert found["rows"][GRID_EAGER]["not_measured"].startswith("RuntimeError: operation not permitted")
+    assert found["rows"][GRID_EAGER]["not_measured"].startswith(
+        "RuntimeError: operation not permitted"
+    )
     assert "bandwidth" not in found
     assert "cold_us" in found["rows"][BASELINE]
 
@@ -264,16 +333,23 @@ def test_the_traced_grid_sample_form_is_the_same_operators_with_the_constant_at_
     assert {each.device.type for each in elsewhere.buffers()} == {"meta"}
 
 
-def test_kernels_are_compiled_for_the_chip_or_as_the_bundle_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_are_compiled_for_the_chip_or_as_the_bundle_has_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     device, inputs, asked = torch.device("cuda", 0), random_inputs(TOY, 1), []
     tactic = gpu_kernel.tactics(TOY)[0]
     monkeypatch.setattr(on_torch, "compiled", lambda *what: ("for the chip", *what))
-    monkeypatch.setattr(on_torch, "load", lambda image, entry, where: asked.append((image, entry, where)))
+    monkeypatch.setattr(
+        on_torch, "load", lambda image, entry, where: asked.append((image, entry, where))
+    )
     monkeypatch.setattr(on_torch, "run", lambda kernel, *tensors: (kernel, len(tensors)))
     monkeypatch.setattr(on_torch, "compiled_baseline", lambda dtype, where: (dtype, where))
     monkeypatch.setattr(on_torch, "run_baseline", lambda kernel, *tensors: (kernel, tensors))
     monkeypatch.setattr(gpu_kernel.nvrtc, "compile_kernel", lambda plan, arch: arch.encode())
-    assert gpu_kernel.fused(TOY, tactic, device)(inputs) == (("for the chip", TOY, tactic, device), 4)
+    assert gpu_kernel.fused(TOY, tactic, device)(inputs) == (
+        ("for the chip", TOY, tactic, device),
+        4,
+    )
     kernel, _ = gpu_kernel.fused(TOY, tactic, device, ptx=True)(inputs)
     assert kernel[:2] == (TOY, gpu_kernel.describe(TOY, tactic))
     assert asked == [(b"compute_80", "ms_deform_attn", device)]
@@ -300,7 +376,8 @@ def test_an_encoder_on_the_gpu() -> None:
     assert len(found["us"]) == 6
 
 
-# --------------------------------------------------------------------------------------------------------- the encoder
+# --------------------------------------------------------------------------------------------------
+# the encoder
 
 
 SMALL = replace(base(), channels=32, heads=4, encoder_ffn=64, schedule=(3, 3, 3))
@@ -322,13 +399,19 @@ def test_the_layers_are_those_of_the_encoder() -> None:
     assert ours.position.dtype == torch.float32
 
 
-def operator(value: Tensor, offsets: Tensor, logits: Tensor, reference: Tensor, shapes: list[Any]) -> Tensor:
+def operator(
+    value: Tensor, offsets: Tensor, logits: Tensor, reference: Tensor, shapes: list[Any]
+) -> Tensor:
     """On the CPU half precision is for the operator only, which counts in float32."""
-    return attention.ms_deform_attn(value, offsets, logits, reference, [side for hw in shapes for side in hw])
+    return attention.ms_deform_attn(
+        value, offsets, logits, reference, [side for hw in shapes for side in hw]
+    )
 
 
 @pytest.mark.parametrize("name", ["encoder, torch eager", "encoder, torch.compile"])
-def test_each_depth_of_the_encoder_is_timed(name: str, clock: HostClock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_depth_of_the_encoder_is_timed(
+    name: str, clock: HostClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(attention, "deformable_attention", operator)
     monkeypatch.setattr(gpu_encoder, "LARGE_SIDE", 64)
     monkeypatch.setattr(gpu_encoder.config, "base", lambda: SMALL)
@@ -338,7 +421,9 @@ def test_each_depth_of_the_encoder_is_timed(name: str, clock: HostClock, monkeyp
     assert found["line"].keys() in ({"fixed_us", "layer_us", "worst"}, {"not_measured"})
 
 
-def test_an_encoder_without_a_line_or_a_recording_says_so(clock: HostClock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encoder_without_a_line_or_a_recording_says_so(
+    clock: HostClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(attention, "deformable_attention", operator)
     slower_at_first = HostClock([3.0, 2.0, 1.0] * 2)
     found = gpu_encoder.time_depths(slower_at_first, SHORT, SMALL, 64, lambda layer: layer)
@@ -352,7 +437,8 @@ def test_an_encoder_without_a_line_or_a_recording_says_so(clock: HostClock, monk
     assert found == {"not_measured": "RuntimeError: no"}
 
 
-# ---------------------------------------------------------------------------------------------------------- the models
+# --------------------------------------------------------------------------------------------------
+# the models
 
 
 @pytest.fixture(scope="module")
@@ -413,7 +499,9 @@ def test_features_must_be_encoded_before_they_are_decoded(clock: HostClock, serv
 
 
 @pytest.fixture
-def compared(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception | None], Callable[[], gpu_models.Route]]:
+def compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[Exception | None], Callable[[], gpu_models.Route]]:
     """A route whose comparison gives 0.001, or fails."""
 
     def arrange(error: Exception | None) -> Callable[[], gpu_models.Route]:
@@ -433,7 +521,10 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception | None], Ca
 @pytest.mark.parametrize(
     ("error", "answer"),
     [
-        (RunError("d1 at batch 1: probabilities differ"), {"wrong": "d1 at batch 1: probabilities differ"}),
+        (
+            RunError("d1 at batch 1: probabilities differ"),
+            {"wrong": "d1 at batch 1: probabilities differ"},
+        ),
         (RuntimeError("no memory"), {"not_measured": "RuntimeError: no memory"}),
         (BackendError("no engine"), {"not_measured": "no engine"}),
     ],
@@ -445,14 +536,21 @@ def test_a_plan_that_differs_is_wrong_and_one_that_fails_is_not_measured(
     assert found["plans"] == {plan.name: answer for plan in served.manifest.plans}
 
 
-def test_plans_for_which_no_time_is_left_say_so(served: Bundle, compared: Callable[..., Any]) -> None:
+def test_plans_for_which_no_time_is_left_say_so(
+    served: Bundle, compared: Callable[..., Any]
+) -> None:
     left = iter([1.0, -1.0])
     found = gpu_models.time_plans(compared(None), served, lambda: next(left))["plans"]
     first, second = (plan.name for plan in served.manifest.plans)
-    assert found == {first: {"parity": 0.001, "ms": {"median": 2.0}}, second: {"not_measured": NO_TIME}}
+    assert found == {
+        first: {"parity": 0.001, "ms": {"median": 2.0}},
+        second: {"not_measured": NO_TIME},
+    }
 
 
-def test_what_is_not_installed_is_not_measured(served: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_installed_is_not_measured(
+    served: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gpu_models, "installed", lambda: iter(()))
     monkeypatch.setattr(onnxruntime_cuda, "PROVIDER", "NoSuchProvider")
     steps = gpu_models.steps(Setting(HostClock(), SHORT, served, Path(), lambda: 1.0))
@@ -485,7 +583,9 @@ def test_engines_are_built_where_the_cache_has_none(
         return about
 
     device = SimpleNamespace(capability=(9, 0), close=lambda: None)
-    monkeypatch.setattr(gpu_models, "installed", lambda: iter([SimpleNamespace(flavour="tensorrt", version="11.4")]))
+    monkeypatch.setattr(
+        gpu_models, "installed", lambda: iter([SimpleNamespace(flavour="tensorrt", version="11.4")])
+    )
     monkeypatch.setattr(gpu_models, "Device", lambda: device)
     monkeypatch.setattr(gpu_models.engine_cache, "find", find)
     monkeypatch.setattr(gpu_models, "build", lambda words, seconds: built.append(words))
@@ -500,20 +600,25 @@ def test_engines_are_built_where_the_cache_has_none(
 def test_a_build_that_fails_or_lasts_has_the_last_word() -> None:
     gpu_models.build(["-c", "pass"], 60)
     with pytest.raises(RuntimeError, match="the engines were not built: no parity"):
-        gpu_models.build(["-c", "import sys; print('much'); sys.exit('build-trt: x\\nno parity')"], 60)
+        gpu_models.build(
+            ["-c", "import sys; print('much'); sys.exit('build-trt: x\\nno parity')"], 60
+        )
     with pytest.raises(RuntimeError, match="the engines were not built: exit status 3"):
         gpu_models.build(["-c", "raise SystemExit(3)"], 60)
     with pytest.raises(BackendError, match="longer to build than the 0 s"):
         gpu_models.build(["-c", "import time; time.sleep(60)"], 0)
 
 
-# --------------------------------------------------------------------------------------------------------- the service
+# --------------------------------------------------------------------------------------------------
+# the service
 
 
 def test_throughput_of_a_real_service(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_service, "WARM", 1)
     left = iter([9.0, 9.0, -1.0])
-    found = gpu_service.throughput(SHIPPED, "fake", Path("engines"), lambda: next(left), requests=12)
+    found = gpu_service.throughput(
+        SHIPPED, "fake", Path("engines"), lambda: next(left), requests=12
+    )
     names = [plan.name for plan in bundle.load(SHIPPED).manifest.plans]
     assert list(found["plans"]) == [names[0], names[-1], "gate"]
     for name in (names[0], names[-1]):
@@ -525,7 +630,9 @@ def test_throughput_of_a_real_service(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_service_that_does_not_start_is_not_measured(tmp_path: Path) -> None:
-    setting = Setting(HostClock(), SHORT, SimpleNamespace(root=SHIPPED), tmp_path / "none", lambda: 9.0)
+    setting = Setting(
+        HostClock(), SHORT, SimpleNamespace(root=SHIPPED), tmp_path / "none", lambda: 9.0
+    )
     found = gpu_service.steps(setting)["tensorrt"]()
     assert found.keys() == {"not_measured"}
     assert "BackendError: " in found["not_measured"]
@@ -545,18 +652,29 @@ def test_images_have_threads_enough(monkeypatch: pytest.MonkeyPatch) -> None:
         assert gpu_service.image_threads() == threads
 
 
-# -------------------------------------------------------------------------------------------------------- all together
+# --------------------------------------------------------------------------------------------------
+# all together
 
 
 @pytest.mark.slow
 def test_the_whole_command_on_the_stand_in(
-    clock: HostClock, served: Bundle, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    clock: HostClock,
+    served: Bundle,
+    quick: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    """What the parts give is what the tables read: one step of each kind, through to the last line."""
-    wanted, steps_of = {"parity", LAYERS[0].name, ENCODER_EAGER, "torch eager, bf16", "fake"}, gpu.steps_of
+) -> None:
+    """What the parts give is what the tables read: one step of each kind, through to the last
+    line."""
+    wanted, steps_of = (
+        {"parity", LAYERS[0].name, ENCODER_EAGER, "torch eager, bf16", "fake"},
+        gpu.steps_of,
+    )
     monkeypatch.setattr(
-        gpu, "steps_of", lambda *what: {name: step for name, step in steps_of(*what).items() if name in wanted}
+        gpu,
+        "steps_of",
+        lambda *what: {name: step for name, step in steps_of(*what).items() if name in wanted},
     )
     cheap = replace(served, manifest=replace(served.manifest, plans=served.manifest.plans[:1]))
     monkeypatch.setattr(gpu, "load", lambda folder: cheap)
@@ -576,7 +694,9 @@ def test_the_whole_command_on_the_stand_in(
     assert (status, said.err) == (0, "")
     found = last_json(said.out)
     assert set().union(*(found[part] for part in gpu.PARTS)) == wanted
-    assert json.loads(out.read_text()) == {key: value for key, value in found.items() if key != "bars"}
+    assert json.loads(out.read_text()) == {
+        key: value for key, value in found.items() if key != "bars"
+    }
     assert f"\n{LAYERS[0].name}: 0.00 MB at" in said.out
     assert f"\n{LAYERS[1].name}: not measured\n" in said.out
     assert f"\n{BASELINE} " in said.out

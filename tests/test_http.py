@@ -1,4 +1,5 @@
-"""Over real HTTP: every rejection that is promised, and what an answer holds. uvicorn on loopback, the fake backend."""
+"""Over real HTTP: every rejection that is promised, and what an answer holds. uvicorn on loopback,
+the fake backend."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ from service.metrics import Metrics
 from service.settings import Settings
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # pycocotools.mask.decode
+    pytest.mark.filterwarnings(
+        "ignore:__array__ implementation:DeprecationWarning"
+    ),  # pycocotools.mask.decode
     pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning"),  # as outside of tests
 ]
 
@@ -50,14 +53,21 @@ class Gated(FakeBackend):
 class Server:
     """A running service. gate: closed, the engine stands still."""
 
-    def __init__(self, url: str, metrics: Metrics, scheduler: Scheduler, gate: threading.Event) -> None:
+    def __init__(
+        self, url: str, metrics: Metrics, scheduler: Scheduler, gate: threading.Event
+    ) -> None:
         self.url, self.metrics, self.scheduler, self.gate = url, metrics, scheduler, gate
         self.http = httpx.Client(base_url=url, timeout=20)
         self.loop: asyncio.AbstractEventLoop
 
-    def post(self, content: Any, headers: dict[str, str] | None = None, **options: Any) -> httpx.Response:
+    def post(
+        self, content: Any, headers: dict[str, str] | None = None, **options: Any
+    ) -> httpx.Response:
         return self.http.post(
-            "/segment", content=content, headers={"Content-Type": "image/png"} | (headers or {}), **options
+            "/segment",
+            content=content,
+            headers={"Content-Type": "image/png"} | (headers or {}),
+            **options,
         )
 
     def value(self, name: str, **labels: str) -> float:
@@ -72,7 +82,11 @@ class Server:
 
 @contextmanager
 def running(
-    manifest: Manifest, *, closed: bool = False, delay_s: dict[str, float] | None = None, **options: Any
+    manifest: Manifest,
+    *,
+    closed: bool = False,
+    delay_s: dict[str, float] | None = None,
+    **options: Any,
 ) -> Iterator[Server]:
     """closed: the gate is closed from the start, so that the engine never gets warm."""
     settings = Settings(**options)
@@ -87,7 +101,8 @@ def running(
     scheduler = Scheduler(open_backend, manifest, settings, metrics)
     app = create_app(settings, manifest, scheduler, metrics)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"))
-    # With its protocol named, asyncio switches Nagle's algorithm off: it can hold back a body for 40 ms.
+    # With its protocol named, asyncio switches Nagle's algorithm off: it can hold back a body for
+    # 40 ms.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     listener.listen()
@@ -128,7 +143,9 @@ def servers() -> Iterator[dict[str, Server]]:
 def server(servers: dict[str, Any], fake_manifest: Manifest) -> Server:
     """One server for all tests that leave it as it was."""
     if "common" not in servers:
-        servers["common"] = servers["stack"].enter_context(running(fake_manifest, max_body_bytes=200_000))
+        servers["common"] = servers["stack"].enter_context(
+            running(fake_manifest, max_body_bytes=200_000)
+        )
     common: Server = servers["common"]
     return common
 
@@ -149,7 +166,8 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def picture(width: int = 64, height: int = 48, kind: str = "PNG", **options: Any) -> bytes:
-    """Four quarters of different brightness: top left 0 (Road), top right 1, bottom left 2, bottom right 3 (Sky)."""
+    """Four quarters of different brightness: top left 0 (Road), top right 1, bottom left 2, bottom
+    right 3 (Sky)."""
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[: height // 2, width // 2 :] = 96
     pixels[height // 2 :, : width // 2] = 160
@@ -161,7 +179,12 @@ def bomb() -> bytes:
     """22 KB for 177 megapixels of one bit."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        return (
+            struct.pack(">I", len(content))
+            + name
+            + content
+            + struct.pack(">I", zlib.crc32(name + content))
+        )
 
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", 13300, 13300, 1, 0, 0, 0, 0))
     data = zlib.compress(bytes(1 + 1663) * 13300)
@@ -195,7 +218,7 @@ def rejected(response: httpx.Response, status: int, slug: str) -> dict[str, Any]
     return document
 
 
-# -- answers -----------------------------------------------------------------------------------------------------------
+# -- answers ---------------------------------------------------------------------------------------
 
 
 def test_json_is_the_default_and_holds_what_is_documented(server: Server) -> None:
@@ -204,7 +227,12 @@ def test_json_is_the_default_and_holds_what_is_documented(server: Server) -> Non
     answer = response.json()
     assert answer["image"] == {"width": 64, "height": 48, "orientation_applied": False}
     assert answer["task"] == "semantic"
-    assert [segment["label"] for segment in answer["segments"]] == ["Road", "Building", "Car", "Sky"]
+    assert [segment["label"] for segment in answer["segments"]] == [
+        "Road",
+        "Building",
+        "Car",
+        "Sky",
+    ]
     assert sum(segment["area"] for segment in answer["segments"]) == 64 * 48
     usage = answer["usage"]
     assert (usage["plan"], usage["depth"], usage["of"], usage["gflops"], usage["reason"]) == (
@@ -238,7 +266,9 @@ def test_an_instance_bundle_answers_one_segment_per_object_and_their_ids_in_16_b
     answer = instance_server.post(blobs(*size)).json()
     assert answer["task"] == "instance"
     assert [segment["id"] for segment in answer["segments"]] == [1, 2]
-    assert {(segment["class_id"], segment["label"]) for segment in answer["segments"]} == {(0, "nucleus")}
+    assert {(segment["class_id"], segment["label"]) for segment in answer["segments"]} == {
+        (0, "nucleus")
+    }
     assert all(0 < segment["score"] <= 1 for segment in answer["segments"])
     response = instance_server.post(blobs(*size), {"Accept": "image/png"})
     image = Image.open(io.BytesIO(response.content))
@@ -260,15 +290,24 @@ def test_an_image_without_objects_has_no_segments(instance_server: Server) -> No
     assert (image.mode, image.getextrema()) == ("I;16", (0, 0))
 
 
-def test_paused_tokens_are_told_to_those_who_ask_where_the_plan_paused_any(instance_server: Server) -> None:
-    paused = instance_server.post(blobs(), {"Compute-Budget": "gflops=4, max-loss=0"}, params={"include": "paused"})
-    assert paused.headers["compute-used"] == "depth=4, of=4, keep=0.25, width=0.5, gflops=4.0, reason=request"
+def test_paused_tokens_are_told_to_those_who_ask_where_the_plan_paused_any(
+    instance_server: Server,
+) -> None:
+    paused = instance_server.post(
+        blobs(), {"Compute-Budget": "gflops=4, max-loss=0"}, params={"include": "paused"}
+    )
+    assert (
+        paused.headers["compute-used"]
+        == "depth=4, of=4, keep=0.25, width=0.5, gflops=4.0, reason=request"
+    )
     found = paused.json()["paused"]
     mask = coco.decode(found["rle"]).astype(bool)
     assert mask.shape == (48, 64)
     assert found["share"] == mask.mean() == 0.75
     assert mask[:8].all()  # the darkest
-    full = instance_server.post(blobs(), {"Compute-Budget": "max-loss=0"}, params={"include": "paused"})
+    full = instance_server.post(
+        blobs(), {"Compute-Budget": "max-loss=0"}, params={"include": "paused"}
+    )
     assert full.json()["paused"] is None
     assert "paused" not in instance_server.post(blobs()).json()
 
@@ -287,10 +326,14 @@ def test_png_has_the_images_own_size_and_the_rle_of_the_json_is_the_same_mask(
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_the_three_formats_are_taken_raw_and_as_the_file_of_a_form(server: Server, kind: str) -> None:
+def test_the_three_formats_are_taken_raw_and_as_the_file_of_a_form(
+    server: Server, kind: str
+) -> None:
     content_type, data = f"image/{kind.lower()}", picture(kind=kind, quality=95)
     raw = server.post(data, {"Content-Type": content_type, "Accept": "image/png"})
-    form = server.http.post("/segment", files={"file": ("x", data, content_type)}, headers={"Accept": "image/png"})
+    form = server.http.post(
+        "/segment", files={"file": ("x", data, content_type)}, headers={"Accept": "image/png"}
+    )
     assert corners(labels(raw)) == [[0, 1], [2, 3]]
     assert (labels(raw) == labels(form)).all()
 
@@ -308,7 +351,9 @@ SHOWN = {
 
 
 @pytest.mark.parametrize("orientation", SHOWN)
-def test_masks_lie_on_the_image_as_shown_for_every_exif_orientation(server: Server, orientation: int) -> None:
+def test_masks_lie_on_the_image_as_shown_for_every_exif_orientation(
+    server: Server, orientation: int
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = picture(kind="JPEG", quality=95, exif=exif.tobytes())
@@ -316,7 +361,11 @@ def test_masks_lie_on_the_image_as_shown_for_every_exif_orientation(server: Serv
     assert corners(found) == SHOWN[orientation]
     answer = server.post(data, {"Content-Type": "image/jpeg"}).json()
     width, height = (48, 64) if orientation >= 5 else (64, 48)
-    assert answer["image"] == {"width": width, "height": height, "orientation_applied": orientation != 1}
+    assert answer["image"] == {
+        "width": width,
+        "height": height,
+        "orientation_applied": orientation != 1,
+    }
     assert found.shape == (height, width)
 
 
@@ -333,13 +382,19 @@ def test_requests_at_the_same_time_each_get_their_own_budget(server: Server) -> 
     wanted = [1, 2, 3, 4] * 6
     with ThreadPoolExecutor(8) as pool:
         used = list(pool.map(depth, wanted))
-    expected = {depth: f"depth={depth}, of=4, gflops={depth + 1}.0, reason=request" for depth in (1, 2, 3)}
+    expected = {
+        depth: f"depth={depth}, of=4, gflops={depth + 1}.0, reason=request" for depth in (1, 2, 3)
+    }
     expected[4] = "depth=4, of=4, gflops=5.0, reason=gate"
     assert used == [expected[depth] for depth in wanted]
 
 
 def test_lines_of_the_budget_are_joined(server: Server) -> None:
-    fields = [("Content-Type", "image/png"), ("Compute-Budget", "depth=3"), ("Compute-Budget", "gflops=2.5")]
+    fields = [
+        ("Content-Type", "image/png"),
+        ("Compute-Budget", "depth=3"),
+        ("Compute-Budget", "gflops=2.5"),
+    ]
     response = server.http.post("/segment", content=picture(), headers=fields)
     assert response.headers["compute-used"].startswith("depth=1,")
 
@@ -352,7 +407,8 @@ def test_the_page_the_docs_and_the_files_that_they_name_are_served(server: Serve
             assert server.http.get(f"/{name}").status_code == 200, name
 
 
-# -- rejections, in the order of their status --------------------------------------------------------------------------
+# -- rejections, in the order of their status
+# --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -401,7 +457,9 @@ def test_406_form(server: Server, accept: str) -> None:
 def test_408_slow_body_and_the_connection_is_closed(fake_manifest: Manifest) -> None:
     with running(fake_manifest, body_timeout_s=0.1) as server:
         with raw(
-            server, b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 99\r\n\r\nabc"
+            server,
+            b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+            b"Content-Length: 99\r\n\r\nabc",
         ) as slow:
             answer = everything(slow)
         assert answer.startswith(b"HTTP/1.1 408 ")
@@ -419,7 +477,11 @@ def test_413_bytes_of_a_chunked_body_that_has_no_length(server: Server) -> None:
 
 
 def test_413_bytes_of_a_form(server: Server) -> None:
-    rejected(server.http.post("/segment", files={"file": ("x", bytes(200_000), "image/png")}), 413, "too-large")
+    rejected(
+        server.http.post("/segment", files={"file": ("x", bytes(200_000), "image/png")}),
+        413,
+        "too-large",
+    )
 
 
 def test_413_pixels_of_a_small_file(server: Server) -> None:
@@ -449,7 +511,9 @@ def test_415_encoded_body(server: Server) -> None:
     rejected(server.post(picture(), {"Content-Encoding": "gzip"}), 415, "unsupported-media-type")
 
 
-@pytest.mark.parametrize("data", [b"", b"no image", picture()[:60], b"GIF89a" + bytes(50), b"%!PS-Adobe-3.0 EPSF-3.0"])
+@pytest.mark.parametrize(
+    "data", [b"", b"no image", picture()[:60], b"GIF89a" + bytes(50), b"%!PS-Adobe-3.0 EPSF-3.0"]
+)
 def test_422_undecodable(server: Server, data: bytes) -> None:
     rejected(server.post(data), 422, "undecodable-image")
 
@@ -459,13 +523,19 @@ def test_422_smaller_than_the_smallest_side(server: Server) -> None:
 
 
 @pytest.mark.parametrize("files", [[("a", picture()), ("b", picture())], []])
-def test_422_form_without_exactly_one_file(server: Server, files: Sequence[tuple[str, bytes]]) -> None:
-    parts = [(name, ("x", data, "image/png")) for name, data in files] or [("note", (None, "hello"))]
+def test_422_form_without_exactly_one_file(
+    server: Server, files: Sequence[tuple[str, bytes]]
+) -> None:
+    parts = [(name, ("x", data, "image/png")) for name, data in files] or [
+        ("note", (None, "hello"))
+    ]
     rejected(server.http.post("/segment", files=parts), 422, "undecodable-image")
 
 
 def test_422_budget_under_the_cheapest_plan_says_what_that_costs(server: Server) -> None:
-    document = rejected(server.post(picture(), {"Compute-Budget": "gflops=1.5"}), 422, "unsatisfiable-budget")
+    document = rejected(
+        server.post(picture(), {"Compute-Budget": "gflops=1.5"}), 422, "unsatisfiable-budget"
+    )
     assert document["cheapest"] == {"plan": "d1", "depth": 1, "gflops": 2.0}
 
 
@@ -521,11 +591,13 @@ def test_504_deadline_that_passes_while_running(fake_manifest: Manifest) -> None
         assert server.value("fathom_requests_total", outcome="deadline-exceeded") == 1
 
 
-# -- connections -------------------------------------------------------------------------------------------------------
+# -- connections -----------------------------------------------------------------------------------
 
 
 def raw(server: Server, request: bytes) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", httpx.URL(server.url).port or 0), timeout=10)
+    connection = socket.create_connection(
+        ("127.0.0.1", httpx.URL(server.url).port or 0), timeout=10
+    )
     connection.sendall(request)
     return connection
 
@@ -544,7 +616,10 @@ def test_a_client_that_leaves_takes_its_job_out_of_the_queue(fake_manifest: Mani
         runs = pool.submit(server.post, picture())
         server.until("fathom_inflight", 1)
         data = picture()
-        head = f"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {len(data)}\r\n\r\n"
+        head = (
+            "POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+            f"Content-Length: {len(data)}\r\n\r\n"
+        )
         leaves = raw(server, head.encode() + data)
         server.until("fathom_queue_depth", 1)
         leaves.close()
@@ -557,7 +632,12 @@ def test_a_client_that_leaves_takes_its_job_out_of_the_queue(fake_manifest: Mani
 def test_a_connection_survives_a_rejection_with_an_unread_body(server: Server) -> None:
     with httpx.Client(base_url=server.url, timeout=20) as client:
         headers = {"Content-Type": "image/png"}
-        assert client.post("/segment", content=bytes(150_000), headers=headers | {"Accept": "x/y"}).status_code == 406
+        assert (
+            client.post(
+                "/segment", content=bytes(150_000), headers=headers | {"Accept": "x/y"}
+            ).status_code
+            == 406
+        )
         assert client.post("/segment", content=bytes(900_000), headers=headers).status_code == 413
         assert client.post("/segment", content=picture(), headers=headers).status_code == 200
 

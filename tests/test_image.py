@@ -1,4 +1,5 @@
-"""Bytes -> Frame: limits before decoding, formats, colours, orientation, and the geometry of the canvas."""
+"""Bytes -> Frame: limits before decoding, formats, colours, orientation, and the geometry of the
+canvas."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from service.errors import FathomError, TooLarge, UndecodableImage, UnsupportedM
 
 LIMITS = Limits(max_pixels=25_000_000, max_side=8192, min_side=1)
 PAD = (10, 20, 30)
-# Every damaged EXIF block makes Pillow warn; the service ignores these warnings, pytest would raise them.
+# Every damaged EXIF block makes Pillow warn; the service ignores these warnings, pytest would raise
+# them.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
 
@@ -40,14 +42,34 @@ def read(data: bytes, spec: InputSpec, content_type: str = "") -> Frame:
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    return (
+        struct.pack(">I", len(content))
+        + name
+        + content
+        + struct.pack(">I", zlib.crc32(name + content))
+    )
 
 
-def png(width: int, height: int, depth: int, colour: int, rows: bytes, *before: bytes, after: bytes = b"") -> bytes:
+def png(
+    width: int,
+    height: int,
+    depth: int,
+    colour: int,
+    rows: bytes,
+    *before: bytes,
+    after: bytes = b"",
+) -> bytes:
     """A PNG by hand, for what Pillow does not write. rows: filter byte and samples of every row."""
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     return b"".join(
-        [b"\x89PNG\r\n\x1a\n", head, *before, chunk(b"IDAT", zlib.compress(rows)), after, chunk(b"IEND", b"")]
+        [
+            b"\x89PNG\r\n\x1a\n",
+            head,
+            *before,
+            chunk(b"IDAT", zlib.compress(rows)),
+            after,
+            chunk(b"IEND", b""),
+        ]
     )
 
 
@@ -64,11 +86,13 @@ def photo(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.stack([red, green, blue], axis=2).astype(np.uint8))
 
 
-# -- limits ------------------------------------------------------------------------------------------------------------
+# -- limits ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_pixels_are_refused_from_the_header_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_are_refused_from_the_header_before_they_are_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def load(self: object) -> None:
         raise AssertionError("decoded")
 
@@ -79,7 +103,9 @@ def test_pixels_are_refused_from_the_header_before_they_are_decoded(monkeypatch:
 
 def test_pillows_own_bomb_error_is_too_large() -> None:
     with pytest.raises(TooLarge):
-        decode(bomb(13500), "", Limits(2**31, 2**16, 1), canvas(48, 64))  # over twice Pillow's limit
+        decode(
+            bomb(13500), "", Limits(2**31, 2**16, 1), canvas(48, 64)
+        )  # over twice Pillow's limit
 
 
 @pytest.mark.parametrize(
@@ -113,7 +139,7 @@ def test_a_jpeg_of_very_many_scans_is_refused() -> None:
         read(data[:following] + data[scan:following] * MAX_SCANS + data[following:], canvas(48, 64))
 
 
-# -- formats -----------------------------------------------------------------------------------------------------------
+# -- formats ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -131,14 +157,23 @@ def test_other_formats_are_never_tried(kind: str) -> None:
 
 
 @pytest.mark.parametrize("content_type", ["image/png", "image/gif", "text/plain"])
-def test_bytes_of_another_format_than_the_type_says_are_415_and_the_error_names_theirs(content_type: str) -> None:
+def test_bytes_of_another_format_than_the_type_says_are_415_and_the_error_names_theirs(
+    content_type: str,
+) -> None:
     with pytest.raises(UnsupportedMediaType, match="JPEG"):
         read(file(photo(64, 48), "JPEG"), canvas(48, 64), content_type)
 
 
 def test_a_jpeg_with_further_images_behind_it_counts_as_jpeg_by_its_first() -> None:
-    data = file(Image.new("RGB", (64, 48), "red"), "MPO", save_all=True, append_images=[Image.new("RGB", (64, 48))])
-    assert np.abs(read(data, canvas(48, 64), "image/jpeg").pixels.astype(int) - (254, 0, 0)).max() <= 3
+    data = file(
+        Image.new("RGB", (64, 48), "red"),
+        "MPO",
+        save_all=True,
+        append_images=[Image.new("RGB", (64, 48))],
+    )
+    assert (
+        np.abs(read(data, canvas(48, 64), "image/jpeg").pixels.astype(int) - (254, 0, 0)).max() <= 3
+    )
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
@@ -162,7 +197,9 @@ def test_a_file_that_ends_too_early_is_422_wherever_it_ends(kind: str) -> None:
     kind=st.sampled_from(["JPEG", "PNG", "WEBP"]),
     changes=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=12),
 )
-def test_damaged_files_raise_nothing_but_our_own_errors(kind: str, changes: list[tuple[int, int]]) -> None:
+def test_damaged_files_raise_nothing_but_our_own_errors(
+    kind: str, changes: list[tuple[int, int]]
+) -> None:
     data = bytearray(file(photo(40, 30), kind, exif=exif(6)))
     for position, value in changes:
         data[position % len(data)] = value
@@ -188,7 +225,8 @@ def test_a_lack_of_memory_is_not_blamed_on_the_file(monkeypatch: pytest.MonkeyPa
         read(file(photo(60, 30)), canvas(48, 64))
 
 
-# -- colours: each file shows the same three columns -------------------------------------------------------------------
+# -- colours: each file shows the same three columns
+# -------------------------------------------------------------------
 
 GRAYS = (0, 100, 255)
 COLOURS = ((200, 30, 60), (20, 180, 90), (255, 255, 255))
@@ -197,7 +235,9 @@ COLOURS = ((200, 30, 60), (20, 180, 90), (255, 255, 255))
 def columns(samples: tuple[object, ...], mode: str, dtype: type = np.uint8) -> Image.Image:
     """30 x 20 pixels, one third for each sample."""
     row = np.repeat(np.array(samples, dtype), 10, axis=0)
-    return Image.fromarray(np.ascontiguousarray(np.broadcast_to(row, (20, *row.shape))), mode=None).convert(mode)
+    return Image.fromarray(
+        np.ascontiguousarray(np.broadcast_to(row, (20, *row.shape))), mode=None
+    ).convert(mode)
 
 
 def palette(with_alpha: bool) -> Image.Image:
@@ -211,7 +251,10 @@ def palette(with_alpha: bool) -> Image.Image:
 def sixteen_bit(colour: int, samples: tuple[int, ...], *before: bytes) -> bytes:
     """samples: the values of a pixel, for each third in turn."""
     per = len(samples) // 3
-    row = b"".join(struct.pack(f">{per}H", *samples[third * per : third * per + per]) * 10 for third in range(3))
+    row = b"".join(
+        struct.pack(f">{per}H", *samples[third * per : third * per + per]) * 10
+        for third in range(3)
+    )
     return png(30, 20, 16, colour, (b"\0" + row) * 20, *before)
 
 
@@ -231,9 +274,17 @@ WIDE = (0, 100 * 257, 65535)
 CASES: dict[str, tuple[Callable[[], bytes], tuple[tuple[int, int, int], ...], int]] = {
     "gray": (lambda: file(columns(GRAYS, "L")), gray(*GRAYS), 0),
     "gray JPEG": (lambda: file(columns(GRAYS, "L"), "JPEG", quality=95), gray(*GRAYS), 3),
-    "gray with transparent colour": (lambda: file(columns(GRAYS, "L"), transparency=100), gray(0, 255, 255), 0),
+    "gray with transparent colour": (
+        lambda: file(columns(GRAYS, "L"), transparency=100),
+        gray(0, 255, 255),
+        0,
+    ),
     "1 bit": (lambda: file(columns((0, 255, 0), "1")), gray(0, 255, 0), 0),
-    "gray and alpha": (lambda: file(columns(((0, 255), (100, 128), (9, 0)), "LA")), gray(0, 177, 255), 1),
+    "gray and alpha": (
+        lambda: file(columns(((0, 255), (100, 128), (9, 0)), "LA")),
+        gray(0, 177, 255),
+        1,
+    ),
     "RGB": (lambda: file(columns(COLOURS, "RGB")), COLOURS, 0),
     "RGB with transparent colour": (
         lambda: file(columns(COLOURS, "RGB"), transparency=COLOURS[0]),
@@ -243,7 +294,11 @@ CASES: dict[str, tuple[Callable[[], bytes], tuple[tuple[int, int, int], ...], in
     "RGBA": (lambda: file(columns(RGBA, "RGBA")), OVER_WHITE, 1),
     "RGBA WebP": (lambda: file(columns(RGBA, "RGBA"), "WEBP", lossless=True), OVER_WHITE, 1),
     "palette": (lambda: file(palette(False)), COLOURS, 0),
-    "palette with alpha": (lambda: file(palette(True)), (COLOURS[0], (255, 255, 255), COLOURS[2]), 0),
+    "palette with alpha": (
+        lambda: file(palette(True)),
+        (COLOURS[0], (255, 255, 255), COLOURS[2]),
+        0,
+    ),
     "16 bit gray": (lambda: sixteen_bit(0, WIDE), gray(*GRAYS), 0),
     "16 bit gray with transparent colour": (
         lambda: sixteen_bit(0, WIDE, chunk(b"tRNS", struct.pack(">H", WIDE[1]))),
@@ -264,8 +319,16 @@ CASES: dict[str, tuple[Callable[[], bytes], tuple[tuple[int, int, int], ...], in
         ((255, 255, 255), *COLOURS[1:]),
         0,
     ),
-    "16 bit gray and alpha": (lambda: sixteen_bit(4, (0, 65535, 25700, 32896, 9, 0)), gray(0, 177, 255), 1),
-    "CMYK JPEG, inverted as Adobe writes it": (lambda: file(cmyk(), "JPEG", quality=95, subsampling=0), COLOURS, 6),
+    "16 bit gray and alpha": (
+        lambda: sixteen_bit(4, (0, 65535, 25700, 32896, 9, 0)),
+        gray(0, 177, 255),
+        1,
+    ),
+    "CMYK JPEG, inverted as Adobe writes it": (
+        lambda: file(cmyk(), "JPEG", quality=95, subsampling=0),
+        COLOURS,
+        6,
+    ),
 }
 
 
@@ -274,7 +337,9 @@ def test_every_kind_of_pixel_comes_out_in_its_colour(name: str) -> None:
     make, expected, tolerance = CASES[name]
     pixels = read(make(), canvas(20, 30)).pixels
     for third, colour in enumerate(expected):
-        middle = pixels[2:18, third * 10 + 2 : third * 10 + 8].astype(int)  # away from what JPEG smears
+        middle = pixels[2:18, third * 10 + 2 : third * 10 + 8].astype(
+            int
+        )  # away from what JPEG smears
         assert np.abs(middle - colour).max() <= tolerance, (third, middle[0, 0], colour)
 
 
@@ -282,7 +347,7 @@ def test_adobe_marker_is_in_the_cmyk_file_of_the_test() -> None:
     assert b"Adobe" in file(cmyk(), "JPEG")
 
 
-# -- orientation -------------------------------------------------------------------------------------------------------
+# -- orientation -----------------------------------------------------------------------------------
 
 
 def exif(orientation: int) -> bytes:
@@ -309,7 +374,10 @@ SHOWN: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 def test_exif_orientation_is_applied_to_every_format(orientation: int, kind: str) -> None:
     stored = photo(60, 30)
     shown = SHOWN[orientation](np.asarray(stored))
-    frame = read(file(stored, kind, exif=exif(orientation), quality=95, lossless=True), canvas(*shown.shape[:2]))
+    frame = read(
+        file(stored, kind, exif=exif(orientation), quality=95, lossless=True),
+        canvas(*shown.shape[:2]),
+    )
     assert np.abs(frame.pixels.astype(int) - shown).max() <= (10 if kind == "JPEG" else 0)
     height, width = shown.shape[:2]
     assert frame.geometry == Geometry(width, height, width, height, orientation != 1)
@@ -319,7 +387,10 @@ def test_exif_orientation_is_applied_to_every_format(orientation: int, kind: str
 def test_orientation_and_scaling_give_what_scaling_the_turned_image_gives(orientation: int) -> None:
     stored = photo(301, 173)
     turned = Image.fromarray(np.ascontiguousarray(SHOWN[orientation](np.asarray(stored))))
-    frame, expected = to_canvas(stored, canvas(60, 80), orientation), to_canvas(turned, canvas(60, 80))
+    frame, expected = (
+        to_canvas(stored, canvas(60, 80), orientation),
+        to_canvas(turned, canvas(60, 80)),
+    )
     assert np.abs(frame.pixels.astype(int) - expected.pixels).max() <= 2
     assert frame.geometry.scaled_width == expected.geometry.scaled_width
     assert frame.geometry.scaled_height == expected.geometry.scaled_height
@@ -334,8 +405,10 @@ def test_an_exif_chunk_behind_the_pixels_of_a_png_counts() -> None:
 
 def test_xmp_says_nothing_about_orientation() -> None:
     packet = (
-        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-        b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/">'
+        b'<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+        b"</rdf:RDF></x:xmpmeta>"
     )
     frame = read(file(photo(60, 30), "JPEG", xmp=packet), canvas(48, 64))
     assert frame.geometry.orientation_applied is False
@@ -352,9 +425,13 @@ HEAD = b"Exif\0\0"
         HEAD + b"II*\0\xff\xff\xff\xff",  # the directory lies outside
         HEAD + b"XX*\0\x08\0\0\0\x01\0",
         HEAD + b"II*\0\x08\0\0\0\xff\xff" + bytes(30),  # more entries than there are
-        HEAD + b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHxx", 0x0112, 3, 1, 9),  # no such orientation
+        HEAD
+        + b"II*\0\x08\0\0\0\x01\0"
+        + struct.pack("<HHIHxx", 0x0112, 3, 1, 9),  # no such orientation
         HEAD + b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHxx", 0x0112, 3, 1, 0),
-        HEAD + b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHxx", 0x0112, 2, 1, 6),  # text, not a number
+        HEAD
+        + b"II*\0\x08\0\0\0\x01\0"
+        + struct.pack("<HHIHxx", 0x0112, 2, 1, 6),  # text, not a number
         HEAD + b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHxx", 0x0112, 3, 7, 6),
         b"garbage",
     ],
@@ -375,7 +452,7 @@ def test_both_byte_orders_of_exif_are_read() -> None:
         assert read(file(photo(60, 30), "JPEG", exif=block), canvas(48, 64)).geometry.height == 60
 
 
-# -- canvas ------------------------------------------------------------------------------------------------------------
+# -- canvas ----------------------------------------------------------------------------------------
 
 
 def test_an_image_that_fits_stays_pixel_exact_and_the_rest_is_padding() -> None:
@@ -400,7 +477,9 @@ def test_an_image_that_fits_stays_pixel_exact_and_the_rest_is_padding() -> None:
         ((481, 360), (480, 359)),
     ],
 )
-def test_one_factor_scales_both_sides_to_fit(size: tuple[int, int], scaled: tuple[int, int]) -> None:
+def test_one_factor_scales_both_sides_to_fit(
+    size: tuple[int, int], scaled: tuple[int, int]
+) -> None:
     frame = to_canvas(Image.new("RGB", size, (1, 2, 3)), canvas(384, 480))
     assert (frame.geometry.scaled_width, frame.geometry.scaled_height) == scaled
     inside = frame.pixels[: scaled[1], : scaled[0]]

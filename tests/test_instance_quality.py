@@ -8,7 +8,12 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics.detection import PanopticQuality
 
-from model_export.recipe.instance_quality import average_precision, image_quality, match_counts, panoptic_quality
+from model_export.recipe.instance_quality import (
+    average_precision,
+    image_quality,
+    match_counts,
+    panoptic_quality,
+)
 
 
 def _random(rng: np.random.Generator, objects: int) -> NDArray[np.uint16]:
@@ -47,9 +52,14 @@ def test_quality_over_a_set_is_that_of_torchmetrics(seed: int) -> None:
         truth = _random(rng, int(rng.integers(1, 12)))
         predicted = _spoilt(rng, truth)
         total += match_counts(predicted, truth)
-        pair = [torch.from_numpy(np.stack([x > 0, x], -1).astype(np.int64))[None] for x in (predicted, truth)]
+        pair = [
+            torch.from_numpy(np.stack([x > 0, x], -1).astype(np.int64))[None]
+            for x in (predicted, truth)
+        ]
         metric.update(*pair)
-    quality, segmentation, recognition = metric.compute()[0].tolist()  # things come first, then the background
+    quality, segmentation, recognition = metric.compute()[
+        0
+    ].tolist()  # things come first, then the background
     assert panoptic_quality(total) == pytest.approx(quality, abs=1e-6)
     assert total[0] / max(total[1], 1) == pytest.approx(segmentation, abs=1e-6)
     assert total[1] / (total[1] + total[2:].sum() / 2) == pytest.approx(recognition, abs=1e-6)
@@ -73,7 +83,9 @@ def test_half_is_no_match() -> None:
 def test_ids_do_not_matter_and_may_have_gaps() -> None:
     truth, predicted = _row((0, 10), (20, 30)), _row((1, 10), (20, 31))
     wanted = match_counts(predicted, truth)
-    renamed = match_counts(np.array([0, 65535, 7], np.uint16)[predicted], np.array([0, 2, 40000], np.uint16)[truth])
+    renamed = match_counts(
+        np.array([0, 65535, 7], np.uint16)[predicted], np.array([0, 2, 40000], np.uint16)[truth]
+    )
     assert renamed.tolist() == wanted.tolist()
     assert wanted[1] == 2
 
@@ -83,8 +95,14 @@ def test_what_is_empty_on_both_sides_is_right_as_an_image_and_unknown_as_a_set()
     assert np.isnan(panoptic_quality(match_counts(nothing, nothing)))
     assert image_quality(match_counts(nothing, nothing)) == 1
     for predicted, truth in ((nothing, something), (something, nothing)):
-        assert panoptic_quality(match_counts(predicted, truth)) == image_quality(match_counts(predicted, truth)) == 0
-    assert panoptic_quality(match_counts(nothing, nothing) + match_counts(something, something)) == 1
+        assert (
+            panoptic_quality(match_counts(predicted, truth))
+            == image_quality(match_counts(predicted, truth))
+            == 0
+        )
+    assert (
+        panoptic_quality(match_counts(nothing, nothing) + match_counts(something, something)) == 1
+    )
 
 
 def test_average_precision_ranks_by_score_over_all_images() -> None:
@@ -93,7 +111,8 @@ def test_average_precision_ranks_by_score_over_all_images() -> None:
     # A false one behind the true ones costs nothing, one before them does, and what is missed does.
     assert average_precision([(three, [0.9, 0.8, 0.7], two)]) == 1
     assert average_precision([(three, [0.8, 0.7, 0.9], two)]) == pytest.approx(2 / 3, abs=1e-6)
-    # Of 4, the first two of the ranking are right, then a false one: recall 0.5 at precision 1, of 101 points 51.
+    # Of 4, the first two of the ranking are right, then a false one: recall 0.5 at precision 1, of
+    # 101 points 51.
     pictures = [(two, [0.9, 0.8], two), (_row((80, 90)), [0.5], _row((0, 10), (20, 30)))]
     assert average_precision(pictures) == pytest.approx(51 / 101)
 
@@ -114,7 +133,9 @@ def test_average_precision_of_nothing() -> None:
     assert np.isnan(average_precision([(nothing, [], nothing)]))
     assert np.isnan(average_precision([(something, [1.0], nothing)]))
     assert average_precision([(nothing, [], something)]) == 0
-    assert average_precision([(something, [0.9], nothing), (something, [0.5], something)]) == pytest.approx(0.5)
+    assert average_precision(
+        [(something, [0.9], nothing), (something, [0.5], something)]
+    ) == pytest.approx(0.5)
 
 
 def test_average_precision_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:

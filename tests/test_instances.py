@@ -1,4 +1,5 @@
-"""Objects from probabilities of core and rim: what comes apart, what grows where, what is dropped, at any size."""
+"""Objects from probabilities of core and rim: what comes apart, what grows where, what is dropped,
+at any size."""
 
 from __future__ import annotations
 
@@ -27,14 +28,25 @@ def _geometry(height: int, width: int, canvas: tuple[int, int] = CANVAS) -> Geom
     return Geometry(width, height, round(width * scale), round(height * scale))
 
 
-def _ideal(truth: NDArray[np.uint16], canvas: tuple[int, int] = CANVAS) -> tuple[NDArray[np.float32], Geometry]:
-    """What a faultless network says about these objects: means over cells of 4 x 4 pixels of the canvas."""
+def _ideal(
+    truth: NDArray[np.uint16], canvas: tuple[int, int] = CANVAS
+) -> tuple[NDArray[np.float32], Geometry]:
+    """What a faultless network says about these objects: means over cells of 4 x 4 pixels of the
+    canvas."""
     geometry = _geometry(*truth.shape, canvas)
-    rows = ((np.arange(geometry.scaled_height) + 0.5) * truth.shape[0] / geometry.scaled_height).astype(int)
-    columns = ((np.arange(geometry.scaled_width) + 0.5) * truth.shape[1] / geometry.scaled_width).astype(int)
+    rows = (
+        (np.arange(geometry.scaled_height) + 0.5) * truth.shape[0] / geometry.scaled_height
+    ).astype(int)
+    columns = (
+        (np.arange(geometry.scaled_width) + 0.5) * truth.shape[1] / geometry.scaled_width
+    ).astype(int)
     placed = np.zeros(canvas, np.uint8)
     placed[: len(rows), : len(columns)] = core_and_rim(truth)[rows][:, columns]
-    shares = (placed == np.arange(3)[:, None, None]).reshape(3, canvas[0] // 4, 4, canvas[1] // 4, 4).mean((2, 4))
+    shares = (
+        (placed == np.arange(3)[:, None, None])
+        .reshape(3, canvas[0] // 4, 4, canvas[1] // 4, 4)
+        .mean((2, 4))
+    )
     return shares.astype(np.float32), geometry
 
 
@@ -56,13 +68,20 @@ def _discs(height: int, width: int, radius: float) -> NDArray[np.uint16]:
 
 
 def _consistent(labels: NDArray[np.uint16], found: list[Instance]) -> bool:
-    return set(np.unique(labels).tolist()) - {0} == {each.id for each in found} == {*range(1, len(found) + 1)}
+    return (
+        set(np.unique(labels).tolist()) - {0}
+        == {each.id for each in found}
+        == {*range(1, len(found) + 1)}
+    )
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "radius"), [(128, 160, 14), (64, 80, 7), (400, 300, 40), (90, 300, 30), (1000, 1250, 110)]
+    ("height", "width", "radius"),
+    [(128, 160, 14), (64, 80, 7), (400, 300, 40), (90, 300, 30), (1000, 1250, 110)],
 )
-def test_objects_that_touch_come_apart_at_any_size_of_the_image(height: int, width: int, radius: float) -> None:
+def test_objects_that_touch_come_apart_at_any_size_of_the_image(
+    height: int, width: int, radius: float
+) -> None:
     truth = _discs(height, width, radius)
     probabilities, geometry = _ideal(truth)
     labels, found = instance_map(probabilities, geometry, CANVAS)
@@ -135,7 +154,9 @@ def test_classes_are_kept_apart_and_each_object_has_its_own() -> None:
     probabilities = np.zeros((5, *CELLS), np.float32)
     probabilities[0] = 1
     probabilities[:, 4:12, 4:12] = np.array([0, 0, 0, 1, 0])[:, None, None]  # class 1's core
-    probabilities[:, 4:12, 12:20] = np.array([0, 1, 0, 0, 0])[:, None, None]  # touches class 0's core
+    probabilities[:, 4:12, 12:20] = np.array([0, 1, 0, 0, 0])[
+        :, None, None
+    ]  # touches class 0's core
     probabilities[:, 20:28, 4:12] = np.array([0.1, 0, 0, 0.2, 0.7])[:, None, None]  # class 1's rim
     labels, found = instance_map(probabilities, _geometry(*CANVAS), CANVAS)
     assert _consistent(labels, found)
@@ -148,7 +169,9 @@ def test_score_is_the_probability_of_a_core_where_it_is_largest() -> None:
     probabilities = np.zeros((3, *CELLS), np.float32)
     probabilities[0] = 0.9
     probabilities[:, 2:12, 2:12] = np.array([0.1, 0.5, 0.4])[:, None, None]
-    probabilities[:, 2:12, 20:30] = np.array([0.6, 0.9, 0.9])[:, None, None]  # they need not sum to 1
+    probabilities[:, 2:12, 20:30] = np.array([0.6, 0.9, 0.9])[
+        :, None, None
+    ]  # they need not sum to 1
     probabilities[:, 2:12, 32:40] = np.array([0.0, 1.0, 0.0])[:, None, None]
     labels, found = instance_map(probabilities, _geometry(*CANVAS), CANVAS)
     scores = [found[labels[24, x] - 1].score for x in (24, 100, 144)]
@@ -166,7 +189,9 @@ def test_image_without_objects_and_image_that_is_one() -> None:
 
 
 @pytest.mark.parametrize("size", [(128, 160), (31, 200), (300, 77), (1, 1), (2, 9), (700, 900)])
-def test_ids_have_no_gap_and_each_has_a_pixel_whatever_the_network_says(size: tuple[int, int]) -> None:
+def test_ids_have_no_gap_and_each_has_a_pixel_whatever_the_network_says(
+    size: tuple[int, int],
+) -> None:
     """In an image that is much smaller than the canvas, objects fall between its pixels."""
     for seed, channels in ((0, 3), (1, 3), (2, 7)):
         noise = np.random.default_rng(seed).random((channels, *CELLS)).astype(np.float32)
@@ -180,7 +205,8 @@ def test_ids_have_no_gap_and_each_has_a_pixel_whatever_the_network_says(size: tu
 
 
 def test_outline_is_that_of_the_interpolated_probabilities() -> None:
-    """At an image's own size, finer than the canvas: object or not is what the semantic masks would say."""
+    """At an image's own size, finer than the canvas: object or not is what the semantic masks would
+    say."""
     truth = _discs(500, 625, 60)
     probabilities, geometry = _ideal(truth)
     labels, _ = instance_map(probabilities, geometry, CANVAS)
@@ -248,11 +274,14 @@ def test_a_core_that_is_unsure_in_its_middle_is_two(bridge: float, objects: int)
     labels, found = instance_map(_two_cores(bridge), _geometry(*CANVAS), CANVAS)
     assert len(found) == objects
     assert _consistent(labels, found)
-    assert np.count_nonzero(labels) == np.count_nonzero(instance_map(_two_cores(0.9), _geometry(*CANVAS), CANVAS)[0])
+    assert np.count_nonzero(labels) == np.count_nonzero(
+        instance_map(_two_cores(0.9), _geometry(*CANVAS), CANVAS)[0]
+    )
 
 
 def test_a_small_sure_spot_does_not_make_an_object_of_its_own() -> None:
-    """At the higher levels a part needs some cells; below them, what is left of it belongs to the other part."""
+    """At the higher levels a part needs some cells; below them, what is left of it belongs to the
+    other part."""
     spotted = _two_cores(0.58)
     spotted[1, 8:14, 19:30], spotted[2, 8:14, 19:30] = 0.58, 0.42
     spotted[1, 11, 25], spotted[2, 11, 25] = 0.63, 0.37

@@ -1,4 +1,5 @@
-"""k8s/: what kustomize makes of it is valid for three versions of Kubernetes and ready for server-side apply."""
+"""k8s/: what kustomize makes of it is valid for three versions of Kubernetes and ready for
+server-side apply."""
 
 from __future__ import annotations
 
@@ -15,7 +16,12 @@ from tests.manifests import BUILDS, K8S, ROOT, Object, build, one
 
 CRDS = ROOT.parent / "shared/data/crds"
 VERSIONS = ("1.35", "1.36", "1.37")
-UNCHECKED = {"Gateway", "HTTPRoute", "BackendTrafficPolicy", "ClientTrafficPolicy"}  # their schemas are not at hand
+UNCHECKED = {
+    "Gateway",
+    "HTTPRoute",
+    "BackendTrafficPolicy",
+    "ClientTrafficPolicy",
+}  # their schemas are not at hand
 
 
 @pytest.fixture(params=BUILDS)
@@ -25,27 +31,46 @@ def built(request: pytest.FixtureRequest) -> list[Object]:
 
 def is_native(each: Object) -> bool:
     group = each["apiVersion"].rpartition("/")[0]
-    return "." not in group or group.split(".", 1)[1] == "k8s.io" or group in ("policy", "networking.k8s.io")
+    return (
+        "." not in group
+        or group.split(".", 1)[1] == "k8s.io"
+        or group in ("policy", "networking.k8s.io")
+    )
 
 
 def closed(schema: Any) -> Any:
-    """The API server prunes what a schema does not name; a manifest that relies on that is wrong."""
+    """The API server prunes what a schema does not name; a manifest that relies on that is
+    wrong."""
     if isinstance(schema, list):
         return [closed(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
     found = {key: closed(value) for key, value in schema.items()}
-    if isinstance(schema.get("properties"), dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
+    if isinstance(schema.get("properties"), dict) and not schema.get(
+        "x-kubernetes-preserve-unknown-fields"
+    ):
         found.setdefault("additionalProperties", False)
     return found
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_object_of_every_build_is_valid_by_the_strict_schema(version: str) -> None:
-    different = {json.dumps(each, sort_keys=True): each for name in BUILDS for each in build(name) if is_native(each)}
+    different = {
+        json.dumps(each, sort_keys=True): each
+        for name in BUILDS
+        for each in build(name)
+        if is_native(each)
+    }
     kinds = {each["kind"] for each in different.values()}
     assert kinds == {
-        *("ConfigMap", "Deployment", "HorizontalPodAutoscaler", "Namespace", "NetworkPolicy", "PersistentVolumeClaim"),
+        *(
+            "ConfigMap",
+            "Deployment",
+            "HorizontalPodAutoscaler",
+            "Namespace",
+            "NetworkPolicy",
+            "PersistentVolumeClaim",
+        ),
         *("PodDisruptionBudget", "Service"),
     }
     for each in different.values():
@@ -65,8 +90,14 @@ def test_custom_resources_are_valid_by_their_published_schemas(built: list[Objec
         pytest.skip("the published schemas are not at hand")
     for each in custom:
         group, _, version = each["apiVersion"].partition("/")
-        definition = yaml.safe_load((CRDS / f"{group}_{each['kind'].lower()}s.yaml").read_text())["spec"]
-        (schema,) = (found["schema"]["openAPIV3Schema"] for found in definition["versions"] if found["name"] == version)
+        definition = yaml.safe_load((CRDS / f"{group}_{each['kind'].lower()}s.yaml").read_text())[
+            "spec"
+        ]
+        (schema,) = (
+            found["schema"]["openAPIV3Schema"]
+            for found in definition["versions"]
+            if found["name"] == version
+        )
         schema = closed(schema)
         schema["properties"]["metadata"] = {"type": "object"}
         jsonschema.Draft202012Validator(schema).validate(each)
@@ -77,7 +108,9 @@ def test_custom_resources_are_valid_by_their_published_schemas(built: list[Objec
 def test_server_side_apply_finds_nothing_to_stumble_over(built: list[Object]) -> None:
     names = [(each["kind"], each["metadata"]["name"]) for each in built]
     assert len(set(names)) == len(names)
-    assert {each["metadata"].get("namespace") for each in built if each["kind"] != "Namespace"} == {"fathom"}
+    assert {each["metadata"].get("namespace") for each in built if each["kind"] != "Namespace"} == {
+        "fathom"
+    }
 
     def walk(value: object, path: str) -> None:
         assert value not in (None, {}, []), f"{path} is empty"
@@ -92,12 +125,16 @@ def test_server_side_apply_finds_nothing_to_stumble_over(built: list[Object]) ->
 
     for each in built:
         assert "status" not in each
-        if each["kind"] != "PrometheusRule":  # its rules are a list by name in which names may repeat
+        if (
+            each["kind"] != "PrometheusRule"
+        ):  # its rules are a list by name in which names may repeat
             walk(each, each["kind"])
     assert "replicas" not in one(built, "Deployment")["spec"]  # it is the autoscaler's
 
 
-@pytest.mark.parametrize("path", sorted(K8S.rglob("*.yaml")), ids=lambda path: str(path.relative_to(K8S)))
+@pytest.mark.parametrize(
+    "path", sorted(K8S.rglob("*.yaml")), ids=lambda path: str(path.relative_to(K8S))
+)
 def test_no_file_has_a_key_twice(path: Path) -> None:
     def check(node: yaml.Node) -> None:
         if isinstance(node, yaml.MappingNode):

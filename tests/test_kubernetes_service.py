@@ -32,14 +32,18 @@ def paths(fake_manifest: Manifest) -> set[str]:
     scheduler = Scheduler(lambda: FakeBackend(fake_manifest), fake_manifest, settings, metrics)
     app = create_app(settings, fake_manifest, scheduler, metrics)
     with TestClient(app) as client:
-        hidden = {path for path in ("/", "/docs", "/openapi.json") if client.get(path).status_code == 200}
+        hidden = {
+            path for path in ("/", "/docs", "/openapi.json") if client.get(path).status_code == 200
+        }
     return set(app.openapi()["paths"]) | hidden
 
 
 def settings_of(objects: list[Object]) -> Settings:
     container = container_of(objects)
     assert "command" not in container
-    return load(container.get("args", []), {each["name"]: each["value"] for each in container["env"]})
+    return load(
+        container.get("args", []), {each["name"]: each["value"] for each in container["env"]}
+    )
 
 
 def test_one_autoscaler_and_never_two(built: list[Object]) -> None:
@@ -51,7 +55,9 @@ def test_one_autoscaler_and_never_two(built: list[Object]) -> None:
         return
     # KEDA takes over an autoscaler that already runs under this name.
     assert spec["advanced"]["horizontalPodAutoscalerConfig"]["name"] == "fathom"
-    assert scaler["metadata"]["annotations"]["scaledobject.keda.sh/transfer-hpa-ownership"] == "true"
+    assert (
+        scaler["metadata"]["annotations"]["scaledobject.keda.sh/transfer-hpa-ownership"] == "true"
+    )
     assert spec["minReplicaCount"] <= spec["fallback"]["replicas"] <= spec["maxReplicaCount"]
     prometheus = [each for each in spec["triggers"] if each["type"] == "prometheus"]
     assert {each["name"] for each in prometheus} == {"queue-wait", "depth-given-up"}
@@ -61,34 +67,52 @@ def test_one_autoscaler_and_never_two(built: list[Object]) -> None:
 def test_settings_and_ports_are_the_service_s_own(built: list[Object]) -> None:
     settings = settings_of(built)
     assert settings.host == "0.0.0.0"
-    assert pod_of(built)["enableServiceLinks"] is False  # FATHOM_PORT=tcp://... would stop the start
+    assert (
+        pod_of(built)["enableServiceLinks"] is False
+    )  # FATHOM_PORT=tcp://... would stop the start
     (port,) = container_of(built)["ports"]
     assert port["containerPort"] == settings.port
     assert one(built, "Service")["spec"]["ports"][0]["targetPort"] == port["name"]
-    assert one(built, "NetworkPolicy")["spec"]["ingress"][0]["ports"] == [{"port": port["name"], "protocol": "TCP"}]
+    assert one(built, "NetworkPolicy")["spec"]["ingress"][0]["ports"] == [
+        {"port": port["name"], "protocol": "TCP"}
+    ]
 
 
-def test_watched_files_lie_in_volumes_that_change(built: list[Object], fake_manifest: Manifest) -> None:
-    settings, volumes = settings_of(built), {each["name"]: each for each in pod_of(built)["volumes"]}
+def test_watched_files_lie_in_volumes_that_change(
+    built: list[Object], fake_manifest: Manifest
+) -> None:
+    settings, volumes = (
+        settings_of(built),
+        {each["name"]: each for each in pod_of(built)["volumes"]},
+    )
     mounts = {each["mountPath"]: each for each in container_of(built)["volumeMounts"]}
     budget, keys = Path(settings.node_budget_file), Path(settings.api_keys_file)
     assert "subPath" not in mounts[str(budget.parent)]
     name = volumes[mounts[str(budget.parent)]["name"]]["configMap"]["name"]
-    parse_budget(one(built, "ConfigMap", name)["data"][budget.name].splitlines(), fake_manifest.layers)
+    parse_budget(
+        one(built, "ConfigMap", name)["data"][budget.name].splitlines(), fake_manifest.layers
+    )
     if settings.api_keys_file:
         assert "subPath" not in mounts[str(keys.parent)]
-        assert volumes[mounts[str(keys.parent)]["name"]]["secret"]["secretName"] == "fathom-api-keys"
+        assert (
+            volumes[mounts[str(keys.parent)]["name"]]["secret"]["secretName"] == "fathom-api-keys"
+        )
         # Nothing that is committed holds a key: the Secret is made by hand.
         assert of_kind(built, "Secret") == []
 
 
-def test_probes_scrapes_and_routes_ask_for_paths_that_exist(built: list[Object], paths: set[str]) -> None:
+def test_probes_scrapes_and_routes_ask_for_paths_that_exist(
+    built: list[Object], paths: set[str]
+) -> None:
     container = container_of(built)
-    probes = {name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "readiness", "liveness")}
+    probes = {
+        name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "readiness", "liveness")
+    }
     assert {name: probe["path"] for name, probe in probes.items()} == {
         "startup": "/readyz",
         "readiness": "/readyz",
-        "liveness": "/healthz",  # a queue that is full or an engine that warms up must not restart the pod
+        # a queue that is full or an engine that warms up must not restart the pod
+        "liveness": "/healthz",
     }
     asked = {probe["path"] for probe in probes.values()}
     for monitor in of_kind(built, "ServiceMonitor"):
@@ -97,7 +121,9 @@ def test_probes_scrapes_and_routes_ask_for_paths_that_exist(built: list[Object],
             one(built, "Service")["spec"]["ports"][0]["name"]
         }
     for route in of_kind(built, "HTTPRoute"):
-        routed = {match["path"]["value"] for rule in route["spec"]["rules"] for match in rule["matches"]}
+        routed = {
+            match["path"]["value"] for rule in route["spec"]["rules"] for match in rule["matches"]
+        }
         assert routed.isdisjoint({"/metrics", "/healthz", "/readyz"})
         asked |= routed - {"/static"}  # a prefix
     assert asked <= paths
@@ -109,11 +135,17 @@ def test_admitted_work_is_finished_before_the_pod_is_killed(built: list[Object])
     drain = math.ceil(settings_of(built).drain_timeout_s)
     # The server waits so long for open requests, then the scheduler for the engine.
     assert pod["terminationGracePeriodSeconds"] > sleep + 2 * drain
-    assert container["startupProbe"]["periodSeconds"] * container["startupProbe"]["failureThreshold"] >= 30
+    assert (
+        container["startupProbe"]["periodSeconds"] * container["startupProbe"]["failureThreshold"]
+        >= 30
+    )
 
 
 def test_pods_pass_the_restricted_standard(built: list[Object]) -> None:
-    assert one(built, "Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    assert (
+        one(built, "Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]
+        == "restricted"
+    )
     pod = pod_of(built)
     assert pod["automountServiceAccountToken"] is False
     assert pod["securityContext"]["runAsNonRoot"] is True
@@ -135,13 +167,20 @@ def test_every_selector_finds_the_pods(built: list[Object]) -> None:
         one(built, "Service")["spec"]["selector"],
         one(built, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
     ]
-    selectors += [one(built, kind)["spec"]["selector"]["matchLabels"] for kind in ("PodDisruptionBudget", "Deployment")]
-    selectors += [each["labelSelector"]["matchLabels"] for each in pod_of(built)["topologySpreadConstraints"]]
+    selectors += [
+        one(built, kind)["spec"]["selector"]["matchLabels"]
+        for kind in ("PodDisruptionBudget", "Deployment")
+    ]
+    selectors += [
+        each["labelSelector"]["matchLabels"] for each in pod_of(built)["topologySpreadConstraints"]
+    ]
     assert all(selector.items() <= labels for selector in selectors)
     for monitor in of_kind(built, "ServiceMonitor"):
         found = one(built, "Service")["metadata"]["labels"]
         assert monitor["spec"]["selector"]["matchLabels"].items() <= found.items()
-        assert found[monitor["spec"]["jobLabel"]] == "fathom"  # the job that the triggers and alerts ask for
+        assert (
+            found[monitor["spec"]["jobLabel"]] == "fathom"
+        )  # the job that the triggers and alerts ask for
 
 
 def test_a_rollout_takes_nothing_away_and_nodes_can_be_drained(built: list[Object]) -> None:
@@ -164,23 +203,39 @@ def test_prometheus_and_the_gateway_come_in_and_only_spans_go_out(built: list[Ob
         space = to["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
         assert settings_of(built).trace_endpoint.endswith(f".{space}.svc:{port}")
     (rule,) = spec["ingress"]
-    selectors = [peer["namespaceSelector"]["matchLabels"] for peer in rule["from"] if "namespaceSelector" in peer]
-    assert {name for each in selectors for name in each.values()} == {"envoy-gateway-system", "monitoring"}
+    selectors = [
+        peer["namespaceSelector"]["matchLabels"]
+        for peer in rule["from"]
+        if "namespaceSelector" in peer
+    ]
+    assert {name for each in selectors for name in each.values()} == {
+        "envoy-gateway-system",
+        "monitoring",
+    }
     for each in of_kind(built, "ScaledObject"):
-        servers = {trigger["metadata"].get("serverAddress", ".monitoring.svc") for trigger in each["spec"]["triggers"]}
+        servers = {
+            trigger["metadata"].get("serverAddress", ".monitoring.svc")
+            for trigger in each["spec"]["triggers"]
+        }
         assert all(".monitoring.svc" in server for server in servers)
 
 
 def test_every_metric_is_exported_or_recorded(built: list[Object]) -> None:
     exported: set[str] = set()
     for family in Metrics(layers=6, max_batch=4).registry.collect():
-        suffixes = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",)}.get(family.type, ("",))
+        suffixes = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",)}.get(
+            family.type, ("",)
+        )
         exported |= {family.name + suffix for suffix in suffixes}
     rules = yaml.safe_load((ROOT / "monitoring/rules.yml").read_text())["groups"]
     recorded = {rule["record"] for group in rules for rule in group["rules"] if "record" in rule}
     for each in (*of_kind(built, "ScaledObject"), *of_kind(built, "PrometheusRule")):
-        queries = [trigger["metadata"].get("query", "") for trigger in each["spec"].get("triggers", ())]
-        queries += [rule["expr"] for group in each["spec"].get("groups", ()) for rule in group["rules"]]
+        queries = [
+            trigger["metadata"].get("query", "") for trigger in each["spec"].get("triggers", ())
+        ]
+        queries += [
+            rule["expr"] for group in each["spec"].get("groups", ()) for rule in group["rules"]
+        ]
         text = re.sub(r'"[^"]*"', "", " ".join(strings(queries)))
         names = set(re.findall(r"[a-z_]+:fathom[a-z_]*:\w+|(?<![:\w])fathom_[a-z_]+(?!:)\b", text))
         assert names, each["kind"]
@@ -194,7 +249,10 @@ def test_engines_are_kept_per_gpu_product(built: list[Object]) -> None:
         assert init["command"][-1].endswith("/$(GPU_PRODUCT)")
         serving = {each["name"]: each.get("value") for each in container_of(built)["env"]}
         assert serving["FATHOM_ENGINE_CACHE"] == init["command"][-1]
-        assert (serving["GPU_PRODUCT"], serving["FATHOM_BACKEND"]) == (env["GPU_PRODUCT"], "tensorrt")
+        assert (serving["GPU_PRODUCT"], serving["FATHOM_BACKEND"]) == (
+            env["GPU_PRODUCT"],
+            "tensorrt",
+        )
         assert (
             init["resources"]["limits"]["nvidia.com/gpu"]
             == container_of(built)["resources"]["limits"]["nvidia.com/gpu"]

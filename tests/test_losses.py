@@ -39,7 +39,10 @@ def _masks(mask: Tensor, labels: list[int], size: int = 8) -> Tensor:
 
 def _classes(labels: list[int]) -> Tensor:
     """(1, Q, CLASSES + 1) class logits, sure of labels[i]; -1 = "no object"."""
-    return 20.0 * torch.nn.functional.one_hot(torch.tensor([labels]) % (CLASSES + 1), CLASSES + 1).float()
+    return (
+        20.0
+        * torch.nn.functional.one_hot(torch.tensor([labels]) % (CLASSES + 1), CLASSES + 1).float()
+    )
 
 
 def _total(terms: dict[str, Tensor]) -> float:
@@ -66,8 +69,12 @@ def test_sample_points_takes_x_before_y_and_pixel_centres() -> None:
     assert torch.allclose(sample_points(ramp, points), torch.tensor([[0.0, 6.0, 3.5]]), atol=1e-5)
 
 
-@pytest.mark.parametrize(("queries", "wanted"), [([3, -1, 1, -1], [2, 0]), ([1, 3], [0, 1]), ([-1, 3, 1], [2, 1])])
-def test_hungarian_matching_finds_the_query_with_the_right_mask(queries: list[int], wanted: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("queries", "wanted"), [([3, -1, 1, -1], [2, 0]), ([1, 3], [0, 1]), ([-1, 3, 1], [2, 1])]
+)
+def test_hungarian_matching_finds_the_query_with_the_right_mask(
+    queries: list[int], wanted: list[int]
+) -> None:
     mask = _mask()
     prediction = Prediction(torch.zeros(1, len(queries), CLASSES + 1), _masks(mask, queries))
     assert _match(prediction, mask) == wanted
@@ -117,8 +124,10 @@ def test_uncertain_points_prefer_logits_near_zero() -> None:
 def test_uncertain_points_are_not_drawn_to_void() -> None:
     logits, known = torch.full((1, 16, 16), 9.0), torch.ones(1, 16, 16)
     logits[:, :8], known[:, :8] = 0.0, 0.0
-    share = {name: float((uncertain_points(logits, 400, k)[..., 1] > 0.5).float().mean())
-             for name, k in (("with", known), ("without", None))}  # fmt: skip
+    share = {
+        name: float((uncertain_points(logits, 400, k)[..., 1] > 0.5).float().mean())
+        for name, k in (("with", known), ("without", None))
+    }
     assert share["with"] > 0.75
     assert share["without"] < 0.4
 
@@ -128,13 +137,22 @@ CASES = [("class", [-1, 1, -1, 3]), ("hungarian", [3, -1, 1, -1])]
 
 @pytest.mark.parametrize(("matching", "queries"), CASES)
 def test_perfect_prediction_costs_next_to_nothing(matching: str, queries: list[int]) -> None:
-    """The border between the classes is void, as in most data sets: a sample on it is half of each."""
+    """The border between the classes is void, as in most data sets: a sample on it is half of
+    each."""
     mask = _mask()
     mask[:, :, 12:20] = VOID
-    good = set_loss(Prediction(_classes(queries), _masks(_mask(), queries)), mask, matching, 256, 2.0)
+    good = set_loss(
+        Prediction(_classes(queries), _masks(_mask(), queries)), mask, matching, 256, 2.0
+    )
     assert set(good) == {"class", "bce", "dice", "pixel"}
     assert _total(good) < 0.1
-    ignorant = set_loss(Prediction(torch.zeros(1, 4, CLASSES + 1), torch.zeros(1, 4, 8, 8)), mask, matching, 256, 2.0)
+    ignorant = set_loss(
+        Prediction(torch.zeros(1, 4, CLASSES + 1), torch.zeros(1, 4, 8, 8)),
+        mask,
+        matching,
+        256,
+        2.0,
+    )
     assert all(ignorant[name] > 1 for name in good)
 
 
@@ -149,16 +167,23 @@ def test_unmatched_queries_must_say_no_object() -> None:
 
 
 @pytest.mark.parametrize(("matching", "queries"), CASES)
-@pytest.mark.parametrize("change", [lambda x: -x, torch.zeros_like, lambda x: x + torch.randn_like(x)])
+@pytest.mark.parametrize(
+    "change", [lambda x: -x, torch.zeros_like, lambda x: x + torch.randn_like(x)]
+)
 def test_what_is_predicted_on_void_counts_nowhere(
     matching: str, queries: list[int], change: Callable[[Tensor], Tensor]
 ) -> None:
     mask = _mask()
     mask[:, 16:] = VOID
     torch.manual_seed(0)
-    masks, classes = _masks(mask, queries) + 3 * torch.randn(1, 4, 8, 8), torch.randn(1, 4, CLASSES + 1)
+    masks, classes = (
+        _masks(mask, queries) + 3 * torch.randn(1, 4, 8, 8),
+        torch.randn(1, 4, CLASSES + 1),
+    )
     elsewhere = masks.clone()
-    elsewhere[:, :, 5:] = change(masks[:, :, 5:])  # rows 5 to 7: farther from known pixels than a sample reaches
+    elsewhere[:, :, 5:] = change(
+        masks[:, :, 5:]
+    )  # rows 5 to 7: farther from known pixels than a sample reaches
     seen = masks.clone()
     seen[:, :, :3] = change(masks[:, :, :3])
     losses = []
@@ -174,7 +199,9 @@ def test_what_is_predicted_on_void_counts_nowhere(
 def test_gradient_reaches_classes_and_masks_of_every_image(matching: str) -> None:
     classes = torch.randn(2, 4, CLASSES + 1, requires_grad=True)
     masks = torch.randn(2, 4, 8, 8, requires_grad=True)
-    sum(set_loss(Prediction(classes, masks), _mask().expand(2, -1, -1), matching, 64, 2.0).values()).backward()
+    sum(
+        set_loss(Prediction(classes, masks), _mask().expand(2, -1, -1), matching, 64, 2.0).values()
+    ).backward()
     for gradient in (classes.grad, masks.grad):
         assert gradient is not None
         assert gradient.isfinite().all()
@@ -185,7 +212,13 @@ def test_gradient_reaches_classes_and_masks_of_every_image(matching: str) -> Non
 def test_all_void_is_finite_and_teaches_no_mask(matching: str) -> None:
     classes = torch.randn(2, 4, CLASSES + 1, requires_grad=True)
     masks = torch.randn(2, 4, 8, 8, requires_grad=True)
-    terms = set_loss(Prediction(classes, masks), torch.full((2, 32, 32), VOID, dtype=torch.uint8), matching, 64, 2.0)
+    terms = set_loss(
+        Prediction(classes, masks),
+        torch.full((2, 32, 32), VOID, dtype=torch.uint8),
+        matching,
+        64,
+        2.0,
+    )
     total = sum(terms.values())
     assert isinstance(total, Tensor)
     assert total.isfinite()
@@ -205,7 +238,8 @@ def test_one_void_image_does_not_spoil_the_batch(matching: str) -> None:
 
 
 def test_below_stride_4_the_cross_entropy_asks_for_what_the_interpolation_shows() -> None:
-    """Two maps that are right about every cell; the mask's edge lies inside a cell, and only one has it there."""
+    """Two maps that are right about every cell; the mask's edge lies inside a cell, and only one
+    has it there."""
     mask = torch.zeros(1, 32, 32, dtype=torch.uint8)
     mask[:, :, 14:] = 1
     edge = torch.tensor([-9.0, -9, -9, 0.5, 9, 9, 9, 9])  # bilinear: crosses zero near pixel 14
@@ -215,7 +249,11 @@ def test_below_stride_4_the_cross_entropy_asks_for_what_the_interpolation_shows(
 
     def cost(row: Tensor, stride: int) -> float:
         logits = row.expand(8, 8)
-        return float(semantic_cross_entropy(Prediction(classes, torch.stack((-logits, logits))[None]), mask, stride))
+        return float(
+            semantic_cross_entropy(
+                Prediction(classes, torch.stack((-logits, logits))[None]), mask, stride
+            )
+        )
 
     assert cost(late, 4) < cost(edge, 4)
     assert cost(late, 1) > cost(edge, 1)
@@ -225,7 +263,9 @@ def test_emphasis_weighs_pixels_and_its_scale_cancels() -> None:
     torch.manual_seed(0)
     mask, prediction = _mask(), Prediction(torch.randn(1, 4, CLASSES + 1), torch.randn(1, 4, 8, 8))
     plain = semantic_cross_entropy(prediction, mask)
-    torch.testing.assert_close(semantic_cross_entropy(prediction, mask, 4, torch.full(mask.shape, 3.0)), plain)
+    torch.testing.assert_close(
+        semantic_cross_entropy(prediction, mask, 4, torch.full(mask.shape, 3.0)), plain
+    )
     left = torch.zeros(mask.shape)
     left[..., :16] = 1
     only = mask.clone()

@@ -1,4 +1,5 @@
-"""`python -m service`: from flags to a service that answers, ends on SIGTERM, and says why it cannot start."""
+"""`python -m service`: from flags to a service that answers, ends on SIGTERM, and says why it
+cannot start."""
 
 from __future__ import annotations
 
@@ -30,8 +31,20 @@ WAIT_S = 30.0
 def process(fake_bundle: Bundle) -> Iterator[subprocess.Popen[str]]:
     """The service as a process of its own, on a free port, set up by variables and flags."""
     environ = {**os.environ, "FATHOM_BUNDLE": str(fake_bundle.root), "FATHOM_BACKEND": "fake"}
-    command = [sys.executable, "-W", "error", "-m", "service", "--port", "0", "--drain-timeout-s", "5"]
-    with subprocess.Popen(command, cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True) as started:
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-m",
+        "service",
+        "--port",
+        "0",
+        "--drain-timeout-s",
+        "5",
+    ]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True
+    ) as started:
         yield started
         started.kill()
 
@@ -56,15 +69,26 @@ def get(url: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
-def test_it_starts_answers_and_ends_cleanly_on_sigterm(process: subprocess.Popen[str], fake_bundle: Bundle) -> None:
+def test_it_starts_answers_and_ends_cleanly_on_sigterm(
+    process: subprocess.Popen[str], fake_bundle: Bundle
+) -> None:
     address = address_of(process)
     assert get(f"{address}/healthz")[0] == 200
     end = time.perf_counter() + WAIT_S
     while get(f"{address}/readyz")[0] != 200:
         assert time.perf_counter() < end
         time.sleep(0.02)
-    assert [plan["name"] for plan in json.loads(get(f"{address}/plans")[1])["plans"]] == ["d1", "d2", "d3", "d4"]
-    build = next(line for line in get(f"{address}/metrics")[1].splitlines() if line.startswith("fathom_build_info"))
+    assert [plan["name"] for plan in json.loads(get(f"{address}/plans")[1])["plans"]] == [
+        "d1",
+        "d2",
+        "d3",
+        "d4",
+    ]
+    build = next(
+        line
+        for line in get(f"{address}/metrics")[1].splitlines()
+        if line.startswith("fathom_build_info")
+    )
     assert f'bundle="fake@{fake_bundle.digest[:12]}"' in build
     assert 'backend="fake"' in build
     assert 'reason="asked"' in build
@@ -101,15 +125,24 @@ def test_a_port_in_use_ends_the_process_with_its_number(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert entry.main(["--bundle", str(fake_bundle.root), "--backend", "fake", "--port", str(port)], {}) == 2
+        assert (
+            entry.main(
+                ["--bundle", str(fake_bundle.root), "--backend", "fake", "--port", str(port)], {}
+            )
+            == 2
+        )
     assert f"127.0.0.1 port {port}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("max_loss", "warned"), [(0.0, False), (0.002, True), (0.0025, False), (1.0, False)])
+@pytest.mark.parametrize(
+    ("max_loss", "warned"), [(0.0, False), (0.002, True), (0.0025, False), (1.0, False)]
+)
 def test_a_default_floor_of_which_the_bundle_promises_nothing_is_pointed_out(
     fake_bundle: Bundle, caplog: pytest.LogCaptureFixture, max_loss: float, warned: bool
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:  # the service ends where it would begin to listen
+    with socket.create_server(
+        ("127.0.0.1", 0)
+    ) as taken:  # the service ends where it would begin to listen
         settings = Settings(backend="fake", port=taken.getsockname()[1], max_loss=max_loss)
         with pytest.raises(SettingsError, match="cannot listen"):
             entry.serve(settings, fake_bundle)

@@ -1,7 +1,8 @@
-"""The network is Mask2Former: with the weights of `transformers`' implementation it gives what that one gives.
+"""The network is Mask2Former: with the weights of `transformers`' implementation it gives what that
+one gives.
 
-The reference is left as it is and runs from pixels to logits. Its backbone (a small Swin, random like all the rest)
-also stands behind our Segmenter, so that both see the same feature maps.
+The reference is left as it is and runs from pixels to logits. Its backbone (a small Swin, random
+like all the rest) also stands behind our Segmenter, so that both see the same feature maps.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from model_export.network.decoder import Attention
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
 
-transformers = pytest.importorskip("transformers", reason="the reference implementation is not installed")
+transformers = pytest.importorskip(
+    "transformers", reason="the reference implementation is not installed"
+)
 
-TOLERANCE = 1e-4  # logits have a spread of 1 to 10, so this is float32 rounding through 3 + 4 layers and no more
+# logits have a spread of 1 to 10, so this is float32 rounding through 3 + 4 layers and no more
+TOLERANCE = 1e-4
 CLASSES, QUERIES, CHANNELS, HEADS, ENCODER_LAYERS, DECODER_LAYERS = 5, 7, 64, 4, 3, 4
 SIZES = [(64, 64), (96, 160)]
 Case = tuple[Tensor, dict[str, Any]]
@@ -64,7 +68,9 @@ def build_reference() -> nn.Module:
     )
     torch.manual_seed(3)
     model = transformers.Mask2FormerForUniversalSegmentation(config).eval()
-    with torch.no_grad():  # the usual start has zeros (offset weights, biases) that would hide a mix-up
+    with (
+        torch.no_grad()
+    ):  # the usual start has zeros (offset weights, biases) that would hide a mix-up
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape)
             if "embed" in name and "mask_embedder" not in name:
@@ -74,7 +80,8 @@ def build_reference() -> nn.Module:
             else:
                 parameter.add_(0.2 * noise)
         projection = model.model.pixel_level_module.decoder.mask_projection
-        # Its inputs are positive: rows of mean 0 bring mask logits around 0, so that masks block some places, not all.
+        # Its inputs are positive: rows of mean 0 bring mask logits around 0, so that masks block
+        # some places, not all.
         projection.weight.copy_(0.4 * (projection.weight - projection.weight.mean(1, keepdim=True)))
         projection.bias.mul_(0.4)
     return model
@@ -118,7 +125,12 @@ def converted(reference: nn.Module) -> dict[str, Tensor]:
             for name, piece in zip(("query", "key", "value"), packed, strict=True):
                 ours[f"{target}.cross.{name}.{part}"] = piece
         copy(f"{source}.cross_attn.out_proj", f"{target}.cross.output")
-        for ours_name, name in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"), ("output", "out_proj")):
+        for ours_name, name in (
+            ("query", "q_proj"),
+            ("key", "k_proj"),
+            ("value", "v_proj"),
+            ("output", "out_proj"),
+        ):
             copy(f"{source}.self_attn.{name}", f"{target}.self_attention.{ours_name}")
         copy(f"{source}.cross_attn_layer_norm", f"{target}.norm1")
         copy(f"{source}.self_attn_layer_norm", f"{target}.norm2")
@@ -128,7 +140,10 @@ def converted(reference: nn.Module) -> dict[str, Tensor]:
     copy(f"{transformer}.decoder.layernorm", "decoder.norm")
     copy("class_predictor", "decoder.classify")
     for i in range(3):
-        copy(f"{transformer}.decoder.mask_predictor.mask_embedder.{i}.0", f"decoder.embed_mask.{2 * i}")
+        copy(
+            f"{transformer}.decoder.mask_predictor.mask_embedder.{i}.0",
+            f"decoder.embed_mask.{2 * i}",
+        )
     return ours
 
 
@@ -193,7 +208,9 @@ def worst(a: Tensor, b: Tensor) -> float:
 def test_encoder_gives_the_reference_s_multi_scale_features(ours: Segmenter, case: Case) -> None:
     images, expected = case
     _, maps = ours.features(images)
-    for got, want in zip(ours.encoder(maps, ENCODER_LAYERS), expected["pixel_decoder_hidden_states"], strict=True):
+    for got, want in zip(
+        ours.encoder(maps, ENCODER_LAYERS), expected["pixel_decoder_hidden_states"], strict=True
+    ):
         assert want.std() > 0.3
         assert worst(got, want) < TOLERANCE
 
@@ -207,7 +224,9 @@ def test_pixel_embedding_gives_the_reference_s_mask_features(ours: Segmenter, ca
 
 
 @torch.no_grad()
-def test_every_head_of_the_decoder_gives_the_reference_s_logits(ours: Segmenter, case: Case) -> None:
+def test_every_head_of_the_decoder_gives_the_reference_s_logits(
+    ours: Segmenter, case: Case
+) -> None:
     images, expected = case
     heads = ours(images, Knobs(ENCODER_LAYERS), deep=True)
     wanted = [*expected["auxiliary_logits"], expected]
@@ -218,7 +237,9 @@ def test_every_head_of_the_decoder_gives_the_reference_s_logits(ours: Segmenter,
 
 
 @torch.no_grad()
-def test_final_prediction_without_deep_heads_gives_the_reference_s_logits(ours: Segmenter, case: Case) -> None:
+def test_final_prediction_without_deep_heads_gives_the_reference_s_logits(
+    ours: Segmenter, case: Case
+) -> None:
     images, expected = case
     (final,) = ours(images, Knobs(ENCODER_LAYERS))
     assert worst(final.classes, expected["class_queries_logits"]) < TOLERANCE
@@ -226,13 +247,16 @@ def test_final_prediction_without_deep_heads_gives_the_reference_s_logits(ours: 
 
 
 def test_the_compared_attention_masks_block_some_places_and_none_is_undecided(case: Case) -> None:
-    """Guards the tests above: each kind of mask row must occur, and no logit may sit where rounding flips its bit."""
+    """Guards the tests above: each kind of mask row must occur, and no logit may sit where rounding
+    flips its bit."""
     images, expected = case
     _, height, width, _ = images.shape
     shares = []
     for i, head in enumerate(expected["auxiliary_logits"]):
         stride = (32, 16, 8)[i % 3]
-        logits = F.interpolate(head["masks_queries_logits"], (height // stride, width // stride), mode="bilinear")
+        logits = F.interpolate(
+            head["masks_queries_logits"], (height // stride, width // stride), mode="bilinear"
+        )
         assert logits.abs().min() > 5e-5
         shares.append((logits < 0).flatten(2).float().mean(-1).flatten())
     blocked = torch.cat(shares)  # share of blocked places in every row of every layer

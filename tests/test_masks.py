@@ -23,16 +23,22 @@ CANVAS = InputSpec(48, 64, "uint8", "NHWC", (127, 127, 127))
 CLASSES = tuple(ClassInfo(f"class {i}", (20 * i, 255 - 20 * i, i), False) for i in range(5))
 
 
-def outcome(probabilities: NDArray[np.float32], width: int, height: int, scaled: tuple[int, int]) -> Outcome:
+def outcome(
+    probabilities: NDArray[np.float32], width: int, height: int, scaled: tuple[int, int]
+) -> Outcome:
     return Outcome(DECISION, Geometry(width, height, *scaled), probabilities)
 
 
-def noise(classes: int = 5, height: int = 12, width: int = 16, seed: int = 0) -> NDArray[np.float32]:
+def noise(
+    classes: int = 5, height: int = 12, width: int = 16, seed: int = 0
+) -> NDArray[np.float32]:
     values = np.random.default_rng(seed).random((classes, height, width), np.float32)
     return values / values.sum(axis=0)
 
 
-def blobs(classes: int = 5, height: int = 12, width: int = 16, seed: int = 0) -> NDArray[np.float32]:
+def blobs(
+    classes: int = 5, height: int = 12, width: int = 16, seed: int = 0
+) -> NDArray[np.float32]:
     """Large areas of one class, as a network gives them."""
     y, x = np.mgrid[0:height, 0:width]
     points = np.random.default_rng(seed).random((classes, 2)) * (height, width)
@@ -86,12 +92,18 @@ def test_labels_agree_with_torch_interpolating_the_canvas_and_cropping() -> None
     torch = pytest.importorskip("torch", reason="torch is there for the training side only")
     probabilities = noise(11, 96, 120)
     canvas = InputSpec(384, 480, "uint8", "NHWC", (0, 0, 0))
-    full = torch.nn.functional.interpolate(torch.from_numpy(probabilities)[None], (384, 480), mode="bilinear")
+    full = torch.nn.functional.interpolate(
+        torch.from_numpy(probabilities)[None], (384, 480), mode="bilinear"
+    )
     expected = full[0, :, :360].argmax(0).numpy()
-    assert (masks.label_map(outcome(probabilities, 480, 360, (480, 360)), canvas) != expected).sum() <= 2  # float ties
+    assert (
+        masks.label_map(outcome(probabilities, 480, 360, (480, 360)), canvas) != expected
+    ).sum() <= 2  # float ties
 
 
-def test_bands_of_rows_join_without_a_seam(monkeypatch: pytest.MonkeyPatch, fake_manifest: Manifest) -> None:
+def test_bands_of_rows_join_without_a_seam(
+    monkeypatch: pytest.MonkeyPatch, fake_manifest: Manifest
+) -> None:
     manifest = replace(fake_manifest, classes=CLASSES)
     result = outcome(noise(), 120, 90, (64, 48))
     whole = masks.label_map(result, CANVAS)
@@ -109,7 +121,10 @@ def test_padding_has_no_say_beyond_the_border_of_the_image() -> None:
 
 
 def test_equal_probabilities_go_to_the_lower_class() -> None:
-    assert (masks.label_map(outcome(np.full((5, 12, 16), 0.2, np.float32), 64, 48, (64, 48)), CANVAS) == 0).all()
+    assert (
+        masks.label_map(outcome(np.full((5, 12, 16), 0.2, np.float32), 64, 48, (64, 48)), CANVAS)
+        == 0
+    ).all()
 
 
 @pytest.mark.parametrize("classes", [1, 2, 5, 17, 255])
@@ -119,10 +134,14 @@ def test_png_pixels_are_class_ids_shown_in_their_colours(classes: int) -> None:
     image = Image.open(io.BytesIO(masks.index_png(labels, entries)))
     assert image.mode == "P"
     assert (np.asarray(image) == labels).all()
-    assert (np.asarray(image.convert("RGB")) == np.array([entry.color for entry in entries])[labels]).all()
+    assert (
+        np.asarray(image.convert("RGB")) == np.array([entry.color for entry in entries])[labels]
+    ).all()
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools.mask.decode
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # pycocotools.mask.decode
 def test_segments_are_one_per_class_and_cover_every_pixel_once(fake_manifest: Manifest) -> None:
     manifest = replace(fake_manifest, classes=CLASSES)
     result = outcome(blobs(), 120, 90, (64, 48))
@@ -150,11 +169,13 @@ def test_segments_have_the_area_box_and_score_of_their_pixels(
         y, x = np.nonzero(inside)
         assert segment["area"] == inside.sum()
         assert segment["box"] == [x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1]
-        assert segment["score"] == pytest.approx(exact[segment["class_id"]][inside].mean(), abs=1e-4)
+        assert segment["score"] == pytest.approx(
+            exact[segment["class_id"]][inside].mean(), abs=1e-4
+        )
         assert segment["label"] == f"class {segment['class_id']}"
 
 
-# -- run lengths -------------------------------------------------------------------------------------------------------
+# -- run lengths -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -165,16 +186,20 @@ def test_segments_have_the_area_box_and_score_of_their_pixels(
         np.array([[1]], np.uint8),
         np.arange(35, dtype=np.uint16).reshape(5, 7) % 3 + 300,
         np.random.default_rng(0).integers(0, 4, (41, 23)).astype(np.uint8),
-        np.kron(np.random.default_rng(1).integers(0, 5, (6, 9)), np.ones((40, 30), int)).astype(np.uint16),
+        np.kron(np.random.default_rng(1).integers(0, 5, (6, 9)), np.ones((40, 30), int)).astype(
+            np.uint16
+        ),
     ],
 )
-def test_run_lengths_in_one_pass_are_those_that_coco_gives_value_by_value(labels: NDArray[np.unsignedinteger]) -> None:
+def test_run_lengths_in_one_pass_are_those_that_coco_gives_value_by_value(
+    labels: NDArray[np.unsignedinteger],
+) -> None:
     values = np.array([0, 1, 2, 3, 4, 301, 65535])  # some of them are not there
     expected = [coco.encode(np.asfortranarray(labels == value, np.uint8)) for value in values]
     assert masks._run_lengths(labels, values) == expected
 
 
-# -- objects -----------------------------------------------------------------------------------------------------------
+# -- objects ---------------------------------------------------------------------------------------
 
 
 def cells(count: int, height: int, width: int) -> NDArray[np.uint16]:
@@ -190,7 +215,9 @@ def listed(labels: NDArray[np.uint16]) -> list[Instance]:
     return [Instance(k, 0, 0.75) for k in range(1, int(labels.max()) + 1)]
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools.mask.decode
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # pycocotools.mask.decode
 def test_objects_have_the_area_box_and_mask_of_their_pixels(instance_manifest: Manifest) -> None:
     labels = cells(6, 90, 130)
     found = masks.objects(labels, listed(labels), instance_manifest)
@@ -217,13 +244,17 @@ def test_400_objects_in_a_large_image_take_milliseconds(instance_manifest: Manif
         began = time.perf_counter()
         masks.objects(labels, found, instance_manifest)
         times.append(time.perf_counter() - began)
-    assert min(times) < 0.25  # about 10 ms where it was written; encoding them one by one takes six seconds
+    assert (
+        min(times) < 0.25
+    )  # about 10 ms where it was written; encoding them one by one takes six seconds
 
 
-# -- paused tokens -----------------------------------------------------------------------------------------------------
+# -- paused tokens ---------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools.mask.decode
+@pytest.mark.filterwarnings(
+    "ignore:__array__ implementation:DeprecationWarning"
+)  # pycocotools.mask.decode
 @pytest.mark.parametrize(("width", "height", "scaled"), SHAPES)
 def test_a_pixel_is_paused_if_the_token_that_covers_its_centre_is(
     width: int, height: int, scaled: tuple[int, int]
@@ -233,7 +264,10 @@ def test_a_pixel_is_paused_if_the_token_that_covers_its_centre_is(
     expected = np.array(
         [
             [
-                grid[int((y + 0.5) * scaled[1] / height) // 8, int((x + 0.5) * scaled[0] / width) // 8]
+                grid[
+                    int((y + 0.5) * scaled[1] / height) // 8,
+                    int((x + 0.5) * scaled[0] / width) // 8,
+                ]
                 for x in range(width)
             ]
             for y in range(height)

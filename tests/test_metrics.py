@@ -1,4 +1,5 @@
-"""Metrics: names and labels as documented, closed label sets, and one log line that no caller can forge."""
+"""Metrics: names and labels as documented, closed label sets, and one log line that no caller can
+forge."""
 
 from __future__ import annotations
 
@@ -25,12 +26,27 @@ from service.core import Budget, Decision, Frame, Geometry, Margin, Outcome, Pla
 from service.engines.fake import FakeBackend
 from service.inference.router import choose
 from service.inference.scheduler import Scheduler
-from service.metrics import MISSED, OUTCOMES, QUALITY_GIVEN_UP, REQUEST_SECONDS, SHED, STAGES, Metrics
+from service.metrics import (
+    MISSED,
+    OUTCOMES,
+    QUALITY_GIVEN_UP,
+    REQUEST_SECONDS,
+    SHED,
+    STAGES,
+    Metrics,
+)
 from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAN = Plan("d2", 2, 1.0, 1.0, 4.5, 0.7)
-STAGE_TIMES = {"decode": 0.002, "queue": 0.0001, "front": 0.02, "encoder": 0.03, "decoder": 0.01, "mask": 0.003}
+STAGE_TIMES = {
+    "decode": 0.002,
+    "queue": 0.0001,
+    "front": 0.02,
+    "encoder": 0.03,
+    "decoder": 0.01,
+    "mask": 0.003,
+}
 
 
 @pytest.fixture
@@ -44,7 +60,9 @@ def traced(reason: Reason = Reason.GATE) -> Trace:
 
 def edges_of(metrics: Metrics, name: str) -> list[str]:
     families = {family.name: family for family in metrics.registry.collect()}
-    return [sample.labels["le"] for sample in families[name].samples if sample.name.endswith("_bucket")]
+    return [
+        sample.labels["le"] for sample in families[name].samples if sample.name.endswith("_bucket")
+    ]
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
@@ -90,13 +108,26 @@ def test_what_was_given_up_against_what_the_gate_wanted_is_counted(metrics: Metr
     assert value(metrics, "fathom_quality_given_up_bucket", le="0.02") == 1
     assert value(metrics, "fathom_quality_given_up_bucket", le="0.05") == 2
     assert value(metrics, "fathom_quality_given_up_sum") == 0.03
-    metrics.observe(Trace(decision=Decision(deep, Reason.NODE, 0.83, PLAN)), "ok", 0.1)  # more layers than were wanted
+    metrics.observe(
+        Trace(decision=Decision(deep, Reason.NODE, 0.83, PLAN)), "ok", 0.1
+    )  # more layers than were wanted
     assert value(metrics, "fathom_depth_given_up_layers_bucket", le="0.0") == 2
 
 
 def test_edges_of_what_was_given_up(metrics: Metrics) -> None:
-    assert edges_of(metrics, "fathom_depth_given_up_layers") == ["0.0", "1.0", "2.0", "3.0", "4.0", "5.0", "+Inf"]
-    assert edges_of(metrics, "fathom_quality_given_up") == [*(str(edge) for edge in QUALITY_GIVEN_UP), "+Inf"]
+    assert edges_of(metrics, "fathom_depth_given_up_layers") == [
+        "0.0",
+        "1.0",
+        "2.0",
+        "3.0",
+        "4.0",
+        "5.0",
+        "+Inf",
+    ]
+    assert edges_of(metrics, "fathom_quality_given_up") == [
+        *(str(edge) for edge in QUALITY_GIVEN_UP),
+        "+Inf",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +143,13 @@ def test_edges_of_what_was_given_up(metrics: Metrics) -> None:
     ],
 )
 def test_a_decision_knows_what_the_gate_wanted(
-    request_budget: Budget, node: Budget, load: float, wanted: str | None, given_up: float, kept: bool, reason: Reason
+    request_budget: Budget,
+    node: Budget,
+    load: float,
+    wanted: str | None,
+    given_up: float,
+    kept: bool,
+    reason: Reason,
 ) -> None:
     plans = [Plan(f"d{depth}", depth, 1.0, 1.0, 2.0 * depth, 0.5) for depth in (1, 2, 3, 4)]
     if request_budget.max_loss == 0.05:
@@ -129,16 +166,24 @@ def test_a_decision_knows_what_the_gate_wanted(
         load=load,
         load_start=0.5,
     )
-    assert (found.wanted and found.wanted.name, found.floor_kept, found.reason) == (wanted, kept, reason)
+    assert (found.wanted and found.wanted.name, found.floor_kept, found.reason) == (
+        wanted,
+        kept,
+        reason,
+    )
     assert found.quality_given_up == pytest.approx(given_up)
 
 
 def test_missed_budgets_are_counted_by_kind_once_a_request(metrics: Metrics) -> None:
-    broken = Decision(PLAN, Reason.NODE, 0.8, Plan("d6", 6, 1.0, 1.0, 9.0, 0.8), 0.03, floor_kept=False)
+    broken = Decision(
+        PLAN, Reason.NODE, 0.8, Plan("d6", 6, 1.0, 1.0, 9.0, 0.8), 0.03, floor_kept=False
+    )
     metrics.observe(Trace(decision=broken), "ok", 0.1)
     metrics.observe(traced(), "ok", 0.1)
     assert [value(metrics, "fathom_budget_missed_total", kind=kind) for kind in MISSED] == [0, 1]
-    metrics.observe(Trace(decision=broken), "deadline-exceeded", 0.1)  # there is no answer whose quality could be low
+    metrics.observe(
+        Trace(decision=broken), "deadline-exceeded", 0.1
+    )  # there is no answer whose quality could be low
     metrics.observe(Trace(decision=broken), "internal", 0.1)
     assert [value(metrics, "fathom_budget_missed_total", kind=kind) for kind in MISSED] == [1, 1]
     assert value(metrics, "fathom_deadline_missed_total") == 1
@@ -164,7 +209,10 @@ def test_a_batch_that_fails_in_the_engine_is_one_engine_error(fake_manifest: Man
                 await asyncio.sleep(0.002)
             assert value(metrics, "fathom_engine_errors_total") == 0
             backend.warm = True
-            tasks = [scheduler.submit(frame, Budget(), Trace(str(n)), time.perf_counter()) for n in range(3)]
+            tasks = [
+                scheduler.submit(frame, Budget(), Trace(str(n)), time.perf_counter())
+                for n in range(3)
+            ]
             results = await asyncio.gather(*tasks, return_exceptions=True)
             await scheduler.drain(5)
         return results
@@ -204,7 +252,11 @@ def test_labels_come_from_closed_sets(metrics: Metrics) -> None:
 
 
 def test_every_error_has_an_outcome_with_its_status(metrics: Metrics) -> None:
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.FathomError)]
+    kinds = [
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.FathomError)
+    ]
     assert len(kinds) > 10
     for kind in kinds:
         assert OUTCOMES[kind.problem] == kind.status
@@ -213,8 +265,13 @@ def test_every_error_has_an_outcome_with_its_status(metrics: Metrics) -> None:
 
 def test_the_page_is_prometheus_text_with_every_documented_name(metrics: Metrics) -> None:
     metrics.build_info(version="0", bundle="b@1", backend="fake", reason="asked")
-    metrics.build_info(version="1", bundle="b@2", backend="fake", reason="asked")  # replaces the first
-    families = {family.name: family for family in text_string_to_metric_families(metrics.expose("")[0].decode())}
+    metrics.build_info(
+        version="1", bundle="b@2", backend="fake", reason="asked"
+    )  # replaces the first
+    families = {
+        family.name: family
+        for family in text_string_to_metric_families(metrics.expose("")[0].decode())
+    }
     ours = {name for name in families if name.startswith("fathom_")}
     assert ours == {
         "fathom_request_duration_seconds",
@@ -240,13 +297,18 @@ def test_the_page_is_prometheus_text_with_every_documented_name(metrics: Metrics
 
 
 def test_series_are_there_before_the_first_event(metrics: Metrics) -> None:
-    assert all(value(metrics, "fathom_requests_total", outcome=outcome) == 0 for outcome in OUTCOMES)
-    assert all(value(metrics, "fathom_stage_duration_seconds_count", stage=stage) == 0 for stage in STAGES)
+    assert all(
+        value(metrics, "fathom_requests_total", outcome=outcome) == 0 for outcome in OUTCOMES
+    )
+    assert all(
+        value(metrics, "fathom_stage_duration_seconds_count", stage=stage) == 0 for stage in STAGES
+    )
     assert all(value(metrics, "fathom_shed_total", reason=reason) == 0 for reason in SHED)
     assert all(value(metrics, "fathom_budget_missed_total", kind=kind) == 0 for kind in MISSED)
 
 
-# -- the two text formats ----------------------------------------------------------------------------------------------
+# -- the two text formats
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -255,7 +317,10 @@ def test_series_are_there_before_the_first_event(metrics: Metrics) -> None:
         ("", "text/plain; version=0.0.4; charset=utf-8"),
         ("*/*", "text/plain; version=0.0.4; charset=utf-8"),
         ("text/plain;version=0.0.4;q=0.5,*/*;q=0.1", "text/plain; version=0.0.4; charset=utf-8"),
-        ("application/openmetrics-text", "application/openmetrics-text; version=1.0.0; charset=utf-8"),
+        (
+            "application/openmetrics-text",
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        ),
         (
             "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,text/plain;version=0.0.4;q=0.5",
             "application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=allow-utf-8",
@@ -287,10 +352,12 @@ def test_exemplars_are_of_recorded_requests_and_in_openmetrics_only(metrics: Met
     assert b"trace_id" not in metrics.expose("")[0]
 
 
-# -- log lines ---------------------------------------------------------------------------------------------------------
+# -- log lines -------------------------------------------------------------------------------------
 
 
-def test_there_is_one_log_line_per_request(metrics: Metrics, caplog: pytest.LogCaptureFixture) -> None:
+def test_there_is_one_log_line_per_request(
+    metrics: Metrics, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO, "fathom.request"):
         metrics.observe(traced(), "ok", 0.0714)
         metrics.observe(Trace('x y\n status=200 "=é'), "overloaded", math.pi)
@@ -311,7 +378,9 @@ def test_the_line_names_the_key_and_the_trace_where_there_are_any(
     assert caplog.messages[0].endswith(f" total_ms=1.0 key=camera-7 trace_id={'a' * 32}")
 
 
-def test_a_higher_level_switches_the_line_off(metrics: Metrics, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_higher_level_switches_the_line_off(
+    metrics: Metrics, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING, "fathom.request"):
         metrics.observe(traced(), "ok", 0.1)
     assert caplog.messages == []
@@ -323,7 +392,9 @@ def as_json(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
     return [json.loads(line) for line in lines]
 
 
-def test_as_json_the_fields_are_members_with_their_types(metrics: Metrics, caplog: pytest.LogCaptureFixture) -> None:
+def test_as_json_the_fields_are_members_with_their_types(
+    metrics: Metrics, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO, "fathom.request"):
         metrics.observe(traced(), "ok", 0.0714)
         metrics.observe(Trace('x"\n'), "overloaded", 0.1)
@@ -345,7 +416,9 @@ def test_as_json_the_fields_are_members_with_their_types(metrics: Metrics, caplo
     assert (second["request_id"], second["plan"], second["status"]) == ('x"\n', None, 429)
 
 
-def test_as_json_any_other_line_has_its_text_and_an_error_its_stack(caplog: pytest.LogCaptureFixture) -> None:
+def test_as_json_any_other_line_has_its_text_and_an_error_its_stack(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     log = logging.getLogger("uvicorn.error")
     with caplog.at_level(logging.INFO):
         log.info("started %d\nprocess", 7)
@@ -363,14 +436,35 @@ def test_as_json_any_other_line_has_its_text_and_an_error_its_stack(caplog: pyte
     ("form", "argv", "status", "text"),
     [
         ("json", ["--bundle", "nowhere"], 1, "BundleError: "),
-        ("json", ["--api-keys-file", "nowhere"], 2, "SettingsError: --api-keys-file nowhere: No such file"),
-        ("json", ["--trace-endpoint", "nowhere"], 2, "SettingsError: --trace-endpoint is 'nowhere'"),
+        (
+            "json",
+            ["--api-keys-file", "nowhere"],
+            2,
+            "SettingsError: --api-keys-file nowhere: No such file",
+        ),
+        (
+            "json",
+            ["--trace-endpoint", "nowhere"],
+            2,
+            "SettingsError: --trace-endpoint is 'nowhere'",
+        ),
     ],
 )
 def test_a_service_that_cannot_start_says_so_in_the_form_that_was_chosen(
     form: str, argv: list[str], status: int, text: str
 ) -> None:
-    command = [sys.executable, "-m", "service", "--log-format", form, "--backend", "fake", "--port", "0", *argv]
+    command = [
+        sys.executable,
+        "-m",
+        "service",
+        "--log-format",
+        form,
+        "--backend",
+        "fake",
+        "--port",
+        "0",
+        *argv,
+    ]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     lines = [json.loads(line) for line in run.stderr.splitlines()]
     assert (run.returncode, lines[-1]["level"]) == (status, "CRITICAL")
@@ -383,7 +477,12 @@ def test_as_json_warnings_and_unforeseen_errors_are_lines_too() -> None:
         "logs.configure('info', 'json')\nwarnings.warn('old\\nthing')\nraise RuntimeError('a bug')"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     first, second = (json.loads(line) for line in run.stderr.splitlines())
     assert (first["logger"], first["level"]) == ("py.warnings", "WARNING")
@@ -392,6 +491,8 @@ def test_as_json_warnings_and_unforeseen_errors_are_lines_too() -> None:
     assert "RuntimeError: a bug" in second["exception"]
 
 
-def test_a_wrong_setting_is_plain_text_as_long_as_the_form_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_setting_is_plain_text_as_long_as_the_form_is_not_known(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert entry.main(["--log-format", "xml"], {}) == 2
     assert capsys.readouterr().err.startswith("SettingsError: --log-format is 'xml'")

@@ -1,6 +1,8 @@
-"""What monitoring/ promises, tried: a real Prometheus watches two real services and answers every query of it.
+"""What monitoring/ promises, tried: a real Prometheus watches two real services and answers every
+query of it.
 
-One service has the shipped bundle and its engine, the engine of the other one fails and dawdles on request.
+One service has the shipped bundle and its engine, the engine of the other one fails and dawdles on
+request.
 """
 
 from __future__ import annotations
@@ -36,15 +38,33 @@ from tests.observed import (
 )
 from tests.traffic import PHOTOS, Traffic, flat, noise, service, wait
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]  # the first test waits for all that is watched
-DCGM_LABELS = {"gpu": "0", "UUID": "GPU-1", "device": "nvidia0", "modelName": "NVIDIA L4", "Hostname": "node-1"}
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(480),
+]  # the first test waits for all that is watched
+DCGM_LABELS = {
+    "gpu": "0",
+    "UUID": "GPU-1",
+    "device": "nvidia0",
+    "modelName": "NVIDIA L4",
+    "Hostname": "node-1",
+}
 # These need minutes or an empty Prometheus; `promtool test rules` fires them.
 NOT_PROVOKED = {"FathomAbsent", "FathomEngineStalled"}
 ROOT = Path(__file__).resolve().parent.parent
 NOISE = noise()
 COSTS = [plan.gflops for plan in bundle.load(ROOT / Settings().bundle).manifest.plans]
 HALF = f"gflops={(COSTS[0] + COSTS[-1]) / 2:.3f}"
-VARIED = ("", "depth=1", "depth=3", HALF, "ms=3000", "max-loss=0", "max-loss=0.02", "depth=2, max-loss=0.01")
+VARIED = (
+    "",
+    "depth=1",
+    "depth=3",
+    HALF,
+    "ms=3000",
+    "max-loss=0",
+    "max-loss=0.02",
+    "depth=2, max-loss=0.01",
+)
 
 
 @contextmanager
@@ -52,7 +72,9 @@ def gpu_exporter() -> Iterator[int]:
     """The port of a stand-in for dcgm-exporter: its names and labels, one GPU."""
     registry = prometheus_client.CollectorRegistry()
     for name, value in DCGM.items():
-        gauge = prometheus_client.Gauge(name, "See NVIDIA's list of fields.", list(DCGM_LABELS), registry=registry)
+        gauge = prometheus_client.Gauge(
+            name, "See NVIDIA's list of fields.", list(DCGM_LABELS), registry=registry
+        )
         gauge.labels(**DCGM_LABELS).set(value)
     server, thread = prometheus_client.start_http_server(0, addr="127.0.0.1", registry=registry)
     try:
@@ -65,7 +87,8 @@ def gpu_exporter() -> Iterator[int]:
 
 @dataclass(frozen=True)
 class Watched:
-    """engine: HOST:PORT of the service with the real engine; start, end: of the traffic, in seconds of the epoch."""
+    """engine: HOST:PORT of the service with the real engine; start, end: of the traffic, in seconds
+    of the epoch."""
 
     api: Prometheus
     engine: str
@@ -92,7 +115,9 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         targets = [f"127.0.0.1:{engine}", f"127.0.0.1:{port}"]
         start = time.time()
         api = stack.enter_context(prometheus(folder, targets, {"dcgm": f"127.0.0.1:{gpu}"}))
-        good, bad = (stack.enter_context(closing(Traffic(f"http://{target}"))) for target in targets)
+        good, bad = (
+            stack.enter_context(closing(Traffic(f"http://{target}"))) for target in targets
+        )
         wait(lambda: len(api.query('up{job="fathom"} == 1')) == 2, 20, "both targets")
         time.sleep(3)  # what they export before the first request
 
@@ -103,16 +128,21 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
                 until_fired(api, "FathomShedding", "FathomQueueWait", "FathomEngineErrors")
                 until_fired(api, "FathomErrorBudgetBurn", "FathomLatencyBudgetBurn")
             wait(lambda: good.answered > len(VARIED), 60, "the real engine")
-            budget.write_text(f"gflops={(COSTS[0] + COSTS[1]) / 2:.3f}")  # between the cheapest plan and the next
+            budget.write_text(
+                f"gflops={(COSTS[0] + COSTS[1]) / 2:.3f}"
+            )  # between the cheapest plan and the next
             with bad.running(4, lambda i: (NOISE, "max-loss=0")):
-                until_fired(api, "FathomQualityDegraded", "FathomFloorMisses", "FathomNodeBudgetBinds")
+                until_fired(
+                    api, "FathomQualityDegraded", "FathomFloorMisses", "FathomNodeBudgetBinds"
+                )
         restart(api, first, folder, port)
         until_fired(api, "FathomRestarting", "FathomDown")
         yield Watched(api, targets[0], start, time.time())
 
 
 def rough(number: int) -> tuple[bytes, str]:
-    """One picture in 15 fails its whole batch, half of them hold up theirs, the rest want all the depth there is."""
+    """One picture in 15 fails its whole batch, half of them hold up theirs, the rest want all the
+    depth there is."""
     if number % 15 == 7:
         return flat(RED), ""
     return (flat(BLUE), "") if number % 2 else (NOISE, "max-loss=0")
@@ -124,7 +154,14 @@ def until_fired(api: Prometheus, *alerts: str) -> None:
 
 def faulty(folder: Path, port: int) -> AbstractContextManager[None]:
     """The faulty service, with a queue that is soon full."""
-    flags = ("--queue-size", "8", "--load-start", "0.1", "--node-budget-file", str(folder / "node-budget"))
+    flags = (
+        "--queue-size",
+        "8",
+        "--load-start",
+        "0.1",
+        "--node-budget-file",
+        str(folder / "node-budget"),
+    )
     return service(port, folder / "faulty.log", *flags, module="tests.faulty_service")
 
 
@@ -139,7 +176,9 @@ def restart(api: Prometheus, running: ExitStack, folder: Path, port: int) -> Non
 
 def started(api: Prometheus, port: int) -> str | None:
     """When the process behind the port was started, in Prometheus' memory of the last minutes."""
-    found = api.query(f'last_over_time(process_start_time_seconds{{instance="127.0.0.1:{port}"}}[5m])')
+    found = api.query(
+        f'last_over_time(process_start_time_seconds{{instance="127.0.0.1:{port}"}}[5m])'
+    )
     return found[0]["value"][1] if found else None
 
 
@@ -179,8 +218,12 @@ def test_the_signals_for_autoscaling_are_there_also_without_traffic(watched: Wat
         assert max(values) > 0
 
 
-@pytest.mark.parametrize(("title", "target"), TARGETS, ids=[f"{title} {t['refId']}" for title, t in TARGETS])
-def test_every_query_of_every_panel_returns_data(watched: Watched, title: str, target: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("title", "target"), TARGETS, ids=[f"{title} {t['refId']}" for title, t in TARGETS]
+)
+def test_every_query_of_every_panel_returns_data(
+    watched: Watched, title: str, target: dict[str, Any]
+) -> None:
     assert watched.api.ask(target, watched.start, watched.end), filled(target["expr"], "15s")
 
 

@@ -18,7 +18,9 @@ from tests.small_network import SMALL
 
 
 @pytest.mark.parametrize("schedule", [(), (0, 1), (4,), (3, 1), (1, 3, 2)], ids=str)
-def test_config_refuses_a_schedule_that_is_empty_or_unknown_or_drops_a_scale(schedule: tuple[int, ...]) -> None:
+def test_config_refuses_a_schedule_that_is_empty_or_unknown_or_drops_a_scale(
+    schedule: tuple[int, ...],
+) -> None:
     with pytest.raises(ValueError, match="schedule"):
         replace(SMALL, schedule=schedule)
 
@@ -42,14 +44,18 @@ def test_config_refuses_to_pause_behind_the_last_layer(after: int) -> None:
 
 
 @pytest.mark.parametrize("widths", [(), (0.5,), (0.0, 1.0), (1.0, 1.5)], ids=str)
-def test_config_refuses_widths_without_the_full_one_or_out_of_range(widths: tuple[float, ...]) -> None:
+def test_config_refuses_widths_without_the_full_one_or_out_of_range(
+    widths: tuple[float, ...],
+) -> None:
     with pytest.raises(ValueError, match="widths"):
         replace(SMALL, widths=widths)
 
 
 def test_config_knows_the_first_exit_that_can_pause_any_token() -> None:
     assert tiny().pauses_from == 5
-    assert replace(tiny(), pause_after=2).pauses_from == 5  # before, no layer updates tokens of stride 8
+    assert (
+        replace(tiny(), pause_after=2).pauses_from == 5
+    )  # before, no layer updates tokens of stride 8
     assert replace(tiny(), pause_after=5).pauses_from == 6
     assert replace(standard(), pause_after=0).pauses_from == 1
     assert standard().pauses_from is None
@@ -57,7 +63,8 @@ def test_config_knows_the_first_exit_that_can_pause_any_token() -> None:
 
 
 def test_published_and_standard_sizes_turn_no_knob() -> None:
-    """They are what others are compared with: Mask2Former's encoder, every layer over all scales."""
+    """They are what others are compared with: Mask2Former's encoder, every layer over all
+    scales."""
     for config in (base(), standard()):
         assert config.schedule == (3,) * 6
         assert (config.pause_after, config.widths, config.top_down, config.recalibration) == (
@@ -69,9 +76,33 @@ def test_published_and_standard_sizes_turn_no_knob() -> None:
         encoder = Encoder(config)
         assert encoder.token_head is None
         assert encoder.top_down is None
-    sizes = ("channels", "encoder_ffn", "queries", "decoder_layers", "decoder_ffn", "pixel_embedding", "matching")
-    assert [getattr(base(), name) for name in sizes] == [256, 1024, 100, 9, 2048, "conv", "hungarian"]
-    same = ("channels", "encoder_ffn", "heads", "points", "decoder_layers", "decoder_ffn", "pixel_embedding")
+    sizes = (
+        "channels",
+        "encoder_ffn",
+        "queries",
+        "decoder_layers",
+        "decoder_ffn",
+        "pixel_embedding",
+        "matching",
+    )
+    assert [getattr(base(), name) for name in sizes] == [
+        256,
+        1024,
+        100,
+        9,
+        2048,
+        "conv",
+        "hungarian",
+    ]
+    same = (
+        "channels",
+        "encoder_ffn",
+        "heads",
+        "points",
+        "decoder_layers",
+        "decoder_ffn",
+        "pixel_embedding",
+    )
     assert all(getattr(standard(), name) == getattr(tiny(), name) for name in same)
 
 
@@ -99,11 +130,18 @@ def test_a_plan_s_name_says_all_of_it(depth: int, keep: float, width: float) -> 
 
 
 def test_names_of_plans_are_those_of_the_bundles() -> None:
-    names = {Knobs(6): "d6", Knobs(5, 0.5): "d5-k50", Knobs(6, 0.25, 0.5): "d6-k25-w50", Knobs(1, 1, 0.125): "d1-w12.5"}
+    names = {
+        Knobs(6): "d6",
+        Knobs(5, 0.5): "d5-k50",
+        Knobs(6, 0.25, 0.5): "d6-k25-w50",
+        Knobs(1, 1, 0.125): "d1-w12.5",
+    }
     assert {knobs: knobs.name for knobs in names} == names
 
 
-@pytest.mark.parametrize("text", ["", "6", "d0", "d06", "d6-k0", "d6-k101", "d6-w50-k50", "d6-", "d6-k50-k50", "d6 "])
+@pytest.mark.parametrize(
+    "text", ["", "6", "d0", "d06", "d6-k0", "d6-k101", "d6-w50-k50", "d6-", "d6-k50-k50", "d6 "]
+)
 def test_a_name_that_is_no_plan_s_is_refused_with_the_form(text: str) -> None:
     with pytest.raises(ValueError, match="must be like d6, d6-k50 or d6-k25-w50"):
         Knobs.parse(text)

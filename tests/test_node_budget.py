@@ -1,4 +1,5 @@
-"""The node's ceilings: what the setting and the watched file may hold, and what happens when the file is broken."""
+"""The node's ceilings: what the setting and the watched file may hold, and what happens when the
+file is broken."""
 
 from __future__ import annotations
 
@@ -78,7 +79,8 @@ def test_a_change_of_the_file_is_applied(tmp_path: Path) -> None:
 
 
 def test_a_swap_of_the_link_as_kubernetes_does_it_is_applied(tmp_path: Path) -> None:
-    # A ConfigMap volume: budget -> ..data/budget, ..data -> ..one; an update makes ..two and renames a new link.
+    # A ConfigMap volume: budget -> ..data/budget, ..data -> ..one; an update makes ..two and
+    # renames a new link.
     def publish(name: str, text: str) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "budget").write_text(text)
@@ -119,7 +121,9 @@ def test_a_broken_file_keeps_the_last_good_budget_and_warns_once_with_the_key(
     assert "'depht'" in caplog.messages[0]
 
 
-def test_a_file_that_is_empty_for_one_look_lifts_no_ceiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_empty_for_one_look_lifts_no_ceiling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     looks = [Budget(depth=3), Budget(), Budget(depth=2), Budget(depth=2)]
 
     def read(self: Source[Budget]) -> Budget | Unusable:
@@ -156,7 +160,9 @@ def test_a_mended_file_applies_the_same_budget_again_and_a_missing_one_warns(
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"x" * 100_000, b"depth=3" * 1000])
-def test_bytes_that_are_no_text_and_files_without_end_change_nothing(tmp_path: Path, content: bytes) -> None:
+def test_bytes_that_are_no_text_and_files_without_end_change_nothing(
+    tmp_path: Path, content: bytes
+) -> None:
     async def run() -> list[Budget]:
         (tmp_path / "budget").write_bytes(content)
         async with watching(tmp_path / "budget") as watched:

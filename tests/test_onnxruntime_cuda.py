@@ -1,4 +1,5 @@
-"""The CUDA provider's backend, by ONNX Runtime's CPU provider: sessions of one batch size, io-binding, rows copied.
+"""The CUDA provider's backend, by ONNX Runtime's CPU provider: sessions of one batch size,
+io-binding, rows copied.
 
 What only a GPU can show is marked `gpu`.
 """
@@ -27,23 +28,34 @@ from tests.fake_tensorrt import FakeDevice
 from tests.small_graphs import check_backend, check_paused, images, pausing, reference, write_graphs
 
 SHIPPED = Path(__file__).resolve().parent.parent / "trained_weights"
-# Whose results the CUDA provider keeps on the CPU, so that ONNX Runtime would put what follows there, too.
+# Whose results the CUDA provider keeps on the CPU, so that ONNX Runtime would put what follows
+# there, too.
 SHAPES = {"Shape", "Size", "NonZero"}
 
 
-def on_host(served: Bundle, device: FakeDevice | None = None, *, max_batch: int = 4) -> OnnxRuntimeCudaBackend:
+def on_host(
+    served: Bundle, device: FakeDevice | None = None, *, max_batch: int = 4
+) -> OnnxRuntimeCudaBackend:
     return OnnxRuntimeCudaBackend(
-        served, max_batch=max_batch, device=lambda: device or FakeDevice(), provider="CPUExecutionProvider", place="cpu"
+        served,
+        max_batch=max_batch,
+        device=lambda: device or FakeDevice(),
+        provider="CPUExecutionProvider",
+        place="cpu",
     )
 
 
-def test_it_computes_what_the_graphs_say_for_every_plan_and_for_batches_without_a_session(onnx_bundle: Bundle) -> None:
+def test_it_computes_what_the_graphs_say_for_every_plan_and_for_batches_without_a_session(
+    onnx_bundle: Bundle,
+) -> None:
     backend: Backend = on_host(onnx_bundle, max_batch=5)
     check_backend(backend, onnx_bundle, (1, 3, 5))
     backend.close()
 
 
-def test_rows_are_copied_in_the_order_asked_for_and_the_source_stays_good(onnx_bundle: Bundle) -> None:
+def test_rows_are_copied_in_the_order_asked_for_and_the_source_stays_good(
+    onnx_bundle: Bundle,
+) -> None:
     device = FakeDevice()
     backend = on_host(onnx_bundle, device)
     batch, plan = images(4), onnx_bundle.manifest.plans[1]
@@ -59,7 +71,9 @@ def test_rows_are_copied_in_the_order_asked_for_and_the_source_stays_good(onnx_b
     np.testing.assert_allclose(whole[1], reference(batch[1], plan.depth)[1], atol=1e-5)
 
 
-def test_it_tells_which_tokens_an_encoder_paused(tmp_path: Path, instance_manifest: Manifest) -> None:
+def test_it_tells_which_tokens_an_encoder_paused(
+    tmp_path: Path, instance_manifest: Manifest
+) -> None:
     manifest = pausing(instance_manifest)
     write_graphs(tmp_path, manifest)
     check_paused(on_host(bundle.save(tmp_path, manifest)), manifest)
@@ -89,14 +103,23 @@ def test_wrong_calls_are_refused(onnx_bundle: Bundle) -> None:
 
 def test_the_sizes_of_batches_end_with_the_largest_that_is_served() -> None:
     assert [sizes_up_to(n) for n in (1, 2, 3, 4, 5, 8)] == [
-        (1,), (1, 2), (1, 2, 3), (1, 2, 4), (1, 2, 4, 5), (1, 2, 4, 8),
-    ]  # fmt: skip
+        (1,),
+        (1, 2),
+        (1, 2, 3),
+        (1, 2, 4),
+        (1, 2, 4, 5),
+        (1, 2, 4, 8),
+    ]
 
 
-def test_an_onnxruntime_without_the_provider_is_an_error_that_names_the_package(onnx_bundle: Bundle) -> None:
+def test_an_onnxruntime_without_the_provider_is_an_error_that_names_the_package(
+    onnx_bundle: Bundle,
+) -> None:
     if onnxruntime_cuda.PROVIDER in ort.get_available_providers():
         pytest.skip("this onnxruntime has the CUDA provider")
-    with pytest.raises(BackendError, match=r"no CUDAExecutionProvider: .* pip install 'fathom\[gpu\]'"):
+    with pytest.raises(
+        BackendError, match=r"no CUDAExecutionProvider: .* pip install 'fathom\[gpu\]'"
+    ):
         OnnxRuntimeCudaBackend(onnx_bundle)
 
 
@@ -115,13 +138,16 @@ def test_a_machine_without_a_driver_is_an_error_that_says_so(
 def test_a_node_that_would_run_on_the_cpu_is_refused_by_onnxruntime(
     onnx_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A provider that is named but cannot be loaded: ONNX Runtime by itself would take the CPU for all nodes."""
+    """A provider that is named but cannot be loaded: ONNX Runtime by itself would take the CPU for
+    all nodes."""
     monkeypatch.setattr(onnxruntime_cuda, "PROVIDER", "CUDAExecutionProvider")
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(ort, "preload_dlls", lambda: None)
     if "CUDAExecutionProvider" in ort.get_all_providers() and _loads_cuda():
         pytest.skip("here it can be loaded")
-    with pytest.raises(BackendError, match=r"front\.onnx: .*CPU EP has been explicitly disabled.*fathom\[gpu\]"):
+    with pytest.raises(
+        BackendError, match=r"front\.onnx: .*CPU EP has been explicitly disabled.*fathom\[gpu\]"
+    ):
         OnnxRuntimeCudaBackend(onnx_bundle, device=FakeDevice)
 
 
@@ -137,15 +163,23 @@ def test_tensors_that_are_not_the_manifest_s_are_named(onnx_bundle: Bundle) -> N
     manifest = onnx_bundle.manifest
     front = manifest.stages["front"]
     wrong = dataclasses.replace(front.outputs[0], dims=("batch", 9, 12, 16))
-    stages = {**manifest.stages, "front": dataclasses.replace(front, outputs=(wrong, *front.outputs[1:]))}
-    changed = dataclasses.replace(onnx_bundle, manifest=dataclasses.replace(manifest, stages=stages))
+    stages = {
+        **manifest.stages,
+        "front": dataclasses.replace(front, outputs=(wrong, *front.outputs[1:])),
+    }
+    changed = dataclasses.replace(
+        onnx_bundle, manifest=dataclasses.replace(manifest, stages=stages)
+    )
     with pytest.raises(BackendError, match=r"front\.onnx: output 'f4'"):
         on_host(changed)
 
 
 @pytest.mark.parametrize("name", ["camvid-tiny", "nuclei-tiny"])
-def test_with_the_batch_known_nothing_of_a_shipped_graph_is_left_to_the_cpu(name: str, tmp_path: Path) -> None:
-    """No node is left whose result the CUDA provider keeps on the CPU; all others have kernels there."""
+def test_with_the_batch_known_nothing_of_a_shipped_graph_is_left_to_the_cpu(
+    name: str, tmp_path: Path
+) -> None:
+    """No node is left whose result the CUDA provider keeps on the CPU; all others have kernels
+    there."""
     served = bundle.load(SHIPPED / name)
     for stage in served.manifest.stages.values():
         options = ort.SessionOptions()
@@ -155,7 +189,10 @@ def test_with_the_batch_known_nothing_of_a_shipped_graph_is_left_to_the_cpu(name
         options.add_free_dimension_override_by_name("batch", 2)
         options.optimized_model_filepath = str(tmp_path / stage.file)
         ort.InferenceSession(served.root / stage.file, options, providers=["CPUExecutionProvider"])
-        kinds = {node.op_type for node in onnx.load(tmp_path / stage.file, load_external_data=False).graph.node}
+        kinds = {
+            node.op_type
+            for node in onnx.load(tmp_path / stage.file, load_external_data=False).graph.node
+        }
         assert not kinds & SHAPES, stage.file
         assert kinds, "an empty graph would pass, too"
 
@@ -169,10 +206,15 @@ def test_on_a_gpu_it_gives_what_the_cpu_gives() -> None:
         pytest.skip(error.detail)
     wanted = OnnxRuntimeBackend(served, threads=2)
     size = served.manifest.input
-    batch = np.random.default_rng(0).integers(0, 256, (2, size.height, size.width, 3), dtype=np.uint8)
+    batch = np.random.default_rng(0).integers(
+        0, 256, (2, size.height, size.width, 3), dtype=np.uint8
+    )
     (mine, quality), (theirs, expected) = backend.front(batch), wanted.front(batch)
     np.testing.assert_allclose(quality, expected, atol=1e-3)
     for plan in served.manifest.plans:
-        got, true = backend.decode(backend.encode(plan, mine)), wanted.decode(wanted.encode(plan, theirs))
+        got, true = (
+            backend.decode(backend.encode(plan, mine)),
+            wanted.decode(wanted.encode(plan, theirs)),
+        )
         assert (got.argmax(1) != true.argmax(1)).mean() < 5e-3
     backend.close()

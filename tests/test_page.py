@@ -35,14 +35,17 @@ from tests.browser import chromium
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # pycocotools.mask.decode
+    pytest.mark.filterwarnings(
+        "ignore:__array__ implementation:DeprecationWarning"
+    ),  # pycocotools.mask.decode
 ]
 LEVELS = (0, 96, 160, 250)  # brightness of the four quarters: classes 0 to 3 of the fake backend
 DEPTHS = 4
 
 
 class Shallow(FakeBackend):
-    """The shallower the plan, the more columns at the left are wrong: by one channel, one column per missing layer."""
+    """The shallower the plan, the more columns at the left are wrong: by one channel, one column
+    per missing layer."""
 
     gate = threading.Event()  # closed, the engine stands still
 
@@ -61,7 +64,8 @@ class Shallow(FakeBackend):
 
 @contextmanager
 def serving(manifest: Manifest, **changes: Any) -> Iterator[str]:
-    """The service's address. Every plan takes 5 ms a layer, so that deadlines and prices differ. changes: settings."""
+    """The service's address. Every plan takes 5 ms a layer, so that deadlines and prices differ.
+    changes: settings."""
     Shallow.gate.set()
     settings = Settings(max_body_bytes=100_000, **changes)
     metrics = Metrics(layers=manifest.layers, max_batch=settings.max_batch)
@@ -89,7 +93,9 @@ def serving(manifest: Manifest, **changes: Any) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def tab() -> Iterator[Page]:
     """One tab for all tests: a fresh one costs more than most of them."""
-    expect.set_options(timeout=10_000)  # the machine may be busy; what holds at once still passes at once
+    expect.set_options(
+        timeout=10_000
+    )  # the machine may be busy; what holds at once still passes at once
     with chromium() as browser:
         page = browser.new_page(reduced_motion="reduce")
         page.set_default_timeout(10_000)
@@ -98,13 +104,15 @@ def tab() -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def services() -> Iterator[dict[str, Any]]:
-    """The module's services by task, each started by its first test: manifests come from fixtures of narrower scope."""
+    """The module's services by task, each started by its first test: manifests come from fixtures
+    of narrower scope."""
     with ExitStack() as stack:
         yield {"stack": stack}
 
 
 class Visit:
-    """A page that was opened. refused: how many answers of the service are expected to be errors."""
+    """A page that was opened. refused: how many answers of the service are expected to be
+    errors."""
 
     def __init__(self, page: Page, url: str) -> None:
         self.page, self.url, self.refused = page, url, 0
@@ -138,7 +146,11 @@ class Visit:
 
     def budgets(self) -> list[str | None]:
         """Compute-Budget of every image that was sent so far."""
-        return [request.headers.get("compute-budget") for request in self.requests if request.method == "POST"]
+        return [
+            request.headers.get("compute-budget")
+            for request in self.requests
+            if request.method == "POST"
+        ]
 
     def pixels(self, selector: str) -> NDArray[np.uint8]:
         """What a canvas or image shows: (height, width, 4) uint8 RGBA."""
@@ -191,9 +203,15 @@ def opened(tab: Page, url: str) -> Iterator[Visit]:
     tab.unroute_all()
     tab.goto("about:blank")
     started.end()
-    hosts = {request.url.split("/", 3)[2] for request in started.requests if request.url.startswith("http")}
+    hosts = {
+        request.url.split("/", 3)[2]
+        for request in started.requests
+        if request.url.startswith("http")
+    }
     assert hosts == {started.url.removeprefix("http://")}
-    posted = {request.url.partition("?")[0] for request in started.requests if request.method != "GET"}
+    posted = {
+        request.url.partition("?")[0] for request in started.requests if request.method != "GET"
+    }
     assert posted <= {f"{started.url}/segment"}
     refusals = [text for text in started.complaints if text.startswith("Failed to load resource")]
     assert len(refusals) == started.refused
@@ -242,7 +260,9 @@ def set_limit(page: Page, key: str, presses: str, times: int = 1) -> None:
 def test_run_lengths_decode_as_the_reference_decodes_them(visit: Visit) -> None:
     random = np.random.default_rng(5)
     masks = [random.random((17, 23)) < share for share in (0.0, 0.02, 0.5, 0.98, 1.0)]
-    blocks = np.kron(random.random((3, 5)) < 0.5, np.ones((70, 40)))  # runs of more than one digit, both signs
+    blocks = np.kron(
+        random.random((3, 5)) < 0.5, np.ones((70, 40))
+    )  # runs of more than one digit, both signs
     for mask in (*masks, blocks > 0):
         encoded = coco.encode(np.asfortranarray(mask, np.uint8))
         rle = {"size": encoded["size"], "counts": encoded["counts"].decode()}
@@ -260,7 +280,17 @@ def test_run_lengths_decode_as_the_reference_decodes_them(visit: Visit) -> None:
 
 
 def test_run_lengths_that_do_not_fit_the_image_are_refused(visit: Visit) -> None:
-    wrong = ["", "0", "3", "5", "4~", "l", "d", "\x7f", "4O"]  # too few, too many, cut off, no digit, negative
+    wrong = [
+        "",
+        "0",
+        "3",
+        "5",
+        "4~",
+        "l",
+        "d",
+        "\x7f",
+        "4O",
+    ]  # too few, too many, cut off, no digit, negative
     said = visit.page.evaluate(
         """async (all) => {
             const { paintRle } = await import("/static/rle.js");
@@ -274,7 +304,9 @@ def test_run_lengths_that_do_not_fit_the_image_are_refused(visit: Visit) -> None
     assert said == ["RangeError"] * len(wrong) + ["accepted"]
 
 
-def test_the_overlay_shows_every_pixel_of_the_answer_in_its_class_colour(visit: Visit, fake_manifest: Manifest) -> None:
+def test_the_overlay_shows_every_pixel_of_the_answer_in_its_class_colour(
+    visit: Visit, fake_manifest: Manifest
+) -> None:
     visit.open(picture())
     visit.segmented()
     expected = classes_of(answer(visit.url, picture()))
@@ -289,10 +321,14 @@ def test_the_legend_lists_the_classes_with_their_share_and_singles_one_out(
     visit: Visit, fake_manifest: Manifest
 ) -> None:
     key = visit.page.locator("#legend li")
-    expect(key).to_have_text(["Road", "Building", "Car", "Sky"])  # before: what the bundle tells apart
+    expect(key).to_have_text(
+        ["Road", "Building", "Car", "Sky"]
+    )  # before: what the bundle tells apart
     visit.open(picture())
     visit.segmented()
-    found = {segment["label"]: segment["area"] for segment in answer(visit.url, picture())["segments"]}
+    found = {
+        segment["label"]: segment["area"] for segment in answer(visit.url, picture())["segments"]
+    }
     by_area = sorted(found, key=lambda name: -found[name])
     expect(key).to_have_text([f"{name}{100 * found[name] / (96 * 72):.1f} %" for name in by_area])
     visit.page.get_by_role("button", name="Car").click()
@@ -312,7 +348,9 @@ def test_a_class_that_was_not_found_is_named_as_such(visit: Visit) -> None:
     expect(visit.page.locator("#depth-taken")).to_have_text("depth 1 of 4gate")
 
 
-def test_the_depth_slider_changes_the_header_that_is_sent_and_the_depth_that_is_used(visit: Visit) -> None:
+def test_the_depth_slider_changes_the_header_that_is_sent_and_the_depth_that_is_used(
+    visit: Visit,
+) -> None:
     page = visit.page
     visit.open(picture())
     visit.segmented()
@@ -324,7 +362,9 @@ def test_the_depth_slider_changes_the_header_that_is_sent_and_the_depth_that_is_
     expect(page.locator("#depth-taken")).to_have_text("depth 2 of 4request")
     expect(page.locator("#why")).to_contain_text("limit on depth")
     expect(page.locator("#header-sent")).to_have_text("Compute-Budget: depth=2")
-    expect(page.locator("#header-used")).to_have_text(f"Compute-Used: {got.value.headers['compute-used']}")
+    expect(page.locator("#header-used")).to_have_text(
+        f"Compute-Used: {got.value.headers['compute-used']}"
+    )
     expect(page.locator("#request-id")).to_have_text(got.value.headers["x-request-id"])
     expect(page.locator("#curl")).to_contain_text("-H 'Compute-Budget: depth=2'")
     expect(page.locator("#gauge tr[aria-current]")).to_have_attribute("data-plan", "d2")
@@ -370,13 +410,17 @@ def test_all_positions_of_the_sliders_make_a_header_that_the_service_accepts(vis
         for budget in budgets[:: len(budgets) // 25]:
             sent = {"Content-Type": "image/png", "Compute-Budget": budget}
             status = client.post("/segment", content=picture(32, 24), headers=sent).status_code
-            assert status in (200, 422, 429, 504), budget  # understood: 400 is for a header that is not
+            assert status in (200, 422, 429, 504), (
+                budget
+            )  # understood: 400 is for a header that is not
 
 
 def test_figures_and_stage_times_are_those_of_the_answer(visit: Visit) -> None:
     page = visit.page
     with page.expect_response("**/segment") as got:
-        page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": picture()})
+        page.set_input_files(
+            "#file", {"name": "a.png", "mimeType": "image/png", "buffer": picture()}
+        )
     visit.segmented()
     found = json.loads(got.value.body())
     expect(page.locator("#gflops")).to_have_text(f"{found['usage']['gflops']:.2f}")
@@ -384,15 +428,22 @@ def test_figures_and_stage_times_are_those_of_the_answer(visit: Visit) -> None:
     expect(page.locator("#stage-list li span")).to_have_text(list(found["timing_ms"]))
     shown = [float(text) for text in page.locator("#stage-list li b").all_text_contents()]
     assert shown == pytest.approx(list(found["timing_ms"].values()), rel=0.06, abs=0.001)
-    widths = page.eval_on_selector_all("#stages i", "(all) => all.map((one) => one.getBoundingClientRect().width)")
+    widths = page.eval_on_selector_all(
+        "#stages i", "(all) => all.map((one) => one.getBoundingClientRect().width)"
+    )
     assert int(np.argmax(widths)) == int(np.argmax(list(found["timing_ms"].values())))
 
 
-def test_the_probe_names_the_class_under_the_pointer_and_follows_the_arrow_keys(visit: Visit) -> None:
+def test_the_probe_names_the_class_under_the_pointer_and_follows_the_arrow_keys(
+    visit: Visit,
+) -> None:
     page = visit.page
     visit.open(picture())
     visit.segmented()
-    score = {segment["label"]: f"{segment['score']:.2f}" for segment in answer(visit.url, picture())["segments"]}
+    score = {
+        segment["label"]: f"{segment['score']:.2f}"
+        for segment in answer(visit.url, picture())["segments"]
+    }
     box = page.locator("#frame").bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + 0.75 * box["width"], box["y"] + 0.25 * box["height"])
@@ -414,7 +465,9 @@ def test_every_plan_has_a_card_that_shows_what_differs_from_the_full_plan(visit:
     page.get_by_role("button", name="Every plan").click()
     expect(page.locator(".card.done")).to_have_count(DEPTHS)
     assert visit.budgets()[1:] == [f"gflops={gflops}, max-loss=0" for gflops in (5, 2, 3, 4)]
-    results = [answer(visit.url, picture(), f"depth={depth}, max-loss=0") for depth in range(1, DEPTHS + 1)]
+    results = [
+        answer(visit.url, picture(), f"depth={depth}, max-loss=0") for depth in range(1, DEPTHS + 1)
+    ]
     classes = [classes_of(found) for found in results]
     for card, found, labels in zip(page.locator(".card").all(), results, classes, strict=True):
         share = float(np.mean(labels != classes[-1]))
@@ -455,7 +508,9 @@ def test_a_text_file_shows_the_problem_in_the_words_of_the_service(visit: Visit)
     visit.open(b"not a photo", "notes.txt", "text/plain")
     problem = visit.page.locator("#problem")
     expect(problem).to_contain_text("The media type is not supported")
-    sent = httpx.post(f"{visit.url}/segment", content=b"not a photo", headers={"Content-Type": "text/plain"})
+    sent = httpx.post(
+        f"{visit.url}/segment", content=b"not a photo", headers={"Content-Type": "text/plain"}
+    )
     expect(visit.page.locator("#problem-detail")).to_have_text(sent.json()["detail"])
     assert visit.pixels("#overlay").shape == (1, 1, 4)  # no mask of the photo before
     expect(visit.page.locator("#header-used")).to_contain_text("415")
@@ -468,13 +523,16 @@ def test_a_file_over_the_limit_is_refused_before_it_is_sent(visit: Visit) -> Non
     noise = np.random.default_rng(1).integers(0, 256, (200, 200, 3), np.uint8)
     stream = io.BytesIO()
     Image.fromarray(noise).save(stream, "PNG")
-    visit.page.set_input_files("#file", {"name": "big.png", "mimeType": "image/png", "buffer": stream.getvalue()})
+    visit.page.set_input_files(
+        "#file", {"name": "big.png", "mimeType": "image/png", "buffer": stream.getvalue()}
+    )
     expect(visit.page.locator("#problem")).to_contain_text("this service takes up to 100 kB")
     assert visit.budgets() == []
 
 
 def refuse_once(page: Page, path: str, status: int, title: str) -> None:
-    """The next request for the path is answered with a problem and Retry-After: 1, all others by the service."""
+    """The next request for the path is answered with a problem and Retry-After: 1, all others by
+    the service."""
 
     def handle(route: Route) -> None:
         body = json.dumps({"title": title, "detail": "Seven images are waiting.", "status": status})
@@ -514,7 +572,9 @@ def test_a_page_that_opens_while_the_engine_warms_up_starts_by_itself(visit: Vis
 def test_a_service_that_is_gone_is_said_to_be_gone(visit: Visit) -> None:
     visit.page.route("**/segment", lambda route: route.abort())
     visit.refused = 1
-    visit.page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": picture()})
+    visit.page.set_input_files(
+        "#file", {"name": "a.png", "mimeType": "image/png", "buffer": picture()}
+    )
     expect(visit.page.locator("#problem")).to_contain_text("The service cannot be reached")
     expect(visit.page.locator("#problem-retry")).to_be_enabled()
 
@@ -525,8 +585,10 @@ def test_a_photo_can_be_dropped_and_pasted(visit: Visit) -> None:
             visit.page.evaluate(
                 """([event, bytes]) => {
                     const data = new DataTransfer();
-                    data.items.add(new File([new Uint8Array(bytes)], "a.png", { type: "image/png" }));
-                    const made = event === "drop" ? new DragEvent("drop", { dataTransfer: data, cancelable: true })
+                    const file = new File([new Uint8Array(bytes)], "a.png", { type: "image/png" });
+                    data.items.add(file);
+                    const made = event === "drop"
+                        ? new DragEvent("drop", { dataTransfer: data, cancelable: true })
                         : new ClipboardEvent("paste", { clipboardData: data });
                     document.dispatchEvent(made);
                 }""",
@@ -534,7 +596,9 @@ def test_a_photo_can_be_dropped_and_pasted(visit: Visit) -> None:
             )
         assert got.value.status == 200
         visit.segmented()
-        expect(visit.page.locator("#photo-facts")).to_contain_text("96 × 72" if event == "drop" else "64 × 64")
+        expect(visit.page.locator("#photo-facts")).to_contain_text(
+            "96 × 72" if event == "drop" else "64 × 64"
+        )
 
 
 def turned(kind: str, orientation: int) -> bytes:
@@ -573,7 +637,9 @@ def test_names_from_outside_stay_text(visit: Visit) -> None:
     visit.open(picture(), name)
     visit.segmented()
     expect(visit.page.locator("#photo-facts")).to_contain_text(name)
-    expect(visit.page.locator("#curl")).to_contain_text("'@<img src=x onerror=alert(1)>'\\''; rm.png'")
+    expect(visit.page.locator("#curl")).to_contain_text(
+        "'@<img src=x onerror=alert(1)>'\\''; rm.png'"
+    )
     assert visit.page.locator("#tools img").count() == 0
 
 
@@ -582,8 +648,20 @@ def test_the_page_works_with_the_keyboard_alone(visit: Visit) -> None:
     reached: list[str] = []
     for _ in range(40):
         page.keyboard.press("Tab")
-        reached.append(page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()"))
-    wanted = ["API", "Plans", "Metrics", "file", "limit-depth", "limit-gflops", "limit-ms", "limit-max-loss", "copy"]
+        reached.append(
+            page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()")
+        )
+    wanted = [
+        "API",
+        "Plans",
+        "Metrics",
+        "file",
+        "limit-depth",
+        "limit-gflops",
+        "limit-ms",
+        "limit-max-loss",
+        "copy",
+    ]
     assert [name for name in reached if name in wanted][: len(wanted)] == wanted
 
 
@@ -604,7 +682,8 @@ def test_every_control_has_a_name(visit: Visit) -> None:
         assert page.get_by_role("checkbox", name=name, exact=True).count() == 1
     nameless = page.eval_on_selector_all(
         "button, input, canvas, img",
-        """(all) => all.filter((one) => !(one.labels?.length || one.ariaLabel || one.textContent.trim()
+        """(all) => all.filter((one) => !(one.labels?.length || one.ariaLabel
+            || one.textContent.trim()
             || one.hasAttribute("alt")) && one.checkVisibility()).map((one) => one.outerHTML)""",
     )
     assert nameless == []
@@ -633,7 +712,8 @@ def test_nothing_is_wider_than_the_window(visit: Visit) -> None:
     assert box["width"] >= 60
 
 
-# -- objects and paused areas ------------------------------------------------------------------------------------------
+# -- objects and paused areas
+# ------------------------------------------------------------------------------------------
 
 
 def blobs(height: int = 72, width: int = 96) -> bytes:
@@ -654,7 +734,9 @@ def ids_of(found: dict[str, Any]) -> NDArray[np.int64]:
     return ids
 
 
-def test_each_object_has_a_colour_of_its_own_that_is_opaque_along_its_outline(objects: Visit) -> None:
+def test_each_object_has_a_colour_of_its_own_that_is_opaque_along_its_outline(
+    objects: Visit,
+) -> None:
     objects.open(blobs())
     objects.segmented()
     overlay, ids = objects.pixels("#overlay").astype(int), ids_of(answer(objects.url, blobs()))
@@ -671,7 +753,9 @@ def test_each_object_has_a_colour_of_its_own_that_is_opaque_along_its_outline(ob
         assert np.abs(colors[a] - colors[b]).max() > 80
 
 
-def test_objects_are_counted_and_the_probe_tells_an_objects_number_and_score(objects: Visit) -> None:
+def test_objects_are_counted_and_the_probe_tells_an_objects_number_and_score(
+    objects: Visit,
+) -> None:
     page = objects.page
     expect(page.locator("#bundle")).to_have_text("fake · instance · 1 class · 4 plans")
     objects.open(blobs())
@@ -688,7 +772,10 @@ def test_objects_are_counted_and_the_probe_tells_an_objects_number_and_score(obj
     x, y, width, height = last["box"]
     box = page.locator("#frame").bounding_box()
     assert box is not None
-    page.mouse.move(box["x"] + (x + width / 2) / 96 * box["width"], box["y"] + (y + height / 2) / 72 * box["height"])
+    page.mouse.move(
+        box["x"] + (x + width / 2) / 96 * box["width"],
+        box["y"] + (y + height / 2) / 72 * box["height"],
+    )
     expect(page.locator("#probe")).to_have_text(f"nucleus {last['id']}{last['score']:.2f}")
     page.mouse.move(box["x"] + 3, box["y"] + box["height"] - 3)
     expect(page.locator("#probe")).to_have_text("background")
@@ -722,7 +809,11 @@ def test_plans_show_their_depth_and_the_knobs_that_are_not_full(objects: Visit) 
 
 
 def test_paused_areas_can_be_shown_where_the_plan_paused_any(objects: Visit) -> None:
-    page, switch, hatched = objects.page, objects.page.locator("#paused-switch"), objects.page.locator("#paused")
+    page, switch, hatched = (
+        objects.page,
+        objects.page.locator("#paused-switch"),
+        objects.page.locator("#paused"),
+    )
     expect(switch).to_be_hidden()
     expect(page.locator("#curl")).to_contain_text("/segment?include=paused'")
     with page.expect_response("**/segment*") as got:
@@ -744,7 +835,9 @@ def test_paused_areas_can_be_shown_where_the_plan_paused_any(objects: Visit) -> 
     expect(hatched).to_be_visible()  # as chosen before
 
 
-def test_nothing_of_an_instance_page_is_wider_than_the_window_and_all_text_has_contrast(objects: Visit) -> None:
+def test_nothing_of_an_instance_page_is_wider_than_the_window_and_all_text_has_contrast(
+    objects: Visit,
+) -> None:
     page = objects.page
     objects.open(blobs())
     objects.segmented()
@@ -760,7 +853,8 @@ def test_nothing_of_an_instance_page_is_wider_than_the_window_and_all_text_has_c
         assert [(scheme, text, round(ratio, 2)) for text, ratio in found if ratio < 4.5] == []
 
 
-# Luminance contrast as WCAG 2 defines it, of every piece of text against the colour that lies under it.
+# Luminance contrast as WCAG 2 defines it, of every piece of text against the colour that lies under
+# it.
 CONTRAST = """(all) => {
     const spot = Object.assign(document.createElement("canvas"), { width: 1, height: 1 });
     const pen = spot.getContext("2d", { willReadFrequently: true });
@@ -782,7 +876,8 @@ CONTRAST = """(all) => {
         }
         return "white";
     };
-    const says = (one) => [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+    const says = (one) =>
+        [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
     return all.filter((one) => one.checkVisibility() && says(one))
         .map((one) => {
             const [a, b] = [light(getComputedStyle(one).color), light(under(one))];

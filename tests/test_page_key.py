@@ -65,7 +65,9 @@ def detail(url: str, headers: dict[str, str]) -> str:
     return str(response.json()["detail"])
 
 
-def test_a_service_without_keys_shows_no_field_and_gets_no_key(tab: Page, fake_manifest: Manifest) -> None:
+def test_a_service_without_keys_shows_no_field_and_gets_no_key(
+    tab: Page, fake_manifest: Manifest
+) -> None:
     with serving(fake_manifest) as url, opened(tab, url) as visit:
         ready(tab)
         visit.open(picture())
@@ -79,8 +81,10 @@ def test_401_brings_the_field_which_is_described_and_has_the_focus(guarded: Visi
     page = guarded.page
     expect(field(page)).to_be_focused()
     expect(field(page)).to_have_attribute("type", "password")
-    expect(field(page)).to_have_accessible_description("This service asks for an API key. Yours stays in this tab, "
-                                                       "and goes to this service and nowhere else.")  # fmt: skip
+    expect(field(page)).to_have_accessible_description(
+        "This service asks for an API key. Yours stays in this tab, "
+        "and goes to this service and nowhere else."
+    )
     expect(page.locator("#key-error")).to_have_text("")  # nothing was wrong
     expect(page.locator("#problem")).to_be_hidden()
     field(page).press("Enter")  # without a key nothing is asked
@@ -114,7 +118,10 @@ def test_a_right_key_loads_the_plans_and_segments_a_photo(guarded: Visit) -> Non
     guarded.segmented()
     page.get_by_role("button", name="Every plan").click()
     expect(page.locator(".card.done")).to_have_count(DEPTHS)
-    sent = {request.url.removeprefix(guarded.url): request.headers.get("x-api-key") for request in guarded.requests}
+    sent = {
+        request.url.removeprefix(guarded.url): request.headers.get("x-api-key")
+        for request in guarded.requests
+    }
     assert {path: key for path, key in sent.items() if key} == {"/plans": KEY, "/segment": KEY}
     assert "/readyz" in sent
 
@@ -143,11 +150,19 @@ def test_the_curl_line_takes_the_key_from_a_variable(guarded: Visit) -> None:
     assert KEY not in shown
     assert '-H "X-API-Key: $API_KEY"' in shown
     script = f"curl() {{ printf '%s\\n' \"$@\"; }}\n{shown}"
-    ran = subprocess.run(["/bin/sh", "-c", script], env={"API_KEY": OTHER}, capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        ["/bin/sh", "-c", script],
+        env={"API_KEY": OTHER},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert f"X-API-Key: {OTHER}" in ran.stdout.splitlines()
 
 
-def test_a_key_that_is_taken_back_brings_the_field_and_the_next_one_goes_on(guarded: Visit, keys: Path) -> None:
+def test_a_key_that_is_taken_back_brings_the_field_and_the_next_one_goes_on(
+    guarded: Visit, keys: Path
+) -> None:
     page = guarded.page
     give(page, KEY)
     ready(page)

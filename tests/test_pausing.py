@@ -25,13 +25,17 @@ def test_token_head_adds_the_coarser_maps_answers_at_stride_8() -> None:
     head, maps = randomised(TokenHead(32, 4)), random_maps()
     want = torch.zeros(2, 4, 8, 12)
     for layer, m in zip(head.classify, maps, strict=True):
-        answer = torch.einsum("kc,bchw->bkhw", layer.weight[:, :, 0, 0], m) + layer.bias[:, None, None]
+        answer = (
+            torch.einsum("kc,bchw->bkhw", layer.weight[:, :, 0, 0], m) + layer.bias[:, None, None]
+        )
         want += F.interpolate(answer, (8, 12), mode="bilinear", align_corners=False)
     assert worst(head(maps), want) < 1e-5
 
 
 def test_entropy_is_a_share_of_its_largest_value() -> None:
-    logits = torch.tensor([[0.0, 0, 0, 0], [50, 0, 0, 0], [5, 5, -50, -50], [200, -200, 0, 0]]).T[None, :, None]
+    logits = torch.tensor([[0.0, 0, 0, 0], [50, 0, 0, 0], [5, 5, -50, -50], [200, -200, 0, 0]]).T[
+        None, :, None
+    ]
     assert entropy(logits)[0, 0].tolist() == pytest.approx([1, 0, 0.5, 0], abs=1e-6)
 
 
@@ -46,7 +50,9 @@ def test_a_share_chooses_that_many_of_the_least_sure_tokens(keep: float, count: 
         want = set((COARSER + unsure[image].argsort(descending=True)[:count]).tolist())
         assert set(active.rows[image, COARSER:].tolist()) == want
         paused = active.paused((8, 12))[image].flatten()
-        assert set(paused.nonzero().flatten().tolist()) == {i for i in range(96) if COARSER + i not in want}
+        assert set(paused.nonzero().flatten().tolist()) == {
+            i for i in range(96) if COARSER + i not in want
+        }
     assert active.paused((8, 12)).dtype == torch.uint8
 
 
@@ -76,7 +82,10 @@ def test_rows_that_fill_up_the_batch_stay_as_they_were() -> None:
         assert torch.equal(got[image, place], want)
     assert torch.equal(active.of(tokens), torch.stack([tokens[i, rows[i]] for i in range(2)]))
     assert torch.equal(active.of(tokens[0]), tokens[0][rows])
-    assert active.paused((2, 4)).tolist() == [[[0, 1, 1, 0], [1, 0, 1, 0]], [[1, 1, 1, 1], [1, 1, 0, 1]]]
+    assert active.paused((2, 4)).tolist() == [
+        [[0, 1, 1, 0], [1, 0, 1, 0]],
+        [[1, 1, 1, 1], [1, 1, 0, 1]],
+    ]
 
 
 @pytest.fixture
@@ -91,12 +100,16 @@ def test_a_threshold_of_zero_pauses_nothing(pausing: Encoder) -> None:
     assert paused[-1].active is not None
     assert not paused[-1].active.paused((8, 12)).any()
     for a, b in zip(plain, paused, strict=True):
-        assert max(worst(x, y) for x, y in zip(a.maps, b.maps, strict=True)) < 1e-4  # the rows' order alone differs
+        assert (
+            max(worst(x, y) for x, y in zip(a.maps, b.maps, strict=True)) < 1e-4
+        )  # the rows' order alone differs
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("how", [{"keep": 0.25}, {"threshold": 0.6}], ids=["share", "threshold"])
-def test_later_layers_update_exactly_the_active_tokens(pausing: Encoder, how: dict[str, float]) -> None:
+def test_later_layers_update_exactly_the_active_tokens(
+    pausing: Encoder, how: dict[str, float]
+) -> None:
     maps = random_maps()
     plain, every = list(pausing.run(maps, 5)), list(pausing.run(maps, 5, **how))
     assert [each.active is None for each in every] == [True, True, True, False, False]
@@ -108,9 +121,15 @@ def test_later_layers_update_exactly_the_active_tokens(pausing: Encoder, how: di
         moved = (before.maps[2] - after.maps[2]).abs().amax(1)  # (B, h, w)
         assert not moved[paused].any()
         assert moved[~paused].min() > 1e-3
-        assert all((x - y).abs().amax(1).min() > 1e-3 for x, y in zip(before.maps[:2], after.maps[:2], strict=True))
-    # The first layer that pauses gives the others what it gives without pausing: they still sample the paused tokens.
-    assert max(worst(x, y) for x, y in zip(plain[3].maps[:2], every[3].maps[:2], strict=True)) < 1e-4
+        assert all(
+            (x - y).abs().amax(1).min() > 1e-3
+            for x, y in zip(before.maps[:2], after.maps[:2], strict=True)
+        )
+    # The first layer that pauses gives the others what it gives without pausing: they still sample
+    # the paused tokens.
+    assert (
+        max(worst(x, y) for x, y in zip(plain[3].maps[:2], every[3].maps[:2], strict=True)) < 1e-4
+    )
     active = (~paused).unsqueeze(1).expand_as(maps[2])
     assert worst(plain[3].maps[2][active], every[3].maps[2][active]) < 1e-4
 
@@ -135,7 +154,10 @@ def test_each_image_of_a_batch_pauses_its_own_tokens(pausing: Encoder) -> None:
         for image in range(2):
             *_, alone = pausing.run([m[image : image + 1] for m in maps], 5, **how)
             assert torch.equal(alone.active.paused((8, 12))[0], both.active.paused((8, 12))[image])
-            assert max(worst(a[0], b[image]) for a, b in zip(alone.maps, both.maps, strict=True)) < 1e-4
+            assert (
+                max(worst(a[0], b[image]) for a, b in zip(alone.maps, both.maps, strict=True))
+                < 1e-4
+            )
 
 
 @torch.no_grad()
@@ -192,4 +214,6 @@ def test_every_combination_of_knobs_runs_and_each_knob_cuts_the_work(pausing: En
             assert cost > flops[depth, keep, width / 2]
         if keep > 0.25:
             less = flops[depth, keep / 2, width]
-            assert cost > less if depth >= 4 else cost == less  # up to the third layer nothing is paused
+            assert (
+                cost > less if depth >= 4 else cost == less
+            )  # up to the third layer nothing is paused

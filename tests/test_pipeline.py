@@ -1,4 +1,5 @@
-"""Pipeline and costs: every image of a batch gets its own plan, and costs follow what really runs."""
+"""Pipeline and costs: every image of a batch gets its own plan, and costs follow what really
+runs."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ def backend(fake_manifest: Manifest) -> Recorder:
 
 @pytest.fixture
 def spine(backend: Recorder, fake_manifest: Manifest) -> Pipeline:
-    """Plans d1 to d4 that are said to take 1, 2, 3 and 4 seconds: far more than a test's own time."""
+    """Plans d1 to d4 that are said to take 1, 2, 3 and 4 seconds: far more than a test's own
+    time."""
     return known_spine(backend, fake_manifest)
 
 
@@ -67,21 +69,29 @@ def job(brightness: int = 0, budget: Budget = NONE, ms: float | None = None) -> 
     return Job(frame, budget, None if ms is None else time.perf_counter() + ms / 1000, Trace())
 
 
-def run(spine: Pipeline, jobs: list[Job], node: Budget = NONE, load: float = 0.0) -> list[Outcome | FathomError]:
+def run(
+    spine: Pipeline, jobs: list[Job], node: Budget = NONE, load: float = 0.0
+) -> list[Outcome | FathomError]:
     found = dict(itertools.chain.from_iterable(spine.run(jobs, node, load)))
     assert found.keys() == set(jobs)
     return [found[each] for each in jobs]
 
 
 def plans_of(results: list[Outcome | FathomError]) -> list[str]:
-    return [each.decision.plan.name if isinstance(each, Outcome) else type(each).__name__ for each in results]
+    return [
+        each.decision.plan.name if isinstance(each, Outcome) else type(each).__name__
+        for each in results
+    ]
 
 
 def test_each_image_of_a_batch_gets_the_plan_of_its_own_budget_and_its_own_mask(
     spine: Pipeline, backend: Recorder
 ) -> None:
     budgets = [Budget(depth=1), Budget(), Budget(depth=1), Budget(depth=3)]
-    jobs = [job(brightness, budget) for brightness, budget in zip((10, 80, 140, 200), budgets, strict=True)]
+    jobs = [
+        job(brightness, budget)
+        for brightness, budget in zip((10, 80, 140, 200), budgets, strict=True)
+    ]
     results = run(spine, jobs)
     assert plans_of(results) == ["d1", "d4", "d1", "d3"]
     for label, result in enumerate(results):
@@ -89,8 +99,14 @@ def test_each_image_of_a_batch_gets_the_plan_of_its_own_budget_and_its_own_mask(
         assert (result.probabilities.argmax(axis=0) == label).all()
         assert result.probabilities.shape == (4, 12, 16)
     assert backend.calls == [
-        ("front", 4), ("d1", 2), ("decoder", 2), ("d4", 1), ("decoder", 1), ("d3", 1), ("decoder", 1)
-    ]  # fmt: skip
+        ("front", 4),
+        ("d1", 2),
+        ("decoder", 2),
+        ("d4", 1),
+        ("decoder", 1),
+        ("d3", 1),
+        ("decoder", 1),
+    ]
     assert [each.trace.batch_size for each in jobs] == [2, 1, 2, 1]
 
 
@@ -103,10 +119,14 @@ def test_each_image_of_a_batch_gets_the_plan_of_its_own_scores(fake_manifest: Ma
     assert plans_of(run(spine, [easy, hard])) == ["d1", "d4"]
 
 
-def test_each_image_gets_its_own_map_of_paused_tokens_where_its_plan_pauses(instance_manifest: Manifest) -> None:
+def test_each_image_gets_its_own_map_of_paused_tokens_where_its_plan_pauses(
+    instance_manifest: Manifest,
+) -> None:
     backend = Recorder(instance_manifest, QUALITY)
     known = Costs(5.0, dict.fromkeys(instance_manifest.plans, 10.0))
-    spine = Pipeline(backend, known, instance_manifest.margins, default_max_loss=0.01, load_start=0.5)
+    spine = Pipeline(
+        backend, known, instance_manifest.margins, default_max_loss=0.01, load_start=0.5
+    )
     jobs = [job(budget=Budget(gflops=gflops)) for gflops in (4, 2, 4)]
     for each, rows in zip(jobs, (slice(0, 24), slice(0, 48), slice(24, 48)), strict=True):
         each.frame.pixels[rows] = 200  # the others are dark, and paused first
@@ -125,7 +145,10 @@ def test_each_image_gets_its_own_map_of_paused_tokens_where_its_plan_pauses(inst
 
 
 def test_the_margins_of_the_bundle_decide_for_the_default_floor(fake_manifest: Manifest) -> None:
-    backend, known = Recorder(fake_manifest, QUALITY), Costs(5.0, dict.fromkeys(fake_manifest.plans, 10.0))
+    backend, known = (
+        Recorder(fake_manifest, QUALITY),
+        Costs(5.0, dict.fromkeys(fake_manifest.plans, 10.0)),
+    )
     for margins, plan in (([], "d4"), ([Margin(0.01, 0.15)], "d3"), ([Margin(0.01, 1.0)], "d1")):
         spine = Pipeline(backend, known, margins, default_max_loss=0.01, load_start=0.5)
         assert plans_of(run(spine, [job()])) == [plan]
@@ -137,7 +160,10 @@ def test_the_trace_holds_the_stages_in_order_and_the_decision(spine: Pipeline) -
     assert isinstance(result, Outcome)
     assert list(done.trace.stages) == ["front", "encoder", "decoder"]
     assert done.trace.decision == result.decision
-    assert (result.decision.reason, result.decision.predicted_quality) == (Reason.REQUEST, pytest.approx(0.6))
+    assert (result.decision.reason, result.decision.predicted_quality) == (
+        Reason.REQUEST,
+        pytest.approx(0.6),
+    )
     assert result.geometry == done.frame.geometry
 
 
@@ -148,7 +174,9 @@ def test_an_image_that_cannot_be_routed_fails_alone(spine: Pipeline, backend: Re
     assert jobs[0].trace.decision is None
 
 
-def test_a_batch_in_which_nothing_can_be_routed_runs_no_encoder(spine: Pipeline, backend: Recorder) -> None:
+def test_a_batch_in_which_nothing_can_be_routed_runs_no_encoder(
+    spine: Pipeline, backend: Recorder
+) -> None:
     assert plans_of(run(spine, [job(0, ms=0.0)])) == ["DeadlineExceeded"]
     assert backend.calls == [("front", 1)]
 
@@ -158,7 +186,9 @@ def test_node_ceiling_and_load_apply_to_every_image(spine: Pipeline) -> None:
     assert plans_of(run(spine, [job(), job()], load=1.0)) == ["d1", "d1"]
 
 
-def test_a_deadline_counts_the_images_that_run_before_and_beside(backend: Recorder, fake_manifest: Manifest) -> None:
+def test_a_deadline_counts_the_images_that_run_before_and_beside(
+    backend: Recorder, fake_manifest: Manifest
+) -> None:
     def chosen(*jobs: Job) -> list[str]:
         return plans_of(run(known_spine(backend, fake_manifest), list(jobs)))
 
@@ -183,7 +213,14 @@ def test_warm_up_runs_every_plan_and_the_largest_batch(fake_manifest: Manifest) 
     backend = Recorder(fake_manifest)
     known = warm_up(backend, fake_manifest, 6)
     assert [count for name, count in backend.calls if name == "front"] == [1, 1, 6]
-    assert {name for name, count in backend.calls if count == 1} == {"front", "d1", "d2", "d3", "d4", "decoder"}
+    assert {name for name, count in backend.calls if count == 1} == {
+        "front",
+        "d1",
+        "d2",
+        "d3",
+        "d4",
+        "decoder",
+    }
     assert {name for name, count in backend.calls if count == 6} == {"front", "d1", "decoder"}
     assert backend.calls.count(("d4", 1)) == backend.calls.count(("decoder", 1)) == 2
     assert list(known.rest) == list(fake_manifest.plans)
@@ -212,7 +249,9 @@ def test_a_hiccup_in_warm_up_does_not_make_a_plan_look_dear(fake_manifest: Manif
 def test_costs_follow_what_runs(spine: Pipeline, fake_manifest: Manifest) -> None:
     known = Costs(5.0, dict.fromkeys(fake_manifest.plans, 1.0))
     slow = FakeBackend(fake_manifest, delay_s={"d4": 0.02}, quality=QUALITY)
-    run(Pipeline(slow, known, fake_manifest.margins, default_max_loss=0.01, load_start=0.5), [job()])
+    run(
+        Pipeline(slow, known, fake_manifest.margins, default_max_loss=0.01, load_start=0.5), [job()]
+    )
     rest_ms = {plan.name: cost.ms(time.perf_counter()) for plan, cost in known.rest.items()}
     assert rest_ms["d4"] > 1.0 + costs.WEIGHT * 18
     assert rest_ms["d1"] == 1.0

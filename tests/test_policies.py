@@ -1,4 +1,5 @@
-"""Policies by hand, and the mix and the oracle against a linear program that knows nothing of hulls."""
+"""Policies by hand, and the mix and the oracle against a linear program that knows nothing of
+hulls."""
 
 from __future__ import annotations
 
@@ -57,10 +58,16 @@ def test_fixed_plans_and_random_ones() -> None:
 
 
 def by_program(gain: Floats, cost: Floats, budget: float) -> float:
-    """Largest sum of shares * gain, rows of shares sum to 1, sum of shares * cost <= budget. gain, cost: (N, plans)."""
+    """Largest sum of shares * gain, rows of shares sum to 1, sum of shares * cost <= budget. gain,
+    cost: (N, plans)."""
     rows = np.kron(np.eye(len(gain)), np.ones(gain.shape[1]))
     found = linprog(
-        -gain.ravel(), A_ub=cost.reshape(1, -1), b_ub=[budget], A_eq=rows, b_eq=np.ones(len(gain)), bounds=(0, 1)
+        -gain.ravel(),
+        A_ub=cost.reshape(1, -1),
+        b_ub=[budget],
+        A_eq=rows,
+        b_eq=np.ones(len(gain)),
+        bounds=(0, 1),
     )
     assert found.success
     return -float(found.fun)
@@ -68,7 +75,9 @@ def by_program(gain: Floats, cost: Floats, budget: float) -> float:
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6), plans=st.integers(1, 6), level=st.floats(0, 1))
-def test_mix_is_the_best_convex_combination_within_the_budget(seed: int, plans: int, level: float) -> None:
+def test_mix_is_the_best_convex_combination_within_the_budget(
+    seed: int, plans: int, level: float
+) -> None:
     rng = np.random.default_rng(seed)
     cost, means = np.sort(rng.uniform(1, 10, plans)), rng.uniform(0.5, 0.7, plans)
     budget = float(cost[0] + level * (cost[-1] - cost[0]))
@@ -77,7 +86,9 @@ def test_mix_is_the_best_convex_combination_within_the_budget(seed: int, plans: 
     assert parts.sum() == pytest.approx(1)
     assert (parts >= 0).all()
     assert parts @ cost[[*pair]] <= budget + 1e-9
-    assert parts @ means[[*pair]] == pytest.approx(by_program(means[None], cost[None], budget), abs=1e-7)
+    assert parts @ means[[*pair]] == pytest.approx(
+        by_program(means[None], cost[None], budget), abs=1e-7
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -149,7 +160,9 @@ def test_fixed_plan_on_the_hull_wins_nothing_and_a_dealt_one_is_as_good_as_rando
     weights = resample(np.arange(len(quality)), 100)
     first = compare(fixed(len(quality), 3, 0), quality, cost, weights)
     assert first.won == pytest.approx(0, abs=1e-12)
-    assert np.isnan(first.share)  # at the lowest cost there is no choice, so nothing for the oracle either
+    assert np.isnan(
+        first.share
+    )  # at the lowest cost there is no choice, so nothing for the oracle either
     dealt = compare(dealt_at_random(by_beta(quality, cost, 0.01)), quality, cost, weights)
     assert dealt.quality == pytest.approx(dealt.random)
     assert dealt.quality == pytest.approx(quality.mean(0) @ by_beta(quality, cost, 0.01).mean(0))

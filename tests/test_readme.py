@@ -1,7 +1,7 @@
 """What README.md promises exists: settings, metrics, make targets, files, commands and their flags.
 
-The two tables stand between `<!-- settings -->` and `<!-- /settings -->`, `<!-- metrics -->` and `<!-- /metrics -->`.
-`python -m tests.test_readme` prints both as they must be.
+The two tables stand between `<!-- settings -->` and `<!-- /settings -->`, `<!-- metrics -->` and
+`<!-- /metrics -->`. `python -m tests.test_readme` prints both as they must be.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 # A word of code that starts in one of these folders is a path of the repository.
 FOLDERS = r"(?:\.ci|docker|docs|examples|k8s|model_export|monitoring|service|tests|trained_weights)"
-# `python -m service ...` as a whole command, with the lines that a trailing backslash continues it on.
+# `python -m service ...` as a whole command, with the lines that a trailing backslash continues it
+# on.
 COMMAND = r"python3? -m (service|model_export)\b((?:[^\n`\\]|\\\n)*)"
 
 
@@ -38,16 +39,21 @@ def code(text: str) -> str:
 
 def block(name: str) -> str:
     found = re.findall(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", readme(), re.S)
-    assert len(found) == 1, f"README.md must have one block between <!-- {name} --> and <!-- /{name} -->"
+    assert len(found) == 1, (
+        f"README.md must have one block between <!-- {name} --> and <!-- /{name} -->"
+    )
     return str(found[0]).strip()
 
 
 def metrics_table() -> str:
-    """The service's metrics as a Markdown table, taken from a registry in which each metric has happened once."""
+    """The service's metrics as a Markdown table, taken from a registry in which each metric has
+    happened once."""
     metrics = Metrics(layers=2, max_batch=1)
     plan = Plan(name="d1", depth=1, keep=1.0, width=1.0, gflops=1.0, quality=0.5)
     decision = Decision(plan=plan, reason=Reason.GATE, predicted_quality=0.5)
-    metrics.observe(Trace(stages=dict.fromkeys(STAGES, 0.1), decision=decision, batch_size=1), "ok", 0.1)
+    metrics.observe(
+        Trace(stages=dict.fromkeys(STAGES, 0.1), decision=decision, batch_size=1), "ok", 0.1
+    )
     metrics.build_info(version="1", bundle="b", backend="fake", reason="asked")
     metrics.ran([decision])
     metrics.shed(SHED[0])
@@ -55,7 +61,9 @@ def metrics_table() -> str:
     for family in sorted(metrics.registry.collect(), key=lambda family: family.name):
         if family.name.startswith("fathom_"):
             name = family.name + ("_total" if family.type == "counter" else "")
-            labels = sorted({label for sample in family.samples for label in sample.labels} - {"le"})
+            labels = sorted(
+                {label for sample in family.samples for label in sample.labels} - {"le"}
+            )
             shown = ", ".join(f"`{label}`" for label in labels)
             rows.append(f"| `{name}` | {family.type} | {shown} | {family.documentation} |")
     return "\n".join(rows)
@@ -81,7 +89,9 @@ def test_metrics_table_is_the_one_that_the_registry_gives() -> None:
 
 
 def test_make_targets_exist() -> None:
-    text = "".join((ROOT / name).read_text("utf-8") for name in ("Makefile", "trained_weights/recipes.mk"))
+    text = "".join(
+        (ROOT / name).read_text("utf-8") for name in ("Makefile", "trained_weights/recipes.mk")
+    )
     targets = set(re.findall(r"^([a-z][\w-]*):(?!=)", text, re.M))
     named = set(re.findall(r"(?:^|&& |\n)(?:\$ )?make ([a-z][\w-]*)", code(readme())))
     assert {"serve", "test"} <= named <= targets
@@ -90,7 +100,9 @@ def test_make_targets_exist() -> None:
 def test_links_and_pictures_lead_to_files() -> None:
     links = re.findall(r"\]\(([^)\s]+)|(?:src|href)=\"([^\"]+)", readme())
     local = {
-        (a or b).split("#")[0] for a, b in links if not (a or b).startswith(("http://", "https://", "#", "mailto:"))
+        (a or b).split("#")[0]
+        for a, b in links
+        if not (a or b).startswith(("http://", "https://", "#", "mailto:"))
     }
     assert {path for path in local if not (ROOT / path).exists()} == set()
 
@@ -120,7 +132,10 @@ def test_commands_and_their_flags_exist() -> None:
     ("text", "found"),
     [
         ("see `python -m service --port 80` now", [("service", " --port 80")]),
-        ("```\npython -m model_export export RUN \\\n  -o X\nls\n```\n", [("model_export", " export RUN \\\n  -o X")]),
+        (
+            "```\npython -m model_export export RUN \\\n  -o X\nls\n```\n",
+            [("model_export", " export RUN \\\n  -o X")],
+        ),
         ("prose: python -m service is not code", []),
     ],
 )

@@ -18,7 +18,14 @@ from model_export.recipe.datasets import VOID, DataError, Sample, Scenes
 from model_export.recipe.derive_targets import both_parts, measure, view_of
 from model_export.recipe.gate_regression import STRENGTHS, cross_validate, fit, out_of_fold, predict
 from model_export.recipe.policies import by_beta, compare, resample
-from model_export.recipe.quality import Semantic, confusion, counts_by_knobs, labels_at, measure_of, qualities
+from model_export.recipe.quality import (
+    Semantic,
+    confusion,
+    counts_by_knobs,
+    labels_at,
+    measure_of,
+    qualities,
+)
 from model_export.recipe.rims import core_and_rim
 from model_export.recipe.runs import load_model, read_gate, read_targets, write_plans
 from model_export.recipe.train_gate import Images, blocks_of, left_out, limit, winnings
@@ -31,7 +38,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_targets_are_what_each_plan_alone_predicts(toy_run: Path) -> None:
-    """Layers run once for plans that differ in depth only; the answer must be that of the plan alone."""
+    """Layers run once for plans that differ in depth only; the answer must be that of the plan
+    alone."""
     held, model = read_targets(toy_run, "held"), load_model(toy_run)
     assert held["names"].tolist() == [f"scene-5-{i}" for i in range(4)]
     assert str(held["spec"]) == "scenes:4:5"
@@ -54,7 +62,13 @@ def test_targets_are_what_each_plan_alone_predicts(toy_run: Path) -> None:
 
 def test_fitting_targets_come_from_all_sets_and_only_from_them(toy_run: Path) -> None:
     fit_on = read_targets(toy_run, "fit")
-    assert fit_on["names"].tolist() == ["scene-3-0", "scene-3-1", "scene-3-2", "scene-4-0", "scene-4-1"]
+    assert fit_on["names"].tolist() == [
+        "scene-3-0",
+        "scene-3-1",
+        "scene-3-2",
+        "scene-4-0",
+        "scene-4-1",
+    ]
     assert not set(fit_on["names"].tolist()) & set(read_targets(toy_run, "held")["names"].tolist())
 
 
@@ -62,17 +76,24 @@ def test_a_subset_of_plans_can_be_asked_for(toy_run: Path) -> None:
     model, sample = load_model(toy_run), Scenes(1, 5)[0]
     every = read_targets(toy_run, "held")["counts"][0]
     asked = [Knobs.parse(PLANS[row]) for row in (3, 0)]
-    assert np.array_equal(counts_by_knobs(model, measure_of(model.config), sample, CANVAS, asked)[0], every[[3, 0]])
+    assert np.array_equal(
+        counts_by_knobs(model, measure_of(model.config), sample, CANVAS, asked)[0], every[[3, 0]]
+    )
 
 
 class _Void(Stripes):
     def __getitem__(self, index: int) -> Sample:
         sample = super().__getitem__(index)
-        return sample if index == 0 else Sample(sample.name, sample.image, np.full_like(sample.mask, VOID))
+        return (
+            sample
+            if index == 0
+            else Sample(sample.name, sample.image, np.full_like(sample.mask, VOID))
+        )
 
 
 def test_views_of_an_image_stay_together_and_void_images_are_left_out() -> None:
-    """Cross-validation takes contiguous folds: a view in another fold than its image would give the answer away."""
+    """Cross-validation takes contiguous folds: a view in another fold than its image would give the
+    answer away."""
     model = Segmenter(toy(2, 1)).eval()
     found = measure(model, [Knobs(1)], [Stripes(), _Void()], "stripes", CANVAS, 3, 0)
     first = ["stripe-0", "stripe-0-1", "stripe-0-2"]
@@ -90,7 +111,12 @@ class _Corner(Stripes):
     def __getitem__(self, index: int) -> Sample:
         objects = np.zeros((40, 60), np.uint16)
         objects[:9, :20] = 1
-        return Sample("corner", np.stack([objects * 90] * 3, -1).astype(np.uint8), core_and_rim(objects), objects)
+        return Sample(
+            "corner",
+            np.stack([objects * 90] * 3, -1).astype(np.uint8),
+            core_and_rim(objects),
+            objects,
+        )
 
 
 def test_views_of_objects_are_the_eight_orientations_of_an_image() -> None:
@@ -104,11 +130,19 @@ def test_views_of_objects_are_the_eight_orientations_of_an_image() -> None:
         assert np.array_equal(view.mask, core_and_rim(view.instances))
 
 
-def test_objects_have_no_more_views_than_orientations(toy_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model_export.recipe.derive_targets.open_dataset", lambda spec, root: _Corner())
+def test_objects_have_no_more_views_than_orientations(
+    toy_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "model_export.recipe.derive_targets.open_dataset", lambda spec, root: _Corner()
+    )
     arguments = Namespace(fit=["corner"], held="another", data=None, views=9, seed=0)
     with pytest.raises(DataError, match="--views 9 must be at least 1 and, for objects, at most 8"):
-        next(both_parts(load_model(toy_run), [Knobs(3)], CANVAS, arguments, [], Path("none"), Path("none")))
+        next(
+            both_parts(
+                load_model(toy_run), [Knobs(3)], CANVAS, arguments, [], Path("none"), Path("none")
+            )
+        )
 
 
 def test_targets_that_were_stopped_go_on_where_they_were(
@@ -117,7 +151,9 @@ def test_targets_that_were_stopped_go_on_where_they_were(
     run, seen, stop_at = shutil.copytree(toy_run, tmp_path / "run"), [], 6
     words = ("derive-targets", run, "--fit", "scenes:3:3", "--held", "scenes:4:5", "--views", 2)
 
-    def counting(model: Segmenter, measure: Semantic, sample: Sample, *rest: object) -> tuple[np.ndarray, np.ndarray]:
+    def counting(
+        model: Segmenter, measure: Semantic, sample: Sample, *rest: object
+    ) -> tuple[np.ndarray, np.ndarray]:
         seen.append(sample.name)
         if len(seen) == stop_at:
             raise KeyboardInterrupt
@@ -129,17 +165,24 @@ def test_targets_that_were_stopped_go_on_where_they_were(
         command(*words)
     before = len(seen)
     assert command(*words) == 0
-    assert seen[before:] == [seen[before - 1], *(f"scene-3-{i}{view}" for i in (1, 2) for view in ("", "-1"))]
+    assert seen[before:] == [
+        seen[before - 1],
+        *(f"scene-3-{i}{view}" for i in (1, 2) for view in ("", "-1")),
+    ]
     assert not list(run.glob("*.partial.npz"))
     held, fit_ = read_targets(run, "held"), read_targets(run, "fit")
-    assert all(np.array_equal(held[name], whole) for name, whole in read_targets(toy_run, "held").items())
+    assert all(
+        np.array_equal(held[name], whole) for name, whole in read_targets(toy_run, "held").items()
+    )
     assert fit_["names"].tolist() == [f"scene-3-{i}{view}" for i in range(3) for view in ("", "-1")]
     assert fit_["views"].tolist() == [0, 1] * 3
     stop_at = len(seen) + 6
     with pytest.raises(KeyboardInterrupt):
         command(*words)
     assert command(*words, "--seed", 1) == 0
-    assert len(seen) == stop_at + 10, "another seed draws other views: all of them, and the held-out ones"
+    assert len(seen) == stop_at + 10, (
+        "another seed draws other views: all of them, and the held-out ones"
+    )
 
 
 def test_views_of_an_image_are_in_one_block_and_blocks_count_images() -> None:
@@ -154,7 +197,9 @@ def test_views_of_an_image_are_in_one_block_and_blocks_count_images() -> None:
 def test_train_gate_leaves_the_network_alone_and_says_what_it_did(
     trained_run: Path, toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert (trained_run / "model.safetensors").read_bytes() == (toy_run / "model.safetensors").read_bytes()
+    assert (trained_run / "model.safetensors").read_bytes() == (
+        toy_run / "model.safetensors"
+    ).read_bytes()
     run = shutil.copytree(toy_run, tmp_path / "run")
     assert command("train-gate", run) == 0
     report = last_json(capsys.readouterr().out)
@@ -168,12 +213,15 @@ def test_train_gate_leaves_the_network_alone_and_says_what_it_did(
 
 
 def _images(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs, and qualities of three plans: the level and what plan 0 loses are two directions of the inputs."""
+    """Inputs, and qualities of three plans: the level and what plan 0 loses are two directions of
+    the inputs."""
     rng = np.random.default_rng(seed)
     hidden = rng.normal(size=(count, 2))
     inputs = hidden @ rng.normal(size=(2, 40)) + 0.3 * rng.normal(size=(count, 40))
     full = 0.6 + 0.05 * hidden[:, :1]
-    loss = np.concatenate((0.03 + 0.01 * hidden[:, 1:], np.full((count, 1), 0.01), np.zeros((count, 1))), 1)
+    loss = np.concatenate(
+        (0.03 + 0.01 * hidden[:, 1:], np.full((count, 1), 0.01), np.zeros((count, 1))), 1
+    )
     return 100 * inputs + 7, full - loss
 
 
@@ -185,14 +233,17 @@ def none(count: int) -> np.ndarray:
 def test_gate_predicts_level_and_loss_where_the_inputs_tell_them() -> None:
     inputs, quality = _images(160)
     blocks = np.arange(160)
-    scores = out_of_fold(inputs, quality, none(160), blocks, *cross_validate(inputs, quality, none(160), blocks))
+    scores = out_of_fold(
+        inputs, quality, none(160), blocks, *cross_validate(inputs, quality, none(160), blocks)
+    )
     assert np.square(scores[:, -1] - quality[:, -1]).mean() < 0.2 * quality[:, -1].var()
     lost, wanted = scores[:, -1] - scores[:, 0], quality[:, -1] - quality[:, 0]
     assert np.square(lost - wanted).mean() < 0.2 * wanted.var()
 
 
-def test_gate_follows_a_difficulty_that_can_be_seen_though_what_each_image_loses_is_mostly_its_own() -> None:
-    """`make mechanism` in numbers: half of the images lose nothing at the cheap plan, the others 0.02 +- 0.013."""
+def test_gate_follows_visible_difficulty_though_most_loss_is_an_images_own() -> None:
+    """`make mechanism` in numbers: half of the images lose nothing at the cheap plan, the others
+    0.02 +- 0.013."""
     rng = np.random.default_rng(0)
     hard = np.tile([0.0, 1.0], 220)
     inputs = hard[:, None] * rng.normal(size=40) + rng.normal(size=(440, 40))
@@ -220,8 +271,12 @@ def test_report_says_what_a_gate_wins_on_images_that_it_has_not_seen() -> None:
     assert blind["interval"][0] < 0 < knows["won"] - blind["won"]
     same = np.full((60, 3), 0.5)
     assert winnings(same, same, cost, blocks)[0] == {
-        "beta": 0.0, "won": 0.0, "interval": [0.0, 0.0], "share": None, "share_interval": [None, None]
-    }  # fmt: skip
+        "beta": 0.0,
+        "won": 0.0,
+        "interval": [0.0, 0.0],
+        "share": None,
+        "share_interval": [None, None],
+    }
 
 
 def test_the_limit_is_what_knowing_other_views_wins_on_the_plain_ones() -> None:
@@ -234,27 +289,45 @@ def test_the_limit_is_what_knowing_other_views_wins_on_the_plain_ones() -> None:
     found = limit(quality, views, plain, cost, blocks)
     told = np.stack((np.full(80, 0.7), 0.7 + gain.reshape(80, 8)[:, 1:].mean(1)), 1)
     assert found == winnings(told, quality[plain], cost, blocks[plain])
-    assert 0.4 < found[0]["share"] < 0.9, "without luck it would be 1, without what is the image's own 0"
+    assert 0.4 < found[0]["share"] < 0.9, (
+        "without luck it would be 1, without what is the image's own 0"
+    )
     half = limit(quality, views, plain & (blocks < 40), cost, blocks)
     assert half == winnings(told[:40], quality[plain][:40], cost, blocks[plain][:40])
     assert limit(quality[plain], views[plain], plain[plain], cost, blocks[plain]) == []
 
 
 def _recordings(harder: float) -> Images:
-    """Three recordings of 60 real images, the last of which loses `harder` times as much, and 40 drawn ones."""
+    """Three recordings of 60 real images, the last of which loses `harder` times as much, and 40
+    drawn ones."""
     inputs, quality = _images(220)
     names = np.repeat(["a", "b", "c", ""], (60, 60, 60, 40))
-    quality[names == "c"] = quality[names == "c", -1:] - harder * (quality[:, -1:] - quality)[names == "c"]
+    quality[names == "c"] = (
+        quality[names == "c", -1:] - harder * (quality[:, -1:] - quality)[names == "c"]
+    )
     blocks, everything = np.arange(220) // 3, np.full(220, True)
-    return Images(inputs, quality, names, blocks, none(220), np.arange(220) % 4 > 0, everything & (names != ""))
+    return Images(
+        inputs,
+        quality,
+        names,
+        blocks,
+        none(220),
+        np.arange(220) % 4 > 0,
+        everything & (names != ""),
+    )
 
 
 def test_a_recording_that_was_left_out_taught_neither_gate_nor_margins() -> None:
     cost = np.array([5.0, 7.0, 9.0])
     alike, harder = (left_out(_recordings(factor), cost) for factor in (1.0, 3.0))
-    assert [(row["recording"], row["images"]) for row in alike] == [(name, 60) for name in "abc" for _ in range(5)]
+    assert [(row["recording"], row["images"]) for row in alike] == [
+        (name, 60) for name in "abc" for _ in range(5)
+    ]
     assert all(row["lost"] <= row["asked"] for row in alike)
-    same = [[(row["asked"], row["gflops"]) for row in rows if row["recording"] == "c"] for rows in (alike, harder)]
+    same = [
+        [(row["asked"], row["gflops"]) for row in rows if row["recording"] == "c"]
+        for rows in (alike, harder)
+    ]
     assert same[0] == same[1], "what c loses changes nothing that was fitted without it"
     assert any(row["lost"] > row["asked"] for row in harder if row["recording"] == "c")
     few = _recordings(1.0).where(np.arange(220) < 66)  # without a there are two blocks
@@ -269,7 +342,9 @@ def test_gate_falls_back_to_the_mean_of_each_plan_where_nothing_can_be_predicted
     assert np.abs((scores[:, -1:] - scores) - (quality[:, -1:] - quality).mean(0)).max() < 0.004
 
 
-def test_the_level_is_shrunk_as_far_as_a_standard_error_allows_the_losses_to_the_lowest_error() -> None:
+def test_the_level_is_shrunk_as_far_as_a_standard_error_allows_the_losses_to_the_lowest_error() -> (
+    None
+):
     inputs, quality = _images(160)
     nobody, blocks = none(160), np.arange(160)
     chosen = cross_validate(inputs, quality, nobody, blocks)
@@ -281,19 +356,24 @@ def test_the_level_is_shrunk_as_far_as_a_standard_error_allows_the_losses_to_the
     levels, losses = zip(*map(errors, STRENGTHS), strict=True)
     lowest = min(levels, key=np.mean)
     limit = lowest.mean() + lowest.std() / 160**0.5
-    assert chosen[0] == max(each for each, level in zip(STRENGTHS, levels, strict=True) if level.mean() <= limit)
+    assert chosen[0] == max(
+        each for each, level in zip(STRENGTHS, levels, strict=True) if level.mean() <= limit
+    )
     assert chosen[0] > STRENGTHS[int(np.argmin([level.mean() for level in levels]))]
     assert chosen[1] == STRENGTHS[int(np.argmin(losses))]
 
 
 def test_images_that_the_network_was_trained_on_teach_the_gate_slopes_and_no_intercepts() -> None:
-    """On them the network is better by 0.1, and the cheapest plan loses 0.02 less; what differs among them is alike."""
+    """On them the network is better by 0.1, and the cheapest plan loses 0.02 less; what differs
+    among them is alike."""
     inputs, quality = _images(360)
     seen, judged = np.arange(240) >= 40, slice(240, 360)
     known = quality[:240] + np.where(seen[:, None], [0.12, 0.1, 0.1], 0)
 
     def errors(rows: np.ndarray, of_seen: np.ndarray) -> tuple[float, float]:
-        strengths = cross_validate(inputs[:240][rows], known[rows], of_seen, np.arange(len(of_seen)))
+        strengths = cross_validate(
+            inputs[:240][rows], known[rows], of_seen, np.arange(len(of_seen))
+        )
         scores = predict(fit(inputs[:240][rows], known[rows], of_seen, *strengths), inputs[judged])
         wrong = (scores[:, -1] - scores[:, 0]) - (quality[judged, -1] - quality[judged, 0])
         return float(abs(wrong.mean())), float(np.square(wrong).mean())
@@ -309,11 +389,17 @@ def test_images_that_the_network_was_trained_on_count_for_no_promise(
     toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = shutil.copytree(toy_run, tmp_path / "run")  # it was trained on scenes:4
-    assert command("derive-targets", run, "--fit", "scenes:5:3", "scenes:4", "--held", "scenes:3:5") == 0
+    assert (
+        command("derive-targets", run, "--fit", "scenes:5:3", "scenes:4", "--held", "scenes:3:5")
+        == 0
+    )
     assert command("train-gate", run) == 0
     report = last_json(capsys.readouterr().out)
     assert (report["images"], report["images_trained_on"], report["calibrated_images"]) == (9, 4, 8)
-    assert command("derive-targets", run, "--fit", "scenes:4:3", "scenes:4", "--held", "scenes:3:5") == 0
+    assert (
+        command("derive-targets", run, "--fit", "scenes:4:3", "scenes:4", "--held", "scenes:3:5")
+        == 0
+    )
     assert command("train-gate", run) == 1
     assert "5 blocks of images that the network was not trained on" in capsys.readouterr().err
 
@@ -338,11 +424,15 @@ def test_gate_stays_finite_where_every_image_is_all_right_or_all_wrong(value: fl
     assert np.abs(predict(gate, inputs) - value).max() < 1e-3
 
 
-def test_targets_of_other_plans_are_refused(toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_targets_of_other_plans_are_refused(
+    toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = shutil.copytree(toy_run, tmp_path / "run")
     write_plans(run, [Knobs(1), Knobs(3)], {})
     assert command("train-gate", run) == 1
-    assert "derive-targets" in capsys.readouterr().err  # they are gone with the plans that they were of
+    assert (
+        "derive-targets" in capsys.readouterr().err
+    )  # they are gone with the plans that they were of
 
 
 # ---- the command line
@@ -353,7 +443,10 @@ def test_steps_in_the_wrong_order_name_the_missing_one(
 ) -> None:
     run = shutil.copytree(trained_run, tmp_path / "run")
     for words, missing in (
-        (("derive-targets", tmp_path / "none", "--fit", "scenes:5", "--held", "scenes:5"), "train-exits"),
+        (
+            ("derive-targets", tmp_path / "none", "--fit", "scenes:5", "--held", "scenes:5"),
+            "train-exits",
+        ),
         (("derive-targets", run, "--fit", "scenes:5", "--held", "scenes:5"), "search-plans"),
         (("train-gate", run), "search-plans"),
         (("evaluate", run), "train-gate"),
@@ -375,9 +468,18 @@ def test_derive_targets_measures_nothing_before_all_it_was_given_is_right(
 ) -> None:
     run = shutil.copytree(toy_run, tmp_path / "run")
     for words, said in (
-        (("--fit", "scenes:5:3", "camvid:gate", "--held", "scenes:3:5"), "'camvid:gate' needs --data FOLDER"),
-        (("--fit", "scenes:5:3", "--held", "scenes:3:5", "--views", 0), "--views 0 must be at least 1"),
-        (("--fit", "scenes:5:3", "--held", "scenes:3:3"), "shares images with scenes:5:3, which the gate learned"),
+        (
+            ("--fit", "scenes:5:3", "camvid:gate", "--held", "scenes:3:5"),
+            "'camvid:gate' needs --data FOLDER",
+        ),
+        (
+            ("--fit", "scenes:5:3", "--held", "scenes:3:5", "--views", 0),
+            "--views 0 must be at least 1",
+        ),
+        (
+            ("--fit", "scenes:5:3", "--held", "scenes:3:3"),
+            "shares images with scenes:5:3, which the gate learned",
+        ),
         (("--fit", "scenes:5:3", "--held", "scenes:9"), "which the network learned from"),
     ):
         assert command("derive-targets", run, *words) == 1
@@ -402,12 +504,29 @@ def test_unknown_command_shows_the_known_ones(capsys: pytest.CaptureFixture[str]
     for words, code in (((), 2), (("train",), 2), (("--help",), 0)):
         assert command(*words) == code
         shown = capsys.readouterr().out
-        for name in ("train-exits", "search-plans", "derive-targets", "train-gate", "evaluate", "export"):
+        for name in (
+            "train-exits",
+            "search-plans",
+            "derive-targets",
+            "train-gate",
+            "evaluate",
+            "export",
+        ):
             assert name in shown
 
 
 def test_probe_scores_a_backbone(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("probe", "--backbone", "mobilenet_v2", "--train", "scenes:3", "--dev", "scenes:1:1", "--canvas", "96x128")
+    words = (
+        "probe",
+        "--backbone",
+        "mobilenet_v2",
+        "--train",
+        "scenes:3",
+        "--dev",
+        "scenes:1:1",
+        "--canvas",
+        "96x128",
+    )
     assert command(*words) == 0
     found = last_json(capsys.readouterr().out)
     assert (found["backbone"], found["weights"]) == ("mobilenet_v2", "random")

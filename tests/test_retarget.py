@@ -31,7 +31,8 @@ def retargeted(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def test_the_service_s_gate_is_the_new_one(toy_bundle: Path, retargeted: Path) -> None:
-    """The front graph was not written again: it must find the new tensors where the old ones were."""
+    """The front graph was not written again: it must find the new tensors where the old ones
+    were."""
     model, gate, canvas = read_weights(retargeted / WEIGHTS)
     pixels = on_canvas(Scenes(1, 9)[0], canvas)[0][None]
     with torch.inference_mode():
@@ -46,18 +47,30 @@ def test_the_service_s_gate_is_the_new_one(toy_bundle: Path, retargeted: Path) -
     assert np.abs(scores[toy_bundle] - wanted).max() > 1e-3
 
 
-def test_graphs_stay_and_qualities_are_those_of_the_held_out_images(toy_bundle: Path, retargeted: Path) -> None:
+def test_graphs_stay_and_qualities_are_those_of_the_held_out_images(
+    toy_bundle: Path, retargeted: Path
+) -> None:
     for graph in toy_bundle.glob("*.onnx"):
         assert graph.read_bytes() == (retargeted / graph.name).read_bytes()
-    manifest, (model, _, canvas) = bundle.load(retargeted).manifest, read_weights(retargeted / WEIGHTS)
+    manifest, (model, _, canvas) = (
+        bundle.load(retargeted).manifest,
+        read_weights(retargeted / WEIGHTS),
+    )
     assert canvas == CANVAS
     assert manifest.name == "other"
     assert (manifest.calibration["data"], manifest.calibration["images"]) == ("scenes:3:9", 3)
     measure, knobs = measure_of(model.config), [Knobs.parse(name) for name in PLANS]
-    counts = np.stack([counts_by_knobs(model, measure, sample, canvas, knobs)[0] for sample in iter_of(Scenes(3, 9))])
+    counts = np.stack(
+        [
+            counts_by_knobs(model, measure, sample, canvas, knobs)[0]
+            for sample in iter_of(Scenes(3, 9))
+        ]
+    )
     wanted = qualities(measure, counts).mean(0)
     assert [plan.quality for plan in manifest.plans] == pytest.approx(wanted.tolist(), abs=1e-4)
-    assert [plan.gflops for plan in manifest.plans] == [p.gflops for p in bundle.load(toy_bundle).manifest.plans]
+    assert [plan.gflops for plan in manifest.plans] == [
+        p.gflops for p in bundle.load(toy_bundle).manifest.plans
+    ]
 
 
 def iter_of(data: Scenes) -> list[object]:
@@ -88,8 +101,18 @@ def test_what_cannot_be_retargeted_is_refused_and_nothing_is_written(
         (broken, tmp_path / "new", WORDS, "sha256"),
         (tmp_path / "none", tmp_path / "new", WORDS, "manifest.json"),
         (toy_bundle, tmp_path / "new", ("--fit", "scenes:2", "--held", "scenes:3:9"), "--fit"),
-        (toy_bundle, tmp_path / "new", ("--fit", "scenes:6:8", "--held", "scenes:9"), "which the network learned from"),
-        (toy_bundle, tmp_path / "new", ("--fit", "scenes:6", "--held", "scenes:3:9"), "was not trained on"),
+        (
+            toy_bundle,
+            tmp_path / "new",
+            ("--fit", "scenes:6:8", "--held", "scenes:9"),
+            "which the network learned from",
+        ),
+        (
+            toy_bundle,
+            tmp_path / "new",
+            ("--fit", "scenes:6", "--held", "scenes:3:9"),
+            "was not trained on",
+        ),
         (toy_bundle, tmp_path / "new", ("--fit", "camvid:gate", "--held", "camvid:dev"), "--data"),
     ):
         assert command("retarget", source, "-o", out, *words) == 1

@@ -11,12 +11,15 @@ from model_export.recipe.rims import BACKGROUND, CORE, RIM, RIM_SHARE, core_and_
 
 
 def _blobs(seed: int, height: int = 70, width: int = 90) -> NDArray[np.uint16]:
-    """Objects of all sizes that touch each other: each pixel goes to the nearest of some points, if one is near."""
+    """Objects of all sizes that touch each other: each pixel goes to the nearest of some points, if
+    one is near."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     points = rng.uniform((0, 0), (height, width), (25, 2))
     distance = np.hypot(y[..., None] - points[:, 0], x[..., None] - points[:, 1])
-    return np.where(distance.min(-1) < rng.uniform(5, 15), distance.argmin(-1) * 7 + 1, 0).astype(np.uint16)
+    return np.where(distance.min(-1) < rng.uniform(5, 15), distance.argmin(-1) * 7 + 1, 0).astype(
+        np.uint16
+    )
 
 
 def _disc(radius: float, size: int) -> NDArray[np.uint16]:
@@ -46,7 +49,8 @@ def test_rim_is_the_same_share_of_discs_of_any_size(share: float) -> None:
 
 
 def test_depth_is_that_of_one_distance_transform_per_object() -> None:
-    """The reference treats objects one by one; distances differ by the half pixel to the border between two."""
+    """The reference treats objects one by one; distances differ by the half pixel to the border
+    between two."""
     objects = _blobs(3)
     found = core_and_rim(objects)
     wrong = 0
@@ -86,6 +90,8 @@ def test_gaps_lie_where_two_objects_touch_and_nowhere_else() -> None:
     assert (core_and_rim(objects)[wide] == RIM).all()
 
 
-@pytest.mark.parametrize("mask", [np.full((8, 8), BACKGROUND, np.uint8), np.full((8, 8), CORE, np.uint8)])
+@pytest.mark.parametrize(
+    "mask", [np.full((8, 8), BACKGROUND, np.uint8), np.full((8, 8), CORE, np.uint8)]
+)
 def test_no_gap_without_two_objects(mask: NDArray[np.uint8]) -> None:
     assert not gaps(mask).any()

@@ -1,7 +1,9 @@
-"""What a rollout and a change of the ConfigMap do to traffic: real service processes on loopback, real signals.
+"""What a rollout and a change of the ConfigMap do to traffic: real service processes on loopback,
+real signals.
 
-Kubernetes is played by hand: the endpoints follow readiness, a pod that ends leaves them after a lag, and SIGTERM comes
-after the preStop sleep. Times are shorter than in k8s/base, their order is the same.
+Kubernetes is played by hand: the endpoints follow readiness, a pod that ends leaves them after a
+lag, and SIGTERM comes after the preStop sleep. Times are shorter than in k8s/base, their order is
+the same.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ def picture(width: int, height: int) -> bytes:
     """Noise as a JPEG: no plan but the dearest is good enough for the fake engine's gate."""
     pixels = np.random.default_rng(7).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
     file = io.BytesIO()
-    Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST).save(file, "JPEG", quality=90)
+    Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST).save(
+        file, "JPEG", quality=90
+    )
     return file.getvalue()
 
 
@@ -85,7 +89,9 @@ class Clients:
 @contextmanager
 def load(clients: Clients, threads: int) -> Iterator[None]:
     """Half of the threads keep their connection, half open one for each request."""
-    running = [threading.Thread(target=clients.run, args=(f"c{n}", n % 2 == 0)) for n in range(threads)]
+    running = [
+        threading.Thread(target=clients.run, args=(f"c{n}", n % 2 == 0)) for n in range(threads)
+    ]
     for thread in running:
         thread.start()
     try:
@@ -98,12 +104,15 @@ def load(clients: Clients, threads: int) -> Iterator[None]:
 
 
 def check(clients: Clients, replicas: list[Replica]) -> Counter[int | str]:
-    """Every request that was admitted has its whole answer; those that failed were never read. Counts per result."""
+    """Every request that was admitted has its whole answer; those that failed were never read.
+    Counts per result."""
     answered: dict[str, str] = {}
     for each in replicas:
         answered |= each.outcomes()
     assert "cancelled" not in answered.values()
-    assert [name for name, outcome in answered.items() if outcome == "ok" and clients.got[name] != 200] == []
+    assert [
+        name for name, outcome in answered.items() if outcome == "ok" and clients.got[name] != 200
+    ] == []
     failed = [name for name, result in clients.got.items() if isinstance(result, str)]
     assert [name for name in failed if name in answered] == []
     found = Counter(clients.got.values())
@@ -114,7 +123,9 @@ def check(clients: Clients, replicas: list[Replica]) -> Counter[int | str]:
 
 def test_sigterm_under_load_loses_no_admitted_request(tmp_path: Path) -> None:
     bundle = str(ROOT / "trained_weights/camvid-tiny")
-    with replica(tmp_path / "log", "--bundle", bundle, "--max-batch", "1", "--drain-timeout-s", "60") as only:
+    with replica(
+        tmp_path / "log", "--bundle", bundle, "--max-batch", "1", "--drain-timeout-s", "60"
+    ) as only:
         clients = Clients([only], picture(480, 360))
         with load(clients, 8):
             until(lambda: len(clients.got) >= 8, 120)
@@ -128,7 +139,8 @@ def test_sigterm_under_load_loses_no_admitted_request(tmp_path: Path) -> None:
 
 
 def rolled(log: Path, bundle: Bundle, *, pre_stop: bool) -> Counter[int | str]:
-    """Two replicas are replaced one by one, as maxSurge 1 and maxUnavailable 0 do it, under load."""
+    """Two replicas are replaced one by one, as maxSurge 1 and maxUnavailable 0 do it, under
+    load."""
     flags = ("--bundle", str(bundle.root), "--backend", "fake", "--drain-timeout-s", "60")
     with ExitStack() as stack:
         replicas = [stack.enter_context(replica(log / f"old{n}", *flags)) for n in range(2)]
@@ -160,13 +172,19 @@ def test_a_rolling_restart_loses_nothing_at_all(tmp_path: Path, fake_bundle: Bun
     assert found[200] > 24
 
 
-def test_without_the_sleep_before_sigterm_connections_are_refused(tmp_path: Path, fake_bundle: Bundle) -> None:
-    # Shows that the test above can fail, and what the preStop hook is for. Even so nothing admitted is lost.
+def test_without_the_sleep_before_sigterm_connections_are_refused(
+    tmp_path: Path, fake_bundle: Bundle
+) -> None:
+    # Shows that the test above can fail, and what the preStop hook is for. Even so nothing admitted
+    # is lost.
     assert rolled(tmp_path, fake_bundle, pre_stop=False)["ConnectError"] > 0
 
 
-def test_a_new_budget_shifts_the_depth_histogram_within_five_seconds(tmp_path: Path, fake_bundle: Bundle) -> None:
-    # As the kubelet does it: the volume's files are links through ..data, and ..data is replaced at once.
+def test_a_new_budget_shifts_the_depth_histogram_within_five_seconds(
+    tmp_path: Path, fake_bundle: Bundle
+) -> None:
+    # As the kubelet does it: the volume's files are links through ..data, and ..data is replaced at
+    # once.
     volume = tmp_path / "volume"
     volume.mkdir()
 
@@ -185,7 +203,10 @@ def test_a_new_budget_shifts_the_depth_histogram_within_five_seconds(tmp_path: P
         def depths() -> tuple[float, float]:
             """Images at depth 1, and all images so far."""
             text = httpx.get(f"{only.url}/metrics", timeout=10).text
-            found = [re.findall(rf"fathom_exit_depth_layers_{kind}.*\}} (\S+)", text) for kind in (shallow, "count")]
+            found = [
+                re.findall(rf"fathom_exit_depth_layers_{kind}.*\}} (\S+)", text)
+                for kind in (shallow, "count")
+            ]
             return sum(map(float, found[0])), sum(map(float, found[1]))
 
         shallow = r'bucket\{le="1\.0"'
@@ -197,7 +218,8 @@ def test_a_new_budget_shifts_the_depth_histogram_within_five_seconds(tmp_path: P
             looks = [depths()]
 
             def shifted() -> bool:
-                """Of the images between two looks, all are shallow; a look waits until there are a few."""
+                """Of the images between two looks, all are shallow; a look waits until there are a
+                few."""
                 now = depths()
                 if now[1] - looks[-1][1] >= 5:
                     looks.append(now)

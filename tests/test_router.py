@@ -22,7 +22,9 @@ FLAT = [0.70, 0.70, 0.70, 0.70]
 WORD = [Margin(asked, asked) for asked in (0.001, 0.01, 0.05, 0.2)]  # the gate is taken at its word
 
 
-def pick(scores: list[float], request: Budget = NONE, node: Budget = NONE, **changes: Any) -> Decision:
+def pick(
+    scores: list[float], request: Budget = NONE, node: Budget = NONE, **changes: Any
+) -> Decision:
     settings: dict[str, Any] = {
         "margins": WORD,
         "default_max_loss": 0.01,
@@ -38,8 +40,18 @@ CASES: list[tuple[str, dict[str, Any], str, Reason]] = [
     # the floor
     ("the cheapest plan within the default loss", {"scores": RISING}, "d3", Reason.GATE),
     ("an easy image takes the cheapest plan", {"scores": FLAT}, "d1", Reason.GATE),
-    ("a looser floor of the request", {"scores": RISING, "request": Budget(max_loss=0.05)}, "d2", Reason.GATE),
-    ("a tighter floor of the request", {"scores": RISING, "request": Budget(max_loss=0.001)}, "d4", Reason.GATE),
+    (
+        "a looser floor of the request",
+        {"scores": RISING, "request": Budget(max_loss=0.05)},
+        "d2",
+        Reason.GATE,
+    ),
+    (
+        "a tighter floor of the request",
+        {"scores": RISING, "request": Budget(max_loss=0.001)},
+        "d4",
+        Reason.GATE,
+    ),
     (
         "the node's floor where the request has none",
         {"scores": RISING, "node": Budget(max_loss=0.05)},
@@ -79,14 +91,24 @@ CASES: list[tuple[str, dict[str, Any], str, Reason]] = [
         Reason.GATE,
     ),
     ("no table is the full plan", {"scores": FLAT, "margins": []}, "d4", Reason.GATE),
-    ("a row without a margin is the full plan", {"scores": FLAT, "margins": [Margin(0.01, None)]}, "d4", Reason.GATE),
+    (
+        "a row without a margin is the full plan",
+        {"scores": FLAT, "margins": [Margin(0.01, None)]},
+        "d4",
+        Reason.GATE,
+    ),
     (
         "an optimistic gate gets a tighter margin",
         {"scores": RISING, "margins": [Margin(0.01, 0.004)]},
         "d4",
         Reason.GATE,
     ),
-    ("a pessimistic gate gets a looser one", {"scores": RISING, "margins": [Margin(0.01, 0.04)]}, "d2", Reason.GATE),
+    (
+        "a pessimistic gate gets a looser one",
+        {"scores": RISING, "margins": [Margin(0.01, 0.04)]},
+        "d2",
+        Reason.GATE,
+    ),
     (
         "a negative margin asks for more than the full plan's score",
         {"scores": [0.70, 0.72, 0.75, 0.70], "margins": [Margin(0.01, -0.03)]},
@@ -108,9 +130,24 @@ CASES: list[tuple[str, dict[str, Any], str, Reason]] = [
         Reason.GATE,
     ),
     ("the request's depth", {"scores": RISING, "request": Budget(depth=2)}, "d2", Reason.REQUEST),
-    ("the request's gflops", {"scores": RISING, "request": Budget(gflops=5.9)}, "d2", Reason.REQUEST),
-    ("a ceiling includes its own value", {"scores": RISING, "request": Budget(gflops=6.0)}, "d3", Reason.GATE),
-    ("the tighter of two keys", {"scores": RISING, "request": Budget(depth=2, gflops=2.5)}, "d1", Reason.REQUEST),
+    (
+        "the request's gflops",
+        {"scores": RISING, "request": Budget(gflops=5.9)},
+        "d2",
+        Reason.REQUEST,
+    ),
+    (
+        "a ceiling includes its own value",
+        {"scores": RISING, "request": Budget(gflops=6.0)},
+        "d3",
+        Reason.GATE,
+    ),
+    (
+        "the tighter of two keys",
+        {"scores": RISING, "request": Budget(depth=2, gflops=2.5)},
+        "d1",
+        Reason.REQUEST,
+    ),
     ("the node's depth", {"scores": RISING, "node": Budget(depth=2)}, "d2", Reason.NODE),
     ("the node's gflops", {"scores": RISING, "node": Budget(gflops=3)}, "d1", Reason.NODE),
     (
@@ -178,9 +215,24 @@ CASES: list[tuple[str, dict[str, Any], str, Reason]] = [
         "d4",
         Reason.GATE,
     ),
-    ("load just above its start", {"scores": RISING, "request": Budget(max_loss=0), "load": 0.51}, "d4", Reason.GATE),
-    ("a third of the way", {"scores": RISING, "request": Budget(max_loss=0), "load": 0.67}, "d3", Reason.LOAD),
-    ("two thirds of the way", {"scores": RISING, "request": Budget(max_loss=0), "load": 0.83}, "d2", Reason.LOAD),
+    (
+        "load just above its start",
+        {"scores": RISING, "request": Budget(max_loss=0), "load": 0.51},
+        "d4",
+        Reason.GATE,
+    ),
+    (
+        "a third of the way",
+        {"scores": RISING, "request": Budget(max_loss=0), "load": 0.67},
+        "d3",
+        Reason.LOAD,
+    ),
+    (
+        "two thirds of the way",
+        {"scores": RISING, "request": Budget(max_loss=0), "load": 0.83},
+        "d2",
+        Reason.LOAD,
+    ),
     ("full load", {"scores": RISING, "load": 1.0}, "d1", Reason.LOAD),
     ("more than full", {"scores": RISING, "load": 1.7}, "d1", Reason.LOAD),
     ("full load leaves an easy image alone", {"scores": FLAT, "load": 1.0}, "d1", Reason.GATE),
@@ -190,7 +242,12 @@ CASES: list[tuple[str, dict[str, Any], str, Reason]] = [
         "d3",
         Reason.GATE,
     ),
-    ("load that may only start at 1 does above", {"scores": RISING, "load": 1.1, "load_start": 1.0}, "d1", Reason.LOAD),
+    (
+        "load that may only start at 1 does above",
+        {"scores": RISING, "load": 1.1, "load_start": 1.0},
+        "d1",
+        Reason.LOAD,
+    ),
     (
         "deadline before load when they are equal",
         {"scores": RISING, "remaining_ms": 10.0, "load": 1.0},
@@ -213,7 +270,9 @@ CASES: list[tuple[str, dict[str, Any], str, Reason]] = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "plan", "reason"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+@pytest.mark.parametrize(
+    ("arguments", "plan", "reason"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+)
 def test_rule(arguments: dict[str, Any], plan: str, reason: Reason) -> None:
     decision = pick(**arguments)
     assert (decision.plan.name, decision.reason) == (plan, reason)
@@ -222,9 +281,20 @@ def test_rule(arguments: dict[str, Any], plan: str, reason: Reason) -> None:
 
 @pytest.mark.parametrize(
     ("max_loss", "expected"),
-    [(0, None), (0.0024, None), (0.0025, None), (0.005, -0.1), (0.0099, -0.1), (0.01, 0.0), (0.02, 0.3), (1, 0.3)],
+    [
+        (0, None),
+        (0.0024, None),
+        (0.0025, None),
+        (0.005, -0.1),
+        (0.0099, -0.1),
+        (0.01, 0.0),
+        (0.02, 0.3),
+        (1, 0.3),
+    ],
 )
-def test_margin_is_that_of_the_largest_row_up_to_what_is_asked(max_loss: float, expected: float | None) -> None:
+def test_margin_is_that_of_the_largest_row_up_to_what_is_asked(
+    max_loss: float, expected: float | None
+) -> None:
     margins = [Margin(0.0025, None), Margin(0.005, -0.1), Margin(0.01, 0.0), Margin(0.02, 0.3)]
     assert margin_for(max_loss, margins) == expected
     assert margin_for(max_loss, []) is None
@@ -247,7 +317,9 @@ def test_a_ceiling_at_the_cheap_end_that_leaves_no_good_plan_gives_the_best_left
 
 
 def test_full_load_keeps_the_cheapest_plan_that_other_ceilings_leave() -> None:
-    decision = pick([0.0, 0.1, 0.2, 0.3, 0.9], Budget(depth=3), plans=NARROW, costs_ms=[5.0, *COSTS], load=1.0)
+    decision = pick(
+        [0.0, 0.1, 0.2, 0.3, 0.9], Budget(depth=3), plans=NARROW, costs_ms=[5.0, *COSTS], load=1.0
+    )
     assert (decision.plan.name, decision.reason) == ("d1", Reason.LOAD)
 
 
@@ -259,7 +331,9 @@ def test_full_load_keeps_the_cheapest_plan_that_other_ceilings_leave() -> None:
         (Budget(gflops=1.9), Budget(gflops=1.9), "the request's"),
     ],
 )
-def test_a_ceiling_under_the_cheapest_plan_is_refused_with_its_cost(request_: Budget, node: Budget, whose: str) -> None:
+def test_a_ceiling_under_the_cheapest_plan_is_refused_with_its_cost(
+    request_: Budget, node: Budget, whose: str
+) -> None:
     with pytest.raises(UnsatisfiableBudget, match=whose) as caught:
         pick(RISING, request_, node)
     assert caught.value.extra == {"cheapest": {"plan": "d1", "depth": 1, "gflops": 2.0}}
@@ -269,9 +343,12 @@ def test_a_ceiling_under_the_cheapest_plan_is_refused_with_its_cost(request_: Bu
 
 
 @pytest.mark.parametrize(
-    "ceiling", [{"request": Budget(depth=2, strict=True)}, {"remaining_ms": 20.0}, {"node": Budget(depth=2)}]
+    "ceiling",
+    [{"request": Budget(depth=2, strict=True)}, {"remaining_ms": 20.0}, {"node": Budget(depth=2)}],
 )
-def test_strict_refuses_a_missed_floor_and_names_the_plan_that_would_keep_it(ceiling: dict[str, Any]) -> None:
+def test_strict_refuses_a_missed_floor_and_names_the_plan_that_would_keep_it(
+    ceiling: dict[str, Any],
+) -> None:
     with pytest.raises(UnsatisfiableBudget, match="strict") as caught:
         pick(RISING, **({"request": Budget(strict=True)} | ceiling))
     assert caught.value.extra == {"cheapest": {"plan": "d3", "depth": 3, "gflops": 6.0}}
@@ -305,7 +382,9 @@ budgets = st.builds(
 @st.composite
 def situations(draw: st.DrawFn) -> dict[str, Any]:
     gflops = sorted(draw(st.lists(st.floats(0.5, 20), min_size=1, max_size=7)))
-    plans = [Plan(f"p{i}", draw(st.integers(1, 8)), 1.0, 1.0, cost, 0.5) for i, cost in enumerate(gflops)]
+    plans = [
+        Plan(f"p{i}", draw(st.integers(1, 8)), 1.0, 1.0, cost, 0.5) for i, cost in enumerate(gflops)
+    ]
     return {
         "plans": plans,
         "scores": [draw(unit) for _ in plans],
@@ -325,14 +404,20 @@ def situations(draw: st.DrawFn) -> dict[str, Any]:
 
 def margin_of(situation: dict[str, Any]) -> float:
     """-inf where only the full plan is safe."""
-    losses = [situation["request"].max_loss, situation["node"].max_loss, situation["default_max_loss"]]
+    losses = [
+        situation["request"].max_loss,
+        situation["node"].max_loss,
+        situation["default_max_loss"],
+    ]
     limit = next(loss for loss in losses if loss is not None)
     rows = [row.margin for row in situation["margins"] if row.asked <= limit]
     return float("-inf") if not rows or rows[-1] is None else rows[-1]
 
 
 @given(situations())
-def test_the_chosen_plan_is_under_every_ceiling_and_refusals_are_true(situation: dict[str, Any]) -> None:
+def test_the_chosen_plan_is_under_every_ceiling_and_refusals_are_true(
+    situation: dict[str, Any],
+) -> None:
     plans, limits = situation["plans"], (situation["request"], situation["node"])
     fitting = [
         i
@@ -341,7 +426,10 @@ def test_the_chosen_plan_is_under_every_ceiling_and_refusals_are_true(situation:
         and all(b.gflops is None or plan.gflops <= b.gflops for b in limits)
     ]
     in_time = [
-        i for i in fitting if situation["remaining_ms"] is None or situation["costs_ms"][i] <= situation["remaining_ms"]
+        i
+        for i in fitting
+        if situation["remaining_ms"] is None
+        or situation["costs_ms"][i] <= situation["remaining_ms"]
     ]
     scores, margin = situation["scores"], margin_of(situation)
     good = [i for i in in_time if plans[i] == plans[-1] or scores[-1] - scores[i] <= margin]
@@ -361,7 +449,9 @@ def test_the_chosen_plan_is_under_every_ceiling_and_refusals_are_true(situation:
 
 
 @given(situations())
-def test_it_never_raises_when_the_cheapest_plan_fits_and_there_is_no_deadline(situation: dict[str, Any]) -> None:
+def test_it_never_raises_when_the_cheapest_plan_fits_and_there_is_no_deadline(
+    situation: dict[str, Any],
+) -> None:
     cheapest = situation["plans"][0]
     for key in ("request", "node"):
         budget = situation[key]

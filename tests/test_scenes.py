@@ -1,4 +1,5 @@
-"""The procedural scenes: deterministic, complete in classes, harder with clutter, strict about arguments."""
+"""The procedural scenes: deterministic, complete in classes, harder with clutter, strict about
+arguments."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ def test_all_classes_occur() -> None:
 def test_clutter_raises_edge_density_and_noise() -> None:
     def measure(clutter: float) -> tuple[float, float]:
         pairs = [render(seed, height=180, width=240, clutter=clutter) for seed in range(10)]
-        grain = [np.abs(np.diff(image[-40:].astype(np.float32), axis=1)).mean() for image, _ in pairs]
+        grain = [
+            np.abs(np.diff(image[-40:].astype(np.float32), axis=1)).mean() for image, _ in pairs
+        ]
         return float(np.mean([_edges(mask) for _, mask in pairs])), float(np.mean(grain))
 
     calm, busy = measure(0.0), measure(1.0)
@@ -58,7 +61,12 @@ def test_below_zero_things_leave_the_street_until_it_is_bare() -> None:
         masks = [render(seed, height=120, width=160, clutter=clutter)[1] for seed in range(8)]
         return float(np.mean([len(set(np.unique(mask).tolist()) - {255}) for mask in masks]))
 
-    names = {CLASSES[kind] for seed in range(8) for kind in np.unique(render(seed, clutter=-1.0)[1]) if kind != 255}
+    names = {
+        CLASSES[kind]
+        for seed in range(8)
+        for kind in np.unique(render(seed, clutter=-1.0)[1])
+        if kind != 255
+    }
     assert names == {"Sky", "Building", "Road", "Pavement"}
     assert kinds(-1.0) < kinds(-0.5) < kinds(0.0)
 
@@ -67,7 +75,10 @@ def test_layout_is_a_street() -> None:
     """Sky above road: the mean row of Sky lies over that of Road in every scene."""
     for seed in range(6):
         mask = render(seed, height=120, width=160, clutter=0.3)[1]
-        assert np.nonzero(mask == CLASSES.index("Sky"))[0].mean() < np.nonzero(mask == CLASSES.index("Road"))[0].mean()
+        assert (
+            np.nonzero(mask == CLASSES.index("Sky"))[0].mean()
+            < np.nonzero(mask == CLASSES.index("Road"))[0].mean()
+        )
 
 
 @pytest.mark.parametrize("clutter", [-1.01, 1.01, float("nan")])
@@ -83,8 +94,14 @@ def test_bad_size(height: int, width: int) -> None:
 
 
 def test_scenes_are_written_as_a_folder_that_knows_their_clutter(tmp_path: Path) -> None:
-    assert command("draw-scenes", tmp_path / "scenes", "--count", 5, "--seed", 3, "--clutter", 0.5, 1) == 0
-    folder, scenes = open_labelled(tmp_path / "scenes", "", "semantic", CLASSES), Scenes(5, 3, (0.5, 1.0))
+    assert (
+        command("draw-scenes", tmp_path / "scenes", "--count", 5, "--seed", 3, "--clutter", 0.5, 1)
+        == 0
+    )
+    folder, scenes = (
+        open_labelled(tmp_path / "scenes", "", "semantic", CLASSES),
+        Scenes(5, 3, (0.5, 1.0)),
+    )
     wanted = {scenes[i].name: (scenes[i], scenes.clutter_of(i)) for i in range(5)}
     assert len(folder) == 5
     for found in (folder[i] for i in range(5)):
@@ -103,7 +120,9 @@ def test_bare_streets_are_spread_among_the_others_and_a_group_of_their_own(tmp_p
     others = clutter[clutter != -1]
     assert others.min() < 0.55 < 0.95 < others.max()
     assert all(0.5 <= each <= 1 for each in others)
-    assert command("draw-scenes", tmp_path / "scenes", "--count", 4, "--seed", 3, "--bare", 0.5) == 0
+    assert (
+        command("draw-scenes", tmp_path / "scenes", "--count", 4, "--seed", 3, "--bare", 0.5) == 0
+    )
     folder = open_labelled(tmp_path / "scenes", "", "semantic", CLASSES)
     assert sorted(folder[i].group == "bare" for i in range(4)) == [False, False, True, True]
 
@@ -125,7 +144,9 @@ def test_scenes_are_not_written_with_wrong_arguments(
     assert not (tmp_path / "scenes").exists()
 
 
-def test_scenes_do_not_overwrite_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scenes_do_not_overwrite_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "mine.txt").touch()
     assert command("draw-scenes", tmp_path, "--count", 1) == 1
     assert "is not empty" in capsys.readouterr().err

@@ -1,4 +1,5 @@
-"""Scheduler: admission, order, batches, deadlines, cancellation, drain, and what an engine's failure does."""
+"""Scheduler: admission, order, batches, deadlines, cancellation, drain, and what an engine's
+failure does."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ WAIT_S = 10.0  # only ever reached by a test that fails
 
 
 class Gate(FakeBackend):
-    """A fake backend that holds every batch, once `closed`, until `opened`; it notes the batches as brightnesses."""
+    """A fake backend that holds every batch, once `closed`, until `opened`; it notes the batches as
+    brightnesses."""
 
     def __init__(self, manifest: Manifest) -> None:
         super().__init__(manifest, quality=[0.5, 0.6, 0.7, 0.8])
@@ -81,11 +83,15 @@ class World:
         self.threads.append(threading.current_thread().name)
         return self.backend
 
-    def submit(self, number: int, budget: Budget = NONE, *, late_s: float = 0.0) -> asyncio.Task[Outcome]:
+    def submit(
+        self, number: int, budget: Budget = NONE, *, late_s: float = 0.0
+    ) -> asyncio.Task[Outcome]:
         """An image of this brightness; late_s: how long ago its request began."""
         frame = Frame(np.full((48, 64, 3), number, np.uint8), Geometry(64, 48, 64, 48))
         self.traces[number] = trace = Trace(f"id-{number}")
-        return asyncio.create_task(self.scheduler.submit(frame, budget, trace, time.perf_counter() - late_s))
+        return asyncio.create_task(
+            self.scheduler.submit(frame, budget, trace, time.perf_counter() - late_s)
+        )
 
     async def hold(self) -> asyncio.Task[Outcome]:
         """Submit image 0, and return when the engine holds it."""
@@ -217,7 +223,11 @@ def test_the_most_urgent_image_runs_first(fake_manifest: Manifest) -> None:
 def test_an_image_without_a_deadline_is_not_starved(fake_manifest: Manifest) -> None:
     async def scenario() -> None:
         async with ready(fake_manifest, max_batch=1) as world:
-            tasks = [await world.hold(), world.submit(1, late_s=module.PATIENCE_S), world.submit(2, Budget(ms=9_000))]
+            tasks = [
+                await world.hold(),
+                world.submit(1, late_s=module.PATIENCE_S),
+                world.submit(2, Budget(ms=9_000)),
+            ]
             await settle()
             world.release()
             await asyncio.gather(*tasks)
@@ -249,7 +259,12 @@ def test_company_does_not_cost_an_urgent_image_its_plan(fake_manifest: Manifest)
             first = await world.hold()
             slow = module.Costs(0.0, {plan: 1000.0 * plan.depth for plan in fake_manifest.plans})
             world.scheduler._costs = slow  # the batch at hand is over when this counts
-            tasks = [world.submit(1, Budget(ms=9_500)), world.submit(2), world.submit(3), world.submit(4)]
+            tasks = [
+                world.submit(1, Budget(ms=9_500)),
+                world.submit(2),
+                world.submit(3),
+                world.submit(4),
+            ]
             await settle()
             world.release()
             await asyncio.gather(first, *tasks)
@@ -282,8 +297,16 @@ def test_load_makes_plans_cheaper(fake_manifest: Manifest) -> None:
             world.release()
             outcomes = await asyncio.gather(*tasks)
             # When each starts, 0, 3, 2, 1 and 0 of 4 places in the queue are taken.
-            plans = [(outcome.decision.plan.name, outcome.decision.reason.value) for outcome in outcomes]
-            assert plans == [("d4", "gate"), ("d3", "load"), ("d4", "gate"), ("d4", "gate"), ("d4", "gate")]
+            plans = [
+                (outcome.decision.plan.name, outcome.decision.reason.value) for outcome in outcomes
+            ]
+            assert plans == [
+                ("d4", "gate"),
+                ("d3", "load"),
+                ("d4", "gate"),
+                ("d4", "gate"),
+                ("d4", "gate"),
+            ]
 
     play(scenario())
 
@@ -362,7 +385,9 @@ def test_a_deadline_that_passes_in_the_queue_is_429_and_never_runs(fake_manifest
     play(scenario())
 
 
-def test_the_engine_skips_an_image_whose_deadline_passed_before_its_timer_fires(fake_manifest: Manifest) -> None:
+def test_the_engine_skips_an_image_whose_deadline_passed_before_its_timer_fires(
+    fake_manifest: Manifest,
+) -> None:
     async def scenario() -> None:
         async with ready(fake_manifest) as world:
             first = await world.hold()
@@ -385,12 +410,16 @@ def test_a_deadline_out_of_reach_is_429_before_any_work(fake_manifest: Manifest)
             world.scheduler._costs.mean_ms = 100_000.0
             waiting = world.submit(1)
             await settle()
-            error = await failure(world.submit(2, Budget(ms=50_000)), Overloaded)  # 100 s until the engine is free
+            error = await failure(
+                world.submit(2, Budget(ms=50_000)), Overloaded
+            )  # 100 s until the engine is free
             assert "cannot be met" in error.detail
             assert error.retry_after is not None
             assert error.retry_after >= 100
             assert world.count("fathom_shed_total", reason="predicted") == 1
-            later = world.submit(3, Budget(ms=150_000))  # image 1 has no deadline, but its turn comes first
+            later = world.submit(
+                3, Budget(ms=150_000)
+            )  # image 1 has no deadline, but its turn comes first
             await failure(later, Overloaded)
             world.release()
             await asyncio.gather(first, waiting)
@@ -398,12 +427,16 @@ def test_a_deadline_out_of_reach_is_429_before_any_work(fake_manifest: Manifest)
     play(scenario())
 
 
-def test_the_cheapest_plan_of_the_prediction_is_the_cheapest_that_the_budget_allows(fake_manifest: Manifest) -> None:
+def test_the_cheapest_plan_of_the_prediction_is_the_cheapest_that_the_budget_allows(
+    fake_manifest: Manifest,
+) -> None:
     async def scenario() -> None:
         plans = tuple(replace(plan, depth=5 - plan.depth) for plan in fake_manifest.plans)
         async with ready(replace(fake_manifest, plans=plans)) as world:
             world.scheduler._costs = module.Costs(0.0, {plan: 1000 * plan.gflops for plan in plans})
-            await failure(world.submit(1, Budget(depth=1, ms=4_000)), Overloaded)  # the plan of depth 1 takes 5 s
+            await failure(
+                world.submit(1, Budget(depth=1, ms=4_000)), Overloaded
+            )  # the plan of depth 1 takes 5 s
 
     play(scenario())
 
@@ -417,7 +450,9 @@ def test_time_before_admission_counts_for_the_deadline(fake_manifest: Manifest) 
     play(scenario())
 
 
-def test_the_node_sets_a_deadline_for_every_request_and_the_tighter_one_counts(fake_manifest: Manifest) -> None:
+def test_the_node_sets_a_deadline_for_every_request_and_the_tighter_one_counts(
+    fake_manifest: Manifest,
+) -> None:
     async def scenario() -> None:
         async with ready(fake_manifest) as world:
             world.scheduler.node_budget = Budget(ms=1_000)
@@ -430,7 +465,9 @@ def test_the_node_sets_a_deadline_for_every_request_and_the_tighter_one_counts(f
     play(scenario())
 
 
-def test_a_budget_under_the_cheapest_plan_is_refused_before_any_work(fake_manifest: Manifest) -> None:
+def test_a_budget_under_the_cheapest_plan_is_refused_before_any_work(
+    fake_manifest: Manifest,
+) -> None:
     async def scenario() -> None:
         async with ready(fake_manifest) as world:
             world.backend.closed = True
@@ -512,7 +549,9 @@ def test_an_engine_that_cannot_be_warmed_is_closed_again(fake_manifest: Manifest
     play(scenario())
 
 
-def test_a_scheduler_that_breaks_answers_everybody(fake_manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scheduler_that_breaks_answers_everybody(
+    fake_manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def scenario() -> None:
         async with ready(fake_manifest, max_batch=1) as world:
 

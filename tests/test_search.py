@@ -1,4 +1,5 @@
-"""Which plans are worth having: what is tried, what it costs, which are chosen, and a search that goes on."""
+"""Which plans are worth having: what is tried, what it costs, which are chosen, and a search that
+goes on."""
 
 from __future__ import annotations
 
@@ -53,9 +54,9 @@ def test_shares_out_of_range_are_refused_with_the_flag(text: str) -> None:
 
 costs = st.floats(0.1, 100, allow_nan=False)
 SOME = [Knobs(d, k, w) for d in (1, 2, 3) for k in (1.0, 0.5) for w in (1.0, 0.5)]
-measured = st.lists(st.tuples(costs, costs, st.floats(0, 1)), min_size=len(SOME), max_size=len(SOME)).map(
-    lambda rows: [Found(knobs, *row) for knobs, row in zip(SOME, rows, strict=True)]
-)
+measured = st.lists(
+    st.tuples(costs, costs, st.floats(0, 1)), min_size=len(SOME), max_size=len(SOME)
+).map(lambda rows: [Found(knobs, *row) for knobs, row in zip(SOME, rows, strict=True)])
 
 
 @given(found=measured, most=st.integers(2, 12))
@@ -67,7 +68,8 @@ def test_chosen_plans_are_a_front_that_ends_in_the_full_plan(found: list[Found],
     assert all(high.quality - low.quality >= NOISE for low, high in pairwise(chosen[:-1]))
     cheaper = [f for f in found if f.gflops < full.gflops and f.ms < full.ms]
     assert bool(cheaper) == bool(chosen[:-1])
-    # What is left out, though there was room, is no better than something that is no dearer by one of both.
+    # What is left out, though there was room, is no better than something that is no dearer by one
+    # of both.
     if len(chosen) < most:
         for f in cheaper:
             rivals = [c.quality for c in chosen if c.gflops <= f.gflops or c.ms <= f.ms]
@@ -76,7 +78,9 @@ def test_chosen_plans_are_a_front_that_ends_in_the_full_plan(found: list[Found],
 
 
 @given(found=measured, least=st.integers(2, 12))
-def test_a_short_front_is_filled_up_with_cheaper_plans_than_the_full_one(found: list[Found], least: int) -> None:
+def test_a_short_front_is_filled_up_with_cheaper_plans_than_the_full_one(
+    found: list[Found], least: int
+) -> None:
     front, filled, full = choose(found, 12), choose(found, 12, least), found[SOME.index(Knobs(3))]
     assert {f.knobs for f in front} <= {f.knobs for f in filled}
     assert filled[-1] is full
@@ -96,9 +100,17 @@ def test_a_short_front_is_filled_where_the_steps_in_cost_are_widest() -> None:
 
 
 def test_a_dearer_plan_must_be_better_by_more_than_noise() -> None:
-    found = [Found(Knobs(1), 1, 1, 0.60), Found(Knobs(2), 2, 2, 0.6009), Found(Knobs(3), 3, 3, 0.6011)]
+    found = [
+        Found(Knobs(1), 1, 1, 0.60),
+        Found(Knobs(2), 2, 2, 0.6009),
+        Found(Knobs(3), 3, 3, 0.6011),
+    ]
     found += [Found(Knobs(4), 4, 4, 0.6012)]
-    assert [f.knobs.depth for f in choose(found, 9)] == [1, 3, 4]  # the full plan stays, whatever it is worth
+    assert [f.knobs.depth for f in choose(found, 9)] == [
+        1,
+        3,
+        4,
+    ]  # the full plan stays, whatever it is worth
 
 
 def test_a_plan_that_does_less_but_is_slower_than_a_better_one_is_left_out() -> None:
@@ -133,11 +145,15 @@ class _Data(Scenes):
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_a_search_that_was_stopped_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_that_was_stopped_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, plans, seen = Segmenter(toy()).eval(), [Knobs(1, 1, 0.5), Knobs(3, 0.5)], []
     (tmp_path / "model.safetensors").write_bytes(b"weights")
 
-    def counting(model: Segmenter, measure: Semantic, sample: Sample, *rest: object) -> tuple[np.ndarray, np.ndarray]:
+    def counting(
+        model: Segmenter, measure: Semantic, sample: Sample, *rest: object
+    ) -> tuple[np.ndarray, np.ndarray]:
         seen.append(sample.name)
         if stopping and len(seen) == 2:
             raise KeyboardInterrupt
@@ -150,10 +166,18 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(tmp_path: Path, monkeypa
         measure_quality(tmp_path, model, _Data(), "scenes:3:8", CANVAS, plans)
     stopping = False
     counts = measure_quality(tmp_path, model, _Data(), "scenes:3:8", CANVAS, plans)
-    assert seen == ["scene-8-0", "scene-8-2", "scene-8-2"]  # the first image once only, the void one never
-    wanted = [counts_by_knobs(model, Semantic(model.config), _Data()[i], CANVAS, plans)[0] for i in (0, 2)]
+    assert seen == [
+        "scene-8-0",
+        "scene-8-2",
+        "scene-8-2",
+    ]  # the first image once only, the void one never
+    wanted = [
+        counts_by_knobs(model, Semantic(model.config), _Data()[i], CANVAS, plans)[0] for i in (0, 2)
+    ]
     assert np.array_equal(counts, np.stack(wanted))
-    assert np.array_equal(measure_quality(tmp_path, model, _Data(), "scenes:3:8", CANVAS, plans), counts)
+    assert np.array_equal(
+        measure_quality(tmp_path, model, _Data(), "scenes:3:8", CANVAS, plans), counts
+    )
     assert len(seen) == 3
     for change in (
         lambda: measure_quality(tmp_path, model, _Data(), "scenes:3:9", CANVAS, plans),
@@ -176,7 +200,9 @@ class _AllVoid(_Data):
 def test_a_data_set_without_any_label_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     with pytest.raises(RunError, match="scenes:3: every image is all void"):
-        measure_quality(tmp_path, Segmenter(toy()).eval(), _AllVoid(), "scenes:3", CANVAS, [Knobs(1)])
+        measure_quality(
+            tmp_path, Segmenter(toy()).eval(), _AllVoid(), "scenes:3", CANVAS, [Knobs(1)]
+        )
 
 
 # ---- the command
@@ -186,7 +212,18 @@ def test_search_measures_what_is_served_and_writes_the_plans(
     trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = shutil.copytree(trained_run, tmp_path / "run")
-    words = ("--on", "scenes:3:6", "--keeps", "0.5", "--widths", "0.5", "--rounds", "2", "--threads", "1")
+    words = (
+        "--on",
+        "scenes:3:6",
+        "--keeps",
+        "0.5",
+        "--widths",
+        "0.5",
+        "--rounds",
+        "2",
+        "--threads",
+        "1",
+    )
     assert command("search-plans", run, *words, "--most", "3") == 0
     shown = capsys.readouterr().out
     said = last_json(shown)
@@ -198,13 +235,20 @@ def test_search_measures_what_is_served_and_writes_the_plans(
     assert set(table) == {"d1-w50", "d2-w50", "d3-k50-w50", "d3"}
     assert all(name in shown for name in table)
     assert list(table)[-1] == "d3"  # from cheap to dear
-    assert all(row["gflops"] > 0 and row["ms"] > 0 and 0 <= row["quality"] <= 1 for row in table.values())
-    assert [row["gflops"] for row in table.values()] == sorted(row["gflops"] for row in table.values())
+    assert all(
+        row["gflops"] > 0 and row["ms"] > 0 and 0 <= row["quality"] <= 1 for row in table.values()
+    )
+    assert [row["gflops"] for row in table.values()] == sorted(
+        row["gflops"] for row in table.values()
+    )
     assert report["data"] == "scenes:3:6"
     assert (report["images"], said["images"], said["candidates"]) == (3, 3, 4)
     assert report["machine"]["threads"] == 1
     model = load_model(run)
-    counts = [counts_by_knobs(model, Semantic(model.config), Scenes(3, 6)[i], CANVAS, [Knobs(3)])[0] for i in range(3)]
+    counts = [
+        counts_by_knobs(model, Semantic(model.config), Scenes(3, 6)[i], CANVAS, [Knobs(3)])[0]
+        for i in range(3)
+    ]
     mean = np.mean([Semantic.of_image(each[0]) for each in counts])
     assert table["d3"]["quality"] == pytest.approx(mean, abs=1e-5)
     json.dumps(report, allow_nan=False)

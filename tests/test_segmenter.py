@@ -23,7 +23,10 @@ pytestmark = pytest.mark.usefixtures("one_thread", "seed")
 
 @torch.no_grad()
 def test_gate_input_is_what_its_description_says() -> None:
-    maps, logits = [3 + 2 * torch.randn(2, 32, *shape) for shape in SHAPES], 2 * torch.randn(2, 4, 8, 12)
+    maps, logits = (
+        [3 + 2 * torch.randn(2, 32, *shape) for shape in SHAPES],
+        2 * torch.randn(2, 4, 8, 12),
+    )
     got = gate_input(maps, logits)
     assert got.shape == (2, gate_inputs(32, 4))
     for image in range(2):
@@ -58,39 +61,56 @@ def test_gate_is_linear_in_the_standardised_inputs_and_stays_a_quality() -> None
 def test_gate_costs_less_than_half_a_percent_of_the_full_plan() -> None:
     """With the front's token head, which runs for the gate alone, and ten plans."""
     config, shapes = tiny(), [(12, 15), (24, 30), (48, 60)]
-    head, gate = TokenHead(config.channels, config.classes), Gate(gate_inputs(config.channels, config.classes), 10)
+    head, gate = (
+        TokenHead(config.channels, config.classes),
+        Gate(gate_inputs(config.channels, config.classes), 10),
+    )
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         maps = [torch.randn(1, config.channels, *shape) for shape in shapes]
         gate(gate_input(maps, head(maps)))
     with FlopCounterMode(display=False) as whole, torch.no_grad():
-        Segmenter(config).eval().requires_grad_(False)(torch.zeros(1, 384, 480, 3, dtype=torch.uint8), Knobs(6))
+        Segmenter(config).eval().requires_grad_(False)(
+            torch.zeros(1, 384, 480, 3, dtype=torch.uint8), Knobs(6)
+        )
     assert 0 < counter.get_total_flops() < 0.005 * whole.get_total_flops()
 
 
 def test_every_parameter_learns_from_the_deepest_exit() -> None:
-    """All but the token heads: which tokens are active has no gradient, they have a loss of their own."""
+    """All but the token heads: which tokens are active has no gradient, they have a loss of their
+    own."""
     network = Segmenter(replace(KNOBBED, recalibration=True)).train()
-    randomised(network.encoder).train()  # offsets start at weight 0, behind which no gradient can be told from none
+    randomised(
+        network.encoder
+    ).train()  # offsets start at weight 0, behind which no gradient can be told from none
     images = torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8)
     heads = network(images, Knobs(5, 0.5), deep=True)
-    sum((head.classes.square().sum() + head.masks.square().sum() for head in heads), torch.zeros(())).backward()
+    sum(
+        (head.classes.square().sum() + head.masks.square().sum() for head in heads), torch.zeros(())
+    ).backward()
     idle = {name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()}
     of_heads = {name for name in idle if name.startswith(("front_head.", "encoder.token_head."))}
     assert len(of_heads) == 12
     assert idle - of_heads <= {
-        f"decoder.layers.{i}.{part}.key.bias" for i in range(4) for part in ("cross", "self_attention")
+        f"decoder.layers.{i}.{part}.key.bias"
+        for i in range(4)
+        for part in ("cross", "self_attention")
     }  # a key's bias shifts all scores of a row alike: softmax does not see it
 
 
 @torch.no_grad()
 def test_knobs_reach_the_encoder_through_the_whole_network() -> None:
-    network, images = Segmenter(KNOBBED).eval(), torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8)
+    network, images = (
+        Segmenter(KNOBBED).eval(),
+        torch.randint(0, 256, (2, 64, 96, 3), dtype=torch.uint8),
+    )
     randomised(network.encoder)
     lateral, maps = network.features(images)
     seen = []
     for knobs in (Knobs(5), Knobs(2), Knobs(5, 0.25), Knobs(5, 1, 0.25), Knobs(5, 0.25, 0.25)):
         (got,) = network(images, knobs)
-        (want,) = network.decoder(lateral, network.encoder(maps, knobs.depth, knobs.keep, knobs.width))
+        (want,) = network.decoder(
+            lateral, network.encoder(maps, knobs.depth, knobs.keep, knobs.width)
+        )
         assert torch.equal(got.masks, want.masks)
         seen.append(got.masks)
     assert all(worst(a, b) > 1e-4 for i, a in enumerate(seen) for b in seen[:i])
@@ -98,7 +118,10 @@ def test_knobs_reach_the_encoder_through_the_whole_network() -> None:
 
 @torch.no_grad()
 def test_segmenter_normalises_uint8_pixels_as_its_backbone_was_trained() -> None:
-    for name, (zero, full) in {"mobilenet_v1": (-1.0, 1.0), "mobilenet_v2": (-1.0, 127 / 128)}.items():
+    for name, (zero, full) in {
+        "mobilenet_v1": (-1.0, 1.0),
+        "mobilenet_v2": (-1.0, 127 / 128),
+    }.items():
         network = Segmenter(replace(SMALL, backbone=name)).eval()
         seen: list[Tensor] = []
         network.backbone.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
@@ -108,8 +131,11 @@ def test_segmenter_normalises_uint8_pixels_as_its_backbone_was_trained() -> None
         assert seen[0].shape == (1, 3, 32, 64)
         assert seen[0][0, :, 0, 0].tolist() == pytest.approx([full, zero, zero])
         assert [tuple(m.shape) for m in (lateral, *maps)] == [
-            (1, 32, 8, 16), (1, 32, 1, 2), (1, 32, 2, 4), (1, 32, 4, 8)
-        ]  # fmt: skip
+            (1, 32, 8, 16),
+            (1, 32, 1, 2),
+            (1, 32, 2, 4),
+            (1, 32, 4, 8),
+        ]
 
 
 @pytest.mark.parametrize("name", sorted(BACKBONES))

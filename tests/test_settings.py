@@ -1,4 +1,5 @@
-"""Settings: flags over variables, refusals that name what to change, and the threads that a container allows."""
+"""Settings: flags over variables, refusals that name what to change, and the threads that a
+container allows."""
 
 from __future__ import annotations
 
@@ -60,7 +61,9 @@ def test_nothing_given_is_the_defaults_and_other_variables_do_not_matter() -> No
 
 
 def test_a_flag_beats_its_variable_and_a_wrong_variable_is_still_an_error() -> None:
-    assert load(["--port", "1"], {"FATHOM_PORT": "2", "FATHOM_HOST": "h"}) == Settings(port=1, host="h")
+    assert load(["--port", "1"], {"FATHOM_PORT": "2", "FATHOM_HOST": "h"}) == Settings(
+        port=1, host="h"
+    )
     with pytest.raises(SettingsError, match="FATHOM_PORT"):
         load(["--port", "1"], {"FATHOM_PORT": "two"})
 
@@ -70,7 +73,11 @@ def test_a_flag_beats_its_variable_and_a_wrong_variable_is_still_an_error() -> N
     [
         ([], {"FATHOM_QUEUESIZE": "3"}, ["FATHOM_QUEUESIZE", "FATHOM_QUEUE_SIZE"]),
         ([], {"FATHOM_": ""}, ["FATHOM_ ", "nearest"]),
-        (["--queue", "3"], {}, ["--queue"]),  # no abbreviations: a new flag must not change what an old one means
+        (
+            ["--queue", "3"],
+            {},
+            ["--queue"],
+        ),  # no abbreviations: a new flag must not change what an old one means
         (["--port"], {}, ["--port"]),
         (["extra"], {}, ["extra"]),
         (["--port", "80a"], {}, ["--port", "80a", "an integer"]),
@@ -88,7 +95,9 @@ def test_a_flag_beats_its_variable_and_a_wrong_variable_is_still_an_error() -> N
         (["--min-side", "100", "--max-side", "99"], {}, ["--min-side", "--max-side"]),
     ],
 )
-def test_what_is_wrong_is_refused_by_its_name(argv: list[str], environ: dict[str, str], words: list[str]) -> None:
+def test_what_is_wrong_is_refused_by_its_name(
+    argv: list[str], environ: dict[str, str], words: list[str]
+) -> None:
     with pytest.raises(SettingsError) as caught:
         load(argv, environ)
     assert [word for word in words if word not in caught.value.detail] == []
@@ -135,7 +144,9 @@ def test_threads_follow_the_containers_limit_and_never_exceed_the_cores(
 
 
 @pytest.mark.parametrize("content", ["", "100000", "some 100000", "100000 0", "1 2 3"])
-def test_a_limit_that_cannot_be_understood_is_an_error_and_no_guess(tmp_path: Path, content: str) -> None:
+def test_a_limit_that_cannot_be_understood_is_an_error_and_no_guess(
+    tmp_path: Path, content: str
+) -> None:
     (tmp_path / "cpu.max").write_text(content)
     with pytest.raises(SettingsError, match="--threads"):
         resolve_threads(0, tmp_path / "cpu.max")

@@ -1,4 +1,5 @@
-"""The bundles that ship: whole, small, and as good through the service's own code as their READMEs say."""
+"""The bundles that ship: whole, small, and as good through the service's own code as their READMEs
+say."""
 
 from __future__ import annotations
 
@@ -54,7 +55,9 @@ def served(
     for plan in manifest.plans:
         probabilities = backend.decode(backend.encode(plan, features))[0]
         if manifest.task == "instance":
-            yield instance_map(probabilities, frame.geometry, (manifest.input.height, manifest.input.width))[0]
+            yield instance_map(
+                probabilities, frame.geometry, (manifest.input.height, manifest.input.width)
+            )[0]
         else:
             outcome = Outcome(Decision(plan, Reason.GATE, 0.0), frame.geometry, probabilities)
             yield label_map(outcome, manifest.input)
@@ -64,7 +67,9 @@ def test_nothing_ships_that_is_not_tested_here() -> None:
     assert {file.parent.name for file in BUNDLES.glob("*/manifest.json")} == set(SHIPPED)
 
 
-def test_plans_grow_in_cost_up_to_the_full_one_and_the_bundle_is_small(shipped: bundle.Bundle) -> None:
+def test_plans_grow_in_cost_up_to_the_full_one_and_the_bundle_is_small(
+    shipped: bundle.Bundle,
+) -> None:
     plans = shipped.manifest.plans
     assert 6 <= len(plans) <= 12
     assert (plans[-1].depth, plans[-1].keep, plans[-1].width) == (6, 1.0, 1.0)
@@ -77,19 +82,32 @@ def test_a_new_gate_is_promised_nothing_by_images_that_the_network_was_trained_o
 ) -> None:
     trained = shipped.manifest.calibration["trained_on"][0]
     fit = f"{trained.partition(':')[0]}:gate"
-    assert command("retarget", shipped.root, "-o", tmp_path / "new", "--fit", fit, "--held", trained) == 1
-    assert f"shares images with {trained}, which the network learned from" in capsys.readouterr().err
+    assert (
+        command("retarget", shipped.root, "-o", tmp_path / "new", "--fit", fit, "--held", trained)
+        == 1
+    )
+    assert (
+        f"shares images with {trained}, which the network learned from" in capsys.readouterr().err
+    )
 
 
 def test_the_adaptive_one_turns_every_knob_and_the_standard_one_only_depth() -> None:
     adaptive, standard = (bundle.load(BUNDLES / name).manifest.plans for name in ROADS)
-    assert all(len({getattr(plan, knob) for plan in adaptive}) > 1 for knob in ("depth", "keep", "width"))
-    assert [(plan.depth, plan.keep, plan.width) for plan in standard] == [(d, 1, 1) for d in range(1, 7)]
+    assert all(
+        len({getattr(plan, knob) for plan in adaptive}) > 1 for knob in ("depth", "keep", "width")
+    )
+    assert [(plan.depth, plan.keep, plan.width) for plan in standard] == [
+        (d, 1, 1) for d in range(1, 7)
+    ]
     assert adaptive[-1].gflops < 0.7 * standard[-1].gflops
 
 
-def test_paused_maps_have_the_plan_s_share(shipped: bundle.Bundle, backend: OnnxRuntimeBackend) -> None:
-    canvas = np.full((1, shipped.manifest.input.height, shipped.manifest.input.width, 3), 127, np.uint8)
+def test_paused_maps_have_the_plan_s_share(
+    shipped: bundle.Bundle, backend: OnnxRuntimeBackend
+) -> None:
+    canvas = np.full(
+        (1, shipped.manifest.input.height, shipped.manifest.input.width, 3), 127, np.uint8
+    )
     canvas[0, :360, :480] = scenes.render(78, clutter=0.5)[0]
     features, _ = backend.front(canvas)
     for plan in shipped.manifest.plans:
@@ -108,10 +126,14 @@ def test_recorded_parity_is_within_the_bound(shipped: bundle.Bundle) -> None:
     assert all(0 < stage.parity <= 1e-3 for stage in shipped.manifest.stages.values())
 
 
-def test_gate_costs_little_and_tells_images_apart(shipped: bundle.Bundle, backend: OnnxRuntimeBackend) -> None:
+def test_gate_costs_little_and_tells_images_apart(
+    shipped: bundle.Bundle, backend: OnnxRuntimeBackend
+) -> None:
     found = []
     for clutter in (0.0, 1.0):
-        canvas = np.full((1, shipped.manifest.input.height, shipped.manifest.input.width, 3), 127, np.uint8)
+        canvas = np.full(
+            (1, shipped.manifest.input.height, shipped.manifest.input.width, 3), 127, np.uint8
+        )
         canvas[0, :360, :480] = scenes.render(77, clutter=clutter)[0]
         found.append(backend.front(canvas)[1][0])
     assert np.abs(found[0] - found[1]).max() > 1e-3
@@ -133,17 +155,23 @@ def test_it_segments_generated_scenes_that_it_has_never_seen(
 
 
 @pytest.mark.parametrize("shipped", NUCLEI, indirect=True)
-def test_it_finds_drawn_nuclei_one_by_one(shipped: bundle.Bundle, backend: OnnxRuntimeBackend) -> None:
+def test_it_finds_drawn_nuclei_one_by_one(
+    shipped: bundle.Bundle, backend: OnnxRuntimeBackend
+) -> None:
     """Soft bright discs on a dark, noisy ground, in rows; every second pair touches."""
     y, x = np.mgrid[:256, :256]
     image, truth = np.full((256, 256), 12.0), np.zeros((256, 256), np.uint16)
     for k, (row, column) in enumerate(((r, c) for r in range(5) for c in range(6)), 1):
-        distance = np.hypot(y - 28 - 50 * row, x - 24 - 38 * column - (8 if column % 2 == 0 else -8))
+        distance = np.hypot(
+            y - 28 - 50 * row, x - 24 - 38 * column - (8 if column % 2 == 0 else -8)
+        )
         truth[distance < 11.5] = k
         image += 110 / (1 + np.exp((distance - 11) / 1.2))
     image += np.random.default_rng(0).normal(0, 4, image.shape)
     file = io.BytesIO()
-    Image.fromarray(np.repeat(image.clip(0, 255).astype(np.uint8)[..., None], 3, 2)).save(file, "PNG")
+    Image.fromarray(np.repeat(image.clip(0, 255).astype(np.uint8)[..., None], 3, 2)).save(
+        file, "PNG"
+    )
     for labels in served(shipped, backend, file.getvalue(), "image/png"):
         assert panoptic_quality(match_counts(labels, truth)) > 0.75
 
@@ -151,7 +179,9 @@ def test_it_finds_drawn_nuclei_one_by_one(shipped: bundle.Bundle, backend: OnnxR
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("shipped", NUCLEI, indirect=True)
-def test_nuclei_val_reaches_the_bar_with_every_plan(shipped: bundle.Bundle, backend: OnnxRuntimeBackend) -> None:
+def test_nuclei_val_reaches_the_bar_with_every_plan(
+    shipped: bundle.Bundle, backend: OnnxRuntimeBackend
+) -> None:
     if not (DATA / "nuclei").exists():
         pytest.skip("the nuclei files are not at hand")
     total = np.zeros((len(shipped.manifest.plans), 4))
@@ -165,7 +195,9 @@ def test_nuclei_val_reaches_the_bar_with_every_plan(shipped: bundle.Bundle, back
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("shipped", ROADS, indirect=True)
-def test_camvid_val_reaches_the_bar_with_every_plan(shipped: bundle.Bundle, backend: OnnxRuntimeBackend) -> None:
+def test_camvid_val_reaches_the_bar_with_every_plan(
+    shipped: bundle.Bundle, backend: OnnxRuntimeBackend
+) -> None:
     if not (DATA / "camvid").exists():
         pytest.skip("the CamVid files are not at hand")
     dataset = CamVid(DATA / "camvid", "val")

@@ -1,4 +1,5 @@
-"""What a step of training sees: who gets which images, what each learns from, and that the smaller ones are taught."""
+"""What a step of training sees: who gets which images, what each learns from, and that the smaller
+ones are taught."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from model_export.recipe.supernet import (
     random_draw,
     sandwich,
     token_loss,
-)  # fmt: skip
+)
 from tests.toy import toy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -79,7 +80,10 @@ def test_random_networks_turn_every_knob_in_any_combination() -> None:
 def test_one_exit_is_uniform_and_cuts_nothing_else() -> None:
     rng = np.random.default_rng(0)
     drawn = [one_exit(tiny(), 4, rng) for _ in range(1200)]
-    assert all(len(d) == 1 and d[0].rows == slice(0, 4) and d[0].knobs == Knobs(d[0].knobs.depth) for d in drawn)
+    assert all(
+        len(d) == 1 and d[0].rows == slice(0, 4) and d[0].knobs == Knobs(d[0].knobs.depth)
+        for d in drawn
+    )
     counts = np.bincount([d[0].knobs.depth for d in drawn], minlength=7)[1:]
     assert counts.min() > 150  # 200 expected
     assert counts.max() < 255
@@ -89,7 +93,9 @@ def test_token_loss_compares_with_the_labels_at_the_tokens_centres_and_skips_voi
     masks = torch.full((1, 16, 24), VOID, dtype=torch.uint8)
     masks[0, 4::8, 4::8] = torch.tensor([[0, 1, 2], [2, 1, VOID]], dtype=torch.uint8)
     logits = torch.randn(1, 3, 2, 3)
-    wanted = F.cross_entropy(logits.permute(0, 2, 3, 1).reshape(6, 3)[:5], torch.tensor([0, 1, 2, 2, 1]))
+    wanted = F.cross_entropy(
+        logits.permute(0, 2, 3, 1).reshape(6, 3)[:5], torch.tensor([0, 1, 2, 2, 1])
+    )
     assert torch.allclose(token_loss(logits, masks), wanted)
     assert float(token_loss(logits, torch.full_like(masks, VOID))) == 0
 
@@ -131,7 +137,11 @@ def test_only_smaller_networks_are_taught_and_the_teacher_learns_nothing_from_it
     model, (images, masks) = Segmenter(toy()), _batch(2)
     only_distill = Supernet(model, replace(WEIGHTS, distill=1.0))
     assert "distill" not in only_distill(images, masks, [Draw(slice(0, 2), Knobs(3))])
-    for draw in (Draw(slice(0, 2), Knobs(2)), Draw(slice(0, 2), Knobs(3, 1, 0.5)), Draw(slice(0, 2), Knobs(3), 1.1)):
+    for draw in (
+        Draw(slice(0, 2), Knobs(2)),
+        Draw(slice(0, 2), Knobs(3, 1, 0.5)),
+        Draw(slice(0, 2), Knobs(3), 1.1),
+    ):
         model.zero_grad()
         only_distill(images, masks, [draw])["distill"].backward()
         assert model.encoder.layers[0].linear1.weight.grad.abs().sum() > 0

@@ -1,6 +1,8 @@
-"""From a bundle to TensorRT engines, by TensorRT-RTX's own builder, which needs no GPU; and every refusal on the way.
+"""From a bundle to TensorRT engines, by TensorRT-RTX's own builder, which needs no GPU; and every
+refusal on the way.
 
-What the engines compute can only be seen on a GPU. What half precision does to the graphs is seen on the CPU.
+What the engines compute can only be seen on a GPU. What half precision does to the graphs is seen
+on the CPU.
 """
 
 from __future__ import annotations
@@ -36,7 +38,10 @@ from service.errors import BackendError
 from tests.half_backend import PreparedBackend
 from tests.toy import CANVAS, PLANS, STAGES, command, last_json
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(900)]  # the first test waits for the export
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.timeout(900),
+]  # the first test waits for the export
 SHIPPED = Path(__file__).parents[1] / "trained_weights" / "camvid-tiny"
 HALF = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 
@@ -70,7 +75,9 @@ def images(count: int) -> np.ndarray:
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_half_precision_ends_at_the_last_heavy_operator(toy_bundle: Path, stage: str, precision: str) -> None:
+def test_half_precision_ends_at_the_last_heavy_operator(
+    toy_bundle: Path, stage: str, precision: str
+) -> None:
     half, single = HALF[precision], TensorProto.FLOAT
     model = prepare(toy_bundle / f"{stage}.onnx", precision)
     types = types_of(model)
@@ -82,15 +89,26 @@ def test_half_precision_ends_at_the_last_heavy_operator(toy_bundle: Path, stage:
             assert set(kinds) <= {single}
         elif node.op_type in ("Conv", "MatMul", "Gemm", "Einsum"):
             assert set(kinds) == {half}
-        elif node.op_type == "LogSoftmax":  # the entropy that decides what pauses, or what the gate sees
+        elif (
+            node.op_type == "LogSoftmax"
+        ):  # the entropy that decides what pauses, or what the gate sees
             assert kinds == [single]
         if TensorProto.UINT8 in {*kinds, *(types[name] for name in node.output)}:
             assert node.op_type == "Cast"
             rim = {value.name for value in (*model.graph.input, *model.graph.output)}
             assert rim & {*node.input, *node.output}
-    outer = {value.name: value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
+    outer = {
+        value.name: value.type.tensor_type.elem_type
+        for value in (*model.graph.input, *model.graph.output)
+    }
     for name, kind in outer.items():
-        assert kind == (half if name[0] in "fe" else TensorProto.UINT8 if name in ("image", "paused") else single)
+        assert kind == (
+            half
+            if name[0] in "fe"
+            else TensorProto.UINT8
+            if name in ("image", "paused")
+            else single
+        )
 
 
 def test_nothing_that_is_constant_is_left_to_compute(toy_bundle: Path) -> None:
@@ -102,10 +120,16 @@ def test_nothing_that_is_constant_is_left_to_compute(toy_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_prepared_graphs_compute_what_the_bundle_s_do(toy_bundle: Path, tmp_path: Path, precision: str) -> None:
+def test_prepared_graphs_compute_what_the_bundle_s_do(
+    toy_bundle: Path, tmp_path: Path, precision: str
+) -> None:
     served = bundle.load(toy_bundle)
-    ours, theirs = PreparedBackend(served, precision, tmp_path), OnnxRuntimeBackend(served, threads=1)
-    # After three steps of training classes nearly tie everywhere, and so do the tokens that might be paused.
+    ours, theirs = (
+        PreparedBackend(served, precision, tmp_path),
+        OnnxRuntimeBackend(served, threads=1),
+    )
+    # After three steps of training classes nearly tie everywhere, and so do the tokens that might
+    # be paused.
     limits = replace(LIMITS[precision], mean=5e-3, equal=0.98)
     found = compare(ours, theirs, served.manifest.plans, images(2), (1, 2), limits)
     assert set(found) == set(PLANS)
@@ -152,7 +176,11 @@ class _Off:
         ("gate", 0.002, "gate's scores at batch 1"),
         ("gate", np.nan, "gate's scores"),
         ("losses", 0.0008, r"gate's losses at batch 1 differ by 1\.60e-03"),
-        ("mask", 0.002, r"d1-w50 at batch 1: probabilities differ by 2\.00e-03.*no engine is accepted"),
+        (
+            "mask",
+            0.002,
+            r"d1-w50 at batch 1: probabilities differ by 2\.00e-03.*no engine is accepted",
+        ),
         ("mask", np.nan, "d1-w50 at batch 1"),
     ],
 )
@@ -162,7 +190,9 @@ def test_engines_that_compute_something_else_are_not_accepted(
     served = bundle.load(toy_bundle)
     right = OnnxRuntimeBackend(served, threads=1)
     with pytest.raises(RunError, match=match):
-        compare(_Off(right, part, by), right, served.manifest.plans, images(1), (1,), LIMITS["fp16"])
+        compare(
+            _Off(right, part, by), right, served.manifest.plans, images(1), (1,), LIMITS["fp16"]
+        )
 
 
 # ---- the build
@@ -180,7 +210,10 @@ def test_tensorrt_rtx_builds_every_stage_with_our_plugin_in_it(
     toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("--flavour", "tensorrt-rtx", "--no-check", "--batches", "1", "--precision", "fp32")
-    assert command("build-trt", toy_bundle, "--cache", tmp_path, *words, "--target-capability", "8.9") == 0
+    assert (
+        command("build-trt", toy_bundle, "--cache", tmp_path, *words, "--target-capability", "8.9")
+        == 0
+    )
     *lines, last = capsys.readouterr().out.strip().splitlines()
     told = {line.split()[0]: line for line in lines if " MB, " in line}
     assert set(told) == set(STAGES)
@@ -191,16 +224,27 @@ def test_tensorrt_rtx_builds_every_stage_with_our_plugin_in_it(
     folder = Path(str(last_json(last)["engines"]))
     assert folder.name.startswith("tensorrt-rtx-1.")
     assert "-8.9-fp32-" in folder.name
-    assert sorted(path.name for path in folder.iterdir()) == sorted(["engines.json", *(f"{s}.plan" for s in STAGES)])
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["engines.json", *(f"{s}.plan" for s in STAGES)]
+    )
 
 
 def test_engines_that_nobody_checked_are_kept_but_refused(toy_bundle: Path, built: Path) -> None:
     (about,) = engine_cache._sets(built)
-    assert (about.batches, about.checked, about.capability, about.precision) == ((1, 2), False, "any", "fp16")
+    assert (about.batches, about.checked, about.capability, about.precision) == (
+        (1, 2),
+        False,
+        "any",
+        "fp16",
+    )
     assert about.content == engine_cache.content_of(bundle.load(toy_bundle).manifest)
     here = [(about.flavour, about.version)]
-    with pytest.raises(BackendError, match=r"never compared with ONNX Runtime.*python -m model_export build-trt"):
-        engine_cache.find(built, about.content, here, "8.9", mend=f"python -m model_export build-trt {toy_bundle}")
+    with pytest.raises(
+        BackendError, match=r"never compared with ONNX Runtime.*python -m model_export build-trt"
+    ):
+        engine_cache.find(
+            built, about.content, here, "8.9", mend=f"python -m model_export build-trt {toy_bundle}"
+        )
     for stage in STAGES:
         assert len(engine_cache.read(built, about, stage, mend="")) > 1000
 
@@ -222,7 +266,9 @@ def test_without_a_driver_the_runtime_refuses_and_does_not_abort(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_shipped_bundle_s_engines_are_built(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_shipped_bundle_s_engines_are_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     served = bundle.load(SHIPPED)
     words = ("--flavour", "tensorrt-rtx", "--no-check", "--batches", "1,4")
     assert command("build-trt", SHIPPED, "--cache", tmp_path, *words) == 0
@@ -241,11 +287,17 @@ def test_the_shipped_bundle_s_engines_are_built(tmp_path: Path, capsys: pytest.C
     [
         (("--no-check", "--flavour", "tensorrt"), "only tensorrt-rtx builds without a GPU"),
         (("--target-capability", "8.9"), "--target-capability is for --no-check"),
-        pytest.param(("--flavour", "tensorrt-rtx"), "there is none (no CUDA driver", marks=without_gpu),
+        pytest.param(
+            ("--flavour", "tensorrt-rtx"), "there is none (no CUDA driver", marks=without_gpu
+        ),
     ],
 )
 def test_a_build_that_cannot_be_is_refused(
-    toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], match: str
+    toy_bundle: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    match: str,
 ) -> None:
     assert command("build-trt", toy_bundle, "--cache", tmp_path / "engines", *words) == 1
     assert match in capsys.readouterr().err
@@ -276,7 +328,10 @@ def test_a_bundle_without_nodes_or_kernels_is_refused(
         onnx.save(graph, folder / f"{name}.onnx")
     bundle.save(folder, bundle.load(toy_bundle).manifest)
     assert command("build-trt", folder, *words) == 1
-    assert "encoder-d2.onnx: its deformable attention is no node of its own. Export" in capsys.readouterr().err
+    assert (
+        "encoder-d2.onnx: its deformable attention is no node of its own. Export"
+        in capsys.readouterr().err
+    )
     assert command("build-trt", tmp_path / "nothing", *words) == 1
     assert "manifest.json" in capsys.readouterr().err
 
@@ -289,14 +344,20 @@ def _job(toy_bundle: Path, tmp_path: Path, stage: str, plugins: int) -> dict[str
 
 def test_a_network_without_our_plugin_is_an_error(toy_bundle: Path, tmp_path: Path) -> None:
     graphs = _job(toy_bundle, tmp_path, "encoder-d2", 3)
-    with pytest.raises(RunError, match=r"failed at encoder-d2 .*2 layers of the network are our plugin, not 3"):
+    with pytest.raises(
+        RunError, match=r"failed at encoder-d2 .*2 layers of the network are our plugin, not 3"
+    ):
         tensorrt.run_builder(tmp_path, bundle.load(toy_bundle), "tensorrt-rtx", graphs, (1,), None)
 
 
-def test_a_builder_that_dies_is_an_error_with_its_last_words(toy_bundle: Path, tmp_path: Path) -> None:
+def test_a_builder_that_dies_is_an_error_with_its_last_words(
+    toy_bundle: Path, tmp_path: Path
+) -> None:
     graphs = _job(toy_bundle, tmp_path, "front", 0)
     (tmp_path / "front.onnx").write_bytes(b"no graph")
-    with pytest.raises(RunError, match=r"(?s)tensorrt-rtx failed at front \(exit status 1\): .*BuildError"):
+    with pytest.raises(
+        RunError, match=r"(?s)tensorrt-rtx failed at front \(exit status 1\): .*BuildError"
+    ):
         tensorrt.run_builder(tmp_path, bundle.load(toy_bundle), "tensorrt-rtx", graphs, (1,), None)
 
 
@@ -304,7 +365,10 @@ def test_checked_engines_are_marked_and_a_failed_check_leaves_them_unchecked(
     toy_bundle: Path, built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (about,) = engine_cache._sets(built)
-    served, args = bundle.load(toy_bundle), SimpleNamespace(cache=built, parity="scenes:3:5", data=None)
+    served, args = (
+        bundle.load(toy_bundle),
+        SimpleNamespace(cache=built, parity="scenes:3:5", data=None),
+    )
 
     def refuses(*_: object) -> dict[str, float]:
         raise BackendError("the chip is another")
@@ -316,7 +380,9 @@ def test_checked_engines_are_marked_and_a_failed_check_leaves_them_unchecked(
     monkeypatch.setattr(engine_parity, "check", lambda *_: {"d2": 1e-5})
     try:
         tensorrt.checked(served, about, args)
-        found = engine_cache.find(built, about.content, [(about.flavour, about.version)], "12.0", mend="")
+        found = engine_cache.find(
+            built, about.content, [(about.flavour, about.version)], "12.0", mend=""
+        )
         assert (found.checked, found.parity) == (True, {"d2": 1e-5})
     finally:
         engine_cache.describe(built, about)
@@ -334,18 +400,26 @@ class _Launched:
         self.calls.append((image, entry))
 
     def launch(self, grid: tuple[int, ...], block: int, stream: int, *arguments: object) -> None:
-        self.calls.append((grid, block, stream, [a.value for a in arguments], [type(a) for a in arguments]))
+        self.calls.append(
+            (grid, block, stream, [a.value for a in arguments], [type(a) for a in arguments])
+        )
 
 
-def test_the_python_plugin_launches_its_kernel_on_the_stream(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_plugin_launches_its_kernel_on_the_stream(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trt = importlib.import_module("tensorrt_rtx")
     served = bundle.load(toy_bundle)
-    about = next(k for k in served.manifest.kernels if "some" in k.file and k.problem.dtype == "float16")
+    about = next(
+        k for k in served.manifest.kernels if "some" in k.file and k.problem.dtype == "float16"
+    )
     compiled = Compiled.read(toy_bundle, about)
     tensorrt_plugin.register(trt, {about.sha256: compiled})
     creator = tensorrt_plugin._creator(trt)
     name = trt.PluginField("kernel", about.sha256.encode(), trt.PluginFieldType.CHAR)
-    plugin = creator.create_plugin("node", trt.PluginFieldCollection([name]), trt.TensorRTPhase.RUNTIME)
+    plugin = creator.create_plugin(
+        "node", trt.PluginFieldCollection([name]), trt.TensorRTPhase.RUNTIME
+    )
     plugin = plugin.clone().attach_to_context(None)
     assert plugin.get_capability_interface(None) is plugin
     (field,) = plugin.get_fields_to_serialize()
@@ -357,8 +431,13 @@ def test_the_python_plugin_launches_its_kernel_on_the_stream(toy_bundle: Path, m
         plugin.enqueue(given, None, [11, 12, 13, 14], [15], 0, 99)
     assert _Launched.calls[0] == (compiled.image, "ms_deform_attn")
     pointer = ctypes.c_void_p
-    wanted = (about.launch.grid(3, 78), about.launch.block, 99, [11, 12, 13, 14, 78, 15],
-              [pointer] * 4 + [ctypes.c_int, pointer])  # fmt: skip
+    wanted = (
+        about.launch.grid(3, 78),
+        about.launch.block,
+        99,
+        [11, 12, 13, 14, 78, 15],
+        [pointer] * 4 + [ctypes.c_int, pointer],
+    )
     assert _Launched.calls[1:] == [wanted, wanted]
 
     def offered(place: int, kind: object, layout: object = trt.TensorFormat.LINEAR) -> bool:
@@ -385,7 +464,8 @@ class _Number:
 def test_the_plugin_ahead_of_time_has_the_kernel_s_launch_and_arguments(
     toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a stand-in for tensorrt.plugin, which no package that can be installed here has: order and types only."""
+    """By a stand-in for tensorrt.plugin, which no package that can be installed here has: order and
+    types only."""
     made: dict[str, object] = {}
     module = ModuleType("tensorrt.plugin")
 
@@ -397,14 +477,18 @@ def test_the_plugin_ahead_of_time_has_the_kernel_s_launch_and_arguments(
         "register": lambda name: lambda function: made.update(register=(name, function)),
         "aot_impl": lambda name: lambda function: made.update(aot=(name, function)),
         "from_shape_expr": lambda shape, dtype: ([each.text for each in shape], dtype),
-        "cdiv": lambda a, b: f"ceil({a.text}/{b})", "KernelLaunchParams": Words, "SymInt32": lambda n: n.text,
+        "cdiv": lambda a, b: f"ceil({a.text}/{b})",
+        "KernelLaunchParams": Words,
+        "SymInt32": lambda n: n.text,
         "TensorDesc": object,
-    }  # fmt: skip
+    }
     for key, value in names.items():
         setattr(module, key, value)
     monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
     monkeypatch.setitem(sys.modules, "tensorrt.plugin", module)
-    module.SymIntExprs = type("SymIntExprs", (list,), {"__init__": lambda self, n: list.__init__(self, [None] * n)})  # type: ignore[attr-defined]
+    module.SymIntExprs = type(
+        "SymIntExprs", (list,), {"__init__": lambda self, n: list.__init__(self, [None] * n)}
+    )  # type: ignore[attr-defined]
     module.SymExprs = module.SymIntExprs  # type: ignore[attr-defined]
     served = bundle.load(toy_bundle)
     kernels = {k.sha256: Compiled(k, b"ptx") for k in served.manifest.kernels}
@@ -412,7 +496,10 @@ def test_the_plugin_ahead_of_time_has_the_kernel_s_launch_and_arguments(
     (name, describe), (again, implement) = made["register"], made["aot"]  # type: ignore[misc]
     assert name == again == "fathom::MsDeformAttn"
     shape = {"value": "BSMD", "offsets": "BQMLPc", "logits": "BQMLP", "reference": "Qc"}
-    inputs = [SimpleNamespace(shape_expr=[_Number(axis) for axis in axes], dtype="half") for axes in shape.values()]
+    inputs = [
+        SimpleNamespace(shape_expr=[_Number(axis) for axis in axes], dtype="half")
+        for axes in shape.values()
+    ]
     assert describe(*inputs, "sha") == (["B", "Q", "M*D"], "half")
     for kernel in served.manifest.kernels:
         entry, image, params, numbers = implement(*inputs, kernel.sha256, None, None)
@@ -420,6 +507,9 @@ def test_the_plugin_ahead_of_time_has_the_kernel_s_launch_and_arguments(
         launch = kernel.launch
         wide = launch.tiles or f"ceil(Q/{launch.per_block})"
         assert params.words | {"grid_z": "B"} == {
-            "grid_x": wide, "grid_y": launch.head_groups, "grid_z": "B", "block_x": launch.block,
-        }  # fmt: skip
+            "grid_x": wide,
+            "grid_y": launch.head_groups,
+            "grid_z": "B",
+            "block_x": launch.block,
+        }
         assert params.words["grid_z"].text == "B"

@@ -1,4 +1,5 @@
-"""The TensorRT backend, the cache of engines and the driver calls, on a GPU of numpy: what is queued, and where."""
+"""The TensorRT backend, the cache of engines and the driver calls, on a GPU of numpy: what is
+queued, and where."""
 
 from __future__ import annotations
 
@@ -26,13 +27,23 @@ from tests.fake_tensorrt import FakeDevice, FakeRuntime
 
 def engine_set(served: Bundle, **changes: object) -> EngineSet:
     about = EngineSet(
-        engine_cache.content_of(served.manifest), "tensorrt", "11", "8.9", "fp16", (1, 2, 4), True, {}, {}
-    )  # fmt: skip
+        engine_cache.content_of(served.manifest),
+        "tensorrt",
+        "11",
+        "8.9",
+        "fp16",
+        (1, 2, 4),
+        True,
+        {},
+        {},
+    )
     return replace(about, **changes)  # type: ignore[arg-type]
 
 
 def fill(served: Bundle, cache: Path, **changes: object) -> EngineSet:
-    return engine_cache.save(cache, engine_set(served, **changes), {s: s.encode() for s in served.manifest.stages})
+    return engine_cache.save(
+        cache, engine_set(served, **changes), {s: s.encode() for s in served.manifest.stages}
+    )
 
 
 def mean_images(*means: int) -> np.ndarray:
@@ -45,7 +56,11 @@ class Opened:
         self.runtime = FakeRuntime(self.device, served.manifest)
         self.plans = served.manifest.plans
         self.backend = TensorRTBackend(
-            served, cache=cache, device=lambda: self.device, runtimes=lambda: iter([self.runtime]), **words
+            served,
+            cache=cache,
+            device=lambda: self.device,
+            runtimes=lambda: iter([self.runtime]),
+            **words,
         )
 
 
@@ -73,7 +88,12 @@ def test_features_go_from_front_to_decoder_on_the_device(opened: Opened, round_:
             assert found[:, 0, 0, 0].tolist() == list(means)
             assert found[:, 1, 0, 0].tolist() == [mean + plan.depth for mean in means]
     copies = [call for call in opened.device.calls if call in ("to host", "to device", "on device")]
-    assert copies == ["to device", "to host", "to host", "to host"]  # the image; the scores; two masks
+    assert copies == [
+        "to device",
+        "to host",
+        "to host",
+        "to host",
+    ]  # the image; the scores; two masks
     assert backend.name == "tensorrt-fp16"
 
 
@@ -86,13 +106,17 @@ def test_rows_are_taken_on_the_device_and_in_order(opened: Opened) -> None:
         wanted = [(10, 20, 30, 40)[row] for row in rows]
         assert found[:, 0, 0, 0].tolist() == wanted
         assert found[:, 1, 0, 0].tolist() == [mean + plan.depth for mean in wanted]
-        assert opened.device.calls.count("on device") == 4 * len(rows)  # f4, f8, f16, f32: not what no encoder wrote
+        assert opened.device.calls.count("on device") == 4 * len(
+            rows
+        )  # f4, f8, f16, f32: not what no encoder wrote
         assert opened.device.calls.count("to host") == 1
     again = features.take([2, 1, 0]).take([0, 2])
     assert backend.decode(backend.encode(d1, again))[:, 0, 0, 0].tolist() == [30, 10]
 
 
-def test_encoded_rows_can_be_taken_with_what_was_paused(instance_manifest: Manifest, tmp_path: Path) -> None:
+def test_encoded_rows_can_be_taken_with_what_was_paused(
+    instance_manifest: Manifest, tmp_path: Path
+) -> None:
     folder = tmp_path / "bundle"
     folder.mkdir()
     for entry in (*instance_manifest.stages.values(), *instance_manifest.files):
@@ -130,7 +154,9 @@ def test_features_that_a_later_call_overwrote_are_refused(opened: Opened) -> Non
         backend.decode(backend.front(mean_images(20))[0])
 
 
-def test_counts_and_strangers_are_refused(opened: Opened, fake_bundle: Bundle, tmp_path: Path) -> None:
+def test_counts_and_strangers_are_refused(
+    opened: Opened, fake_bundle: Bundle, tmp_path: Path
+) -> None:
     backend = opened.backend
     features, _ = backend.front(mean_images(10))
     with pytest.raises(ValueError, match="5 images: the engines take 1 to 4"):
@@ -191,7 +217,9 @@ def test_stages_share_their_scratch_and_plans_their_maps(opened: Opened) -> None
         assert len({addresses[name] for addresses, _ in bound if name in addresses}) == 1
 
 
-def test_what_cannot_be_recorded_is_queued_each_time_and_said(opened: Opened, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_recorded_is_queued_each_time_and_said(
+    opened: Opened, caplog: pytest.LogCaptureFixture
+) -> None:
     opened.runtime.capturable = False
     with caplog.at_level("WARNING", "fathom"):
         for mean in (10, 20, 30):
@@ -235,7 +263,9 @@ def refused(served: Bundle, cache: Path, match: str, **words: object) -> FakeDev
         device.room = int(str(room))
     runtime = FakeRuntime(device, served.manifest, version=str(words.pop("version", "11")))
     with pytest.raises(BackendError, match=match):
-        TensorRTBackend(served, cache=cache, device=lambda: device, runtimes=lambda: iter([runtime]), **words)
+        TensorRTBackend(
+            served, cache=cache, device=lambda: device, runtimes=lambda: iter([runtime]), **words
+        )
     assert (device.memory, device.streams, device.closed) == ({}, 0, 1)
     return device
 
@@ -248,32 +278,58 @@ def test_no_driver_no_package_no_engines(fake_bundle: Bundle, tmp_path: Path) ->
         TensorRTBackend(fake_bundle, cache=tmp_path, device=none)
     with pytest.raises(BackendError, match=r"pip install 'fathom\[tensorrt\]'"):
         TensorRTBackend(fake_bundle, cache=tmp_path, device=FakeDevice, runtimes=lambda: iter(()))
-    refused(fake_bundle, tmp_path, f"no TensorRT engines.*python -m model_export build-trt {fake_bundle.root} --cache")
+    refused(
+        fake_bundle,
+        tmp_path,
+        f"no TensorRT engines.*python -m model_export build-trt {fake_bundle.root} --cache",
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "words", "match"),
     [
         ({"version": "10.9"}, {}, r"are for tensorrt 10\.9, .*here is tensorrt 11.*build-trt"),
-        ({"capability": "9.0"}, {}, r"compute capability 9\.0; here is .* capability 8\.9\. .*build-trt"),
+        (
+            {"capability": "9.0"},
+            {},
+            r"compute capability 9\.0; here is .* capability 8\.9\. .*build-trt",
+        ),
         ({"flavour": "tensorrt-rtx"}, {}, r"are for tensorrt-rtx 11.*build-trt"),
         ({"checked": False}, {}, "never compared with ONNX Runtime.*build-trt"),
         ({"content": "another"}, {}, "no TensorRT engines for this bundle.*build-trt"),
-        ({}, {"max_batch": 8}, r"take 4 images at once, the service may bring 8.*build-trt .* --batches 1,2,4,8"),
-        ({}, {"room": 100_000}, "not enough free memory.*build-trt .* --precision fp16 --batches 1"),
+        (
+            {},
+            {"max_batch": 8},
+            r"take 4 images at once, the service may bring 8.*build-trt .* --batches 1,2,4,8",
+        ),
+        (
+            {},
+            {"room": 100_000},
+            "not enough free memory.*build-trt .* --precision fp16 --batches 1",
+        ),
     ],
 )
 def test_engines_that_do_not_fit_name_the_command(
-    fake_bundle: Bundle, tmp_path: Path, changes: dict[str, object], words: dict[str, object], match: str
+    fake_bundle: Bundle,
+    tmp_path: Path,
+    changes: dict[str, object],
+    words: dict[str, object],
+    match: str,
 ) -> None:
     fill(fake_bundle, tmp_path, **changes)
     refused(fake_bundle, tmp_path, match, **words)
 
 
-def test_a_plan_that_was_changed_or_is_missing_is_refused(fake_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_plan_that_was_changed_or_is_missing_is_refused(
+    fake_bundle: Bundle, tmp_path: Path
+) -> None:
     folder = tmp_path / fill(fake_bundle, tmp_path).folder
     (folder / "decoder.plan").write_bytes(b"decodex")
-    refused(fake_bundle, tmp_path, r"decoder\.plan: its sha256 is not that of engines\.json\. .*build-trt")
+    refused(
+        fake_bundle,
+        tmp_path,
+        r"decoder\.plan: its sha256 is not that of engines\.json\. .*build-trt",
+    )
     (folder / "decoder.plan").unlink()
     refused(fake_bundle, tmp_path, r"decoder\.plan: No such file.*build-trt")
     (folder / "engines.json").write_text("{")
@@ -284,8 +340,13 @@ def test_a_plan_that_was_changed_or_is_missing_is_refused(fake_bundle: Bundle, t
     refused(fake_bundle, tmp_path, "no TensorRT engines")
 
 
-def test_an_engine_of_other_tensors_or_without_a_stage_is_refused(fake_bundle: Bundle, tmp_path: Path) -> None:
-    plans = {stage: b"decoder" if stage == "front" else stage.encode() for stage in fake_bundle.manifest.stages}
+def test_an_engine_of_other_tensors_or_without_a_stage_is_refused(
+    fake_bundle: Bundle, tmp_path: Path
+) -> None:
+    plans = {
+        stage: b"decoder" if stage == "front" else stage.encode()
+        for stage in fake_bundle.manifest.stages
+    }
     engine_cache.save(tmp_path, engine_set(fake_bundle), plans)
     refused(fake_bundle, tmp_path, r"front\.plan: its tensors are not the manifest's\. .*build-trt")
     engine_cache.save(tmp_path, engine_set(fake_bundle), {"front": b"front"})
@@ -308,7 +369,9 @@ def test_the_check_of_new_engines_opens_them_unchecked_and_compares_every_plan(
     about = fill(fake_bundle, tmp_path, checked=False)
     device = FakeDevice()
     runtime = FakeRuntime(device, fake_bundle.manifest)
-    on_fakes = functools.partial(TensorRTBackend, device=lambda: device, runtimes=lambda: iter([runtime]))
+    on_fakes = functools.partial(
+        TensorRTBackend, device=lambda: device, runtimes=lambda: iter([runtime])
+    )
     monkeypatch.setattr(engine_parity, "TensorRTBackend", on_fakes)
     other = Opened(fake_bundle, tmp_path, only=about)  # in the place of ONNX Runtime
     monkeypatch.setattr(engine_parity, "OnnxRuntimeBackend", lambda served, threads: other.backend)
@@ -329,17 +392,22 @@ def test_another_graph_weight_or_canvas_is_another_content(fake_bundle: Bundle) 
     canvas = replace(manifest.input, height=manifest.input.height * 2)
     other = replace(manifest, files=(replace(manifest.files[0], sha256="0"),))
     found = {
-        engine_cache.content_of(m) for m in (replace(manifest, stages=stages), replace(manifest, input=canvas), other)
+        engine_cache.content_of(m)
+        for m in (replace(manifest, stages=stages), replace(manifest, input=canvas), other)
     }
     assert len({first, *found}) == 4
-    assert engine_cache.content_of(replace(manifest, name="renamed", plans=manifest.plans[:1])) == first
+    assert (
+        engine_cache.content_of(replace(manifest, name="renamed", plans=manifest.plans[:1]))
+        == first
+    )
 
 
 # ---- the driver
 
 
 class Library:
-    """libcuda: each function returns 0, or what `fails` has for it; `numbers` go where the first argument points."""
+    """libcuda: each function returns 0, or what `fails` has for it; `numbers` go where the first
+    argument points."""
 
     def __init__(self, **fails: int) -> None:
         self.fails, self.calls, self.numbers = fails, [], {"cuDeviceGetAttribute": [9, 0]}
@@ -377,7 +445,9 @@ def test_the_driver_is_called_with_what_it_takes(monkeypatch: pytest.MonkeyPatch
     device.free_host(host)
     device.free_stream(stream)
     device.close()
-    numbers = {name: [getattr(a, "value", None) for a in arguments] for name, arguments in library.calls}
+    numbers = {
+        name: [getattr(a, "value", None) for a in arguments] for name, arguments in library.calls
+    }
     assert numbers["cuMemcpyHtoDAsync_v2"] == [memory, host, 10, stream]
     assert numbers["cuMemcpyDtoDAsync_v2"] == [memory, memory + 10, 10, stream]
     assert numbers["cuMemcpyDtoHAsync_v2"] == [host, memory, 10, stream]

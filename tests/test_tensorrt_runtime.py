@@ -1,4 +1,5 @@
-"""What is asked of TensorRT's own API, in which order, and what its refusals become: by a module that notes it."""
+"""What is asked of TensorRT's own API, in which order, and what its refusals become: by a module
+that notes it."""
 
 from __future__ import annotations
 
@@ -81,17 +82,23 @@ class Module(SimpleNamespace):
         told: list[object] = []
         kinds = ("FLOAT", "HALF", "BF16", "UINT8", "INT32")
         super().__init__(
-            __version__="1.7" if rtx else "11.4", told=told, engine=Engine(told),
+            __version__="1.7" if rtx else "11.4",
+            told=told,
+            engine=Engine(told),
             DataType=SimpleNamespace(**{k: k for k in kinds}),
-            TensorIOMode=SimpleNamespace(INPUT="INPUT"), ILogger=object, EngineInvalidityDiagnostics=Why,
+            TensorIOMode=SimpleNamespace(INPUT="INPUT"),
+            ILogger=object,
+            EngineInvalidityDiagnostics=Why,
             EngineValidity=SimpleNamespace(INVALID="INVALID"),
             ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user managed"),
-        )  # fmt: skip
+        )
         methods = {"deserialize_cuda_engine": lambda plan: self.engine if opens else None}
         if rtx:
             self.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
             methods["get_engine_validity"] = lambda head: (verdict, 3 if head == b"pl" else 0)
-        self.Runtime = lambda logger: SimpleNamespace(engine_header_size=2, logger=logger, **methods)
+        self.Runtime = lambda logger: SimpleNamespace(
+            engine_header_size=2, logger=logger, **methods
+        )
 
 
 def opened(module: Module) -> tensorrt_runtime.Engine:
@@ -103,7 +110,9 @@ def test_a_context_has_its_profile_shapes_and_memory_before_it_runs(rtx: bool) -
     module = Module(rtx=rtx)
     engine = opened(module)
     assert engine.scratch == 300
-    assert {name: (t.dtype, t.dims, t.is_input, t.row_bytes) for name, t in engine.tensors.items()} == {
+    assert {
+        name: (t.dtype, t.dims, t.is_input, t.row_bytes) for name, t in engine.tensors.items()
+    } == {
         "image": ("uint8", (4, 6, 3), True, 72),
         "f4": ("float16", (8, 1, 2), False, 32),
     }
@@ -120,12 +129,16 @@ def test_a_context_has_its_profile_shapes_and_memory_before_it_runs(rtx: bool) -
 
 
 def test_refusals_name_the_plan() -> None:
-    with pytest.raises(BackendError, match=r"front\.plan: .* refuses it here \(UNSUPPORTED_CC, VERSION_MISMATCH\)"):
+    with pytest.raises(
+        BackendError, match=r"front\.plan: .* refuses it here \(UNSUPPORTED_CC, VERSION_MISMATCH\)"
+    ):
         opened(Module(rtx=True, verdict="INVALID"))
     with pytest.raises(BackendError, match=r"front\.plan: tensorrt 11\.4 cannot open it"):
         opened(Module(rtx=False, opens=False))
     engine = opened(Module(rtx=False))
-    with pytest.raises(BackendError, match=r"front\.plan: batch 9 is not one that it was built for"):
+    with pytest.raises(
+        BackendError, match=r"front\.plan: batch 9 is not one that it was built for"
+    ):
         engine.context(0, 9, 77)
     context = engine.context(0, 1, 77)
     with pytest.raises(BackendError, match=r"front\.plan: tensor f4 cannot lie at 0x0"):
@@ -156,7 +169,9 @@ def test_the_flavours_that_can_be_imported_are_found(monkeypatch: pytest.MonkeyP
         return Module(rtx=True)
 
     monkeypatch.setattr(tensorrt_runtime.importlib, "import_module", load)
-    assert [(runtime.flavour, runtime.version) for runtime in tensorrt_runtime.installed()] == [("tensorrt-rtx", "1.7")]
+    assert [(runtime.flavour, runtime.version) for runtime in tensorrt_runtime.installed()] == [
+        ("tensorrt-rtx", "1.7")
+    ]
 
 
 def test_tensorrt_s_words_go_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
@@ -165,5 +180,7 @@ def test_tensorrt_s_words_go_to_the_log(caplog: pytest.LogCaptureFixture) -> Non
         for severity in ("ERROR", "WARNING", "VERBOSE"):
             logger.log(SimpleNamespace(name=severity), "words")
     assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
-        ("ERROR", "TensorRT: words"), ("WARNING", "TensorRT: words"), ("DEBUG", "TensorRT: words"),
-    ]  # fmt: skip
+        ("ERROR", "TensorRT: words"),
+        ("WARNING", "TensorRT: words"),
+        ("DEBUG", "TensorRT: words"),
+    ]

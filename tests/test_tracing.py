@@ -1,4 +1,5 @@
-"""Tracing: one span per segmentation with its stages, the caller's trace, and a collector that is slow, or absent."""
+"""Tracing: one span per segmentation with its stages, the caller's trace, and a collector that is
+slow, or absent."""
 
 from __future__ import annotations
 
@@ -47,22 +48,32 @@ WAIT_S = 30.0
 class World:
     """The app with a real scheduler and a slow fake engine, and where its spans go."""
 
-    def __init__(self, manifest: Manifest, to: SpanExporter | None = None, sample: float = 1.0) -> None:
+    def __init__(
+        self, manifest: Manifest, to: SpanExporter | None = None, sample: float = 1.0
+    ) -> None:
         self.kept = InMemorySpanExporter()
         self.metrics = Metrics(layers=4, max_batch=4)
-        delay_s = {"front": 0.004, "decoder": 0.002} | {f"d{depth}": 0.003 * depth for depth in (1, 2, 3, 4)}
+        delay_s = {"front": 0.004, "decoder": 0.002} | {
+            f"d{depth}": 0.003 * depth for depth in (1, 2, 3, 4)
+        }
         self.backend = FakeBackend(manifest, delay_s=delay_s)
         settings = replace(Settings(), batch_wait_ms=50.0, drain_timeout_s=5.0)
         self.scheduler = Scheduler(lambda: self.backend, manifest, settings, self.metrics)
         tracing = Tracing(to or self.kept, sample=sample, version="1")
-        self.app: FastAPI = create_app(settings, manifest, self.scheduler, self.metrics, tracing=tracing)
+        self.app: FastAPI = create_app(
+            settings, manifest, self.scheduler, self.metrics, tracing=tracing
+        )
 
     def ask(self, *requests: dict[str, Any]) -> list[Any]:
         """Send these together to the started app, and end it, which sends the spans."""
 
         async def run() -> list[Any]:
             async with self.ready():
-                return list(await asyncio.gather(*(call(self.app, each, body(image_bytes())) for each in requests)))
+                return list(
+                    await asyncio.gather(
+                        *(call(self.app, each, body(image_bytes())) for each in requests)
+                    )
+                )
 
         return asyncio.run(run())
 
@@ -87,13 +98,14 @@ def world(fake_manifest: Manifest) -> World:
 
 
 def parent_of(answer: Any) -> tuple[str, str, bool]:
-    """The answer's trace id, span id, and whether it is sampled. Beside that bit, 2 says that the id is random."""
+    """The answer's trace id, span id, and whether it is sampled. Beside that bit, 2 says that the
+    id is random."""
     match = re.fullmatch(r"00-([0-9a-f]{32})-([0-9a-f]{16})-0([0-3])", answer[1]["traceparent"])
     assert match is not None, answer[1]
     return match[1], match[2], bool(int(match[3]) & 1)
 
 
-# -- spans -------------------------------------------------------------------------------------------------------------
+# -- spans -----------------------------------------------------------------------------------------
 
 
 def test_a_request_is_a_span_with_a_span_per_stage_at_its_true_time(world: World) -> None:
@@ -101,16 +113,30 @@ def test_a_request_is_a_span_with_a_span_per_stage_at_its_true_time(world: World
     (answer,) = world.ask(post(x_request_id="r1", compute_budget="depth=2"))
     (span,) = world.servers
     assert answer[0] == 200
-    assert (span.name, span.parent, span.status.status_code) == ("POST /segment", None, StatusCode.UNSET)
-    assert parent_of(answer) == (f"{span.context.trace_id:032x}", f"{span.context.span_id:016x}", True)
+    assert (span.name, span.parent, span.status.status_code) == (
+        "POST /segment",
+        None,
+        StatusCode.UNSET,
+    )
+    assert parent_of(answer) == (
+        f"{span.context.trace_id:032x}",
+        f"{span.context.span_id:016x}",
+        True,
+    )
     stages = world.below(span)
     assert [stage.name for stage in stages] == list(STAGES)
     assert len(world.kept.get_finished_spans()) == 1 + len(STAGES)
     told = dict(re.findall(r"(\w+);dur=([\d.]+)", answer[1]["server-timing"]))
     assert before <= span.start_time <= stages[0].start_time
     for stage, following in zip(stages, [*stages[1:], None], strict=True):
-        assert stage.start_time <= stage.end_time <= (following.start_time if following else span.end_time)
-        assert (stage.end_time - stage.start_time) / 1e6 == pytest.approx(float(told[stage.name]), abs=0.002)
+        assert (
+            stage.start_time
+            <= stage.end_time
+            <= (following.start_time if following else span.end_time)
+        )
+        assert (stage.end_time - stage.start_time) / 1e6 == pytest.approx(
+            float(told[stage.name]), abs=0.002
+        )
     times = {stage.name: (stage.end_time - stage.start_time) / 1e9 for stage in stages}
     assert times["queue"] >= 0.045  # the batch was not full
     assert times["front"] >= 0.004
@@ -154,7 +180,10 @@ def test_a_refused_request_is_a_span_without_the_stages_that_it_did_not_reach(wo
     assert parent_of(answer)[1] == f"{span.context.span_id:016x}"
     assert span.attributes is not None
     assert span.attributes["http.response.status_code"] == 406
-    assert (span.status.status_code, world.below(span)) == (StatusCode.UNSET, [])  # the caller's error, not ours
+    assert (span.status.status_code, world.below(span)) == (
+        StatusCode.UNSET,
+        [],
+    )  # the caller's error, not ours
     assert "fathom.plan" not in span.attributes
 
 
@@ -187,13 +216,17 @@ def test_a_caller_that_leaves_is_a_span_without_a_status(world: World) -> None:
 
 
 def test_nothing_but_segmentations_is_recorded(world: World) -> None:
-    answers = world.ask(*(scope(path=path) for path in ("/healthz", "/metrics", "/plans")), scope(path="/segment"))
+    answers = world.ask(
+        *(scope(path=path) for path in ("/healthz", "/metrics", "/plans")), scope(path="/segment")
+    )
     assert [answer[0] for answer in answers] == [200, 200, 200, 405]
     assert not any("traceparent" in answer[1] for answer in answers)
     assert world.kept.get_finished_spans() == ()
 
 
-def test_the_framework_records_nothing_beside_us(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_framework_records_nothing_beside_us(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Its own telemetry wakes up when there is a global provider, which a library may set.
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -209,7 +242,8 @@ def test_the_framework_records_nothing_beside_us(world: World, monkeypatch: pyte
     assert everywhere.get_finished_spans() == ()
 
 
-# -- the caller's trace ------------------------------------------------------------------------------------------------
+# -- the caller's trace
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sample", [0.0, 1.0])
@@ -276,7 +310,8 @@ def test_a_malformed_state_does_not_lose_the_parent(world: World, state: str) ->
     assert (answer[0], parent_of(answer)[0]) == (200, TRACE)
 
 
-# -- exemplars and the log ---------------------------------------------------------------------------------------------
+# -- exemplars and the log
+# ---------------------------------------------------------------------------------------------
 
 
 def exemplars(metrics: Metrics) -> list[dict[str, str]]:
@@ -303,10 +338,12 @@ def test_a_request_that_is_not_recorded_is_no_exemplar(
     with caplog.at_level(logging.INFO):
         (answer,) = world.ask(post())
     assert exemplars(world.metrics) == []
-    assert f" trace_id={parent_of(answer)[0]}" in caplog.text  # the caller's other services may have recorded it
+    assert (
+        f" trace_id={parent_of(answer)[0]}" in caplog.text
+    )  # the caller's other services may have recorded it
 
 
-# -- the collector -----------------------------------------------------------------------------------------------------
+# -- the collector ---------------------------------------------------------------------------------
 
 
 class Stuck(SpanExporter):
@@ -325,7 +362,9 @@ class Stuck(SpanExporter):
         """Nothing is held."""
 
 
-def test_a_stuck_collector_delays_no_answer_and_the_end_by_a_bounded_time(fake_manifest: Manifest) -> None:
+def test_a_stuck_collector_delays_no_answer_and_the_end_by_a_bounded_time(
+    fake_manifest: Manifest,
+) -> None:
     stuck = Stuck()
     world = World(fake_manifest, stuck)
     begun = time.perf_counter()
@@ -334,7 +373,9 @@ def test_a_stuck_collector_delays_no_answer_and_the_end_by_a_bounded_time(fake_m
     finally:
         stuck.released.set()
     assert [answer[0] for answer in answers] == [200] * 8
-    assert time.perf_counter() - begun < 15  # two seconds for the flush, the rest for a slow machine; unbounded: 30
+    assert (
+        time.perf_counter() - begun < 15
+    )  # two seconds for the flush, the rest for a slow machine; unbounded: 30
 
 
 def test_a_full_queue_drops_spans_instead_of_growing(
@@ -395,7 +436,9 @@ def test_spans_reach_a_collector_when_the_service_ends(fake_manifest: Manifest, 
     spans = [span for scoped in resource.scope_spans for span in scoped.spans]
     assert {span.name for span in spans} == {"POST /segment", *STAGES}
     assert {span.trace_id.hex() for span in spans} == {parent_of(answer)[0]}
-    assert {"service.name", "service.version"} <= {entry.key for entry in resource.resource.attributes}
+    assert {"service.name", "service.version"} <= {
+        entry.key for entry in resource.resource.attributes
+    }
 
 
 def test_a_collector_that_is_not_there_is_logged_and_costs_no_request(
@@ -410,14 +453,22 @@ def test_a_collector_that_is_not_there_is_logged_and_costs_no_request(
 
 @pytest.mark.parametrize(
     "endpoint",
-    ["collector:4318", "ftp://collector", "http://", "//collector", "http://x:port", "http://[::1", "http://x:0"],
+    [
+        "collector:4318",
+        "ftp://collector",
+        "http://",
+        "//collector",
+        "http://x:port",
+        "http://[::1",
+        "http://x:0",
+    ],
 )
 def test_an_endpoint_that_is_no_url_is_a_wrong_setting(endpoint: str) -> None:
     with pytest.raises(SettingsError, match="--trace-endpoint"):
         exporter(endpoint)
 
 
-# -- the service -------------------------------------------------------------------------------------------------------
+# -- the service -----------------------------------------------------------------------------------
 
 
 def test_without_the_packages_asking_for_tracing_is_a_wrong_setting_that_names_the_extra(
@@ -432,23 +483,55 @@ def test_without_the_packages_asking_for_tracing_is_a_wrong_setting_that_names_t
 
 def test_the_service_starts_without_the_packages_and_does_not_load_them_where_they_are() -> None:
     code = (
-        "import sys; sys.modules['opentelemetry.sdk'] = None; sys.modules['opentelemetry.exporter'] = None\n"
+        "import sys; sys.modules['opentelemetry.sdk'] = None; "
+        "sys.modules['opentelemetry.exporter'] = None\n"
         "import service.__main__, service.api.app\n"
         "from service.settings import Settings\n"
-        "print(service.__main__.open_tracing(Settings(), '1'), 'service.api.tracing' in sys.modules)"
+        "print(service.__main__.open_tracing(Settings(), '1'), 'service.api.tracing' in "
+        "sys.modules)"
     )
     run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert (run.returncode, run.stdout.strip(), run.stderr) == (0, "None False", "")
 
 
-def test_a_real_service_logs_json_only_and_flushes_its_spans_on_sigterm(fake_bundle: Bundle) -> None:
+def test_a_real_service_logs_json_only_and_flushes_its_spans_on_sigterm(
+    fake_bundle: Bundle,
+) -> None:
     with collector() as (url, got):
-        command = [sys.executable, "-W", "error", "-m", "service", "--port", "0", "--backend", "fake"]
-        command += ["--bundle", str(fake_bundle.root), "--trace-endpoint", url, "--log-format", "json"]
-        environ = {key: value for key, value in os.environ.items() if not key.startswith(("FATHOM_", "OTEL_"))}
-        with subprocess.Popen(command, cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True) as process:
+        command = [
+            sys.executable,
+            "-W",
+            "error",
+            "-m",
+            "service",
+            "--port",
+            "0",
+            "--backend",
+            "fake",
+        ]
+        command += [
+            "--bundle",
+            str(fake_bundle.root),
+            "--trace-endpoint",
+            url,
+            "--log-format",
+            "json",
+        ]
+        environ = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("FATHOM_", "OTEL_"))
+        }
+        with subprocess.Popen(
+            command, cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True
+        ) as process:
             assert process.stderr is not None
             lines = [json.loads(process.stderr.readline())]
             while "listening on" not in lines[-1]["message"]:
@@ -463,7 +546,11 @@ def test_a_real_service_logs_json_only_and_flushes_its_spans_on_sigterm(fake_bun
     assert request["trace_id"] == answer.headers["traceparent"].split("-")[1]
     assert (request["status"], request["outcome"], request["plan"]) == (200, "ok", "d1")
     spans = [
-        span for _, sent in got for each in sent.resource_spans for part in each.scope_spans for span in part.spans
+        span
+        for _, sent in got
+        for each in sent.resource_spans
+        for part in each.scope_spans
+        for span in part.spans
     ]
     assert {span.name for span in spans} == {"POST /segment", *STAGES}
 
@@ -475,4 +562,6 @@ def segment_when_ready(address: str) -> Any:
     while httpx.get(f"{address}/readyz").status_code != 200:
         assert time.monotonic() < end
         time.sleep(0.02)
-    return httpx.post(f"{address}/segment", content=image_bytes(), headers={"Content-Type": "image/png"})
+    return httpx.post(
+        f"{address}/segment", content=image_bytes(), headers={"Content-Type": "image/png"}
+    )

@@ -45,7 +45,9 @@ def test_sizes_must_fit_the_stride(text: str) -> None:
 
 
 def _arguments(**changes: object) -> argparse.Namespace:
-    none = dict.fromkeys(("backbone", "pause_after", "pixel_embedding", "matching", "queries", "schedule"))
+    none = dict.fromkeys(
+        ("backbone", "pause_after", "pixel_embedding", "matching", "queries", "schedule")
+    )
     return argparse.Namespace(**{"config": "tiny", "recalibration": False, **none, **changes})
 
 
@@ -60,8 +62,13 @@ def test_config_takes_the_command_line_s_changes() -> None:
 def test_config_is_that_of_what_a_run_starts_from() -> None:
     source = replace(toy(), backbone="mobilenet_v2", schedule=proscale(1, 1, 1))
     assert config_of(_arguments(config=None), Scenes(1), source) == source
-    assert config_of(_arguments(config=None, schedule="standard"), Scenes(1), source).backbone == "mobilenet_v2"
-    assert config_of(_arguments(), Scenes(1), source) == toy(), "a config that is named goes before it"
+    assert (
+        config_of(_arguments(config=None, schedule="standard"), Scenes(1), source).backbone
+        == "mobilenet_v2"
+    )
+    assert config_of(_arguments(), Scenes(1), source) == toy(), (
+        "a config that is named goes before it"
+    )
     two = config_of(_arguments(config=None), Stripes(), source)
     assert (two.classes, two.queries, two.backbone) == (2, 2, "mobilenet_v2"), "one query a class"
 
@@ -88,7 +95,10 @@ def test_parameter_groups_hold_every_parameter_once() -> None:
     assert set(grouped) == set(names.values())
     for name, group in grouped.items():
         assert group["lr"] == (0.2 if name.startswith("backbone.") else 1.0)
-        free = any(part in name for part in ("norm", "bias", "level_embedding", "queries", "query_positions"))
+        free = any(
+            part in name
+            for part in ("norm", "bias", "level_embedding", "queries", "query_positions")
+        )
         if free:
             assert group["weight_decay"] == 0, name
         elif name.endswith("weight") and dict(model.named_parameters())[name].ndim > 1:
@@ -97,12 +107,30 @@ def test_parameter_groups_hold_every_parameter_once() -> None:
 
 def test_a_new_data_set_is_one_class() -> None:
     model = Segmenter(toy(2, 2)).eval()
-    assert list(look(model, Stripes(), CANVAS)) == ["dev_d1", "dev_d2", "dev_d2-w50", "dev_d2-k25", "dev_d2-k25-w50"]
-    assert measure(model, [Knobs(1)], [Stripes()], "stripes", CANVAS, 1, 0)["counts"].shape == (2, 1, 2, 2)
+    assert list(look(model, Stripes(), CANVAS)) == [
+        "dev_d1",
+        "dev_d2",
+        "dev_d2-w50",
+        "dev_d2-k25",
+        "dev_d2-k25-w50",
+    ]
+    assert measure(model, [Knobs(1)], [Stripes()], "stripes", CANVAS, 1, 0)["counts"].shape == (
+        2,
+        1,
+        2,
+        2,
+    )
 
 
 def test_the_log_shows_every_exit_and_the_other_knobs_at_the_deepest() -> None:
-    assert watched(toy()) == [Knobs(1), Knobs(2), Knobs(3), Knobs(3, 1, 0.5), Knobs(3, 0.25, 1), Knobs(3, 0.25, 0.5)]
+    assert watched(toy()) == [
+        Knobs(1),
+        Knobs(2),
+        Knobs(3),
+        Knobs(3, 1, 0.5),
+        Knobs(3, 0.25, 1),
+        Knobs(3, 0.25, 0.5),
+    ]
     plain = replace(toy(), widths=(1.0,), pause_after=None)
     assert watched(plain) == [Knobs(1), Knobs(2), Knobs(3)]
 
@@ -126,7 +154,11 @@ def _rows(run: Path) -> list[dict[str, str]]:
 
 def _equal(one: object, other: object) -> bool:
     if isinstance(one, dict):
-        return isinstance(other, dict) and one.keys() == other.keys() and all(_equal(one[k], other[k]) for k in one)
+        return (
+            isinstance(other, dict)
+            and one.keys() == other.keys()
+            and all(_equal(one[k], other[k]) for k in one)
+        )
     if isinstance(one, list):
         return isinstance(other, list) and len(one) == len(other) and all(map(_equal, one, other))
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
@@ -140,13 +172,17 @@ def test_stopped_and_resumed_run_equals_an_uninterrupted_one(
     assert command(*train_words, "--out", run, "--stop-after", "0") == 0
     assert [row["step"] for row in read_log(run)] == ["1"]
     assert command(*train_words, "--out", run) == 0
-    whole, pieces = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (trained_run, run))
+    whole, pieces = (
+        torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (trained_run, run)
+    )
     assert whole["step"] == pieces["step"] == 3
     assert _equal(whole["optimizer"]["state"], pieces["optimizer"]["state"])
     assert _equal(whole["average"], pieces["average"])
     assert _equal(whole["model"], pieces["model"])
     assert not _equal(whole["model"], whole["average"])
-    assert (run / "model.safetensors").read_bytes() == (trained_run / "model.safetensors").read_bytes()
+    assert (run / "model.safetensors").read_bytes() == (
+        trained_run / "model.safetensors"
+    ).read_bytes()
     assert _rows(run) == _rows(trained_run)
     assert len(_rows(run)) == 3
 
@@ -156,15 +192,22 @@ def test_run_folder_holds_averaged_weights_config_and_log(trained_run: Path) -> 
     assert (config.exits, config.channels, canvas, arguments["steps"]) == (3, 32, CANVAS, 3)
     average = torch.load(trained_run / "checkpoint.pt", weights_only=True)["average"]
     assert _equal(load_file(trained_run / "model.safetensors").keys(), average.keys())
-    assert all(torch.equal(v, average[n].float()) for n, v in load_file(trained_run / "model.safetensors").items())
+    assert all(
+        torch.equal(v, average[n].float())
+        for n, v in load_file(trained_run / "model.safetensors").items()
+    )
     for row in read_log(trained_run):
         assert {*TERMS, "dev_d1", "dev_d3", "dev_d3-k25-w50"} <= row.keys()
         assert all(float(value) >= 0 for value in row.values())
 
 
-def test_rows_after_the_checkpoint_are_done_again(train_words: Words, trained_run: Path, tmp_path: Path) -> None:
+def test_rows_after_the_checkpoint_are_done_again(
+    train_words: Words, trained_run: Path, tmp_path: Path
+) -> None:
     run = shutil.copytree(trained_run, tmp_path / "run")
-    append_log(run, {**read_log(run)[-1], "step": 4})  # as if killed between the row and its checkpoint
+    append_log(
+        run, {**read_log(run)[-1], "step": 4}
+    )  # as if killed between the row and its checkpoint
     assert command(*train_words, "--out", run) == 0
     assert _rows(run) == _rows(trained_run)
     (run / "log.csv").unlink()
@@ -207,7 +250,11 @@ def test_training_on_discards_what_was_derived_from_older_weights(
     ],
 )
 def test_train_exits_refuses_with_a_message(
-    train_words: Words, trained_run: Path, capsys: pytest.CaptureFixture[str], extra: tuple[str, ...], message: str
+    train_words: Words,
+    trained_run: Path,
+    capsys: pytest.CaptureFixture[str],
+    extra: tuple[str, ...],
+    message: str,
 ) -> None:
     before = {file.name: file.stat().st_mtime_ns for file in trained_run.iterdir()}
     assert command(*train_words, "--out", trained_run, *extra) == 1
@@ -217,7 +264,8 @@ def test_train_exits_refuses_with_a_message(
 
 @pytest.fixture
 def tune_words(train_words: Words) -> Words:
-    """A command that starts from what is named next; at a learning rate of zero nothing else moves the weights."""
+    """A command that starts from what is named next; at a learning rate of zero nothing else moves
+    the weights."""
     named = train_words[: train_words.index("--backbone-weights")]
     at = named.index("--canvas")
     return (*named[:at], *named[at + 2 :], "--lr", "0", "--start-from")
@@ -235,14 +283,22 @@ def test_a_run_can_start_from_the_weights_of_another(
 ) -> None:
     assert command(*tune_words, trained_run, "--out", tmp_path / "tuned") == 0
     assert "start anew" not in capsys.readouterr().out
-    before, after = (load_file(run / "model.safetensors") for run in (trained_run, tmp_path / "tuned"))
+    before, after = (
+        load_file(run / "model.safetensors") for run in (trained_run, tmp_path / "tuned")
+    )
     assert _same(before, after, {*before})
-    assert read_config(tmp_path / "tuned")[:2] == read_config(trained_run)[:2], "canvas, too, is the other's"
+    assert read_config(tmp_path / "tuned")[:2] == read_config(trained_run)[:2], (
+        "canvas, too, is the other's"
+    )
     others = (*tune_words, trained_run, "--train", "scenes:4:2", "--scenes", "0.5")
     assert command(*others, "--out", tmp_path / "on-others") == 0
     seen = [("scenes:4:2", None), ("scenes:4", None), ("scenes:100000:17", None)]
-    assert trained_on(tmp_path / "on-others") == seen, "its own, those of the run before, and what was mixed in"
-    assert command(*tune_words, trained_run, "--schedule", "0,0,3", "--out", tmp_path / "other") == 1
+    assert trained_on(tmp_path / "on-others") == seen, (
+        "its own, those of the run before, and what was mixed in"
+    )
+    assert (
+        command(*tune_words, trained_run, "--schedule", "0,0,3", "--out", tmp_path / "other") == 1
+    )
     message = capsys.readouterr().err
     assert "of another config" in message
     assert "add --partly" in message
@@ -254,7 +310,10 @@ def test_a_run_can_start_from_the_weights_of_another(
 def test_a_run_can_start_from_a_bundle(tune_words: Words, toy_bundle: Path, tmp_path: Path) -> None:
     """What a user has of a shipped model is its bundle, with the matrices in fp16."""
     assert command(*tune_words, toy_bundle, "--out", tmp_path / "tuned") == 0
-    before, after = load_file(toy_bundle / "model.safetensors"), load_file(tmp_path / "tuned" / "model.safetensors")
+    before, after = (
+        load_file(toy_bundle / "model.safetensors"),
+        load_file(tmp_path / "tuned" / "model.safetensors"),
+    )
     assert _same(before, after, {*before} & {*after})
     assert read_config(tmp_path / "tuned")[1] == CANVAS
     assert trained_on(tmp_path / "tuned") == [("scenes:4", None)], "its own and the bundle's"
@@ -264,22 +323,37 @@ def test_a_run_of_another_config_takes_the_weights_that_fit_and_names_the_others
     tune_words: Words, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "other"
-    words = (*tune_words, shutil.copytree(trained_run, tmp_path / "source"), "--partly", "--schedule", "0,1,2")
+    words = (
+        *tune_words,
+        shutil.copytree(trained_run, tmp_path / "source"),
+        "--partly",
+        "--schedule",
+        "0,1,2",
+    )
     assert command(*words, "--out", run, "--stop-after", "0") == 0
     anew = capsys.readouterr().out.splitlines()[0].partition("these start anew: ")[2].split(", ")
     before, after = (load_file(folder / "model.safetensors") for folder in (trained_run, run))
     assert {n for n in after if n not in before or before[n].shape != after[n].shape} == {*anew}
-    assert "encoder.layers.0.attention.offsets.weight" in anew, "it looks at two scales, where it looked at one"
+    assert "encoder.layers.0.attention.offsets.weight" in anew, (
+        "it looks at two scales, where it looked at one"
+    )
     assert _same(before, after, {*after} - {*anew})
-    shutil.rmtree(tmp_path / "source")  # a run that was stopped has its own checkpoint to go on from
+    shutil.rmtree(
+        tmp_path / "source"
+    )  # a run that was stopped has its own checkpoint to go on from
     assert command(*words, "--out", run) == 0
     assert [row["step"] for row in read_log(run)] == ["1", "2", "3"]
 
 
 def test_scenes_cannot_be_mixed_with_other_classes(
-    train_words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    train_words: Words,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("model_export.recipe.train_exits.open_dataset", lambda spec, root: Stripes())
+    monkeypatch.setattr(
+        "model_export.recipe.train_exits.open_dataset", lambda spec, root: Stripes()
+    )
     assert command(*train_words, "--out", tmp_path / "run", "--scenes", "0.1") == 1
     assert "leave it out" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,5 @@
-"""trained_weights/recipes.mk: every command in it is one that the command line knows, with options that it has."""
+"""trained_weights/recipes.mk: every command in it is one that the command line knows, with options
+that it has."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ BUNDLES = ("camvid-tiny", "camvid-tiny-standard", "nuclei-tiny", "nuclei-tiny-st
 
 def commands(*words: str) -> list[list[str]]:
     """What `make` would run of model_export, each without "python -m model_export"."""
-    shown = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        ["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     lines = re.findall(r"-m model_export ([^;&\n]*)", shown.replace("\\\n", " "))
     return [shlex.split(line) for line in lines]
 
@@ -26,9 +29,18 @@ def commands(*words: str) -> list[list[str]]:
 def test_a_bundle_is_made_by_one_command_that_runs_every_step(name: str) -> None:
     found = commands("weights", f"NAME={name}", "DATA=data", "BACKBONE=weights.npz")
     steps = list(dict.fromkeys(words[0] for words in found))
-    assert steps == ["train-exits", "average", "search-plans", "derive-targets", "train-gate", "export"]
+    assert steps == [
+        "train-exits",
+        "average",
+        "search-plans",
+        "derive-targets",
+        "train-gate",
+        "export",
+    ]
     options = [parser_of(words[0]).parse_args(words[1:]) for words in found]
-    if name == "camvid-tiny-standard":  # it starts from the adaptive bundle, and takes the weights that fit
+    if (
+        name == "camvid-tiny-standard"
+    ):  # it starts from the adaptive bundle, and takes the weights that fit
         assert (options[0].config, options[0].partly) == ("standard", True)
         assert options[0].start_from == Path("trained_weights/camvid-tiny")
     else:
@@ -47,7 +59,11 @@ def test_a_bundle_is_made_by_one_command_that_runs_every_step(name: str) -> None
 def test_the_two_nuclei_bundles_come_from_one_network_and_differ_by_the_encoder_alone() -> None:
     encoder, trained = {"config", "schedule", "pause_after", "out"}, []
     for name in ("nuclei-tiny", "nuclei-tiny-standard"):
-        found = [words for words in commands("weights", f"NAME={name}", "DATA=data") if words[0] == "train-exits"]
+        found = [
+            words
+            for words in commands("weights", f"NAME={name}", "DATA=data")
+            if words[0] == "train-exits"
+        ]
         trained.append([vars(parser_of(words[0]).parse_args(words[1:])) for words in found])
     for tiny, standard in zip(*trained, strict=True):
         assert {key for key in tiny if tiny[key] != standard[key]} in (set(), encoder)
@@ -58,11 +74,20 @@ def test_the_mechanism_check_is_one_command_on_streets_where_no_step_sees_anothe
     found = commands("mechanism", "SCENES=/nonexistent/scenes")
     steps = [words[0] for words in found]
     assert steps == ["draw-scenes"] * 2 + [
-        "train-exits", "search-plans", "derive-targets", "train-gate", "export", "evaluate",
-    ]  # fmt: skip
+        "train-exits",
+        "search-plans",
+        "derive-targets",
+        "train-gate",
+        "export",
+        "evaluate",
+    ]
     options = [parser_of(words[0]).parse_args(words[1:]) for words in found]
     assert {each.bare for each in options[:2]} == {0.5}
     specs = " ".join([options[3].on, *options[4].fit, options[4].held])
-    seeds = [each.seed for each in options[:2]] + [int(seed) for seed in re.findall(r"scenes:\d+:(\d+)", specs)]
-    assert len(set(seeds)) == len(seeds) == 5, "nothing is trained, fitted or judged on the same streets"
+    seeds = [each.seed for each in options[:2]] + [
+        int(seed) for seed in re.findall(r"scenes:\d+:(\d+)", specs)
+    ]
+    assert len(set(seeds)) == len(seeds) == 5, (
+        "nothing is trained, fitted or judged on the same streets"
+    )
     assert options[-1].mirrored

@@ -1,4 +1,5 @@
-"""The whole recipe at toy size, on generated scenes: run once a session, by the commands that people type."""
+"""The whole recipe at toy size, on generated scenes: run once a session, by the commands that
+people type."""
 
 from __future__ import annotations
 
@@ -22,16 +23,34 @@ PLANS = ("d1-w50", "d2", "d3-k50", "d3")
 STAGES = ("front", *(f"encoder-{plan}" for plan in PLANS), "decoder")
 TRAIN = (
     *("train-exits", "--train", "scenes:4", "--dev", "scenes:1:1", "--steps", "3"),
-    *("--batch", "2", "--canvas", "64x96", "--crop", "64x96", "--points", "64", "--check-every", "1"),
+    *(
+        "--batch",
+        "2",
+        "--canvas",
+        "64x96",
+        "--crop",
+        "64x96",
+        "--points",
+        "64",
+        "--check-every",
+        "1",
+    ),
 )
 
 
 def toy(classes: int = 11, layers: int = 3) -> Config:
-    """A quarter of `tiny`'s channels and half of its layers, all three knobs; the backbone stays the real one."""
+    """A quarter of `tiny`'s channels and half of its layers, all three knobs; the backbone stays
+    the real one."""
     from model_export.network.config import tiny
 
     sizes = {"channels": 32, "heads": 4, "encoder_ffn": 32, "decoder_layers": 2, "decoder_ffn": 32}
-    return replace(tiny(classes), schedule=(1, 2, 3)[-layers:], pause_after=layers - 1, widths=(0.5, 1.0), **sizes)
+    return replace(
+        tiny(classes),
+        schedule=(1, 2, 3)[-layers:],
+        pause_after=layers - 1,
+        widths=(0.5, 1.0),
+        **sizes,
+    )
 
 
 class Stripes:
@@ -71,7 +90,8 @@ def last_json(text: str) -> dict[str, object]:
 
 @pytest.fixture(scope="session")
 def one_thread() -> Iterator[None]:
-    """Sums of one thread have one order, and a machine that is shared has no second core to give."""
+    """Sums of one thread have one order, and a machine that is shared has no second core to
+    give."""
     import torch
 
     threads = torch.get_num_threads()
@@ -92,7 +112,8 @@ def toy_config(one_thread: None) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def train_words(tmp_path_factory: pytest.TempPathFactory, toy_config: None) -> Words:
-    """The command of step A but for `--out`, with a backbone whose random weights keep the scale of what they see."""
+    """The command of step A but for `--out`, with a backbone whose random weights keep the scale of
+    what they see."""
     from model_export.network.backbone import MobileNetV1
 
     rng, width, arrays = np.random.default_rng(0), 32, {}
@@ -130,7 +151,10 @@ def toy_run(trained_run: Path) -> Path:
     shutil.copytree(trained_run, run)
     costs = [{"plan": name, "gflops": 1.0 + i} for i, name in enumerate(PLANS)]
     write_plans(run, [Knobs.parse(name) for name in PLANS], {"search": costs})
-    assert command("derive-targets", run, "--fit", "scenes:3:3", "scenes:2:4", "--held", "scenes:4:5") == 0
+    assert (
+        command("derive-targets", run, "--fit", "scenes:3:3", "scenes:2:4", "--held", "scenes:4:5")
+        == 0
+    )
     assert command("train-gate", run) == 0
     return run
 

@@ -23,7 +23,9 @@ PHOTOS = [(ROOT / "docs" / f"scene-{name}.jpg").read_bytes() for name in ("clear
 
 def flat(colour: tuple[int, int, int]) -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", (480, 384), colour).save(file, "PNG")  # the bundle's canvas, so that nothing is scaled or padded
+    Image.new("RGB", (480, 384), colour).save(
+        file, "PNG"
+    )  # the bundle's canvas, so that nothing is scaled or padded
     return file.getvalue()
 
 
@@ -35,7 +37,8 @@ def noise() -> bytes:
 
 
 class Traffic:
-    """Callers of one service: threads that send again as soon as they are answered. answered: good answers so far."""
+    """Callers of one service: threads that send again as soon as they are answered. answered: good
+    answers so far."""
 
     def __init__(self, url: str) -> None:
         self.answered = 0
@@ -43,7 +46,9 @@ class Traffic:
 
     def send(self, image: bytes, budget: str = "") -> int:
         kind = "image/png" if image.startswith(b"\x89PNG") else "image/jpeg"
-        headers = {"Content-Type": kind, "Accept": "image/png"} | ({"Compute-Budget": budget} if budget else {})
+        headers = {"Content-Type": kind, "Accept": "image/png"} | (
+            {"Compute-Budget": budget} if budget else {}
+        )
         try:
             status = self._http.post("/segment", content=image, headers=headers).status_code
         except httpx.TransportError:
@@ -76,7 +81,8 @@ class Traffic:
 
 @contextmanager
 def service(port: int, log: Path, *flags: str, module: str = "service") -> Iterator[None]:
-    """The service as a process on that port of loopback, once it is ready. module: tests.faulty_service is another one.
+    """The service as a process on that port of loopback, once it is ready. module:
+    tests.faulty_service is another one.
 
     log: file that gets its words. Raises RuntimeError with them when it is not ready within 90 s.
     """

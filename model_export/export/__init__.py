@@ -1,1 +1,2 @@
-"""From a trained run to a bundle: what is exported (graphs), how (onnx), and what it costs (flops)."""
+"""From a trained run to a bundle: what is exported (graphs), how (onnx), and what it costs
+(flops)."""

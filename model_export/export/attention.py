@@ -1,8 +1,9 @@
 """Deformable attention as one node of a graph, with today's decomposed form as its body.
 
-The node is fathom.MsDeformAttn; a local function of the same name, one overload per set of shapes, says what it is in
-ONNX's own operators. ONNX Runtime puts the body in the node's place before it optimises anything. TensorRT takes our
-plugin for it (export/tensorrt.py). So there is one file for both.
+The node is fathom.MsDeformAttn; a local function of the same name, one overload per set of shapes,
+says what it is in ONNX's own operators. ONNX Runtime puts the body in the node's place before it
+optimises anything. TensorRT takes our plugin for it (export/tensorrt.py). So there is one file for
+both.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ INPUTS = ("value", "offsets", "logits", "reference")
 class Form:
     """The attributes of a node, and what a body is made for; the batch is free.
 
-    sizes: h, w of level after level. width: channels of a head. per_image: reference points (B, Q, 2), not (Q, 2).
+    sizes: h, w of level after level. width: channels of a head. per_image: reference points (B, Q,
+    2), not (Q, 2).
     """
 
     sizes: tuple[int, ...]
@@ -79,7 +81,10 @@ def forms_of(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, Form]]:
     for node in nodes_of(model):
         found: dict[str, Any] = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         given = {field.name: found[field.name] for field in fields(Form)}
-        yield node, Form(**given | {"sizes": tuple(found["sizes"]), "per_image": bool(found["per_image"])})
+        yield (
+            node,
+            Form(**given | {"sizes": tuple(found["sizes"]), "per_image": bool(found["per_image"])}),
+        )
 
 
 def add_bodies(model: onnx.ModelProto) -> None:
@@ -107,25 +112,42 @@ def body(form: Form) -> onnx.FunctionProto:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            _Body(form), example, dynamo=True,
-            dynamic_shapes=dict.fromkeys(INPUTS[:3], free) | {"reference": free if form.per_image else None},
-            input_names=list(INPUTS), output_names=["out"], opset_version=OPSET, optimize=False, verbose=False,
-        )  # fmt: skip
+            _Body(form),
+            example,
+            dynamo=True,
+            dynamic_shapes=dict.fromkeys(INPUTS[:3], free)
+            | {"reference": free if form.per_image else None},
+            input_names=list(INPUTS),
+            output_names=["out"],
+            opset_version=OPSET,
+            optimize=False,
+            verbose=False,
+        )
     compact(program.model_proto)
     graph = program.model_proto.graph
-    nodes = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in graph.initializer]
+    nodes = [
+        helper.make_node("Constant", [], [tensor.name], value=tensor)
+        for tensor in graph.initializer
+    ]
     for node in graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
         nodes.append(node)
     return helper.make_function(
-        DOMAIN, OPERATOR, list(INPUTS), ["out"], with_plain_shapes(nodes, "out"), [helper.make_opsetid("", OPSET)],
-        [field.name for field in fields(Form)], overload=form.name,
-    )  # fmt: skip
+        DOMAIN,
+        OPERATOR,
+        list(INPUTS),
+        ["out"],
+        with_plain_shapes(nodes, "out"),
+        [helper.make_opsetid("", OPSET)],
+        [field.name for field in fields(Form)],
+        overload=form.name,
+    )
 
 
 def widened(function: onnx.FunctionProto, kind: int) -> onnx.FunctionProto:
-    """The body for values, offsets and logits stored as `kind`: it counts in float32, as the kernel does."""
+    """The body for values, offsets and logits stored as `kind`: it counts in float32, as the kernel
+    does."""
     wide = onnx.FunctionProto()
     wide.CopyFrom(function)
     renamed = {name: f"{name}_wide" for name in (*INPUTS[:3], "out")}
@@ -141,13 +163,17 @@ def widened(function: onnx.FunctionProto, kind: int) -> onnx.FunctionProto:
 
 
 def with_plain_shapes(nodes: list[onnx.NodeProto], output: str) -> list[onnx.NodeProto]:
-    """The batch in the shape of a Reshape becomes -1, and what computed it goes away: once a call of the body is enough
-    to cost a percent of an encoder's time."""
+    """The batch in the shape of a Reshape becomes -1, and what computed it goes away: once a call
+    of the body is enough to cost a percent of an encoder's time."""
     made_by = {name: node for node in nodes for name in node.output}
     kept: list[onnx.NodeProto] = []
     for node in nodes:
         joined = made_by.get(node.input[1]) if node.op_type == "Reshape" else None
-        parts = [made_by[name] for name in joined.input] if joined is not None and joined.op_type == "Concat" else []
+        parts = (
+            [made_by[name] for name in joined.input]
+            if joined is not None and joined.op_type == "Concat"
+            else []
+        )
         free = [part for part in parts if part.op_type != "Constant"]
         if len(free) == 1:
             sizes = [-1 if part.op_type != "Constant" else _constant(part) for part in parts]
@@ -165,4 +191,6 @@ def with_plain_shapes(nodes: list[onnx.NodeProto], output: str) -> list[onnx.Nod
 
 def _constant(node: onnx.NodeProto) -> int:
     value = helper.get_attribute_value(node.attribute[0])
-    return int(numpy_helper.to_array(value).item() if isinstance(value, onnx.TensorProto) else value[0])
+    return int(
+        numpy_helper.to_array(value).item() if isinstance(value, onnx.TensorProto) else value[0]
+    )

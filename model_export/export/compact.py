@@ -1,4 +1,5 @@
-"""Smaller graphs: of one without its weights, two thirds are names that nobody asks for and constants said again."""
+"""Smaller graphs: of one without its weights, two thirds are names that nobody asks for and
+constants said again."""
 
 from __future__ import annotations
 
@@ -11,12 +12,15 @@ _DIGITS = string.digits + string.ascii_lowercase
 
 
 def compact(model: onnx.ModelProto) -> None:
-    """In place: share constants, drop nodes' names, shorten those of values but for inputs, outputs and weights.
+    """In place: share constants, drop nodes' names, shorten those of values but for inputs, outputs
+    and weights.
 
     The graph has no subgraphs: an exported network branches nowhere.
     """
     graph = model.graph
-    kept = {value.name for part in (graph.input, graph.output, graph.initializer) for value in part} | {""}
+    kept = {
+        value.name for part in (graph.input, graph.output, graph.initializer) for value in part
+    } | {""}
     _share_constants(graph.node, kept)
     for function in model.functions:
         _share_constants(function.node, {*function.input, *function.output})

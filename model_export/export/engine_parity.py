@@ -1,9 +1,10 @@
-"""Whether TensorRT engines compute what ONNX Runtime does: every plan and batch, by the backends of the service itself.
+"""Whether TensorRT engines compute what ONNX Runtime does: every plan and batch, by the backends of
+the service itself.
 
-Half precision turns over some decisions that hang on a threshold (which tokens pause, where the decoder looks), so the
-limits are on the mean difference and on the share of pixels with the same class, not on the largest difference. The
-gate's scores have two: bf16 moves all of an image alike by up to 0.01, and their differences, by which plans are
-chosen, by less than 0.001.
+Half precision turns over some decisions that hang on a threshold (which tokens pause, where the
+decoder looks), so the limits are on the mean difference and on the share of pixels with the same
+class, not on the largest difference. The gate's scores have two: bf16 moves all of an image alike
+by up to 0.01, and their differences, by which plans are chosen, by less than 0.001.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from service.engines.tensorrt import TensorRTBackend
 
 @dataclass(frozen=True)
 class Limits:
-    """gate: largest difference of a predicted quality; loss: of the same against the full plan's. mean: of the
-    probabilities. equal: share of pixels alike."""
+    """gate: largest difference of a predicted quality; loss: of the same against the full plan's.
+    mean: of the probabilities. equal: share of pixels alike."""
 
     gate: float
     loss: float
@@ -42,15 +43,22 @@ LIMITS = {
 }
 
 
-def check(served: Bundle, cache: Path, about: EngineSet, spec: str, data: Path | None) -> dict[str, float]:
-    """Mean difference of each plan's probabilities, the largest over the batches. Raises RunError, BackendError."""
+def check(
+    served: Bundle, cache: Path, about: EngineSet, spec: str, data: Path | None
+) -> dict[str, float]:
+    """Mean difference of each plan's probabilities, the largest over the batches. Raises RunError,
+    BackendError."""
     samples = open_dataset(spec, data)
     canvas = (served.manifest.input.height, served.manifest.input.width)
-    images = np.stack([on_canvas(samples[i % len(samples)], canvas)[0] for i in range(about.batches[-1])])
+    images = np.stack(
+        [on_canvas(samples[i % len(samples)], canvas)[0] for i in range(about.batches[-1])]
+    )
     ours = TensorRTBackend(served, cache=cache, only=about)
     try:
         theirs = OnnxRuntimeBackend(served, threads=1)
-        return compare(ours, theirs, served.manifest.plans, images, about.batches, LIMITS[about.precision])
+        return compare(
+            ours, theirs, served.manifest.plans, images, about.batches, LIMITS[about.precision]
+        )
     finally:
         ours.close()
 
@@ -63,25 +71,37 @@ def compare(
     batches: tuple[int, ...],
     limits: Limits,
 ) -> dict[str, float]:
-    """Each plan and batch twice: the second time a CUDA graph is replayed. Raises RunError that names both."""
+    """Each plan and batch twice: the second time a CUDA graph is replayed. Raises RunError that
+    names both."""
     found: dict[str, float] = {}
     for batch in batches:
         pixels = images[:batch]
         right, wanted = theirs.front(pixels)
         left, scores = ours.front(pixels)
         off = scores - wanted
-        for what, gaps, limit in (("scores", off, limits.gate), ("losses", off[:, -1:] - off, limits.loss)):
+        for what, gaps, limit in (
+            ("scores", off, limits.gate),
+            ("losses", off[:, -1:] - off, limits.loss),
+        ):
             gap = float(np.abs(gaps).max())
             if not gap <= limit:
-                raise RunError(f"the gate's {what} at batch {batch} differ by {gap:.2e}; no engine is accepted")
+                raise RunError(
+                    f"the gate's {what} at batch {batch} differ by {gap:.2e}; no engine is accepted"
+                )
         for plan in plans:
             q = theirs.decode(theirs.encode(plan, right))
             for _ in range(2):
                 p = ours.decode(ours.encode(plan, left))
-                mean, equal = float(np.abs(p - q).mean()), float((p.argmax(1) == q.argmax(1)).mean())
-                if not (mean <= limits.mean and equal >= limits.equal):  # in this form nan is refused, too
+                mean, equal = (
+                    float(np.abs(p - q).mean()),
+                    float((p.argmax(1) == q.argmax(1)).mean()),
+                )
+                if not (
+                    mean <= limits.mean and equal >= limits.equal
+                ):  # in this form nan is refused, too
                     raise RunError(
-                        f"{plan.name} at batch {batch}: probabilities differ by {mean:.2e} in the mean, the class on "
+                        f"{plan.name} at batch {batch}: probabilities differ by {mean:.2e} in the "
+                        f"mean, the class on "
                         f"{1 - equal:.3%} of the pixels; no engine is accepted"
                     )
                 found[plan.name] = max(found.get(plan.name, 0.0), float(f"{mean:.3g}"))

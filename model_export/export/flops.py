@@ -1,7 +1,8 @@
 """GFLOPs of an exported graph, counted from its nodes. A multiply and an add are 2.
 
-Counted are convolutions, matrix products and the deformable sampling, which papers leave out: 4 corners and the
-attention weight are 5 multiply-adds a sampled value. Element-wise work and norms are not counted.
+Counted are convolutions, matrix products and the deformable sampling, which papers leave out: 4
+corners and the attention weight are 5 multiply-adds a sampled value. Element-wise work and norms
+are not counted.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ SAMPLING = 10  # FLOPs per sampled value
 
 
 def count_gflops(path: Path) -> float:
-    """GFLOPs for one image. Raises ValueError that names a counted node whose shapes cannot be told."""
+    """GFLOPs for one image. Raises ValueError that names a counted node whose shapes cannot be
+    told."""
     graph = _folded(path).graph
     shapes = {t.name: list(t.dims) for t in graph.initializer}
     for info in (*graph.value_info, *graph.input, *graph.output):
@@ -40,7 +42,15 @@ def _folded(path: Path) -> onnx.ModelProto:
 
 
 def _node_flops(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
-    if node.op_type not in ("Conv", "FusedConv", "MatMul", "FusedMatMul", "Gemm", "GridSample", "Einsum"):
+    if node.op_type not in (
+        "Conv",
+        "FusedConv",
+        "MatMul",
+        "FusedMatMul",
+        "Gemm",
+        "GridSample",
+        "Einsum",
+    ):
         return 0
     try:
         if node.op_type == "Einsum":
@@ -61,11 +71,17 @@ def _node_flops(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
 
 def _einsum_flops(node: onnx.NodeProto, shapes: list[list[int]]) -> int:
     """Of a product of two: one multiply-add for each combination of the indices."""
-    terms = next(a.s.decode() for a in node.attribute if a.name == "equation").split("->")[0].split(",")
+    terms = (
+        next(a.s.decode() for a in node.attribute if a.name == "equation").split("->")[0].split(",")
+    )
     if len(terms) != 2 or "." in "".join(terms):
-        raise ValueError(f"Einsum {node.name}: only products of two operands without an ellipsis are counted")
+        raise ValueError(
+            f"Einsum {node.name}: only products of two operands without an ellipsis are counted"
+        )
     sizes = {
-        i: size for term, shape in zip(terms, shapes, strict=True) for i, size in zip(term.strip(), shape, strict=True)
+        i: size
+        for term, shape in zip(terms, shapes, strict=True)
+        for i, size in zip(term.strip(), shape, strict=True)
     }
     if not all(sizes.values()):
         raise ValueError(f"Einsum {node.name}: a size is not fixed")

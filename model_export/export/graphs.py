@@ -1,4 +1,5 @@
-"""What is exported: three stages with tensors in and tensors out. The network itself knows nothing of this."""
+"""What is exported: three stages with tensors in and tensors out. The network itself knows nothing
+of this."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ ENCODED = ("e8", "e16", "e32")
 
 
 class Front(nn.Module):
-    """image (B, H, W, 3) uint8 -> f4, f8, f16, f32 (B, C, H/s, W/s), quality (B, plans), 0..1, and what the gate saw,
-    gate_input (B, inputs): no stage needs it, but another gate can be fitted from it."""
+    """image (B, H, W, 3) uint8 -> f4, f8, f16, f32 (B, C, H/s, W/s), quality (B, plans), 0..1, and
+    what the gate saw, gate_input (B, inputs): no stage needs it, but another gate can be fitted
+    from it."""
 
     inputs, outputs = ("image",), ("f4", *FEATURES, "quality", "gate_input")
 
@@ -33,8 +35,8 @@ class Front(nn.Module):
 
 
 class Encode(nn.Module):
-    """f8, f16, f32 -> e8, e16, e32 of the same shapes, as the plan has it; and, if it pauses tokens, which ones: paused
-    (B, H/8, W/8) uint8, 1 = not updated to the end."""
+    """f8, f16, f32 -> e8, e16, e32 of the same shapes, as the plan has it; and, if it pauses
+    tokens, which ones: paused (B, H/8, W/8) uint8, 1 = not updated to the end."""
 
     inputs = FEATURES
 
@@ -55,7 +57,8 @@ def outputs_of(encoded: Encoded, f8: Tensor) -> tuple[Tensor, ...]:
 
 
 class Encoders(nn.Module):
-    """Encoders of plans that differ in depth alone, traced together: the deepest one runs through all the others.
+    """Encoders of plans that differ in depth alone, traced together: the deepest one runs through
+    all the others.
 
     Outputs are those of each plan, its name and a dot before them.
     """
@@ -66,7 +69,9 @@ class Encoders(nn.Module):
         super().__init__()
         self.model = model
         self.plans = {plan.depth: plan for plan in plans}
-        self.outputs = tuple(f"{plan.name}.{name}" for plan in plans for name in Encode(model, plan).outputs)
+        self.outputs = tuple(
+            f"{plan.name}.{name}" for plan in plans for name in Encode(model, plan).outputs
+        )
 
     def forward(self, f8: Tensor, f16: Tensor, f32: Tensor) -> tuple[Tensor, ...]:
         deepest = self.plans[max(self.plans)]
@@ -92,7 +97,8 @@ Stage = Front | Encode | Decode
 
 
 def stages_of(model: Segmenter, gate: Gate, plans: Sequence[Knobs]) -> dict[str, Stage]:
-    """Name -> stage. The front comes first, the decoder last, between them an encoder for each plan."""
+    """Name -> stage. The front comes first, the decoder last, between them an encoder for each
+    plan."""
     encoders = {f"encoder-{plan.name}": Encode(model, plan) for plan in plans}
     return {"front": Front(model, gate), **encoders, "decoder": Decode(model)}
 

@@ -1,7 +1,9 @@
-"""The compiled kernels of a bundle: one file for each distinct problem of its graphs and each type of storage.
+"""The compiled kernels of a bundle: one file for each distinct problem of its graphs and each type
+of storage.
 
-They are PTX for compute capability 8.0, which the driver of any newer chip makes its own code of; a build of engines
-for one chip needs nothing else. Without NVRTC a bundle is written all the same, for ONNX Runtime.
+They are PTX for compute capability 8.0, which the driver of any newer chip makes its own code of; a
+build of engines for one chip needs nothing else. Without NVRTC a bundle is written all the same,
+for ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -22,21 +24,31 @@ ARCHITECTURE = "compute_80"
 
 def problem_of(form: Form, dtype: str) -> Problem:
     return Problem(
-        tuple(form.shapes), form.heads, form.points, form.width, dtype, dense=form.dense,
+        tuple(form.shapes),
+        form.heads,
+        form.points,
+        form.width,
+        dtype,
+        dense=form.dense,
         reference_per_image=form.per_image,
-    )  # fmt: skip
+    )
 
 
 def problems_of(graphs: Iterable[Path]) -> list[Problem]:
     """Of all graphs, each once, in every type of storage."""
-    forms = [form for path in graphs for _, form in forms_of(onnx.load(path, load_external_data=False))]
+    forms = [
+        form for path in graphs for _, form in forms_of(onnx.load(path, load_external_data=False))
+    ]
     return list(dict.fromkeys(problem_of(form, dtype) for form in forms for dtype in DTYPES))
 
 
 def file_name(problem: Problem) -> str:
-    """E.g. "ms_deform_attn-12x15.24x30-float16.ptx.gz"; a subset of the queries has "-some" before the type."""
+    """E.g. "ms_deform_attn-12x15.24x30-float16.ptx.gz"; a subset of the queries has "-some" before
+    the type."""
     levels = ".".join(f"{h}x{w}" for h, w in problem.shapes)
-    some = ("" if problem.dense else "-some") + ("-per-image" if problem.reference_per_image else "")
+    some = ("" if problem.dense else "-some") + (
+        "-per-image" if problem.reference_per_image else ""
+    )
     return f"ms_deform_attn-{levels}{some}-{problem.dtype}.ptx.gz"
 
 
@@ -56,6 +68,8 @@ def write_kernels(folder: Path, graphs: Iterable[Path]) -> tuple[KernelFile, ...
             print(f"no CUDA kernel {file_name(problem)}: {error}")
             continue
         ptx = nvrtc.compile_kernel(launch, ARCHITECTURE)
-        (folder / file_name(problem)).write_bytes(gzip.compress(ptx, mtime=0))  # a sixth, and the same each time
+        (folder / file_name(problem)).write_bytes(
+            gzip.compress(ptx, mtime=0)
+        )  # a sixth, and the same each time
         files.append(KernelFile(file_name(problem), "", problem, launch))
     return tuple(files)

@@ -1,4 +1,5 @@
-"""From exported graphs to the manifest of their bundle: tensors, plans, what they cost and are worth, provenance."""
+"""From exported graphs to the manifest of their bundle: tensors, plans, what they cost and are
+worth, provenance."""
 
 from __future__ import annotations
 
@@ -25,11 +26,20 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 def manifest_of(
-    folder: Path, config: Config, canvas: tuple[int, int], data: Dataset, plans: list[Plan], errors: dict[str, float],
-    *, margins: Iterable[dict[str, float | None]] = (), calibration: dict[str, Any] | None = None,
-    provenance: dict[str, str] | None = None, kernels: tuple[bundle.KernelFile, ...] = (),
-) -> bundle.Manifest:  # fmt: skip
-    """Of the graphs that lie in `folder`. data: names and colours of the classes. errors: parity of each stage."""
+    folder: Path,
+    config: Config,
+    canvas: tuple[int, int],
+    data: Dataset,
+    plans: list[Plan],
+    errors: dict[str, float],
+    *,
+    margins: Iterable[dict[str, float | None]] = (),
+    calibration: dict[str, Any] | None = None,
+    provenance: dict[str, str] | None = None,
+    kernels: tuple[bundle.KernelFile, ...] = (),
+) -> bundle.Manifest:
+    """Of the graphs that lie in `folder`. data: names and colours of the classes. errors: parity of
+    each stage."""
     things = config.task == "instance"
     return bundle.Manifest(
         name=folder.name,
@@ -37,7 +47,8 @@ def manifest_of(
         provenance=provenance or {},
         task=config.task,
         classes=tuple(
-            bundle.ClassInfo(name, colour, things) for name, colour in zip(data.classes, data.palette, strict=True)
+            bundle.ClassInfo(name, colour, things)
+            for name, colour in zip(data.classes, data.palette, strict=True)
         ),
         input=bundle.InputSpec(*canvas, "uint8", "NHWC", (PAD,) * 3),
         stages={name: stage_of(folder / f"{name}.onnx", error) for name, error in errors.items()},
@@ -102,6 +113,9 @@ def revision() -> str:
     """Of this code, "unknown" where it lies in no repository or git is not installed."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+        return (
+            subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+            or "unknown"
+        )
     except FileNotFoundError:
         return "unknown"

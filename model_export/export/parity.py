@@ -1,8 +1,10 @@
-"""Whether ONNX Runtime computes what torch does: every stage, plan and batch size that is served, on real images.
+"""Whether ONNX Runtime computes what torch does: every stage, plan and batch size that is served,
+on real images.
 
-Each stage is compared on the same input, and each plan from pixels to masks. Both places where the network decides by
-a threshold, which rounding may turn over, are allowed for: the decoder's attention looks where a mask's logit is above
-0, and the encoder pauses the tokens of lowest entropy.
+Each stage is compared on the same input, and each plan from pixels to masks. Both places where the
+network decides by a threshold, which rounding may turn over, are allowed for: the decoder's
+attention looks where a mask's logit is above 0, and the encoder pauses the tokens of lowest
+entropy.
 """
 
 from __future__ import annotations
@@ -20,14 +22,17 @@ from model_export.export.graphs import ENCODED, FEATURES, Encode, Stage
 from model_export.recipe.runs import RunError
 
 MAX_ERROR = 1e-3  # of a stage, on the same input
-MAX_CHAIN = 1e-2  # of a plan's probabilities: one place of the attention that is masked in one of both costs 1e-3
+# of a plan's probabilities: one place of the attention that is masked in one of both costs 1e-3
+MAX_CHAIN = 1e-2
 MIN_EQUAL = 0.999  # share of pixels with the same class, of tokens alike paused
 BATCHES = (1, 2, 4)
 
 Arrays = dict[str, NDArray[Any]]
 
 
-def enforce(what: str, ours: NDArray[Any], theirs: NDArray[Any], most: float, equal: float = 1.0) -> None:
+def enforce(
+    what: str, ours: NDArray[Any], theirs: NDArray[Any], most: float, equal: float = 1.0
+) -> None:
     gap = float(np.abs(ours - theirs).max(initial=0.0))
     if not (gap <= most and equal >= MIN_EQUAL):  # in this form nan is refused, too
         raise RunError(
@@ -43,18 +48,23 @@ class Comparison:
         self.stages = stages
         self.errors = dict.fromkeys(stages, 0.0)
         self._sessions = {
-            name: onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
+            name: onnxruntime.InferenceSession(
+                folder / f"{name}.onnx", providers=["CPUExecutionProvider"]
+            )
             for name in stages
         }
 
     def run(self, name: str, inputs: Arrays) -> tuple[Arrays, Arrays]:
-        """What ONNX Runtime and what torch make of the same input. Raises RunError where they differ.
+        """What ONNX Runtime and what torch make of the same input. Raises RunError where they
+        differ.
 
-        Of two tokens that are equally unsure, either side may pause the other one. Such an image is left out of the
-        numbers.
+        Of two tokens that are equally unsure, either side may pause the other one. Such an image is
+        left out of the numbers.
         """
         stage = self.stages[name]
-        ours = dict(zip(stage.outputs, self._sessions[name].run(list(stage.outputs), inputs), strict=True))
+        ours = dict(
+            zip(stage.outputs, self._sessions[name].run(list(stage.outputs), inputs), strict=True)
+        )
         theirs = in_torch(stage, inputs)
         same = alike(name, ours, theirs)
         for output in ours.keys() - {"paused"}:
@@ -71,30 +81,41 @@ def in_torch(stage: Stage, inputs: Arrays) -> Arrays:
 
 
 def alike(name: str, ours: Arrays, theirs: Arrays) -> NDArray[np.bool_]:
-    """Which images of the batch pause the same tokens on both sides. Raises RunError where it is no near-tie."""
+    """Which images of the batch pause the same tokens on both sides. Raises RunError where it is no
+    near-tie."""
     if "paused" not in ours:
         return np.ones(len(next(iter(ours.values()))), bool)
     equal = ours["paused"] == theirs["paused"]
     if equal.mean() < MIN_EQUAL:
-        raise RunError(f"{name}: ONNX Runtime pauses other tokens than torch, {1 - equal.mean():.4%} of them")
+        raise RunError(
+            f"{name}: ONNX Runtime pauses other tokens than torch, {1 - equal.mean():.4%} of them"
+        )
     return equal.all((1, 2))
 
 
 @torch.inference_mode()
-def check_parity(folder: Path, stages: dict[str, Stage], images: NDArray[np.uint8]) -> dict[str, float]:
-    """Largest difference per stage between ONNX Runtime and torch, over all plans, images and batch sizes.
+def check_parity(
+    folder: Path, stages: dict[str, Stage], images: NDArray[np.uint8]
+) -> dict[str, float]:
+    """Largest difference per stage between ONNX Runtime and torch, over all plans, images and batch
+    sizes.
 
-    Raises RunError where a stage differs by more than 1e-3, or a plan, from pixels to masks, by more than 1e-2 or in
-    the class of more than one pixel in a thousand, or where other tokens are paused.
+    Raises RunError where a stage differs by more than 1e-3, or a plan, from pixels to masks, by
+    more than 1e-2 or in the class of more than one pixel in a thousand, or where other tokens are
+    paused.
     """
     pairs = Comparison(folder, stages)
     compared = {name: 0 for name, stage in stages.items() if isinstance(stage, Encode)}
     for batch in BATCHES:
         for start in range(len(images)) if batch == 1 else (0,):
-            ours, theirs = pairs.run("front", {"image": images[np.arange(start, start + batch) % len(images)]})
+            ours, theirs = pairs.run(
+                "front", {"image": images[np.arange(start, start + batch) % len(images)]}
+            )
             for name in compared:
                 encoded, _ = pairs.run(name, {n: ours[n] for n in FEATURES})
-                got, _ = pairs.run("decoder", {"f4": ours["f4"], **{n: encoded[n] for n in ENCODED}})
+                got, _ = pairs.run(
+                    "decoder", {"f4": ours["f4"], **{n: encoded[n] for n in ENCODED}}
+                )
                 expected = in_torch(stages[name], theirs)
                 wanted = in_torch(stages["decoder"], {**theirs, **expected})
                 same = alike(name, encoded, expected)
@@ -104,5 +125,7 @@ def check_parity(folder: Path, stages: dict[str, Stage], images: NDArray[np.uint
                 enforce(f"{name} from pixels to masks at batch {batch}", p, q, MAX_CHAIN, share)
     for name, count in compared.items():
         if not count:
-            raise RunError(f"{name}: no image of --parity pauses the same tokens in ONNX Runtime and torch")
+            raise RunError(
+                f"{name}: no image of --parity pauses the same tokens in ONNX Runtime and torch"
+            )
     return {name: float(f"{error:.3g}") for name, error in pairs.errors.items()}

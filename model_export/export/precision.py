@@ -1,10 +1,11 @@
-"""A graph of a bundle as TensorRT wants it: constants folded, every type written down, 8-bit integers at the rim only.
+"""A graph of a bundle as TensorRT wants it: constants folded, every type written down, 8-bit
+integers at the rim only.
 
-TensorRT 11 is strongly typed: a layer computes in the type of its inputs, so half precision is a matter of the ONNX
-file. The rule: whatever comes before a heavy operator (convolution, matrix product, our attention) or is one computes
-in half precision, and what comes after the last of them (the gate, entropies, probabilities) in float32. So do the
-constants that only our attention's reference points are made of, and the gate's own products. Casts go where two such
-parts meet.
+TensorRT 11 is strongly typed: a layer computes in the type of its inputs, so half precision is a
+matter of the ONNX file. The rule: whatever comes before a heavy operator (convolution, matrix
+product, our attention) or is one computes in half precision, and what comes after the last of them
+(the gate, entropies, probabilities) in float32. So do the constants that only our attention's
+reference points are made of, and the gate's own products. Casts go where two such parts meet.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ _HALF_MAX = 65504.0
 
 
 def prepare(path: Path, precision: str) -> onnx.ModelProto:
-    """The graph of a stage with its weights inside. Functions stay, so that ONNX Runtime can run it, too."""
+    """The graph of a stage with its weights inside. Functions stay, so that ONNX Runtime can run
+    it, too."""
     model = folded(onnx.load(path))
     types = types_of(model)
     small_integers_at_the_rim(model, types)
@@ -47,12 +49,17 @@ def prepare(path: Path, precision: str) -> onnx.ModelProto:
 
 
 def folded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Without the nodes that depend on nothing but constants: the casts of the weights, positions, shapes."""
-    model = onnx.shape_inference.infer_shapes(model, data_prop=True)  # while the bodies tell what comes out of them
+    """Without the nodes that depend on nothing but constants: the casts of the weights, positions,
+    shapes."""
+    model = onnx.shape_inference.infer_shapes(
+        model, data_prop=True
+    )  # while the bodies tell what comes out of them
     functions = list(model.functions)
     del model.functions[:]
     limit = 1 << 30
-    found = onnxscript.optimizer.optimize(model, input_size_limit=limit, output_size_limit=limit, inline=False)
+    found = onnxscript.optimizer.optimize(
+        model, input_size_limit=limit, output_size_limit=limit, inline=False
+    )
     found.functions.extend(functions)
     return found
 
@@ -60,23 +67,30 @@ def folded(model: onnx.ModelProto) -> onnx.ModelProto:
 def types_of(model: onnx.ModelProto) -> dict[str, int]:
     """Element type of every value."""
     graph = onnx.shape_inference.infer_shapes(model).graph
-    types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
+    types = {
+        v.name: v.type.tensor_type.elem_type
+        for v in (*graph.value_info, *graph.input, *graph.output)
+    }
     return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
 def small_integers_at_the_rim(model: onnx.ModelProto, types: dict[str, int]) -> None:
-    """TensorRT takes and gives uint8, but computes nothing with it: inside, an image is float32 and a map of paused
-    tokens is int32."""
+    """TensorRT takes and gives uint8, but computes nothing with it: inside, an image is float32 and
+    a map of paused tokens is int32."""
     graph = model.graph
     for tensor in graph.initializer:
         if tensor.data_type == TensorProto.UINT8:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.int32), tensor.name))
+            tensor.CopyFrom(
+                numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.int32), tensor.name)
+            )
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.name == "to" and attribute.i == TensorProto.UINT8:
                 attribute.i = TensorProto.INT32
             elif attribute.name == "value" and attribute.t.data_type == TensorProto.UINT8:
-                attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.int32)))
+                attribute.t.CopyFrom(
+                    numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.int32))
+                )
     before, behind = [], []
     for value in graph.input:
         if types[value.name] == TensorProto.UINT8:
@@ -101,7 +115,9 @@ class _Halving:
         self.graph, self.types, self.kind = model.graph, types, kind
         self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
         self.half = self._values_before_heavy()
-        self.cast: dict[tuple[str, bool], str] = {}  # (value, whether half is wanted) -> its name in that type
+        self.cast: dict[
+            tuple[str, bool], str
+        ] = {}  # (value, whether half is wanted) -> its name in that type
         self.nodes: list[onnx.NodeProto] = []
 
     def run(self) -> None:
@@ -125,7 +141,8 @@ class _Halving:
         self.graph.initializer.extend(kept)
 
     def _values_before_heavy(self) -> set[str]:
-        """Float values on a way to a heavy operator that leads through floats only, or to a map for the next stage."""
+        """Float values on a way to a heavy operator that leads through floats only, or to a map for
+        the next stage."""
         found = {value.name for value in self.graph.output if value.name in MAPS}
         for node in reversed(self.graph.node):
             if self._heavy(node) or found.intersection(node.output):
@@ -140,14 +157,20 @@ class _Halving:
 
     def _floats(self, node: onnx.NodeProto) -> Iterator[tuple[int, str]]:
         fixed = ALWAYS_FLOAT.get(node.op_type, set())
-        return ((i, name) for i, name in enumerate(node.input) if i not in fixed and self._is_float(name))
+        return (
+            (i, name)
+            for i, name in enumerate(node.input)
+            if i not in fixed and self._is_float(name)
+        )
 
     def _convert(self, node: onnx.NodeProto) -> None:
         half = self._heavy(node) or bool(self.half.intersection(node.output))
         inputs = list(node.input)
         for i, name in enumerate(inputs):
             if self._is_float(name):
-                node.input[i] = self._in_type(name, half and i not in ALWAYS_FLOAT.get(node.op_type, set()))
+                node.input[i] = self._in_type(
+                    name, half and i not in ALWAYS_FLOAT.get(node.op_type, set())
+                )
         if half:
             for attribute in node.attribute:
                 if attribute.name == "to" and attribute.i in _FLOATS:
@@ -176,7 +199,9 @@ class _Halving:
 
     def _halved(self, tensor: TensorProto, name: str) -> TensorProto:
         values = np.clip(numpy_helper.to_array(tensor), -_HALF_MAX, _HALF_MAX)
-        values = np.where(np.isinf(numpy_helper.to_array(tensor)), numpy_helper.to_array(tensor), values)
+        values = np.where(
+            np.isinf(numpy_helper.to_array(tensor)), numpy_helper.to_array(tensor), values
+        )
         dtype = helper.tensor_dtype_to_np_dtype(self.kind)
         return numpy_helper.from_array(values.astype(dtype), name)
 

@@ -1,9 +1,11 @@
-"""Which plans are worth having: cost and quality of every combination of depth, keep and width, and the best of them.
+"""Which plans are worth having: cost and quality of every combination of depth, keep and width, and
+the best of them.
 
-Costs are what is served: every candidate's encoder is exported, its GFLOPs are counted from the graph, and its
-milliseconds measured with the service's own engine, in rounds of all candidates, so that a drift of the machine hits
-all alike. Quality is the mean over the images of a data set that the network was not trained on; its counts are kept
-beside the run, so that a search that was stopped goes on.
+Costs are what is served: every candidate's encoder is exported, its GFLOPs are counted from the
+graph, and its milliseconds measured with the service's own engine, in rounds of all candidates, so
+that a drift of the machine hits all alike. Quality is the mean over the images of a data set that
+the network was not trained on; its counts are kept beside the run, so that a search that was
+stopped goes on.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ WARM_UP = 2  # rounds that are not counted
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One candidate. gflops, ms: of front, encoder and decoder together. quality: mean over images, 0..1."""
+    """One candidate. gflops, ms: of front, encoder and decoder together. quality: mean over images,
+    0..1."""
 
     knobs: Knobs
     gflops: float
@@ -64,11 +67,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("run", type=Path, help="a run's folder with a trained parent")
     add("--data", type=Path, help="folder of the data set (not needed for scenes)")
     add("--on", default="scenes:32:1", help="data set to measure the quality on, never trained on")
-    add("--keeps", default="1,0.5,0.25", help="shares of stride-8 tokens to try, where the depth can pause any")
-    add("--widths", help="shares of the FFN channels to try; default: those that the network was trained with")
+    add(
+        "--keeps",
+        default="1,0.5,0.25",
+        help="shares of stride-8 tokens to try, where the depth can pause any",
+    )
+    add(
+        "--widths",
+        help="shares of the FFN channels to try; default: those that the network was trained with",
+    )
     add("--most", type=int, default=10, help="plans to choose at most")
-    add("--least", type=int, help="plans to choose at least, where there are so many; default: 6, or --most if less")
-    add("--threads", type=int, default=os.cpu_count() or 1, help="of the engine, while milliseconds are measured")
+    add(
+        "--least",
+        type=int,
+        help="plans to choose at least, where there are so many; default: 6, or --most if less",
+    )
+    add(
+        "--threads",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="of the engine, while milliseconds are measured",
+    )
     add("--rounds", type=int, default=15, help="of the measurement; medians count")
 
 
@@ -81,8 +100,10 @@ def main(args: argparse.Namespace) -> None:
     plans = candidates(config, shares("--keeps", args.keeps), widths)
     least = min(6, args.most) if args.least is None else args.least
     if not 2 <= least <= args.most or args.rounds < 1 or args.threads < 1:
-        raise ValueError("--least and --most must be at least 2 (the cheapest and the full plan) and not cross, "
-                         "--rounds and --threads at least 1")  # fmt: skip
+        raise ValueError(
+            "--least and --most must be at least 2 (the cheapest and the full plan) and not cross, "
+            "--rounds and --threads at least 1"
+        )
     counts = measure_quality(args.run, model, data, args.on, canvas, plans)
     quality = qualities(measure_of(config), counts).mean(0)
     gflops, ms = measure_cost(model, data, canvas, plans, args.threads, args.rounds)
@@ -93,7 +114,9 @@ def main(args: argparse.Namespace) -> None:
         "threads": args.threads,
         "engine": f"onnxruntime {onnxruntime.__version__}",
     }
-    table = [{"plan": each.knobs.name} | rounded(each) for each in sorted(found, key=lambda f: f.gflops)]
+    table = [
+        {"plan": each.knobs.name} | rounded(each) for each in sorted(found, key=lambda f: f.gflops)
+    ]
     write_plans(
         args.run,
         [each.knobs for each in chosen],
@@ -103,11 +126,19 @@ def main(args: argparse.Namespace) -> None:
     names = [each.knobs.name for each in chosen]
     for row in table:
         mark = " *" if row["plan"] in names else ""
-        print(f"{row['plan']:<14}{row['gflops']:8.3f}{row['ms']:9.2f}{100 * row['quality']:9.2f}{mark}")
-    print(json.dumps({"plans": names, "candidates": len(found), "images": len(counts), "machine": machine}))
+        print(
+            f"{row['plan']:<14}{row['gflops']:8.3f}{row['ms']:9.2f}"
+            f"{100 * row['quality']:9.2f}{mark}"
+        )
+    print(
+        json.dumps(
+            {"plans": names, "candidates": len(found), "images": len(counts), "machine": machine}
+        )
+    )
 
 
-# ----------------------------------------------------------------------------------------------------------- candidates
+# --------------------------------------------------------------------------------------------------
+# candidates
 
 
 def shares(flag: str, text: str) -> tuple[float, ...]:
@@ -130,15 +161,22 @@ def candidates(config: Config, keeps: Sequence[float], widths: Sequence[float]) 
     return sorted(found)
 
 
-# -------------------------------------------------------------------------------------------------------------- quality
+# --------------------------------------------------------------------------------------------------
+# quality
 
 
 def measure_quality(
-    run: Path, model: Segmenter, data: Dataset, spec: str, canvas: tuple[int, int], plans: list[Knobs]
+    run: Path,
+    model: Segmenter,
+    data: Dataset,
+    spec: str,
+    canvas: tuple[int, int],
+    plans: list[Knobs],
 ) -> NDArray[Any]:
     """(images, plans, ..) counts. Images that are all void have no quality and are left out.
 
-    What was counted is kept in the run's folder, and counts again for these weights, this data set and these plans.
+    What was counted is kept in the run's folder, and counts again for these weights, this data set
+    and these plans.
     """
     key = key_of(run / "model.safetensors", spec, len(data), [plan.name for plan in plans])
     model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -147,18 +185,26 @@ def measure_quality(
     return found["counts"]
 
 
-# ----------------------------------------------------------------------------------------------------------------- cost
+# --------------------------------------------------------------------------------------------------
+# cost
 
 
 def measure_cost(
-    model: Segmenter, data: Dataset, canvas: tuple[int, int], plans: list[Knobs], threads: int, rounds: int
+    model: Segmenter,
+    data: Dataset,
+    canvas: tuple[int, int],
+    plans: list[Knobs],
+    threads: int,
+    rounds: int,
 ) -> tuple[list[float], list[float]]:
     """GFLOPs and milliseconds of front, encoder and decoder for each plan."""
     config = model.config
     images = np.stack([on_canvas(data[i], canvas)[0] for i in range(2)])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        gate = Gate(gate_inputs(config.channels, config.classes), len(plans))  # any will do: all cost the same
+        gate = Gate(
+            gate_inputs(config.channels, config.classes), len(plans)
+        )  # any will do: all cost the same
         stages = write_stages(folder, model, gate, plans, images)
         parts = {stage: count_gflops(folder / f"{stage}.onnx") for stage in stages}
         shown = [plan_of(knobs, parts, np.zeros(1)) for knobs in plans]
@@ -169,7 +215,9 @@ def measure_cost(
             ms = _measure_ms(backend, manifest, images[:1], rounds)
         finally:
             backend.close()
-    return [plan.gflops for plan in shown], [ms["front"] + ms[plan.name] + ms["decoder"] for plan in shown]
+    return [plan.gflops for plan in shown], [
+        ms["front"] + ms[plan.name] + ms["decoder"] for plan in shown
+    ]
 
 
 def _measure_ms(
@@ -203,19 +251,22 @@ def processor() -> str:
     return named[0] if named else platform.machine()
 
 
-# --------------------------------------------------------------------------------------------------------------- choice
+# --------------------------------------------------------------------------------------------------
+# choice
 
 
 def choose(found: list[Found], most: int, least: int = 2) -> list[Found]:
     """At most `most` plans, from cheap to dear; the last one is the full plan.
 
-    Kept is the Pareto front in quality and cost, where a plan is cheaper than another only if it is by GFLOPs and by
-    milliseconds: what is no better than one that is kept and no dearer in either is out. So both measures order the
-    chosen plans alike. A dearer one must be better by noise. The full plan is always in, and nothing as dear as it.
-    Of a longer front those stay that serve most: a plan is for budgets from its cost to that of the next one, and there
-    gains what it is better than all that are cheaper; cost here is the mean of both, as shares of the full plan's. The
-    cheapest one always stays. A shorter front than `least` is filled up where the steps in cost are widest, with the
-    best plan in between: it is of these images, and on others what is in between may be worth having.
+    Kept is the Pareto front in quality and cost, where a plan is cheaper than another only if it is
+    by GFLOPs and by milliseconds: what is no better than one that is kept and no dearer in either
+    is out. So both measures order the chosen plans alike. A dearer one must be better by noise. The
+    full plan is always in, and nothing as dear as it. Of a longer front those stay that serve most:
+    a plan is for budgets from its cost to that of the next one, and there gains what it is better
+    than all that are cheaper; cost here is the mean of both, as shares of the full plan's. The
+    cheapest one always stays. A shorter front than `least` is filled up where the steps in cost are
+    widest, with the best plan in between: it is of these images, and on others what is in between
+    may be worth having.
     """
     full = max(found, key=lambda f: (f.knobs.depth, f.knobs.keep, f.knobs.width))
 
@@ -240,7 +291,9 @@ def choose(found: list[Found], most: int, least: int = 2) -> list[Found]:
     while len(front) + 1 < least:
         between = [
             [f for f in found if cheaper(low, f) and cheaper(f, high)]
-            for low, high in sorted(pairwise([*front, full]), key=lambda step: cost(step[0]) - cost(step[1]))
+            for low, high in sorted(
+                pairwise([*front, full]), key=lambda step: cost(step[0]) - cost(step[1])
+            )
         ]
         widest = next((inside for inside in between if inside), None)
         if widest is None:

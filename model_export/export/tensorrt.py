@@ -1,7 +1,9 @@
-"""TensorRT engines of a bundle: front, the encoder of every plan and the decoder, for every batch size, into a cache.
+"""TensorRT engines of a bundle: front, the encoder of every plan and the decoder, for every batch
+size, into a cache.
 
-Each is compared with ONNX Runtime on this machine's GPU before the service takes it. Without a GPU only TensorRT-RTX
-can build, with --no-check; the service refuses such engines. See `python -m service --help` for the cache's setting.
+Each is compared with ONNX Runtime on this machine's GPU before the service takes it. Without a GPU
+only TensorRT-RTX can build, with --no-check; the service refuses such engines. See `python -m
+service --help` for the cache's setting.
 """
 
 from __future__ import annotations
@@ -42,16 +44,44 @@ RTX = "tensorrt-rtx"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("bundle", type=Path, help="the bundle's folder, e.g. trained_weights/camvid-tiny")
-    add("--cache", type=Path, required=True, help="folder for the engines; the service reads them from there")
-    add("--flavour", choices=sorted(MODULES), help="default: the one that is installed, TensorRT before TensorRT-RTX")
-    add("--precision", choices=sorted(TYPES), default="fp16", help="of storage; coordinates and sums stay fp32")
     add(
-        "--batches", type=batches, default=(1, 2, 4), help="batch sizes, e.g. 1,2,4; the largest is the service's limit"
+        "--cache",
+        type=Path,
+        required=True,
+        help="folder for the engines; the service reads them from there",
     )
-    add("--parity", default="scenes:3:5", help="data set whose first images are compared with ONNX Runtime")
+    add(
+        "--flavour",
+        choices=sorted(MODULES),
+        help="default: the one that is installed, TensorRT before TensorRT-RTX",
+    )
+    add(
+        "--precision",
+        choices=sorted(TYPES),
+        default="fp16",
+        help="of storage; coordinates and sums stay fp32",
+    )
+    add(
+        "--batches",
+        type=batches,
+        default=(1, 2, 4),
+        help="batch sizes, e.g. 1,2,4; the largest is the service's limit",
+    )
+    add(
+        "--parity",
+        default="scenes:3:5",
+        help="data set whose first images are compared with ONNX Runtime",
+    )
     add("--data", type=Path, help="folder of the data set (not needed for scenes)")
-    add("--no-check", action="store_true", help="build without a GPU; the service refuses the engines")
-    add("--target-capability", help="with --no-check: build for this chip only, e.g. 8.9; default: any that RTX knows")
+    add(
+        "--no-check",
+        action="store_true",
+        help="build without a GPU; the service refuses the engines",
+    )
+    add(
+        "--target-capability",
+        help="with --no-check: build for this chip only, e.g. 8.9; default: any that RTX knows",
+    )
 
 
 def batches(text: str) -> tuple[int, ...]:
@@ -68,41 +98,62 @@ def main(args: argparse.Namespace) -> None:
     capability = chip(flavour, args)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        graphs = {stage: prepared(served, stage, args.precision, flavour, folder) for stage in served.manifest.stages}
+        graphs = {
+            stage: prepared(served, stage, args.precision, flavour, folder)
+            for stage in served.manifest.stages
+        }
         target = None if flavour != RTX or capability == ANY else capability
         version = run_builder(folder, served, flavour, graphs, args.batches, target)
         plans = {stage: Path(graph["plan"]).read_bytes() for stage, graph in graphs.items()}
     about = EngineSet(
-        engine_cache.content_of(served.manifest), flavour, version, capability, args.precision, args.batches,
-        checked=False, parity={}, files={},
-    )  # fmt: skip
+        engine_cache.content_of(served.manifest),
+        flavour,
+        version,
+        capability,
+        args.precision,
+        args.batches,
+        checked=False,
+        parity={},
+        files={},
+    )
     about = engine_cache.save(args.cache, about, plans)
     if not args.no_check:
         about = checked(served, about, args)
     folder = args.cache / about.folder
-    print(json.dumps({"engines": str(folder), "checked": about.checked, "parity": dict(about.parity)}))
+    print(
+        json.dumps({"engines": str(folder), "checked": about.checked, "parity": dict(about.parity)})
+    )
 
 
 def installed_flavour() -> str:
     for flavour, module in MODULES.items():
         if importlib.util.find_spec(module) is not None:
             return flavour
-    raise RunError("TensorRT is not installed: pip install 'fathom[tensorrt]' or 'fathom[tensorrt-rtx]'")
+    raise RunError(
+        "TensorRT is not installed: pip install 'fathom[tensorrt]' or 'fathom[tensorrt-rtx]'"
+    )
 
 
 def chip(flavour: str, args: argparse.Namespace) -> str:
-    """The compute capability that engines are for. Raises RunError where there is no GPU to build or check on."""
+    """The compute capability that engines are for. Raises RunError where there is no GPU to build
+    or check on."""
     if args.no_check:
         if flavour != RTX:
-            raise RunError(f"only {RTX} builds without a GPU: leave --no-check out, or take --flavour {RTX}")
+            raise RunError(
+                f"only {RTX} builds without a GPU: leave --no-check out, or take --flavour {RTX}"
+            )
         return args.target_capability or ANY
     if args.target_capability:
-        raise RunError("--target-capability is for --no-check: engines that are checked are for the GPU that is here")
+        raise RunError(
+            "--target-capability is for --no-check: engines that are checked are for the GPU that "
+            "is here"
+        )
     try:
         device = Device()
     except DriverError as error:
         raise RunError(
-            f"engines are checked on a GPU, and there is none ({error}). With --no-check --flavour {RTX} they are "
+            f"engines are checked on a GPU, and there is none ({error}). With --no-check --flavour "
+            f"{RTX} they are "
             "built all the same, and the service refuses them"
         ) from error
     major, minor = device.capability
@@ -110,19 +161,25 @@ def chip(flavour: str, args: argparse.Namespace) -> str:
     return ANY if flavour == RTX else f"{major}.{minor}"
 
 
-def prepared(served: Bundle, stage: str, precision: str, flavour: str, folder: Path) -> dict[str, Any]:
-    """A stage's graph as TensorRT takes it, in `folder`: its place, that of the plan, and how many nodes are ours."""
+def prepared(
+    served: Bundle, stage: str, precision: str, flavour: str, folder: Path
+) -> dict[str, Any]:
+    """A stage's graph as TensorRT takes it, in `folder`: its place, that of the plan, and how many
+    nodes are ours."""
     path = served.root / served.manifest.stages[stage].file
     kernels = {k.problem: k.sha256 for k in served.manifest.kernels}
     model = prepare(path, precision)
     forms = list(forms_of(model))
     if not forms and stage in served.manifest.encoder_of.values():
-        raise RunError(f"{path}: its deformable attention is no node of its own. Export the bundle again")
+        raise RunError(
+            f"{path}: its deformable attention is no node of its own. Export the bundle again"
+        )
     for node, form in forms:
         problem = problem_of(form, NAMES[precision])
         if problem not in kernels:
             raise RunError(
-                f"{served.root} has no kernel {file_name(problem)}: pip install 'fathom[kernels]' and export it again"
+                f"{served.root} has no kernel {file_name(problem)}: pip install 'fathom[kernels]' "
+                f"and export it again"
             )
         attributes: dict[str, Any] = {"kernel": kernels[problem]}
         if flavour != RTX:
@@ -130,14 +187,30 @@ def prepared(served: Bundle, stage: str, precision: str, flavour: str, folder: P
         node.attribute.extend(helper.make_attribute(*item) for item in attributes.items())
     del model.functions[:]  # parsers differ in whether a body or a plugin comes first
     onnx.save(model, folder / f"{stage}.onnx")
-    return {"onnx": str(folder / f"{stage}.onnx"), "plan": str(folder / f"{stage}.plan"), "plugins": len(forms)}
+    return {
+        "onnx": str(folder / f"{stage}.onnx"),
+        "plan": str(folder / f"{stage}.plan"),
+        "plugins": len(forms),
+    }
 
 
 def run_builder(
-    folder: Path, served: Bundle, flavour: str, graphs: dict[str, Any], sizes: tuple[int, ...], capability: str | None
+    folder: Path,
+    served: Bundle,
+    flavour: str,
+    graphs: dict[str, Any],
+    sizes: tuple[int, ...],
+    capability: str | None,
 ) -> str:
-    """Let a process of its own build the plans. Returns TensorRT's version. Raises RunError with its last words."""
-    job = {"flavour": flavour, "bundle": str(served.root), "graphs": graphs, "batches": sizes, "capability": capability}
+    """Let a process of its own build the plans. Returns TensorRT's version. Raises RunError with
+    its last words."""
+    job = {
+        "flavour": flavour,
+        "bundle": str(served.root),
+        "graphs": graphs,
+        "batches": sizes,
+        "capability": capability,
+    }
     (folder / "job.json").write_text(json.dumps(job))
     command = [sys.executable, "-m", "model_export.export.tensorrt_build", str(folder / "job.json")]
     version, done, words = "", [], []
@@ -156,20 +229,25 @@ def run_builder(
             version = told.get("version", version)
             if "stage" in told:
                 done.append(told["stage"])
-                print(f"{told['stage']:<24}{told['megabytes']:>8} MB, {told['plugins']} plugins of {told['layers']} "
-                      f"layers, {told['seconds']:.1f} s")  # fmt: skip
+                print(
+                    f"{told['stage']:<24}{told['megabytes']:>8} MB, {told['plugins']} plugins of "
+                    f"{told['layers']} "
+                    f"layers, {told['seconds']:.1f} s"
+                )
     if child.returncode:
         failed = next((stage for stage in graphs if stage not in done), "none")
         raise RunError(
-            f"{flavour} failed at {failed} (exit status {child.returncode}): " + "\n".join(words[-6:] or ["no message"])
+            f"{flavour} failed at {failed} (exit status {child.returncode}): "
+            + "\n".join(words[-6:] or ["no message"])
         )
     return version
 
 
 @contextmanager
 def library_link(flavour: str, folder: Path) -> Iterator[dict[str, str]]:
-    """The builder's environment. TensorRT-RTX's parser opens libtensorrt_rtx.so when it meets a plugin, and aborts
-    where there is only the libtensorrt_rtx.so.1 of the package: a link by that name lies on the path."""
+    """The builder's environment. TensorRT-RTX's parser opens libtensorrt_rtx.so when it meets a
+    plugin, and aborts where there is only the libtensorrt_rtx.so.1 of the package: a link by that
+    name lies on the path."""
     environment = dict(os.environ)
     spec = importlib.util.find_spec("tensorrt_rtx_libs") if flavour == RTX else None
     if spec is not None and spec.origin is not None:
@@ -182,7 +260,8 @@ def library_link(flavour: str, folder: Path) -> Iterator[dict[str, str]]:
 
 
 def checked(served: Bundle, about: EngineSet, args: argparse.Namespace) -> EngineSet:
-    """The set once the service's own backend, on these engines, gives what ONNX Runtime does. Raises RunError."""
+    """The set once the service's own backend, on these engines, gives what ONNX Runtime does.
+    Raises RunError."""
     try:
         parity = engine_parity.check(served, args.cache, about, args.parity, args.data)
     except BackendError as error:

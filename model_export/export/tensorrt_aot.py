@@ -1,7 +1,9 @@
-"""Our deformable attention as a plugin that TensorRT compiles into the engine ahead of time: no Python when it runs.
+"""Our deformable attention as a plugin that TensorRT compiles into the engine ahead of time: no
+Python when it runs.
 
-TensorRT 10.9 and later. Its decorators read the annotations of the functions, so there are no postponed ones here.
-A node names its kernel by the file's sha256, in the attribute `kernel`, as it does for TensorRT-RTX.
+TensorRT 10.9 and later. Its decorators read the annotations of the functions, so there are no
+postponed ones here. A node names its kernel by the file's sha256, in the attribute `kernel`, as it
+does for TensorRT-RTX.
 """
 
 import importlib
@@ -18,16 +20,29 @@ def register(kernels: Mapping[str, Compiled]) -> None:
     name = f"{DOMAIN}::{OPERATOR}"
 
     def describe(
-        value: trtp.TensorDesc, offsets: trtp.TensorDesc, logits: trtp.TensorDesc, reference: trtp.TensorDesc,
+        value: trtp.TensorDesc,
+        offsets: trtp.TensorDesc,
+        logits: trtp.TensorDesc,
+        reference: trtp.TensorDesc,
         kernel: str,
-    ) -> trtp.TensorDesc:  # fmt: skip
-        of_value, of_offsets = value.shape_expr, offsets.shape_expr  # (B, S, M, D), (B, Q, M, L, P, 2)
-        return trtp.from_shape_expr((of_value[0], of_offsets[1], of_value[2] * of_value[3]), value.dtype)
+    ) -> trtp.TensorDesc:
+        of_value, of_offsets = (
+            value.shape_expr,
+            offsets.shape_expr,
+        )  # (B, S, M, D), (B, Q, M, L, P, 2)
+        return trtp.from_shape_expr(
+            (of_value[0], of_offsets[1], of_value[2] * of_value[3]), value.dtype
+        )
 
     def implement(
-        value: trtp.TensorDesc, offsets: trtp.TensorDesc, logits: trtp.TensorDesc, reference: trtp.TensorDesc,
-        kernel: str, outputs, tactic,
-    ) -> tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]:  # fmt: skip
+        value: trtp.TensorDesc,
+        offsets: trtp.TensorDesc,
+        logits: trtp.TensorDesc,
+        reference: trtp.TensorDesc,
+        kernel: str,
+        outputs,
+        tactic,
+    ) -> tuple[str | bytes, str | bytes, trtp.KernelLaunchParams, trtp.SymIntExprs]:
         compiled = kernels[kernel]
         launch = compiled.about.launch
         batch, queries = offsets.shape_expr[0], offsets.shape_expr[1]

@@ -1,8 +1,10 @@
-"""The builder's own process: python -m model_export.export.tensorrt_build JOB. `build-trt` starts it.
+"""The builder's own process: python -m model_export.export.tensorrt_build JOB. `build-trt` starts
+it.
 
-TensorRT may abort the process that it runs in, and TensorRT-RTX's parser looks for a library by a name under which its
-package does not have it, which only the environment of a new process can mend. So builds have a process of their own.
-It writes a plan for each graph and says, one JSON line each, how it went.
+TensorRT may abort the process that it runs in, and TensorRT-RTX's parser looks for a library by a
+name under which its package does not have it, which only the environment of a new process can mend.
+So builds have a process of their own. It writes a plan for each graph and says, one JSON line each,
+how it went.
 """
 
 from __future__ import annotations
@@ -39,9 +41,18 @@ def main(path: Path) -> None:
     say({"version": trt.__version__})
     for stage, graph in job["graphs"].items():
         begun = time.monotonic()
-        plan, about = build(trt, Path(graph["onnx"]), graph["plugins"], job["batches"], job["capability"])
+        plan, about = build(
+            trt, Path(graph["onnx"]), graph["plugins"], job["batches"], job["capability"]
+        )
         Path(graph["plan"]).write_bytes(plan)
-        say({"stage": stage, "megabytes": round(len(plan) / 1e6, 2), **about, "seconds": time.monotonic() - begun})
+        say(
+            {
+                "stage": stage,
+                "megabytes": round(len(plan) / 1e6, 2),
+                **about,
+                "seconds": time.monotonic() - begun,
+            }
+        )
 
 
 def say(words: Mapping[str, Any]) -> None:
@@ -51,13 +62,17 @@ def say(words: Mapping[str, Any]) -> None:
 def build(
     trt: ModuleType, path: Path, plugins: int, batches: Sequence[int], capability: str | None
 ) -> tuple[bytes, dict[str, int]]:
-    """A plan with a profile for each batch size, and how many layers of the network are what. Raises BuildError.
+    """A plan with a profile for each batch size, and how many layers of the network are what.
+    Raises BuildError.
 
-    plugins: how many layers must be ours. capability: build for this chip only, not for all that TensorRT-RTX knows.
+    plugins: how many layers must be ours. capability: build for this chip only, not for all that
+    TensorRT-RTX knows.
     """
     logger = trt.Logger(trt.Logger.WARNING)
     builder = trt.Builder(logger)
-    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # later versions know nothing else
+    typed = getattr(
+        trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None
+    )  # later versions know nothing else
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(path.read_bytes()):
@@ -67,12 +82,18 @@ def build(
     if ours != plugins:
         raise BuildError(f"{ours} layers of the network are our plugin, not {plugins}")
     config = builder.create_builder_config()
-    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32: the parity gate knows no ten-bit mantissas
-    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # only then can a run be recorded in a CUDA graph
+    config.clear_flag(
+        trt.BuilderFlag.TF32
+    )  # fp32 means fp32: the parity gate knows no ten-bit mantissas
+    if hasattr(
+        trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"
+    ):  # only then can a run be recorded in a CUDA graph
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if capability is not None:
         config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}"), 0)
+        config.set_compute_capability(
+            getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}"), 0
+        )
     for size in batches:
         profile = builder.create_optimization_profile()
         for i in range(network.num_inputs):

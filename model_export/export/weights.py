@@ -1,6 +1,8 @@
-"""The files of a bundle but for its manifest: one with the weights, and a graph per stage that refers to it.
+"""The files of a bundle but for its manifest: one with the weights, and a graph per stage that
+refers to it.
 
-The weights lie in one model.safetensors (recipe/checkpoint.py), which is the external data of every graph, too.
+The weights lie in one model.safetensors (recipe/checkpoint.py), which is the external data of every
+graph, too.
 """
 
 from __future__ import annotations
@@ -29,13 +31,15 @@ from model_export.network.segmenter import Segmenter
 from model_export.recipe.checkpoint import WEIGHTS, read_weights, write_weights
 from model_export.recipe.runs import RunError
 
-# Once a graph, the exporter says of each operator of torchvision that it lacks the package. So does the network.
+# Once a graph, the exporter says of each operator of torchvision that it lacks the package. So does
+# the network.
 logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies in the weights file: its type there, shape, first byte and number of bytes."""
+    """Where a tensor lies in the weights file: its type there, shape, first byte and number of
+    bytes."""
 
     half: bool
     shape: tuple[int, ...]
@@ -48,7 +52,8 @@ def write_stages(
 ) -> dict[str, Stage]:
     """Weights and graphs of all stages, and the stages in torch with the weights as written.
 
-    images: two or more on the canvas, (N, H, W, 3); the graphs are made for this canvas and any batch.
+    images: two or more on the canvas, (N, H, W, 3); the graphs are made for this canvas and any
+    batch.
     """
     write_weights(folder / WEIGHTS, trained, gate, images.shape[1:3])
     model, stored, _ = read_weights(folder / WEIGHTS)
@@ -80,26 +85,38 @@ def read_entries(path: Path) -> dict[str, Entry]:
     entries = {}
     for name, entry in header.items():
         start, end = entry["data_offsets"]
-        entries[name] = Entry(entry["dtype"] == "F16", tuple(entry["shape"]), 8 + size + start, end - start)
+        entries[name] = Entry(
+            entry["dtype"] == "F16", tuple(entry["shape"]), 8 + size + start, end - start
+        )
     return entries
 
 
-# ---------------------------------------------------------------------------------------------------------- the graphs
+# --------------------------------------------------------------------------------------------------
+# the graphs
 
 
 def trace(module: Stage | Encoders, example: tuple[Tensor, ...], name: str) -> onnx.ModelProto:
-    """The module as a graph for any batch, with nothing in it of the machine that made it. Raises RunError."""
+    """The module as a graph for any batch, with nothing in it of the machine that made it. Raises
+    RunError."""
     names = module.inputs
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, about names of axes that it merges
         program = torch.onnx.export(
-            module.eval(), example, dynamo=True, dynamic_shapes={n: {0: torch.export.Dim("batch")} for n in names},
-            input_names=list(names), output_names=list(module.outputs),
-            opset_version=OPSET, optimize=False, verbose=False,
-        )  # fmt: skip
+            module.eval(),
+            example,
+            dynamo=True,
+            dynamic_shapes={n: {0: torch.export.Dim("batch")} for n in names},
+            input_names=list(names),
+            output_names=list(module.outputs),
+            opset_version=OPSET,
+            optimize=False,
+            verbose=False,
+        )
     model = program.model_proto
     graph = model.graph
-    for value in graph.input:  # an int() or len() of a tensor in the network fixes the batch without a word
+    for (
+        value
+    ) in graph.input:  # an int() or len() of a tensor in the network fixes the batch without a word
         if not value.type.tensor_type.shape.dim[0].dim_param:
             raise RunError(f"{name}: the batch of {value.name} is not free")
     del model.metadata_props[:], graph.metadata_props[:]
@@ -154,12 +171,14 @@ def write_graph(model: onnx.ModelProto, path: Path, entries: dict[str, Entry]) -
 
 
 def refer(tensor: TensorProto, entries: dict[str, Entry]) -> onnx.NodeProto | None:
-    """Turn an initializer into a reference into the weights file; for fp16 also give the Cast back to fp32."""
+    """Turn an initializer into a reference into the weights file; for fp16 also give the Cast back
+    to fp32."""
     name = tensor.name.removeprefix("model.")
     if name not in entries:
         if tensor.ByteSize() > 4096:
             raise RunError(
-                f"{tensor.name} ({tensor.ByteSize()} bytes) is no weight of the network; it would be stored twice"
+                f"{tensor.name} ({tensor.ByteSize()} bytes) is no weight of the network; it would "
+                f"be stored twice"
             )
         return None
     entry, public = entries[name], tensor.name
@@ -170,14 +189,22 @@ def refer(tensor: TensorProto, entries: dict[str, Entry]) -> onnx.NodeProto | No
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in (("location", WEIGHTS), ("offset", entry.offset), ("length", entry.length)):
         tensor.external_data.add(key=key, value=str(value))
-    return helper.make_node("Cast", [tensor.name], [public], to=TensorProto.FLOAT) if entry.half else None
+    return (
+        helper.make_node("Cast", [tensor.name], [public], to=TensorProto.FLOAT)
+        if entry.half
+        else None
+    )
 
 
 def cast_by_type(model: onnx.ModelProto) -> None:
-    """CastLike becomes Cast. ONNX Runtime knows the former as a function, which it resolves too late to see that the
-    bounds of a Clip are constants: it would not fuse it with the Conv before (a third more time for the backbone)."""
+    """CastLike becomes Cast. ONNX Runtime knows the former as a function, which it resolves too
+    late to see that the bounds of a Clip are constants: it would not fuse it with the Conv before
+    (a third more time for the backbone)."""
     graph = onnx.shape_inference.infer_shapes(model).graph
-    types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
+    types = {
+        v.name: v.type.tensor_type.elem_type
+        for v in (*graph.value_info, *graph.input, *graph.output)
+    }
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     for node in model.graph.node:
         if node.op_type == "CastLike":
@@ -189,8 +216,9 @@ def cast_by_type(model: onnx.ModelProto) -> None:
 def part_sums_from_norms(graph: onnx.GraphProto) -> None:
     """Put an Unsqueeze and a Squeeze, which cost nothing, around every LayerNormalization.
 
-    ONNX Runtime's CPU fuses a sum and the norm that follows into SkipLayerNormalization, which takes five times as long
-    as the two (2.2 ms against 0.45 for 3780 x 128). It only does so for three axes.
+    ONNX Runtime's CPU fuses a sum and the norm that follows into SkipLayerNormalization, which
+    takes five times as long as the two (2.2 ms against 0.45 for 3780 x 128). It only does so for
+    three axes.
     """
     if not any(node.op_type == "LayerNormalization" for node in graph.node):
         return

@@ -1,7 +1,8 @@
 """MobileNet backbones with ImageNet weights: feature maps at strides 4, 8, 16 and 32.
 
-Both were trained in TensorFlow with 'SAME' padding: at stride 2 on even inputs the pad goes to the bottom and right
-only. Activation is ReLU6. Normalisation of the image is part of the backbone, so callers hand over uint8.
+Both were trained in TensorFlow with 'SAME' padding: at stride 2 on even inputs the pad goes to the
+bottom and right only. Activation is ReLU6. Normalisation of the image is part of the backbone, so
+callers hand over uint8.
 """
 
 from __future__ import annotations
@@ -17,24 +18,37 @@ from torch import Tensor, nn
 
 
 class SameConv(nn.Module):
-    """Convolution with TensorFlow's SAME padding, frozen batch norm (optional) and ReLU6 (optional)."""
+    """Convolution with TensorFlow's SAME padding, frozen batch norm (optional) and ReLU6
+    (optional)."""
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, *, norm: bool, act: bool = True
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        *,
+        norm: bool,
+        act: bool = True,
     ) -> None:
         super().__init__()
         self.pad = stride == 2  # even inputs: bottom and right only
         padding = 0 if self.pad else kernel // 2
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=not norm)
+        self.conv = nn.Conv2d(
+            inputs, outputs, kernel, stride, padding, groups=groups, bias=not norm
+        )
         self.norm = nn.BatchNorm2d(outputs, eps=1e-3) if norm else None
         self.act = act
-        # Without weights to load, torch's default dies out on the way: stride 32 would start at 1e-7.
+        # Without weights to load, torch's default dies out on the way: stride 32 would start at
+        # 1e-7.
         nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu" if act else "linear")
 
     def train(self, mode: bool = True) -> SameConv:
         super().train(mode)
         if self.norm is not None:
-            self.norm.eval()  # statistics of ImageNet: the crops of a small batch are too few for new ones
+            # statistics of ImageNet: the crops of a small batch are too few for new ones
+            self.norm.eval()
         return self
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,11 +58,14 @@ class SameConv(nn.Module):
         return F.relu6(x) if self.act else x
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
-        """Kernel and bias with the frozen norm inside: what is constant per channel need not touch every pixel."""
+        """Kernel and bias with the frozen norm inside: what is constant per channel need not touch
+        every pixel."""
         if self.norm is None:
             return self.conv.weight, self.conv.bias
         scale = self.norm.weight * torch.rsqrt(self.norm.running_var + self.norm.eps)
-        return self.conv.weight * scale[:, None, None, None], self.norm.bias - self.norm.running_mean * scale
+        return self.conv.weight * scale[
+            :, None, None, None
+        ], self.norm.bias - self.norm.running_mean * scale
 
 
 class MobileNetV1(nn.Module):
@@ -57,7 +74,9 @@ class MobileNetV1(nn.Module):
     channels = (128, 256, 512, 1024)  # strides 4, 8, 16, 32
     mean, std = 127.5, 127.5
     #       (out, stride) of blocks 1 to 12
-    layout = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)) + ((512, 1),) * 5 + ((1024, 2),)
+    layout = (
+        ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2)) + ((512, 1),) * 5 + ((1024, 2),)
+    )
     taps = (2, 4, 10, 11)
 
     def __init__(self) -> None:
@@ -89,14 +108,19 @@ class MobileNetV1(nn.Module):
 
 
 def _copy_keras(layer: SameConv, arrays: dict[str, np.ndarray], kernel: str, norm: str) -> None:
-    _fill(layer.conv.weight, arrays, kernel, (2, 3, 0, 1) if "depthwise" in kernel else (3, 2, 0, 1))
+    _fill(
+        layer.conv.weight, arrays, kernel, (2, 3, 0, 1) if "depthwise" in kernel else (3, 2, 0, 1)
+    )
     for ours, theirs in (("weight", "gamma"), ("bias", "beta"), ("running_mean", "moving_mean")):
         _fill(getattr(layer.norm, ours), arrays, f"{norm}/{theirs}")
     _fill(layer.norm.running_var, arrays, f"{norm}/moving_variance")
 
 
-def _fill(target: Tensor, arrays: dict[str, np.ndarray], name: str, axes: tuple[int, ...] | None = None) -> None:
-    """Copy an array, transposed to `axes`. Raises ValueError on another shape, where `copy_` alone would broadcast."""
+def _fill(
+    target: Tensor, arrays: dict[str, np.ndarray], name: str, axes: tuple[int, ...] | None = None
+) -> None:
+    """Copy an array, transposed to `axes`. Raises ValueError on another shape, where `copy_` alone
+    would broadcast."""
     array = arrays[name].transpose(axes) if axes else arrays[name]
     if array.shape != tuple(target.shape):
         raise ValueError(f"{name} has the shape {array.shape}, not {tuple(target.shape)}")
@@ -118,11 +142,20 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """MobileNetV2 1.0 (arXiv 1801.04381) without its last 1x1 convolution; batch norm is folded; 1.8 M parameters."""
+    """MobileNetV2 1.0 (arXiv 1801.04381) without its last 1x1 convolution; batch norm is folded;
+    1.8 M parameters."""
 
     channels = (24, 32, 96, 320)
     mean, std = 128.0, 128.0
-    layout = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+    layout = (
+        (1, 16, 1, 1),
+        (6, 24, 2, 2),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    )
     taps = (2, 5, 12, 16)
 
     def __init__(self) -> None:
@@ -143,7 +176,9 @@ class MobileNetV2(nn.Module):
         names = ["features.0.0"]
         for i, block in enumerate(self.blocks, 1):
             last = len(block.layers) - 1
-            names += [f"features.{i}.conv.{j}" + ("" if j == last else ".0") for j in range(last + 1)]
+            names += [
+                f"features.{i}.conv.{j}" + ("" if j == last else ".0") for j in range(last + 1)
+            ]
         with torch.no_grad():
             for conv, name in zip(convs, names, strict=True):
                 _fill(conv.weight, arrays, f"{name}.weight")
@@ -154,7 +189,8 @@ BACKBONES = {"mobilenet_v1": MobileNetV1, "mobilenet_v2": MobileNetV2}
 
 
 def load_pretrained(backbone: nn.Module, path: Path) -> None:
-    """Copy ImageNet weights from an .npz. Raises ValueError that names the file and the array that does not fit."""
+    """Copy ImageNet weights from an .npz. Raises ValueError that names the file and the array that
+    does not fit."""
     with path.open("rb") as file:  # numpy leaves a broken archive open
         try:
             archive = np.load(file)
@@ -166,6 +202,10 @@ def load_pretrained(backbone: nn.Module, path: Path) -> None:
     try:
         backbone.load_pretrained(arrays)
     except KeyError as error:
-        raise ValueError(f"{path} does not hold weights for {type(backbone).__name__}: {error} is missing") from error
+        raise ValueError(
+            f"{path} does not hold weights for {type(backbone).__name__}: {error} is missing"
+        ) from error
     except ValueError as error:
-        raise ValueError(f"{path} does not hold weights for {type(backbone).__name__}: {error}") from error
+        raise ValueError(
+            f"{path} does not hold weights for {type(backbone).__name__}: {error}"
+        ) from error

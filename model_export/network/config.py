@@ -12,7 +12,8 @@ STANDARD = (3, 3, 3, 3, 3, 3)  # every layer updates all three scales
 
 
 def proscale(p1: int, p2: int, p3: int) -> tuple[int, ...]:
-    """PRO-SCALE's progressive token length (arXiv 2404.14657): p1 layers on stride 32, p2 on 32 and 16, p3 on all."""
+    """PRO-SCALE's progressive token length (arXiv 2404.14657): p1 layers on stride 32, p2 on 32 and
+    16, p3 on all."""
     return (1,) * p1 + (2,) * p2 + (3,) * p3
 
 
@@ -20,17 +21,22 @@ def proscale(p1: int, p2: int, p3: int) -> tuple[int, ...]:
 class Config:
     """Sizes of one network.
 
-    schedule: for each encoder layer, how many scales it updates, from the coarsest: 1 = stride 32, 2 = 32 and 16,
+    schedule: for each encoder layer, how many scales it updates, from the coarsest: 1 = stride 32,
+    2 = 32 and 16,
         3 = 32, 16 and 8. Its length is the number of layers and of exits.
-    recalibration: PRO-SCALE's token re-calibration of a coarse scale by the finest one before its first layer.
-    top_down: a scale that no layer has reached gets the coarser, encoded ones added, so that early exits give the
+    recalibration: PRO-SCALE's token re-calibration of a coarse scale by the finest one before its
+    first layer. top_down: a scale that no layer has reached gets the coarser, encoded ones added,
+    so that early exits give the
         decoder fine features that know what they belong to. Without it they are the backbone's own.
-    pause_after: after how many layers the token head decides which stride-8 tokens later layers may leave alone
+    pause_after: after how many layers the token head decides which stride-8 tokens later layers may
+    leave alone
         (PAUMER, arXiv 2311.00586); None = the network has no such head and never pauses.
-    widths: shares of the encoder's FFN channels that the network is trained to run with, the full one included.
-    pixel_embedding: what follows the stride-4 merge: Mask2Former's 3x3 convolution, PRO-SCALE's light pixel embedding
+    widths: shares of the encoder's FFN channels that the network is trained to run with, the full
+    one included. pixel_embedding: what follows the stride-4 merge: Mask2Former's 3x3 convolution,
+    PRO-SCALE's light pixel embedding
         (max-pooling), or a depthwise 3x3 convolution.
-    matching: "hungarian" as in Mask2Former, or "class": query i answers for class i (MaskFormer's fixed matching,
+    matching: "hungarian" as in Mask2Former, or "class": query i answers for class i (MaskFormer's
+    fixed matching,
         arXiv 2107.06278; semantic task only, queries == classes).
     """
 
@@ -57,15 +63,23 @@ class Config:
         if any(scales not in (1, 2, 3) for scales in self.schedule) or not self.schedule:
             raise ValueError(f"schedule {self.schedule} must name 1, 2 or 3 scales for every layer")
         if list(self.schedule) != sorted(self.schedule):
-            raise ValueError(f"schedule {self.schedule} must not drop a scale that an earlier layer updates")
+            raise ValueError(
+                f"schedule {self.schedule} must not drop a scale that an earlier layer updates"
+            )
         if self.pause_after is not None and not 0 <= self.pause_after < len(self.schedule):
-            raise ValueError(f"pause_after {self.pause_after} must be 0 to {len(self.schedule) - 1}, or None")
+            raise ValueError(
+                f"pause_after {self.pause_after} must be 0 to {len(self.schedule) - 1}, or None"
+            )
         if 1.0 not in self.widths or not all(0 < width <= 1 for width in self.widths):
             raise ValueError(f"widths {self.widths} must be in (0, 1] and hold 1")
         if self.channels % self.heads or self.channels % 32:
-            raise ValueError(f"channels {self.channels} must be a multiple of 32 and of heads {self.heads}")
+            raise ValueError(
+                f"channels {self.channels} must be a multiple of 32 and of heads {self.heads}"
+            )
         if self.matching == "class" and self.queries != self.classes:
-            raise ValueError(f"class matching needs queries == classes, not {self.queries} and {self.classes}")
+            raise ValueError(
+                f"class matching needs queries == classes, not {self.queries} and {self.classes}"
+            )
 
     @property
     def exits(self) -> int:
@@ -91,7 +105,8 @@ class Config:
 
 
 def tiny(classes: int = 11) -> Config:
-    """The shipped size: 128 channels, one query per class, made for CPUs; depth, tokens and width can all be cut."""
+    """The shipped size: 128 channels, one query per class, made for CPUs; depth, tokens and width
+    can all be cut."""
     return Config(
         name="tiny",
         task="semantic",
@@ -105,12 +120,14 @@ def tiny(classes: int = 11) -> Config:
 
 
 def standard(classes: int = 11) -> Config:
-    """What `tiny` is compared with: the same sizes with Mask2Former's encoder, six layers over all scales."""
+    """What `tiny` is compared with: the same sizes with Mask2Former's encoder, six layers over all
+    scales."""
     return Config(name="standard", task="semantic", classes=classes, queries=classes)
 
 
 def base(classes: int = 11) -> Config:
-    """Mask2Former's published sizes: 256 channels, FFN 1024, 100 queries, 9 decoder layers with FFN 2048."""
+    """Mask2Former's published sizes: 256 channels, FFN 1024, 100 queries, 9 decoder layers with FFN
+    2048."""
     return Config(
         name="base",
         task="semantic",

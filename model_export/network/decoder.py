@@ -1,4 +1,5 @@
-"""Mask2Former's decoder: masked cross-attention over three scales, self-attention, FFN; one decoder for every exit."""
+"""Mask2Former's decoder: masked cross-attention over three scales, self-attention, FFN; one decoder
+for every exit."""
 
 from __future__ import annotations
 
@@ -14,14 +15,16 @@ from model_export.network.position import sine_embedding
 
 @dataclass
 class Prediction:
-    """One head's answer. classes: (B, Q, C + 1) logits, the last is "no object". masks: (B, Q, H/4, W/4) logits."""
+    """One head's answer. classes: (B, Q, C + 1) logits, the last is "no object". masks: (B, Q, H/4,
+    W/4) logits."""
 
     classes: Tensor
     masks: Tensor
 
 
 class PixelEmbedding(nn.Module):
-    """Stride-4 mask features: lateral features plus the upsampled finest scale, smoothed, then projected."""
+    """Stride-4 mask features: lateral features plus the upsampled finest scale, smoothed, then
+    projected."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -54,14 +57,19 @@ class Attention(nn.Module):
         for layer in (self.query, self.key, self.value):
             nn.init.xavier_uniform_(layer.weight)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None = None) -> Tensor:
-        """query: (B, Q, C), key, value: (B, K, C), blocked: (B, Q, K) bool, True = may not look. Returns (B, Q, C)."""
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None = None
+    ) -> Tensor:
+        """query: (B, Q, C), key, value: (B, K, C), blocked: (B, Q, K) bool, True = may not look.
+        Returns (B, Q, C)."""
         q = self.query(query).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, M, Q, D)
         k = self.key(key).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         v = self.value(value).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         score = q @ k.mT * q.shape[-1] ** -0.5  # (B, M, Q, K)
         if blocked is not None:
-            score = score.masked_fill(blocked.unsqueeze(1), -1e9)  # finite: half precision engines know no -inf
+            score = score.masked_fill(
+                blocked.unsqueeze(1), -1e9
+            )  # finite: half precision engines know no -inf
         return self.output((score.softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
@@ -76,7 +84,9 @@ class DecoderLayer(nn.Module):
         self.linear2 = nn.Linear(config.decoder_ffn, config.channels)
         self.norm3 = nn.LayerNorm(config.channels)
 
-    def forward(self, x: Tensor, query_position: Tensor, key: Tensor, value: Tensor, blocked: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, query_position: Tensor, key: Tensor, value: Tensor, blocked: Tensor
+    ) -> Tensor:
         x = self.norm1(x + self.cross(x + query_position, key, value, blocked))
         placed = x + query_position
         x = self.norm2(x + self.self_attention(placed, placed, x))
@@ -103,14 +113,19 @@ class Decoder(nn.Module):
         )
 
     def forward(self, lateral: Tensor, maps: list[Tensor], deep: bool = False) -> list[Prediction]:
-        """lateral: (B, C, H/4, W/4); maps: encoded features at strides 32, 16, 8. Predictions, the final one last.
+        """lateral: (B, C, H/4, W/4); maps: encoded features at strides 32, 16, 8. Predictions, the
+        final one last.
 
-        deep: also the predictions before and between the layers, for deep supervision. Otherwise only the last head
-        sees full-size mask features: an attention mask needs them at its own scale only, and resizing the features
-        first is exact, since resizing and the product with a query are both linear.
+        deep: also the predictions before and between the layers, for deep supervision. Otherwise
+        only the last head sees full-size mask features: an attention mask needs them at its own
+        scale only, and resizing the features first is exact, since resizing and the product with a
+        query are both linear.
         """
         features = self.pixel_embedding(lateral, maps[-1])
-        small = [F.interpolate(features, m.shape[-2:], mode="bilinear", align_corners=False).flatten(2) for m in maps]
+        small = [
+            F.interpolate(features, m.shape[-2:], mode="bilinear", align_corners=False).flatten(2)
+            for m in maps
+        ]
         keys, values = [], []
         for m, level in zip(maps, self.level_embedding, strict=True):
             value = m.flatten(2).mT + level

@@ -1,9 +1,11 @@
-"""The encoder: post-norm layers of deformable attention over three scales, with an exit after every layer.
+"""The encoder: post-norm layers of deformable attention over three scales, with an exit after every
+layer.
 
-A schedule says how many scales each layer updates. (3, 3, 3, 3, 3, 3) is Mask2Former's pixel decoder (arXiv
-2112.01527); (1, 1, 2, 2, 3, 3) is PRO-SCALE's progressive token length (arXiv 2404.14657, section 3). Within a layer
-two more knobs turn at run time: which stride-8 tokens it updates (pausing.py) and how many FFN channels it uses
-(slimmable widths, arXiv 2308.11744). LayerNorm has no running statistics, so that every width shares all weights.
+A schedule says how many scales each layer updates. (3, 3, 3, 3, 3, 3) is Mask2Former's pixel
+decoder (arXiv 2112.01527); (1, 1, 2, 2, 3, 3) is PRO-SCALE's progressive token length (arXiv
+2404.14657, section 3). Within a layer two more knobs turn at run time: which stride-8 tokens it
+updates (pausing.py) and how many FFN channels it uses (slimmable widths, arXiv 2308.11744).
+LayerNorm has no running statistics, so that every width shares all weights.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ from model_export.network.position import reference_points, sine_embedding
 
 @dataclass(frozen=True)
 class Encoded:
-    """maps: strides 32, 16, 8, each (B, C, h, w). tokens: (B, classes, h, w) logits of the token head at stride 8, from
-    the exit on where it has spoken. active: the stride-8 tokens that later layers update; None = all of them."""
+    """maps: strides 32, 16, 8, each (B, C, h, w). tokens: (B, classes, h, w) logits of the token
+    head at stride 8, from the exit on where it has spoken. active: the stride-8 tokens that later
+    layers update; None = all of them."""
 
     maps: list[Tensor]
     tokens: Tensor | None = None
@@ -41,14 +44,24 @@ class EncoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(config.channels)
 
     def forward(
-        self, tokens: Tensor, position: Tensor, reference: Tensor, shapes: list[tuple[int, int]], width: float = 1.0,
+        self,
+        tokens: Tensor,
+        position: Tensor,
+        reference: Tensor,
+        shapes: list[tuple[int, int]],
+        width: float = 1.0,
         active: Active | None = None,
-    ) -> Tensor:  # fmt: skip
-        """tokens: (B, N, C), position: (N, C), reference: (N, 2). Tokens that are not active come back as they were."""
+    ) -> Tensor:
+        """tokens: (B, N, C), position: (N, C), reference: (N, 2). Tokens that are not active come
+        back as they were."""
         queries = tokens
         if active is not None:
-            queries, position, reference = (active.of(each) for each in (tokens, position, reference))
-        queries = self.norm1(queries + self.attention(queries + position, tokens, reference, shapes))
+            queries, position, reference = (
+                active.of(each) for each in (tokens, position, reference)
+            )
+        queries = self.norm1(
+            queries + self.attention(queries + position, tokens, reference, shapes)
+        )
         queries = self.norm2(queries + self._feed_forward(queries, width))
         return queries if active is None else active.into(tokens, queries)
 
@@ -62,7 +75,8 @@ class EncoderLayer(nn.Module):
 
 
 class TokenRecalibration(nn.Module):
-    """PRO-SCALE 3.1: a coarse map is scaled by a gate that a linear layer reads off the finest map."""
+    """PRO-SCALE 3.1: a coarse map is scaled by a gate that a linear layer reads off the finest
+    map."""
 
     temperature = 0.1
 
@@ -86,29 +100,44 @@ class Encoder(nn.Module):
         self.recalibration = TokenRecalibration(config.channels) if config.recalibration else None
         # from the coarser encoded scale to the next one, which no layer has reached yet
         self.top_down = (
-            nn.ModuleList(nn.Conv2d(config.channels, config.channels, 1) for _ in range(2)) if config.top_down else None
+            nn.ModuleList(nn.Conv2d(config.channels, config.channels, 1) for _ in range(2))
+            if config.top_down
+            else None
         )
-        self.token_head = None if config.pause_after is None else TokenHead(config.channels, config.classes)
+        self.token_head = (
+            None if config.pause_after is None else TokenHead(config.channels, config.classes)
+        )
 
-    def forward(self, maps: list[Tensor], exit: int, keep: float = 1.0, width: float = 1.0) -> list[Tensor]:
-        """maps: projected features at strides 32, 16, 8, each (B, C, h, w). Runs layers 1..exit, keeps the shapes.
+    def forward(
+        self, maps: list[Tensor], exit: int, keep: float = 1.0, width: float = 1.0
+    ) -> list[Tensor]:
+        """maps: projected features at strides 32, 16, 8, each (B, C, h, w). Runs layers 1..exit,
+        keeps the shapes.
 
-        Scales that no layer has reached pass through, plus what comes down from the coarser ones if the network has a
-        top-down path. keep, width: as in `run`.
+        Scales that no layer has reached pass through, plus what comes down from the coarser ones if
+        the network has a top-down path. keep, width: as in `run`.
         """
         *_, encoded = self.run(maps, exit, keep, width)
         return encoded.maps
 
     def run(
-        self, maps: list[Tensor], exit: int, keep: float = 1.0, width: float = 1.0, threshold: float | None = None
+        self,
+        maps: list[Tensor],
+        exit: int,
+        keep: float = 1.0,
+        width: float = 1.0,
+        threshold: float | None = None,
     ) -> Iterator[Encoded]:
         """What `forward` gives for exit 1, 2, .. exit, with every layer run once.
 
-        keep: share of the stride-8 tokens that layers behind `pause_after` still update. threshold: instead, all whose
-        entropy, as a share of its largest possible value, is at least this. width: share of the FFN's channels.
+        keep: share of the stride-8 tokens that layers behind `pause_after` still update. threshold:
+        instead, all whose entropy, as a share of its largest possible value, is at least this.
+        width: share of the FFN's channels.
         """
         assert 1 <= exit <= len(self.layers), exit
-        assert self.token_head is not None or (keep == 1 and threshold is None), "this network has no token head"
+        assert self.token_head is not None or (keep == 1 and threshold is None), (
+            "this network has no token head"
+        )
         shapes = [(m.shape[-2], m.shape[-1]) for m in maps]
         reference = reference_points(shapes, maps[0].device)
         position = torch.cat(
@@ -118,7 +147,9 @@ class Encoder(nn.Module):
             ]
         )
         current, active, logits, tokens = maps, None, None, None
-        for done, (scales, layer) in enumerate(zip(self.schedule[:exit], self.layers, strict=False)):
+        for done, (scales, layer) in enumerate(
+            zip(self.schedule[:exit], self.layers, strict=False)
+        ):
             if done == self.pause_after and self.token_head is not None:
                 logits = self.token_head(current)
                 if keep < 1 or threshold is not None:
@@ -141,7 +172,8 @@ class Encoder(nn.Module):
         return joining.flatten(2).mT
 
     def _maps(self, tokens: Tensor, joined: int, maps: list[Tensor]) -> list[Tensor]:
-        """All three maps: from the tokens of the scales reached so far, and from `maps` those of the others."""
+        """All three maps: from the tokens of the scales reached so far, and from `maps` those of
+        the others."""
         start, done = 0, []
         for m in maps[:joined]:
             height, width = m.shape[-2:]

@@ -1,8 +1,9 @@
 """The gate: from what the front sees, a predicted quality for every plan.
 
-ECO-M2F's gate (arXiv 2404.15244) is a linear classifier of the best exit for one trade-off beta, on the mean of the
-coarsest features. This one regresses the quality itself, so that one gate serves every trade-off at request time. Its
-input adds what tells of difficulty: how much the features vary, and how unsure a linear token head is, and where.
+ECO-M2F's gate (arXiv 2404.15244) is a linear classifier of the best exit for one trade-off beta, on
+the mean of the coarsest features. This one regresses the quality itself, so that one gate serves
+every trade-off at request time. Its input adds what tells of difficulty: how much the features
+vary, and how unsure a linear token head is, and where.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ def gate_inputs(channels: int, classes: int) -> int:
 
 
 def gate_input(maps: list[Tensor], logits: Tensor) -> Tensor:
-    """maps: strides 32, 16, 8 before the encoder; logits: (B, classes, h, w) of the front head -> (B, inputs).
+    """maps: strides 32, 16, 8 before the encoder; logits: (B, classes, h, w) of the front head ->
+    (B, inputs).
 
-    Mean and standard deviation of each channel at stride 32; each class's share; mean and standard deviation of the
-    entropy, and the share of tokens above some levels of it.
+    Mean and standard deviation of each channel at stride 32; each class's share; mean and standard
+    deviation of the entropy, and the share of tokens above some levels of it.
     """
     mean, spread = _moments(maps[0].flatten(2))
     unsure = entropy(logits).flatten(1).unsqueeze(1)  # (B, 1, h * w)
@@ -40,7 +42,8 @@ def _moments(flat: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Gate(nn.Module):
-    """Linear in the standardised inputs: some hundred images of known quality are all that it is ever fitted on.
+    """Linear in the standardised inputs: some hundred images of known quality are all that it is
+    ever fitted on.
 
     mean, scale: of the inputs over those images.
     """

@@ -1,4 +1,5 @@
-"""One setting of the three knobs that a network has at run time; with a cost and a quality it becomes a plan."""
+"""One setting of the three knobs that a network has at run time; with a cost and a quality it
+becomes a plan."""
 
 from __future__ import annotations
 
@@ -8,8 +9,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, order=True, slots=True)
 class Knobs:
-    """depth: encoder layers, 1..K. keep: share of the stride-8 tokens that are still updated once pausing has begun.
-    width: share of the encoder's FFN channels."""
+    """depth: encoder layers, 1..K. keep: share of the stride-8 tokens that are still updated once
+    pausing has begun. width: share of the encoder's FFN channels."""
 
     depth: int
     keep: float = 1.0
@@ -19,7 +20,11 @@ class Knobs:
     def name(self) -> str:
         """d6, d6-k50, d6-k25-w50: only what differs from 1 is named, in percent."""
         parts = [f"d{self.depth}"]
-        parts += [f"{letter}{100 * v:.3g}" for letter, v in (("k", self.keep), ("w", self.width)) if v != 1]
+        parts += [
+            f"{letter}{100 * v:.3g}"
+            for letter, v in (("k", self.keep), ("w", self.width))
+            if v != 1
+        ]
         return "-".join(parts)
 
     @classmethod
@@ -27,7 +32,12 @@ class Knobs:
         """The reverse of `name`. Raises ValueError that shows the form."""
         found = re.fullmatch(r"d([1-9]\d*)(?:-k(\d+(?:\.\d+)?))?(?:-w(\d+(?:\.\d+)?))?", text)
         # rounded: 18.1 / 100 is not the float 0.181
-        shares = [round(float(v) / 100, 9) if v else 1.0 for v in found.groups()[1:]] if found else [0.0]
+        shares = (
+            [round(float(v) / 100, 9) if v else 1.0 for v in found.groups()[1:]] if found else [0.0]
+        )
         if found is None or not all(0 < share <= 1 for share in shares):
-            raise ValueError(f"plan {text!r} must be like d6, d6-k50 or d6-k25-w50: depth, keep and width in percent")
+            raise ValueError(
+                f"plan {text!r} must be like d6, d6-k50 or d6-k25-w50: depth, keep and width in "
+                f"percent"
+            )
         return cls(int(found[1]), *shares)

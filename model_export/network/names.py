@@ -1,3 +1,4 @@
-"""What the deformable attention is called in ONNX: one node, and an operator of TensorRT by the same name."""
+"""What the deformable attention is called in ONNX: one node, and an operator of TensorRT by the
+same name."""
 
 DOMAIN, OPERATOR = "fathom", "MsDeformAttn"

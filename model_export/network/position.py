@@ -1,4 +1,5 @@
-"""Sine position embedding (normalised, as in DETR and Mask2Former) and reference points of a feature map."""
+"""Sine position embedding (normalised, as in DETR and Mask2Former) and reference points of a
+feature map."""
 
 from __future__ import annotations
 
@@ -9,10 +10,15 @@ from torch import Tensor
 
 
 def sine_embedding(height: int, width: int, channels: int, device: torch.device) -> Tensor:
-    """(height * width, channels): half of the channels for y, half for x, wavelengths 2 pi .. 10000 * 2 pi."""
+    """(height * width, channels): half of the channels for y, half for x, wavelengths 2 pi .. 10000
+    * 2 pi."""
 
     def axis(size: int) -> Tensor:
-        position = torch.arange(1, size + 1, device=device, dtype=torch.float32) / (size + 1e-6) * (2 * math.pi)
+        position = (
+            torch.arange(1, size + 1, device=device, dtype=torch.float32)
+            / (size + 1e-6)
+            * (2 * math.pi)
+        )
         half = torch.arange(channels // 4, device=device, dtype=torch.float32)
         angle = position[:, None] * torch.exp(half * (-math.log(10000.0) * 4 / channels))
         return torch.stack((angle.sin(), angle.cos()), -1).flatten(1)  # (size, channels / 2)

@@ -1,4 +1,5 @@
-"""The whole network: backbone -> projections -> encoder up to an exit -> decoder. The gate is fitted apart."""
+"""The whole network: backbone -> projections -> encoder up to an exit -> decoder. The gate is
+fitted apart."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from model_export.network.pausing import TokenHead
 
 
 class Segmenter(nn.Module):
-    """front_head: a token head on the features before the encoder; how unsure it is tells the gate of difficulty."""
+    """front_head: a token head on the features before the encoder; how unsure it is tells the gate
+    of difficulty."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -23,7 +25,9 @@ class Segmenter(nn.Module):
         self.register_buffer("mean", torch.tensor(self.backbone.mean), persistent=False)
         self.register_buffer("std", torch.tensor(self.backbone.std), persistent=False)
         self.lateral = self._projection(self.backbone.channels[0], config.channels, bias=False)
-        self.project = nn.ModuleList(self._projection(c, config.channels) for c in reversed(self.backbone.channels[1:]))
+        self.project = nn.ModuleList(
+            self._projection(c, config.channels) for c in reversed(self.backbone.channels[1:])
+        )
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.front_head = TokenHead(config.channels, config.classes)
@@ -33,10 +37,13 @@ class Segmenter(nn.Module):
         return nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=bias), nn.GroupNorm(32, outputs))
 
     def features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """images: (B, H, W, 3) uint8 RGB, H and W multiples of 32 -> lateral (B, C, H/4, W/4), [strides 32, 16, 8]."""
+        """images: (B, H, W, 3) uint8 RGB, H and W multiples of 32 -> lateral (B, C, H/4, W/4),
+        [strides 32, 16, 8]."""
         x = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
         res4, *rest = self.backbone(x)
-        return self.lateral(res4), [project(m) for project, m in zip(self.project, reversed(rest), strict=True)]
+        return self.lateral(res4), [
+            project(m) for project, m in zip(self.project, reversed(rest), strict=True)
+        ]
 
     def forward(self, images: Tensor, knobs: Knobs, deep: bool = False) -> list[Prediction]:
         lateral, maps = self.features(images)
@@ -44,6 +51,7 @@ class Segmenter(nn.Module):
 
 
 def semantic_probabilities(prediction: Prediction) -> Tensor:
-    """(B, C, H/4, W/4): every query votes for its classes where its mask is (Mask2Former, semantic inference)."""
+    """(B, C, H/4, W/4): every query votes for its classes where its mask is (Mask2Former, semantic
+    inference)."""
     classes = prediction.classes.softmax(-1)[..., :-1]  # (B, Q, C)
     return torch.einsum("bqc,bqhw->bchw", classes, prediction.masks.sigmoid())

@@ -1,4 +1,5 @@
-"""Training batches: which images to draw, crops of them, and what their pixels count in the loss."""
+"""Training batches: which images to draw, crops of them, and what their pixels count in the
+loss."""
 
 from __future__ import annotations
 
@@ -16,19 +17,23 @@ from model_export.recipe.rims import gaps
 
 
 def chances(train: Dataset, power: float) -> NDArray[np.float64]:
-    """(N,), sum 1: how often to draw each image, in proportion to the size of its group to the -power.
+    """(N,), sum 1: how often to draw each image, in proportion to the size of its group to the
+    -power.
 
-    0: every image alike; 1: every group alike; 0.5 gives a small group more than its share and does not repeat it as
-    often. Raises DataError where the data set has no groups.
+    0: every image alike; 1: every group alike; 0.5 gives a small group more than its share and does
+    not repeat it as often. Raises DataError where the data set has no groups.
     """
     if not 0 <= power <= 1:
-        raise DataError(f"--balance {power} must be between 0 (images as they come) and 1 (every group alike)")
+        raise DataError(
+            f"--balance {power} must be between 0 (images as they come) and 1 (every group alike)"
+        )
     group_of = getattr(train, "group_of", None)
     groups = [group_of(i) for i in range(len(train))] if group_of else []
     sizes = Counter(groups)
     if len(sizes) < 2:
         raise DataError(
-            "--balance needs a data set with groups (kinds, sequences), like nuclei or camvid: leave it out"
+            "--balance needs a data set with groups (kinds, sequences), like nuclei or camvid: "
+            "leave it out"
         )
     weights = np.array([sizes[group] ** -power for group in groups])
     return np.asarray(weights / weights.sum())
@@ -42,7 +47,8 @@ def draw_batch(
     rng: np.random.Generator,
     often: NDArray[np.float64] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """images (B, h, w, 3) uint8, masks (B, h, w) uint8, emphasis (B, h, w) float32; all of the generator's state.
+    """images (B, h, w, 3) uint8, masks (B, h, w) uint8, emphasis (B, h, w) float32; all of the
+    generator's state.
 
     often: `chances` of the training images; None = all alike.
     """

@@ -1,4 +1,5 @@
-"""curves.png of a run: the loss's terms, and the dev set's quality at some settings of the knobs, from log.csv."""
+"""curves.png of a run: the loss's terms, and the dev set's quality at some settings of the knobs,
+from log.csv."""
 
 from __future__ import annotations
 
@@ -25,7 +26,12 @@ def plot_run(run: Path) -> None:
     colours = plt.get_cmap("viridis")
     for i, name in enumerate(exits):
         values = [float(row[name]) for row in rows]
-        right.plot(steps, values, color=colours(i / max(1, len(exits) - 1)), label=name.removeprefix("dev_"))
+        right.plot(
+            steps,
+            values,
+            color=colours(i / max(1, len(exits) - 1)),
+            label=name.removeprefix("dev_"),
+        )
     right.set(xlabel="step", title="quality on the dev set, averaged weights")
     right.legend(fontsize="small")
     figure.savefig(run / "curves.png", dpi=110)

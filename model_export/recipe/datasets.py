@@ -1,7 +1,8 @@
-"""Data sets. A data set is a sequence of `Sample`s with class names and colours; adding one is one small class here.
+"""Data sets. A data set is a sequence of `Sample`s with class names and colours; adding one is one
+small class here.
 
-`CamVid` and `Nuclei` need their files, `Folder` and `InstanceFolder` take any images with labels, `Scenes` draws its
-own (no files at all).
+`CamVid` and `Nuclei` need their files, `Folder` and `InstanceFolder` take any images with labels,
+`Scenes` draws its own (no files at all).
 """
 
 from __future__ import annotations
@@ -17,9 +18,18 @@ from model_export.recipe.described import groups_in, open_folder, open_instances
 from model_export.recipe.folders import PALETTE, VOID, DataError, Folder, InstanceFolder, Sample
 
 __all__ = [
-    "PALETTE", "VOID", "CamVid", "DataError", "Dataset", "Folder", "InstanceFolder", "Nuclei", "Sample", "Scenes",
+    "PALETTE",
+    "VOID",
+    "CamVid",
+    "DataError",
+    "Dataset",
+    "Folder",
+    "InstanceFolder",
+    "Nuclei",
+    "Sample",
+    "Scenes",
     "open_dataset",
-]  # fmt: skip
+]
 
 
 class Dataset(Protocol):
@@ -52,7 +62,9 @@ def pick(parts: dict[str, list[str]], split: str, name: str) -> list[str]:
     chosen = split.split("+")
     for each in chosen:
         if each not in parts:
-            raise DataError(f"{name} has no split {each!r}; choose one of {[*parts]}, or some, as in train+dev")
+            raise DataError(
+                f"{name} has no split {each!r}; choose one of {[*parts]}, or some, as in train+dev"
+            )
     if "val" in chosen and len(chosen) > 1:
         raise DataError(f"{name}'s val is for comparing: use it alone, not as in {split!r}")
     found = [image for each in chosen for image in parts[each]]
@@ -61,20 +73,22 @@ def pick(parts: dict[str, list[str]], split: str, name: str) -> list[str]:
     return found
 
 
-# Contiguous stretches of every training sequence, as fractions of its frames; no network ever trains on "gate".
-# Frames are about a second apart, so single frames held out would have near twins in the training set.
+# Contiguous stretches of every training sequence, as fractions of its frames; no network ever
+# trains on "gate". Frames are about a second apart, so single frames held out would have near twins
+# in the training set.
 HELD_OUT = {"gate": (0.70, 0.80), "dev": (0.30, 0.40)}
 
 
 class CamVid(Folder):
     """CamVid, 11 classes, 480x360 (Brostow, Fauqueur, Cipolla 2009; the SegNet release's splits).
 
-    Splits: "train" without the held-out stretches, "gate" (gate's own training and calibration), "dev" (to choose by,
-    until a last run trains on it, too), "val" (official; for comparability only), "all" = train + gate + dev. A group
-    is a sequence.
+    Splits: "train" without the held-out stretches, "gate" (gate's own training and calibration),
+    "dev" (to choose by, until a last run trains on it, too), "val" (official; for comparability
+    only), "all" = train + gate + dev. A group is a sequence.
     """
 
-    labels_right = 0.25  # as if they were every second pixel of 960x720: predictions fit best 0.25 to 0.5 further right
+    # as if they were every second pixel of 960x720: predictions fit best 0.25 to 0.5 further right
+    labels_right = 0.25
 
     def __init__(self, root: Path, split: str) -> None:
         meta = read_meta(root, "the folder of CamVid with images/, masks/ and meta.json")
@@ -92,7 +106,9 @@ class CamVid(Folder):
         for frames in sequences.values():
             for i, frame in enumerate(frames):
                 place = i / len(frames)
-                held[next((k for k, (a, b) in HELD_OUT.items() if a <= place < b), "train")].append(frame)
+                held[next((k for k, (a, b) in HELD_OUT.items() if a <= place < b), "train")].append(
+                    frame
+                )
         held["all"] = [entry["id"] for entry in splits["train"]]
         held["val"] = [entry["id"] for entry in splits["val"]]
         return held
@@ -103,32 +119,45 @@ SHARES = {"gate": 0.203, "dev": 0.089}
 
 
 class Nuclei(InstanceFolder):
-    """Nuclei under the microscope (Data Science Bowl 2018, stage 1; Caicedo et al. 2019, CC0), one class.
+    """Nuclei under the microscope (Data Science Bowl 2018, stage 1; Caicedo et al. 2019, CC0), one
+    class.
 
-    Splits as CamVid's: "train", "gate" and "dev" are parts of the folder train/, "all" is all of it; "val". A group is
-    a kind of image: fluorescence, stained or brightfield.
+    Splits as CamVid's: "train", "gate" and "dev" are parts of the folder train/, "all" is all of
+    it; "val". A group is a kind of image: fluorescence, stained or brightfield.
     """
 
     def __init__(self, root: Path, split: str) -> None:
         meta = read_meta(root, "the folder of nuclei with images/, instances/ and meta.json")
         names = pick(self._parts(meta["splits"]), split, "nuclei")
-        super().__init__(root, names, meta["classes"][0], "val" if split == "val" else "train", groups_in(meta, root))
+        super().__init__(
+            root,
+            names,
+            meta["classes"][0],
+            "val" if split == "val" else "train",
+            groups_in(meta, root),
+        )
 
     @staticmethod
     def _parts(splits: dict[str, list[dict[str, Any]]]) -> dict[str, list[str]]:
-        """Images of one kind and size are mostly of one laboratory: each part gets its share of them."""
-        ordered = sorted(splits["train"], key=lambda entry: (entry["kind"], entry["size"], entry["id"]))
+        """Images of one kind and size are mostly of one laboratory: each part gets its share of
+        them."""
+        ordered = sorted(
+            splits["train"], key=lambda entry: (entry["kind"], entry["size"], entry["id"])
+        )
         held: dict[str, list[str]] = {"train": [], "gate": [], "dev": []}
         for index, entry in enumerate(ordered):
             place, dev = spread(index), 1 - SHARES["dev"]
-            held["gate" if place < SHARES["gate"] else "dev" if place >= dev else "train"].append(entry["id"])
+            held["gate" if place < SHARES["gate"] else "dev" if place >= dev else "train"].append(
+                entry["id"]
+            )
         held["all"] = [entry["id"] for entry in ordered]
         held["val"] = [entry["id"] for entry in splits["val"]]
         return held
 
 
 def spread(index: int) -> float:
-    """In [0, 1); indices that follow each other cover the range evenly, be they few or many (golden ratio)."""
+    """In [0, 1); indices that follow each other cover the range evenly, be they few or many (golden
+    ratio)."""
     return index * 0.6180339887498949 % 1.0
 
 
@@ -136,7 +165,8 @@ BARE = -1.0  # the clutter of a street with nothing in it
 
 
 class Scenes:
-    """Street scenes from our own generator: sample i of a seed is always the same, clutter is spread over its range.
+    """Street scenes from our own generator: sample i of a seed is always the same, clutter is
+    spread over its range.
 
     bare: share of streets with nothing in them (clutter -1), spread among the others.
     """
@@ -144,23 +174,41 @@ class Scenes:
     task = "semantic"
 
     def __init__(
-        self, count: int, seed: int = 0, clutter: tuple[float, float] = (0.0, 1.0), height: int = 360,
-        width: int = 480, bare: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        count: int,
+        seed: int = 0,
+        clutter: tuple[float, float] = (0.0, 1.0),
+        height: int = 360,
+        width: int = 480,
+        bare: float = 0.0,
+    ) -> None:
         self.classes, self.palette, self.channels = scenes.CLASSES, PALETTE, len(scenes.CLASSES)
-        self.count, self.seed, self.clutter, self.size, self.bare = count, seed, clutter, (height, width), bare
+        self.count, self.seed, self.clutter, self.size, self.bare = (
+            count,
+            seed,
+            clutter,
+            (height, width),
+            bare,
+        )
 
     def __len__(self) -> int:
         return self.count
 
     def clutter_of(self, index: int) -> float:
         (low, high), place = self.clutter, spread(index)
-        return BARE if place < self.bare else low + (high - low) * (place - self.bare) / (1 - self.bare)
+        return (
+            BARE
+            if place < self.bare
+            else low + (high - low) * (place - self.bare) / (1 - self.bare)
+        )
 
     def __getitem__(self, index: int) -> Sample:
         height, width = self.size
         image, mask = scenes.render(
-            self.seed * 1_000_003 + index, height=height, width=width, clutter=self.clutter_of(index)
+            self.seed * 1_000_003 + index,
+            height=height,
+            width=width,
+            clutter=self.clutter_of(index),
         )
         return Sample(f"scene-{self.seed}-{index}", image, mask)
 
@@ -171,29 +219,42 @@ SPECS = (
 )
 
 
-def share_images(spec: str, other: str, root: Path | None = None, other_root: Path | None = None) -> bool:
-    """Whether two data sets, each one of SPECS, have an image in common. Without roots they lie in the same one."""
+def share_images(
+    spec: str, other: str, root: Path | None = None, other_root: Path | None = None
+) -> bool:
+    """Whether two data sets, each one of SPECS, have an image in common. Without roots they lie in
+    the same one."""
     (kind, _, rest), (other_kind, _, other_rest) = spec.partition(":"), other.partition(":")
     if kind != other_kind:
         return False
     if kind == "scenes":
         return _scenes(spec).seed == _scenes(other).seed
     if is_nameless(spec):
-        return rest == other_rest and (not root or not other_root or root.resolve() == other_root.resolve())
-    splits, others = (set((part or "train").replace("all", "train+gate+dev").split("+")) for part in (rest, other_rest))
+        return rest == other_rest and (
+            not root or not other_root or root.resolve() == other_root.resolve()
+        )
+    splits, others = (
+        set((part or "train").replace("all", "train+gate+dev").split("+"))
+        for part in (rest, other_rest)
+    )
     return bool(splits & others)
 
 
 def is_nameless(spec: str) -> bool:
-    """Whether the data set, one of SPECS, is any folder: the same name elsewhere may mean other images."""
+    """Whether the data set, one of SPECS, is any folder: the same name elsewhere may mean other
+    images."""
     return spec.partition(":")[0] in ("folder", "instances")
 
 
-def refuse_shared(flag: str, spec: str, root: Path | None, seen: str, seen_root: Path | None, by: str) -> None:
-    """Raises DataError where a data set that is to judge has images that the judged has seen. by: who has."""
+def refuse_shared(
+    flag: str, spec: str, root: Path | None, seen: str, seen_root: Path | None, by: str
+) -> None:
+    """Raises DataError where a data set that is to judge has images that the judged has seen. by:
+    who has."""
     if share_images(spec, seen, root, seen_root):
         raise DataError(
-            f"{flag} {spec} shares images with {seen}, which {by} learned from, so it would look better than it is: "
+            f"{flag} {spec} shares images with {seen}, which {by} learned from, so it would look "
+            f"better than it is: "
             "name another split, subfolder or seed"
         )
 
@@ -204,9 +265,11 @@ def open_dataset(spec: str, root: Path | None) -> Dataset:
     if kind == "scenes":
         return _scenes(spec)
     makers: dict[str, Callable[[Path], Dataset]] = {
-        "camvid": lambda r: CamVid(r, rest or "train"), "nuclei": lambda r: Nuclei(r, rest or "train"),
-        "folder": lambda r: open_folder(r, rest), "instances": lambda r: open_instances(r, rest),
-    }  # fmt: skip
+        "camvid": lambda r: CamVid(r, rest or "train"),
+        "nuclei": lambda r: Nuclei(r, rest or "train"),
+        "folder": lambda r: open_folder(r, rest),
+        "instances": lambda r: open_instances(r, rest),
+    }
     if kind not in makers:
         raise DataError(f"unknown data set {spec!r}; choose {SPECS}")
     if root is None:
@@ -219,7 +282,10 @@ def _scenes(spec: str) -> Scenes:
     found = re.fullmatch(r"(?P<count>[1-9]\d*)?(:(?P<seed>\d+)(:(?P<bare>0?\.\d+))?)?", rest)
     if found is None:
         raise DataError(
-            f"unknown data set {spec!r}; scenes:COUNT[:SEED[:BARE]] takes a positive count, a whole number and a "
+            f"unknown data set {spec!r}; scenes:COUNT[:SEED[:BARE]] takes a positive count, a "
+            f"whole number and a "
             "share below 1, e.g. scenes:64:1:0.5"
         )
-    return Scenes(int(found["count"] or 64), int(found["seed"] or 0), bare=float(found["bare"] or 0))
+    return Scenes(
+        int(found["count"] or 64), int(found["seed"] or 0), bare=float(found["bare"] or 0)
+    )

@@ -1,8 +1,8 @@
 """Average precision at IoU 0.5 of instance masks, from what is known of each image alone.
 
-COCO matches objects within an image and then ranks those of all images by score. So a small table per image and plan is
-all that has to be kept to know the precision of any choice of plans, without a look at masks again. It equals
-`instance_quality.average_precision`, which is COCO's own code.
+COCO matches objects within an image and then ranks those of all images by score. So a small table
+per image and plan is all that has to be kept to know the precision of any choice of plans, without
+a look at masks again. It equals `instance_quality.average_precision`, which is COCO's own code.
 """
 
 from __future__ import annotations
@@ -18,9 +18,12 @@ Floats = NDArray[np.float64]
 
 
 def detections(
-    predicted: NDArray[np.unsignedinteger], scores: Sequence[float], truth: NDArray[np.unsignedinteger]
+    predicted: NDArray[np.unsignedinteger],
+    scores: Sequence[float],
+    truth: NDArray[np.unsignedinteger],
 ) -> Floats:
-    """(objects, 2): score of each predicted object, and 1 if a true one overlaps it with an IoU of 0.5, else 0.
+    """(objects, 2): score of each predicted object, and 1 if a true one overlaps it with an IoU of
+    0.5, else 0.
 
     predicted: (H, W), 0 = background, k = the object of scores[k - 1]. truth: (H, W), any ids.
     """
@@ -28,9 +31,13 @@ def detections(
     pairs, shared = np.unique(truth.astype(np.intp) * width + predicted, return_counts=True)
     true_area, area = np.bincount(truth.ravel()), np.bincount(predicted.ravel(), minlength=width)
     theirs, ours = np.divmod(pairs, width)
-    found = np.flatnonzero((theirs > 0) & (ours > 0) & (2 * shared >= true_area[theirs] + area[ours] - shared))
+    found = np.flatnonzero(
+        (theirs > 0) & (ours > 0) & (2 * shared >= true_area[theirs] + area[ours] - shared)
+    )
     hits, taken = np.zeros(width), set()
-    for pair in sorted(found.tolist(), key=lambda pair: -certain[ours[pair] - 1]):  # halves of one object share it
+    for pair in sorted(
+        found.tolist(), key=lambda pair: -certain[ours[pair] - 1]
+    ):  # halves of one object share it
         if theirs[pair] not in taken and not hits[ours[pair]]:
             hits[ours[pair]] = 1
             taken.add(theirs[pair])
@@ -38,7 +45,8 @@ def detections(
 
 
 def average_precision(images: Sequence[Floats], objects: float) -> float:
-    """0..1: the mean over COCO's 101 recalls of the highest precision at that recall or more; nan without objects.
+    """0..1: the mean over COCO's 101 recalls of the highest precision at that recall or more; nan
+    without objects.
 
     images: `detections` of each. objects: how many there truly are, in all images.
     """

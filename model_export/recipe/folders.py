@@ -1,4 +1,5 @@
-"""Images with their labels in files: `masks/` has a class for every pixel, `instances/` an object for every pixel."""
+"""Images with their labels in files: `masks/` has a class for every pixel, `instances/` an object
+for every pixel."""
 
 from __future__ import annotations
 
@@ -16,9 +17,18 @@ from model_export.recipe.scenes import CLASSES
 
 VOID = 255
 PALETTE = (
-    (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0),
-    (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
-)  # fmt: skip
+    (128, 128, 128),
+    (128, 0, 0),
+    (192, 192, 128),
+    (128, 64, 128),
+    (60, 40, 222),
+    (128, 128, 0),
+    (192, 128, 128),
+    (64, 64, 128),
+    (64, 0, 128),
+    (64, 64, 0),
+    (0, 128, 192),
+)
 OBJECT = (86, 180, 233)
 
 Colours = tuple[tuple[int, int, int], ...]
@@ -31,11 +41,13 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """image: (H, W, 3) uint8 RGB. mask: (H, W) uint8, which of the network's channels each pixel is, 255 = void.
+    """image: (H, W, 3) uint8 RGB. mask: (H, W) uint8, which of the network's channels each pixel
+    is, 255 = void.
 
-    Semantic: the mask has the classes. Instance: it has 0 = background, 1 = core, 2 = rim (rims.py), and instances are
-    (H, W) uint16, 0 = background, k = object k. group: the same for images that are alike, e.g. frames of one video.
-    labels_right: pixels by which the labels lie to the right of what the image shows.
+    Semantic: the mask has the classes. Instance: it has 0 = background, 1 = core, 2 = rim
+    (rims.py), and instances are (H, W) uint16, 0 = background, k = object k. group: the same for
+    images that are alike, e.g. frames of one video. labels_right: pixels by which the labels lie to
+    the right of what the image shows.
     """
 
     name: str
@@ -51,20 +63,32 @@ class _Pairs:
 
     labels: str
 
-    def __init__(self, root: Path, names: Sequence[str] | None, below: str, groups: Groups | None) -> None:
-        """names: of the images to take, without suffix; None: all. below: a folder inside images/ and LABELS/.
+    def __init__(
+        self, root: Path, names: Sequence[str] | None, below: str, groups: Groups | None
+    ) -> None:
+        """names: of the images to take, without suffix; None: all. below: a folder inside images/
+        and LABELS/.
 
         groups: of the names that have one.
         """
-        images, labels, self.groups = root / "images" / below, root / self.labels / below, groups or {}
+        images, labels, self.groups = (
+            root / "images" / below,
+            root / self.labels / below,
+            groups or {},
+        )
         if not images.is_dir():
             expected = f"images/*.jpg with {self.labels}/*.png of the same names"
-            raise DataError(f"{root} has no folder {images.relative_to(root)}/; expected {expected}")
+            raise DataError(
+                f"{root} has no folder {images.relative_to(root)}/; expected {expected}"
+            )
         files: dict[str, Path] = {}
         for file in sorted(images.iterdir()):
             if file.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"):
                 if file.stem in files:
-                    raise DataError(f"{files[file.stem]} and {file.name} would share one label; rename or delete one")
+                    raise DataError(
+                        f"{files[file.stem]} and {file.name} would share one label; rename or "
+                        f"delete one"
+                    )
                 files[file.stem] = file
         chosen = list(files) if names is None else names
         self.files = [(files[n], labels / f"{n}.png") for n in chosen if n in files]
@@ -89,7 +113,9 @@ class _Pairs:
     def _read(self, index: int) -> Sample:
         raise NotImplementedError
 
-    def _pixels(self, index: int, bits: int) -> tuple[NDArray[np.uint8], NDArray[np.unsignedinteger]]:
+    def _pixels(
+        self, index: int, bits: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.unsignedinteger]]:
         """Image and labels, of one size and of so many bits."""
         image_file, file = self.files[index]
         image = np.asarray(
@@ -98,7 +124,9 @@ class _Pairs:
         labels = np.asarray(open_image(file))
         if labels.dtype != f"uint{bits}" or labels.shape != image.shape[:2]:
             needs = f"one channel of {bits} bits, {image.shape[:2]}"
-            raise DataError(f"{file} is {labels.dtype} {labels.shape}; for {image_file} it must be {needs}")
+            raise DataError(
+                f"{file} is {labels.dtype} {labels.shape}; for {image_file} it must be {needs}"
+            )
         return image, labels
 
 
@@ -108,10 +136,16 @@ class Folder(_Pairs):
     labels, task, labels_right = "masks", "semantic", 0.0
 
     def __init__(
-        self, root: Path, names: Sequence[str] | None = None, classes: tuple[str, ...] = CLASSES,
-        palette: Colours = PALETTE, below: str = "", groups: Groups | None = None,
-    ) -> None:  # fmt: skip
-        """names: of the images to take, without suffix; all by default. below: a folder inside images/ and masks/."""
+        self,
+        root: Path,
+        names: Sequence[str] | None = None,
+        classes: tuple[str, ...] = CLASSES,
+        palette: Colours = PALETTE,
+        below: str = "",
+        groups: Groups | None = None,
+    ) -> None:
+        """names: of the images to take, without suffix; all by default. below: a folder inside
+        images/ and masks/."""
         super().__init__(root, names, below, groups)
         self.classes, self.palette, self.channels = classes, palette, len(classes)
 
@@ -120,19 +154,29 @@ class Folder(_Pairs):
         file = self.files[index][1]
         unknown = set(np.unique(mask).tolist()) - {*range(len(self.classes)), VOID}
         if unknown:
-            raise DataError(f"{file} has labels {sorted(unknown)}; known are 0..{len(self.classes) - 1} and {VOID}")
-        return Sample(file.stem, image, mask, group=self.group_of(index), labels_right=self.labels_right)
+            raise DataError(
+                f"{file} has labels {sorted(unknown)}; known are 0..{len(self.classes) - 1} and "
+                f"{VOID}"
+            )
+        return Sample(
+            file.stem, image, mask, group=self.group_of(index), labels_right=self.labels_right
+        )
 
 
 class InstanceFolder(_Pairs):
-    """`images/*.{jpg,png,webp}` with `instances/<same name>.png` (16-bit, 0 = background, k = object k), one class."""
+    """`images/*.{jpg,png,webp}` with `instances/<same name>.png` (16-bit, 0 = background, k =
+    object k), one class."""
 
     labels, task, channels = "instances", "instance", CHANNELS
 
     def __init__(
-        self, root: Path, names: Sequence[str] | None = None, thing: str = "object", below: str = "",
+        self,
+        root: Path,
+        names: Sequence[str] | None = None,
+        thing: str = "object",
+        below: str = "",
         groups: Groups | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """names, below: as for Folder. thing: what every object is."""
         super().__init__(root, names, below, groups)
         self.classes, self.palette = (thing,), (OBJECT,)

@@ -1,14 +1,16 @@
-"""How the gate learns: a ridge regression of every plan's quality, its shrinking chosen by cross-validation.
+"""How the gate learns: a ridge regression of every plan's quality, its shrinking chosen by
+cross-validation.
 
-The gate regresses the quality of every plan, so that one gate serves every trade-off at request time; ECO-M2F's
-(arXiv 2404.15244) classifies the best exit for one trade-off. It is a ridge regression of the full plan's quality and,
-apart from it, of what each plan loses against the full one: losses decide the plan, and are ten times smaller than the
-differences between images. How much to shrink either is chosen by cross-validation over folds that keep near twins
-together; where nothing can be predicted, the gate ends up as the mean of each plan.
+The gate regresses the quality of every plan, so that one gate serves every trade-off at request
+time; ECO-M2F's (arXiv 2404.15244) classifies the best exit for one trade-off. It is a ridge
+regression of the full plan's quality and, apart from it, of what each plan loses against the full
+one: losses decide the plan, and are ten times smaller than the differences between images. How much
+to shrink either is chosen by cross-validation over folds that keep near twins together; where
+nothing can be predicted, the gate ends up as the mean of each plan.
 
-Images that the network was trained on may be among the targets, too. What it makes of them is better than what it makes
-of others, but which of them lose more is learned from them as well: they teach the gate's slopes, and neither its
-intercepts nor what it promises.
+Images that the network was trained on may be among the targets, too. What it makes of them is
+better than what it makes of others, but which of them lose more is learned from them as well: they
+teach the gate's slopes, and neither its intercepts nor what it promises.
 """
 
 from __future__ import annotations
@@ -19,7 +21,17 @@ from numpy.typing import NDArray
 
 from model_export.network.gate import Gate
 
-STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1e4)  # of the shrinking; the last one leaves the mean alone
+STRENGTHS = (
+    0.01,
+    0.03,
+    0.1,
+    0.3,
+    1.0,
+    3.0,
+    10.0,
+    100.0,
+    1e4,
+)  # of the shrinking; the last one leaves the mean alone
 FOLDS = 5
 
 Floats = NDArray[np.float64]
@@ -28,13 +40,17 @@ Flags = NDArray[np.bool_]
 
 
 def ridge(inputs: Floats, targets: Floats, seen: Flags, strength: float) -> tuple[Floats, Floats]:
-    """inputs (N, D), standardised; targets (N, T) -> weights (D, T) and bias (T,) of the shrunk least squares.
+    """inputs (N, D), standardised; targets (N, T) -> weights (D, T) and bias (T,) of the shrunk
+    least squares.
 
-    seen: (N,), images that the network was trained on; each part is centred on its own mean, the bias is the others'.
+    seen: (N,), images that the network was trained on; each part is centred on its own mean, the
+    bias is the others'.
     """
     x, y = centred(inputs, seen), centred(targets, seen)
     # The dual form: there are fewer images than inputs, or about as many.
-    weights = x.T @ np.linalg.solve(x @ x.T + strength * len(x) * x.shape[1] / 100 * np.eye(len(x)), y)
+    weights = x.T @ np.linalg.solve(
+        x @ x.T + strength * len(x) * x.shape[1] / 100 * np.eye(len(x)), y
+    )
     return weights, targets[~seen].mean(0) - inputs[~seen].mean(0) @ weights
 
 
@@ -54,7 +70,8 @@ def standardise(inputs: Floats) -> tuple[Floats, Floats]:
 
 
 def fit(inputs: Floats, quality: Floats, seen: Flags, level: float, loss: float) -> Gate:
-    """inputs (N, D), quality (N, plans); level, loss: strengths for the full plan's quality and the others' loss."""
+    """inputs (N, D), quality (N, plans); level, loss: strengths for the full plan's quality and the
+    others' loss."""
     mean, scale = standardise(inputs)
     x = (inputs - mean) / scale
     full, bias = ridge(x, quality[:, -1:], seen, level)
@@ -74,20 +91,29 @@ def predict(gate: Gate, inputs: Floats) -> Floats:
     return scores
 
 
-def out_of_fold(inputs: Floats, quality: Floats, seen: Flags, blocks: Blocks, level: float, loss: float) -> Floats:
-    """(N, plans): each image's prediction by a gate that was fitted without its block and others of its fold."""
+def out_of_fold(
+    inputs: Floats, quality: Floats, seen: Flags, blocks: Blocks, level: float, loss: float
+) -> Floats:
+    """(N, plans): each image's prediction by a gate that was fitted without its block and others of
+    its fold."""
     scores, folds = np.empty_like(quality), blocks % FOLDS
     for fold in range(FOLDS):
         rest = folds != fold
-        scores[~rest] = predict(fit(inputs[rest], quality[rest], seen[rest], level, loss), inputs[~rest])
+        scores[~rest] = predict(
+            fit(inputs[rest], quality[rest], seen[rest], level, loss), inputs[~rest]
+        )
     return scores
 
 
-def cross_validate(inputs: Floats, quality: Floats, seen: Flags, blocks: Blocks) -> tuple[float, float]:
-    """The strengths (level, loss), by the squared error out of fold, where the intercept counts for nothing.
+def cross_validate(
+    inputs: Floats, quality: Floats, seen: Flags, blocks: Blocks
+) -> tuple[float, float]:
+    """The strengths (level, loss), by the squared error out of fold, where the intercept counts for
+    nothing.
 
-    loss: of the lowest error; losses decide the plan. level: the strongest whose error is within a standard error of
-    the lowest (Breiman et al. 1984), for large weights pass on what half precision rounds away.
+    loss: of the lowest error; losses decide the plan. level: the strongest whose error is within a
+    standard error of the lowest (Breiman et al. 1984), for large weights pass on what half
+    precision rounds away.
     """
     levels, losses = [], []
     for strength in STRENGTHS:

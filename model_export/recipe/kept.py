@@ -1,4 +1,5 @@
-"""What a long measurement has found so far, in one file, so that the same command goes on where it was stopped."""
+"""What a long measurement has found so far, in one file, so that the same command goes on where it
+was stopped."""
 
 from __future__ import annotations
 
@@ -24,9 +25,11 @@ def key_of(weights: Path, *about: object) -> str:
 
 
 class Kept:
-    """rows: of the steps so far, in their order; None is a step that there was nothing to measure in.
+    """rows: of the steps so far, in their order; None is a step that there was nothing to measure
+    in.
 
-    key: names all that the rows depend on. Rows of another key are forgotten. Without a path nothing is kept.
+    key: names all that the rows depend on. Rows of another key are forgotten. Without a path
+    nothing is kept.
     """
 
     def __init__(self, path: Path | None = None, key: str = "") -> None:
@@ -36,7 +39,11 @@ class Kept:
             return
         with np.load(path) as archive:
             if str(archive["key"]) == key:
-                columns = {name: iter(archive[name]) for name in archive.files if name not in ("key", "void")}
+                columns = {
+                    name: iter(archive[name])
+                    for name in archive.files
+                    if name not in ("key", "void")
+                }
                 self.rows = [
                     None if void else {name: next(column) for name, column in columns.items()}
                     for void in archive["void"]
@@ -58,7 +65,10 @@ class Kept:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".new.npz")
-        about: Row = {"key": np.array(self.key), "void": np.array([row is None for row in self.rows], bool)}
+        about: Row = {
+            "key": np.array(self.key),
+            "void": np.array([row is None for row in self.rows], bool),
+        }
         np.savez_compressed(temporary, **(about | self.columns()))  # type: ignore[arg-type]
         temporary.replace(self.path)
         self.written, self.saved = len(self.rows), time.monotonic()

@@ -1,8 +1,9 @@
-"""Every plan of a bundle on every image of a folder, by the service's own code: decode, engine, masks.
+"""Every plan of a bundle on every image of a folder, by the service's own code: decode, engine,
+masks.
 
-The front runs once per image, then each plan's encoder, decoder and masks. Kept are counts, from which the quality of
-any choice of plans follows, the gate's scores and the times; one small file per image where there is a cache, so that
-work that was stopped goes on where it was.
+The front runs once per image, then each plan's encoder, decoder and masks. Kept are counts, from
+which the quality of any choice of plans follows, the gate's scores and the times; one small file
+per image where there is a cache, so that work that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -47,10 +48,11 @@ Arrays = dict[str, NDArray[Any]]
 class Measured:
     """What was found for N images and P plans.
 
-    scores: (N, P) of the gate. counts: (N, P, ...) as `confusion` or `match_counts` has them. quality: (N, P) 0..1, of
-    each image: mIoU over the classes that it shows, or PQ. mirrored: the same of each image's mirror image, a second
-    measurement of one scene, or None. front: (N,) ms; encoder, decoder: (N, P) ms. left_out: names
-    of images that are all void. found: instance task only, N times P `detections`.
+    scores: (N, P) of the gate. counts: (N, P, ...) as `confusion` or `match_counts` has them.
+    quality: (N, P) 0..1, of each image: mIoU over the classes that it shows, or PQ. mirrored: the
+    same of each image's mirror image, a second measurement of one scene, or None. front: (N,) ms;
+    encoder, decoder: (N, P) ms. left_out: names of images that are all void. found: instance task
+    only, N times P `detections`.
     """
 
     bundle: bundle.Bundle
@@ -76,7 +78,9 @@ class Measured:
         if not self.found:
             return None
         objects = self.counts[:, 0, [1, 3]].sum()  # found or missed, by any plan
-        return average_precision([image[plan] for image, plan in zip(self.found, plans, strict=True)], objects)
+        return average_precision(
+            [image[plan] for image, plan in zip(self.found, plans, strict=True)], objects
+        )
 
 
 class Meter:
@@ -116,7 +120,8 @@ class Meter:
         return found
 
     def run(self, frame: Frame, truth: NDArray[Any], turn: int) -> Arrays:
-        """scores (P,), counts (P, ...), front (1,), encoder and decoder (P,) in ms, detections (objects, 1 plan + 2).
+        """scores (P,), counts (P, ...), front (1,), encoder and decoder (P,) in ms, detections
+        (objects, 1 plan + 2).
 
         turn: which plan comes first, so that none always does.
         """
@@ -134,21 +139,32 @@ class Meter:
             probabilities = self.backend.decode(encoded)
             encoder[index], decoder[index] = between - begun, clock() - between
             decision = Decision(plans[index], Reason.REQUEST, float(scores[0, index]))
-            counts[index], objects = self.judge(Outcome(decision, frame.geometry, probabilities[0]), truth)
+            counts[index], objects = self.judge(
+                Outcome(decision, frame.geometry, probabilities[0]), truth
+            )
             found.append(np.insert(objects, 0, index, axis=1))
         return {
-            "scores": scores[0].astype(np.float64), "counts": np.stack([counts[i] for i in range(len(plans))]),
-            "front": np.array([front * 1e3]), "encoder": encoder * 1e3, "decoder": decoder * 1e3,
+            "scores": scores[0].astype(np.float64),
+            "counts": np.stack([counts[i] for i in range(len(plans))]),
+            "front": np.array([front * 1e3]),
+            "encoder": encoder * 1e3,
+            "decoder": decoder * 1e3,
             "detections": np.concatenate(found),
-        }  # fmt: skip
+        }
 
     def judge(self, outcome: Outcome, truth: NDArray[Any]) -> tuple[NDArray[Any], Floats]:
         """Counts and detections; of the latter there are none for the semantic task."""
         canvas = self.manifest.input
         if self.manifest.task == "semantic":
-            return confusion(label_map(outcome, canvas), truth, len(self.manifest.classes)), np.empty((0, 2))
-        labels, objects = instance_map(outcome.probabilities, outcome.geometry, (canvas.height, canvas.width))
-        return match_counts(labels, truth), detections(labels, [each.score for each in objects], truth)
+            return confusion(
+                label_map(outcome, canvas), truth, len(self.manifest.classes)
+            ), np.empty((0, 2))
+        labels, objects = instance_map(
+            outcome.probabilities, outcome.geometry, (canvas.height, canvas.width)
+        )
+        return match_counts(labels, truth), detections(
+            labels, [each.score for each in objects], truth
+        )
 
     def quality(self, counts: NDArray[Any]) -> float:
         """Of one image; nan where all is void."""
@@ -156,18 +172,28 @@ class Meter:
 
 
 def measure(
-    bundles: Sequence[Path], root: Path, below: str, threads: int, cache: Path | None, *, mirrored: bool = False
+    bundles: Sequence[Path],
+    root: Path,
+    below: str,
+    threads: int,
+    cache: Path | None,
+    *,
+    mirrored: bool = False,
 ) -> list[Measured]:
-    """Each bundle on the same images, image by image in turns, so that a change in the machine's load hits all alike.
+    """Each bundle on the same images, image by image in turns, so that a change in the machine's
+    load hits all alike.
 
-    mirrored: for the first bundle the mirror images, too; times are those of the images as they are.
-    Raises DataError that names the file or bundle.
+    mirrored: for the first bundle the mirror images, too; times are those of the images as they
+    are. Raises DataError that names the file or bundle.
     """
     meters = [Meter(folder, threads, cache) for folder in bundles]
     kinds = [(m.manifest.task, tuple(entry.name for entry in m.manifest.classes)) for m in meters]
     for meter, kind in zip(meters, kinds, strict=True):
         if kind != kinds[0]:
-            raise DataError(f"{meter.bundle.root} has another task or other classes than {meters[0].bundle.root}")
+            raise DataError(
+                f"{meter.bundle.root} has another task or other classes than "
+                f"{meters[0].bundle.root}"
+            )
     folder = open_labelled(root, below, *kinds[0])
     rows: list[list[Arrays]] = [[] for _ in meters]
     for index in tqdm(range(len(folder)), desc="images", mininterval=2):
@@ -191,19 +217,30 @@ def _gather(meter: Meter, folder: Truth, rows: list[Arrays]) -> Measured:
     found = [row["detections"] for row in kept] if meter.manifest.task == "instance" else []
     again = [[meter.quality(plan) for plan in row["mirrored"]] for row in kept if "mirrored" in row]
     mirrored = np.array(again) if again else None
-    stacked = {key: np.stack([row[key] for row in kept]).astype(np.float64) for key in rows[0] if key != "detections"}
+    stacked = {
+        key: np.stack([row[key] for row in kept]).astype(np.float64)
+        for key in rows[0]
+        if key != "detections"
+    }
     return Measured(
-        meter.bundle, np.array(names)[known], groups[known], stacked["scores"], stacked["counts"], quality[known],
+        meter.bundle,
+        np.array(names)[known],
+        groups[known],
+        stacked["scores"],
+        stacked["counts"],
+        quality[known],
         mirrored,
-        stacked["front"][:, 0], stacked["encoder"], stacked["decoder"],
+        stacked["front"][:, 0],
+        stacked["encoder"],
+        stacked["decoder"],
         [name for name, there in zip(names, known, strict=True) if not there],
         [[each[each[:, 0] == plan, 1:] for plan in range(quality.shape[1])] for each in found],
-    )  # fmt: skip
+    )
 
 
 def _mirror(data: bytes) -> bytes:
-    """An image file -> a PNG of what it shows, left and right exchanged. What cannot be read is left for the service's
-    own check."""
+    """An image file -> a PNG of what it shows, left and right exchanged. What cannot be read is
+    left for the service's own check."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             mirrored = ImageOps.mirror(ImageOps.exif_transpose(image).convert("RGB"))
@@ -219,7 +256,9 @@ def _read(path: Path) -> Arrays:
         with path.open("rb") as file, np.load(file) as archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read ({error}); remove it, and it is measured again") from error
+        raise DataError(
+            f"{path} cannot be read ({error}); remove it, and it is measured again"
+        ) from error
 
 
 def _write(path: Path, arrays: Arrays) -> None:

@@ -1,12 +1,15 @@
-"""Ways to choose a plan for each image, and what a gate must beat. Pure functions of scores, qualities and costs.
+"""Ways to choose a plan for each image, and what a gate must beat. Pure functions of scores,
+qualities and costs.
 
-A policy is its shares, (images, plans), rows that sum to 1: how much of an image goes to each plan. A choice is a row
-with a single 1; a random policy has fractions, and then every figure is an expected value. All figures that add up over
-images (qualities, costs, counts) are sums over `shares * figure`.
+A policy is its shares, (images, plans), rows that sum to 1: how much of an image goes to each plan.
+A choice is a row with a single 1; a random policy has fractions, and then every figure is an
+expected value. All figures that add up over images (qualities, costs, counts) are sums over `shares
+* figure`.
 
-Compared at equal mean cost, from weak to strong: the same plans dealt to the images at random; the best mix of fixed
-plans, which knows the plans' mean qualities on these very images; the oracle, which knows each image's quality. A gate
-earns its name by what it wins over the mix, and the oracle says how much there is to win.
+Compared at equal mean cost, from weak to strong: the same plans dealt to the images at random; the
+best mix of fixed plans, which knows the plans' mean qualities on these very images; the oracle,
+which knows each image's quality. A gate earns its name by what it wins over the mix, and the oracle
+says how much there is to win.
 """
 
 from __future__ import annotations
@@ -36,15 +39,18 @@ def fixed(images: int, plans: int, plan: int) -> Shares:
 
 
 def by_beta(scores: NDArray[np.floating], cost: Floats, beta: float) -> Shares:
-    """argmax of score - beta * cost share (ECO-M2F's utility, arXiv 2404.15244); the cheaper one of equals.
+    """argmax of score - beta * cost share (ECO-M2F's utility, arXiv 2404.15244); the cheaper one of
+    equals.
 
-    scores: (N, plans); true qualities make it an oracle. cost: (plans,), of which the full plan's is 1 share.
+    scores: (N, plans); true qualities make it an oracle. cost: (plans,), of which the full plan's
+    is 1 share.
     """
     return choice((scores - beta * cost / cost[-1]).argmax(1), scores.shape[1])
 
 
 def by_margin(scores: NDArray[np.floating], margin: float | None) -> Shares:
-    """The service's rule: the cheapest plan with score[full] - score[plan] <= margin; None: the full plan."""
+    """The service's rule: the cheapest plan with score[full] - score[plan] <= margin; None: the
+    full plan."""
     safe = scores[:, -1:] - scores <= (-np.inf if margin is None else margin)
     safe[:, -1] = True
     return choice(safe.argmax(1), scores.shape[1])
@@ -56,31 +62,41 @@ def dealt_at_random(shares: Shares) -> Shares:
 
 
 def best_mix(means: Floats, cost: Floats, budget: float) -> tuple[int, int]:
-    """The two fixed plans (or one, twice) whose mix is best at a mean cost of no more than the budget.
+    """The two fixed plans (or one, twice) whose mix is best at a mean cost of no more than the
+    budget.
 
     means: (plans,) mean quality. The budget is at least the cheapest plan's cost.
     """
     pairs = [(cheap, dear) for cheap in range(len(cost)) for dear in range(cheap, len(cost))]
-    affordable = [pair for pair in pairs if cost[pair[0]] <= budget] or [(0, 0)]  # the last digit of a mean may miss it
-    values = [float(means[[*pair]] @ mix_parts(cost, pair, np.array([budget]))[0]) for pair in affordable]
+    affordable = [pair for pair in pairs if cost[pair[0]] <= budget] or [
+        (0, 0)
+    ]  # the last digit of a mean may miss it
+    values = [
+        float(means[[*pair]] @ mix_parts(cost, pair, np.array([budget]))[0]) for pair in affordable
+    ]
     return affordable[int(np.argmax(values))]
 
 
 def mix_parts(cost: Floats, pair: tuple[int, int], budget: Floats) -> Floats:
-    """budget: (D,) mean costs -> (D, 2) shares of the pair that spend it, as far as the dearer one goes."""
+    """budget: (D,) mean costs -> (D, 2) shares of the pair that spend it, as far as the dearer one
+    goes."""
     gap = cost[pair[1]] - cost[pair[0]]
     dear = np.ones(len(budget)) if gap == 0 else ((budget - cost[pair[0]]) / gap).clip(0, 1)
     return np.stack((1 - dear, dear), 1)
 
 
 def oracle_value(quality: Floats, cost: Floats, budget: Floats, weights: Floats) -> Floats:
-    """(D,) highest mean quality at no more than the budget, when each image's quality per plan is known.
+    """(D,) highest mean quality at no more than the budget, when each image's quality per plan is
+    known.
 
-    The linear relaxation, solved exactly: from the cheapest plan up, spend where a unit of cost buys most, along each
-    image's upper hull. quality: (N, plans), budget: (D,), weights: (D, N), how often each image counts.
+    The linear relaxation, solved exactly: from the cheapest plan up, spend where a unit of cost
+    buys most, along each image's upper hull. quality: (N, plans), budget: (D,), weights: (D, N),
+    how often each image counts.
     """
     steps = [(i, *step) for i, row in enumerate(quality) for step in _hull(cost, row)]
-    images, costs, gains = (np.array(each) for each in zip(*steps, strict=True)) if steps else np.zeros((3, 0))
+    images, costs, gains = (
+        (np.array(each) for each in zip(*steps, strict=True)) if steps else np.zeros((3, 0))
+    )
     order = np.argsort(-gains / costs, kind="stable")
     images, costs, gains = images[order].astype(np.int64), costs[order], gains[order]
     total, base = weights.sum(1), weights @ quality[:, 0]
@@ -93,7 +109,8 @@ def oracle_value(quality: Floats, cost: Floats, budget: Floats, weights: Floats)
 
 
 def _hull(cost: Floats, quality: Floats) -> list[tuple[float, float]]:
-    """The rising part of the upper concave hull from the cheapest plan on: (cost, quality) of each step."""
+    """The rising part of the upper concave hull from the cheapest plan on: (cost, quality) of each
+    step."""
     steps, at = [], 0
     while at < len(cost) - 1:
         rise = (quality[at + 1 :] - quality[at]) / np.maximum(cost[at + 1 :] - cost[at], 1e-12)
@@ -107,7 +124,8 @@ def _hull(cost: Floats, quality: Floats) -> list[tuple[float, float]]:
 
 
 def resample(units: NDArray[np.integer], draws: int = DRAWS, seed: int = 0) -> Floats:
-    """(draws, N) how often each image counts in a bootstrap sample; those of one unit (near twins) come together."""
+    """(draws, N) how often each image counts in a bootstrap sample; those of one unit (near twins)
+    come together."""
     names, members = np.unique(units, return_inverse=True)
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
@@ -125,11 +143,12 @@ def interval(values: Floats) -> Interval:
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """Mean quality per image of a policy and of the others at its mean cost. won: over the mix; share: of what the
-    oracle wins over it, nan where that is nothing. Intervals are paired: all policies on the same resampled images.
+    """Mean quality per image of a policy and of the others at its mean cost. won: over the mix;
+    share: of what the oracle wins over it, nan where that is nothing. Intervals are paired: all
+    policies on the same resampled images.
 
-    The mix's plans are those that are best on the set itself, and the same in each sample: to choose anew in each would
-    count the luck of that choice twice.
+    The mix's plans are those that are best on the set itself, and the same in each sample: to
+    choose anew in each would count the luck of that choice twice.
     """
 
     quality: float
@@ -144,7 +163,9 @@ class Gain:
 
 def compare(shares: Shares, quality: Floats, cost: Floats, weights: Floats) -> Gain:
     """shares, quality: (N, plans); cost: (plans,); weights: (draws, N) from `resample`."""
-    all_weights = np.concatenate((np.ones((1, len(quality))), weights))  # the first case is the images as they are
+    all_weights = np.concatenate(
+        (np.ones((1, len(quality))), weights)
+    )  # the first case is the images as they are
     total = all_weights.sum(1)
     means = all_weights @ quality / total[:, None]
     own = all_weights @ (shares * quality).sum(1) / total
@@ -158,5 +179,7 @@ def compare(shares: Shares, quality: Floats, cost: Floats, weights: Floats) -> G
     won = own - mix
     return Gain(
         *(float(each[0]) for each in (own, random, mix, oracle, won)),
-        interval(won[1:]), float(share[0]), interval(share[1:]),
-    )  # fmt: skip
+        interval(won[1:]),
+        float(share[0]),
+        interval(share[1:]),
+    )

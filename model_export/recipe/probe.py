@@ -1,7 +1,9 @@
-"""Frozen linear probe: how much of a data set's classes a backbone's features already tell, before any training.
+"""Frozen linear probe: how much of a data set's classes a backbone's features already tell, before
+any training.
 
-A ridge classifier on the features of strides 4 to 32, brought together at stride 8, fitted in closed form on pixels of
-the training images. It checks that weights were loaded right (random ones score far lower) and ranks backbones.
+A ridge classifier on the features of strides 4 to 32, brought together at stride 8, fitted in
+closed form on pixels of the training images. It checks that weights were loaded right (random ones
+score far lower) and ranks backbones.
 """
 
 from __future__ import annotations
@@ -29,7 +31,11 @@ RIDGE = 1e-2
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--backbone", choices=sorted(BACKBONES), required=True)
-    add("--backbone-weights", type=Path, help=".npz; without it the weights are random, as a floor to compare with")
+    add(
+        "--backbone-weights",
+        type=Path,
+        help=".npz; without it the weights are random, as a floor to compare with",
+    )
     add("--data", type=Path, help="folder of the data set (not needed for scenes)")
     add("--train", default="camvid:train")
     add("--dev", default="camvid:dev", help="data set to score on")
@@ -48,7 +54,8 @@ def features(backbone: nn.Module, pixels: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def fit(backbone: nn.Module, train: Dataset, rows: list[int], canvas: tuple[int, int]) -> Tensor:
-    """Least squares of one-hot labels, classes weighed by the root of their rarity: (C + 1, classes)."""
+    """Least squares of one-hot labels, classes weighed by the root of their rarity: (C + 1,
+    classes)."""
     classes = len(train.classes)
     gram: Tensor | float = 0.0
     cross: Tensor | float = 0.0
@@ -59,7 +66,9 @@ def fit(backbone: nn.Module, train: Dataset, rows: list[int], canvas: tuple[int,
         height, width = inner[0] // 8, inner[1] // 8
         x = maps[:, :height, :width].flatten(1).double()  # (C + 1, N)
         placed = Image.fromarray(sample.mask).resize((inner[1], inner[0]), Image.Resampling.NEAREST)
-        labels = torch.from_numpy(np.asarray(placed)[4::8, 4::8][:height, :width].astype(np.int64)).flatten()
+        labels = torch.from_numpy(
+            np.asarray(placed)[4::8, 4::8][:height, :width].astype(np.int64)
+        ).flatten()
         known = labels != VOID
         hot = F.one_hot(labels[known], classes).double()
         counts = hot.sum(0).clamp(min=1)
@@ -90,7 +99,9 @@ def main(args: argparse.Namespace) -> None:
             maps = features(backbone, torch.from_numpy(pixels)[None])
             seconds += time.perf_counter() - begun
             scores = torch.einsum("bchw,ck->bkhw", maps, weights)
-        total = total + confusion(labels_at(scores, canvas, inner, sample.mask.shape), sample.mask, len(dev.classes))
+        total = total + confusion(
+            labels_at(scores, canvas, inner, sample.mask.shape), sample.mask, len(dev.classes)
+        )
     result = {
         "backbone": args.backbone,
         "weights": args.backbone_weights.name if args.backbone_weights else "random",

@@ -1,7 +1,7 @@
 """Quality of predictions, per data set and per image, from counts that add up over images.
 
-Semantic: intersection over union from confusion matrices. Instance: panoptic quality from matched objects. Masks are
-made from probabilities as the service makes them.
+Semantic: intersection over union from confusion matrices. Instance: panoptic quality from matched
+objects. Masks are made from probabilities as the service makes them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from service.api.instances import instance_map
 from service.core import Geometry
 
 
-def confusion(predicted: NDArray[np.uint8], truth: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
+def confusion(
+    predicted: NDArray[np.uint8], truth: NDArray[np.uint8], classes: int
+) -> NDArray[np.int64]:
     """(classes, classes) pixel counts, rows = truth; void pixels are left out."""
     known = truth != VOID
     pairs = truth[known].astype(np.int64) * classes + predicted[known]
@@ -47,7 +49,8 @@ def mean_iou(matrix: NDArray[np.int64]) -> float:
 
 
 def image_quality(matrix: NDArray[np.int64]) -> float:
-    """Per-image mIoU over the classes that the image shows: a stray pixel of an absent class must not cost 1/n."""
+    """Per-image mIoU over the classes that the image shows: a stray pixel of an absent class must
+    not cost 1/n."""
     shown = matrix.sum(1) > 0
     return float(class_iou(matrix)[shown].mean()) if shown.any() else float("nan")
 
@@ -64,14 +67,17 @@ class Semantic:
         self, probabilities: Tensor, sample: Sample, canvas: tuple[int, int], inner: tuple[int, int]
     ) -> NDArray[Any]:
         """probabilities: (1, C, h, w); inner: (height, width) of the image on the canvas."""
-        return confusion(labels_at(probabilities, canvas, inner, sample.mask.shape), sample.mask, self.classes)
+        return confusion(
+            labels_at(probabilities, canvas, inner, sample.mask.shape), sample.mask, self.classes
+        )
 
     of_set = staticmethod(mean_iou)
     of_image = staticmethod(image_quality)
 
 
 class Instance:
-    """Counts are (4,): summed IoU of the true positives, their number, false positives, false negatives."""
+    """Counts are (4,): summed IoU of the true positives, their number, false positives, false
+    negatives."""
 
     name = "PQ"
 
@@ -104,7 +110,11 @@ def qualities(measure: Measure, counts: NDArray[Any]) -> NDArray[np.float64]:
 
 @torch.inference_mode()
 def counts_by_knobs(
-    model: Segmenter, measure: Measure, sample: Sample, canvas: tuple[int, int], knobs: Sequence[Knobs]
+    model: Segmenter,
+    measure: Measure,
+    sample: Sample,
+    canvas: tuple[int, int],
+    knobs: Sequence[Knobs],
 ) -> tuple[NDArray[Any], NDArray[np.float32]]:
     """(len(knobs), ...) counts, and the gate's input of the same image, (inputs,).
 
@@ -119,17 +129,24 @@ def counts_by_knobs(
             if depth in depths:
                 probabilities = semantic_probabilities(model.decoder(lateral, encoded.maps)[-1])
                 found[depths[depth]] = measure.counts(probabilities, sample, canvas, inner)
-    return np.stack([found[k] for k in knobs]), gate_input(maps, model.front_head(maps))[0].cpu().numpy()
+    return np.stack([found[k] for k in knobs]), gate_input(maps, model.front_head(maps))[
+        0
+    ].cpu().numpy()
 
 
 def labels_at(
     probabilities: Tensor, canvas: tuple[int, int], inner: tuple[int, int], size: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    """(1, C, h, w) on the canvas -> (H, W) class indices at the image's own size, by one interpolation as served."""
+    """(1, C, h, w) on the canvas -> (H, W) class indices at the image's own size, by one
+    interpolation as served."""
     y, x = (
         (torch.arange(n, device=probabilities.device) + 0.5) * (2 * i / (n * c)) - 1
         for n, i, c in zip(size, inner, canvas, strict=True)
     )
-    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)[None]  # (1, H, W, 2), -1..1 spans the canvas
-    full = F.grid_sample(probabilities, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)[
+        None
+    ]  # (1, H, W, 2), -1..1 spans the canvas
+    full = F.grid_sample(
+        probabilities, grid, mode="bilinear", padding_mode="border", align_corners=False
+    )
     return full[0].argmax(0).to(torch.uint8).cpu().numpy()

@@ -1,4 +1,5 @@
-"""A run's folder: config and arguments as JSON, checkpoint, averaged weights as safetensors, CSV log.
+"""A run's folder: config and arguments as JSON, checkpoint, averaged weights as safetensors, CSV
+log.
 
 Then what the later steps found out about these weights: plans, targets, gate, margins.
 """
@@ -21,7 +22,9 @@ from model_export.network.gate import Gate
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
 
-Trained = tuple[str, Path | None]  # a data set, as it was named, and the folder where it lies if it has one
+Trained = tuple[
+    str, Path | None
+]  # a data set, as it was named, and the folder where it lies if it has one
 
 
 class RunError(ValueError):
@@ -29,31 +32,41 @@ class RunError(ValueError):
 
 
 def write_config(
-    run: Path, config: Config, canvas: tuple[int, int], arguments: dict[str, Any], trained: Iterable[Trained]
+    run: Path,
+    config: Config,
+    canvas: tuple[int, int],
+    arguments: dict[str, Any],
+    trained: Iterable[Trained],
 ) -> None:
-    """arguments: of the command that made the run. trained: on what the weights were, here and wherever they began."""
+    """arguments: of the command that made the run. trained: on what the weights were, here and
+    wherever they began."""
     run.mkdir(parents=True, exist_ok=True)
     known = [(spec, root and root.resolve()) for spec, root in trained]
     document = {
-        "config": config.as_dict(), "canvas": list(canvas), "arguments": arguments,
+        "config": config.as_dict(),
+        "canvas": list(canvas),
+        "arguments": arguments,
         "trained_on": list(dict.fromkeys(known)),
-    }  # fmt: skip
+    }
     (run / "run.json").write_text(json.dumps(document, indent=1, default=str) + "\n")
 
 
 def read_config(run: Path) -> tuple[Config, tuple[int, int], dict[str, Any]]:
-    """The network's config, the canvas (height, width) and the arguments that it was trained with."""
+    """The network's config, the canvas (height, width) and the arguments that it was trained
+    with."""
     document = _read_run(run)
     height, width = document["canvas"]
     return Config.from_dict(document["config"]), (height, width), document["arguments"]
 
 
 def trained_on(run: Path) -> list[Trained]:
-    """All that the run's weights were trained on, in this run and in those that it began with. Raises RunError."""
+    """All that the run's weights were trained on, in this run and in those that it began with.
+    Raises RunError."""
     document = _read_run(run)
     if "trained_on" not in document:
         raise RunError(
-            f"{run}/run.json does not tell all that the weights were trained on, for it is of an older version: add "
+            f"{run}/run.json does not tell all that the weights were trained on, for it is of an "
+            f"older version: add "
             '"trained_on": [[DATA SET, FOLDER or null], ...] to it, with what the run started from'
         )
     return [(spec, Path(root) if root else None) for spec, root in document["trained_on"]]
@@ -64,17 +77,21 @@ def _read_run(run: Path) -> dict[str, Any]:
         document: dict[str, Any] = json.loads((run / "run.json").read_text())
     except FileNotFoundError as error:
         raise RunError(
-            f"{run} is no run: run.json is missing; make it with `python -m model_export train-exits`"
+            f"{run} is no run: run.json is missing; make it with `python -m model_export "
+            f"train-exits`"
         ) from error
     return document
 
 
 def load_model(run: Path) -> Segmenter:
-    """The run's averaged weights, in eval mode. Raises RunError where there are none: random weights are of no use."""
+    """The run's averaged weights, in eval mode. Raises RunError where there are none: random
+    weights are of no use."""
     config, _, _ = read_config(run)
     weights = run / "model.safetensors"
     if not weights.exists():
-        raise RunError(f"{weights} is missing; train it with `python -m model_export train-exits --out {run}`")
+        raise RunError(
+            f"{weights} is missing; train it with `python -m model_export train-exits --out {run}`"
+        )
     model = Segmenter(config)
     model.load_state_dict(load_file(weights))
     return model.eval()
@@ -82,12 +99,16 @@ def load_model(run: Path) -> Segmenter:
 
 def save_model(run: Path, state: dict[str, Tensor]) -> None:
     temporary = run / "model.safetensors.new"
-    save_file({name: value.detach().float().cpu().contiguous() for name, value in state.items()}, temporary)
+    save_file(
+        {name: value.detach().float().cpu().contiguous() for name, value in state.items()},
+        temporary,
+    )
     temporary.replace(run / "model.safetensors")
 
 
 class Average:
-    """Exponential moving average of a model's weights; early steps count more, so that it starts without a bias."""
+    """Exponential moving average of a model's weights; early steps count more, so that it starts
+    without a bias."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -102,7 +123,8 @@ class Average:
 
 
 def append_log(run: Path, row: dict[str, float | int | str]) -> None:
-    """One row of log.csv; the columns are those of the first row, further ones are refused by csv."""
+    """One row of log.csv; the columns are those of the first row, further ones are refused by
+    csv."""
     path = run / "log.csv"
     if not path.exists():
         _write_log(path, [row])
@@ -126,7 +148,9 @@ def read_log(run: Path) -> list[dict[str, str]]:
     """Raises RunError where nothing was logged yet."""
     path = run / "log.csv"
     if not path.exists():
-        raise RunError(f"{path} is missing; it is written by `python -m model_export train-exits --out {run}`")
+        raise RunError(
+            f"{path} is missing; it is written by `python -m model_export train-exits --out {run}`"
+        )
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -147,15 +171,19 @@ DERIVED = ("plans.json", "targets-fit.npz", "targets-held.npz", "gate.safetensor
 
 
 def discard_derived(run: Path, after: str = "") -> None:
-    """Remove what later steps found out: all about weights that have changed, or what follows the file `after`."""
+    """Remove what later steps found out: all about weights that have changed, or what follows the
+    file `after`."""
     for name in DERIVED[DERIVED.index(after) + 1 if after else 0 :]:
         (run / name).unlink(missing_ok=True)
 
 
 def write_plans(run: Path, plans: list[Knobs], report: dict[str, Any]) -> None:
-    """plans: from cheap to dear, the full one last. report: how they were found, kept beside them."""
+    """plans: from cheap to dear, the full one last. report: how they were found, kept beside
+    them."""
     discard_derived(run, "plans.json")
-    (run / "plans.json").write_text(json.dumps({"plans": [plan.name for plan in plans]} | report, indent=1) + "\n")
+    (run / "plans.json").write_text(
+        json.dumps({"plans": [plan.name for plan in plans]} | report, indent=1) + "\n"
+    )
 
 
 def read_plans(run: Path) -> tuple[list[Knobs], dict[str, Any]]:
@@ -171,15 +199,19 @@ def write_targets(run: Path, part: str, arrays: dict[str, Any]) -> None:
 
 
 def read_targets(run: Path, part: str) -> dict[str, Any]:
-    """names, groups (N,), counts (N, plans, ..), inputs (N, gate inputs), plans: their names, spec. Raises RunError."""
+    """names, groups (N,), counts (N, plans, ..), inputs (N, gate inputs), plans: their names, spec.
+    Raises RunError."""
     path, plans = run / f"targets-{part}.npz", [plan.name for plan in read_plans(run)[0]]
     if not path.exists():
-        raise RunError(f"{path} is missing; make it with `python -m model_export derive-targets {run}`")
+        raise RunError(
+            f"{path} is missing; make it with `python -m model_export derive-targets {run}`"
+        )
     with np.load(path) as archive:
         arrays = {name: archive[name] for name in archive.files}
     if arrays["plans"].tolist() != plans:
         raise RunError(
-            f"{path} is not of the plans of plans.json; repeat `python -m model_export derive-targets {run}`"
+            f"{path} is not of the plans of plans.json; repeat `python -m model_export "
+            f"derive-targets {run}`"
         )
     return arrays
 

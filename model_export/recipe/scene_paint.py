@@ -1,7 +1,9 @@
-"""Camera, canvases and ground of the procedural street scenes (see scenes.py for what stands in them).
+"""Camera, canvases and ground of the procedural street scenes (see scenes.py for what stands in
+them).
 
-The world is metric and seen by a dash camera at the origin: X to the right, Y up from the road surface, Z ahead.
-Everything is painted back to front into the image and the mask together, which keeps occlusion right in both.
+The world is metric and seen by a dash camera at the origin: X to the right, Y up from the road
+surface, Z ahead. Everything is painted back to front into the image and the mask together, which
+keeps occlusion right in both.
 """
 
 from __future__ import annotations
@@ -14,15 +16,29 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 CLASSES: tuple[str, ...] = (
-    "Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist",
-)  # fmt: skip
+    "Sky",
+    "Building",
+    "Pole",
+    "Road",
+    "Pavement",
+    "Tree",
+    "SignSymbol",
+    "Fence",
+    "Car",
+    "Pedestrian",
+    "Bicyclist",
+)
 VOID = 255
-SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST = range(len(CLASSES))
+SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST = range(
+    len(CLASSES)
+)
 
 Colour = tuple[float, float, float]
 Point = tuple[float, float, float]
 
-_NEAR = 0.9  # metres; points closer than this slide forward along Z, which is exact for planes parallel to the street
+# metres; points closer than this slide forward along Z, which is exact for planes parallel to the
+# street
+_NEAR = 0.9
 FAR = 110.0  # metres; where the street is closed off by a backdrop
 _JOINT = 0.22  # how much darker than the slabs their joints are, at the camera
 _TILE = 256  # side of the wrap-around noise tile, pixels
@@ -33,7 +49,8 @@ def scale(colour: Sequence[float], factor: float) -> Colour:
 
 
 def noise(gen: np.random.Generator, height: int, width: int, octaves: Sequence[int]) -> np.ndarray:
-    """Sum of upscaled random grids, float32 (height, width), zero mean and about unit spread; octaves = grid sizes."""
+    """Sum of upscaled random grids, float32 (height, width), zero mean and about unit spread;
+    octaves = grid sizes."""
     total = np.zeros((height, width), np.float32)
     for cells in octaves:
         rows = max(1, round(cells * height / max(height, width)))
@@ -45,7 +62,8 @@ def noise(gen: np.random.Generator, height: int, width: int, octaves: Sequence[i
 
 
 def _wrapping(field: np.ndarray) -> np.ndarray:
-    """Crossfade the surplus rows and columns of a square field into its start, so that the tile repeats unseen."""
+    """Crossfade the surplus rows and columns of a square field into its start, so that the tile
+    repeats unseen."""
     extra = field.shape[0] - _TILE
     fade = np.linspace(0, 1, extra, dtype=np.float32)
     for _ in range(2):  # rows, then columns
@@ -71,11 +89,17 @@ class Painter:
         self.dusk = max(0.0, u(-0.8, 1.0)) * clutter
         self.haze_rate = u(0.001, 0.003) + 0.008 * clutter * u(0.2, 1.0)
         grey = u(0, 1) * (0.3 + 0.9 * min(clutter, 0.78))  # overcast share of the sky
-        self.zenith = tuple(a + (b - a) * grey for a, b in zip((96, 148, 214), (206, 210, 216), strict=True))
-        self.haze = tuple(a + (b - a) * grey for a, b in zip((204, 222, 240), (232, 234, 236), strict=True))
+        self.zenith = tuple(
+            a + (b - a) * grey for a, b in zip((96, 148, 214), (206, 210, 216), strict=True)
+        )
+        self.haze = tuple(
+            a + (b - a) * grey for a, b in zip((204, 222, 240), (232, 234, 236), strict=True)
+        )
         self.sun = self.rng.choice((-1, 1))
         self.tile = _wrapping(noise(self.gen, _TILE + 48, _TILE + 48, (9, 22, 56, 128)))
-        self.junction: tuple[float, float] | None = None  # near and far edge of a crossing road, metres
+        self.junction: tuple[float, float] | None = (
+            None  # near and far edge of a crossing road, metres
+        )
         if self.rng.random() < 0.3 + 0.2 * clutter:
             start = u(9, 35)
             self.junction = (start, start + u(6, 10))
@@ -83,21 +107,29 @@ class Painter:
         self.mask = Image.new("L", (width, height), SKY)
         self.ink, self.pen = ImageDraw.Draw(self.image), ImageDraw.Draw(self.mask)
 
-    # Camera -----------------------------------------------------------------------------------------------------
+    # Camera
+    # ----------------------------------------------------------------------------------------------
 
     def at(self, point: Point) -> tuple[float, float]:
-        """Pixel (x, y) of a point in metres; the bend of the street is applied here, so all objects follow it."""
+        """Pixel (x, y) of a point in metres; the bend of the street is applied here, so all objects
+        follow it."""
         z = max(point[2], _NEAR)
-        return self.vx + self.focal * (point[0] / z + self.bend * z), self.hy + self.focal * (self.cam - point[1]) / z
+        return self.vx + self.focal * (point[0] / z + self.bend * z), self.hy + self.focal * (
+            self.cam - point[1]
+        ) / z
 
     def tint(self, colour: Sequence[float], z: float) -> tuple[int, int, int]:
         """Colour seen through the haze at distance z, as 8-bit RGB."""
         keep = math.exp(-self.haze_rate * max(z, 0.0))
-        r, g, b = (min(255, max(0, int(c * keep + h * (1 - keep)))) for c, h in zip(colour, self.haze, strict=True))
+        r, g, b = (
+            min(255, max(0, int(c * keep + h * (1 - keep))))
+            for c, h in zip(colour, self.haze, strict=True)
+        )
         return r, g, b
 
     def poly(self, label: int | None, points: Sequence[Point], colour: Sequence[float]) -> None:
-        """Fill a polygon given in metres; label None leaves the mask, for details on a surface already painted."""
+        """Fill a polygon given in metres; label None leaves the mask, for details on a surface
+        already painted."""
         flat = [self.at(p) for p in points]
         self.ink.polygon(flat, fill=self.tint(colour, points[0][2]))
         if label is not None:
@@ -114,17 +146,23 @@ class Painter:
         wide = max(1, round(self.focal * thick / max(a[2], _NEAR)))
         self.ink.line([self.at(a), self.at(b)], fill=self.tint(colour, a[2]), width=wide)
 
-    def disc(self, label: int | None, centre: Point, rx: float, ry: float, colour: Sequence[float]) -> None:
+    def disc(
+        self, label: int | None, centre: Point, rx: float, ry: float, colour: Sequence[float]
+    ) -> None:
         """A filled upright ellipse facing the camera, radii in metres."""
-        (x0, y0), (x1, y1) = (self.at((centre[0] + s * rx, centre[1] - s * ry, centre[2])) for s in (-1, 1))
+        (x0, y0), (x1, y1) = (
+            self.at((centre[0] + s * rx, centre[1] - s * ry, centre[2])) for s in (-1, 1)
+        )
         self.ink.ellipse((x0, y0, x1, y1), fill=self.tint(colour, centre[2]))
         if label is not None:
             self.pen.ellipse((x0, y0, x1, y1), fill=label)
 
-    # Ground and sky ---------------------------------------------------------------------------------------------
+    # Ground and sky
+    # ---------------------------------------------------------------------------------------------
 
     def backdrop(self, shadows: Sequence[tuple[Sequence[Point], float]]) -> None:
-        """Sky, pavement, road with its marks, then the shadows (ground polygons and how dark they are, 0 to 1)."""
+        """Sky, pavement, road with its marks, then the shadows (ground polygons and how dark they
+        are, 0 to 1)."""
         u, high, wide, c = self.rng.uniform, self.height, self.width, self.clutter
         tarmac, slab = scale((104, 104, 108), u(0.7, 1.25)), scale((150, 146, 138), u(0.75, 1.15))
         ground = self.at((0, 0, FAR * 2))[1]
@@ -133,10 +171,14 @@ class Painter:
         steps = [0.9, 1.5, 2.5, 4, 6, 9, 13, 18, 25, 35, 50, 75, FAR, FAR * 2]
 
         def strip(label: int | None, x0: float, x1: float, colour: Sequence[float]) -> None:
-            edge = [(x0 - self.shift, 0.0, z) for z in steps] + [(x1 - self.shift, 0.0, z) for z in steps[::-1]]
+            edge = [(x0 - self.shift, 0.0, z) for z in steps] + [
+                (x1 - self.shift, 0.0, z) for z in steps[::-1]
+            ]
             self.poly(label, edge, colour)
 
-        strip(None, -self.half - 0.2, self.half + 0.2, scale(slab, 1.18))  # kerb stones, part of the pavement
+        strip(
+            None, -self.half - 0.2, self.half + 0.2, scale(slab, 1.18)
+        )  # kerb stones, part of the pavement
         strip(ROAD, -self.half, self.half, tarmac)
         if self.junction is not None:
             z0, z1 = self.junction
@@ -144,14 +186,21 @@ class Painter:
         white, yellow = scale((226, 226, 222), u(0.75, 1.05)), (196, 172, 70)
         for side in (-1, 1):
             if self.rng.random() < 0.25 + 0.5 * c:
-                strip(None, side * (self.half - 0.35), side * (self.half - 0.25), self.rng.choice((white, yellow)))
+                strip(
+                    None,
+                    side * (self.half - 0.35),
+                    side * (self.half - 0.25),
+                    self.rng.choice((white, yellow)),
+                )
         joint, line = u(0.7, 1.2), self.half + 0.2
         for k in range(int(26 / joint)):  # joints between the paving slabs
             z = 1.2 + k * joint
             if self.junction is None or not self.junction[0] - 0.5 < z < self.junction[1]:
                 for a, b in ((-line - self.walk, -line), (line, line + self.walk)):
                     tone = _JOINT * (1 - z / 40)
-                    self.stroke((a - self.shift, 0, z), (b - self.shift, 0, z), 0.01, scale(slab, 1 - tone))
+                    self.stroke(
+                        (a - self.shift, 0, z), (b - self.shift, 0, z), 0.01, scale(slab, 1 - tone)
+                    )
         z, dash, gap = u(1.0, 4.0), u(1.5, 4), u(2, 5)
         while z < 80:
             if self.junction is None or not self.junction[0] - dash < z < self.junction[1]:
@@ -162,33 +211,59 @@ class Painter:
             z0 = (self.junction[0] - 4) if self.junction else u(6, 22)
             for k in range(int(self.half * 2 / 1.1)):
                 a = -self.half - self.shift + 1.1 * k + 0.3
-                self.poly(None, [(a, 0, z0), (a + 0.55, 0, z0), (a + 0.55, 0, z0 + 2.6), (a, 0, z0 + 2.6)], white)
+                self.poly(
+                    None,
+                    [(a, 0, z0), (a + 0.55, 0, z0), (a + 0.55, 0, z0 + 2.6), (a, 0, z0 + 2.6)],
+                    white,
+                )
         # Texture in ground coordinates, so that patches and stains foreshorten as real ones do.
         rgb = np.array(self.image, np.float32)
         top = min(high, max(0, math.ceil(ground)))
-        depth = self.focal * self.cam / np.maximum(np.arange(top, high, dtype=np.float32) - self.hy, 0.5)[:, None]
+        depth = (
+            self.focal
+            * self.cam
+            / np.maximum(np.arange(top, high, dtype=np.float32) - self.hy, 0.5)[:, None]
+        )
         across = (np.arange(wide, dtype=np.float32)[None, :] - self.vx) / self.focal * depth
-        rough = self.tile[np.floor(depth * 9).astype(np.int32) % _TILE, np.floor(across * 22).astype(np.int32) % _TILE]
+        rough = self.tile[
+            np.floor(depth * 9).astype(np.int32) % _TILE,
+            np.floor(across * 22).astype(np.int32) % _TILE,
+        ]
         rough = (
             rough
-            + self.tile[np.floor(depth * 1.7).astype(np.int32) % _TILE, np.floor(across * 14).astype(np.int32) % _TILE]
+            + self.tile[
+                np.floor(depth * 1.7).astype(np.int32) % _TILE,
+                np.floor(across * 14).astype(np.int32) % _TILE,
+            ]
         )
         shade = Image.new("L", (wide, high), 255)
         draw = ImageDraw.Draw(shade)
         for points, dark in shadows:
             draw.polygon([self.at(p) for p in points], fill=int(255 * (1 - dark)))
         shade = shade.filter(ImageFilter.BoxBlur(max(1, wide // 240)))
-        dim = np.asarray(shade, np.float32)[top:] / 255 * (1 + (0.025 + 0.02 * c) * rough * np.minimum(1, 25 / depth))
+        dim = (
+            np.asarray(shade, np.float32)[top:]
+            / 255
+            * (1 + (0.025 + 0.02 * c) * rough * np.minimum(1, 25 / depth))
+        )
         rgb[top:] *= dim[..., None]
-        ramp = np.clip(np.arange(high, dtype=np.float32) / max(self.hy, 1.0), 0, 1)[:top, None, None]
-        sky = np.asarray(self.zenith, np.float32) * (1 - ramp) + np.asarray(self.haze, np.float32) * ramp
+        ramp = np.clip(np.arange(high, dtype=np.float32) / max(self.hy, 1.0), 0, 1)[
+            :top, None, None
+        ]
+        sky = (
+            np.asarray(self.zenith, np.float32) * (1 - ramp)
+            + np.asarray(self.haze, np.float32) * ramp
+        )
         if top:
-            cloud = np.clip(noise(self.gen, top, wide, (3, 7, 16, 34)) * 0.6 - u(-0.2, 0.9) + c * 0.4, 0, 1)[..., None]
+            cloud = np.clip(
+                noise(self.gen, top, wide, (3, 7, 16, 34)) * 0.6 - u(-0.2, 0.9) + c * 0.4, 0, 1
+            )[..., None]
             sky = sky + (u(225, 250) - sky) * cloud * (0.15 + 0.75 * c * u(0.4, 1))
         rgb[:top] = sky
         self.image.paste(Image.fromarray(np.clip(rgb, 0, 255).astype(np.uint8)))
 
-    # Foliage ----------------------------------------------------------------------------------------------------
+    # Foliage
+    # ----------------------------------------------------------------------------------------------
 
     def leaves(self, cx: float, cy: float, rx: float, ry: float, z: float, green: Colour) -> None:
         """A blotchy ellipse of foliage in pixels, its outline broken by the noise tile."""
@@ -196,10 +271,17 @@ class Painter:
         y0, y1 = max(0, int(cy - ry * 1.3)), min(self.height, int(cy + ry * 1.3) + 1)
         if x0 >= x1 or y0 >= y1:
             return
-        dx, dy = (np.arange(x0, x1, dtype=np.float32) - cx) / rx, (np.arange(y0, y1, dtype=np.float32) - cy) / ry
+        dx, dy = (
+            (np.arange(x0, x1, dtype=np.float32) - cx) / rx,
+            (np.arange(y0, y1, dtype=np.float32) - cy) / ry,
+        )
         ox, oy = self.rng.randrange(_TILE), self.rng.randrange(_TILE)
-        big = self.tile[np.ix_((dy * 22 + oy).astype(int) % _TILE, (dx * 22 + ox).astype(int) % _TILE)]
-        fine = self.tile[np.ix_((dy * 75 + ox).astype(int) % _TILE, (dx * 75 + oy).astype(int) % _TILE)]
+        big = self.tile[
+            np.ix_((dy * 22 + oy).astype(int) % _TILE, (dx * 22 + ox).astype(int) % _TILE)
+        ]
+        fine = self.tile[
+            np.ix_((dy * 75 + ox).astype(int) % _TILE, (dx * 75 + oy).astype(int) % _TILE)
+        ]
         ragged = 0.5 + 0.6 * self.clutter
         gauge = dx[None, :] ** 2 + dy[:, None] ** 2 + ragged * (0.22 * big + 0.07 * fine)
         inside = gauge < 1.0
@@ -207,5 +289,7 @@ class Painter:
         tone = np.asarray(self.tint(green, z), np.float32)
         patch = np.clip(tone * np.maximum(light, 0.25)[..., None], 0, 255).astype(np.uint8)
         seen = inside & ((gauge < 0.45) | (fine > -0.9))
-        self.image.paste(Image.fromarray(patch), (x0, y0), Image.fromarray(seen.astype(np.uint8) * 255))
+        self.image.paste(
+            Image.fromarray(patch), (x0, y0), Image.fromarray(seen.astype(np.uint8) * 255)
+        )
         self.mask.paste(TREE, (x0, y0, x1, y1), Image.fromarray(inside.astype(np.uint8) * 255))

@@ -41,10 +41,11 @@ from service.settings import Settings
 if TYPE_CHECKING:  # it needs packages that are not there unless tracing is wanted
     from service.api.tracing import Tracing
 
-# FastAPI (0.165, fastapi/telemetry) would record by itself as soon as a global OpenTelemetry provider is set or
-# FASTAPI_OTEL_AUTO_CONFIGURE is true: a span for every path, probes and scrapes too, more below each for its own work,
-# a second duration histogram, and logs with the messages and stacks of exceptions. It knows no stage, and answers no
-# traceparent. Ours are in tracing.py and metrics.py; with all of this off, its wrapper calls the app and nothing else.
+# FastAPI (0.165, fastapi/telemetry) would record by itself as soon as a global OpenTelemetry
+# provider is set or FASTAPI_OTEL_AUTO_CONFIGURE is true: a span for every path, probes and scrapes
+# too, more below each for its own work, a second duration histogram, and logs with the messages and
+# stacks of exceptions. It knows no stage, and answers no traceparent. Ours are in tracing.py and
+# metrics.py; with all of this off, its wrapper calls the app and nothing else.
 _TELEMETRY = TelemetryConfig(tracing=False, metrics=False, logs=False, auto_configure=False)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -59,7 +60,8 @@ def create_app(
     version: str = "unknown",
     tracing: Tracing | None = None,
 ) -> FastAPI:
-    """The service over HTTP. Starting it starts the scheduler, ending it drains the scheduler and ends the tracing.
+    """The service over HTTP. Starting it starts the scheduler, ending it drains the scheduler and
+    ends the tracing.
 
     Raises SettingsError for a node budget or API keys that cannot be understood.
     """
@@ -71,8 +73,10 @@ def create_app(
     app = FastAPI(
         title="Fathom",
         version=version,
-        summary="Segments each image with only as much compute as it needs and as its caller can afford.",
-        docs_url=None,  # the stock page loads its scripts from elsewhere; pages() has one that does not
+        summary="Segments each image with only as much compute as it needs "
+        "and as its caller can afford.",
+        # the stock page loads its scripts from elsewhere; pages() has one that does not
+        docs_url=None,
         redoc_url=None,
         telemetry=_TELEMETRY,
         lifespan=rim.lifespan,
@@ -93,7 +97,8 @@ def create_app(
 
 
 class Rim:
-    """What /segment needs: the threads for images, the intake of bodies, the scheduler; the API keys, if there are."""
+    """What /segment needs: the threads for images, the intake of bodies, the scheduler; the API
+    keys, if there are."""
 
     def __init__(
         self,
@@ -103,10 +108,17 @@ class Rim:
         metrics: Metrics,
         tracing: Tracing | None,
     ) -> None:
-        self._settings, self._manifest, self._scheduler, self._metrics = settings, manifest, scheduler, metrics
+        self._settings, self._manifest, self._scheduler, self._metrics = (
+            settings,
+            manifest,
+            scheduler,
+            metrics,
+        )
         self._tracing = tracing
         refuse = partial(self._observe, outcome="unauthorized")
-        self._keys = ApiKeys(Path(settings.api_keys_file), refuse) if settings.api_keys_file else None
+        self._keys = (
+            ApiKeys(Path(settings.api_keys_file), refuse) if settings.api_keys_file else None
+        )
         self._limits = Limits(settings.max_pixels, settings.max_side, settings.min_side)
         self._intake = Intake(
             max_bytes=settings.max_body_bytes,
@@ -166,16 +178,23 @@ class Rim:
         check_ready(self._scheduler)
         async with self._intake.receive(request) as upload:
             began = time.perf_counter()
-            image = self._in_thread(decode, upload.data, upload.content_type, self._limits, self._manifest.input)
+            image = self._in_thread(
+                decode, upload.data, upload.content_type, self._limits, self._manifest.input
+            )
             frame = await _while_connected(request, image)
             trace.add("decode", began, time.perf_counter())
         trace.size = frame.geometry.width, frame.geometry.height
-        outcome = await _while_connected(request, self._scheduler.submit(frame, budget, trace, request.state.arrived))
+        outcome = await _while_connected(
+            request, self._scheduler.submit(frame, budget, trace, request.state.arrived)
+        )
         body = await _while_connected(request, self._render(form, include, outcome, trace))
         return Response(body, media_type=form.media_type)
 
-    async def _render(self, form: forms.Form, include: Set[str], outcome: Outcome, trace: Trace) -> bytes:
-        # A copy: the thread may still write into it after the client has left and the trace was counted.
+    async def _render(
+        self, form: forms.Form, include: Set[str], outcome: Outcome, trace: Trace
+    ) -> bytes:
+        # A copy: the thread may still write into it after the client has left and the trace was
+        # counted.
         own = replace(trace, stages=dict(trace.stages), began=dict(trace.began))
 
         def render() -> bytes:
@@ -187,7 +206,9 @@ class Rim:
         return body
 
     async def _in_thread(self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(*args, **kwargs))
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, lambda: work(*args, **kwargs)
+        )
 
     def _observe(self, request: Request, outcome: str) -> None:
         trace: Trace = request.state.trace
@@ -205,7 +226,8 @@ class Rim:
 
 
 async def _while_connected(request: Request, work: Coroutine[object, object, _T]) -> _T:
-    """The result of `work`, which is cancelled when the client leaves: then ClientDisconnect is raised.
+    """The result of `work`, which is cancelled when the client leaves: then ClientDisconnect is
+    raised.
 
     The request's body must have been read.
     """
@@ -235,4 +257,6 @@ async def _on_error(request: Request, error: Exception) -> Response:
             else f"{request.method} {request.scope['path']}: {status.phrase}"
         )
         return document(status, slug, status.phrase, detail, request_id, error.headers)
-    return problem(BadQuery("A parameter of the path or the query cannot be understood"), request_id)
+    return problem(
+        BadQuery("A parameter of the path or the query cannot be understood"), request_id
+    )

@@ -3,8 +3,9 @@
     # NAME    sha256:HEX, of `printf %s "$KEY" | sha256sum`
     camera-7  sha256:...
 
-A name may stand on several lines, so that a key is replaced by adding the new one, moving the callers, and taking the
-old one out. A caller sends its key as `Authorization: Bearer KEY` or as `X-API-Key: KEY`.
+A name may stand on several lines, so that a key is replaced by adding the new one, moving the
+callers, and taking the old one out. A caller sends its key as `Authorization: Bearer KEY` or as
+`X-API-Key: KEY`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ MAX_BYTES = 256 * 1024  # about 2500 keys
 _LINE = re.compile(r"([A-Za-z0-9._-]{1,64})[ \t]+sha256:([0-9A-Fa-f]{64})")
 _NO_KEY = hashlib.sha256(b"").digest()  # what a forgotten variable gives: it would let everybody in
 _BEARER = HTTPBearer(auto_error=False, description="An API key of this service")
-_HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same key in a field of its own")
+_HEADER = APIKeyHeader(
+    name="X-API-Key", auto_error=False, description="The same key in a field of its own"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +43,11 @@ class Keyring:
     keys: tuple[tuple[str, bytes], ...]
 
     def name_of(self, key: str) -> str | None:
-        """The name of a key; None if it is not one of ours. The time it takes does not depend on which one it is."""
-        digest = hashlib.sha256(key.encode("latin-1")).digest()  # header fields are latin-1: this gives their bytes
+        """The name of a key; None if it is not one of ours. The time it takes does not depend on
+        which one it is."""
+        digest = hashlib.sha256(
+            key.encode("latin-1")
+        ).digest()  # header fields are latin-1: this gives their bytes
         found = None
         for name, known in self.keys:
             if hmac.compare_digest(digest, known):
@@ -49,7 +55,8 @@ class Keyring:
         return found
 
     def __str__(self) -> str:
-        return f"keys in force: {len(self.keys)} ({', '.join(dict.fromkeys(name for name, _ in self.keys))})"
+        names = ", ".join(dict.fromkeys(name for name, _ in self.keys))
+        return f"keys in force: {len(self.keys)} ({names})"
 
     __repr__ = __str__
 
@@ -65,7 +72,10 @@ def parse_keys(text: str) -> Keyring:
             continue
         match = _LINE.fullmatch(line.strip())
         if match is None:
-            raise SettingsError(f"line {number} must be NAME sha256:HEX, HEX being the key's SHA-256 in 64 hex digits")
+            raise SettingsError(
+                f"line {number} must be NAME sha256:HEX, HEX being the key's SHA-256 in 64 hex "
+                f"digits"
+            )
         digest = bytes.fromhex(match[2])
         if digest == _NO_KEY:
             raise SettingsError(f"line {number} has the digest of an empty key")
@@ -80,8 +90,9 @@ def parse_keys(text: str) -> Keyring:
 class ApiKeys:
     """The keys that are in force. `require` is a dependency of every route that needs one.
 
-    path: the setting api_keys_file. on_refusal: called with a request that gets 401. Raises SettingsError for a file
-    that is empty, unreadable or wrong; one that becomes so later leaves the keys as they were.
+    path: the setting api_keys_file. on_refusal: called with a request that gets 401. Raises
+    SettingsError for a file that is empty, unreadable or wrong; one that becomes so later leaves
+    the keys as they were.
     """
 
     def __init__(self, path: Path, on_refusal: Callable[[Request], None]) -> None:
@@ -97,7 +108,8 @@ class ApiKeys:
         bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
         header: Annotated[str | None, Security(_HEADER)],
     ) -> None:
-        """Note the key's name in the request's trace. Raises HTTPException (401); the body is not read before.
+        """Note the key's name in the request's trace. Raises HTTPException (401); the body is not
+        read before.
 
         X-API-Key counts where both are given: an ingress may use Authorization for itself.
         """
@@ -105,7 +117,11 @@ class ApiKeys:
         name = self._ring.name_of(key)
         if name is None:
             self._on_refusal(request)
-            detail = "The API key is not known" if key else "Send an API key, as Authorization: Bearer or as X-API-Key"
+            detail = (
+                "The API key is not known"
+                if key
+                else "Send an API key, as Authorization: Bearer or as X-API-Key"
+            )
             raise HTTPException(401, detail, headers={"WWW-Authenticate": 'Bearer realm="fathom"'})
         request.state.trace.caller = name
 

@@ -1,4 +1,5 @@
-"""The request's body -> the bytes of one image and their type, within limits of size, time and memory.
+"""The request's body -> the bytes of one image and their type, within limits of size, time and
+memory.
 
 Bytes are counted as they stream in, whatever Content-Length says. Nothing is written to disk.
 """
@@ -16,10 +17,18 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from service.api.image import FORMATS
-from service.errors import Overloaded, RequestTimeout, TooLarge, UndecodableImage, UnsupportedMediaType
+from service.errors import (
+    Overloaded,
+    RequestTimeout,
+    TooLarge,
+    UndecodableImage,
+    UnsupportedMediaType,
+)
 
 FORM = "multipart/form-data"
-HELD_BODIES = 8  # bodies of the largest size that may be in memory together, arriving or waiting for a thread
+HELD_BODIES = (
+    8  # bodies of the largest size that may be in memory together, arriving or waiting for a thread
+)
 MAX_FIELDS = 8  # fields beside the file; they are ignored, each may hold a kilobyte
 # It would write a line for every byte that a stranger puts in the wrong place.
 logging.getLogger("python_multipart").setLevel(logging.ERROR)
@@ -44,21 +53,25 @@ class _InMemoryParser(MultiPartParser):
 
 
 class Intake:
-    """Reads bodies. max_bytes: of one body; timeout_s: until one must have arrived; max_waiting: bodies that have
-    arrived and are not decoded yet; on_refusal: called when there are too many of them.
+    """Reads bodies. max_bytes: of one body; timeout_s: until one must have arrived; max_waiting:
+    bodies that have arrived and are not decoded yet; on_refusal: called when there are too many of
+    them.
     """
 
-    def __init__(self, *, max_bytes: int, timeout_s: float, max_waiting: int, on_refusal: Callable[[], None]) -> None:
+    def __init__(
+        self, *, max_bytes: int, timeout_s: float, max_waiting: int, on_refusal: Callable[[], None]
+    ) -> None:
         self._max_bytes, self._timeout_s, self._max_waiting = max_bytes, timeout_s, max_waiting
         self._on_refusal = on_refusal
         self._held_bytes = self._waiting = 0
 
     @asynccontextmanager
     async def receive(self, request: Request) -> AsyncIterator[Upload]:
-        """The upload; its bytes count as held until the block ends, which should be when they are decoded.
+        """The upload; its bytes count as held until the block ends, which should be when they are
+        decoded.
 
-        Raises UnsupportedMediaType, TooLarge, RequestTimeout, Overloaded, UndecodableImage (a form without
-        exactly one file) and starlette's ClientDisconnect.
+        Raises UnsupportedMediaType, TooLarge, RequestTimeout, Overloaded, UndecodableImage (a form
+        without exactly one file) and starlette's ClientDisconnect.
         """
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != FORM and kind not in FORMATS:
@@ -81,7 +94,9 @@ class Intake:
                 held += len(chunk)
                 self._held_bytes += len(chunk)
                 if held > self._max_bytes or self._held_bytes > HELD_BODIES * self._max_bytes:
-                    async for _ in stream:  # a client that still sends would lose an early answer with its connection
+                    async for _ in (
+                        stream
+                    ):  # a client that still sends would lose an early answer with its connection
                         pass
                     raise self._too_large() if held > self._max_bytes else self._overloaded()
                 yield chunk
@@ -92,7 +107,9 @@ class Intake:
                     stream = counted()
                     upload = await (_file(request, stream) if kind == FORM else _raw(stream, kind))
             except TimeoutError as error:
-                raise RequestTimeout(f"The body did not arrive within {self._timeout_s:g} s") from error
+                raise RequestTimeout(
+                    f"The body did not arrive within {self._timeout_s:g} s"
+                ) from error
             self._waiting += 1
             try:
                 yield upload
@@ -118,7 +135,9 @@ async def _raw(stream: AsyncGenerator[bytes, None], kind: str) -> Upload:
 
 async def _file(request: Request, stream: AsyncGenerator[bytes, None]) -> Upload:
     """The one file of a form; fields beside it are ignored."""
-    parser = _InMemoryParser(request.headers, stream, max_files=1, max_fields=MAX_FIELDS, max_part_size=1024)
+    parser = _InMemoryParser(
+        request.headers, stream, max_files=1, max_fields=MAX_FIELDS, max_part_size=1024
+    )
     try:
         form = await parser.parse()
         files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]

@@ -51,10 +51,11 @@ KEYS = (*_NUMBERS, "strict")
 
 
 def parse_budget(values: Sequence[str], of: int) -> Budget:
-    """The field's lines, in their order, as one Budget. No line, or only empty ones: no ceiling and no floor.
+    """The field's lines, in their order, as one Budget. No line, or only empty ones: no ceiling and
+    no floor.
 
-    of: the bundle's deepest exit, the highest `depth`. Raises BadHeader (400) that names the key; nothing else.
-    A key that is repeated counts by its last value, as the format says.
+    of: the bundle's deepest exit, the highest `depth`. Raises BadHeader (400) that names the key;
+    nothing else. A key that is repeated counts by its last value, as the format says.
     """
     text = ", ".join(value for value in (line.strip(" \t") for line in values) if value)
     if not text:
@@ -77,15 +78,24 @@ def parse_budget(values: Sequence[str], of: int) -> Budget:
             found[key] = value
         else:
             number = _NUMBERS[key]
-            found[key.replace("-", "_")] = number.read(key, value, of if key == "depth" else number.high)
+            found[key.replace("-", "_")] = number.read(
+                key, value, of if key == "depth" else number.high
+            )
     return Budget(**found)  # type: ignore[arg-type]  # each key was read as its field's type
 
 
 def format_used(decision: Decision, of: int) -> str:
-    """The value of `Compute-Used`. of: the bundle's deepest exit. keep and width are left out where they are 1."""
+    """The value of `Compute-Used`. of: the bundle's deepest exit. keep and width are left out where
+    they are 1."""
     plan, reason = decision.plan, http_sf.Token(decision.reason.value)
-    less = {key: Decimal(share) for key, share in (("keep", plan.keep), ("width", plan.width)) if share < 1}
-    return http_sf.ser({"depth": plan.depth, "of": of, **less, "gflops": Decimal(plan.gflops), "reason": reason})
+    less = {
+        key: Decimal(share)
+        for key, share in (("keep", plan.keep), ("width", plan.width))
+        if share < 1
+    }
+    return http_sf.ser(
+        {"depth": plan.depth, "of": of, **less, "gflops": Decimal(plan.gflops), "reason": reason}
+    )
 
 
 def _bad(key: str, problem: str) -> BadHeader:
@@ -93,11 +103,15 @@ def _bad(key: str, problem: str) -> BadHeader:
 
 
 def _parse(text: str) -> dict[str, tuple[object, object]]:
-    """key -> (value, parameters). Any failure of the parser is a BadHeader that names the member it stumbled over."""
+    """key -> (value, parameters). Any failure of the parser is a BadHeader that names the member it
+    stumbled over."""
     try:
         return _dictionary(text)
     except (http_sf.StructuredFieldError, UnicodeEncodeError) as error:
-        wrong = next((member for member in map(str.strip, text.split(",")) if not _is_dictionary(member)), text)
+        wrong = next(
+            (member for member in map(str.strip, text.split(",")) if not _is_dictionary(member)),
+            text,
+        )
         key = re.split(r"[=;]", wrong)[0][:40]
         if not key:
             raise BadHeader(f"{FIELD} has a member without a key", header=FIELD) from error

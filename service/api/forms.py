@@ -1,4 +1,5 @@
-"""The forms of an answer, one row each, which one a request's `Accept` asks for, and what `include` adds to it."""
+"""The forms of an answer, one row each, which one a request's `Accept` asks for, and what `include`
+adds to it."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ INCLUDES = frozenset({"paused"})
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """render: the body of an answer. It writes the stage "mask" into the trace, and runs outside of the event loop.
+    """render: the body of an answer. It writes the stage "mask" into the trace, and runs outside of
+    the event loop.
 
     includes: what `include` may add.
     """
@@ -47,10 +49,11 @@ FORMS = (Form("application/json", _json, includes=INCLUDES), Form("image/png", _
 
 
 def choose(accept: Sequence[str]) -> Form:
-    """The form that the lines of `Accept` prefer; the first row of the table among equals and when there is no line.
+    """The form that the lines of `Accept` prefer; the first row of the table among equals and when
+    there is no line.
 
-    A form's weight is that of the most specific range that matches it (RFC 9110, 12.5.1). Raises NotAcceptable, or
-    BadHeader for a weight that is no number from 0 to 1.
+    A form's weight is that of the most specific range that matches it (RFC 9110, 12.5.1). Raises
+    NotAcceptable, or BadHeader for a weight that is no number from 0 to 1.
     """
     ranges = [_range(entry) for line in accept for entry in line.split(",") if entry.strip()]
     if not ranges:
@@ -68,12 +71,18 @@ def included(query: Sequence[tuple[str, str]], form: Form) -> Set[str]:
     for key, value in query:
         if key != "include":
             raise BadQuery(
-                f"The query has the key '{key}', but the only one is 'include': the budget goes into {FIELD}", key=key
+                f"The query has the key '{key}', but the only one is 'include': the budget goes "
+                f"into {FIELD}",
+                key=key,
             )
         if value not in INCLUDES:
-            raise BadQuery(f"include is '{value}', but it can only be {' or '.join(INCLUDES)}", key=key)
+            raise BadQuery(
+                f"include is '{value}', but it can only be {' or '.join(INCLUDES)}", key=key
+            )
         if value not in form.includes:
-            raise BadQuery(f"include={value} adds to JSON, but the answer is to be {form.media_type}", key=key)
+            raise BadQuery(
+                f"include={value} adds to JSON, but the answer is to be {form.media_type}", key=key
+            )
     return {value for _, value in query}
 
 
@@ -87,7 +96,9 @@ def _range(entry: str) -> tuple[str, float]:
             except ValueError:
                 weight = -1.0
             if not 0 <= weight <= 1:
-                raise BadHeader(f"Accept: the weight q={value} must be from 0 to 1", header="Accept", key="q")
+                raise BadHeader(
+                    f"Accept: the weight q={value} must be from 0 to 1", header="Accept", key="q"
+                )
             return media, weight
     return media, 1.0
 

@@ -1,15 +1,16 @@
 """Probabilities of core and rim -> objects, at the image's own size.
 
-A network that names pixels cannot part two objects that touch; it can if their inner parts have a class of their own.
-Channel 0 is the background, 1 + 2c the core of class c (the pixels of an object that are farther from its outline than
-a fixed share of its radius), 2 + 2c the rim around it. Cores of different objects do not touch. So: a connected core is
-an object, or each part of it that stands alone where the network is surer; it grows over the foreground of its class,
-all cores at one speed; foreground that no core reaches is an object, too; what is no larger than a cell of the decoder
-is dropped.
+A network that names pixels cannot part two objects that touch; it can if their inner parts have a
+class of their own. Channel 0 is the background, 1 + 2c the core of class c (the pixels of an object
+that are farther from its outline than a fixed share of its radius), 2 + 2c the rim around it. Cores
+of different objects do not touch. So: a connected core is an object, or each part of it that stands
+alone where the network is surer; it grows over the foreground of its class, all cores at one speed;
+foreground that no core reaches is an object, too; what is no larger than a cell of the decoder is
+dropped.
 
-All this happens on a grid a little finer than the decoder's cells, whatever the image's size: there is nothing finer to
-know, and it bounds time and memory. Only the foreground's outline and the ids are looked up at the image's own size, in
-bands of rows.
+All this happens on a grid a little finer than the decoder's cells, whatever the image's size: there
+is nothing finer to know, and it bounds time and memory. Only the foreground's outline and the ids
+are looked up at the image's own size, in bands of rows.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from service.core import Geometry
 BAND_PIXELS = 1 << 19  # image pixels per band of rows: bounds the memory that a large image takes
 FINE = 2  # points of the grid per cell, along each side
 MOST = 65535  # objects that ids of 16 bits can name
-# How sure of core against rim a point is, at which two objects can come apart, and the cells that each must have there.
+# How sure of core against rim a point is, at which two objects can come apart, and the cells that
+# each must have there.
 SURENESS = (0.5, 0.55, 0.6, 0.65, 0.7)
 PART_CELLS = 3
 
@@ -43,10 +45,11 @@ _Plane = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """id: the object's value in the label map. score: the probability of a core where it is largest, 0..1.
+    """id: the object's value in the label map. score: the probability of a core where it is
+    largest, 0..1.
 
-    An object without a core of its own is a doubtful one. That ranks objects better than the mean certainty of their
-    pixels does: AP50 0.806 against 0.787 on the nuclei of val.
+    An object without a core of its own is a doubtful one. That ranks objects better than the mean
+    certainty of their pixels does: AP50 0.806 against 0.787 on the nuclei of val.
     """
 
     id: int
@@ -54,27 +57,37 @@ class Instance:
     score: float
 
 
-def instance_map(probabilities: _Plane, geometry: Geometry, canvas: tuple[int, int]) -> tuple[_Labels, list[Instance]]:
-    """The objects of one image: (height, width) at its own size, 0 = background, k = object k; and what they are.
+def instance_map(
+    probabilities: _Plane, geometry: Geometry, canvas: tuple[int, int]
+) -> tuple[_Labels, list[Instance]]:
+    """The objects of one image: (height, width) at its own size, 0 = background, k = object k; and
+    what they are.
 
-    probabilities: (1 + 2 * classes, h, w) over the whole canvas, 0..1. canvas: its (height, width) in pixels. The ids
-    are 1, 2, ... in the order of the list, at most 65535, and each has a pixel.
+    probabilities: (1 + 2 * classes, h, w) over the whole canvas, 0..1. canvas: its (height, width)
+    in pixels. The ids are 1, 2, ... in the order of the list, at most 65535, and each has a pixel.
     """
     inner = (geometry.scaled_height, geometry.scaled_width)
     cells = tuple(
         i * c / all_ for i, c, all_ in zip(inner, probabilities.shape[1:], canvas, strict=True)
     )  # the image's
     size = (max(1, round(FINE * cells[0])), max(1, round(FINE * cells[1])))
-    grid = np.stack([_sample(plane, (cells[0] / size[0], cells[1] / size[1]), size) for plane in probabilities])
+    grid = np.stack(
+        [_sample(plane, (cells[0] / size[0], cells[1] / size[1]), size) for plane in probabilities]
+    )
     cell = FINE * FINE  # in points of the grid
     things = grid[1::2] + grid[2::2]  # (classes, *size)
     kinds, certainty = things.argmax(axis=0), things.max(axis=0)
     foreground = certainty > grid[0]
-    objects, classes = np.zeros(size, np.int32), [0]  # what stands for the background is never asked for
+    objects, classes = (
+        np.zeros(size, np.int32),
+        [0],
+    )  # what stands for the background is never asked for
     cores = np.zeros(size, np.float32)
     for kind in range(len(things)):
         inside = foreground & (kinds == kind)
-        sureness = np.divide(grid[1 + 2 * kind], things[kind], out=np.zeros(size, np.float32), where=inside)
+        sureness = np.divide(
+            grid[1 + 2 * kind], things[kind], out=np.zeros(size, np.float32), where=inside
+        )
         found, count = _objects(inside, _cores(sureness, PART_CELLS * cell))
         np.copyto(objects, found + (len(classes) - 1), where=inside)
         np.divide(grid[1 + 2 * kind], certainty + grid[0], out=cores, where=inside)
@@ -91,14 +104,18 @@ def instance_map(probabilities: _Plane, geometry: Geometry, canvas: tuple[int, i
     margin = (probabilities[1::2] + probabilities[2::2]).max(axis=0) - probabilities[0]
     labels, shown = _at_own_size(kept, margin, (geometry.height, geometry.width), cells)
     rows = np.flatnonzero(large)[shown[1:]]
-    return labels, [Instance(i, classes[k], float(scores[k])) for i, k in enumerate(rows.tolist(), 1)]
+    return labels, [
+        Instance(i, classes[k], float(scores[k])) for i, k in enumerate(rows.tolist(), 1)
+    ]
 
 
 def _cores(sureness: _Plane, least: float) -> _Flags:
-    """Where the cores are: parts connected at one of the SURENESS levels that do not come apart at a higher one.
+    """Where the cores are: parts connected at one of the SURENESS levels that do not come apart at
+    a higher one.
 
-    sureness: (h, w), of core against rim, 0 outside. least: pixels that a part must have to count as one. This walks
-    the tree of the levels' components (a component tree, as a watershed's) once up and once down.
+    sureness: (h, w), of core against rim, 0 outside. least: pixels that a part must have to count
+    as one. This walks the tree of the levels' components (a component tree, as a watershed's) once
+    up and once down.
     """
     levels = [_components(sureness > level) for level in SURENESS]
     areas = [np.bincount(labels.ravel(), minlength=count + 1) for labels, count in levels]
@@ -109,7 +126,9 @@ def _cores(sureness: _Plane, least: float) -> _Flags:
         parents.append(parent)
     large = [(area >= least) & (np.arange(len(area)) > 0) for area in areas]
     large[0][1:] = True
-    ends = [np.ones(count + 1, np.intp) for _, count in levels]  # into how many parts a component comes apart
+    ends = [
+        np.ones(count + 1, np.intp) for _, count in levels
+    ]  # into how many parts a component comes apart
     for k in range(len(levels) - 1, 0, -1):
         parts = np.bincount(parents[k][large[k]], ends[k][large[k]], minlength=len(ends[k - 1]))
         ends[k - 1] = np.maximum(parts.astype(np.intp), 1)
@@ -122,7 +141,8 @@ def _cores(sureness: _Plane, least: float) -> _Flags:
 
 
 def _objects(inside: _Flags, core: _Flags) -> tuple[_Ids, int]:
-    """(h, w): 0 outside, 1.. inside; and how many. One per connected core, one per part that no core reaches."""
+    """(h, w): 0 outside, 1.. inside; and how many. One per connected core, one per part that no
+    core reaches."""
     labels, cores = _components(core)
     labels = _grow(labels, inside)
     alone = inside & (labels == 0)
@@ -138,7 +158,8 @@ def _components(flags: _Flags) -> tuple[_Ids, int]:
 
 
 def _grow(labels: _Ids, inside: _Flags) -> _Ids:
-    """Pixel by pixel over what is inside and free, no farther than from corner to corner: that bounds the time."""
+    """Pixel by pixel over what is inside and free, no farther than from corner to corner: that
+    bounds the time."""
     grown = labels.astype(np.float32)  # OpenCV dilates no int32
     free, count = inside & (labels == 0), -1
     for _ in range(sum(inside.shape)):
@@ -153,10 +174,11 @@ def _grow(labels: _Ids, inside: _Flags) -> _Ids:
 def _at_own_size(
     objects: _Labels, margin: _Plane, size: tuple[int, int], cells: tuple[float, float]
 ) -> tuple[_Labels, _Flags]:
-    """The label map, numbered anew without the objects that have no pixel left in it; which of the ids have one.
+    """The label map, numbered anew without the objects that have no pixel left in it; which of the
+    ids have one.
 
-    objects: on the grid. margin: of the foreground over the background, on the decoder's cells. size: (height, width)
-    of the image; cells: how many it covers.
+    objects: on the grid. margin: of the foreground over the background, on the decoder's cells.
+    size: (height, width) of the image; cells: how many it covers.
     """
     height, width = size
     lines = ((np.arange(height) + 0.5) * (objects.shape[0] / height)).astype(np.intp)
@@ -164,10 +186,17 @@ def _at_own_size(
     labels = np.empty(size, np.uint16)
     shown = np.zeros(int(objects.max()) + 1, np.bool_)
     for rows in _bands(labels):
-        foreground = _sample(margin, (cells[0] / height, cells[1] / width), (rows.stop - rows.start, width), rows.start)
+        foreground = _sample(
+            margin,
+            (cells[0] / height, cells[1] / width),
+            (rows.stop - rows.start, width),
+            rows.start,
+        )
         np.multiply(objects[lines[rows]][:, columns], foreground > 0, out=labels[rows])
         shown[labels[rows]] = True
-    if not shown[1:].all():  # the image has fewer pixels than the grid has points: objects fall between them
+    if not shown[
+        1:
+    ].all():  # the image has fewer pixels than the grid has points: objects fall between them
         shown[0] = False
         table = _numbers(shown)
         for rows in _bands(labels):
@@ -186,10 +215,17 @@ def _numbers(kept: _Flags) -> _Labels:
     return np.where(kept, np.cumsum(kept), 0).astype(np.uint16)
 
 
-def _sample(plane: _Plane, step: tuple[float, float], size: tuple[int, int], top: int = 0) -> _Plane:
-    """Bilinear between the centres of cells: `size` pixels from row `top` on. step: cells per pixel (rows, columns)."""
+def _sample(
+    plane: _Plane, step: tuple[float, float], size: tuple[int, int], top: int = 0
+) -> _Plane:
+    """Bilinear between the centres of cells: `size` pixels from row `top` on. step: cells per pixel
+    (rows, columns)."""
     (y, x), (height, width) = step, size
-    matrix = np.array([[x, 0, 0.5 * x - 0.5], [0, y, (top + 0.5) * y - 0.5]])  # (column, row) of a pixel -> of a cell
+    matrix = np.array(
+        [[x, 0, 0.5 * x - 0.5], [0, y, (top + 0.5) * y - 0.5]]
+    )  # (column, row) of a pixel -> of a cell
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    found = cv2.warpAffine(plane, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    found = cv2.warpAffine(
+        plane, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE
+    )
     return np.asarray(found, np.float32)

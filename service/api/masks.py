@@ -1,9 +1,12 @@
-"""Outcome -> label map at the image's own size -> PNG or COCO segments, and the map of what was paused.
+"""Outcome -> label map at the image's own size -> PNG or COCO segments, and the map of what was
+paused.
 
-Semantic: a class per pixel, and one segment per class. Instance: an object per pixel, and one segment per object.
+Semantic: a class per pixel, and one segment per class. Instance: an object per pixel, and one
+segment per object.
 
-The probabilities cover the whole canvas, the image its top left part. A pixel of the image takes the probabilities by
-bilinear interpolation between the centres of the decoder's cells, as `interpolate(align_corners=False)` does in torch.
+The probabilities cover the whole canvas, the image its top left part. A pixel of the image takes
+the probabilities by bilinear interpolation between the centres of the decoder's cells, as
+`interpolate(align_corners=False)` does in torch.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ _Axis = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]
 
 
 class _Band(NamedTuple):
-    """Rows [top, bottom) of the image; rows and columns: the cells around each pixel and the weight of the second."""
+    """Rows [top, bottom) of the image; rows and columns: the cells around each pixel and the weight
+    of the second."""
 
     top: int
     bottom: int
@@ -40,8 +44,9 @@ class _Band(NamedTuple):
 def to_segments(outcome: Outcome, manifest: Manifest) -> list[Segment]:
     """What the image shows, for the JSON answer.
 
-    score, 0..1: semantic: mean probability of the class over the segment's pixels; instance: as `instances` has it.
-    box: [x, y, width, height] in pixels. rle: COCO's compressed run lengths. An object's id is its value in the PNG.
+    score, 0..1: semantic: mean probability of the class over the segment's pixels; instance: as
+    `instances` has it. box: [x, y, width, height] in pixels. rle: COCO's compressed run lengths. An
+    object's id is its value in the PNG.
     """
     if manifest.task == "instance":
         return objects(*_instances(outcome, manifest), manifest)
@@ -49,43 +54,63 @@ def to_segments(outcome: Outcome, manifest: Manifest) -> list[Segment]:
 
 
 def to_png(outcome: Outcome, manifest: Manifest) -> bytes:
-    """Semantic: a palette PNG of class ids. Instance: a 16-bit grayscale PNG of object ids, 0 = background."""
+    """Semantic: a palette PNG of class ids. Instance: a 16-bit grayscale PNG of object ids, 0 =
+    background."""
     if manifest.task == "instance":
         return _png(Image.fromarray(_instances(outcome, manifest)[0]))
     return index_png(label_map(outcome, manifest.input), manifest.classes)
 
 
 def paused_area(outcome: Outcome, canvas: InputSpec) -> dict[str, object] | None:
-    """The part of the image whose tokens were paused, for the JSON answer: its share of the pixels and its run lengths.
+    """The part of the image whose tokens were paused, for the JSON answer: its share of the pixels
+    and its run lengths.
 
     None where the plan pauses none. A pixel belongs to the token that covers its centre.
     """
     if outcome.paused is None:
         return None
     geometry, (rows, columns) = outcome.geometry, outcome.paused.shape
-    y = (np.arange(geometry.height) + 0.5) * (geometry.scaled_height / geometry.height) * (rows / canvas.height)
-    x = (np.arange(geometry.width) + 0.5) * (geometry.scaled_width / geometry.width) * (columns / canvas.width)
+    y = (
+        (np.arange(geometry.height) + 0.5)
+        * (geometry.scaled_height / geometry.height)
+        * (rows / canvas.height)
+    )
+    x = (
+        (np.arange(geometry.width) + 0.5)
+        * (geometry.scaled_width / geometry.width)
+        * (columns / canvas.width)
+    )
     mask = outcome.paused[y.astype(np.intp)][:, x.astype(np.intp)]  # (height, width)
-    return {"share": round(float(mask.mean()), 4), "rle": _json(_run_lengths(mask, np.array([1]))[0])}
+    return {
+        "share": round(float(mask.mean()), 4),
+        "rle": _json(_run_lengths(mask, np.array([1]))[0]),
+    }
 
 
 def label_map(outcome: Outcome, canvas: InputSpec) -> NDArray[np.uint8]:
-    """The most probable class of each pixel: (height, width) uint8 at the image's own size. Ties go to the lower id.
+    """The most probable class of each pixel: (height, width) uint8 at the image's own size. Ties go
+    to the lower id.
 
-    Where the four cells around a pixel agree on a class, so does every mixture of them: only the pixels on borders
-    between classes are interpolated. The result is the same as from interpolating all of them.
+    Where the four cells around a pixel agree on a class, so does every mixture of them: only the
+    pixels on borders between classes are interpolated. The result is the same as from interpolating
+    all of them.
     """
     probabilities = outcome.probabilities  # (C, h, w)
     cells = probabilities.argmax(axis=0).astype(np.uint8)  # (h, w)
     right, below = np.roll(cells, -1, axis=1), np.roll(cells, -1, axis=0)
-    agree = (cells == right) & (cells == below) & (cells == np.roll(below, -1, axis=1))  # of a cell and the next ones
-    flat = np.ascontiguousarray(probabilities.transpose(1, 2, 0)).reshape(-1, len(probabilities))  # (h * w, C)
+    agree = (
+        (cells == right) & (cells == below) & (cells == np.roll(below, -1, axis=1))
+    )  # of a cell and the next ones
+    flat = np.ascontiguousarray(probabilities.transpose(1, 2, 0)).reshape(
+        -1, len(probabilities)
+    )  # (h * w, C)
     labels = np.empty((outcome.geometry.height, outcome.geometry.width), np.uint8)
     for band in _bands(outcome, canvas):
         (y0, y1, fy), (x0, x1, fx) = band.rows, band.columns
         part = labels[band.top : band.bottom]
         part[:] = cells[y0][:, x0]
-        # The last row and column have no next one; there, roll compares with the first, which can only cost time.
+        # The last row and column have no next one; there, roll compares with the first, which can
+        # only cost time.
         y, x = np.nonzero(~agree[y0][:, x0])
         first, second = y0[y] * cells.shape[1], y1[y] * cells.shape[1]
         left, right_of = x0[x], x1[x]
@@ -111,13 +136,18 @@ def segments(labels: NDArray[np.uint8], outcome: Outcome, manifest: Manifest) ->
     return _described(labels, occurring, found, manifest)
 
 
-def objects(labels: NDArray[np.uint16], found: Sequence[Instance], manifest: Manifest) -> list[Segment]:
+def objects(
+    labels: NDArray[np.uint16], found: Sequence[Instance], manifest: Manifest
+) -> list[Segment]:
     """One segment per object, by its id, which is its value in `labels`."""
     return _described(labels, np.array([each.id for each in found], np.intp), found, manifest)
 
 
 def _described(
-    labels: NDArray[np.unsignedinteger], values: NDArray[np.intp], found: Sequence[Instance], manifest: Manifest
+    labels: NDArray[np.unsignedinteger],
+    values: NDArray[np.intp],
+    found: Sequence[Instance],
+    manifest: Manifest,
 ) -> list[Segment]:
     """values: what stands in `labels` for each of `found`."""
     return [
@@ -126,7 +156,9 @@ def _described(
             "class_id": each.class_id,
             "label": manifest.classes[each.class_id].name,
             "score": round(each.score, 4),
-            "area": int(coco.area(rle)),  # one by one: with numpy 2 a list of more than 255 overflows in there
+            "area": int(
+                coco.area(rle)
+            ),  # one by one: with numpy 2 a list of more than 255 overflows in there
             "box": [int(value) for value in coco.toBbox(rle)],
             "rle": _json(rle),
         }
@@ -135,9 +167,11 @@ def _described(
 
 
 def _run_lengths(labels: NDArray[np.unsignedinteger], values: NDArray[np.intp]) -> list[Rle]:
-    """COCO's run lengths of the pixels of each value: what `coco.encode(labels == value)` gives, for all in one pass.
+    """COCO's run lengths of the pixels of each value: what `coco.encode(labels == value)` gives,
+    for all in one pass.
 
-    That alone would read the whole image once per object: six seconds for 400 objects in 1.4 megapixels.
+    That alone would read the whole image once per object: six seconds for 400 objects in 1.4
+    megapixels.
     """
     pixels = labels.T.ravel()  # COCO counts down the columns
     changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
@@ -145,7 +179,9 @@ def _run_lengths(labels: NDArray[np.unsignedinteger], values: NDArray[np.intp]) 
     order = np.argsort(pixels[starts], kind="stable")  # the runs, value by value
     sorted_values = pixels[starts[order]]
     found: list[Rle] = []
-    for first, last in zip(*(np.searchsorted(sorted_values, values, side) for side in ("left", "right")), strict=True):
+    for first, last in zip(
+        *(np.searchsorted(sorted_values, values, side) for side in ("left", "right")), strict=True
+    ):
         own = order[first:last]
         edges = np.zeros(2 * own.size + 2, np.intp)  # outside, inside, outside, ..., in turns
         edges[1:-1:2], edges[2:-1:2], edges[-1] = starts[own], ends[own], pixels.size
@@ -185,11 +221,15 @@ def _areas_and_confidence(
         above = _mix(flat.take(upper + x0), flat.take(upper + x1), fx)
         under = _mix(flat.take(lower + x0), flat.take(lower + x1), fx)
         areas += np.bincount(part.ravel(), minlength=classes)
-        sums += np.bincount(part.ravel(), _mix(above, under, fy[:, None]).ravel(), minlength=classes)
+        sums += np.bincount(
+            part.ravel(), _mix(above, under, fy[:, None]).ravel(), minlength=classes
+        )
     return areas, sums
 
 
-def _mix(a: NDArray[np.float32], b: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:
+def _mix(
+    a: NDArray[np.float32], b: NDArray[np.float32], weight: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """a + (b - a) * weight, in place of b."""
     b -= a
     b *= weight
@@ -208,7 +248,8 @@ def _bands(outcome: Outcome, canvas: InputSpec) -> Iterator[_Band]:
 
 
 def _axis(size: int, scaled: int, canvas: int, cells: int) -> _Axis:
-    """For each of `size` pixels along an axis: the two cells whose centres are around it, and the second's weight.
+    """For each of `size` pixels along an axis: the two cells whose centres are around it, and the
+    second's weight.
 
     The image's pixels cover `scaled` of the `canvas` pixels; those cover all the cells.
     """

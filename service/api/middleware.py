@@ -1,4 +1,5 @@
-"""Around every request: its id and trace, header fields of every answer, problem documents, the last net for errors.
+"""Around every request: its id and trace, header fields of every answer, problem documents, the
+last net for errors.
 
 Pure ASGI: behind starlette's BaseHTTPMiddleware a handler would not see its client leave.
 """
@@ -24,16 +25,20 @@ from service.errors import FathomError, RequestTimeout
 
 REQUEST_ID = "X-Request-Id"
 # The page shows photos and masks that it made itself (blob:); everything else comes from here.
-POLICY = "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
+POLICY = (
+    "default-src 'self'; img-src 'self' blob: data:; "
+    "object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
+)
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _log = logging.getLogger("fathom.http")
 
 
 class Edge:
-    """Gives the request a trace (`request.state.trace`, `request.state.arrived`) and the answer its common fields.
+    """Gives the request a trace (`request.state.trace`, `request.state.arrived`) and the answer its
+    common fields.
 
-    of: the bundle's deepest exit, for `Compute-Used`. A handler may name what its answer depends on in
-    `request.state.vary`; errors carry it, too.
+    of: the bundle's deepest exit, for `Compute-Used`. A handler may name what its answer depends on
+    in `request.state.vary`; errors carry it, too.
     """
 
     def __init__(self, app: ASGIApp, of: int) -> None:
@@ -64,7 +69,9 @@ class Edge:
             _log.exception("request_id=%s an unexpected error, please report it", trace.request_id)
             if started:
                 raise
-            response = problem(FathomError("The request failed for a reason inside the service"), trace.request_id)
+            response = problem(
+                FathomError("The request failed for a reason inside the service"), trace.request_id
+            )
             await response(scope, receive, send_with_fields)
 
     def _add_fields(self, headers: MutableHeaders, trace: Trace, vary: str) -> None:
@@ -75,7 +82,9 @@ class Edge:
         if vary:
             headers["Vary"] = vary
         if trace.stages:
-            headers["Server-Timing"] = ", ".join(f"{name};dur={1000 * s:.3f}" for name, s in trace.stages.items())
+            headers["Server-Timing"] = ", ".join(
+                f"{name};dur={1000 * s:.3f}" for name, s in trace.stages.items()
+            )
         if trace.decision is not None:
             headers["Compute-Used"] = format_used(trace.decision, self._of)
 
@@ -87,7 +96,9 @@ def problem(error: FathomError, request_id: str) -> Response:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     if isinstance(error, RequestTimeout):
         headers["Connection"] = "close"  # what still comes is not worth waiting for
-    return document(error.status, error.problem, error.title, error.detail, request_id, headers, error.extra)
+    return document(
+        error.status, error.problem, error.title, error.detail, request_id, headers, error.extra
+    )
 
 
 def document(
@@ -107,5 +118,7 @@ def document(
         "detail": detail,
         "instance": f"urn:fathom:request:{request_id}",
     }
-    body = json.dumps(members | {key: value for key, value in (extra or {}).items() if key not in members})
+    body = json.dumps(
+        members | {key: value for key, value in (extra or {}).items() if key not in members}
+    )
     return Response(body, status, dict(headers or {}), "application/problem+json")

@@ -1,4 +1,5 @@
-"""What /openapi.json says about /segment, made from the table of forms, the image formats and the error tree."""
+"""What /openapi.json says about /segment, made from the table of forms, the image formats and the
+error tree."""
 
 from __future__ import annotations
 
@@ -29,11 +30,28 @@ _EXAMPLE = {
             "rle": {"size": [360, 480], "counts": "lT1d0Y:5K4L3M3M2N1O..."},
         }
     ],
-    "usage": {"plan": "d2", "depth": 2, "of": 6, "gflops": 4.1, "reason": "gate", "predicted_quality": 0.7104},
-    "timing_ms": {"decode": 2.1, "queue": 0.1, "front": 21.4, "encoder": 9.8, "decoder": 6.2, "mask": 4.9},
+    "usage": {
+        "plan": "d2",
+        "depth": 2,
+        "of": 6,
+        "gflops": 4.1,
+        "reason": "gate",
+        "predicted_quality": 0.7104,
+    },
+    "timing_ms": {
+        "decode": 2.1,
+        "queue": 0.1,
+        "front": 21.4,
+        "encoder": 9.8,
+        "decoder": 6.2,
+        "mask": 4.9,
+    },
 }
 _HEADERS = {
-    "Compute-Used": ("What was spent and why (RFC 9651 Dictionary)", "depth=2, of=6, gflops=4.1, reason=request"),
+    "Compute-Used": (
+        "What was spent and why (RFC 9651 Dictionary)",
+        "depth=2, of=6, gflops=4.1, reason=request",
+    ),
     "Server-Timing": ("Milliseconds per stage", "decode;dur=2.1, queue;dur=0.1, front;dur=21.4"),
     "X-Request-Id": ("The request's id, echoed or made", "3f1c9a"),
 }
@@ -48,16 +66,25 @@ def segment() -> dict[str, Any]:
     content: dict[str, Any] = {form.media_type: {"schema": _BINARY} for form in FORMS}
     content["application/json"] = {"example": _EXAMPLE}
     responses: dict[int, Any] = {
-        200: {"description": "The segmented image", "model": Segmentation, "headers": headers, "content": content}
+        200: {
+            "description": "The segmented image",
+            "model": Segmentation,
+            "headers": headers,
+            "content": content,
+        }
     }
     for status, titles in sorted(_titles().items()):
         responses[status] = failure(" / ".join(titles))
         if status in RETRIED:
-            responses[status]["headers"] = {"Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}}
+            responses[status]["headers"] = {
+                "Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}
+            }
     return {
         "summary": "Segment one image",
-        "description": "Masks of one image, with the compute that the image needs and its budget allows. JSON has a "
-        "segment per class (semantic) or per object (instance). PNG has, per pixel, the class in a palette (semantic) "
+        "description": "Masks of one image, with the compute that the image needs and its budget "
+        "allows. JSON has a "
+        "segment per class (semantic) or per object (instance). PNG has, per pixel, the class in a "
+        "palette (semantic) "
         "or the object's id in gray of 16 bits, 0 being the background (instance).",
         "tags": ["segment"],
         "response_class": Response,
@@ -68,11 +95,15 @@ def segment() -> dict[str, Any]:
 
 def failure(description: str) -> dict[str, Any]:
     """The description of a problem document, for a route's `responses`."""
-    return {"description": description, "content": {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+    return {
+        "description": description,
+        "content": {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
 
 
 def complete(schema: dict[str, Any]) -> dict[str, Any]:
-    """FastAPI's document with our problem documents in the place of its own validation errors, which nobody gets."""
+    """FastAPI's document with our problem documents in the place of its own validation errors,
+    which nobody gets."""
     schemas = schema["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
@@ -85,7 +116,8 @@ def complete(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _titles() -> dict[int, list[str]]:
-    """Status -> titles of the errors that a caller can meet; those without a status of their own stop the start."""
+    """Status -> titles of the errors that a caller can meet; those without a status of their own
+    stop the start."""
     titles: dict[int, list[str]] = {FathomError.status: [FathomError.title]}
     for kind in FathomError.__subclasses__():
         if kind.status != FathomError.status:
@@ -101,18 +133,25 @@ def _request_body() -> dict[str, Any]:
 
 def _parameters() -> list[dict[str, Any]]:
     budget = (
-        "Ceilings and a floor, all optional (RFC 9651 Dictionary). depth: most encoder layers. gflops: most compute. "
-        "ms: deadline on the server, from 1 to 600000. max-loss: expected loss against the full plan that is accepted, "
+        "Ceilings and a floor, all optional (RFC 9651 Dictionary). depth: most encoder layers. "
+        "gflops: most compute. "
+        "ms: deadline on the server, from 1 to 600000. max-loss: expected loss against the full "
+        "plan that is accepted, "
         "from 0 to 1. strict: rather refuse than miss that floor."
     )
     return [
         _header("Compute-Budget", budget, "depth=3, gflops=6.5, ms=80, max-loss=0.01"),
-        _header("Accept", f"The answer's form: {' or '.join(form.media_type for form in FORMS)}", "image/png"),
+        _header(
+            "Accept",
+            f"The answer's form: {' or '.join(form.media_type for form in FORMS)}",
+            "image/png",
+        ),
         _header("X-Request-Id", "Echoed if it matches [A-Za-z0-9._-]{1,64}", "3f1c9a"),
         {
             "name": "include",
             "in": "query",
-            "description": "paused: adds to JSON which part of the image the encoder paused, null if none",
+            "description": "paused: adds to JSON which part of the image the encoder paused, null "
+            "if none",
             "schema": {"type": "string", "enum": sorted(INCLUDES)},
             "example": "paused",
         },
@@ -121,4 +160,10 @@ def _parameters() -> list[dict[str, Any]]:
 
 def _header(name: str, description: str, example: str) -> dict[str, Any]:
     schema = {"type": "string"}
-    return {"name": name, "in": "header", "description": description, "schema": schema, "example": example}
+    return {
+        "name": name,
+        "in": "header",
+        "description": description,
+        "schema": schema,
+        "example": example,
+    }

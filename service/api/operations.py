@@ -1,4 +1,5 @@
-"""Everything beside /segment: the page, plans, health, metrics, documentation, and Open Inference Protocol v2 paths."""
+"""Everything beside /segment: the page, plans, health, metrics, documentation, and Open Inference
+Protocol v2 paths."""
 
 from __future__ import annotations
 
@@ -26,25 +27,34 @@ _TYPES = {
     ".svg": "image/svg+xml",
     ".png": "image/png",
 }
-_DATATYPES = {"uint8": "UINT8", "float32": "FP32"}  # the protocol's names of the dtypes that bundles hold
+_DATATYPES = {
+    "uint8": "UINT8",
+    "float32": "FP32",
+}  # the protocol's names of the dtypes that bundles hold
 _RETRY_AFTER_S = {"starting": 2.0, "draining": 1.0, "failed": 30.0}
 
 
 def check_ready(scheduler: Scheduler) -> None:
     """Raises NotReady (503) unless the engine is open and warm and takes work."""
     if scheduler.state != "ready":
-        raise NotReady(f"The service is {scheduler.state}", retry_after=_RETRY_AFTER_S[scheduler.state])
+        raise NotReady(
+            f"The service is {scheduler.state}", retry_after=_RETRY_AFTER_S[scheduler.state]
+        )
 
 
 def pages(folder: Path = WEB) -> APIRouter:
     """The page at / and its files, held in memory: no request ever names a file of the disk."""
-    files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix in _TYPES}
+    files = {
+        path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix in _TYPES
+    }
     router = APIRouter(include_in_schema=False)
 
     def file(name: str) -> Response:
         if name not in files:
             raise HTTPException(404)
-        return Response(files[name], media_type=_TYPES[Path(name).suffix], headers={"Cache-Control": "no-cache"})
+        return Response(
+            files[name], media_type=_TYPES[Path(name).suffix], headers={"Cache-Control": "no-cache"}
+        )
 
     @router.get("/")
     async def index() -> Response:
@@ -68,7 +78,8 @@ def operations(
     metrics: Metrics,
     guard: Sequence[params.Depends] = (),
 ) -> APIRouter:
-    """What people, Kubernetes and Prometheus ask for. guard: the dependencies of what needs an API key."""
+    """What people, Kubernetes and Prometheus ask for. guard: the dependencies of what needs an API
+    key."""
     router = APIRouter(tags=["operations"])
 
     @router.get("/plans", dependencies=guard)
@@ -81,7 +92,9 @@ def operations(
         """The process lives."""
         return {"status": "alive"}
 
-    @router.get("/readyz", responses={503: failure("Starting, draining or failed; with Retry-After")})
+    @router.get(
+        "/readyz", responses={503: failure("Starting, draining or failed; with Retry-After")}
+    )
     async def readyz() -> dict[str, str]:
         """The engine is open and warm."""
         check_ready(scheduler)
@@ -103,7 +116,8 @@ def operations(
 def inference_protocol(
     manifest: Manifest, scheduler: Scheduler, version: str, guard: Sequence[params.Depends] = ()
 ) -> APIRouter:
-    """The health and metadata paths of the Open Inference Protocol v2. Inference itself is /segment.
+    """The health and metadata paths of the Open Inference Protocol v2. Inference itself is
+    /segment.
 
     guard: the dependencies of the metadata.
     """

@@ -1,4 +1,5 @@
-"""Wire types: what JSON answers hold, as models from which both the answers and /openapi.json are made."""
+"""Wire types: what JSON answers hold, as models from which both the answers and /openapi.json are
+made."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ class ImageInfo(Wire):
 
     width: int
     height: int
-    orientation_applied: bool = Field(description="EXIF asked for a turn or a flip, and it was done")
+    orientation_applied: bool = Field(
+        description="EXIF asked for a turn or a flip, and it was done"
+    )
 
 
 class Rle(Wire):
@@ -35,7 +38,8 @@ class Rle(Wire):
 class Segment(Wire):
     """One segment of the image: all pixels of a class, or one object.
 
-    box: [x, y, width, height] in pixels; score: mean probability over a class's pixels, confidence in an object.
+    box: [x, y, width, height] in pixels; score: mean probability over a class's pixels, confidence
+    in an object.
     """
 
     id: int
@@ -59,7 +63,8 @@ class Usage(Wire):
 
 
 class Paused(Wire):
-    """Where the encoder stopped early: the part of the image whose tokens it paused. share: of the pixels, 0..1."""
+    """Where the encoder stopped early: the part of the image whose tokens it paused. share: of the
+    pixels, 0..1."""
 
     share: float
     rle: Rle
@@ -74,12 +79,14 @@ class Segmentation(Wire):
     usage: Usage
     timing_ms: dict[str, float]
     paused: Paused | None = Field(
-        default=None, description="With include=paused only; null if the plan paused nothing, keep being 1"
+        default=None,
+        description="With include=paused only; null if the plan paused nothing, keep being 1",
     )
 
 
 class PlanInfo(Wire):
-    """A plan and its price. ms: one image on this node, as measured; null until the engine is warm."""
+    """A plan and its price. ms: one image on this node, as measured; null until the engine is
+    warm."""
 
     name: str
     depth: int
@@ -152,7 +159,8 @@ class Model(Wire):
 
 
 def plans(manifest: Manifest, plan_ms: Mapping[str, float], settings: Settings) -> Plans:
-    """The answer of /plans. plan_ms: engine time per plan as measured; without the plans that were not yet."""
+    """The answer of /plans. plan_ms: engine time per plan as measured; without the plans that were
+    not yet."""
     measured = {name: round(ms, 3) for name, ms in plan_ms.items()}
     return Plans(
         plans=[
@@ -189,7 +197,11 @@ def segmentation(
     """The JSON answer, of what `masks` found. The trace's stages must be complete."""
     geometry, decision = outcome.geometry, outcome.decision
     return Segmentation(
-        image=ImageInfo(width=geometry.width, height=geometry.height, orientation_applied=geometry.orientation_applied),
+        image=ImageInfo(
+            width=geometry.width,
+            height=geometry.height,
+            orientation_applied=geometry.orientation_applied,
+        ),
         task=manifest.task,
         segments=[Segment.model_validate(segment) for segment in segments],
         usage=Usage(

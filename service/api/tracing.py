@@ -1,7 +1,9 @@
-"""OpenTelemetry spans of /segment: one for the request, one below it for each stage, sent to a collector by OTLP/HTTP.
+"""OpenTelemetry spans of /segment: one for the request, one below it for each stage, sent to a
+collector by OTLP/HTTP.
 
-Imported only when tracing is asked for: the SDK and the exporter are the optional extra `tracing`. What the standard
-OTEL_* variables say about the exporter (headers, certificates), the queue and the resource holds, too.
+Imported only when tracing is asked for: the SDK and the exporter are the optional extra `tracing`.
+What the standard OTEL_* variables say about the exporter (headers, certificates), the queue and the
+resource holds, too.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from service.settings import flag
 
 ROUTE = ("POST", "/segment")
 FLUSH_S = 2.0  # what a collector that is up needs is milliseconds
-_MAX_LENGTH = 512  # of traceparent and tracestate; longer ones are never right, and OpenTelemetry logs each
+_MAX_LENGTH = (
+    512  # of traceparent and tracestate; longer ones are never right, and OpenTelemetry logs each
+)
 _W3C = TraceContextTextMapPropagator()
 
 
@@ -40,18 +44,25 @@ def exporter(endpoint: str) -> OTLPSpanExporter:
     except ValueError:  # a port or an IPv6 address that is none
         right = False
     if not right:
-        raise SettingsError(f"{flag('trace_endpoint')} is {endpoint!r}: it must be a URL such as http://collector:4318")
-    return OTLPSpanExporter(endpoint if url.path.strip("/") else f"{endpoint.rstrip('/')}/v1/traces")
+        raise SettingsError(
+            f"{flag('trace_endpoint')} is {endpoint!r}: it must be a URL such as http://collector:4318"
+        )
+    return OTLPSpanExporter(
+        endpoint if url.path.strip("/") else f"{endpoint.rstrip('/')}/v1/traces"
+    )
 
 
 class Tracing:
-    """Records requests and sends them in batches from a thread of its own; a full queue drops spans, never waits.
+    """Records requests and sends them in batches from a thread of its own; a full queue drops
+    spans, never waits.
 
-    sample: share of the requests without a `traceparent` that are recorded; a caller's trace keeps its own flag.
+    sample: share of the requests without a `traceparent` that are recorded; a caller's trace keeps
+    its own flag.
     """
 
     def __init__(self, to: SpanExporter, *, sample: float, version: str) -> None:
-        # Never made the global one: FastAPI, and any library that looks for that, would record every request again.
+        # Never made the global one: FastAPI, and any library that looks for that, would record
+        # every request again.
         self._provider = TracerProvider(
             sampler=ParentBased(TraceIdRatioBased(sample)),
             resource=Resource.create({"service.name": "fathom", "service.version": version}),
@@ -93,21 +104,27 @@ class Tracing:
         return traced
 
     def _begin(self, headers: Headers) -> Span:
-        """A span that continues the caller's trace, or begins a new one where `traceparent` is missing or malformed."""
+        """A span that continues the caller's trace, or begins a new one where `traceparent` is
+        missing or malformed."""
         carrier = {}
         for name in ("traceparent", "tracestate"):
             lines = headers.getlist(name)
-            if lines and sum(map(len, lines)) <= _MAX_LENGTH and (name == "tracestate" or len(lines) == 1):
+            if (
+                lines
+                and sum(map(len, lines)) <= _MAX_LENGTH
+                and (name == "tracestate" or len(lines) == 1)
+            ):
                 carrier[name] = ",".join(lines)
         return self._tracer.start_span(" ".join(ROUTE), _W3C.extract(carrier), SpanKind.SERVER)
 
     def _end(self, span: Span, trace: Trace, status: int) -> None:
-        """End a request's span, with its stages below it. status: 0 if the caller left before the answer began."""
+        """End a request's span, with its stages below it. status: 0 if the caller left before the
+        answer began."""
         if not span.is_recording():
             span.end()
             return
-        # The stages ran in other threads, in batches, before anybody knew that they were over: their times are kept as
-        # perf_counter's, and become wall-clock times here.
+        # The stages ran in other threads, in batches, before anybody knew that they were over:
+        # their times are kept as perf_counter's, and become wall-clock times here.
         offset = time.time_ns() - time.perf_counter_ns()
         context = set_span_in_context(span)
         for stage, seconds in trace.stages.items():
@@ -116,7 +133,11 @@ class Tracing:
             child.end(start + round(seconds * 1e9))
         method, route = ROUTE
         span.set_attributes(
-            {"http.request.method": method, "http.route": route, "fathom.request_id": trace.request_id}
+            {
+                "http.request.method": method,
+                "http.route": route,
+                "fathom.request_id": trace.request_id,
+            }
             | _of_image(trace)
             | ({"http.response.status_code": status} if status else {"error.type": "cancelled"})
         )
@@ -126,8 +147,10 @@ class Tracing:
         span.end()
 
     async def close(self, limit_s: float) -> None:
-        """Send what is left, for at most limit_s seconds; a collector that does not answer loses it."""
-        # The provider's own shutdown waits for 30 s. A daemon, so that the process can end before it does.
+        """Send what is left, for at most limit_s seconds; a collector that does not answer loses
+        it."""
+        # The provider's own shutdown waits for 30 s. A daemon, so that the process can end before
+        # it does.
         ended = threading.Event()
 
         def shut_down() -> None:

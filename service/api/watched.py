@@ -1,4 +1,5 @@
-"""A small file that changes while the service runs: read once a second, whatever its times and its inode say.
+"""A small file that changes while the service runs: read once a second, whatever its times and its
+inode say.
 
 Kubernetes changes a mounted ConfigMap or Secret by swapping a link to a folder.
 """
@@ -23,7 +24,8 @@ _log = logging.getLogger("fathom.watched")
 class Source(Generic[_T]):
     """What to read. max_bytes: more cannot be such a file; the wrong path must not fill the memory.
 
-    parse: the text -> its meaning, whose str() is logged and so must hold no secret. It raises FathomError.
+    parse: the text -> its meaning, whose str() is logged and so must hold no secret. It raises
+    FathomError.
     """
 
     path: Path
@@ -51,12 +53,15 @@ class Unusable:
     why: str
 
 
-async def watch(source: Source[_T], apply: Callable[[_T], None], period_s: float = PERIOD_S) -> None:
+async def watch(
+    source: Source[_T], apply: Callable[[_T], None], period_s: float = PERIOD_S
+) -> None:
     """Call `apply` with the file's meaning now and after each change, until cancelled.
 
-    A file that is missing or cannot be understood changes nothing: what it last meant stays, and one error line says
-    why. Mending the file applies it again. A change counts once two looks agree on it: a file that is being written
-    in place is empty for a moment, and an empty one can mean a lot.
+    A file that is missing or cannot be understood changes nothing: what it last meant stays, and
+    one error line says why. Mending the file applies it again. A change counts once two looks agree
+    on it: a file that is being written in place is empty for a moment, and an empty one can mean a
+    lot.
     """
     last: _T | Unusable | None = None
     before: _T | Unusable | None = None

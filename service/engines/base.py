@@ -1,4 +1,5 @@
-"""What the pipeline needs of a backend. Features are opaque to everybody but the backend that made them."""
+"""What the pipeline needs of a backend. Features are opaque to everybody but the backend that made
+them."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ class Features(Protocol):
 
     @property
     def paused(self) -> NDArray[np.uint8] | None:
-        """Which tokens the encoder paused, (B, rows, columns), 1 = paused; None before it and where it pauses none."""
+        """Which tokens the encoder paused, (B, rows, columns), 1 = paused; None before it and where
+        it pauses none."""
         ...
 
     def take(self, rows: Sequence[int]) -> Features:
@@ -33,7 +35,8 @@ class Backend(Protocol):
         ...
 
     def front(self, images: NDArray[np.uint8]) -> tuple[Features, NDArray[np.float32]]:
-        """(B, H, W, 3) uint8 canvas images -> features and the gate's predicted quality (B, plans), 0..1."""
+        """(B, H, W, 3) uint8 canvas images -> features and the gate's predicted quality (B, plans),
+        0..1."""
         ...
 
     def encode(self, plan: Plan, features: Features) -> Features:

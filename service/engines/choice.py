@@ -1,7 +1,9 @@
-"""Which backend serves: what was asked for, or with `auto` the best that is ready here; decided once, and said why.
+"""Which backend serves: what was asked for, or with `auto` the best that is ready here; decided
+once, and said why.
 
-`auto` looks at what is installed and built, and opens nothing to find out. What it chose must then work: an engine that
-does not fit, or a library that is missing, ends the start with an error; no slower backend takes over unseen.
+`auto` looks at what is installed and built, and opens nothing to find out. What it chose must then
+work: an engine that does not fit, or a library that is missing, ends the start with an error; no
+slower backend takes over unseen.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ _log = logging.getLogger("fathom")
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """backend: one of --backend but auto. reason: label of `build_info`, one of asked, engines, cuda-provider, no-gpu,
-    no-gpu-runtime. why: the same for people."""
+    """backend: one of --backend but auto. reason: label of `build_info`, one of asked, engines,
+    cuda-provider, no-gpu, no-gpu-runtime. why: the same for people."""
 
     backend: str
     reason: str
@@ -48,12 +50,22 @@ def choose(settings: Settings, served: Bundle, *, gpu: Callable[[], str] = gpu_n
     if not any(map(installed, MODULES.values())):
         lacking = "TensorRT is not installed"
     elif not engine_cache.holds(settings.engine_cache, engine_cache.content_of(served.manifest)):
-        lacking = f"{settings.engine_cache} has no TensorRT engines for this bundle (build-trt makes them)"
+        lacking = (
+            f"{settings.engine_cache} has no TensorRT engines for this bundle "
+            "(build-trt makes them)"
+        )
     else:
-        return Choice("tensorrt", "engines", f"{settings.engine_cache} has engines for this bundle, and {name} is here")
+        return Choice(
+            "tensorrt",
+            "engines",
+            f"{settings.engine_cache} has engines for this bundle, and {name} is here",
+        )
     if CUDA_PROVIDER in _providers():
         return Choice("onnxruntime-cuda", "cuda-provider", f"{name} is here, and {lacking}")
-    why = f"{name} stays idle: {lacking}, and onnxruntime with its {CUDA_PROVIDER} (fathom[gpu]) is not installed"
+    why = (
+        f"{name} stays idle: {lacking}, "
+        f"and onnxruntime with its {CUDA_PROVIDER} (fathom[gpu]) is not installed"
+    )
     return Choice("onnxruntime", "no-gpu-runtime", why)
 
 
@@ -71,7 +83,9 @@ def open_backend(choice: Choice, settings: Settings, served: Bundle) -> Backend:
 
         return TensorRTBackend(served, cache=settings.engine_cache, max_batch=settings.max_batch)
     if not installed("onnxruntime"):
-        raise BackendError("onnxruntime is not installed: pip install 'fathom[cpu]', or 'fathom[gpu]' for a GPU")
+        raise BackendError(
+            "onnxruntime is not installed: pip install 'fathom[cpu]', or 'fathom[gpu]' for a GPU"
+        )
     if choice.backend == "onnxruntime-cuda":
         from service.engines.onnxruntime_cuda import OnnxRuntimeCudaBackend
 

@@ -1,7 +1,9 @@
-"""The CUDA driver by ctypes, which lets go of Python's lock during each call: kernels, memory, streams, graphs.
+"""The CUDA driver by ctypes, which lets go of Python's lock during each call: kernels, memory,
+streams, graphs.
 
-Only functions whose interface never changes. Addresses, streams and graphs are plain integers. `Device` takes the
-primary context, the one that every CUDA library of the process shares; it belongs to the thread that made it.
+Only functions whose interface never changes. Addresses, streams and graphs are plain integers.
+`Device` takes the primary context, the one that every CUDA library of the process shares; it
+belongs to the thread that made it.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ Argument = ctypes.c_void_p | ctypes.c_int
 
 
 class Kernel:
-    """One entry of a PTX text or a cubin, loaded into the current context for as long as the process lives.
+    """One entry of a PTX text or a cubin, loaded into the current context for as long as the
+    process lives.
 
     The caller has a CUDA context and keeps the arguments' memory alive until the stream is done.
     """
@@ -38,8 +41,11 @@ class Kernel:
         _check(cuda, cuda.cuModuleLoadData(ctypes.byref(module), image))
         _check(cuda, cuda.cuModuleGetFunction(ctypes.byref(self._function), module, entry.encode()))
 
-    def launch(self, grid: tuple[int, int, int], block: int, stream: int, *arguments: Argument) -> None:
-        """Queue it on a stream (0 is the default one). Device pointers as c_void_p, numbers as c_int."""
+    def launch(
+        self, grid: tuple[int, int, int], block: int, stream: int, *arguments: Argument
+    ) -> None:
+        """Queue it on a stream (0 is the default one). Device pointers as c_void_p, numbers as
+        c_int."""
         cuda, current = _library(), ctypes.c_void_p()
         _check(cuda, cuda.cuCtxGetCurrent(ctypes.byref(current)))
         if not current:  # a thread that has not used CUDA before
@@ -59,7 +65,8 @@ def gpu_name(ordinal: int = 0) -> str:
 
 
 class Device:
-    """A GPU whose primary context is current in this thread. Raises DriverError, as all of its methods do."""
+    """A GPU whose primary context is current in this thread. Raises DriverError, as all of its
+    methods do."""
 
     def __init__(self, ordinal: int = 0) -> None:
         self._cuda = _library()
@@ -89,7 +96,9 @@ class Device:
         self._call("cuMemFreeHost", ctypes.c_void_p(address))
 
     def make_stream(self) -> int:
-        return self._made(ctypes.c_void_p(), "cuStreamCreate", ctypes.c_uint(1))  # 1: independent of the default stream
+        return self._made(
+            ctypes.c_void_p(), "cuStreamCreate", ctypes.c_uint(1)
+        )  # 1: independent of the default stream
 
     def wait(self, stream: int) -> None:
         """Until all that was queued is done."""
@@ -99,16 +108,31 @@ class Device:
         self._call("cuStreamDestroy_v2", ctypes.c_void_p(stream))
 
     def to_device(self, target: int, host: int, size: int, stream: int) -> None:
-        self._call("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(target), ctypes.c_void_p(host), ctypes.c_size_t(size),
-                   ctypes.c_void_p(stream))  # fmt: skip
+        self._call(
+            "cuMemcpyHtoDAsync_v2",
+            ctypes.c_uint64(target),
+            ctypes.c_void_p(host),
+            ctypes.c_size_t(size),
+            ctypes.c_void_p(stream),
+        )
 
     def to_host(self, host: int, source: int, size: int, stream: int) -> None:
-        self._call("cuMemcpyDtoHAsync_v2", ctypes.c_void_p(host), ctypes.c_uint64(source), ctypes.c_size_t(size),
-                   ctypes.c_void_p(stream))  # fmt: skip
+        self._call(
+            "cuMemcpyDtoHAsync_v2",
+            ctypes.c_void_p(host),
+            ctypes.c_uint64(source),
+            ctypes.c_size_t(size),
+            ctypes.c_void_p(stream),
+        )
 
     def on_device(self, target: int, source: int, size: int, stream: int) -> None:
-        self._call("cuMemcpyDtoDAsync_v2", ctypes.c_uint64(target), ctypes.c_uint64(source), ctypes.c_size_t(size),
-                   ctypes.c_void_p(stream))  # fmt: skip
+        self._call(
+            "cuMemcpyDtoDAsync_v2",
+            ctypes.c_uint64(target),
+            ctypes.c_uint64(source),
+            ctypes.c_size_t(size),
+            ctypes.c_void_p(stream),
+        )
 
     def begin_capture(self, stream: int) -> None:
         """What is queued from here on is written down, not run."""
@@ -119,7 +143,9 @@ class Device:
         recorded = ctypes.c_void_p()
         self._call("cuStreamEndCapture", ctypes.c_void_p(stream), ctypes.byref(recorded))
         try:
-            return self._made(ctypes.c_void_p(), "cuGraphInstantiateWithFlags", recorded, ctypes.c_uint64(0))
+            return self._made(
+                ctypes.c_void_p(), "cuGraphInstantiateWithFlags", recorded, ctypes.c_uint64(0)
+            )
         finally:
             self._call("cuGraphDestroy", recorded)
 
@@ -130,13 +156,22 @@ class Device:
         self._call("cuGraphExecDestroy", ctypes.c_void_p(graph))
 
     def close(self) -> None:
-        self._call("cuCtxSetCurrent", ctypes.c_void_p())  # the context may die now, and must not stay current
+        self._call(
+            "cuCtxSetCurrent", ctypes.c_void_p()
+        )  # the context may die now, and must not stay current
         self._call("cuDevicePrimaryCtxRelease_v2", self._device)
 
     def _attribute(self, number: int) -> int:
-        return self._made(ctypes.c_int(), "cuDeviceGetAttribute", ctypes.c_int(number), self._device)
+        return self._made(
+            ctypes.c_int(), "cuDeviceGetAttribute", ctypes.c_int(number), self._device
+        )
 
-    def _made(self, result: ctypes.c_int | ctypes.c_uint64 | ctypes.c_void_p, name: str, *arguments: object) -> int:
+    def _made(
+        self,
+        result: ctypes.c_int | ctypes.c_uint64 | ctypes.c_void_p,
+        name: str,
+        *arguments: object,
+    ) -> int:
         self._call(name, ctypes.byref(result), *arguments)
         return result.value or 0
 
@@ -159,4 +194,6 @@ def _check(cuda: ctypes.CDLL, status: int) -> None:
     if status:
         text = ctypes.c_char_p()
         cuda.cuGetErrorString(status, ctypes.byref(text))
-        raise DriverError(f"CUDA driver error {status}: {(text.value or b'unknown').decode()}", status)
+        raise DriverError(
+            f"CUDA driver error {status}: {(text.value or b'unknown').decode()}", status
+        )

@@ -1,4 +1,5 @@
-"""What a backend holds on a GPU, given back together: memory there, pinned memory here, and what lives in it."""
+"""What a backend holds on a GPU, given back together: memory there, pinned memory here, and what
+lives in it."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ class Held:
         return address
 
     def pinned(self, shape: Sequence[int], dtype: str) -> NDArray[Any]:
-        """An array in host memory that the GPU can copy from and to while others work. Dead after `release`."""
+        """An array in host memory that the GPU can copy from and to while others work. Dead after
+        `release`."""
         size = prod(shape) * np.dtype(dtype).itemsize
         address = self.device.allocate_host(size)
         self.also(lambda: self.device.free_host(address))
@@ -52,13 +54,15 @@ class Held:
 
 @contextmanager
 def refusals_as_errors(mend: str) -> Iterator[None]:
-    """A driver that refuses raises BackendError, which says how to make engines that need less if memory ran out."""
+    """A driver that refuses raises BackendError, which says how to make engines that need less if
+    memory ran out."""
     try:
         yield
     except DriverError as error:
         if error.status == OUT_OF_MEMORY:
             raise BackendError(
-                "the GPU has not enough free memory for this bundle. Free some, or build engines for smaller batches "
+                "the GPU has not enough free memory for this bundle. Free some, or build engines "
+                "for smaller batches "
                 f"or in half precision: {mend} --precision fp16 --batches 1"
             ) from error
         raise BackendError(f"the CUDA driver refused: {error}") from error

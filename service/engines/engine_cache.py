@@ -1,4 +1,5 @@
-"""TensorRT engines on disk: a folder per build, valid for one bundle, TensorRT, chip, precision and set of batches.
+"""TensorRT engines on disk: a folder per build, valid for one bundle, TensorRT, chip, precision and
+set of batches.
 
     CACHE/<flavour>-<version>-<capability>-<precision>-<key>/engines.json and a plan for each stage
 
@@ -25,10 +26,12 @@ ANY = "any"  # an engine for every chip that its TensorRT knows
 
 @dataclass(frozen=True, slots=True)
 class EngineSet:
-    """What engines.json says. content: of the bundle, see `content_of`. capability: "9.0", or "any".
+    """What engines.json says. content: of the bundle, see `content_of`. capability: "9.0", or
+    "any".
 
-    batches: sizes that the engines have a profile for, ascending. checked: whether every plan and batch was compared
-    with ONNX Runtime on a GPU; parity: the largest difference of each. files: a plan for each stage.
+    batches: sizes that the engines have a profile for, ascending. checked: whether every plan and
+    batch was compared with ONNX Runtime on a GPU; parity: the largest difference of each. files: a
+    plan for each stage.
     """
 
     content: str
@@ -44,7 +47,14 @@ class EngineSet:
     @property
     def folder(self) -> str:
         """Its name: readable, and with a key of all that the engines depend on."""
-        parts = (self.content, self.flavour, self.version, self.capability, self.precision, list(self.batches))
+        parts = (
+            self.content,
+            self.flavour,
+            self.version,
+            self.capability,
+            self.precision,
+            list(self.batches),
+        )
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
         return f"{self.flavour}-{self.version}-{self.capability}-{self.precision}-{key}"
 
@@ -74,34 +84,46 @@ def describe(cache: Path, found: EngineSet) -> EngineSet:
     """Write engines.json, e.g. once the engines have been checked."""
     folder = cache / found.folder
     partial = folder / f"{FILE}.partial"
-    partial.write_text(json.dumps({"schema": SCHEMA} | dataclasses.asdict(found), indent=1) + "\n", encoding="utf-8")
+    partial.write_text(
+        json.dumps({"schema": SCHEMA} | dataclasses.asdict(found), indent=1) + "\n",
+        encoding="utf-8",
+    )
     os.replace(partial, folder / FILE)
     return found
 
 
 def holds(cache: Path, content: str) -> bool:
-    """Whether there are engines for a bundle, fitting or not. Raises BackendError for what cannot be read."""
+    """Whether there are engines for a bundle, fitting or not. Raises BackendError for what cannot
+    be read."""
     return any(each.content == content for each in _sets(cache))
 
 
-def find(cache: Path, content: str, installed: Sequence[tuple[str, str]], capability: str, *, mend: str) -> EngineSet:
-    """The engines for a bundle on this machine. installed: (flavour, version) of each TensorRT that there is.
+def find(
+    cache: Path, content: str, installed: Sequence[tuple[str, str]], capability: str, *, mend: str
+) -> EngineSet:
+    """The engines for a bundle on this machine. installed: (flavour, version) of each TensorRT that
+    there is.
 
-    Of several the half-precision ones, in the order of `installed`; never engines that were not compared with ONNX
-    Runtime. Raises BackendError that says what does not fit, and `mend`, the command that makes what does.
+    Of several the half-precision ones, in the order of `installed`; never engines that were not
+    compared with ONNX Runtime. Raises BackendError that says what does not fit, and `mend`, the
+    command that makes what does.
     """
     ours = [each for each in _sets(cache) if each.content == content]
     if not ours:
         raise BackendError(f"{cache}: no TensorRT engines for this bundle. Build them with: {mend}")
     fitting = [
-        each for each in ours
+        each
+        for each in ours
         if (each.flavour, each.version) in installed and each.capability in (ANY, capability)
-    ]  # fmt: skip
+    ]
     if not fitting:
-        there = "; ".join(f"{e.flavour} {e.version}, compute capability {e.capability}" for e in ours)
+        there = "; ".join(
+            f"{e.flavour} {e.version}, compute capability {e.capability}" for e in ours
+        )
         here = " or ".join(f"{flavour} {version}" for flavour, version in installed)
         raise BackendError(
-            f"{cache}: the engines of this bundle are for {there}; here is {here}, compute capability {capability}. "
+            f"{cache}: the engines of this bundle are for {there}; here is {here}, compute "
+            f"capability {capability}. "
             f"Build them anew with: {mend}"
         )
     sure = [each for each in fitting if each.checked]
@@ -111,21 +133,29 @@ def find(cache: Path, content: str, installed: Sequence[tuple[str, str]], capabi
             f"Build them on this machine with: {mend}"
         )
     preferred = ("fp16", "bf16", "fp32")
-    return min(sure, key=lambda e: (preferred.index(e.precision), installed.index((e.flavour, e.version))))
+    return min(
+        sure, key=lambda e: (preferred.index(e.precision), installed.index((e.flavour, e.version)))
+    )
 
 
 def read(cache: Path, found: EngineSet, stage: str, *, mend: str) -> bytes:
     """A stage's plan, verified. Raises BackendError."""
     entry = found.files.get(stage)
     if entry is None:
-        raise BackendError(f"{cache / found.folder}: there is no engine for {stage}. Build them anew with: {mend}")
+        raise BackendError(
+            f"{cache / found.folder}: there is no engine for {stage}. Build them anew with: {mend}"
+        )
     path = cache / found.folder / entry.file
     try:
         plan = path.read_bytes()
     except OSError as error:
-        raise BackendError(f"{path}: {error.strerror}. Build the engines anew with: {mend}") from error
+        raise BackendError(
+            f"{path}: {error.strerror}. Build the engines anew with: {mend}"
+        ) from error
     if hashlib.sha256(plan).hexdigest() != entry.sha256:
-        raise BackendError(f"{path}: its sha256 is not that of {FILE}. Build the engines anew with: {mend}")
+        raise BackendError(
+            f"{path}: its sha256 is not that of {FILE}. Build the engines anew with: {mend}"
+        )
     return plan
 
 
@@ -137,4 +167,6 @@ def _sets(cache: Path) -> Iterator[EngineSet]:
             if isinstance(value, dict) and value.pop("schema", None) == SCHEMA:
                 yield build(EngineSet, value, path.name)
         except (BundleError, ValueError, OSError) as error:
-            raise BackendError(f"{path}: it cannot be read ({error}). Delete {path.parent} and build again") from error
+            raise BackendError(
+                f"{path}: it cannot be read ({error}). Delete {path.parent} and build again"
+            ) from error

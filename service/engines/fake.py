@@ -1,8 +1,10 @@
-"""A backend without an engine: deterministic masks from the image's own pixels. Every service test runs on it.
+"""A backend without an engine: deterministic masks from the image's own pixels. Every service test
+runs on it.
 
-Brightness decides the class: the darkest of equal bands is the lowest, which for the instance task is the background.
-There, a cell whose neighbours are of its own band is core, another one rim. Clutter (the spread of brightness) decides
-how much depth helps: on a flat image every plan is as good as the dearest. The darkest tokens are paused.
+Brightness decides the class: the darkest of equal bands is the lowest, which for the instance task
+is the background. There, a cell whose neighbours are of its own band is core, another one rim.
+Clutter (the spread of brightness) decides how much depth helps: on a flat image every plan is as
+good as the dearest. The darkest tokens are paused.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from service.engines.base import Features
 
 @dataclass(frozen=True, slots=True)
 class FakeFeatures:
-    """images: (B, H, W, 3) uint8; plan: the encoder that these went through, None before; paused: what it paused."""
+    """images: (B, H, W, 3) uint8; plan: the encoder that these went through, None before; paused:
+    what it paused."""
 
     images: NDArray[np.uint8]
     plan: Plan | None = None
@@ -29,24 +32,33 @@ class FakeFeatures:
 
     def take(self, rows: Sequence[int]) -> FakeFeatures:
         kept = list(rows)
-        return FakeFeatures(self.images[kept], self.plan, None if self.paused is None else self.paused[kept])
+        return FakeFeatures(
+            self.images[kept], self.plan, None if self.paused is None else self.paused[kept]
+        )
 
 
 class FakeBackend:
     """See the module. delay_s: seconds to sleep per image, by plan name, "front" or "decoder".
 
-    quality: the gate's scores, one per plan, for every image; None derives them from the image's clutter.
+    quality: the gate's scores, one per plan, for every image; None derives them from the image's
+    clutter.
     """
 
     name = "fake"
 
     def __init__(
-        self, manifest: Manifest, *, delay_s: Mapping[str, float] | None = None, quality: Sequence[float] | None = None
+        self,
+        manifest: Manifest,
+        *,
+        delay_s: Mapping[str, float] | None = None,
+        quality: Sequence[float] | None = None,
     ) -> None:
         self._plans = manifest.plans
         self._shape = manifest.mask_shape
         self._instances = manifest.task == "instance"
-        self._paused = {plan: manifest.stages[manifest.encoder_of[plan.name]].paused for plan in manifest.plans}
+        self._paused = {
+            plan: manifest.stages[manifest.encoder_of[plan.name]].paused for plan in manifest.plans
+        }
         self._delay_s = dict(delay_s or {})
         self._quality = None if quality is None else np.asarray(quality, np.float32)
 
@@ -65,7 +77,11 @@ class FakeBackend:
         if spec is None:
             return FakeFeatures(images, plan)
         rows, columns = (int(size) for size in spec.dims[1:])
-        order = _brightness(images, rows, columns).reshape(len(images), -1).argsort(axis=1, kind="stable")
+        order = (
+            _brightness(images, rows, columns)
+            .reshape(len(images), -1)
+            .argsort(axis=1, kind="stable")
+        )
         paused = np.zeros_like(order, np.uint8)
         np.put_along_axis(paused, order[:, : round((1 - plan.keep) * rows * columns)], 1, axis=1)
         return FakeFeatures(images, plan, paused.reshape(-1, rows, columns))

@@ -1,7 +1,8 @@
 """ONNX Runtime on the CPU: one session per graph, one memory arena for all of them.
 
-One stage runs at a time. So the threads of a session sleep when it is done (by default they spin on, and take the
-cores from the next session), and all sessions share one arena (by default each keeps the memory of its largest batch).
+One stage runs at a time. So the threads of a session sleep when it is done (by default they spin
+on, and take the cores from the next session), and all sessions share one arena (by default each
+keeps the memory of its largest batch).
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uin
 
 @dataclass(frozen=True, slots=True)
 class HostFeatures:
-    """maps: name of a tensor -> (B, channels, h, w) float32 in host memory. paused: (B, rows, columns) uint8."""
+    """maps: name of a tensor -> (B, channels, h, w) float32 in host memory. paused: (B, rows,
+    columns) uint8."""
 
     maps: Mapping[str, NDArray[np.float32]]
     paused: NDArray[np.uint8] | None = None
@@ -40,8 +42,8 @@ class HostFeatures:
 class OnnxRuntimeBackend:
     """Opens every graph of a verified bundle.
 
-    threads: per session, at least 1. Raises BackendError that names the file, and the tensor where it is not the
-    manifest's.
+    threads: per session, at least 1. Raises BackendError that names the file, and the tensor where
+    it is not the manifest's.
     """
 
     name = "onnxruntime"
@@ -50,7 +52,9 @@ class OnnxRuntimeBackend:
         _share_arena()
         manifest = bundle.manifest
         self._stages, self._encoder_of = manifest.stages, manifest.encoder_of
-        self._sessions = {name: _open(bundle.root, stage, threads) for name, stage in manifest.stages.items()}
+        self._sessions = {
+            name: _open(bundle.root, stage, threads) for name, stage in manifest.stages.items()
+        }
 
     def front(self, images: NDArray[np.uint8]) -> tuple[HostFeatures, NDArray[np.float32]]:
         maps = self._run("front", {"image": images})
@@ -74,14 +78,19 @@ class OnnxRuntimeBackend:
     def _run(self, name: str, maps: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         stage = self._stages[name]
         outputs = [spec.name for spec in stage.outputs]
-        values = self._sessions[name].run(outputs, {spec.name: maps[spec.name] for spec in stage.inputs})
+        values = self._sessions[name].run(
+            outputs, {spec.name: maps[spec.name] for spec in stage.inputs}
+        )
         return dict(zip(outputs, values, strict=True))
 
 
 @functools.cache
 def _share_arena() -> None:
-    """Once per process, as ONNX Runtime has it: the CPU arena that sessions with use_env_allocators share."""
-    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    """Once per process, as ONNX Runtime has it: the CPU arena that sessions with use_env_allocators
+    share."""
+    memory = ort.OrtMemoryInfo(
+        "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
+    )
     ort.create_and_register_allocator(memory, None)
 
 
@@ -89,26 +98,36 @@ def _open(root: Path, stage: Stage, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.enable_mem_pattern = False  # it keeps one plan of memory per batch size, and saves no time here
+    options.enable_mem_pattern = (
+        False  # it keeps one plan of memory per batch size, and saves no time here
+    )
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = ort.InferenceSession(root / stage.file, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            root / stage.file, options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
-        raise BackendError(f"{stage.file}: ONNX Runtime {ort.__version__} cannot open it: {error}") from error
+        raise BackendError(
+            f"{stage.file}: ONNX Runtime {ort.__version__} cannot open it: {error}"
+        ) from error
     compare(stage.file, "input", stage.inputs, session.get_inputs())
     compare(stage.file, "output", stage.outputs, session.get_outputs())
     return session
 
 
-def compare(file: str, kind: str, specs: Sequence[TensorSpec], found: Sequence[ort.NodeArg]) -> None:
-    """The manifest's tensors must be the graph's, whatever their order. A size that varies may have any name."""
+def compare(
+    file: str, kind: str, specs: Sequence[TensorSpec], found: Sequence[ort.NodeArg]
+) -> None:
+    """The manifest's tensors must be the graph's, whatever their order. A size that varies may have
+    any name."""
     wanted = {spec.name: (spec.dtype, _sizes(spec.dims)) for spec in specs}
     given = {arg.name: (_DTYPES.get(arg.type, arg.type), _sizes(arg.shape)) for arg in found}
     for name in sorted(wanted.keys() | given.keys()):
         if wanted.get(name) != given.get(name):
             raise BackendError(
-                f"{file}: {kind} {name!r} is {given.get(name, 'missing')}, the manifest has {wanted.get(name, 'none')}"
+                f"{file}: {kind} {name!r} is {given.get(name, 'missing')}, the manifest has "
+                f"{wanted.get(name, 'none')}"
             )
 
 

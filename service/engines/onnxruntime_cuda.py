@@ -1,8 +1,9 @@
-"""ONNX Runtime on a GPU by its CUDA provider: no kernel of ours, features that stay on the GPU by io-binding.
+"""ONNX Runtime on a GPU by its CUDA provider: no kernel of ours, features that stay on the GPU by
+io-binding.
 
-A session has one batch size. With the batch known, ONNX Runtime works out every shape while it opens a graph; left
-open, it would compute shapes on the CPU at each run, and could not be told to refuse nodes that the GPU cannot run.
-It is told so: no node falls back to the CPU unseen.
+A session has one batch size. With the batch known, ONNX Runtime works out every shape while it
+opens a graph; left open, it would compute shapes on the CPU at each run, and could not be told to
+refuse nodes that the GPU cannot run. It is told so: no node falls back to the CPU unseen.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class Copier(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CudaFeatures:
-    """maps: name of a tensor -> `ort.OrtValue` (size, channels, h, w) on the GPU, of which the first `count` rows are
-    images. paused: (count, rows, columns) uint8."""
+    """maps: name of a tensor -> `ort.OrtValue` (size, channels, h, w) on the GPU, of which the
+    first `count` rows are images. paused: (count, rows, columns) uint8."""
 
     maps: Mapping[str, Any]
     count: int
@@ -54,20 +55,28 @@ class CudaFeatures:
 
 
 class OnnxRuntimeCudaBackend:
-    """Opens every graph of a verified bundle for the batches 1, 2, 4, ... up to max_batch; others are filled up.
+    """Opens every graph of a verified bundle for the batches 1, 2, 4, ... up to max_batch; others
+    are filled up.
 
-    device, provider, place: for tests. Raises BackendError that says what is missing, or names the file.
+    device, provider, place: for tests. Raises BackendError that says what is missing, or names the
+    file.
     """
 
     name = "onnxruntime-cuda"
 
     def __init__(
-        self, bundle: Bundle, *, max_batch: int = 1, device: Callable[[], Copier] = Device, provider: str = PROVIDER,
+        self,
+        bundle: Bundle,
+        *,
+        max_batch: int = 1,
+        device: Callable[[], Copier] = Device,
+        provider: str = PROVIDER,
         place: str = "cuda",
-    ) -> None:  # fmt: skip
+    ) -> None:
         if provider not in ort.get_available_providers():
             raise BackendError(
-                f"onnxruntime {ort.__version__} has no {provider}: in place of fathom[cpu], pip install 'fathom[gpu]'"
+                f"onnxruntime {ort.__version__} has no {provider}: in place of fathom[cpu], pip "
+                f"install 'fathom[gpu]'"
             )
         try:
             self._device = device()
@@ -81,13 +90,16 @@ class OnnxRuntimeCudaBackend:
             ort.preload_dlls()  # CUDA and cuDNN, from the packages of fathom[gpu]
         self._sessions = {
             (name, size): _open(bundle.root, stage, size, provider)
-            for name, stage in manifest.stages.items() for size in self._sizes
-        }  # fmt: skip
+            for name, stage in manifest.stages.items()
+            for size in self._sizes
+        }
 
     def front(self, images: NDArray[np.uint8]) -> tuple[CudaFeatures, NDArray[np.float32]]:
         count, size = len(images), self._size(len(images))
         filled = np.concatenate((images, np.zeros((size - count, *images.shape[1:]), np.uint8)))
-        maps = self._run("front", size, {"image": ort.OrtValue.ortvalue_from_numpy(filled, self._place, 0)})
+        maps = self._run(
+            "front", size, {"image": ort.OrtValue.ortvalue_from_numpy(filled, self._place, 0)}
+        )
         quality = maps.pop("quality").numpy()[:count]  # (B, plans)
         return CudaFeatures(maps, count, None, self), quality
 
@@ -98,11 +110,16 @@ class OnnxRuntimeCudaBackend:
         size, maps = self._size(len(rows)), {}
         for name, source in features.maps.items():
             shape = source.shape()
-            maps[name] = ort.OrtValue.ortvalue_from_shape_and_type([size, *shape[1:]], np.float32, self._place, 0)
+            maps[name] = ort.OrtValue.ortvalue_from_shape_and_type(
+                [size, *shape[1:]], np.float32, self._place, 0
+            )
             row_bytes = 4 * int(np.prod(shape[1:]))
             for to, row in enumerate(rows):
                 self._device.on_device(
-                    maps[name].data_ptr() + to * row_bytes, source.data_ptr() + row * row_bytes, row_bytes, self._stream
+                    maps[name].data_ptr() + to * row_bytes,
+                    source.data_ptr() + row * row_bytes,
+                    row_bytes,
+                    self._stream,
                 )
         self._device.wait(self._stream)  # ONNX Runtime has streams of its own
         paused = None if features.paused is None else features.paused[list(rows)]
@@ -128,7 +145,8 @@ class OnnxRuntimeCudaBackend:
             self._device.close()
 
     def _run(self, name: str, size: int, maps: Mapping[str, Any]) -> dict[str, Any]:
-        """Outputs by name, on the GPU but for those that the service reads. Back when the GPU is done."""
+        """Outputs by name, on the GPU but for those that the service reads. Back when the GPU is
+        done."""
         stage, session = self._stages[name], self._sessions[name, size]
         binding = session.io_binding()
         for spec in stage.inputs:
@@ -166,11 +184,15 @@ def _open(root: Path, stage: Stage, size: int, provider: str) -> ort.InferenceSe
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         # Without `enable_fallback`, Python's half of ONNX Runtime would try once more, on the CPU.
-        session = ort.InferenceSession(root / stage.file, options, providers=given, enable_fallback=0)
+        session = ort.InferenceSession(
+            root / stage.file, options, providers=given, enable_fallback=0
+        )
     except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
         raise BackendError(
-            f"{stage.file}: ONNX Runtime {ort.__version__} cannot open it on the GPU: {error}. Nodes on the CPU can "
-            "also mean that its CUDA libraries were not found (the log has their names): pip install 'fathom[gpu]'"
+            f"{stage.file}: ONNX Runtime {ort.__version__} cannot open it on the GPU: {error}. "
+            f"Nodes on the CPU can "
+            "also mean that its CUDA libraries were not found (the log has their names): pip "
+            "install 'fathom[gpu]'"
         ) from error
     compare(stage.file, "input", _sized(stage.inputs, size), session.get_inputs())
     compare(stage.file, "output", _sized(stage.outputs, size), session.get_outputs())

@@ -1,7 +1,9 @@
-"""Our deformable attention as a TensorRT plugin in Python: it gives shapes to the builder and launches our kernel.
+"""Our deformable attention as a TensorRT plugin in Python: it gives shapes to the builder and
+launches our kernel.
 
-For TensorRT-RTX, which knows no plugins that are compiled ahead of time. When a CUDA graph is replayed, no Python runs.
-A node of ONNX, and with it an engine, names its kernel by the file's sha256; the kernels themselves are in the bundle.
+For TensorRT-RTX, which knows no plugins that are compiled ahead of time. When a CUDA graph is
+replayed, no Python runs. A node of ONNX, and with it an engine, names its kernel by the file's
+sha256; the kernels themselves are in the bundle.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ NAME, VERSION, NAMESPACE, FIELD = "MsDeformAttn", "1", "", "kernel"
 
 @dataclass
 class Compiled:
-    """A kernel's PTX; the driver compiles it at the first use on each chip, which must not be inside of a capture."""
+    """A kernel's PTX; the driver compiles it at the first use on each chip, which must not be
+    inside of a capture."""
 
     about: KernelFile
     image: bytes
@@ -39,11 +42,14 @@ class Compiled:
             self._loaded.append(Kernel(self.image, self.about.launch.entry))
         pointers = [ctypes.c_void_p(address) for address in inputs]
         grid, block = self.about.launch.grid(batch, queries), self.about.launch.block
-        self._loaded[0].launch(grid, block, stream, *pointers, ctypes.c_int(queries), ctypes.c_void_p(out))
+        self._loaded[0].launch(
+            grid, block, stream, *pointers, ctypes.c_int(queries), ctypes.c_void_p(out)
+        )
 
 
 def register(trt: ModuleType, kernels: Mapping[str, Compiled]) -> None:
-    """Make the kernels (sha256 -> kernel) known to this process's TensorRT. May be called again with others."""
+    """Make the kernels (sha256 -> kernel) known to this process's TensorRT. May be called again
+    with others."""
     creator = _creator(trt)
     creator.kernels.update(kernels)
 
@@ -56,7 +62,9 @@ def _creator(trt: ModuleType) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.name, self.plugin_version, self.plugin_namespace = NAME, VERSION, NAMESPACE
-            self.field_names = trt.PluginFieldCollection([trt.PluginField(FIELD, b"", trt.PluginFieldType.CHAR)])
+            self.field_names = trt.PluginFieldCollection(
+                [trt.PluginField(FIELD, b"", trt.PluginFieldType.CHAR)]
+            )
             self.kernels: dict[str, Compiled] = {}
 
         def create_plugin(self, name: str, fields: Any, phase: Any) -> Any:
@@ -70,8 +78,11 @@ def _creator(trt: ModuleType) -> Any:
 
 def _plugin_class(trt: ModuleType) -> Any:
     class Plugin(
-        trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime  # type: ignore[misc, name-defined]
-    ):  # fmt: skip
+        trt.IPluginV3,  # type: ignore[misc, name-defined]
+        trt.IPluginV3OneCore,  # type: ignore[misc, name-defined]
+        trt.IPluginV3OneBuild,  # type: ignore[misc, name-defined]
+        trt.IPluginV3OneRuntime,  # type: ignore[misc, name-defined]
+    ):
         def __init__(self, kernels: Mapping[str, Compiled], key: str) -> None:
             for base in Plugin.__bases__:
                 base.__init__(self)
@@ -96,7 +107,9 @@ def _plugin_class(trt: ModuleType) -> Any:
             stored = self.kernels[self.key].about.problem.dtype
             wanted = "float32" if place == 3 else stored  # the reference points
             tensor = both[place].desc
-            return tensor.format == trt.TensorFormat.LINEAR and type_name(trt, tensor.type) == wanted
+            return (
+                tensor.format == trt.TensorFormat.LINEAR and type_name(trt, tensor.type) == wanted
+            )
 
         def configure_plugin(self, inputs: Any, outputs: Any) -> None:
             """The shapes are in the kernel already."""
@@ -105,7 +118,9 @@ def _plugin_class(trt: ModuleType) -> Any:
             """The launch reads batch and queries each time."""
 
         def get_fields_to_serialize(self) -> Any:
-            return trt.PluginFieldCollection([trt.PluginField(FIELD, self.key.encode(), trt.PluginFieldType.CHAR)])
+            return trt.PluginFieldCollection(
+                [trt.PluginField(FIELD, self.key.encode(), trt.PluginFieldType.CHAR)]
+            )
 
         def get_valid_tactics(self) -> list[int]:
             return []
@@ -119,7 +134,9 @@ def _plugin_class(trt: ModuleType) -> Any:
         def clone(self) -> Any:
             return Plugin(self.kernels, self.key)
 
-        def enqueue(self, given: Any, made: Any, inputs: Any, outputs: Any, workspace: Any, stream: int) -> None:
+        def enqueue(
+            self, given: Any, made: Any, inputs: Any, outputs: Any, workspace: Any, stream: int
+        ) -> None:
             batch, queries = given[1].dims[0], given[1].dims[1]
             self.kernels[self.key].launch(batch, queries, list(inputs), outputs[0], stream)
 
@@ -128,5 +145,13 @@ def _plugin_class(trt: ModuleType) -> Any:
 
 def type_name(trt: ModuleType, kind: Any) -> str:
     """TensorRT's type as everybody else calls it."""
-    names = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "UINT8": "uint8", "INT32": "int32"}
-    return next((name for key, name in names.items() if kind == getattr(trt.DataType, key)), str(kind))
+    names = {
+        "FLOAT": "float32",
+        "HALF": "float16",
+        "BF16": "bfloat16",
+        "UINT8": "uint8",
+        "INT32": "int32",
+    }
+    return next(
+        (name for key, name in names.items() if kind == getattr(trt.DataType, key)), str(kind)
+    )

@@ -1,6 +1,8 @@
-"""TensorRT or TensorRT-RTX, whichever is installed: opens plans and runs them. The only file that knows their API.
+"""TensorRT or TensorRT-RTX, whichever is installed: opens plans and runs them. The only file that
+knows their API.
 
-Every check that can be made before a call is: a plan that does not fit this chip or driver makes some versions abort.
+Every check that can be made before a call is: a plan that does not fit this chip or driver makes
+some versions abort.
 """
 
 from __future__ import annotations
@@ -16,7 +18,10 @@ from service.engines import tensorrt_plugin
 from service.engines.tensorrt_plugin import Compiled, type_name
 from service.errors import BackendError
 
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # flavour -> the package to import
+MODULES = {
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt_rtx",
+}  # flavour -> the package to import
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1}
 _log = logging.getLogger("fathom")
 
@@ -38,7 +43,8 @@ class EngineTensor:
 
 
 class Runtime:
-    """One flavour of TensorRT in this process. kernels: those that its plugins may launch, by sha256."""
+    """One flavour of TensorRT in this process. kernels: those that its plugins may launch, by
+    sha256."""
 
     def __init__(self, flavour: str, module: ModuleType) -> None:
         self.flavour, self._trt = flavour, module
@@ -53,36 +59,52 @@ class Runtime:
         if hasattr(runtime, "get_engine_validity"):
             verdict, why = runtime.get_engine_validity(plan[: runtime.engine_header_size])
             if verdict == trt.EngineValidity.INVALID:
-                raise BackendError(f"{name}: {self.flavour} {self.version} refuses it here ({_reasons(trt, why)})")
+                raise BackendError(
+                    f"{name}: {self.flavour} {self.version} refuses it here ({_reasons(trt, why)})"
+                )
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
-            raise BackendError(f"{name}: {self.flavour} {self.version} cannot open it; the log has its reason")
+            raise BackendError(
+                f"{name}: {self.flavour} {self.version} cannot open it; the log has its reason"
+            )
         return Engine(trt, name, runtime, engine)
 
 
 class Engine:
-    """An open plan. scratch: bytes of memory that a run needs beside its tensors, in any profile."""
+    """An open plan. scratch: bytes of memory that a run needs beside its tensors, in any
+    profile."""
 
     def __init__(self, trt: ModuleType, name: str, runtime: Any, engine: Any) -> None:
         self._trt, self.name = trt, name
         self._runtime, self._engine = runtime, engine  # the engine must not outlive the runtime
-        self.tensors = {each: self._tensor(each) for each in map(engine.get_tensor_name, range(engine.num_io_tensors))}
+        self.tensors = {
+            each: self._tensor(each)
+            for each in map(engine.get_tensor_name, range(engine.num_io_tensors))
+        }
         profiles = range(engine.num_optimization_profiles)
-        self.scratch: int = max(engine.get_device_memory_size_for_profile_v2(profile) for profile in profiles)
+        self.scratch: int = max(
+            engine.get_device_memory_size_for_profile_v2(profile) for profile in profiles
+        )
 
     def context(self, profile: int, batch: int, stream: int) -> Context:
         """For one profile and its batch. Its memory is the caller's."""
         trt, engine = self._trt, self._engine
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):  # RTX compiles for a shape when it first sees it
+        if hasattr(
+            trt, "DynamicShapesKernelSpecializationStrategy"
+        ):  # RTX compiles for a shape when it first sees it
             config = engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
-            config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            config.dynamic_shapes_kernel_specialization_strategy = (
+                trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            )
             context = engine.create_execution_context(config)
         else:
             context = engine.create_execution_context(strategy)
         if context is None or not context.set_optimization_profile_async(profile, stream):
-            raise BackendError(f"{self.name}: no execution context for batch {batch}; the log has the reason")
+            raise BackendError(
+                f"{self.name}: no execution context for batch {batch}; the log has the reason"
+            )
         for name, tensor in self.tensors.items():
             if tensor.is_input and not context.set_input_shape(name, (batch, *tensor.dims)):
                 raise BackendError(f"{self.name}: batch {batch} is not one that it was built for")
@@ -93,8 +115,12 @@ class Engine:
         dtype = type_name(self._trt, engine.get_tensor_dtype(name))
         dims = tuple(engine.get_tensor_shape(name))[1:]
         if dtype not in SIZES or any(side < 1 for side in dims):
-            raise BackendError(f"{self.name}: tensor {name} is {dtype} {dims}, which this service cannot hold")
-        return EngineTensor(dtype, dims, engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT)
+            raise BackendError(
+                f"{self.name}: tensor {name} is {dtype} {dims}, which this service cannot hold"
+            )
+        return EngineTensor(
+            dtype, dims, engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT
+        )
 
 
 class Context:
@@ -130,8 +156,13 @@ def installed() -> Iterator[Runtime]:
 
 def _reasons(trt: ModuleType, bits: int) -> str:
     kinds = trt.EngineInvalidityDiagnostics
-    known = {name: int(value) for name in dir(kinds) if isinstance(value := getattr(kinds, name), kinds)}
-    return ", ".join(sorted(name for name, value in known.items() if bits & value)) or "no driver, or not its plan"
+    known = {
+        name: int(value) for name in dir(kinds) if isinstance(value := getattr(kinds, name), kinds)
+    }
+    return (
+        ", ".join(sorted(name for name, value in known.items() if bits & value))
+        or "no driver, or not its plan"
+    )
 
 
 def _logger(trt: ModuleType) -> Any:

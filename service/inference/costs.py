@@ -1,4 +1,5 @@
-"""What a plan costs on this node: measured at warm-up, then kept current by what really runs. Milliseconds per image.
+"""What a plan costs on this node: measured at warm-up, then kept current by what really runs.
+Milliseconds per image.
 
 Deadlines are promised from these figures, and `/plans` shows them.
 """
@@ -26,8 +27,8 @@ _log = logging.getLogger("fathom.costs")
 class Cost:
     """One stage: the warm-up's measurement, and how far what runs has moved away from it.
 
-    The move is forgotten with time. Without that, one slow run could close a plan to every request with a deadline,
-    and a plan that nobody may choose is never measured again.
+    The move is forgotten with time. Without that, one slow run could close a plan to every request
+    with a deadline, and a plan that nobody may choose is never measured again.
     """
 
     def __init__(self, base_ms: float) -> None:
@@ -39,14 +40,16 @@ class Cost:
         return self._base + self._moved * float(0.5 ** ((now - self._seen) / HALF_LIFE_S))
 
     def add(self, seconds: float, images: int, now: float) -> None:
-        """A batch took this long. Its share per image flatters a single image, so it counts only if it is more."""
+        """A batch took this long. Its share per image flatters a single image, so it counts only if
+        it is more."""
         known, share = self.ms(now), seconds * 1000 / images
         if images == 1 or share > known:
             self._moved, self._seen = known + WEIGHT * (share - known) - self._base, now
 
 
 class Costs:
-    """front: features and gate; rest: encoder and decoder per plan, cheap to dear; mean_ms: engine time per image."""
+    """front: features and gate; rest: encoder and decoder per plan, cheap to dear; mean_ms: engine
+    time per image."""
 
     def __init__(self, front_ms: float, rest_ms: dict[Plan, float]) -> None:
         self.front = Cost(front_ms)
@@ -66,8 +69,9 @@ class Costs:
 def warm_up(backend: Backend, manifest: Manifest, max_batch: int) -> Costs:
     """Measure every plan for one image, and run the cheapest at the largest batch that is served.
 
-    The first run of a stage pays for its memory, so front, dearest encoder and decoder run twice, and the better time
-    counts. The other encoders find that memory: they run once, and again if they took longer than a dearer one.
+    The first run of a stage pays for its memory, so front, dearest encoder and decoder run twice,
+    and the better time counts. The other encoders find that memory: they run once, and again if
+    they took longer than a dearer one.
     """
     plans, canvas = manifest.plans, manifest.input
     image = np.zeros((1, canvas.height, canvas.width, 3), np.uint8)
@@ -83,7 +87,11 @@ def warm_up(backend: Backend, manifest: Manifest, max_batch: int) -> Costs:
     features, _ = backend.front(np.repeat(image, max_batch, axis=0))
     backend.decode(backend.encode(plans[0], features))
     costs = Costs(front_ms, {plan: encoder_ms[plan] + decoder_ms for plan in plans})
-    _log.info("%s is warm: %s", backend.name, ", ".join(f"{name} {ms:.1f} ms" for name, ms in costs.plan_ms().items()))
+    _log.info(
+        "%s is warm: %s",
+        backend.name,
+        ", ".join(f"{name} {ms:.1f} ms" for name, ms in costs.plan_ms().items()),
+    )
     return costs
 
 

@@ -1,6 +1,8 @@
-"""The spine: front -> route -> encoder -> decoder, for one batch of images. No queue, no HTTP, no file.
+"""The spine: front -> route -> encoder -> decoder, for one batch of images. No queue, no HTTP, no
+file.
 
-Every image gets the plan that its own scores and budget call for; images of equal plan run together.
+Every image gets the plan that its own scores and budget call for; images of equal plan run
+together.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from service.inference.router import choose
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """One image to segment. deadline: in seconds of time.perf_counter, None = there is none. The trace is written."""
+    """One image to segment. deadline: in seconds of time.perf_counter, None = there is none. The
+    trace is written."""
 
     frame: Frame
     budget: Budget
@@ -36,18 +39,33 @@ class Pipeline:
     """Holds no state but the costs, which it keeps current."""
 
     def __init__(
-        self, backend: Backend, costs: Costs, margins: Sequence[Margin], *, default_max_loss: float, load_start: float
+        self,
+        backend: Backend,
+        costs: Costs,
+        margins: Sequence[Margin],
+        *,
+        default_max_loss: float,
+        load_start: float,
     ) -> None:
-        self._backend, self._costs, self._plans, self._margins = backend, costs, tuple(costs.rest), margins
+        self._backend, self._costs, self._plans, self._margins = (
+            backend,
+            costs,
+            tuple(costs.rest),
+            margins,
+        )
         self._default_max_loss, self._load_start = default_max_loss, load_start
 
     def run(self, jobs: Sequence[Job], node: Budget, load: float) -> Iterator[list[Answer]]:
-        """The answers, group by group: jobs of one plan as soon as it has run, and a job that fails alone by itself.
+        """The answers, group by group: jobs of one plan as soon as it has run, and a job that fails
+        alone by itself.
 
-        jobs: the most urgent first; load: fill of the queue, 0..1. What the backend raises goes through.
+        jobs: the most urgent first; load: fill of the queue, 0..1. What the backend raises goes
+        through.
         """
         begun = time.perf_counter()
-        features, scores = self._backend.front(np.stack([job.frame.pixels for job in jobs]))  # (B, H, W, 3)
+        features, scores = self._backend.front(
+            np.stack([job.frame.pixels for job in jobs])
+        )  # (B, H, W, 3)
         now = time.perf_counter()
         self._costs.front.add(now - begun, len(jobs), now)
         groups: dict[Plan, list[int]] = {}
@@ -62,9 +80,14 @@ class Pipeline:
                     self._plans,
                     margins=self._margins,
                     default_max_loss=self._default_max_loss,
-                    remaining_ms=None if job.deadline is None else (job.deadline - now) * 1000 - promised_ms,
-                    # Later images may join this one, and n images take at most n times as long as one.
-                    costs_ms=[cost.ms(now) * (len(jobs) - row) for cost in self._costs.rest.values()],
+                    remaining_ms=None
+                    if job.deadline is None
+                    else (job.deadline - now) * 1000 - promised_ms,
+                    # Later images may join this one, and n images take at most n times as long as
+                    # one.
+                    costs_ms=[
+                        cost.ms(now) * (len(jobs) - row) for cost in self._costs.rest.values()
+                    ],
                     load=load,
                     load_start=self._load_start,
                 )

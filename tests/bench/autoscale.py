@@ -1,10 +1,13 @@
-"""A day of replicas under the autoscaler: adaptive depth against fixed plans, and the thresholds of k8s/.
+"""A day of replicas under the autoscaler: adaptive depth against fixed plans, and the thresholds of
+k8s/.
 
-    python tests/bench/autoscale.py [--bundle trained_weights/camvid-tiny] [--mean 25] [--seeds 3] [--jobs 2]
+    python tests/bench/autoscale.py [--bundle trained_weights/camvid-tiny] [--mean 25] [--seeds 3]
+    [--jobs 2]
 
-Simulated, request by request, with the service times that the bundle's manifest has measured and the autoscaler's own
-algorithm (autoscaler.py, fleet.py, day.py say what is assumed). Prints tables, the manifests' settings marked with *,
-and ends in one JSON line. The bar of a row: p99 <= 0.5 s and at most 1 % of requests late, shed or lost, in every seed.
+Simulated, request by request, with the service times that the bundle's manifest has measured and
+the autoscaler's own algorithm (autoscaler.py, fleet.py, day.py say what is assumed). Prints tables,
+the manifests' settings marked with *, and ends in one JSON line. The bar of a row: p99 <= 0.5 s and
+at most 1 % of requests late, shed or lost, in every seed.
 """
 
 from __future__ import annotations
@@ -40,7 +43,8 @@ MISSED = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One row: what a replica does, how it is scaled, and in what world. table: where it is printed."""
+    """One row: what a replica does, how it is scaled, and in what world. table: where it is
+    printed."""
 
     table: str
     policy: fleet.Policy
@@ -77,7 +81,10 @@ def settings() -> Settings:
 def behaviour(spec: dict[str, Any]) -> autoscaler.Behaviour:
     """spec.behavior as the simulation takes it."""
     up, down = (
-        tuple(autoscaler.Policy(each["type"], each["value"], each["periodSeconds"]) for each in spec[way]["policies"])
+        tuple(
+            autoscaler.Policy(each["type"], each["value"], each["periodSeconds"])
+            for each in spec[way]["policies"]
+        )
         for way in ("scaleUp", "scaleDown")
     )
     windows = (spec[way]["stabilizationWindowSeconds"] for way in ("scaleUp", "scaleDown"))
@@ -106,20 +113,43 @@ def keda() -> Scaling:
 def cases(manifest: Manifest) -> Iterator[Case]:
     ours, base, object_, usual = settings(), hpa(), keda(), World()
 
-    def adaptive(queue_size: int = ours.queue_size, load_start: float = ours.load_start) -> fleet.Policy:
+    def adaptive(
+        queue_size: int = ours.queue_size, load_start: float = ours.load_start
+    ) -> fleet.Policy:
         name = f"queue {queue_size}, load from {load_start:g}"
-        return fleet.policy(name, manifest, queue_size=queue_size, load_start=load_start, max_loss=Settings().max_loss)
+        return fleet.policy(
+            name,
+            manifest,
+            queue_size=queue_size,
+            load_start=load_start,
+            max_loss=Settings().max_loss,
+        )
 
     def fixed(name: str, max_loss: float, depth: int | None = None) -> fleet.Policy:
-        """With the longest queue whose last image keeps the objective: it waits for one that runs and for the rest."""
+        """With the longest queue whose last image keeps the objective: it waits for one that runs
+        and for the rest."""
         make = partial(fleet.policy, name, manifest, load_start=1.0, max_loss=max_loss, depth=depth)
         return make(queue_size=math.floor(SLO_S / make(queue_size=1).seconds[0]) - 1)
 
     named = replace(adaptive(), name="adaptive")
-    gate, full, shallow = fixed("gate only", Settings().max_loss), fixed("full", 0.0), fixed("shallow", 0.0, 1)
+    gate, full, shallow = (
+        fixed("gate only", Settings().max_loss),
+        fixed("full", 0.0),
+        fixed("shallow", 0.0, 1),
+    )
     shipped = (ours.queue_size, ours.load_start)
     defaults = (Settings().queue_size, Settings().load_start)
-    for pair in ((4, 0.0), (5, 0.0), (5, 0.1), (5, 0.25), (5, 0.5), (6, 0.0), (8, 0.0), (16, 0.0), defaults):
+    for pair in (
+        (4, 0.0),
+        (5, 0.0),
+        (5, 0.1),
+        (5, 0.25),
+        (5, 0.5),
+        (6, 0.0),
+        (8, 0.0),
+        (16, 0.0),
+        defaults,
+    ):
         yield Case("queue", adaptive(*pair), base, usual, chosen=pair == shipped)
     for policy, percents in (
         (named, (30, 35, 40, 45, 50, 55, 60)),
@@ -142,7 +172,12 @@ def cases(manifest: Manifest) -> Iterator[Case]:
         yield Case("keda", named, scaling, usual, chosen=scaling == object_)
     yield Case("keda", named, replace(object_, behaviour=base.behaviour), usual)
     for start_s in (60.0, 120.0):
-        for policy, scaling in ((named, base), (named, object_), (full, base), (full, replace(base, cpu=0.25))):
+        for policy, scaling in (
+            (named, base),
+            (named, object_),
+            (full, base),
+            (full, replace(base, cpu=0.25)),
+        ):
             yield Case("start", policy, scaling, World(start_s=start_s))
 
 
@@ -153,7 +188,13 @@ def arrivals(seed: int, mean: float) -> NDArray[np.float64]:
 
 def run(job: tuple[Case, int, float]) -> Day:
     case, seed, mean = job
-    return simulate(case.policy, case.scaling, arrivals(seed, mean), np.random.default_rng(1000 + seed), case.world)
+    return simulate(
+        case.policy,
+        case.scaling,
+        arrivals(seed, mean),
+        np.random.default_rng(1000 + seed),
+        case.world,
+    )
 
 
 def row(case: Case, days: Sequence[Day]) -> Row:
@@ -167,20 +208,28 @@ def text(each: Row) -> str:
     scaling, day = each.case.scaling, each.day
     targets = " ".join(
         f"{name}={value:g}"
-        for name, value in (("cpu", scaling.cpu), ("wait", scaling.wait_s), ("given-up", scaling.given_up))
+        for name, value in (
+            ("cpu", scaling.cpu),
+            ("wait", scaling.wait_s),
+            ("given-up", scaling.given_up),
+        )
         if value is not None
     )
     if each.case.table == "start":
         targets += f" start={each.case.world.start_s:g}"
     return (
-        f"{'*' if each.case.chosen else ' '}{'' if each.kept else 'x':1} {each.case.policy.name:<24}{targets:<38}"
-        f"{day.replica_hours:>7.0f}{day.most:>5}{1000 * day.p99_s:>7.0f}{day.late:>8.2%}{day.shed:>8.2%}"
+        f"{'*' if each.case.chosen else ' '}{'' if each.kept else 'x':1} "
+        f"{each.case.policy.name:<24}{targets:<38}"
+        f"{day.replica_hours:>7.0f}{day.most:>5}{1000 * day.p99_s:>7.0f}"
+        f"{day.late:>8.2%}{day.shed:>8.2%}"
         f"{day.missed:>8.2%}{each.missed_worst:>8.2%}{day.bad_minutes:>6}{day.quality:>9.4f}{day.depth:>7.2f}"
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--bundle", type=Path, default=ROOT / "trained_weights/camvid-tiny")
     parser.add_argument("--mean", type=float, default=25.0, help="requests a second, over the day")
     parser.add_argument("--seeds", type=int, default=3)
@@ -192,7 +241,8 @@ def main() -> None:
     with ProcessPoolExecutor(args.jobs) as pool:
         days = list(pool.map(run, jobs, chunksize=len(todo)))
     rows = [row(case, days[index :: len(todo)]) for index, case in enumerate(todo)]
-    head = f"{'':3}{'policy':<24}{'targets':<38}{'hours':>7}{'most':>5}{'p99 ms':>7}{'late':>8}{'shed':>8}{'missed':>8}"
+    head = f"{'':3}{'policy':<24}{'targets':<38}{'hours':>7}{'most':>5}{'p99 ms':>7}"
+    head += f"{'late':>8}{'shed':>8}{'missed':>8}"
     head += f"{'worst':>8}{'bad':>6}{'quality':>9}{'depth':>7}"
     for table in dict.fromkeys(case.table for case in todo):
         print(f"\n{table}: * as in k8s/, x misses the bar\n{head}")
@@ -205,11 +255,31 @@ def main() -> None:
     print(f"\ncheapest CPU target that keeps the bar\n{head}")
     print("\n".join(map(text, best.values())))
     print(f"{len(jobs)} days in {time.monotonic() - begun:.0f} s")
-    result = [{"table": each.case.table, "policy": each.case.policy.name, "chosen": each.case.chosen, "kept": each.kept,
-               "cpu": each.case.scaling.cpu, "wait_s": each.case.scaling.wait_s, "given_up": each.case.scaling.given_up,
-               "start_s": each.case.world.start_s, "missed_worst": each.missed_worst, **asdict(each.day)}
-              for each in rows]  # fmt: skip
-    print(json.dumps({"mean_per_s": args.mean, "seeds": args.seeds, "bundle": args.bundle.name, "rows": result}))
+    result = [
+        {
+            "table": each.case.table,
+            "policy": each.case.policy.name,
+            "chosen": each.case.chosen,
+            "kept": each.kept,
+            "cpu": each.case.scaling.cpu,
+            "wait_s": each.case.scaling.wait_s,
+            "given_up": each.case.scaling.given_up,
+            "start_s": each.case.world.start_s,
+            "missed_worst": each.missed_worst,
+            **asdict(each.day),
+        }
+        for each in rows
+    ]
+    print(
+        json.dumps(
+            {
+                "mean_per_s": args.mean,
+                "seeds": args.seeds,
+                "bundle": args.bundle.name,
+                "rows": result,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

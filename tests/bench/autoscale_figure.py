@@ -1,6 +1,8 @@
-"""docs/autoscaling.png from the JSON line of autoscale.py: what a day costs, and how many requests miss the objective.
+"""docs/autoscaling.png from the JSON line of autoscale.py: what a day costs, and how many requests
+miss the objective.
 
-python tests/bench/autoscale.py | tee day.txt;  python tests/bench/autoscale_figure.py day.txt docs/autoscaling.png
+python tests/bench/autoscale.py | tee day.txt;  python tests/bench/autoscale_figure.py day.txt
+docs/autoscaling.png
 """
 
 from __future__ import annotations
@@ -22,14 +24,30 @@ def main(source: Path, target: Path) -> None:
     figure, axes = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
     for name, colour in COLOURS.items():
         line = sorted(
-            (row for row in rows if row["table"] == "cpu" and row["policy"] == name), key=lambda row: row["cpu"]
+            (row for row in rows if row["table"] == "cpu" and row["policy"] == name),
+            key=lambda row: row["cpu"],
         )
         ends = sorted({f"{row['quality']:.3f}" for row in (line[0], line[-1])})
-        hours, missed = [row["replica_hours"] for row in line], [100 * row["missed_worst"] for row in line]
-        axes.plot(hours, missed, "o-", color=colour, label=f"{name}, quality {' to '.join(ends)}", markersize=4)
+        hours, missed = (
+            [row["replica_hours"] for row in line],
+            [100 * row["missed_worst"] for row in line],
+        )
+        axes.plot(
+            hours,
+            missed,
+            "o-",
+            color=colour,
+            label=f"{name}, quality {' to '.join(ends)}",
+            markersize=4,
+        )
         for row, x, y in zip(line, hours, missed, strict=True):
             axes.annotate(
-                f"{100 * row['cpu']:.0f}", (x, y), (3, 3), textcoords="offset points", fontsize=7, color=colour
+                f"{100 * row['cpu']:.0f}",
+                (x, y),
+                (3, 3),
+                textcoords="offset points",
+                fontsize=7,
+                color=colour,
             )
     for row in rows:
         if row["table"] == "keda" and row["chosen"]:

@@ -1,8 +1,10 @@
-"""The HorizontalPodAutoscaler's algorithm, as pure functions: what kube-controller-manager does every 15 s.
+"""The HorizontalPodAutoscaler's algorithm, as pure functions: what kube-controller-manager does
+every 15 s.
 
-Follows autoscaling/v2: the ratio formula with its tolerance, pods that are not ready or have no metrics yet, the
-largest of several metrics, stabilisation windows, and policies that limit the speed. KEDA builds such an autoscaler
-out of a ScaledObject; its Prometheus triggers arrive as external metrics of type Value.
+Follows autoscaling/v2: the ratio formula with its tolerance, pods that are not ready or have no
+metrics yet, the largest of several metrics, stabilisation windows, and policies that limit the
+speed. KEDA builds such an autoscaler out of a ScaledObject; its Prometheus triggers arrive as
+external metrics of type Value.
 """
 
 from __future__ import annotations
@@ -15,12 +17,16 @@ SYNC_S = 15.0
 TOLERANCE = 0.1
 
 
-def from_utilisation(usage: Sequence[float], unready: int, missing: int, target: float, current: int) -> int:
-    """Replicas by a Resource metric. usage: shares of the request, of the ready pods; target: a share, too.
+def from_utilisation(
+    usage: Sequence[float], unready: int, missing: int, target: float, current: int
+) -> int:
+    """Replicas by a Resource metric. usage: shares of the request, of the ready pods; target: a
+    share, too.
 
-    unready: pods that start; they are left out, but if the others ask for more they count as idle, so that what is
-    about to help is not ordered twice. missing: pods that report nothing any more; they count against any change: as
-    idle when the others ask for more, as fully used when they ask for less. Without any usage nothing changes.
+    unready: pods that start; they are left out, but if the others ask for more they count as idle,
+    so that what is about to help is not ordered twice. missing: pods that report nothing any more;
+    they count against any change: as idle when the others ask for more, as fully used when they ask
+    for less. Without any usage nothing changes.
     """
     if not usage:
         return current
@@ -36,7 +42,8 @@ def from_utilisation(usage: Sequence[float], unready: int, missing: int, target:
 
 
 def from_value(value: float | None, target: float, current: int, ready: int) -> int:
-    """Replicas by an external metric of type Value. None: nothing was measured; then nothing changes."""
+    """Replicas by an external metric of type Value. None: nothing was measured; then nothing
+    changes."""
     if value is None:
         return current
     ratio = value / target
@@ -77,7 +84,9 @@ class Autoscaler:
         desired = max(wanted)
         self._recommended.append((now, desired))
         longest = max(self.behaviour.up_window_s, self.behaviour.down_window_s)
-        self._recommended = [(when, each) for when, each in self._recommended if now - when < longest]
+        self._recommended = [
+            (when, each) for when, each in self._recommended if now - when < longest
+        ]
         floor = min([desired, *self._within(now, self.behaviour.up_window_s)])
         ceiling = max([desired, *self._within(now, self.behaviour.down_window_s)])
         steady = min(max(current, floor), ceiling)
@@ -89,7 +98,9 @@ class Autoscaler:
         if bounded != current:
             periods = (each.period_s for each in (*self.behaviour.up, *self.behaviour.down))
             oldest = now - max(periods)
-            self._changes = [change for change in self._changes if change[0] > oldest] + [(now, bounded - current)]
+            self._changes = [change for change in self._changes if change[0] > oldest] + [
+                (now, bounded - current)
+            ]
         return bounded
 
     def _within(self, now: float, window_s: float) -> list[int]:
@@ -97,14 +108,26 @@ class Autoscaler:
 
     def _limit_up(self, now: float, current: int) -> int:
         def allowed(policy: Policy) -> int:
-            start = current - sum(by for when, by in self._changes if by > 0 and now - when < policy.period_s)
-            return start + policy.value if policy.kind == "Pods" else math.ceil(start * (1 + policy.value / 100))
+            start = current - sum(
+                by for when, by in self._changes if by > 0 and now - when < policy.period_s
+            )
+            return (
+                start + policy.value
+                if policy.kind == "Pods"
+                else math.ceil(start * (1 + policy.value / 100))
+            )
 
         return max(map(allowed, self.behaviour.up))
 
     def _limit_down(self, now: float, current: int) -> int:
         def allowed(policy: Policy) -> int:
-            start = current - sum(by for when, by in self._changes if by < 0 and now - when < policy.period_s)
-            return start - policy.value if policy.kind == "Pods" else int(start * (1 - policy.value / 100))
+            start = current - sum(
+                by for when, by in self._changes if by < 0 and now - when < policy.period_s
+            )
+            return (
+                start - policy.value
+                if policy.kind == "Pods"
+                else int(start * (1 - policy.value / 100))
+            )
 
         return min(map(allowed, self.behaviour.down))

@@ -1,10 +1,12 @@
-"""docs/dashboard.png: every panel of the Grafana dashboard, asked of a real Prometheus and drawn with matplotlib.
+"""docs/dashboard.png: every panel of the Grafana dashboard, asked of a real Prometheus and drawn
+with matplotlib.
 
     python tests/bench/dashboard_preview.py [--seconds 150]
 
-Starts the service with the shipped bundle and Prometheus with the project's config (a scrape each second, alerts
-without their `for`), sends calm traffic, too much of it, a low node budget and calm traffic again, and puts the panels'
-own queries to Prometheus. The layout is the dashboard's; the look is not Grafana's.
+Starts the service with the shipped bundle and Prometheus with the project's config (a scrape each
+second, alerts without their `for`), sends calm traffic, too much of it, a low node budget and calm
+traffic again, and puts the panels' own queries to Prometheus. The layout is the dashboard's; the
+look is not Grafana's.
 """
 
 from __future__ import annotations
@@ -31,11 +33,26 @@ from tests.bench.dashboard_draw import draw  # noqa: E402
 from tests.observed import Prometheus, board, free_port, prometheus  # noqa: E402
 from tests.traffic import PHOTOS, Traffic, service, wait  # noqa: E402
 
-VARIED = ("", "", "max-loss=0.02", "", "depth=3", "", "max-loss=0", "ms=3000", "", "gflops=6.6", "max-loss=0.05", "")
+VARIED = (
+    "",
+    "",
+    "max-loss=0.02",
+    "",
+    "depth=3",
+    "",
+    "max-loss=0",
+    "ms=3000",
+    "",
+    "gflops=6.6",
+    "max-loss=0.05",
+    "",
+)
 BUSY = ("", "ms=2500", "", "max-loss=0", "ms=1200", "")
 
 
-def phase(traffic: Traffic, callers: int, budgets: tuple[str, ...], until: float, pause_s: float = 0.0) -> None:
+def phase(
+    traffic: Traffic, callers: int, budgets: tuple[str, ...], until: float, pause_s: float = 0.0
+) -> None:
     """Send until that time of the epoch. pause_s: what each caller waits between two requests."""
 
     def request(number: int) -> tuple[bytes, str]:
@@ -61,17 +78,24 @@ def two_minutes(url: str, budget: Path, seconds: float) -> None:
 
 @contextmanager
 def watched(folder: Path) -> Iterator[tuple[Prometheus, str, Path]]:
-    """Prometheus, the URL of the service that it watches, and the file with that service's node budget."""
+    """Prometheus, the URL of the service that it watches, and the file with that service's node
+    budget."""
     budget, port = folder / "node-budget", free_port()
     budget.write_text("")
     flags = ("--node-budget-file", str(budget), "--queue-size", "12")
-    with service(port, folder / "service.log", *flags), prometheus(folder, [f"127.0.0.1:{port}"]) as api:
+    with (
+        service(port, folder / "service.log", *flags),
+        prometheus(folder, [f"127.0.0.1:{port}"]) as api,
+    ):
         wait(lambda: bool(api.query('up{job="fathom"} == 1')), 30, "the first scrape")
         yield api, f"http://127.0.0.1:{port}", budget
 
 
-def answered(api: Prometheus, panel: dict[str, Any], start: float, end: float) -> list[tuple[str, Any]]:
-    """Legend and series of every query of a panel; a series has `value` or `values`, as Prometheus' API has it."""
+def answered(
+    api: Prometheus, panel: dict[str, Any], start: float, end: float
+) -> list[tuple[str, Any]]:
+    """Legend and series of every query of a panel; a series has `value` or `values`, as Prometheus'
+    API has it."""
     found = []
     for target in panel["targets"]:
         for series in api.ask(target, start, end, window="10s"):
@@ -83,7 +107,9 @@ def answered(api: Prometheus, panel: dict[str, Any], start: float, end: float) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=150, help="length of the traffic")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "dashboard.png")
     args = parser.parse_args()
@@ -93,7 +119,9 @@ def main() -> None:
         start = time.time()
         two_minutes(url, budget, args.seconds)
         end = time.time()
-        data = {panel["id"]: answered(api, panel, start, end) for panel in shown if panel.get("targets")}
+        data = {
+            panel["id"]: answered(api, panel, start, end) for panel in shown if panel.get("targets")
+        }
     empty = [panel["title"] for panel in shown if panel.get("targets") and not data[panel["id"]]]
     print(f"panels without data: {', '.join(empty) or 'none'}")
     figure = draw(shown, data, start, end)

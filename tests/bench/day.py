@@ -22,8 +22,8 @@ RATE_WINDOWS = 4  # rate(...[1m]), looked at every 15 s
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """Targets, None = not used. cpu: share of the request. Over one minute: wait_s: mean time in the queue; given_up:
-    mean layers less than the gate wanted."""
+    """Targets, None = not used. cpu: share of the request. Over one minute: wait_s: mean time in
+    the queue; given_up: mean layers less than the gate wanted."""
 
     cpu: float | None = None
     wait_s: float | None = None
@@ -33,7 +33,8 @@ class Scaling:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """start_s: from the decision to a ready pod; evicted_s: from noticing a lost node to its pods' replacement."""
+    """start_s: from the decision to a ready pod; evicted_s: from noticing a lost node to its pods'
+    replacement."""
 
     start_s: float = 20.0
     evicted_s: float = 30.0
@@ -43,7 +44,8 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Day:
-    """Shares are of all requests. late: answered after SLO_S; bad_minutes: minutes in which over 1 % missed it."""
+    """Shares are of all requests. late: answered after SLO_S; bad_minutes: minutes in which over 1
+    % missed it."""
 
     replica_hours: float
     most: int
@@ -73,7 +75,8 @@ class _Fleet:
         self.pods += [Replica(now, now + start_s, next(self.numbers) % NODES) for _ in range(pods)]
 
     def resize(self, target: int, now: float) -> None:
-        """Kubernetes takes those first that are not ready, then the youngest; they finish what they hold."""
+        """Kubernetes takes those first that are not ready, then the youngest; they finish what they
+        hold."""
         self.add(target - len(self.pods), now, self.world.start_s)
         self.pods.sort(key=lambda pod: (not pod.listed(now), -pod.created))
         for pod in self.pods[: len(self.pods) - target]:
@@ -103,9 +106,14 @@ class _Fleet:
 
 
 def simulate(
-    policy: Policy, scaling: Scaling, arrivals: NDArray[np.float64], rng: np.random.Generator, world: World
+    policy: Policy,
+    scaling: Scaling,
+    arrivals: NDArray[np.float64],
+    rng: np.random.Generator,
+    world: World,
 ) -> Day:
-    """arrivals: ascending, in s. One of NODES nodes dies at a random time in the middle half of the day."""
+    """arrivals: ascending, in s. One of NODES nodes dies at a random time in the middle half of the
+    day."""
     seconds = math.ceil(arrivals[-1] / SYNC_S) * SYNC_S
     marks = np.searchsorted(arrivals, np.arange(0.0, seconds + STEP_S, STEP_S))
     dies, node = rng.uniform(0.25, 0.75) * seconds, int(rng.integers(NODES))
@@ -128,13 +136,23 @@ def simulate(
         missed[step] = late + tally.shed + tally.lost - refused
         now += STEP_S
         if now % SYNC_S == 0:
-            looks.append({pod: pod.look(policy, tally) for pod in fleet.pods if pod.listed(now) and pod.lost > now})
-            fleet.resize(scaler.decide(now, len(fleet.pods), _wanted(scaling, fleet.pods, looks, now)), now)
+            looks.append(
+                {
+                    pod: pod.look(policy, tally)
+                    for pod in fleet.pods
+                    if pod.listed(now) and pod.lost > now
+                }
+            )
+            fleet.resize(
+                scaler.decide(now, len(fleet.pods), _wanted(scaling, fleet.pods, looks, now)), now
+            )
     fleet.resize(0, seconds)
     latency, requests, ran = np.asarray(tally.latency), len(arrivals), np.asarray(tally.ran)
     per_minute = round(60 / STEP_S)
     whole = len(missed) // per_minute * per_minute
-    share = missed[:whole].reshape(-1, per_minute).sum(1) / np.diff(marks)[:whole].reshape(-1, per_minute).sum(1)
+    share = missed[:whole].reshape(-1, per_minute).sum(1) / np.diff(marks)[:whole].reshape(
+        -1, per_minute
+    ).sum(1)
     return Day(
         replica_hours=replica_s / 3600 * DAY_S / seconds,
         most=most,
@@ -148,16 +166,21 @@ def simulate(
     )
 
 
-def _wanted(scaling: Scaling, pods: list[Replica], looks: deque[dict[Replica, Look]], now: float) -> list[int]:
+def _wanted(
+    scaling: Scaling, pods: list[Replica], looks: deque[dict[Replica, Look]], now: float
+) -> list[int]:
     """What each metric asks for."""
     current, ready, found = len(pods), sum(pod.listed(now) for pod in pods), []
     if scaling.cpu is not None:
-        # metrics-server is a window behind, and a pod without a full window after its start counts as not ready.
+        # metrics-server is a window behind, and a pod without a full window after its start counts
+        # as not ready.
         before = looks[-2] if len(looks) > 1 else {}
         old = [pod for pod in pods if pod in before and pod.lost > now]
         usage = [before[pod].busy_s / SYNC_S * CPU_WHILE_BUSY for pod in old]
         missing = sum(pod.lost <= now for pod in pods)
-        found.append(from_utilisation(usage, current - len(old) - missing, missing, scaling.cpu, current))
+        found.append(
+            from_utilisation(usage, current - len(old) - missing, missing, scaling.cpu, current)
+        )
     images = sum(look.images for window in looks for look in window.values())
     for target, total in ((scaling.wait_s, "wait_s"), (scaling.given_up, "given_up")):
         if target is not None:

@@ -1,7 +1,8 @@
 """Replicas, their queues and a day of traffic, simulated request by request.
 
-A replica is the service as it runs on a CPU: one engine, one image at a time, first come, first served, a bounded
-queue. The plan of an image follows from the fill of the queue when its turn comes, by the service's own router.
+A replica is the service as it runs on a CPU: one engine, one image at a time, first come, first
+served, a bounded queue. The plan of an image follows from the fill of the queue when its turn
+comes, by the service's own router.
 """
 
 from __future__ import annotations
@@ -20,15 +21,20 @@ from service.core import Budget
 from service.inference.router import choose
 
 DAY_S = 86_400.0
-BESIDE_ENGINE_S = 0.010  # of a request; with the manifest's engine times it is what bench-latency measures
-CPU_WHILE_BUSY = 0.8  # share of its two cores that the process uses while its engine never rests (docs/autoscaling.md)
+BESIDE_ENGINE_S = (
+    0.010  # of a request; with the manifest's engine times it is what bench-latency measures
+)
+# share of its two cores that the process uses while its engine never rests (docs/autoscaling.md)
+CPU_WHILE_BUSY = 0.8
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What a replica does with an image when `waiting` others are queued behind it: index = waiting.
+    """What a replica does with an image when `waiting` others are queued behind it: index =
+    waiting.
 
-    seconds: that it takes; quality: predicted; given_up: layers less than the gate wanted; depth: layers that run.
+    seconds: that it takes; quality: predicted; given_up: layers less than the gate wanted; depth:
+    layers that run.
     """
 
     name: str
@@ -43,12 +49,19 @@ class Policy:
 
 
 def policy(
-    name: str, manifest: Manifest, *, queue_size: int, load_start: float, max_loss: float, depth: int | None = None
+    name: str,
+    manifest: Manifest,
+    *,
+    queue_size: int,
+    load_start: float,
+    max_loss: float,
+    depth: int | None = None,
 ) -> Policy:
-    """A table of router.choose. The gate is taken to predict what was calibrated: it hardly tells images apart there.
+    """A table of router.choose. The gate is taken to predict what was calibrated: it hardly tells
+    images apart there.
 
-    depth: a ceiling, for plans that are fixed; with max_loss=0 the dearest plan under it runs. load_start=1: load
-    never makes a plan cheaper.
+    depth: a ceiling, for plans that are fixed; with max_loss=0 the dearest plan under it runs.
+    load_start=1: load never makes a plan cheaper.
     """
     scores = [plan.quality for plan in manifest.plans]
     engine_s = {row["plan"]: row["ms"] / 1000 for row in manifest.calibration["search"]}
@@ -83,7 +96,8 @@ def policy(
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Of one replica, for some time: seconds in which its engine ran, and in which images waited; layers; images."""
+    """Of one replica, for some time: seconds in which its engine ran, and in which images waited;
+    layers; images."""
 
     busy_s: float = 0.0
     wait_s: float = 0.0
@@ -93,8 +107,8 @@ class Look:
 
 @dataclass(slots=True)
 class Tally:
-    """What a day came to. latency: of every answer, in s; ran: answers by how many waited behind them; shed, lost:
-    requests that were refused, and those that died with a node."""
+    """What a day came to. latency: of every answer, in s; ran: answers by how many waited behind
+    them; shed, lost: requests that were refused, and those that died with a node."""
 
     ran: list[int]
     latency: list[float] = field(default_factory=list)
@@ -104,7 +118,8 @@ class Tally:
 
 @dataclass(slots=True, eq=False)
 class Replica:
-    """One pod. ready: when it takes requests; lost: when its node dies; unlisted: when the Service notices that."""
+    """One pod. ready: when it takes requests; lost: when its node dies; unlisted: when the Service
+    notices that."""
 
     created: float
     ready: float
@@ -121,8 +136,14 @@ class Replica:
         return self.ready <= now < self.unlisted
 
     def serve(self, arrivals: Sequence[float], until: float, policy: Policy, tally: Tally) -> None:
-        """Take arrivals (ascending, before `until`), and answer every image whose turn comes before `until`."""
-        seconds, waiting, free, answered = policy.seconds, self._waiting, self._free, tally.latency.append
+        """Take arrivals (ascending, before `until`), and answer every image whose turn comes before
+        `until`."""
+        seconds, waiting, free, answered = (
+            policy.seconds,
+            self._waiting,
+            self._free,
+            tally.latency.append,
+        )
         ran = self._ran = self._ran or [0] * len(seconds)
         for arrived in (*arrivals, until):
             while waiting and free <= arrived:
@@ -145,7 +166,8 @@ class Replica:
         self._free = free
 
     def die(self, now: float, noticed: float, tally: Tally) -> None:
-        """Its node is gone, and with it what waited; until `noticed` requests still come, and are lost."""
+        """Its node is gone, and with it what waited; until `noticed` requests still come, and are
+        lost."""
         self.lost, self.unlisted = now, noticed
         tally.lost += len(self._waiting)
         self._waiting.clear()
@@ -156,14 +178,19 @@ class Replica:
         tally.ran = [before + now for before, now in zip(tally.ran, ran, strict=True)]
         self._ran, self._wait_s = [], 0.0
         return Look(
-            sum(map(operator.mul, ran, policy.seconds)), wait_s, sum(map(operator.mul, ran, policy.given_up)), sum(ran)
+            sum(map(operator.mul, ran, policy.seconds)),
+            wait_s,
+            sum(map(operator.mul, ran, policy.given_up)),
+            sum(ran),
         )
 
 
 def traffic(rng: np.random.Generator, mean: float, seconds: float = DAY_S) -> NDArray[np.float64]:
-    """Arrival times of a day, ascending: Poisson at a rate that swings by 60 % over the day, times 2.5 in bursts.
+    """Arrival times of a day, ascending: Poisson at a rate that swings by 60 % over the day, times
+    2.5 in bursts.
 
-    Bursts are the second state of a two-state Markov process: 20 minutes apart and 90 s long on average.
+    Bursts are the second state of a two-state Markov process: 20 minutes apart and 90 s long on
+    average.
     """
     ends, burst = [0.0], [False]
     while ends[-1] < seconds:

@@ -1,11 +1,13 @@
-"""Kernel, models and service on a GPU: parity first, then times against three others, the roofline and the bars.
+"""Kernel, models and service on a GPU: parity first, then times against three others, the roofline
+and the bars.
 
     python tests/bench/gpu.py [--only kernel models service] [--out results.json] [--minutes 8]
 
-Prints tables and ends in one JSON line. --out keeps every step as soon as it is done; a later run goes on from there.
-Where there is no GPU it does what needs none (what must move is counted, every variant of the kernel compiled), says
-what is missing, and ends with status 1. So it does when a kernel or an engine is wrong, or a step fails; a bar that is
-missed or a package that is not there does not change the status. Status 2: wrong arguments.
+Prints tables and ends in one JSON line. --out keeps every step as soon as it is done; a later run
+goes on from there. Where there is no GPU it does what needs none (what must move is counted, every
+variant of the kernel compiled), says what is missing, and ends with status 1. So it does when a
+kernel or an engine is wrong, or a step fails; a bar that is missed or a package that is not there
+does not change the status. Status 2: wrong arguments.
 
 How it is timed: gpu_clock.py and gpu_kernel.py beside this file.
 """
@@ -38,7 +40,8 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """modules: their `steps` are its steps. share: of --minutes, by whose end it begins no further one."""
+    """modules: their `steps` are its steps. share: of --minutes, by whose end it begins no further
+    one."""
 
     modules: tuple[str, ...]
     share: float
@@ -56,14 +59,33 @@ class ArgumentError(ValueError):
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = made.add_argument
     add("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts to run")
-    add("--bundle", type=Path, default=ROOT / "trained_weights/camvid-tiny", help="for models and service")
-    add("--engine-cache", type=Path, default=ROOT / ".cache/engines",
-        help="folder of TensorRT engines; where it has none that fit, they are built")  # fmt: skip
-    add("--out", type=Path, help="file for the results, as JSON; what it holds already is not measured again")
-    add("--again", action="store_true", help="measure the parts of this run again, whatever --out holds")
+    add(
+        "--bundle",
+        type=Path,
+        default=ROOT / "trained_weights/camvid-tiny",
+        help="for models and service",
+    )
+    add(
+        "--engine-cache",
+        type=Path,
+        default=ROOT / ".cache/engines",
+        help="folder of TensorRT engines; where it has none that fit, they are built",
+    )
+    add(
+        "--out",
+        type=Path,
+        help="file for the results, as JSON; what it holds already is not measured again",
+    )
+    add(
+        "--again",
+        action="store_true",
+        help="measure the parts of this run again, whatever --out holds",
+    )
     add("--minutes", type=minutes, default=8.0, help="no step is begun after so long; 0.1 to 120")
     return made
 
@@ -101,7 +123,8 @@ def main(argv: Sequence[str]) -> int:
     return 1 if troubles else 0
 
 
-# ------------------------------------------------------------------------------------------------- before any figures
+# -------------------------------------------------------------------------------------------------
+# before any figures
 
 
 def load(folder: Path) -> Bundle:
@@ -112,20 +135,26 @@ def load(folder: Path) -> Bundle:
 
 
 def uncompiled(parts: Sequence[str]) -> list[str]:
-    """Why the kernels cannot be compiled here; nothing if they can. The service takes those of its bundle."""
+    """Why the kernels cannot be compiled here; nothing if they can. The service takes those of its
+    bundle."""
     if parts == ["service"]:
         return []
     try:
         begun, version = time.monotonic(), nvrtc.version()
         if "kernel" in parts:
             count = gpu_layers.compile_all()
-            print(f"NVRTC {version}: {count} kernels compiled to PTX, {time.monotonic() - begun:.0f} s", flush=True)
+            print(
+                f"NVRTC {version}: {count} kernels compiled to PTX, {time.monotonic() - begun:.0f} "
+                f"s",
+                flush=True,
+            )
     except nvrtc.NvrtcError as error:
         return [str(error)]
     return []
 
 
-# ------------------------------------------------------------------------------------------------ what --out remembers
+# ------------------------------------------------------------------------------------------------
+# what --out remembers
 
 
 def read(path: Path | None) -> Json:
@@ -148,14 +177,16 @@ def read(path: Path | None) -> Json:
 def resumed(held: Json, about: Mapping[str, str], parts: Sequence[str], *, again: bool) -> Json:
     """Results to go on with: what is held, but for `parts` if they are measured again.
 
-    Raises ArgumentError for results of another machine, other versions or another bundle: they belong into another
-    table. With `again` they are dropped.
+    Raises ArgumentError for results of another machine, other versions or another bundle: they
+    belong into another table. With `again` they are dropped.
     """
     was = held.get("machine", about)
     differing = [name for name in about if was.get(name) != about[name]]
     if differing and not again:
         changes = "; ".join(f"{name} was {was.get(name)}, is {about[name]}" for name in differing)
-        raise ArgumentError(f"--out holds other results ({changes}): name another file, or --again to drop them")
+        raise ArgumentError(
+            f"--out holds other results ({changes}): name another file, or --again to drop them"
+        )
     kept = [part for part in PARTS if not differing and not (again and part in parts)]
     return {"machine": dict(about)} | {part: held[part] for part in kept if part in held}
 
@@ -167,18 +198,25 @@ def save(path: Path | None, results: Json) -> None:
         os.replace(unfinished, path)
 
 
-# ------------------------------------------------------------------------------------------------------ the measuring
+# --------------------------------------------------------------------------------------------------
+# the measuring
 
 
-def run(clock: Any, served: Bundle, args: argparse.Namespace, parts: Sequence[str], results: Json) -> None:
+def run(
+    clock: Any, served: Bundle, args: argparse.Namespace, parts: Sequence[str], results: Json
+) -> None:
     """Every step that is not among the results; each is saved when it is done."""
     from tests.bench.gpu_clock import Pace, Setting
 
     begun = time.monotonic()
     for part in parts:
-        left = countdown(begun + 60 * args.minutes * (1.0 if part == parts[-1] else PARTS[part].share))
+        left = countdown(
+            begun + 60 * args.minutes * (1.0 if part == parts[-1] else PARTS[part].share)
+        )
         done = results.setdefault(part, {})
-        for name, step in steps_of(part, Setting(clock, Pace(), served, args.engine_cache, left)).items():
+        for name, step in steps_of(
+            part, Setting(clock, Pace(), served, args.engine_cache, left)
+        ).items():
             if finished(done.get(name)):
                 continue
             started = time.monotonic()
@@ -194,10 +232,13 @@ def countdown(end: float) -> Callable[[], float]:
 
 
 def finished(step: Json | None) -> bool:
-    """Whether there is nothing more to find out: not what failed, or lacked something, or the time."""
+    """Whether there is nothing more to find out: not what failed, or lacked something, or the
+    time."""
     if step is None or gpu_report.why_not(step) is not None:
         return False
-    return not any(each.get("not_measured") == gpu_layers.NO_TIME for each in step.get("plans", {}).values())
+    return not any(
+        each.get("not_measured") == gpu_layers.NO_TIME for each in step.get("plans", {}).values()
+    )
 
 
 def attempt(step: Callable[[], Json]) -> Json:

@@ -1,8 +1,10 @@
-"""How GPU work is timed: recorded as a CUDA graph, replayed between two events, contenders in turns.
+"""How GPU work is timed: recorded as a CUDA graph, replayed between two events, contenders in
+turns.
 
-A replay has no Python in it, so that short kernels are not hidden behind the cost of their launch; the gap from one
-kernel to the next, about a microsecond, is part of the figure. Contenders of a race take turns, so that a clock which
-drifts meets all of them. Clocks are left as they are; work runs before the first sample, so that they have risen.
+A replay has no Python in it, so that short kernels are not hidden behind the cost of their launch;
+the gap from one kernel to the next, about a microsecond, is part of the figure. Contenders of a
+race take turns, so that a clock which drifts meets all of them. Clocks are left as they are; work
+runs before the first sample, so that they have risen.
 """
 
 from __future__ import annotations
@@ -21,19 +23,26 @@ import torch
 from service.bundle import Bundle
 
 Work = Callable[[], Any]
-ERRORS = (RuntimeError, ValueError, OSError, ImportError)  # what torch, Triton's compiler and the driver raise
+ERRORS = (
+    RuntimeError,
+    ValueError,
+    OSError,
+    ImportError,
+)  # what torch, Triton's compiler and the driver raise
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """run: queue all that was recorded. outputs: of its last launches, each written anew by every run."""
+    """run: queue all that was recorded. outputs: of its last launches, each written anew by every
+    run."""
 
     run: Callable[[], None]
     outputs: Sequence[Any] = ()
 
 
 class Clock(Protocol):
-    """device: where tensors go. cache: bytes of its largest cache. copied: bytes of the buffer that shows bandwidth."""
+    """device: where tensors go. cache: bytes of its largest cache. copied: bytes of the buffer that
+    shows bandwidth."""
 
     device: torch.device
     cache: int
@@ -52,7 +61,8 @@ class Clock(Protocol):
         ...
 
     def free(self) -> None:
-        """Give back memory that nothing holds any more: others, in processes of their own, want it, too."""
+        """Give back memory that nothing holds any more: others, in processes of their own, want it,
+        too."""
         ...
 
 
@@ -67,14 +77,16 @@ class CudaClock:
     def record(self, works: Sequence[Work], launches: int) -> Recorded:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # what loads or compiles late must be over before the recording
+        with torch.cuda.stream(
+            side
+        ):  # what loads or compiles late must be over before the recording
             for work in (*works, *works):
                 work()
         torch.cuda.current_stream().wait_stream(side)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        # As many outputs as inputs stay alive: a longer row of them would be more memory, a shorter one would stay in
-        # the cache.
+        # As many outputs as inputs stay alive: a longer row of them would be more memory, a shorter
+        # one would stay in the cache.
         outputs: deque[Any] = deque(maxlen=len(works))
         with torch.cuda.graph(graph):
             for i in range(launches):
@@ -115,14 +127,18 @@ class Figures:
     def as_us(self) -> dict[str, float]:
         """Microseconds, for JSON."""
         values = {"median": self.median, "q1": self.low, "q3": self.high}
-        return {name: float(f"{1e6 * value:.4g}") for name, value in values.items()} | {"samples": self.samples}
+        return {name: float(f"{1e6 * value:.4g}") for name, value in values.items()} | {
+            "samples": self.samples
+        }
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How long a race is. replays: of a graph, for one sample. warm_s: seconds of work before the first sample.
+    """How long a race is. replays: of a graph, for one sample. warm_s: seconds of work before the
+    first sample.
 
-    many, few: launches in a graph, at least, of a single kernel and of what is made of dozens of them.
+    many, few: launches in a graph, at least, of a single kernel and of what is made of dozens of
+    them.
     """
 
     samples: int = 15
@@ -134,7 +150,8 @@ class Pace:
 
 @dataclass(frozen=True)
 class Setting:
-    """What every part gets. cache: folder of TensorRT engines. left: seconds until no further step is begun."""
+    """What every part gets. cache: folder of TensorRT engines. left: seconds until no further step
+    is begun."""
 
     clock: Clock
     pace: Pace
@@ -145,7 +162,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Contender:
-    """works: the same thing on different buffers; each has its turn as often. kernel: whether it is a single one."""
+    """works: the same thing on different buffers; each has its turn as often. kernel: whether it is
+    a single one."""
 
     works: Sequence[Work] = field(repr=False)
     kernel: bool = False
@@ -189,8 +207,8 @@ def reason(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class Line:
-    """fixed + slope * depth, the best line by least squares. worst: the largest distance from it, as a share of the
-    slope."""
+    """fixed + slope * depth, the best line by least squares. worst: the largest distance from it,
+    as a share of the slope."""
 
     fixed: float
     slope: float
@@ -205,5 +223,8 @@ def line_through(costs: Sequence[float]) -> Line:
     slope, fixed = statistics.linear_regression(depths, costs)
     if slope <= 0:
         raise ValueError("the cost does not grow with the depth")
-    worst = max(abs(cost - fixed - slope * depth) for depth, cost in zip(depths, costs, strict=True)) / slope
+    worst = (
+        max(abs(cost - fixed - slope * depth) for depth, cost in zip(depths, costs, strict=True))
+        / slope
+    )
     return Line(fixed, slope, worst)

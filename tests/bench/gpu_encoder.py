@@ -1,7 +1,8 @@
-"""The encoder of `base()` at 1024 x 1024 in float16, each depth in a CUDA graph: random weights, our attention.
+"""The encoder of `base()` at 1024 x 1024 in float16, each depth in a CUDA graph: random weights,
+our attention.
 
-Places (position embedding, reference points) are constants, as in the exported graphs. The offsets' weights, zero in a
-new network, are drawn so that samples spread as trained ones do.
+Places (position embedding, reference points) are constants, as in the exported graphs. The offsets'
+weights, zero in a new network, are drawn so that samples spread as trained ones do.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def steps(setting: Setting) -> dict[str, Callable[[], Json]]:
 
 
 class Layers(nn.Module):
-    """An encoder's layers over three scales in one type of storage; only the reference points stay float32."""
+    """An encoder's layers over three scales in one type of storage; only the reference points stay
+    float32."""
 
     def __init__(self, network: Config, side: int) -> None:
         super().__init__()
@@ -67,10 +69,15 @@ class Layers(nn.Module):
 
 @torch.inference_mode()
 def time_depths(
-    clock: Clock, pace: Pace, network: Config, side: int, wrap: Callable[[nn.Module], Any],
+    clock: Clock,
+    pace: Pace,
+    network: Config,
+    side: int,
+    wrap: Callable[[nn.Module], Any],
     dtype: torch.dtype = torch.float16,
-) -> Json:  # fmt: skip
-    """us: of each depth. line: what the depths have in common, cost of a layer, and the worst distance from that.
+) -> Json:
+    """us: of each depth. line: what the depths have in common, cost of a layer, and the worst
+    distance from that.
 
     error: of the whole encoder, against the same in float32.
     """
@@ -81,7 +88,9 @@ def time_depths(
     narrow, given = wide.stored_as(dtype), [each.to(dtype) for each in maps]
     narrow.layers = nn.ModuleList(wrap(layer) for layer in narrow.layers)
     error = relative(narrow(given, network.exits)[-1], want.double())
-    depths = {depth: Contender([partial(narrow, given, depth)]) for depth in range(1, network.exits + 1)}
+    depths = {
+        depth: Contender([partial(narrow, given, depth)]) for depth in range(1, network.exits + 1)
+    }
     times = race(clock, {str(depth): each for depth, each in depths.items()}, pace)
     failed = next((each for each in times.values() if isinstance(each, str)), None)
     if failed is not None:
@@ -92,5 +101,9 @@ def time_depths(
         line = line_through([each.median for each in ordered])
     except ValueError as refused:
         return found | {"line": {"not_measured": str(refused)}}
-    line_us = {"fixed_us": short(1e6 * line.fixed), "layer_us": short(1e6 * line.slope), "worst": short(line.worst)}
+    line_us = {
+        "fixed_us": short(1e6 * line.fixed),
+        "layer_us": short(1e6 * line.slope),
+        "worst": short(line.worst),
+    }
     return found | {"line": line_us}

@@ -1,8 +1,9 @@
-"""The kernel part of the GPU benchmark: parity of every variant, then the time of a layer against three others.
+"""The kernel part of the GPU benchmark: parity of every variant, then the time of a layer against
+three others.
 
-Cold: so many copies of the inputs that together they are several times the largest cache take turns, so that each
-launch reads from memory. Hot: one copy. Bandwidth is that of a copy on the device in the same race, bytes read plus
-bytes written.
+Cold: so many copies of the inputs that together they are several times the largest cache take
+turns, so that each launch reads from memory. Hot: one copy. Bandwidth is that of a copy on the
+device in the same race, bytes read plus bytes written.
 """
 
 from __future__ import annotations
@@ -19,7 +20,17 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from model_export.export.kernels import launch, nvrtc, on_torch
 from model_export.export.kernels.launch import Problem, Tactic, describe, tactics
 from model_export.network.deformable_attention import by_grid_sample
-from tests.bench.gpu_clock import ERRORS, Clock, Contender, Figures, Pace, Setting, Work, race, reason
+from tests.bench.gpu_clock import (
+    ERRORS,
+    Clock,
+    Contender,
+    Figures,
+    Pace,
+    Setting,
+    Work,
+    race,
+    reason,
+)
 from tests.bench.gpu_layers import (
     BASELINE,
     ERROR,
@@ -32,24 +43,32 @@ from tests.bench.gpu_layers import (
     layers,
     traffic,
     variants,
-)  # fmt: skip
+)
 from tests.kernel_inputs import Inputs, baseline_inputs, exact, random_inputs, relative
 
 SPREAD = 2.5  # standard deviation of the offsets, in pixels
-CACHES, SETS = 4, 400  # the cold inputs are so many times the largest cache, but no more sets than that
+CACHES, SETS = (
+    4,
+    400,
+)  # the cold inputs are so many times the largest cache, but no more sets than that
 GRID_SETS = 20  # enough for what writes far more than it reads
 Json = dict[str, Any]
 
 
 def steps(setting: Setting) -> dict[str, Callable[[], Json]]:
     clock, pace = setting.clock, setting.pace
-    return {"parity": partial(parity, clock)} | {each.name: partial(time_layer, clock, each, pace) for each in layers()}
+    return {"parity": partial(parity, clock)} | {
+        each.name: partial(time_layer, clock, each, pace) for each in layers()
+    }
 
 
-# -------------------------------------------------------------------------------------------------------- what is run
+# --------------------------------------------------------------------------------------------------
+# what is run
 
 
-def fused(problem: Problem, tactic: Tactic, device: torch.device, *, ptx: bool = False) -> Callable[[Inputs], Tensor]:
+def fused(
+    problem: Problem, tactic: Tactic, device: torch.device, *, ptx: bool = False
+) -> Callable[[Inputs], Tensor]:
     """The fused kernel. Raises NvrtcError, DriverError."""
     if ptx:
         plan = describe(problem, tactic)
@@ -65,13 +84,17 @@ def baseline(dtype: str, device: torch.device) -> Callable[..., Tensor]:
 
 
 def grid_sample_form(problem: Problem, inputs: Inputs) -> nn.Module:
-    """`by_grid_sample` as the operators that it calls, its one constant on the device of the inputs.
+    """`by_grid_sample` as the operators that it calls, its one constant on the device of the
+    inputs.
 
-    As it stands it copies that constant from the host at each call, which no CUDA graph can record. Takes everything in
-    the type of the storage, places too (`halved`): that is its fastest form, though not exact in 16 bits.
+    As it stands it copies that constant from the host at each call, which no CUDA graph can record.
+    Takes everything in the type of the storage, places too (`halved`): that is its fastest form,
+    though not exact in 16 bits.
     """
     examples = [torch.empty_like(t, device="cpu") for t in halved(inputs)]
-    form = make_fx(lambda *tensors: by_grid_sample(*tensors, list(problem.shapes)), tracing_mode="fake")(*examples)
+    form = make_fx(
+        lambda *tensors: by_grid_sample(*tensors, list(problem.shapes)), tracing_mode="fake"
+    )(*examples)
     return form.to(inputs.value.device)
 
 
@@ -91,11 +114,13 @@ def copy_of(inputs: Inputs) -> Inputs:
     return Inputs(*(t.clone() for t in inputs))
 
 
-# ------------------------------------------------------------------------------------------------------------- parity
+# --------------------------------------------------------------------------------------------------
+# parity
 
 
 def parity(clock: Clock) -> Json:
-    """Every variant and the baseline on two images. worst: error of each type; wrong: who misses ERROR."""
+    """Every variant and the baseline on two images. worst: error of each type; wrong: who misses
+    ERROR."""
     worst: dict[str, float] = {}
     wrong: dict[str, str] = {}
 
@@ -129,26 +154,37 @@ def parity(clock: Clock) -> Json:
     for dtype in launch.DTYPES:
         problem = replace(layers()[-2].problem, dtype=dtype)
         arrays, want = baseline_inputs(problem, on_device(random_inputs(problem, 2), clock.device))
-        check(f"{dtype} {BASELINE}", dtype, lambda d=dtype, a=arrays, w=want: (baseline(d, clock.device)(*a), w))
+        check(
+            f"{dtype} {BASELINE}",
+            dtype,
+            lambda d=dtype, a=arrays, w=want: (baseline(d, clock.device)(*a), w),
+        )
     return {"checked": len(checked) + len(launch.DTYPES), "worst": worst, "wrong": wrong}
 
 
-# ----------------------------------------------------------------------------------------------------------- the race
+# --------------------------------------------------------------------------------------------------
+# the race
 
 
 def time_layer(clock: Clock, layer: Layer, pace: Pace) -> Json:
-    """One image. Every tactic and the baseline, cold and hot; the grid_sample form, cold; and a copy."""
+    """One image. Every tactic and the baseline, cold and hot; the grid_sample form, cold; and a
+    copy."""
     problem, moved = layer.problem, sum(traffic(layer).values())
     given = random_inputs(problem, 1, layer.queries)
     spread = SPREAD * torch.randn(given.offsets.shape, generator=torch.Generator().manual_seed(1))
     given = on_device(replace(given, offsets=spread.to(given.offsets.dtype)), clock.device)
-    sets = [given, *(copy_of(given) for _ in range(min(SETS, max(2, -(-CACHES * clock.cache // moved))) - 1))]
+    sets = [
+        given,
+        *(copy_of(given) for _ in range(min(SETS, max(2, -(-CACHES * clock.cache // moved))) - 1)),
+    ]
     rows, runners = admitted(entries(clock, problem, sets))
     source = torch.rand(clock.copied // 4, device=clock.device)
     target = torch.empty_like(source)
     cold = race(clock, runners | {"copy": Contender([lambda: target.copy_(source)])}, pace)
     kernels = {name: each for name, each in runners.items() if each.kernel}
-    hot = race(clock, {name: replace(each, works=each.works[:1]) for name, each in kernels.items()}, pace)
+    hot = race(
+        clock, {name: replace(each, works=each.works[:1]) for name, each in kernels.items()}, pace
+    )
     for name in runners:
         rows[name] |= timed("cold_us", cold[name])
         if name in hot:
@@ -188,20 +224,33 @@ def entries(clock: Clock, problem: Problem, sets: list[Inputs]) -> dict[str, Cal
         return Entry([partial(run, one) for one in sets], want)
 
     def by_baseline() -> Entry:
-        run, (arrays, right) = baseline(problem.dtype, clock.device), baseline_inputs(problem, sets[0])
+        run, (arrays, right) = (
+            baseline(problem.dtype, clock.device),
+            baseline_inputs(problem, sets[0]),
+        )
         copies = [arrays, *([t.clone() for t in arrays] for _ in sets[1:])]
         return Entry([partial(run, *one) for one in copies], right)
 
     def by_grid(wrap: Callable[[nn.Module], Callable[..., Any]]) -> Entry:
         run = wrap(traced())
-        return Entry([partial(run, *halved(one)) for one in sets[:GRID_SETS]], want, kernel=False, bound=1.0)
+        return Entry(
+            [partial(run, *halved(one)) for one in sets[:GRID_SETS]], want, kernel=False, bound=1.0
+        )
 
-    found: dict[str, Callable[[], Entry]] = {label(each): partial(by_tactic, each) for each in tactics(problem)}
+    found: dict[str, Callable[[], Entry]] = {
+        label(each): partial(by_tactic, each) for each in tactics(problem)
+    }
     eager = partial(by_grid, lambda form: form)
-    return found | {BASELINE: by_baseline, GRID_EAGER: eager, GRID_COMPILED: partial(by_grid, compiled)}
+    return found | {
+        BASELINE: by_baseline,
+        GRID_EAGER: eager,
+        GRID_COMPILED: partial(by_grid, compiled),
+    }
 
 
-def admitted(entered: Mapping[str, Callable[[], Entry]]) -> tuple[dict[str, Json], dict[str, Contender]]:
+def admitted(
+    entered: Mapping[str, Callable[[], Entry]],
+) -> tuple[dict[str, Json], dict[str, Contender]]:
     """A row for each, with its error; and those that may race: what is wrong does not."""
     rows: dict[str, Json] = {}
     runners: dict[str, Contender] = {}

@@ -1,4 +1,5 @@
-"""What the GPU benchmark times and checks: layers of our networks, variants of the kernel, the bytes that must move.
+"""What the GPU benchmark times and checks: layers of our networks, variants of the kernel, the
+bytes that must move.
 
 No torch: this part is counted, and compiled by NVRTC, on any machine.
 """
@@ -19,14 +20,19 @@ DATASHEET = {"H100 SXM": 3.35e12, "H200": 4.8e12}  # bytes/s, for orientation on
 LARGE_SIDE, TINY_CANVAS, KEEP = 1024, (384, 480), 0.25
 ERROR = 2e-3  # of a kernel, relative to float64, by norm
 # What the kernel is compared with, and how the encoder is run: names in the results.
-BASELINE, GRID_EAGER, GRID_COMPILED = "thread per channel", "grid_sample, eager", "grid_sample, compiled"
+BASELINE, GRID_EAGER, GRID_COMPILED = (
+    "thread per channel",
+    "grid_sample, eager",
+    "grid_sample, compiled",
+)
 ENCODER_EAGER, ENCODER_COMPILED = "encoder, torch eager", "encoder, torch.compile"
 NO_TIME = "no time was left"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One encoder layer's deformable attention, for one image. queries: all tokens, or those that are not paused."""
+    """One encoder layer's deformable attention, for one image. queries: all tokens, or those that
+    are not paused."""
 
     name: str
     problem: Problem
@@ -39,11 +45,14 @@ def levels_of(height: int, width: int, scales: int = 3) -> tuple[tuple[int, int]
 
 
 def problem_for(network: Config, levels: tuple[tuple[int, int], ...]) -> Problem:
-    return Problem(levels, network.heads, network.points, network.channels // network.heads, "float16")
+    return Problem(
+        levels, network.heads, network.points, network.channels // network.heads, "float16"
+    )
 
 
 def layers() -> tuple[Layer, ...]:
-    """Mask2Former's layer at 1024 x 1024, then every kind of layer that `tiny` has on its canvas."""
+    """Mask2Former's layer at 1024 x 1024, then every kind of layer that `tiny` has on its
+    canvas."""
     large = problem_for(config.base(), levels_of(LARGE_SIDE, LARGE_SIDE))
     found = [Layer("base, 1024 x 1024", large, large.tokens)]
     for scales in (1, 2, 3):
@@ -77,7 +86,8 @@ def gathered(layer: Layer) -> int:
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to build and launch the kernel. ptx: compiled by the driver, as in an engine, not by NVRTC alone."""
+    """One way to build and launch the kernel. ptx: compiled by the driver, as in an engine, not by
+    NVRTC alone."""
 
     problem: Problem
     queries: int
@@ -88,21 +98,34 @@ class Variant:
     def name(self) -> str:
         p = self.problem
         levels = " ".join(f"{h}x{w}" for h, w in p.shapes)
-        some = "" if p.dense else f", {self.queries} queries" + (" an image" if p.reference_per_image else "")
-        return f"{p.dtype} {p.heads}x{p.width} on {levels}{some}, {label(self.tactic)}{', PTX' if self.ptx else ''}"
+        some = (
+            ""
+            if p.dense
+            else f", {self.queries} queries" + (" an image" if p.reference_per_image else "")
+        )
+        tactic = f"{label(self.tactic)}{', PTX' if self.ptx else ''}"
+        return f"{p.dtype} {p.heads}x{p.width} on {levels}{some}, {tactic}"
 
 
 def label(tactic: Tactic) -> str:
-    """As "16x8 r2": tile, then what is not its default: heads and vectors, blocks resident, packed arithmetic."""
+    """As "16x8 r2": tile, then what is not its default: heads and vectors, blocks resident, packed
+    arithmetic."""
     wide, high = tactic.tile
-    parts = [f"{wide}x{high}", f"h{tactic.heads}" * (tactic.heads > 1), f"v{tactic.vectors}" * (tactic.vectors > 1)]
+    parts = [
+        f"{wide}x{high}",
+        f"h{tactic.heads}" * (tactic.heads > 1),
+        f"v{tactic.vectors}" * (tactic.vectors > 1),
+    ]
     return " ".join(filter(None, (*parts, f"r{tactic.resident}", "packed" * tactic.packed)))
 
 
 def variants() -> Iterator[Variant]:
-    """All that are timed; every type, tactic and kind of queries on `tiny`'s levels; and the PTX of a bundle."""
+    """All that are timed; every type, tactic and kind of queries on `tiny`'s levels; and the PTX of
+    a bundle."""
     timed = layers()
-    yield from (Variant(layer.problem, layer.queries, t) for layer in timed for t in tactics(layer.problem))
+    yield from (
+        Variant(layer.problem, layer.queries, t) for layer in timed for t in tactics(layer.problem)
+    )
     for layer in timed[-2:]:  # all tokens, and some of them
         for dtype in ("bfloat16", "float32"):
             problem = replace(layer.problem, dtype=dtype)
@@ -115,7 +138,8 @@ def variants() -> Iterator[Variant]:
 
 
 def compile_all() -> int:
-    """Every variant and the baseline to PTX, which needs no GPU. Returns how many. Raises NvrtcError."""
+    """Every variant and the baseline to PTX, which needs no GPU. Returns how many. Raises
+    NvrtcError."""
     found = list(variants())
     for variant in found:
         nvrtc.compile_kernel(describe(variant.problem, variant.tactic), PTX)

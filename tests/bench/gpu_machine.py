@@ -1,4 +1,5 @@
-"""What a machine lacks for the GPU benchmark, and what it is: chip, driver, versions. Imports torch where it is."""
+"""What a machine lacks for the GPU benchmark, and what it is: chip, driver, versions. Imports torch
+where it is."""
 
 from __future__ import annotations
 
@@ -21,11 +22,16 @@ def lacking() -> list[str]:
     """What must be mended before anything can be measured. The first CUDA calls are made here."""
     found = []
     try:
-        # Not closed: torch uses the same context, which must not be destroyed while it is this thread's.
+        # Not closed: torch uses the same context, which must not be destroyed while it is this
+        # thread's.
         capability = Device().capability
         if capability < OLDEST:
             needed = "{}.{}".format(*OLDEST)
-            found.append("the GPU's compute capability is {}.{}, the kernels need {}".format(*capability, needed))
+            found.append(
+                "the GPU's compute capability is {}.{}, the kernels need {}".format(
+                    *capability, needed
+                )
+            )
     except DriverError as error:
         found.append(f"there is no GPU to use ({error})")
     if importlib.util.find_spec("torch") is None:
@@ -76,6 +82,8 @@ def words_of(command: str, *arguments: str) -> str:
     """The first line that a command writes; "unknown" where it is missing or fails."""
     if shutil.which(command) is None:
         return UNKNOWN
-    done = subprocess.run([command, *arguments], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        [command, *arguments], capture_output=True, text=True, timeout=30, check=False
+    )
     lines = done.stdout.splitlines()
     return lines[0].strip() if done.returncode == 0 and lines else UNKNOWN

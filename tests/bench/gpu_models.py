@@ -1,7 +1,9 @@
-"""The models part of the GPU benchmark: a bundle's network from an image in host memory to probabilities there.
+"""The models part of the GPU benchmark: a bundle's network from an image in host memory to
+probabilities there.
 
-Each route is a backend as the service has them, so that parity is checked by what accepts engines, per plan and batch,
-and every route is timed by the same few lines: one image at a time, the copies to the GPU and back included.
+Each route is a backend as the service has them, so that parity is checked by what accepts engines,
+per plan and batch, and every route is timed by the same few lines: one image at a time, the copies
+to the GPU and back included.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ RUNS, WARM = 50, 5
 
 @dataclass(frozen=True)
 class Route:
-    """precision: of storage, a key of LIMITS. batches: that are compared with ONNX Runtime on the CPU."""
+    """precision: of storage, a key of LIMITS. batches: that are compared with ONNX Runtime on the
+    CPU."""
 
     backend: Backend
     precision: str
@@ -63,10 +66,13 @@ def steps(setting: Setting) -> dict[str, Callable[[], Json]]:
         "torch.compile, bf16": partial(torch, "bf16", wrap=compiled),
         "torch.compile, bf16, CUDA graph": partial(torch, "bf16", graphs=True, wrap=compiled),
     }
-    return {name: partial(time_plans, open_route, served, left) for name, open_route in routes.items()}
+    return {
+        name: partial(time_plans, open_route, served, left) for name, open_route in routes.items()
+    }
 
 
-# --------------------------------------------------------------------------------------------------------- the routes
+# --------------------------------------------------------------------------------------------------
+# the routes
 
 
 def by_torch(served: Bundle, clock: Clock, precision: str, **choices: Any) -> Route:
@@ -82,19 +88,35 @@ def by_onnxruntime(served: Bundle) -> Route:
 def by_tensorrt(served: Bundle, cache: Path, left: Callable[[], float]) -> Route:
     """Raises BackendError."""
     about = engines_of(served, cache, left)
-    return Route(TensorRTBackend(served, cache=cache, max_batch=about.batches[-1]), about.precision, about.batches)
+    return Route(
+        TensorRTBackend(served, cache=cache, max_batch=about.batches[-1]),
+        about.precision,
+        about.batches,
+    )
 
 
 def engines_of(served: Bundle, cache: Path, left: Callable[[], float]) -> EngineSet:
-    """Those of the cache that the service would take; built by `build-trt` if there are none. Raises BackendError."""
+    """Those of the cache that the service would take; built by `build-trt` if there are none.
+    Raises BackendError."""
     there = [(runtime.flavour, runtime.version) for runtime in installed()]
     if not there:
-        raise BackendError("TensorRT is not installed: pip install 'fathom[tensorrt]' or 'fathom[tensorrt-rtx]'")
+        raise BackendError(
+            "TensorRT is not installed: pip install 'fathom[tensorrt]' or 'fathom[tensorrt-rtx]'"
+        )
     device = Device()
     chip = "{}.{}".format(*device.capability)
     device.close()
     sizes = ",".join(str(size) for size in BATCHES)
-    words = ["-m", "model_export", "build-trt", str(served.root), "--cache", str(cache), "--batches", sizes]
+    words = [
+        "-m",
+        "model_export",
+        "build-trt",
+        str(served.root),
+        "--cache",
+        str(cache),
+        "--batches",
+        sizes,
+    ]
     content, mend = engine_cache.content_of(served.manifest), f"python {' '.join(words)}"
     try:
         return engine_cache.find(cache, content, there, chip, mend=mend)
@@ -104,23 +126,31 @@ def engines_of(served: Bundle, cache: Path, left: Callable[[], float]) -> Engine
 
 
 def build(words: list[str], seconds: float) -> None:
-    """`python WORDS`, which compares what it builds with ONNX Runtime. Raises RuntimeError with its last words when it
-    fails, BackendError when the time is over."""
+    """`python WORDS`, which compares what it builds with ONNX Runtime. Raises RuntimeError with its
+    last words when it fails, BackendError when the time is over."""
     command = [sys.executable, *words]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=max(1.0, seconds), check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=max(1.0, seconds), check=False
+        )
     except subprocess.TimeoutExpired as error:
-        raise BackendError(f"the engines take longer to build than the {seconds:.0f} s that were left") from error
+        raise BackendError(
+            f"the engines take longer to build than the {seconds:.0f} s that were left"
+        ) from error
     if done.returncode:
         said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        raise RuntimeError(f"the engines were not built: {said[-1] if said else f'exit status {done.returncode}'}")
+        raise RuntimeError(
+            f"the engines were not built: {said[-1] if said else f'exit status {done.returncode}'}"
+        )
 
 
-# ------------------------------------------------------------------------------------------------- parity and latency
+# -------------------------------------------------------------------------------------------------
+# parity and latency
 
 
 def time_plans(open_route: Callable[[], Route], served: Bundle, left: Callable[[], float]) -> Json:
-    """plans: of each its parity (mean difference of the probabilities) and milliseconds, or why it has none."""
+    """plans: of each its parity (mean difference of the probabilities) and milliseconds, or why it
+    has none."""
     try:
         route = open_route()
     except BackendError as error:
@@ -136,7 +166,11 @@ def time_plans(open_route: Callable[[], Route], served: Bundle, left: Callable[[
     try:
         # The ends first: should the time run out, they say most.
         for plan in dict.fromkeys((plans[0], plans[-1], *plans)):
-            found[plan.name] = time_plan(route, reference, plan, images) if left() > 0 else {"not_measured": NO_TIME}
+            found[plan.name] = (
+                time_plan(route, reference, plan, images)
+                if left() > 0
+                else {"not_measured": NO_TIME}
+            )
     finally:
         route.backend.close()
     return {"precision": route.precision, "batches": list(route.batches), "plans": found}
@@ -144,7 +178,9 @@ def time_plans(open_route: Callable[[], Route], served: Bundle, left: Callable[[
 
 def time_plan(route: Route, reference: Backend, plan: Plan, images: NDArray[np.uint8]) -> Json:
     try:
-        parity = compare(route.backend, reference, (plan,), images, route.batches, LIMITS[route.precision])
+        parity = compare(
+            route.backend, reference, (plan,), images, route.batches, LIMITS[route.precision]
+        )
         return {"parity": parity[plan.name], "ms": latency(route.backend, plan, images[:1])}
     except RunError as error:
         return {"wrong": str(error)}
@@ -155,7 +191,8 @@ def time_plan(route: Route, reference: Backend, plan: Plan, images: NDArray[np.u
 
 
 def latency(backend: Backend, plan: Plan, image: NDArray[np.uint8]) -> dict[str, float]:
-    """Milliseconds from the image to its probabilities, which are in host memory when the clock stops."""
+    """Milliseconds from the image to its probabilities, which are in host memory when the clock
+    stops."""
     taken = []
     for _ in range(WARM + RUNS):
         begun = time.perf_counter()

@@ -1,6 +1,7 @@
 """Results of the GPU benchmark as text: tables for people, and the bars with what became of each.
 
-All from the JSON alone, so that what an earlier run left reads the same. What is not there was not measured.
+All from the JSON alone, so that what an earlier run left reads the same. What is not there was not
+measured.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tests.bench.gpu_layers import (
     gathered,
     layers,
     traffic,
-)  # fmt: skip
+)
 
 Json = Mapping[str, Any]
 MISSING = "not measured"
@@ -33,11 +34,20 @@ def accounting(shown: Sequence[Layer]) -> str:
     for layer in shown:
         moved = sum(traffic(layer).values())
         at_rate = (f"{1e6 * moved / rate:.2f} us" for rate in DATASHEET.values())
-        rows.append((layer.name, str(layer.queries), f"{moved / 1e6:.2f}", f"{gathered(layer) / 1e6:.1f}", *at_rate))
+        rows.append(
+            (
+                layer.name,
+                str(layer.queries),
+                f"{moved / 1e6:.2f}",
+                f"{gathered(layer) / 1e6:.1f}",
+                *at_rate,
+            )
+        )
     chips = (f"at {rate / 1e12:g} TB/s" for rate in DATASHEET.values())
     counted = table(("layer, fp16, one image", "queries", "MB moved", "MB gathered", *chips), rows)
     return (
-        f"{counted}\nMoved: inputs read once, output written once. The rates are those of the datasheets of "
+        f"{counted}\nMoved: inputs read once, output written once. The rates are those of the "
+        f"datasheets of "
         f"{' and '.join(DATASHEET)}, for orientation: on a GPU the roofline is measured."
     )
 
@@ -49,7 +59,8 @@ def lines(results: Json) -> Iterator[str]:
     yield from service_lines(results.get("service", {}))
     yield "\nBars (set for the H100 and H200)"
     yield table(
-        ("bar", "limit", "measured", ""), [(b["bar"], b["limit"], b["shown"], b["verdict"]) for b in bars(results)]
+        ("bar", "limit", "measured", ""),
+        [(b["bar"], b["limit"], b["shown"], b["verdict"]) for b in bars(results)],
     )
 
 
@@ -59,13 +70,17 @@ def troubles(results: Json) -> Iterator[str]:
         for name, step in results.get(part, {}).items():
             inner = [*step.get("rows", {}).items(), *step.get("plans", {}).items()]
             if part == "kernel" and name == "parity":
-                inner += [(variant, {"wrong": reason}) for variant, reason in step.get("wrong", {}).items()]
+                inner += [
+                    (variant, {"wrong": reason})
+                    for variant, reason in step.get("wrong", {}).items()
+                ]
             for path, each in ((name, step), *((f"{name}, {key}", each) for key, each in inner)):
                 if (reason := why_not(each)) and not reason.startswith(MISSING):
                     yield f"{part}: {path}: {reason}"
 
 
-# -------------------------------------------------------------------------------------------------------------- parts
+# --------------------------------------------------------------------------------------------------
+# parts
 
 
 def why_not(step: Json | None) -> str | None:
@@ -100,7 +115,9 @@ def kernel_lines(steps: Json) -> Iterator[str]:
             "ours is",
         )
         yield table(head, [kernel_row(name, row, step) for name, row in step["rows"].items()])
-        yield from (f"{name}: {reason}" for name, row in step["rows"].items() if (reason := why_not(row)))
+        yield from (
+            f"{name}: {reason}" for name, row in step["rows"].items() if (reason := why_not(row))
+        )
         yield f"fastest: {step['best'] or 'none'}; the default, which is served: {step['default']}"
 
 
@@ -114,8 +131,10 @@ def roofline(step: Json) -> str:
     if "bandwidth" not in step:
         return "no bandwidth was measured"
     return (
-        f"{step['bytes']['total'] / 1e6:.2f} MB at {step['bandwidth'] / 1e12:.2f} TB/s, a copy's, is "
-        f"{step['roofline_us']:.2f} us; cold: {step['sets']} sets of inputs in turn, {step['caches']:.1f} x the cache"
+        f"{step['bytes']['total'] / 1e6:.2f} MB at {step['bandwidth'] / 1e12:.2f} TB/s, a copy's, "
+        f"is "
+        f"{step['roofline_us']:.2f} us; cold: {step['sets']} sets of inputs in turn, "
+        f"{step['caches']:.1f} x the cache"
     )
 
 
@@ -140,8 +159,13 @@ def model_lines(steps: Json) -> Iterator[str]:
         if (reason := why_not(step)) is not None or step is None:
             yield f"\n{name}: {reason}"
             continue
-        line = why_not(step["line"]) or f"{step['line']['layer_us']:.0f} us, off by {step['line']['worst']:.1%}"
-        rows.append((name, *(f"{each['median']:.0f}" for each in step["us"]), line, f"{step['error']:.1e}"))
+        line = (
+            why_not(step["line"])
+            or f"{step['line']['layer_us']:.0f} us, off by {step['line']['worst']:.1%}"
+        )
+        rows.append(
+            (name, *(f"{each['median']:.0f}" for each in step["us"]), line, f"{step['error']:.1e}")
+        )
     if rows:
         head = [f"depth {depth}" for depth in range(1, len(rows[0]) - 2)]
         yield "\nbase() at 1024 x 1024, fp16, CUDA graphs, us"
@@ -151,7 +175,11 @@ def model_lines(steps: Json) -> Iterator[str]:
         plans = list(dict.fromkeys(plan for step in routes.values() for plan in step["plans"]))
         yield "\none image, from host memory to host memory, median ms"
         yield table(
-            ("", *plans), [(name, *(cell(step["plans"].get(p), "ms") for p in plans)) for name, step in routes.items()]
+            ("", *plans),
+            [
+                (name, *(cell(step["plans"].get(p), "ms") for p in plans))
+                for name, step in routes.items()
+            ],
         )
     for name, step in steps.items():
         if reason := why_not(step):
@@ -180,11 +208,13 @@ def service_lines(steps: Json) -> Iterator[str]:
             yield f"service, {name}: {reason}"
 
 
-# --------------------------------------------------------------------------------------------------------------- bars
+# --------------------------------------------------------------------------------------------------
+# bars
 
 
 def bars(results: Json) -> list[dict[str, Any]]:
-    """Each with its limit, what was measured (None: nothing) and a verdict: ok, missed or not measured."""
+    """Each with its limit, what was measured (None: nothing) and a verdict: ok, missed or not
+    measured."""
     kernel, models = results.get("kernel", {}), results.get("models", {})
     rows = kernel.get(layers()[0].name, {}).get("rows", {})
     ours = kernel.get(layers()[0].name, {}).get("default")
@@ -201,7 +231,13 @@ def bars(results: Json) -> list[dict[str, Any]]:
     worst = max(parity.get("worst", {}).values(), default=None)
     found = [
         bar("kernel, 1024 x 1024, cold", cold(ours), 45, "us"),
-        bar("faster than grid_sample, eager and compiled", ratio(GRID_EAGER, GRID_COMPILED), 5, "x", least=True),
+        bar(
+            "faster than grid_sample, eager and compiled",
+            ratio(GRID_EAGER, GRID_COMPILED),
+            5,
+            "x",
+            least=True,
+        ),
         bar("faster than thread per channel", ratio(BASELINE), 2.5, "x", least=True),
         bar("error of every variant, float64", worst, ERROR, "", ok=not parity.get("wrong")),
     ]

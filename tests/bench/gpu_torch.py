@@ -1,4 +1,5 @@
-"""A bundle's network in torch behind the service's interface of a backend: eager or compiled, recorded or not."""
+"""A bundle's network in torch behind the service's interface of a backend: eager or compiled,
+recorded or not."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from service.bundle import Bundle
 from service.core import Plan
 from tests.bench.gpu_clock import Clock, Recorded
 
-# Encoders share their code, and each plan's is compiled for itself: more often than torch allows a function.
+# Encoders share their code, and each plan's is compiled for itself: more often than torch allows a
+# function.
 COMPILED_AT_MOST = 64
 MAPS = 4  # f4, f8, f16, f32
 ENCODED = 3
@@ -28,7 +30,8 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True)
 class TorchFeatures:
-    """maps: f4, f8, f16, f32 of a batch. probabilities: once it is encoded, the decoder being part of that here."""
+    """maps: f4, f8, f16, f32 of a batch. probabilities: once it is encoded, the decoder being part
+    of that here."""
 
     maps: tuple[Tensor, ...]
     probabilities: Tensor | None = None
@@ -36,7 +39,8 @@ class TorchFeatures:
 
 
 class Cast(nn.Module):
-    """A stage under autocast to bfloat16, or as it is. The number that masks the decoder's attention is no float16."""
+    """A stage under autocast to bfloat16, or as it is. The number that masks the decoder's
+    attention is no float16."""
 
     def __init__(self, stage: nn.Module, kind: str, half: bool) -> None:
         super().__init__()
@@ -48,7 +52,8 @@ class Cast(nn.Module):
 
 
 class Uncast(nn.Module):
-    """The gate in float32 inside a stage that is not, as in the prepared graphs: bfloat16 is 0.004 wide at 0.75."""
+    """The gate in float32 inside a stage that is not, as in the prepared graphs: bfloat16 is 0.004
+    wide at 0.75."""
 
     def __init__(self, gate: nn.Module, kind: str) -> None:
         super().__init__()
@@ -60,20 +65,28 @@ class Uncast(nn.Module):
 
 
 class TorchBackend:
-    """graphs: what runs is recorded once for a batch size and then replayed. wrap: makes a compiled function of one."""
+    """graphs: what runs is recorded once for a batch size and then replayed. wrap: makes a compiled
+    function of one."""
 
     name = "torch"
 
     def __init__(
-        self, served: Bundle, clock: Clock, *, half: bool, graphs: bool = False,
+        self,
+        served: Bundle,
+        clock: Clock,
+        *,
+        half: bool,
+        graphs: bool = False,
         wrap: Callable[[nn.Module], Function] = lambda module: module,
-    ) -> None:  # fmt: skip
+    ) -> None:
         torch._dynamo.config.recompile_limit = COMPILED_AT_MOST
         torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32, in convolutions, too
         model, gate, _ = read_weights(served.root / WEIGHTS)
         self._model, self._clock = model.to(clock.device), clock
         self._half, self._graphs, self._wrap = half, graphs, wrap
-        self._front = self._ready(self._stage(Front(model, Uncast(gate.to(clock.device), clock.device.type))))
+        self._front = self._ready(
+            self._stage(Front(model, Uncast(gate.to(clock.device), clock.device.type)))
+        )
         self._decode = self._stage(Decode(model))
         self._rest: dict[str, Function] = {}
 
@@ -86,8 +99,13 @@ class TorchBackend:
     @torch.inference_mode()
     def encode(self, plan: Plan, features: TorchFeatures) -> TorchFeatures:
         if plan.name not in self._rest:
-            encode, decode = self._stage(Encode(self._model, Knobs(plan.depth, plan.keep, plan.width))), self._decode
-            self._rest[plan.name] = self._ready(lambda f4, *maps: decode(f4, *encode(*maps)[:ENCODED]))
+            encode, decode = (
+                self._stage(Encode(self._model, Knobs(plan.depth, plan.keep, plan.width))),
+                self._decode,
+            )
+            self._rest[plan.name] = self._ready(
+                lambda f4, *maps: decode(f4, *encode(*maps)[:ENCODED])
+            )
         return replace(features, probabilities=self._rest[plan.name](*features.maps))
 
     def decode(self, features: TorchFeatures) -> NDArray[np.float32]:
@@ -107,7 +125,8 @@ class TorchBackend:
 
 
 class Replayed:
-    """A function of tensors, recorded for each shape of its inputs. Its result is good until the next call."""
+    """A function of tensors, recorded for each shape of its inputs. Its result is good until the
+    next call."""
 
     def __init__(self, clock: Clock, function: Function) -> None:
         self._clock, self._function = clock, function
@@ -116,7 +135,8 @@ class Replayed:
     def __call__(self, *inputs: Tensor) -> Any:
         shapes = tuple(each.shape for each in inputs)
         if shapes not in self._made:
-            # The inputs themselves, not copies: those that another recording wrote lie at the same place every time.
+            # The inputs themselves, not copies: those that another recording wrote lie at the same
+            # place every time.
             self._made[shapes] = inputs, self._clock.record([lambda: self._function(*inputs)], 1)
         held, recorded = self._made[shapes]
         for place, given in zip(held, inputs, strict=True):

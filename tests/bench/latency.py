@@ -2,8 +2,9 @@
 
     python tests/bench/latency.py [--bundle trained_weights/camvid-tiny] [--requests 60]
 
-Prints a table and ends in one JSON line. Bars: p50 <= 1.15 x the sum of the engine's stages with every plan; the full
-plan >= 1.8 x the cheapest; ready within 3 s; at most 450 MB resident after 500 requests, no growth over the last 250.
+Prints a table and ends in one JSON line. Bars: p50 <= 1.15 x the sum of the engine's stages with
+every plan; the full plan >= 1.8 x the cheapest; ready within 3 s; at most 450 MB resident after 500
+requests, no growth over the last 250.
 """
 
 from __future__ import annotations
@@ -39,14 +40,19 @@ def photos(count: int) -> list[bytes]:
     found = []
     for i in range(count):
         file = io.BytesIO()
-        Image.fromarray(scenes.render(9000 + i, clutter=i / max(1, count - 1))[0]).save(file, "JPEG", quality=92)
+        Image.fromarray(scenes.render(9000 + i, clutter=i / max(1, count - 1))[0]).save(
+            file, "JPEG", quality=92
+        )
         found.append(file.getvalue())
     return found
 
 
 def stages_of(response: httpx.Response) -> dict[str, float]:
     """Server-Timing -> milliseconds per stage."""
-    return {m[1]: float(m[2]) for m in re.finditer(r"(\w+);dur=([\d.]+)", response.headers["server-timing"])}
+    return {
+        m[1]: float(m[2])
+        for m in re.finditer(r"(\w+);dur=([\d.]+)", response.headers["server-timing"])
+    }
 
 
 def post(client: httpx.Client, photo: bytes, budget: str) -> tuple[float, httpx.Response]:
@@ -68,12 +74,16 @@ def only(plan: dict[str, Any]) -> str:
     return f"gflops={math.ceil(plan['gflops'] * 1000) / 1000:g}, max-loss=0"
 
 
-def at_plan(client: httpx.Client, images: list[bytes], plan: dict[str, Any], requests: int) -> dict[str, Any]:
+def at_plan(
+    client: httpx.Client, images: list[bytes], plan: dict[str, Any], requests: int
+) -> dict[str, Any]:
     """Medians over requests, in ms; ratio: of the request to its own engine stages."""
     totals, engines = [], []
     for i in range(requests + 5):
         total, response = post(client, images[i % len(images)], only(plan))
-        assert abs(float(used(response)["gflops"]) - plan["gflops"]) < 2e-3, response.headers["compute-used"]
+        assert abs(float(used(response)["gflops"]) - plan["gflops"]) < 2e-3, response.headers[
+            "compute-used"
+        ]
         engine = sum(v for k, v in stages_of(response).items() if k in ENGINE)
         if i >= 5:  # warm
             totals.append(total)
@@ -100,7 +110,9 @@ def memory(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--bundle", default=str(ROOT / "trained_weights/camvid-tiny"))
     parser.add_argument("--requests", type=int, default=60, help="counted requests per plan")
     args = parser.parse_args()
@@ -115,11 +127,18 @@ def main() -> None:
             f"{row['plan']:<11}{row['p50_ms']:>9.1f}{row['p95_ms']:>9.1f}{row['engine_p50_ms']:>11.1f}{row['ratio']:>14.3f}"
         )
     full = rows[-1]["p50_ms"] / rows[0]["p50_ms"]
-    print(f"full plan / cheapest: {full:.2f}; start to ready {service.start_s:.2f} s; "
-          f"resident {middle:.0f} MB after 250 requests, {end:.0f} MB after 500")  # fmt: skip
+    print(
+        f"full plan / cheapest: {full:.2f}; start to ready {service.start_s:.2f} s; "
+        f"resident {middle:.0f} MB after 250 requests, {end:.0f} MB after 500"
+    )
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-    result = {"machine": machine, "plans": rows, "full_over_first": full, "start_s": service.start_s,
-              "rss_mb": [middle, end]}  # fmt: skip
+    result = {
+        "machine": machine,
+        "plans": rows,
+        "full_over_first": full,
+        "start_s": service.start_s,
+        "rss_mb": [middle, end],
+    }
     print(json.dumps(result))
 
 

@@ -1,9 +1,11 @@
-"""What a pod needs: CPU seconds an image, alone and in batches, and memory at rest and with the largest images.
+"""What a pod needs: CPU seconds an image, alone and in batches, and memory at rest and with the
+largest images.
 
     python tests/bench/pod.py [--bundle trained_weights/camvid-tiny] [--requests 24]
 
-Four callers at a time keep a real service busy. Run it on a machine that has nothing else to do: shared caches make CPU
-seconds grow, too. Prints a table and ends in one JSON line; k8s/overlays/cpu and docs/autoscaling.md go by it.
+Four callers at a time keep a real service busy. Run it on a machine that has nothing else to do:
+shared caches make CPU seconds grow, too. Prints a table and ends in one JSON line; k8s/overlays/cpu
+and docs/autoscaling.md go by it.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ MEASURED = 4  # plans of the bundle: the cheapest, the dearest, and two between
 def cpu_seconds(
     client: httpx.Client, service: Served, images: list[bytes], plan: dict[str, Any], requests: int
 ) -> tuple[float, float]:
-    """Of the whole process: CPU seconds per request, and the share of the engine's cores that it used meanwhile."""
+    """Of the whole process: CPU seconds per request, and the share of the engine's cores that it
+    used meanwhile."""
     process = psutil.Process(service.pid)
     post(client, images[0], only(plan))
     before, begun = process.cpu_times(), time.perf_counter()
@@ -61,7 +64,8 @@ def largest() -> bytes:
 
 
 def memory(client: httpx.Client, service: Served) -> dict[str, float]:
-    """MiB resident: at rest, at the peak while largest images come four at a time, and after that."""
+    """MiB resident: at rest, at the peak while largest images come four at a time, and after
+    that."""
     process, image, stop, peak = psutil.Process(service.pid), largest(), threading.Event(), [0]
     rest = process.memory_info().rss
 
@@ -83,11 +87,17 @@ def memory(client: httpx.Client, service: Served) -> dict[str, float]:
     finally:
         stop.set()
         watcher.join()
-    return {"rest": rest / 2**20, "peak": peak[0] / 2**20, "after": process.memory_info().rss / 2**20}
+    return {
+        "rest": rest / 2**20,
+        "peak": peak[0] / 2**20,
+        "after": process.memory_info().rss / 2**20,
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--bundle", default=str(ROOT / "trained_weights/camvid-tiny"))
     parser.add_argument("--requests", type=int, default=24, help="counted requests per plan")
     args = parser.parse_args()
@@ -100,14 +110,26 @@ def main() -> None:
         ):
             plans = {plan["name"]: plan for plan in client.get("/plans").json()["plans"]}
             names = spread(list(plans))
-            spent[batch] = {name: cpu_seconds(client, service, images, plans[name], args.requests) for name in names}
+            spent[batch] = {
+                name: cpu_seconds(client, service, images, plans[name], args.requests)
+                for name in names
+            }
             mib[batch] = memory(client, service)
-    print(f"{'plan':<10}{'CPU s an image, alone':>24}{'of two cores':>14}{'in batches of 4':>18}{'of two cores':>14}")
+    print(
+        f"{'plan':<10}{'CPU s an image, alone':>24}{'of two cores':>14}"
+        f"{'in batches of 4':>18}{'of two cores':>14}"
+    )
     for name in names:
-        cells = "".join(f"{spent[batch][name][0]:>{wide}.3f}{spent[batch][name][1]:>14.0%}" for batch, wide in WIDE)
+        cells = "".join(
+            f"{spent[batch][name][0]:>{wide}.3f}{spent[batch][name][1]:>14.0%}"
+            for batch, wide in WIDE
+        )
         print(f"{name:<10}{cells}")
     for batch, found in mib.items():
-        figures = f"{found['rest']:.0f} MiB at rest, {found['peak']:.0f} at the peak, {found['after']:.0f} after it"
+        figures = (
+            f"{found['rest']:.0f} MiB at rest, {found['peak']:.0f} at the peak, "
+            f"{found['after']:.0f} after it"
+        )
         print(f"memory, batches of {batch}: {figures}")
     print(json.dumps({"cpu_s": spent, "mib": mib}))
 

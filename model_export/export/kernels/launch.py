@@ -1,10 +1,13 @@
-"""How the kernels are launched: defines, grid, block and the order of the arguments. Pure data, no torch.
+"""How the kernels are launched: defines, grid, block and the order of the arguments. Pure data, no
+torch.
 
-    problem = Problem(shapes=((32, 32), (64, 64), (128, 128)), heads=8, points=4, width=32, dtype="float16")
-    launch = describe(problem)              # or describe(problem, tactic), with one of tactics(problem)
-    launch.defines, launch.block, launch.grid(batch=2, queries=21504), launch.arguments
+    problem = Problem(shapes=((32, 32), (64, 64), (128, 128)), heads=8, points=4, width=32,
+    dtype="float16") launch = describe(problem)              # or describe(problem, tactic), with
+    one of tactics(problem) launch.defines, launch.block, launch.grid(batch=2, queries=21504),
+    launch.arguments
 
-`Launch` and `Problem` are the service's types: with the compiled kernel they travel in a bundle's manifest.
+`Launch` and `Problem` are the service's types: with the compiled kernel they travel in a bundle's
+manifest.
 """
 
 from __future__ import annotations
@@ -14,10 +17,24 @@ from math import prod
 
 from service.kernel import ARGUMENTS, ENTRY, MAX_SIDE, SOURCE, Launch, LaunchError, Problem
 
-__all__ = ["ARGUMENTS", "ENTRY", "SOURCE", "Launch", "LaunchError", "Problem", "Tactic", "describe", "tactics"]
+__all__ = [
+    "ARGUMENTS",
+    "ENTRY",
+    "SOURCE",
+    "Launch",
+    "LaunchError",
+    "Problem",
+    "Tactic",
+    "describe",
+    "tactics",
+]
 
 BASELINE = "ms_deform_attn_baseline"
-DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}  # bytes of an element; the kernel counts in float32 always
+DTYPES = {
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+}  # bytes of an element; the kernel counts in float32 always
 ACCESS, WARP, MAX_BLOCK, MAX_LEVELS = 16, 32, 1024, 4
 
 
@@ -25,9 +42,10 @@ ACCESS, WARP, MAX_BLOCK, MAX_LEVELS = 16, 32, 1024, 4
 class Tactic:
     """How it is computed: the result is the same but for rounding.
 
-    tile: (wide, high) queries of a block. heads: heads of a block. vectors: 16-byte pieces that a lane carries.
-    resident: blocks that shall fit on a multiprocessor (bounds the registers). packed: mix the four pixels of a sample
-    in packed float16, and only then go on in float32; half of the arithmetic instructions, float16 storage only.
+    tile: (wide, high) queries of a block. heads: heads of a block. vectors: 16-byte pieces that a
+    lane carries. resident: blocks that shall fit on a multiprocessor (bounds the registers).
+    packed: mix the four pixels of a sample in packed float16, and only then go on in float32; half
+    of the arithmetic instructions, float16 storage only.
     """
 
     tile: tuple[int, int]
@@ -45,7 +63,9 @@ def describe(problem: Problem, tactic: Tactic | None = None) -> Launch:
     if problem.heads % tactic.heads:
         raise LaunchError(f"{problem.heads} heads do not divide into groups of {tactic.heads}")
     if block % WARP or block > MAX_BLOCK:
-        raise LaunchError(f"a block of {block} threads is not whole warps, or has more than {MAX_BLOCK} threads")
+        raise LaunchError(
+            f"a block of {block} threads is not whole warps, or has more than {MAX_BLOCK} threads"
+        )
     if tactic.packed and problem.dtype != "float16":
         raise LaunchError(f"packed mixing is for float16, not {problem.dtype}")
     values: dict[str, object] = {
@@ -73,7 +93,9 @@ def describe(problem: Problem, tactic: Tactic | None = None) -> Launch:
         defines=(*(f"{k}={v}" for k, v in values.items()), *(k for k, on in flags.items() if on)),
         block=block,
         per_block=per_block,
-        tiles=sum(-(-h // high) * -(-w // wide) for h, w in problem.shapes) if problem.dense else None,
+        tiles=sum(-(-h // high) * -(-w // wide) for h, w in problem.shapes)
+        if problem.dense
+        else None,
         tokens=problem.tokens,
         head_groups=problem.heads // tactic.heads,
     )
@@ -82,10 +104,15 @@ def describe(problem: Problem, tactic: Tactic | None = None) -> Launch:
 def tactics(problem: Problem) -> list[Tactic]:
     """The ways worth measuring, the default first. LaunchError if there is none."""
     lanes = _lanes(problem, 1)
-    # 512 threads: two blocks of them leave 64 registers each, which is what the unrolled loop wants without spilling.
+    # 512 threads: two blocks of them leave 64 registers each, which is what the unrolled loop wants
+    # without spilling.
     wide = {1: (32, 16), 2: (16, 16), 4: (16, 8), 8: (8, 8), 16: (8, 4), 32: (4, 4)}[lanes]
     half = (wide[0], wide[1] // 2) if wide[0] == wide[1] else (wide[0] // 2, wide[1])
-    found = [Tactic(wide, resident=2), Tactic(half, resident=5), Tactic((wide[0], wide[1] * 2), resident=1)]
+    found = [
+        Tactic(wide, resident=2),
+        Tactic(half, resident=5),
+        Tactic((wide[0], wide[1] * 2), resident=1),
+    ]
     if problem.heads % 2 == 0:  # neighbouring heads share 128-byte lines
         found.append(Tactic(half, heads=2, resident=2))
     if lanes > 1:
@@ -108,7 +135,9 @@ def _lanes(problem: Problem, vectors: int) -> int:
     carried = vectors * ACCESS // DTYPES[problem.dtype]
     lanes, rest = divmod(problem.width, carried)
     if rest or lanes not in (1, 2, 4, 8, 16, 32):
-        raise LaunchError(f"{problem.width} channels a head are not {carried} times a power of two up to 32")
+        raise LaunchError(
+            f"{problem.width} channels a head are not {carried} times a power of two up to 32"
+        )
     return lanes
 
 

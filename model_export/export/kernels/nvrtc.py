@@ -1,7 +1,9 @@
-"""Compile the kernels with NVRTC, NVIDIA's compiler as a library: neither a toolkit nor a driver is needed.
+"""Compile the kernels with NVRTC, NVIDIA's compiler as a library: neither a toolkit nor a driver is
+needed.
 
-Install it with `pip install nvidia-cuda-nvrtc`; PyTorch for CUDA brings it along. Its C interface is a handful of
-functions, so ctypes is enough. The version matters for PTX only: a driver refuses PTX that a newer CUDA wrote.
+Install it with `pip install nvidia-cuda-nvrtc`; PyTorch for CUDA brings it along. Its C interface
+is a handful of functions, so ctypes is enough. The version matters for PTX only: a driver refuses
+PTX that a newer CUDA wrote.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ class NvrtcError(RuntimeError):
 
 
 def compile_kernel(launch: Launch, arch: str) -> bytes:
-    """PTX for arch "compute_90" (any chip from there on), a cubin for "sm_90" (chips of this generation)."""
+    """PTX for arch "compute_90" (any chip from there on), a cubin for "sm_90" (chips of this
+    generation)."""
     return compile_source(launch.source, tuple(f"-D{define}" for define in launch.defines), arch)
 
 
@@ -31,14 +34,18 @@ def compile_source(source: str, options: tuple[str, ...], arch: str) -> bytes:
     nvrtc = _library()
     program = ctypes.c_void_p()
     text = (FOLDER / source).read_bytes()
-    _check(nvrtc, nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, source.encode(), 0, None, None))
+    _check(
+        nvrtc, nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, source.encode(), 0, None, None)
+    )
     try:
         flags = [f"--gpu-architecture={arch}", "--std=c++17", f"--include-path={FOLDER}", *options]
         array = (ctypes.c_char_p * len(flags))(*(flag.encode() for flag in flags))
         status = nvrtc.nvrtcCompileProgram(program, len(flags), array)
         if status:
             log = _read(nvrtc, "ProgramLog", program).decode(errors="replace").rstrip("\0")
-            raise NvrtcError(f"{source} for {arch} does not compile: {log or _message(nvrtc, status)}")
+            raise NvrtcError(
+                f"{source} for {arch} does not compile: {log or _message(nvrtc, status)}"
+            )
         return _read(nvrtc, "PTX" if arch.startswith("compute_") else "CUBIN", program)
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
@@ -58,7 +65,9 @@ def _library() -> ctypes.CDLL:
         files = metadata.files(PACKAGE) or []
     except metadata.PackageNotFoundError:
         files = []
-    paths = [str(f.locate()) for f in files if f.name.startswith("libnvrtc") and ".alt." not in f.name]
+    paths = [
+        str(f.locate()) for f in files if f.name.startswith("libnvrtc") and ".alt." not in f.name
+    ]
     if paths:
         # The builtins first, which sort first: libnvrtc asks for them by their bare name.
         return _declared([ctypes.CDLL(path) for path in sorted(paths)][-1])

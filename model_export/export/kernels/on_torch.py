@@ -1,4 +1,5 @@
-"""The fused kernel on torch's CUDA tensors: compiled for the chip at hand, queued on torch's stream."""
+"""The fused kernel on torch's CUDA tensors: compiled for the chip at hand, queued on torch's
+stream."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from service.engines.cuda import Kernel
 def compiled(
     problem: launch.Problem, tactic: launch.Tactic, device: torch.device
 ) -> tuple[launch.Problem, launch.Launch, Kernel]:
-    """For this problem on this chip. The first call compiles, a third of a second: not while a CUDA graph records."""
+    """For this problem on this chip. The first call compiles, a third of a second: not while a CUDA
+    graph records."""
     plan = launch.describe(problem, tactic)
     return problem, plan, load(nvrtc.compile_kernel(plan, architecture(device)), plan.entry, device)
 
@@ -39,7 +41,8 @@ def run(
     logits: Tensor,
     reference: Tensor,
 ) -> Tensor:
-    """Shapes as in network.deformable_attention, all on one CUDA device, reference in float32. ValueError if not.
+    """Shapes as in network.deformable_attention, all on one CUDA device, reference in float32.
+    ValueError if not.
 
     Allocates only the output, so that it can be recorded in a CUDA graph.
     """
@@ -51,10 +54,18 @@ def run(
         "value": (value, (batch, problem.tokens, problem.heads, problem.width), problem.dtype),
         "offsets": (offsets, (*sampled, 2), problem.dtype),
         "logits": (logits, sampled, problem.dtype),
-        "reference": (reference, (*((batch,) if problem.reference_per_image else ()), queries, 2), "float32"),
+        "reference": (
+            reference,
+            (*((batch,) if problem.reference_per_image else ()), queries, 2),
+            "float32",
+        ),
     }
     for name, (tensor, shape, dtype) in expected.items():
-        if tuple(tensor.shape) != shape or tensor.dtype != getattr(torch, dtype) or tensor.device != value.device:
+        if (
+            tuple(tensor.shape) != shape
+            or tensor.dtype != getattr(torch, dtype)
+            or tensor.device != value.device
+        ):
             raise ValueError(
                 f"{name} is {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}, "
                 f"the kernel needs {shape} {dtype} on {value.device}"
@@ -63,9 +74,13 @@ def run(
     out = value.new_empty(batch, queries, problem.heads * problem.width)
     with torch.cuda.device(value.device):
         function.launch(
-            plan.grid(batch, queries), plan.block, torch.cuda.current_stream().cuda_stream,
-            *(ctypes.c_void_p(t.data_ptr()) for t in inputs), ctypes.c_int(queries), ctypes.c_void_p(out.data_ptr()),
-        )  # fmt: skip
+            plan.grid(batch, queries),
+            plan.block,
+            torch.cuda.current_stream().cuda_stream,
+            *(ctypes.c_void_p(t.data_ptr()) for t in inputs),
+            ctypes.c_int(queries),
+            ctypes.c_void_p(out.data_ptr()),
+        )
     return out
 
 
@@ -76,8 +91,11 @@ def compiled_baseline(dtype: str, device: torch.device) -> Kernel:
     return load(image, launch.BASELINE, device)
 
 
-def run_baseline(kernel: Kernel, value: Tensor, sizes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-    """value (B, S, M, D), sizes (L, 2) int32, locations (B, Q, M, L, P, 2), weights (B, Q, M, L, P), all contiguous.
+def run_baseline(
+    kernel: Kernel, value: Tensor, sizes: Tensor, locations: Tensor, weights: Tensor
+) -> Tensor:
+    """value (B, S, M, D), sizes (L, 2) int32, locations (B, Q, M, L, P, 2), weights (B, Q, M, L,
+    P), all contiguous.
 
     For measuring only: the shapes are not checked.
     """
@@ -88,9 +106,13 @@ def run_baseline(kernel: Kernel, value: Tensor, sizes: Tensor, locations: Tensor
     tensors = (ctypes.c_void_p(t.data_ptr()) for t in (value, sizes, locations, weights))
     with torch.cuda.device(value.device):
         kernel.launch(
-            (-(-out.numel() // launch.MAX_BLOCK), 1, 1), launch.MAX_BLOCK, torch.cuda.current_stream().cuda_stream,
-            *tensors, *(ctypes.c_int(n) for n in counts), ctypes.c_void_p(out.data_ptr()),
-        )  # fmt: skip
+            (-(-out.numel() // launch.MAX_BLOCK), 1, 1),
+            launch.MAX_BLOCK,
+            torch.cuda.current_stream().cuda_stream,
+            *tensors,
+            *(ctypes.c_int(n) for n in counts),
+            ctypes.c_void_p(out.data_ptr()),
+        )
     return out
 
 
