@@ -26,8 +26,8 @@ from service.bundle import Bundle
 from service.engines.base import Backend
 from service.engines.choice import choose, open_backend
 from service.errors import FathomError, SettingsError
-from service.inference.router import margin_for
-from service.inference.scheduler import Scheduler
+from service.inference.engine import Scheduler
+from service.inference.policy import margin_for
 from service.metrics import Metrics
 from service.settings import Settings, flag, load
 

@@ -39,7 +39,7 @@ from service.errors import (
     UndecodableImage,
     UnsupportedMediaType,
 )
-from service.inference.scheduler import Scheduler
+from service.inference.engine import Scheduler
 from service.metrics import Metrics
 from service.settings import Settings
 

@@ -16,10 +16,10 @@ from model_export.recipe import augment
 from model_export.recipe.augment import PAD, jitter, on_canvas, random_crop
 from model_export.recipe.datasets import VOID, Folder, Sample
 from model_export.recipe.quality import labels_at
-from service.api.image import Limits, decode, to_canvas
-from service.api.masks import label_map
 from service.bundle import InputSpec
 from service.core import Decision, Outcome, Plan, Reason
+from service.pixels.decode import Limits, decode, to_canvas
+from service.tasks.semantic import label_map
 
 # Colours no two of which mix to a third, and none of which is the padding's.
 PAINT = np.uint8([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [0, 255, 255]])

@@ -18,7 +18,7 @@ from service.bundle import Manifest
 from service.core import Budget, Frame, Geometry, Trace
 from service.engines.fake import FakeBackend
 from service.errors import Overloaded
-from service.inference.scheduler import Scheduler
+from service.inference.engine import Scheduler
 from service.metrics import Metrics
 from service.settings import Settings
 from tests.bench import autoscale, fleet

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.budget import MAX_LENGTH, format_used, parse_budget
+from service.api.fields import MAX_LENGTH, format_used, parse_budget
 from service.core import Budget, Decision, Plan, Reason
 from service.errors import BadHeader
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from model_export.recipe.calibrate import ASKED, CalibrationError, contiguous_blocks, margin_table
 from service.core import Budget, Margin, Plan
-from service.inference.router import choose
+from service.inference.policy import choose
 
 Floats = NDArray[np.float64]
 

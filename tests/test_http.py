@@ -28,7 +28,7 @@ from pycocotools import mask as coco
 from service.api.app import create_app
 from service.bundle import Manifest
 from service.engines.fake import FakeBackend
-from service.inference.scheduler import Scheduler
+from service.inference.engine import Scheduler
 from service.metrics import Metrics
 from service.settings import Settings
 

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from service.api.image import MAX_SCANS, Limits, decode, to_canvas
 from service.bundle import InputSpec
 from service.core import Frame, Geometry
 from service.errors import FathomError, TooLarge, UndecodableImage, UnsupportedMediaType
+from service.pixels.decode import MAX_SCANS, Limits, decode, to_canvas
 
 LIMITS = Limits(max_pixels=25_000_000, max_side=8192, min_side=1)
 PAD = (10, 20, 30)

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from model_export.recipe.instance_quality import match_counts
 from model_export.recipe.rims import core_and_rim
-from service.api import instances
-from service.api.instances import Instance, instance_map
-from service.api.masks import label_map
 from service.bundle import InputSpec
 from service.core import Decision, Geometry, Outcome, Plan, Reason
+from service.tasks import objects as instances
+from service.tasks.objects import Instance, instance_map
+from service.tasks.semantic import label_map
 
 CANVAS = (128, 160)
 CELLS = (32, 40)

@@ -11,10 +11,10 @@ import yaml
 from starlette.testclient import TestClient
 
 from service.api.app import create_app
-from service.api.budget import parse_budget
+from service.api.fields import parse_budget
 from service.bundle import Manifest
 from service.engines.fake import FakeBackend
-from service.inference.scheduler import Scheduler
+from service.inference.engine import Scheduler
 from service.metrics import Metrics
 from service.settings import Settings, load
 from tests.manifests import BUILDS, ROOT, Object, build, container_of, of_kind, one, pod_of, strings

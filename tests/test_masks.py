@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
-from service.api import masks
-from service.api.instances import Instance
 from service.bundle import ClassInfo, InputSpec, Manifest
 from service.core import Decision, Geometry, Outcome, Plan, Reason
+from service.tasks import semantic as masks
+from service.tasks.objects import Instance
 
 DECISION = Decision(Plan("d1", 1, 1.0, 1.0, 1.0, 0.5), Reason.GATE, 0.5)
 CANVAS = InputSpec(48, 64, "uint8", "NHWC", (127, 127, 127))

@@ -24,8 +24,8 @@ from service import errors, logs
 from service.bundle import Manifest
 from service.core import Budget, Decision, Frame, Geometry, Margin, Outcome, Plan, Reason, Trace
 from service.engines.fake import FakeBackend
-from service.inference.router import choose
-from service.inference.scheduler import Scheduler
+from service.inference.engine import Scheduler
+from service.inference.policy import choose
 from service.metrics import (
     MISSED,
     OUTCOMES,

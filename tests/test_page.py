@@ -28,7 +28,7 @@ from service.bundle import Manifest
 from service.core import Plan
 from service.engines.base import Features
 from service.engines.fake import FakeBackend, FakeFeatures
-from service.inference.scheduler import Scheduler
+from service.inference.engine import Scheduler
 from service.metrics import Metrics
 from service.settings import Settings
 from tests.browser import chromium

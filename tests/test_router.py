@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from service.core import Budget, Decision, Margin, Plan, Reason
 from service.errors import DeadlineExceeded, UnsatisfiableBudget
-from service.inference.router import choose, margin_for, under_budget
+from service.inference.policy import choose, margin_for, under_budget
 
 NONE = Budget()
 # 2, 4, 6 and 8 GFLOPs; what is left after the front takes 10, 20, 30 and 40 ms

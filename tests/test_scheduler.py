@@ -28,8 +28,8 @@ from service.errors import (
     Overloaded,
     UnsatisfiableBudget,
 )
-from service.inference import scheduler as module
-from service.inference.scheduler import Scheduler
+from service.inference import engine as module
+from service.inference.engine import Scheduler
 from service.metrics import Metrics
 from service.settings import Settings
 

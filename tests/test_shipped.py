@@ -17,11 +17,11 @@ from model_export.recipe.datasets import CamVid, Nuclei
 from model_export.recipe.instance_quality import match_counts, panoptic_quality
 from model_export.recipe.quality import confusion, mean_iou
 from service import bundle
-from service.api.image import Limits, decode
-from service.api.instances import instance_map
-from service.api.masks import label_map
 from service.core import Decision, Outcome, Reason
 from service.engines.onnxruntime import OnnxRuntimeBackend
+from service.pixels.decode import Limits, decode
+from service.tasks.objects import instance_map
+from service.tasks.semantic import label_map
 from tests.toy import command
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -35,7 +35,7 @@ from service.api.tracing import Tracing, exporter
 from service.bundle import Bundle, Manifest
 from service.engines.fake import FakeBackend
 from service.errors import SettingsError
-from service.inference.scheduler import Scheduler
+from service.inference.engine import Scheduler
 from service.metrics import STAGES, Metrics
 from service.settings import Settings
 from tests.test_app import GONE, body, call, image_bytes, post, scope, started

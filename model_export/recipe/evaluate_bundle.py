@@ -38,7 +38,7 @@ from model_export.recipe.report import (
     policies_table,
     promises_table,
 )
-from service.inference.router import margin_for
+from service.inference.policy import margin_for
 
 LOSSES = (0.0025, 0.005, 0.01, 0.02, 0.05)
 

@@ -30,12 +30,12 @@ from model_export.recipe.instance_quality import match_counts, panoptic_quality
 from model_export.recipe.labelled_folder import Truth, group_of, open_labelled
 from model_export.recipe.quality import confusion, image_quality, mean_iou
 from service import bundle
-from service.api.image import Limits, decode
-from service.api.instances import instance_map
-from service.api.masks import label_map
 from service.core import Decision, Frame, Outcome, Reason
 from service.engines.onnxruntime import OnnxRuntimeBackend
 from service.errors import FathomError
+from service.pixels.decode import Limits, decode
+from service.tasks.objects import instance_map
+from service.tasks.semantic import label_map
 
 LIMITS = Limits(max_pixels=25_000_000, max_side=8192, min_side=16)  # the service's defaults
 FORM = 1  # of the cached files

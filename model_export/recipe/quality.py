@@ -23,8 +23,8 @@ from model_export.recipe.augment import on_canvas
 from model_export.recipe.datasets import VOID, Sample
 from model_export.recipe.instance_quality import image_quality as image_panoptic_quality
 from model_export.recipe.instance_quality import match_counts, panoptic_quality
-from service.api.instances import instance_map
 from service.core import Geometry
+from service.tasks.objects import instance_map
 
 
 def confusion(

@@ -5,7 +5,7 @@ An object's core are its pixels that are farther from its outline than a share o
 rim is the rest. So every object has a core, and cores do not touch where objects do (but for
 objects of a pixel or two, which are all core); a rim of fixed width would leave small objects
 without a core, and large ones without a gap that a coarse map can show. The service undoes it
-(service/api/instances.py).
+(service/tasks/objects.py).
 """
 
 from __future__ import annotations

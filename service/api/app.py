@@ -26,16 +26,16 @@ from starlette.responses import Response
 from service.api import forms, openapi
 from service.api.auth import ApiKeys
 from service.api.body import Intake
-from service.api.budget import FIELD, parse_budget
-from service.api.image import Limits, decode
+from service.api.fields import FIELD, parse_budget
 from service.api.middleware import Edge, document, problem
 from service.api.node_budget import from_setting, watch
 from service.api.operations import check_ready, inference_protocol, operations, pages
 from service.bundle import Manifest
 from service.core import Budget, Outcome, Trace
 from service.errors import BadQuery, FathomError
-from service.inference.scheduler import Scheduler
+from service.inference.engine import Scheduler
 from service.metrics import Metrics
+from service.pixels.decode import Limits, decode
 from service.settings import Settings
 
 if TYPE_CHECKING:  # it needs packages that are not there unless tracing is wanted

@@ -16,7 +16,6 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from service.api.image import FORMATS
 from service.errors import (
     Overloaded,
     RequestTimeout,
@@ -24,6 +23,7 @@ from service.errors import (
     UndecodableImage,
     UnsupportedMediaType,
 )
+from service.pixels.decode import FORMATS
 
 FORM = "multipart/form-data"
 HELD_BODIES = (

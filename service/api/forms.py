@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
-from service.api import masks, schemas
-from service.api.budget import FIELD
+from service.api import schemas
+from service.api.fields import FIELD
 from service.bundle import Manifest
 from service.core import Outcome, Trace
 from service.errors import BadHeader, BadQuery, NotAcceptable
+from service.tasks import semantic as masks
 
 INCLUDES = frozenset({"paused"})
 

@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.budget import format_used
+from service.api.fields import format_used
 from service.core import Trace
 from service.errors import FathomError, RequestTimeout
 

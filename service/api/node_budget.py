@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from service.api import watched
-from service.api.budget import parse_budget
+from service.api.fields import parse_budget
 from service.core import Budget
 from service.errors import BadHeader, SettingsError
 from service.settings import flag

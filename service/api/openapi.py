@@ -9,9 +9,9 @@ from starlette.responses import Response
 
 from service.api.body import FORM
 from service.api.forms import FORMS, INCLUDES
-from service.api.image import FORMATS
 from service.api.schemas import Problem, Segmentation
 from service.errors import FathomError
+from service.pixels.decode import FORMATS
 
 _BINARY = {"type": "string", "format": "binary"}
 PROBLEM = "application/problem+json"

@@ -15,7 +15,7 @@ from service.api import schemas
 from service.api.openapi import failure
 from service.bundle import Manifest, TensorSpec
 from service.errors import NotReady
-from service.inference.scheduler import Scheduler
+from service.inference.engine import Scheduler
 from service.metrics import Metrics
 from service.settings import Settings
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.bundle import BundleFile, Manifest
+from service.bundle.manifest import build
 from service.errors import BackendError, BundleError
-from service.manifest import build
 
 FILE, SCHEMA = "engines.json", 1
 ANY = "any"  # an engine for every chip that its TensorRT knows

@@ -17,8 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from service.bundle.kernel import KernelFile
 from service.engines.cuda import Kernel
-from service.kernel import KernelFile
 
 NAME, VERSION, NAMESPACE, FIELD = "MsDeformAttn", "1", "", "kernel"
 

@@ -18,7 +18,7 @@ from service.core import Budget, Frame, Margin, Outcome, Plan, Trace
 from service.engines.base import Backend, Features
 from service.errors import FathomError
 from service.inference.costs import Costs
-from service.inference.router import choose
+from service.inference.policy import choose
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from service.bundle import Manifest
 from service.core import Budget
-from service.inference.router import choose
+from service.inference.policy import choose
 
 DAY_S = 86_400.0
 BESIDE_ENGINE_S = (

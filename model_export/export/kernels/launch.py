@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from service.kernel import ARGUMENTS, ENTRY, MAX_SIDE, SOURCE, Launch, LaunchError, Problem
+from service.bundle.kernel import ARGUMENTS, ENTRY, MAX_SIDE, SOURCE, Launch, LaunchError, Problem
 
 __all__ = [
     "ARGUMENTS",

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
-from service.api.instances import Instance, instance_map
 from service.bundle import ClassInfo, InputSpec, Manifest
 from service.core import Outcome
+from service.tasks.objects import Instance, instance_map
 
 BAND_PIXELS = 1 << 19  # image pixels per band of rows: bounds the memory that a large image takes
 

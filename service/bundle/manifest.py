@@ -13,9 +13,9 @@ from itertools import pairwise
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from service.bundle.kernel import KernelFile
 from service.core import Margin, Plan
 from service.errors import BundleError
-from service.kernel import KernelFile
 
 SCHEMA = 2
 TASKS = ("semantic", "instance")

@@ -1,8 +1,6 @@
-"""The bundle: a folder that the service can serve, and its contract, `manifest.json`. Standard
-library only.
+"""Reading and writing a bundle's folder.
 
-`load` verifies every file against its sha256 before anything is opened; `save` is what an exporter
-calls. The types and the checks of the contract are in `manifest`; its names are offered here, too.
+`load` verifies every file against its sha256 before anything is opened; `save` is for exporters.
 """
 
 from __future__ import annotations
@@ -15,36 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from service.errors import BundleError
-from service.kernel import KernelFile
-from service.manifest import (
+from service.bundle.kernel import KernelFile
+from service.bundle.manifest import (
     SCHEMA,
-    TASKS,
     BundleFile,
-    ClassInfo,
-    InputSpec,
     Manifest,
     Stage,
-    TensorSpec,
     parse,
 )
+from service.errors import BundleError
 
 FILE = "manifest.json"
-__all__ = [
-    "FILE",
-    "SCHEMA",
-    "TASKS",
-    "Bundle",
-    "BundleFile",
-    "ClassInfo",
-    "InputSpec",
-    "KernelFile",
-    "Manifest",
-    "Stage",
-    "TensorSpec",
-    "load",
-    "save",
-]
 
 
 @dataclass(frozen=True, slots=True)

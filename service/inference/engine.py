@@ -25,7 +25,7 @@ from service.engines.base import Backend
 from service.errors import BackendError, DeadlineExceeded, FathomError, NotReady, Overloaded
 from service.inference.costs import Costs, warm_up
 from service.inference.pipeline import Job, Pipeline
-from service.inference.router import under_budget
+from service.inference.policy import under_budget
 from service.metrics import Metrics
 from service.settings import Settings
 

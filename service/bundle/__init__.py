@@ -1,0 +1,32 @@
+"""The bundle: a folder that the service can serve, and its contract, `manifest.json`. Standard
+library only.
+"""
+
+from service.bundle.folder import FILE, Bundle, load, save
+from service.bundle.kernel import KernelFile
+from service.bundle.manifest import (
+    SCHEMA,
+    TASKS,
+    BundleFile,
+    ClassInfo,
+    InputSpec,
+    Manifest,
+    Stage,
+    TensorSpec,
+)
+
+__all__ = [
+    "FILE",
+    "SCHEMA",
+    "TASKS",
+    "Bundle",
+    "BundleFile",
+    "ClassInfo",
+    "InputSpec",
+    "KernelFile",
+    "Manifest",
+    "Stage",
+    "TensorSpec",
+    "load",
+    "save",
+]
