@@ -6,11 +6,15 @@ bytes -> Frame -> (front) -> scores -> Decision -> (encoder, decoder) -> Outcome
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+Color: TypeAlias = tuple[int, int, int]  # RGB, 0..255
 
 
 class Reason(StrEnum):
@@ -80,6 +84,7 @@ class Geometry:
 
     width, height: the image as shown (after EXIF orientation), in pixels.
     scaled_width, scaled_height: its size inside the canvas, in canvas pixels.
+    canvas: (height, width) of that, in pixels.
     orientation_applied: whether EXIF asked for a rotation or a flip, and it was done.
     """
 
@@ -87,6 +92,7 @@ class Geometry:
     height: int
     scaled_width: int
     scaled_height: int
+    canvas: tuple[int, int]
     orientation_applied: bool = False
 
 
@@ -152,15 +158,14 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The decoder's result for one image.
+    """What the engine gives for one image.
 
-    probabilities: (channels, canvas height / stride, canvas width / stride) float32 in 0..1.
-    Semantic: a channel per class. Instance: background, then core and rim of each class. paused:
-    the tokens that the plan did not update to the end, (rows, columns) uint8 over the whole canvas,
-    1 = paused; None where the plan pauses none.
+    tensors: the head's, by name, without the batch; the bundle's task knows what they mean.
+    paused: the tokens that the plan did not update to the end, (rows, columns) uint8 over the whole
+    canvas, 1 = paused; None where the plan pauses none.
     """
 
     decision: Decision
     geometry: Geometry
-    probabilities: NDArray[np.float32]
+    tensors: Mapping[str, NDArray[Any]]
     paused: NDArray[np.uint8] | None = None

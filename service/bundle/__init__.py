@@ -2,11 +2,10 @@
 library only.
 """
 
-from service.bundle.folder import FILE, Bundle, load, save
+from service.bundle.folder import FILE, Bundle, load, remade, save
 from service.bundle.kernel import KernelFile
 from service.bundle.manifest import (
     SCHEMA,
-    TASKS,
     BundleFile,
     ClassInfo,
     InputSpec,
@@ -18,7 +17,6 @@ from service.bundle.manifest import (
 __all__ = [
     "FILE",
     "SCHEMA",
-    "TASKS",
     "Bundle",
     "BundleFile",
     "ClassInfo",
@@ -28,5 +26,6 @@ __all__ = [
     "Stage",
     "TensorSpec",
     "load",
+    "remade",
     "save",
 ]

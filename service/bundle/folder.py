@@ -11,16 +11,17 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from service.bundle.checks import check
 from service.bundle.kernel import KernelFile
 from service.bundle.manifest import (
     SCHEMA,
     BundleFile,
     Manifest,
     Stage,
-    parse,
 )
+from service.bundle.typed_json import build
 from service.errors import BundleError
 
 FILE = "manifest.json"
@@ -40,7 +41,7 @@ def load(folder: Path) -> Bundle:
     mends it."""
     try:
         content = (folder / FILE).read_bytes()
-        manifest = parse(json.loads(content, parse_constant=_no_constant))
+        manifest = _parse(json.loads(content, parse_constant=_no_constant))
         entries: tuple[Stage | BundleFile | KernelFile, ...] = (
             *manifest.stages.values(),
             *manifest.files,
@@ -50,11 +51,11 @@ def load(folder: Path) -> Bundle:
             if _sha256(folder, entry.file) != entry.sha256:
                 raise BundleError(f"{entry.file}: its sha256 is not the manifest's")
     except BundleError as error:
-        raise _mending(folder, error.detail) from error
+        raise remade(folder, error.detail) from error
     except OSError as error:
-        raise _mending(folder, f"{error.filename}: {error.strerror}") from error
+        raise remade(folder, f"{error.filename}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise _mending(folder, f"{FILE}: no JSON ({error})") from error
+        raise remade(folder, f"{FILE}: no JSON ({error})") from error
     return Bundle(folder, manifest, hashlib.sha256(content).hexdigest())
 
 
@@ -74,14 +75,34 @@ def save(folder: Path, manifest: Manifest) -> Bundle:
     if not value["kernels"]:
         del value["kernels"]  # a bundle without them stays one that older services read
     text = json.dumps({"schema": SCHEMA} | value, indent=1, allow_nan=False) + "\n"
-    checked = parse(json.loads(text))
+    checked = _parse(json.loads(text))
     partial = folder / (FILE + ".partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, folder / FILE)
     return Bundle(folder, checked, hashlib.sha256(text.encode()).hexdigest())
 
 
-def _mending(folder: Path, detail: str) -> BundleError:
+def _parse(value: Any) -> Manifest:
+    """The content of manifest.json, checked. Raises BundleError that names the key."""
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        schema = value.get("schema") if isinstance(value, dict) else value
+        raise BundleError(f"schema: {schema!r}, but this service reads {SCHEMA}")
+    value = {key: item for key, item in value.items() if key != "schema"}
+    encoder_of: dict[str, Any] = {}
+    plans = value.get("plans")
+    for row, plan in enumerate(plans if isinstance(plans, list) else []):
+        if isinstance(plan, dict) and "encoder" in plan:
+            encoder_of[str(plan.get("name"))] = plan["encoder"]
+            plans[row] = {key: item for key, item in plan.items() if key != "encoder"}
+        else:
+            raise BundleError(f"plans[{row}].encoder: is missing")
+    manifest = build(Manifest, value | {"encoder_of": encoder_of}, "")
+    check(manifest)
+    return manifest
+
+
+def remade(folder: Path, detail: str) -> BundleError:
+    """The error that names the command which makes the bundle again."""
     return BundleError(
         f"{folder}: {detail}. Make it again with: python -m model_export export RUN -o {folder}"
     )
@@ -93,9 +114,8 @@ def _no_constant(name: str) -> NoReturn:
 
 def _sha256(folder: Path, name: str) -> str:
     path = (folder / name).resolve()
-    if not name or not path.is_relative_to(
-        folder.resolve()
-    ):  # an absolute name, "..", or a link to elsewhere
+    # An absolute name, "..", or a link to elsewhere.
+    if not name or not path.is_relative_to(folder.resolve()):
         raise BundleError(f"{name!r}: the name leaves the folder")
     if not path.is_file():
         raise BundleError(f"{name}: there is no such file")

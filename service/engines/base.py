@@ -1,50 +1,68 @@
-"""What the pipeline needs of a backend. Features are opaque to everybody but the backend that made
-them."""
+"""What the pipeline needs of an engine: named stages, each from tensors to tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
 
-import numpy as np
 from numpy.typing import NDArray
 
-from service.core import Plan
+Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
 
-class Features(Protocol):
-    """A batch of feature maps that stays where the backend put it (host or device)."""
+class Tensors(Protocol):
+    """A batch of named tensors that stays where its backend put it, on the host or on a device."""
 
-    @property
-    def paused(self) -> NDArray[np.uint8] | None:
-        """Which tokens the encoder paused, (B, rows, columns), 1 = paused; None before it and where
-        it pauses none."""
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """A tensor that no later stage reads, (B, ...) in host memory: scores, paused, answers."""
         ...
 
-    def take(self, rows: Sequence[int]) -> Features:
+    def take(self, rows: Sequence[int]) -> Tensors:
         """The images at these rows, in this order."""
         ...
 
 
 class Backend(Protocol):
-    """Three stages, each for a batch of B images. Called from one thread only."""
+    """An engine with a bundle's stages open. Called from one thread only."""
 
     @property
     def name(self) -> str:
         """The label of `build_info`, e.g. "onnxruntime"."""
         ...
 
-    def front(self, images: NDArray[np.uint8]) -> tuple[Features, NDArray[np.float32]]:
-        """(B, H, W, 3) uint8 canvas images -> features and the gate's predicted quality (B, plans),
-        0..1."""
+    def run(self, stage: str, tensors: Tensors | Arrays) -> Tensors:
+        """Run a stage of the manifest on a batch of B images.
+
+        tensors: for the front {"image": (B, H, W, 3) uint8} in host memory; for every other stage
+        what an earlier one returned. What comes back holds the stage's outputs, and what was passed
+        in for the stages after it.
+        """
         ...
 
-    def encode(self, plan: Plan, features: Features) -> Features:
-        """Run the plan's truncated encoder on every image of `features`."""
+    def close(self) -> None:
+        """Free everything. Twice does no harm."""
         ...
 
-    def decode(self, features: Features) -> NDArray[np.float32]:
-        """Probabilities (B, channels, h, w), 0..1."""
-        ...
 
-    def close(self) -> None: ...
+@dataclass(frozen=True, slots=True)
+class HostTensors:
+    """Tensors in host memory. arrays: name -> (B, ...)."""
+
+    arrays: Arrays
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self.arrays[name]
+
+    def take(self, rows: Sequence[int]) -> HostTensors:
+        kept = list(rows)
+        return HostTensors({name: values[kept] for name, values in self.arrays.items()})
+
+
+def on_host(tensors: Tensors | Arrays) -> Arrays:
+    """The arrays of a batch in host memory. Raises TypeError for another backend's tensors."""
+    if isinstance(tensors, HostTensors):
+        return tensors.arrays
+    if isinstance(tensors, Mapping):
+        return tensors
+    raise TypeError(f"tensors of another backend: {type(tensors).__name__}")

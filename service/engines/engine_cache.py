@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.bundle import BundleFile, Manifest
-from service.bundle.manifest import build
+from service.bundle.typed_json import build
 from service.errors import BackendError, BundleError
 
 FILE, SCHEMA = "engines.json", 1

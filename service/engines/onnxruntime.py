@@ -8,35 +8,16 @@ keeps the memory of its largest batch).
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
 from service.bundle import Bundle, Stage, TensorSpec
-from service.core import Plan
-from service.engines.base import Features
+from service.engines.base import Arrays, HostTensors, Tensors, on_host
 from service.errors import BackendError
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
-
-
-@dataclass(frozen=True, slots=True)
-class HostFeatures:
-    """maps: name of a tensor -> (B, channels, h, w) float32 in host memory. paused: (B, rows,
-    columns) uint8."""
-
-    maps: Mapping[str, NDArray[np.float32]]
-    paused: NDArray[np.uint8] | None = None
-
-    def take(self, rows: Sequence[int]) -> HostFeatures:
-        kept = list(rows)
-        paused = None if self.paused is None else self.paused[kept]
-        return HostFeatures({name: values[kept] for name, values in self.maps.items()}, paused)
 
 
 class OnnxRuntimeBackend:
@@ -50,38 +31,23 @@ class OnnxRuntimeBackend:
 
     def __init__(self, bundle: Bundle, *, threads: int) -> None:
         _share_arena()
-        manifest = bundle.manifest
-        self._stages, self._encoder_of = manifest.stages, manifest.encoder_of
+        self._stages = bundle.manifest.stages
+        self._passed_on = {spec.name for stage in self._stages.values() for spec in stage.inputs}
+        self._passed_on -= {spec.name for spec in self._stages["front"].inputs}
         self._sessions = {
-            name: _open(bundle.root, stage, threads) for name, stage in manifest.stages.items()
+            name: _open(bundle.root, stage, threads) for name, stage in self._stages.items()
         }
 
-    def front(self, images: NDArray[np.uint8]) -> tuple[HostFeatures, NDArray[np.float32]]:
-        maps = self._run("front", {"image": images})
-        quality = maps.pop("quality")  # (B, plans)
-        return HostFeatures(maps), quality
-
-    def encode(self, plan: Plan, features: Features) -> HostFeatures:
-        maps = _own(features).maps
-        encoded = self._run(self._encoder_of[plan.name], maps)
-        paused = encoded.pop("paused", None)
-        return HostFeatures({**maps, **encoded}, paused)
-
-    def decode(self, features: Features) -> NDArray[np.float32]:
-        (probabilities,) = self._run("decoder", _own(features).maps).values()
-        return probabilities  # (B, channels, h, w)
+    def run(self, stage: str, tensors: Tensors | Arrays) -> HostTensors:
+        given, about = on_host(tensors), self._stages[stage]
+        outputs = [spec.name for spec in about.outputs]
+        inputs = {spec.name: given[spec.name] for spec in about.inputs}
+        values = self._sessions[stage].run(outputs, inputs)
+        passed_on = {name: array for name, array in given.items() if name in self._passed_on}
+        return HostTensors({**passed_on, **dict(zip(outputs, values, strict=True))})
 
     def close(self) -> None:
-        """Free the sessions."""
         self._sessions = {}
-
-    def _run(self, name: str, maps: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        stage = self._stages[name]
-        outputs = [spec.name for spec in stage.outputs]
-        values = self._sessions[name].run(
-            outputs, {spec.name: maps[spec.name] for spec in stage.inputs}
-        )
-        return dict(zip(outputs, values, strict=True))
 
 
 @functools.cache
@@ -98,9 +64,8 @@ def _open(root: Path, stage: Stage, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.enable_mem_pattern = (
-        False  # it keeps one plan of memory per batch size, and saves no time here
-    )
+    # It keeps one plan of memory per batch size, and saves no time here.
+    options.enable_mem_pattern = False
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
@@ -133,9 +98,3 @@ def compare(
 
 def _sizes(dims: Sequence[int | str | None]) -> tuple[int | None, ...]:
     return tuple(size if isinstance(size, int) else None for size in dims)
-
-
-def _own(features: Features) -> HostFeatures:
-    if not isinstance(features, HostFeatures):
-        raise TypeError(f"features of another backend: {type(features).__name__}")
-    return features

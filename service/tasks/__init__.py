@@ -1,0 +1,31 @@
+"""TASKS: what a head can answer, one module per task. The only place where tasks differ.
+
+A new task is a module with a class like the two below, and a row in the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from service.bundle import Bundle, remade
+from service.errors import BundleError
+from service.tasks.base import Masks, Region, Segment, Task
+from service.tasks.instance import Instance
+from service.tasks.semantic import Semantic
+
+__all__ = ["TASKS", "Masks", "Region", "Segment", "Task", "task_of"]
+
+TASKS: Mapping[str, Task] = {task.name: task for task in (Semantic(), Instance())}
+
+
+def task_of(bundle: Bundle) -> Task:
+    """The bundle's task, once its classes and its head have been checked. Raises BundleError."""
+    manifest = bundle.manifest
+    try:
+        task = TASKS.get(manifest.task)
+        if task is None:
+            raise BundleError(f"task: {manifest.task!r} is not one of {', '.join(TASKS)}")
+        task.check(manifest.classes, manifest.stages["decoder"].outputs)
+    except BundleError as error:
+        raise remade(bundle.root, error.detail) from error
+    return task

@@ -1,12 +1,12 @@
-"""Probabilities of core and rim -> objects, at the image's own size.
+"""Probabilities of core and border -> objects, at the image's own size.
 
 A network that names pixels cannot part two objects that touch; it can if their inner parts have a
 class of their own. Channel 0 is the background, 1 + 2c the core of class c (the pixels of an object
-that are farther from its outline than a fixed share of its radius), 2 + 2c the rim around it. Cores
-of different objects do not touch. So: a connected core is an object, or each part of it that stands
-alone where the network is surer; it grows over the foreground of its class, all cores at one speed;
-foreground that no core reaches is an object, too; what is no larger than a cell of the decoder is
-dropped.
+that are farther from its outline than a fixed share of its radius), 2 + 2c the border around it.
+Cores of different objects do not touch. So: a connected core is an object, or each part of it that
+stands alone where the network is more certain; it grows over the foreground of its class, all cores
+at one speed; foreground that no core reaches is an object, too; what is no larger than a cell of
+the decoder is dropped.
 
 All this happens on a grid a little finer than the decoder's cells, whatever the image's size: there
 is nothing finer to know, and it bounds time and memory. Only the foreground's outline and the ids
@@ -15,8 +15,6 @@ are looked up at the image's own size, in bands of rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 
 import cv2
@@ -24,13 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.core import Geometry
+from service.pixels.resample import rows_of
+from service.tasks.base import Region
 
-BAND_PIXELS = 1 << 19  # image pixels per band of rows: bounds the memory that a large image takes
 FINE = 2  # points of the grid per cell, along each side
 MOST = 65535  # objects that ids of 16 bits can name
-# How sure of core against rim a point is, at which two objects can come apart, and the cells that
-# each must have there.
-SURENESS = (0.5, 0.55, 0.6, 0.65, 0.7)
+# Certainties of core against border at which one core can come apart into several, and the cells
+# that each part must have there.
+LEVELS = (0.5, 0.55, 0.6, 0.65, 0.7)
 PART_CELLS = 3
 
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
@@ -43,33 +42,23 @@ _Labels = NDArray[np.uint16]
 _Plane = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class Instance:
-    """id: the object's value in the label map. score: the probability of a core where it is
-    largest, 0..1.
-
-    An object without a core of its own is a doubtful one. That ranks objects better than the mean
-    certainty of their pixels does: AP50 0.806 against 0.787 on the nuclei of val.
-    """
-
-    id: int
-    class_id: int
-    score: float
-
-
-def instance_map(
-    probabilities: _Plane, geometry: Geometry, canvas: tuple[int, int]
-) -> tuple[_Labels, list[Instance]]:
+def instance_map(probabilities: _Plane, geometry: Geometry) -> tuple[_Labels, list[Region]]:
     """The objects of one image: (height, width) at its own size, 0 = background, k = object k; and
     what they are.
 
-    probabilities: (1 + 2 * classes, h, w) over the whole canvas, 0..1. canvas: its (height, width)
-    in pixels. The ids are 1, 2, ... in the order of the list, at most 65535, and each has a pixel.
+    probabilities: (1 + 2 * classes, h, w) over the whole canvas, 0..1. The ids are 1, 2, ... in the
+    order of the list, at most 65535, and each has a pixel.
+
+    An object's score is the probability of a core where that is largest, 0..1: one without a core
+    of its own is doubtful. That ranks objects better than the mean certainty of their pixels does:
+    AP50 0.806 against 0.787 on the nuclei of val.
     """
     inner = (geometry.scaled_height, geometry.scaled_width)
+    # (rows, columns) of the decoder's cells that the image covers.
     cells = tuple(
-        i * c / all_ for i, c, all_ in zip(inner, probabilities.shape[1:], canvas, strict=True)
-    )  # the image's
+        own * count / canvas
+        for own, count, canvas in zip(inner, probabilities.shape[1:], geometry.canvas, strict=True)
+    )
     size = (max(1, round(FINE * cells[0])), max(1, round(FINE * cells[1])))
     grid = np.stack(
         [_sample(plane, (cells[0] / size[0], cells[1] / size[1]), size) for plane in probabilities]
@@ -78,18 +67,16 @@ def instance_map(
     things = grid[1::2] + grid[2::2]  # (classes, *size)
     kinds, certainty = things.argmax(axis=0), things.max(axis=0)
     foreground = certainty > grid[0]
-    objects, classes = (
-        np.zeros(size, np.int32),
-        [0],
-    )  # what stands for the background is never asked for
+    objects = np.zeros(size, np.int32)
+    classes = [0]  # what stands for the background is never asked for
     cores = np.zeros(size, np.float32)
     for kind in range(len(things)):
         inside = foreground & (kinds == kind)
-        sureness = np.divide(
+        certain_core = np.divide(
             grid[1 + 2 * kind], things[kind], out=np.zeros(size, np.float32), where=inside
         )
-        found, count = _objects(inside, _cores(sureness, PART_CELLS * cell))
-        np.copyto(objects, found + (len(classes) - 1), where=inside)
+        own, count = _objects(inside, _cores(certain_core, PART_CELLS * cell))
+        np.copyto(objects, own + (len(classes) - 1), where=inside)
         np.divide(grid[1 + 2 * kind], certainty + grid[0], out=cores, where=inside)
         classes += [kind] * count
     areas = np.bincount(objects.ravel(), minlength=len(classes))
@@ -105,19 +92,18 @@ def instance_map(
     labels, shown = _at_own_size(kept, margin, (geometry.height, geometry.width), cells)
     rows = np.flatnonzero(large)[shown[1:]]
     return labels, [
-        Instance(i, classes[k], float(scores[k])) for i, k in enumerate(rows.tolist(), 1)
+        Region(i, i, classes[k], float(scores[k])) for i, k in enumerate(rows.tolist(), 1)
     ]
 
 
-def _cores(sureness: _Plane, least: float) -> _Flags:
-    """Where the cores are: parts connected at one of the SURENESS levels that do not come apart at
-    a higher one.
+def _cores(certainty: _Plane, least: float) -> _Flags:
+    """Where the cores are: parts connected at one of LEVELS that do not come apart at a higher one.
 
-    sureness: (h, w), of core against rim, 0 outside. least: pixels that a part must have to count
-    as one. This walks the tree of the levels' components (a component tree, as a watershed's) once
-    up and once down.
+    certainty: (h, w), of core against border, 0 outside. least: pixels that a part must have to
+    count as one. This walks the tree of the levels' components (a component tree, as a watershed's)
+    once up and once down.
     """
-    levels = [_components(sureness > level) for level in SURENESS]
+    levels = [_components(certainty > level) for level in LEVELS]
     areas = [np.bincount(labels.ravel(), minlength=count + 1) for labels, count in levels]
     parents = [np.zeros(levels[0][1] + 1, np.intp)]
     for (below, _), (labels, count) in pairwise(levels):
@@ -126,13 +112,12 @@ def _cores(sureness: _Plane, least: float) -> _Flags:
         parents.append(parent)
     large = [(area >= least) & (np.arange(len(area)) > 0) for area in areas]
     large[0][1:] = True
-    ends = [
-        np.ones(count + 1, np.intp) for _, count in levels
-    ]  # into how many parts a component comes apart
+    # Into how many parts a component comes apart.
+    ends = [np.ones(count + 1, np.intp) for _, count in levels]
     for k in range(len(levels) - 1, 0, -1):
         parts = np.bincount(parents[k][large[k]], ends[k][large[k]], minlength=len(ends[k - 1]))
         ends[k - 1] = np.maximum(parts.astype(np.intp), 1)
-    cores, reached = np.zeros(sureness.shape, np.bool_), large[0]
+    cores, reached = np.zeros(certainty.shape, np.bool_), large[0]
     for k, (labels, _) in enumerate(levels):
         if k:
             reached = large[k] & (reached & (ends[k - 1] > 1))[parents[k]]
@@ -185,7 +170,7 @@ def _at_own_size(
     columns = ((np.arange(width) + 0.5) * (objects.shape[1] / width)).astype(np.intp)
     labels = np.empty(size, np.uint16)
     shown = np.zeros(int(objects.max()) + 1, np.bool_)
-    for rows in _bands(labels):
+    for rows in rows_of(height, width):
         foreground = _sample(
             margin,
             (cells[0] / height, cells[1] / width),
@@ -199,15 +184,9 @@ def _at_own_size(
     ].all():  # the image has fewer pixels than the grid has points: objects fall between them
         shown[0] = False
         table = _numbers(shown)
-        for rows in _bands(labels):
+        for rows in rows_of(height, width):
             labels[rows] = table[labels[rows]]
     return labels, shown
-
-
-def _bands(labels: _Labels) -> Iterator[slice]:
-    height, width = labels.shape
-    rows = max(1, BAND_PIXELS // width)
-    return (slice(top, min(top + rows, height)) for top in range(0, height, rows))
 
 
 def _numbers(kept: _Flags) -> _Labels:
@@ -225,7 +204,7 @@ def _sample(
         [[x, 0, 0.5 * x - 0.5], [0, y, (top + 0.5) * y - 0.5]]
     )  # (column, row) of a pixel -> of a cell
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    found = cv2.warpAffine(
+    sampled = cv2.warpAffine(
         plane, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE
     )
-    return np.asarray(found, np.float32)
+    return np.asarray(sampled, np.float32)

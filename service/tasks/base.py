@@ -1,0 +1,114 @@
+"""What a task is: how a head's tensors become masks, and what its answers look like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.bundle import ClassInfo, TensorSpec
+from service.core import Geometry
+from service.errors import BundleError
+from service.pixels.rle import RunLengths, run_lengths
+
+Tensors: TypeAlias = Mapping[str, NDArray[Any]]
+Labels: TypeAlias = NDArray[np.unsignedinteger]
+Dims: TypeAlias = tuple[int | str, ...]  # of a TensorSpec, the batch first
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One class or object of an image. value: what stands for it in the label map.
+
+    id: what the answer calls it, from 1 on. score: how certain it is, 0..1, as the task defines it.
+    """
+
+    value: int
+    id: int
+    class_id: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A region with its pixels, at the image's own size."""
+
+    id: int
+    class_id: int
+    label: str
+    score: float
+    mask: RunLengths
+
+
+class Masks:
+    """What the image shows. labels: (height, width), a value per region. regions: made when asked.
+
+    A PNG needs the label map alone, and scores can cost as much as the map.
+    """
+
+    def __init__(self, labels: Labels, regions: Callable[[], Sequence[Region]]) -> None:
+        self.labels, self._regions = labels, regions
+
+    @cached_property
+    def regions(self) -> Sequence[Region]:
+        return self._regions()
+
+    def segments(self, classes: Sequence[ClassInfo]) -> list[Segment]:
+        """The regions with names and run lengths, by id."""
+        values = np.array([region.value for region in self.regions], np.intp)
+        return [
+            Segment(region.id, region.class_id, classes[region.class_id].name, region.score, mask)
+            for region, mask in zip(self.regions, run_lengths(self.labels, values), strict=True)
+        ]
+
+
+class Task(Protocol):
+    """One row of the table of tasks."""
+
+    @property
+    def name(self) -> str:
+        """As manifests and answers have it."""
+        ...
+
+    @property
+    def objects(self) -> bool:
+        """Whether a segment is one object, which has a colour of its own, rather than a class."""
+        ...
+
+    @property
+    def png(self) -> str:
+        """What the pixels of a PNG mean, for people."""
+        ...
+
+    def check(self, classes: Sequence[ClassInfo], outputs: Sequence[TensorSpec]) -> None:
+        """Whether a head with these outputs can answer. Raises BundleError that names the key."""
+        ...
+
+    def read(self, tensors: Tensors, geometry: Geometry) -> Masks:
+        """A head's tensors for one image, without the batch, -> masks at the image's own size."""
+        ...
+
+    def to_png(self, labels: Labels, classes: Sequence[ClassInfo]) -> bytes:
+        """The label map as a PNG."""
+        ...
+
+    def made_up(
+        self, images: NDArray[np.uint8], certainty: NDArray[np.float64], dims: Dims
+    ) -> NDArray[np.float32]:
+        """What the fake engine's head answers for B images, (B, *dims[1:]).
+
+        Brightness decides: the darkest of equal bands comes first. certainty: (B,), 0..1.
+        """
+        ...
+
+
+def check_planes(outputs: Sequence[TensorSpec], channels: int, what: str) -> None:
+    """The head must give one stack of planes, whatever its name. Raises BundleError."""
+    dims = outputs[0].dims if len(outputs) == 1 else ()
+    sized = all(isinstance(size, int) and size > 0 for size in dims[1:])
+    if len(dims) != 4 or not sized or dims[1] != channels:
+        raise BundleError(f"stages.decoder.outputs: it must be one, (batch, {what}, h, w)")

@@ -1,0 +1,47 @@
+"""What the fake engine answers: deterministic tensors from an image's own pixels, for tests."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.bundle import TensorSpec
+
+Images = NDArray[np.uint8]  # (B, H, W, 3)
+
+
+def scores(images: Images, depths: NDArray[np.float64]) -> NDArray[np.float32]:
+    """(B, plans) predicted quality. On a flat image every plan is as good as the full one.
+
+    depths: (plans,), each plan's share of the layers.
+    """
+    clutter = np.minimum(images.std(axis=(1, 2, 3)) / 64, 1)[:, None]  # (B, 1)
+    return (0.9 - 0.4 * clutter * (1 - depths)).astype(np.float32)
+
+
+def paused(images: Images, grid: TensorSpec, share: float) -> NDArray[np.uint8]:
+    """(B, rows, columns): 1 for this share of the cells, the darkest."""
+    rows, columns = (int(size) for size in grid.dims[1:])
+    cells = brightness(images, rows, columns).reshape(len(images), -1)
+    order = cells.argsort(axis=1, kind="stable")
+    chosen = np.zeros_like(order, np.uint8)
+    np.put_along_axis(chosen, order[:, : round(share * rows * columns)], 1, axis=1)
+    return chosen.reshape(-1, rows, columns)
+
+
+def brightness(images: Images, height: int, width: int) -> NDArray[np.float64]:
+    """(B, height, width), 0..255: the mean of one pixel per cell."""
+    rows = np.arange(height) * images.shape[1] // height
+    columns = np.arange(width) * images.shape[2] // width
+    return np.asarray(images[:, rows][:, :, columns].mean(axis=3))
+
+
+def planes(
+    likely: NDArray[np.intp], certainty: NDArray[np.float64], channels: int
+) -> NDArray[np.float32]:
+    """(B, h, w) -> probabilities (B, channels, h, w). certainty: (B,) of the likely channel."""
+    sure = (certainty if channels > 1 else np.ones_like(certainty))[:, None, None, None]
+    rest = (1 - sure) / max(channels - 1, 1)
+    stack = np.tile(rest, (1, channels, *likely.shape[1:])).astype(np.float32)
+    np.put_along_axis(stack, likely[:, None], sure.astype(np.float32), axis=1)
+    return stack
