@@ -1,4 +1,4 @@
-"""`python -m service`: settings -> bundle -> metrics -> scheduler -> app -> one uvicorn process.
+"""`python -m service`: settings -> bundle -> model -> segmenter -> app -> one uvicorn process.
 
 Exit status: 0 after a drain, 1 when the bundle or the backend cannot be served, 2 for a wrong
 setting.
@@ -26,9 +26,9 @@ from service.bundle import Bundle
 from service.engines.base import Backend
 from service.engines.choice import choose, open_backend
 from service.errors import FathomError, SettingsError
-from service.inference.engine import Scheduler
-from service.inference.policy import margin_for
 from service.metrics import Metrics
+from service.model import Model
+from service.segmenting import Segmenter
 from service.settings import Settings, flag, load
 
 if TYPE_CHECKING:
@@ -58,30 +58,22 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 def serve(settings: Settings, served: Bundle) -> None:
     """Serve a verified bundle. Raises SettingsError, and what the engine failed with."""
-    if settings.max_loss > 0 and margin_for(settings.max_loss, served.manifest.margins) is None:
-        _log.warning(
-            "%s promises nothing for --max-loss %g: without a budget every image takes the full "
-            "plan",
-            served.manifest.name,
-            settings.max_loss,
-        )
     metrics = Metrics(layers=served.manifest.layers, max_batch=settings.max_batch)
     release = _version()
 
     def open_engine() -> Backend:
-        choice = choose(
-            settings, served
-        )  # here, on the engine thread, while the event loop already answers
+        # On the engine's thread, while the event loop already answers.
+        choice = choose(settings, served)
         backend = open_backend(choice, settings, served)
-        name = f"{served.manifest.name}@{served.digest[:12]}"
-        metrics.build_info(version=release, bundle=name, backend=backend.name, reason=choice.reason)
+        metrics.build_info(
+            version=release, bundle=model.label, backend=backend.name, reason=choice.reason
+        )
         return backend
 
-    scheduler = Scheduler(open_engine, served.manifest, settings, metrics)
+    model = Model(served, settings, metrics, open_engine)
     tracing = open_tracing(settings, release)
-    app = create_app(
-        settings, served.manifest, scheduler, metrics, version=release, tracing=tracing
-    )
+    segmenter = Segmenter(model, settings)
+    app = create_app(settings, segmenter, metrics, version=release, tracing=tracing)
     config = uvicorn.Config(
         app,
         log_config=None,  # its loggers go where ours go
@@ -94,19 +86,19 @@ def serve(settings: Settings, served: Bundle) -> None:
         _listen(settings) as listener,
         asyncio.Runner(loop_factory=config.get_loop_factory()) as runner,
     ):
-        runner.run(_run(_Server(config), scheduler, listener))
-    if scheduler.failure is not None:
-        raise scheduler.failure
+        runner.run(_run(_Server(config), model, listener))
+    if model.engine.failure is not None:
+        raise model.engine.failure
 
 
-async def _run(server: uvicorn.Server, scheduler: Scheduler, listener: socket.socket) -> None:
+async def _run(server: uvicorn.Server, model: Model, listener: socket.socket) -> None:
     """Listen at once, so that /healthz answers while the engine warms up; stop when the engine has
     failed."""
     host, port = listener.getsockname()[:2]
     _log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
     async def stop_with_engine() -> None:
-        await scheduler.ended()
+        await asyncio.shield(asyncio.wrap_future(model.engine.ended))
         server.should_exit = True
 
     watcher = asyncio.create_task(stop_with_engine())

@@ -1,7 +1,6 @@
 """The nouns that travel through the service. Data only: no I/O, no HTTP, no engine.
 
-bytes -> Frame -> (front) -> scores -> Decision -> (encoder, decoder) -> Outcome -> response
-                                              Trace is written along the way
+bytes + Ask -> Frame -> (front) -> scores -> Decision -> (encoder, head) -> Outcome -> answer
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from service.errors import FathomError
+
 Color: TypeAlias = tuple[int, int, int]  # RGB, 0..255
 
 
@@ -23,13 +24,13 @@ class Reason(StrEnum):
     GATE = "gate"  # the gate found that this plan is good enough
     REQUEST = "request"  # the request's depth or gflops ceiling bound
     NODE = "node"  # the node's ceiling bound
-    DEADLINE = "deadline"  # a dearer plan would have missed the request's ms
+    DEADLINE = "deadline"  # a more expensive plan would have missed the deadline
     LOAD = "load"  # the queue is filling, the node trades depth for throughput
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One way to spend compute. Plans of a bundle are ordered from cheap to dear.
+    """One way to spend compute. Plans of a bundle are in order of cost, the cheapest first.
 
     keep:  fraction of the high-resolution tokens that later layers still update (PAUMER), 1 = all.
     width: fraction of the encoder's FFN channels in use (slimmable), 1 = all.
@@ -66,8 +67,8 @@ class Budget:
 
     depth: most encoder layers. gflops: most compute for the image. ms: deadline on the server,
     queueing included. max_loss: largest accepted expected loss of quality against the full plan
-    (0..1); 0 asks for the dearest plan that the ceilings allow. strict: rather refuse than miss
-    that floor.
+    (0..1); 0 asks for the most expensive plan that the ceilings allow. strict: refuse the image if
+    that floor is out of reach.
     """
 
     depth: int | None = None
@@ -75,6 +76,13 @@ class Budget:
     ms: float | None = None
     max_loss: float | None = None
     strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What one caller wants of one image, however it came in."""
+
+    budget: Budget = Budget()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +114,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the router chose for one image, and why.
+    """What the policy chose for one image, and why.
 
     predicted_quality: the gate's estimate for the chosen plan, 0..1. wanted: the plan that the gate
     asked for, where a ceiling, the deadline or the load took it away; None: it ran.
@@ -122,10 +130,48 @@ class Decision:
     floor_kept: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the engine gives for one image.
+
+    tensors: the head's, by name, without the batch; the bundle's task knows what they mean.
+    paused: the tokens that the plan did not update to the end, (rows, columns) uint8 over the whole
+    canvas, 1 = paused; None where the plan pauses none.
+    """
+
+    decision: Decision
+    geometry: Geometry
+    tensors: Mapping[str, NDArray[Any]]
+    paused: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stage that has ended. began, ended: in seconds of time.perf_counter."""
+
+    stage: str
+    began: float
+    ended: float
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the engine is with one image. result: None while it is not done.
+
+    batch_size: images that ran together through the chosen encoder.
+    """
+
+    spans: tuple[Span, ...] = ()
+    decision: Decision | None = None
+    batch_size: int = 0
+    result: Outcome | FathomError | None = None
+
+
 @dataclass(slots=True)
 class Trace:
-    """What happened to one request; written along the way, read once at the edge (metrics, headers,
-    log line).
+    """What happened to one request; read once at the edge (metrics, headers, log line).
+
+    Written by one thread alone: the event loop's, or the caller's of the Python API.
 
     stages: seconds per stage, in order of completion (decode, queue, front, encoder, decoder,
     mask). batch_size: images that ran together through the chosen encoder. began: when each stage
@@ -149,23 +195,8 @@ class Trace:
         """Note a stage that has ended. began, ended: in seconds of time.perf_counter."""
         self.began[stage], self.stages[stage] = began, ended - began
 
-    def merge(self, ran: Trace) -> None:
-        """Take over what the engine wrote into a trace of its own."""
-        self.stages |= ran.stages
-        self.began |= ran.began
-        self.decision, self.batch_size = ran.decision, ran.batch_size
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What the engine gives for one image.
-
-    tensors: the head's, by name, without the batch; the bundle's task knows what they mean.
-    paused: the tokens that the plan did not update to the end, (rows, columns) uint8 over the whole
-    canvas, 1 = paused; None where the plan pauses none.
-    """
-
-    decision: Decision
-    geometry: Geometry
-    tensors: Mapping[str, NDArray[Any]]
-    paused: NDArray[np.uint8] | None = None
+    def follow(self, progress: Progress) -> None:
+        """Note what the engine measured."""
+        for span in progress.spans:
+            self.add(span.stage, span.began, span.ended)
+        self.decision, self.batch_size = progress.decision, progress.batch_size

@@ -1,15 +1,21 @@
 """Every error that a caller can meet. Each class has its HTTP status and problem type (RFC 9457).
 
-FathomError 500 ├── BundleError                    at start: the folder cannot be served ├──
-SettingsError                  at start: a flag or variable is wrong ├── BackendError
-at start: the chosen backend cannot run here ├── BadHeader 400                  a header field that
-cannot be understood ├── BadQuery 400 ├── NotAcceptable 406 ├── RequestTimeout 408             the
-body did not arrive in time ├── TooLarge 413                   bytes, pixels or sides over the limit
-├── UnsupportedMediaType 415 ├── UndecodableImage 422 ├── UnsatisfiableBudget 422        the
-cheapest plan is over the ceiling, or a strict floor is out of reach ├── Overloaded 429
-the queue is full, or the deadline cannot be met (Retry-After) ├── NotReady 503
-starting or draining (Retry-After) └── DeadlineExceeded 504           the deadline passed while
-running
+FathomError 500
+├── BundleError               at start: the folder cannot be served
+├── SettingsError             at start: a flag or variable is wrong
+├── BackendError              at start: the chosen backend cannot run here
+├── BadHeader 400             a header field cannot be understood
+├── BadBudget 400             a key of a budget cannot be understood
+├── BadQuery 400
+├── NotAcceptable 406
+├── RequestTimeout 408        the body did not arrive in time
+├── TooLarge 413              bytes, pixels or sides over the limit
+├── UnsupportedMediaType 415
+├── UndecodableImage 422
+├── UnsatisfiableBudget 422   the cheapest plan is over a ceiling, or a strict floor out of reach
+├── Overloaded 429            the queue is full, or the deadline cannot be met (Retry-After)
+├── NotReady 503              starting or draining (Retry-After)
+└── DeadlineExceeded 504      the deadline passed while running
 """
 
 from __future__ import annotations
@@ -18,9 +24,12 @@ from __future__ import annotations
 class FathomError(Exception):
     """Base. `detail` (the message) names what to change; `title` and `status` are the class's.
 
-    retry_after: seconds after which a retry has a chance, for the statuses that carry
-    `Retry-After`. extra: further members of the problem document, from a closed set per class.
+    retry_after: seconds after which a retry has a chance, for statuses that carry `Retry-After`.
+    extra: further members of the problem document, from a closed set per class.
+    shed: why the request was refused to protect the others, a label of metrics; empty: it was not.
     """
+
+    shed = ""
 
     status = 500
     problem = "internal"
@@ -47,6 +56,16 @@ class BackendError(FathomError):
 
 class BadHeader(FathomError):
     status, problem, title = 400, "bad-header", "A header field cannot be understood"
+
+
+class BadBudget(FathomError):
+    """key: of the budget; what: what is wrong with it, as the end of a sentence."""
+
+    status, problem, title = 400, "bad-budget", "A budget cannot be understood"
+
+    def __init__(self, key: str, what: str) -> None:
+        super().__init__(f"The budget's key '{key}' {what}", key=key)
+        self.key, self.what = key, what
 
 
 class BadQuery(FathomError):
@@ -78,11 +97,23 @@ class UnsatisfiableBudget(FathomError):
 
 
 class Overloaded(FathomError):
+    """shed: full, predicted or expired."""
+
     status, problem, title = 429, "overloaded", "The service is saturated"
+
+    def __init__(self, detail: str, *, shed: str, retry_after: float) -> None:
+        super().__init__(detail, retry_after=retry_after)
+        self.shed = shed
 
 
 class NotReady(FathomError):
+    """shed: draining, where that is why new work is refused."""
+
     status, problem, title = 503, "not-ready", "The service is starting or draining"
+
+    def __init__(self, detail: str, *, retry_after: float, shed: str = "") -> None:
+        super().__init__(detail, retry_after=retry_after)
+        self.shed = shed
 
 
 class DeadlineExceeded(FathomError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -53,16 +53,12 @@ class _InMemoryParser(MultiPartParser):
 
 
 class Intake:
-    """Reads bodies. max_bytes: of one body; timeout_s: until one must have arrived; max_waiting:
-    bodies that have arrived and are not decoded yet; on_refusal: called when there are too many of
-    them.
+    """Reads bodies. max_bytes: of one body. timeout_s: until one must have arrived. max_waiting:
+    bodies that have arrived and are not decoded yet.
     """
 
-    def __init__(
-        self, *, max_bytes: int, timeout_s: float, max_waiting: int, on_refusal: Callable[[], None]
-    ) -> None:
+    def __init__(self, *, max_bytes: int, timeout_s: float, max_waiting: int) -> None:
         self._max_bytes, self._timeout_s, self._max_waiting = max_bytes, timeout_s, max_waiting
-        self._on_refusal = on_refusal
         self._held_bytes = self._waiting = 0
 
     @asynccontextmanager
@@ -119,8 +115,7 @@ class Intake:
             self._held_bytes -= held
 
     def _overloaded(self) -> Overloaded:
-        self._on_refusal()
-        return Overloaded("Too many images arrive at the same time", retry_after=1)
+        return Overloaded("Too many images arrive at the same time", shed="full", retry_after=1)
 
     def _too_large(self) -> TooLarge:
         return TooLarge(f"The body has more than {self._max_bytes} bytes")

@@ -1,57 +1,54 @@
-"""The forms of an answer, one row each, which one a request's `Accept` asks for, and what `include`
-adds to it."""
+"""The forms of an answer, one row each; which one `Accept` asks for, and what `include` adds."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from service.api import schemas
 from service.api.fields import FIELD
-from service.bundle import Manifest
-from service.core import Outcome, Trace
+from service.core import Span
 from service.errors import BadHeader, BadQuery, NotAcceptable
-from service.tasks import semantic as masks
+from service.segmenting import Answer
 
 INCLUDES = frozenset({"paused"})
+Rendered: TypeAlias = tuple[bytes, Span]
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """render: the body of an answer. It writes the stage "mask" into the trace, and runs outside of
-    the event loop.
+    """render: the body of an answer, and the stage "mask". It runs outside of the event loop.
 
     includes: what `include` may add.
     """
 
     media_type: str
-    render: Callable[[Outcome, Trace, Manifest, Set[str]], bytes]
+    render: Callable[[Answer, Set[str]], Rendered]
     includes: Set[str] = frozenset()
 
 
-def _json(outcome: Outcome, trace: Trace, manifest: Manifest, include: Set[str]) -> bytes:
+def _json(answer: Answer, include: Set[str]) -> Rendered:
     began = time.perf_counter()
-    found = masks.to_segments(outcome, manifest)
-    paused = masks.paused_area(outcome, manifest.input) if "paused" in include else None
-    trace.stages["mask"] = time.perf_counter() - began
-    answer = schemas.segmentation(outcome, found, paused, trace, manifest)
-    return answer.model_dump_json(exclude=set(INCLUDES - include)).encode()
+    segments = [schemas.segment(segment) for segment in answer.segments]
+    paused = schemas.paused(answer.paused) if "paused" in include else None
+    span = Span("mask", began, time.perf_counter())
+    body = schemas.segmentation(answer, segments, paused, span)
+    return body.model_dump_json(exclude=set(INCLUDES - include)).encode(), span
 
 
-def _png(outcome: Outcome, trace: Trace, manifest: Manifest, include: Set[str]) -> bytes:
+def _png(answer: Answer, include: Set[str]) -> Rendered:
     began = time.perf_counter()
-    body = masks.to_png(outcome, manifest)
-    trace.stages["mask"] = time.perf_counter() - began
-    return body
+    body = answer.png()
+    return body, Span("mask", began, time.perf_counter())
 
 
 FORMS = (Form("application/json", _json, includes=INCLUDES), Form("image/png", _png))
 
 
-def choose(accept: Sequence[str]) -> Form:
-    """The form that the lines of `Accept` prefer; the first row of the table among equals and when
-    there is no line.
+def negotiate(accept: Sequence[str]) -> Form:
+    """The form that the lines of `Accept` prefer; among equals, or without a line, the first one.
 
     A form's weight is that of the most specific range that matches it (RFC 9110, 12.5.1). Raises
     NotAcceptable, or BadHeader for a weight that is no number from 0 to 1.
@@ -72,8 +69,8 @@ def included(query: Sequence[tuple[str, str]], form: Form) -> Set[str]:
     for key, value in query:
         if key != "include":
             raise BadQuery(
-                f"The query has the key '{key}', but the only one is 'include': the budget goes "
-                f"into {FIELD}",
+                f"The query has the key '{key}', but the only one is 'include': "
+                f"the budget goes into {FIELD}",
                 key=key,
             )
         if value not in INCLUDES:

@@ -7,34 +7,42 @@ ceiling.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from service.api import watched
-from service.api.fields import parse_budget
+from service.api.fields import names_the_header, parse_budget
 from service.core import Budget
 from service.errors import BadHeader, SettingsError
+from service.model import Model
 from service.settings import flag
 
 MAX_BYTES = 4096
 
 
-def from_setting(text: str, of: int) -> Budget:
-    """The setting `node_budget`. of: the bundle's deepest exit. Raises SettingsError that names the
-    key."""
+def read(text: str, model: Model) -> Budget:
+    """The budget of such lines. Raises BadHeader that names the key."""
+    budget = parse_budget(text.splitlines())
+    with names_the_header():
+        model.policy.check(budget)
+    return budget
+
+
+def from_setting(text: str, model: Model) -> Budget:
+    """The setting `node_budget`. Raises SettingsError that names the key."""
     try:
-        return parse_budget(text.splitlines(), of)
+        return read(text, model)
     except BadHeader as error:
         raise SettingsError(f"{flag('node_budget')}: {error.detail}") from error
 
 
-async def watch(
-    path: Path, of: int, apply: Callable[[Budget], None], period_s: float = watched.PERIOD_S
-) -> None:
-    """Call `apply` with the file's budget now and after each change, until cancelled. of: the
-    bundle's deepest exit.
+async def watch(path: Path, model: Model, period_s: float = watched.PERIOD_S) -> None:
+    """Give the model the file's budget now and after each change, until cancelled.
 
     The last good budget stays while the file is missing or wrong.
     """
-    source = watched.Source(path, lambda text: parse_budget(text.splitlines(), of), MAX_BYTES)
+
+    def apply(budget: Budget) -> None:
+        model.node_budget = budget
+
+    source = watched.Source(path, lambda text: read(text, model), MAX_BYTES)
     await watched.watch(source, apply, period_s)

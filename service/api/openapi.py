@@ -9,9 +9,10 @@ from starlette.responses import Response
 
 from service.api.body import FORM
 from service.api.forms import FORMS, INCLUDES
-from service.api.schemas import Problem, Segmentation
+from service.api.schemas import TASK_NOTES, Problem, Segmentation
 from service.errors import FathomError
 from service.pixels.decode import FORMATS
+from service.tasks import TASKS
 
 _BINARY = {"type": "string", "format": "binary"}
 PROBLEM = "application/problem+json"
@@ -79,13 +80,11 @@ def segment() -> dict[str, Any]:
             responses[status]["headers"] = {
                 "Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}
             }
+    pixels = "; ".join(f"{task.name}: {task.png}" for task in TASKS.values())
     return {
         "summary": "Segment one image",
         "description": "Masks of one image, with the compute that the image needs and its budget "
-        "allows. JSON has a "
-        "segment per class (semantic) or per object (instance). PNG has, per pixel, the class in a "
-        "palette (semantic) "
-        "or the object's id in gray of 16 bits, 0 being the background (instance).",
+        f"allows. JSON: {TASK_NOTES}. PNG, per pixel: {pixels}.",
         "tags": ["segment"],
         "response_class": Response,
         "responses": responses,

@@ -3,13 +3,21 @@ made."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.bundle import Manifest
-from service.core import Outcome, Trace
+from service import tasks
+from service.core import Span
+from service.model import Model
+from service.pixels.rle import RunLengths, run_lengths
+from service.segmenting import Answer
 from service.settings import Settings
+
+TASK_NOTES = "; ".join(
+    f"{task.name}: a segment per {'object' if task.objects else 'class'}"
+    for task in tasks.TASKS.values()
+)
 
 
 class Wire(BaseModel):
@@ -74,7 +82,7 @@ class Segmentation(Wire):
     """The answer of /segment as application/json."""
 
     image: ImageInfo
-    task: str = Field(description="semantic: a segment per class; instance: a segment per object")
+    task: str = Field(description=TASK_NOTES)
     segments: list[Segment]
     usage: Usage
     timing_ms: dict[str, float]
@@ -125,6 +133,7 @@ class Plans(Wire):
 
     plans: list[PlanInfo]
     task: str
+    objects: bool = Field(description="A segment is one object, not all pixels of a class")
     bundle: BundleName
     classes: list[ClassName]
     limits: LimitsInfo
@@ -148,7 +157,7 @@ class Tensor(Wire):
     shape: list[int]
 
 
-class Model(Wire):
+class ModelMetadata(Wire):
     """Open Inference Protocol v2: a model's metadata."""
 
     name: str
@@ -158,10 +167,10 @@ class Model(Wire):
     outputs: list[Tensor]
 
 
-def plans(manifest: Manifest, plan_ms: Mapping[str, float], settings: Settings) -> Plans:
-    """The answer of /plans. plan_ms: engine time per plan as measured; without the plans that were
-    not yet."""
-    measured = {name: round(ms, 3) for name, ms in plan_ms.items()}
+def plans(model: Model, settings: Settings) -> Plans:
+    """The answer of /plans."""
+    manifest = model.manifest
+    measured = {name: round(ms, 3) for name, ms in model.plan_ms.items()}
     return Plans(
         plans=[
             PlanInfo(
@@ -175,7 +184,8 @@ def plans(manifest: Manifest, plan_ms: Mapping[str, float], settings: Settings) 
             )
             for plan in manifest.plans
         ],
-        task=manifest.task,
+        task=model.task.name,
+        objects=model.task.objects,
         bundle=BundleName(name=manifest.name, revision=manifest.revision),
         classes=[ClassName(name=entry.name, color=entry.color) for entry in manifest.classes],
         limits=LimitsInfo(
@@ -187,31 +197,53 @@ def plans(manifest: Manifest, plan_ms: Mapping[str, float], settings: Settings) 
     )
 
 
+def segment(found: tasks.Segment) -> Segment:
+    """A segment as JSON has it."""
+    return Segment(
+        id=found.id,
+        class_id=found.class_id,
+        label=found.label,
+        score=round(found.score, 4),
+        area=found.mask.area,
+        box=found.mask.box,
+        rle=_rle(found.mask),
+    )
+
+
+def paused(mask: NDArray[np.uint8] | None) -> Paused | None:
+    """(height, width), 1 = paused, as JSON has it."""
+    if mask is None:
+        return None
+    (runs,) = run_lengths(mask, np.array([1]))
+    return Paused(share=round(float(mask.mean()), 4), rle=_rle(runs))
+
+
 def segmentation(
-    outcome: Outcome,
-    segments: Iterable[dict[str, object]],
-    paused: dict[str, object] | None,
-    trace: Trace,
-    manifest: Manifest,
+    answer: Answer, segments: list[Segment], paused: Paused | None, mask: Span
 ) -> Segmentation:
-    """The JSON answer, of what `masks` found. The trace's stages must be complete."""
-    geometry, decision = outcome.geometry, outcome.decision
+    """The JSON answer. mask: the stage in which the segments were made."""
+    geometry, decision = answer.geometry, answer.decision
+    stages = {**answer.stages, mask.stage: mask.ended - mask.began}
     return Segmentation(
         image=ImageInfo(
             width=geometry.width,
             height=geometry.height,
             orientation_applied=geometry.orientation_applied,
         ),
-        task=manifest.task,
-        segments=[Segment.model_validate(segment) for segment in segments],
+        task=answer.task.name,
+        segments=segments,
         usage=Usage(
             plan=decision.plan.name,
             depth=decision.plan.depth,
-            of=manifest.layers,
+            of=answer.manifest.layers,
             gflops=decision.plan.gflops,
             reason=decision.reason.value,
             predicted_quality=round(decision.predicted_quality, 4),
         ),
-        timing_ms={stage: round(seconds * 1000, 3) for stage, seconds in trace.stages.items()},
-        paused=None if paused is None else Paused.model_validate(paused),
+        timing_ms={stage: round(seconds * 1000, 3) for stage, seconds in stages.items()},
+        paused=paused,
     )
+
+
+def _rle(mask: RunLengths) -> Rle:
+    return Rle(size=mask.size, counts=mask.counts)

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
 import numpy as np
 
-from service.bundle import Manifest
 from service.core import Plan
-from service.engines.base import Backend
+from service.inference.stages import Stages
 
 WEIGHT = 0.2  # of a new measurement in a moving average
 HALF_LIFE_S = 10.0
@@ -40,16 +39,16 @@ class Cost:
         return self._base + self._moved * float(0.5 ** ((now - self._seen) / HALF_LIFE_S))
 
     def add(self, seconds: float, images: int, now: float) -> None:
-        """A batch took this long. Its share per image flatters a single image, so it counts only if
-        it is more."""
+        """A batch took this long. An image alone takes longer than its share of a batch, so a share
+        counts only if it is more."""
         known, share = self.ms(now), seconds * 1000 / images
         if images == 1 or share > known:
             self._moved, self._seen = known + WEIGHT * (share - known) - self._base, now
 
 
 class Costs:
-    """front: features and gate; rest: encoder and decoder per plan, cheap to dear; mean_ms: engine
-    time per image."""
+    """front: features and gate. rest: encoder and head per plan, the cheapest first. mean_ms:
+    engine time per image."""
 
     def __init__(self, front_ms: float, rest_ms: dict[Plan, float]) -> None:
         self.front = Cost(front_ms)
@@ -66,32 +65,31 @@ class Costs:
         return {plan.name: self.front.ms(now) + cost.ms(now) for plan, cost in self.rest.items()}
 
 
-def warm_up(backend: Backend, manifest: Manifest, max_batch: int) -> Costs:
+def warm_up(
+    stages: Stages, plans: Sequence[Plan], canvas: tuple[int, int], max_batch: int
+) -> Costs:
     """Measure every plan for one image, and run the cheapest at the largest batch that is served.
 
-    The first run of a stage pays for its memory, so front, dearest encoder and decoder run twice,
-    and the better time counts. The other encoders find that memory: they run once, and again if
-    they took longer than a dearer one.
+    plans: the cheapest first. canvas: (height, width). The first run of a stage pays for its
+    memory, so front, most expensive encoder and head run twice, and the better time counts. The
+    other encoders find that memory: they run once, and again if they took longer than a more
+    expensive one.
     """
-    plans, canvas = manifest.plans, manifest.input
-    image = np.zeros((1, canvas.height, canvas.width, 3), np.uint8)
-    (features, _), front_ms = _timed(2, lambda: backend.front(image))
+    image = np.zeros((1, *canvas, 3), np.uint8)
+    (features, _), front_ms = _timed(2, lambda: stages.front(image))
     encoder_ms: dict[Plan, float] = {}
     for plan in reversed(plans):
-        dearer_ms = min(encoder_ms.values(), default=0.0)
-        encoded, encoder_ms[plan] = _timed(1, partial(backend.encode, plan, features))
-        if encoder_ms[plan] > dearer_ms:
-            again_ms = _timed(1, partial(backend.encode, plan, features))[1]
+        larger_ms = min(encoder_ms.values(), default=0.0)
+        encoded, encoder_ms[plan] = _timed(1, partial(stages.encode, plan, features))
+        if encoder_ms[plan] > larger_ms:
+            again_ms = _timed(1, partial(stages.encode, plan, features))[1]
             encoder_ms[plan] = min(encoder_ms[plan], again_ms)
-    _, decoder_ms = _timed(2, lambda: backend.decode(encoded))
-    features, _ = backend.front(np.repeat(image, max_batch, axis=0))
-    backend.decode(backend.encode(plans[0], features))
-    costs = Costs(front_ms, {plan: encoder_ms[plan] + decoder_ms for plan in plans})
-    _log.info(
-        "%s is warm: %s",
-        backend.name,
-        ", ".join(f"{name} {ms:.1f} ms" for name, ms in costs.plan_ms().items()),
-    )
+    _, head_ms = _timed(2, lambda: stages.head(encoded))
+    features, _ = stages.front(np.repeat(image, max_batch, axis=0))
+    stages.head(stages.encode(plans[0], features))
+    costs = Costs(front_ms, {plan: encoder_ms[plan] + head_ms for plan in plans})
+    shown = ", ".join(f"{name} {ms:.1f} ms" for name, ms in costs.plan_ms().items())
+    _log.info("%s is warm: %s", stages.backend.name, shown)
     return costs
 
 

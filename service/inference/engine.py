@@ -1,82 +1,78 @@
-"""Admission, the deadline-ordered queue, batches, and the one thread that owns the engine.
+"""The engine thread: it opens, warms, runs and closes the backend, and nobody else touches it.
 
-The event loop admits, expires and answers; the engine thread opens, warms, runs and closes the
-backend. Between them lie the queue (under one lock) and `call_soon_threadsafe`. A caller's trace is
-written on the event loop only.
+Other threads submit, expire and withdraw. Between them and the engine lie the queue, under one
+lock, and a future per image. Everything that the engine measured travels in a Progress.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
-import random
 import threading
 import time
-from bisect import bisect, insort
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from itertools import count
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from service.bundle import Manifest
-from service.core import Budget, Frame, Outcome, Trace
+from service.core import Ask, Budget, Frame, Outcome, Progress, Span
 from service.engines.base import Backend
-from service.errors import BackendError, DeadlineExceeded, FathomError, NotReady, Overloaded
+from service.errors import BackendError, FathomError, NotReady
 from service.inference.costs import Costs, warm_up
 from service.inference.pipeline import Job, Pipeline
-from service.inference.policy import under_budget
+from service.inference.policy import Policy
+from service.inference.queue import Place, Queue
+from service.inference.stages import Stages
 from service.metrics import Metrics
-from service.settings import Settings
 
 State = Literal["starting", "ready", "draining", "failed"]
-# an image without a deadline queues as if it had this one, so that the others cannot starve it
-PATIENCE_S = 10.0
-_log = logging.getLogger("fathom.scheduler")
+_log = logging.getLogger("fathom.engine")
 
 
 @dataclass(slots=True, eq=False)
-class _Ticket:
-    """A job that waits or runs. The job has a trace of its own, for the engine thread; `trace` is
-    the caller's."""
+class Ticket(Place):
+    """An image that was admitted. progress: so far; done: the same once there is a result."""
 
     job: Job
-    trace: Trace
-    answer: asyncio.Future[Outcome]
+    request_id: str
     queued: float
-    order: tuple[float, int]  # due time, then arrival
-    started: bool = False
+    progress: Progress = field(default_factory=Progress)
+    done: Future[Progress] = field(default_factory=Future)
 
 
-class Scheduler:
-    """See the module. node_budget may be replaced at any time; `state` and `failure` are for
-    reading."""
+class Engine:
+    """See the module. node_budget may be replaced at any time; state and failure are for reading.
+
+    warm: done when the engine is open and warm, or has the error that it failed with. ended: done
+    when it has ended, after a drain or because of `failure`.
+    """
 
     def __init__(
         self,
         open_backend: Callable[[], Backend],
         manifest: Manifest,
-        settings: Settings,
+        policy: Policy,
+        queue: Queue[Ticket],
         metrics: Metrics,
+        *,
+        batch_wait_s: float = 0.0,
     ) -> None:
         self.state: State = "starting"
         self.failure: FathomError | None = None
         self.node_budget = Budget()
-        self._open_backend, self._manifest, self._settings, self._metrics = (
-            open_backend,
-            manifest,
-            settings,
-            metrics,
-        )
+        self.warm: Future[None] = Future()
+        self.ended: Future[None] = Future()
+        for milestone in (self.warm, self.ended):
+            milestone.set_running_or_notify_cancel()  # nobody who waits for it can cancel it
+        self._open_backend, self._manifest, self._policy = open_backend, manifest, policy
+        self._batch_wait_s, self._metrics = batch_wait_s, metrics
         self._costs = Costs(0.0, {})  # empty until the warm-up is done
-        self._changed = threading.Condition()  # guards what follows
-        self._queue: list[_Ticket] = []  # the most urgent first
-        self._running: list[_Ticket] = []
-        self._began = 0.0
-        self._numbers = count()
-        self._ended = asyncio.Event()
-        metrics.queue_depth.set_function(lambda: len(self._queue))
-        metrics.inflight.set_function(lambda: len(self._running))
+        self._changed = threading.Condition()  # guards the queue and the state
+        self._queue = queue
+        metrics.queue_depth.set_function(lambda: len(queue.waiting))
+        metrics.inflight.set_function(lambda: len(queue.running))
         metrics.node_budget_gflops.set_function(lambda: self.node_budget.gflops or math.inf)
 
     @property
@@ -85,227 +81,154 @@ class Scheduler:
         return self._costs.plan_ms()
 
     def start(self) -> None:
-        """Start the engine thread. Call once, on the running event loop."""
-        self._loop = asyncio.get_running_loop()
-        # A daemon: an engine that hangs must not keep the process from ending after its drain
-        # timeout.
-        threading.Thread(target=self._engine, name="engine", daemon=True).start()
+        """Start the thread. Call once."""
+        # A daemon: an engine that hangs must not keep the process from ending after its drain.
+        threading.Thread(target=self._live, name="engine", daemon=True).start()
 
-    async def ended(self) -> None:
-        """Wait until the engine has ended: after a drain, or because of `failure`."""
-        await self._ended.wait()
+    def check_ready(self) -> None:
+        """Raises NotReady unless the engine is open and warm and takes work."""
+        state = self.state
+        if state != "ready":
+            raise NotReady(
+                f"The service is {state}",
+                retry_after=_RETRY_AFTER_S[state],
+                shed="draining" if state == "draining" else "",
+            )
 
-    async def submit(self, frame: Frame, budget: Budget, trace: Trace, arrived: float) -> Outcome:
-        """Wait for the image's turn and its result. arrived: time.perf_counter() when the request
-        began.
+    def submit(self, frame: Frame, ask: Ask, arrived: float, request_id: str = "") -> Ticket:
+        """Admit an image. arrived: time.perf_counter() when the request began.
 
-        Raises NotReady, UnsatisfiableBudget, Overloaded (queue full, deadline out of reach, or
-        passed in the queue) or DeadlineExceeded (passed while running). Cancelling the task takes a
-        waiting job out of the queue.
+        Raises NotReady, UnsatisfiableBudget, or Overloaded (queue full, deadline out of reach).
         """
         now, node = time.perf_counter(), self.node_budget
-        limit_ms = min((ms for ms in (budget.ms, node.ms) if ms is not None), default=None)
-        deadline = None if limit_ms is None else arrived + limit_ms / 1000
-        job = Job(frame, budget, deadline, Trace(trace.request_id))
-        order = (arrived + PATIENCE_S if deadline is None else deadline, next(self._numbers))
-        ticket = _Ticket(job, trace, asyncio.get_running_loop().create_future(), now, order)
+        limits_ms = [ms for ms in (ask.budget.ms, node.ms) if ms is not None]
+        deadline = arrived + min(limits_ms) / 1000 if limits_ms else None
+        ticket = Ticket(arrived, deadline, Job(frame, ask, deadline), request_id, now)
         with self._changed:
-            self._admit(ticket, node, now)
-            insort(self._queue, ticket, key=lambda each: each.order)
+            self.check_ready()
+            affordable = self._policy.affordable(ask.budget, node)
+            plan_ms = list(self._costs.plan_ms().values())
+            self._queue.admit(ticket, now, min(plan_ms[index] for index in affordable))
             self._changed.notify()
-        timer = (
-            None
-            if deadline is None
-            else self._loop.call_later(deadline - now, self._expire, ticket)
-        )
-        try:
-            return await ticket.answer
-        finally:
-            if timer is not None:
-                timer.cancel()
-            with self._changed:
-                if ticket in self._queue:  # its caller left, or its deadline passed
-                    self._queue.remove(ticket)
+        return ticket
 
-    async def drain(self, timeout_s: float) -> None:
-        """Refuse new work, finish what was admitted, close the engine; what is left after the
-        timeout gets NotReady."""
+    def expire(self, ticket: Ticket) -> FathomError:
+        """What to tell the caller of an image whose deadline has passed; it leaves the queue."""
+        with self._changed:
+            return self._queue.expire(ticket)
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """Nobody waits for this image any more: it leaves the queue, if it is still there."""
+        with self._changed:
+            self._queue.withdraw(ticket)
+
+    def begin_drain(self) -> None:
+        """Refuse new work, finish what was admitted, then end."""
         with self._changed:
             if self.state in ("starting", "ready"):
                 self.state = "draining"
             self._changed.notify()
-        try:
-            await asyncio.wait_for(self.ended(), timeout_s)
-        except TimeoutError:
-            with self._changed:
-                left, self._queue = [*self._queue, *self._running], []
-            _log.warning(
-                "drain: %d admitted images were not finished in %g s", len(left), timeout_s
-            )
-            for ticket in left:
-                self._answer(
-                    ticket, NotReady("The service stopped before this image's turn.", retry_after=1)
-                )
 
-    def _admit(self, ticket: _Ticket, node: Budget, now: float) -> None:
-        if self.state != "ready":
-            if self.state == "draining":
-                self._metrics.shed("draining")
-            raise NotReady(f"The service is {self.state}.", retry_after=1)
-        affordable = under_budget(ticket.job.budget, node, self._manifest.plans)
-        busy_ms = max(0.0, len(self._running) * self._costs.mean_ms - (now - self._began) * 1000)
-        # Spread, so that those who were refused together do not come back together.
-        retry_after = (
-            random.uniform(1, 1.5) * (busy_ms + len(self._queue) * self._costs.mean_ms) / 1000
-        )
-        if len(self._queue) >= self._settings.queue_size:
-            self._metrics.shed("full")
-            raise Overloaded(
-                "The queue is full: send less at a time, or retry later.", retry_after=retry_after
-            )
-        if ticket.job.deadline is None:
-            return
-        ahead = bisect(self._queue, ticket.order, key=lambda each: each.order)
-        plan_ms = list(self._costs.plan_ms().values())
-        needed_ms = (
-            busy_ms + ahead * self._costs.mean_ms + min(plan_ms[index] for index in affordable)
-        )
-        if now + needed_ms / 1000 > ticket.job.deadline:
-            self._metrics.shed("predicted")
-            detail = (
-                "The deadline cannot be met: "
-                f"waiting and the cheapest plan take about {needed_ms:.0f} ms."
-            )
-            raise Overloaded(detail, retry_after=retry_after)
+    def abandon(self, timeout_s: float) -> None:
+        """The drain took longer than timeout_s: whatever was admitted gets NotReady."""
+        with self._changed:
+            left = self._queue.clear()
+        _log.warning("drain: %d admitted images were not finished in %g s", len(left), timeout_s)
+        for ticket in left:
+            _fail(ticket, NotReady("The service stopped before this image's turn.", retry_after=1))
 
-    def _expire(self, ticket: _Ticket) -> None:
-        if ticket.started or ticket.answer.done():
-            self._answer(ticket, _missed())
-        else:
-            self._metrics.shed("expired")
-            retry_after = (len(self._queue) + 1) * self._costs.mean_ms / 1000
-            self._answer(
-                ticket, Overloaded("The deadline passed in the queue.", retry_after=retry_after)
-            )
-
-    def _answer(self, ticket: _Ticket, result: Outcome | FathomError) -> None:
-        """On the event loop. Nobody may be waiting any more: then the result is dropped."""
-        if ticket.answer.done():
-            return
-        own, deadline = ticket.job.trace, ticket.job.deadline
-        ticket.trace.merge(own)
-        if isinstance(result, Outcome) and deadline is not None and time.perf_counter() > deadline:
-            result = _missed()
-        if isinstance(result, Outcome):
-            ticket.answer.set_result(result)
-        else:
-            ticket.answer.set_exception(result)
-
-    def _engine(self) -> None:
-        """The engine thread, from opening the backend to closing it."""
+    def _live(self) -> None:
+        """The thread, from opening the backend to closing it."""
         backend: Backend | None = None
         try:
             backend = self._open_backend()
-            costs = warm_up(backend, self._manifest, self._settings.max_batch)
-            floor, load_start, margins = (
-                self._settings.max_loss,
-                self._settings.load_start,
-                self._manifest.margins,
-            )
-            pipeline = Pipeline(
-                backend, costs, margins, default_max_loss=floor, load_start=load_start
-            )
+            stages, canvas = Stages(backend, self._manifest), self._manifest.input
+            size = (canvas.height, canvas.width)
+            costs = warm_up(stages, self._policy.plans, size, self._queue.max_batch)
+            pipeline = Pipeline(stages, self._policy, costs)
             with self._changed:
-                self._costs = costs
+                self._costs, self._queue.mean_ms = costs, costs.mean_ms
                 if self.state == "starting":
                     self.state = "ready"
+            self.warm.set_result(None)
             while tickets := self._next():
                 self._run(pipeline, tickets)
-        except Exception as error:  # noqa: BLE001  # whatever stops the engine is kept, and ends the service
-            known = (
-                error
-                if isinstance(error, FathomError)
-                else BackendError(f"{type(error).__name__}: {error}")
-            )
-            # An error of ours says what to change; where in the code it came up helps nobody.
-            _log.error(
-                "the engine stopped: %s", known.detail, exc_info=None if known is error else error
-            )
-            with self._changed:
-                self.state, self.failure = "failed", known
-                left, self._queue = [*self._queue, *self._running], []
-            for ticket in left:
-                self._call(self._answer, ticket, NotReady("The engine stopped.", retry_after=1))
+        except Exception as error:  # noqa: BLE001  # whatever stops the engine ends the service
+            self._failed(error)
         finally:
             try:
                 if backend is not None:
                     backend.close()
             finally:
-                self._call(self._ended.set)
+                self.ended.set_result(None)
 
-    def _next(self) -> list[_Ticket]:
-        """Wait for work and take what runs together; empty when the service drains and nothing is
-        left."""
-        most, wait_s = self._settings.max_batch, self._settings.batch_wait_ms / 1000
+    def _failed(self, error: Exception) -> None:
+        known = error if isinstance(error, FathomError) else None
+        # An error of ours says what to change; where in the code it came up helps nobody.
+        failure = known or BackendError(f"{type(error).__name__}: {error}")
+        _log.error("the engine stopped: %s", failure.detail, exc_info=None if known else error)
         with self._changed:
-            self._running = []
-            while self._queue or self.state == "ready":
-                self._changed.wait_for(lambda: self._queue or self.state != "ready")
-                if self._queue and wait_s:
-                    self._changed.wait_for(
-                        lambda: len(self._queue) >= most or self.state != "ready", wait_s
-                    )
-                now = time.perf_counter()
-                # A ticket past its deadline is left to its timer, which answers it.
-                self._queue = [
-                    ticket for ticket in self._queue if (ticket.job.deadline or math.inf) > now
-                ]
-                if not self._queue:
-                    continue
-                # Company must not push the most urgent image to a cheaper plan: its slack limits
-                # the batch.
-                slack_ms = ((self._queue[0].job.deadline or math.inf) - now) * 1000
-                size = max(1, int(min(most, slack_ms / max(self.plan_ms.values()))))
-                self._running, self._queue, self._began = (
-                    self._queue[:size],
-                    self._queue[size:],
-                    now,
-                )
-                for ticket in self._running:
-                    ticket.started = True
-                    ticket.job.trace.add("queue", ticket.queued, now)
-                break
-            return self._running
+            self.state, self.failure = "failed", failure
+            left = self._queue.clear()
+        if not self.warm.done():
+            self.warm.set_exception(failure)
+        for ticket in left:
+            _fail(ticket, NotReady("The engine stopped.", retry_after=1))
 
-    def _run(self, pipeline: Pipeline, tickets: list[_Ticket]) -> None:
+    def _next(self) -> list[Ticket]:
+        """Wait for work and take what runs together; empty when draining and nothing is left."""
+        queue, wait_s = self._queue, self._batch_wait_s
+        with self._changed:
+            queue.running = []
+            while queue.waiting or self.state == "ready":
+                self._changed.wait_for(lambda: queue.waiting or self.state != "ready")
+                if queue.waiting and wait_s:
+                    self._changed.wait_for(lambda: queue.full or self.state != "ready", wait_s)
+                now = time.perf_counter()
+                if batch := queue.take(now, max(self.plan_ms.values())):
+                    for ticket in batch:
+                        spans = (Span("queue", ticket.queued, now),)
+                        ticket.progress = replace(ticket.progress, spans=spans)
+                        # A caller that has left before cannot cancel the others' batch later.
+                        ticket.done.set_running_or_notify_cancel()
+                    return batch
+            return []
+
+    def _run(self, pipeline: Pipeline, tickets: Sequence[Ticket]) -> None:
         """Run a batch and answer it. What the backend raises fails this batch only."""
-        left = {ticket.job: ticket for ticket in tickets}
+        began, left = time.perf_counter(), {ticket.job: ticket for ticket in tickets}
         try:
-            load = len(self._queue) / self._settings.queue_size
-            for answers in pipeline.run(list(left), self.node_budget, load):
-                self._metrics.ran(
-                    [result.decision for _, result in answers if isinstance(result, Outcome)]
-                )
-                for job, result in answers:
-                    self._call(self._answer, left.pop(job), result)
+            for step in pipeline.run(list(left), self.node_budget, self._queue.fill):
+                results = [progress.result for _, progress in step]
+                ran = [result.decision for result in results if isinstance(result, Outcome)]
+                self._metrics.ran(ran)
+                for job, progress in step:
+                    _publish(left[job], progress)
+                    if progress.result is not None:
+                        del left[job]
         except Exception:  # noqa: BLE001  # concerns these images only; the next batch may be fine
             self._metrics.engine_failed()
-            ids = ", ".join(ticket.job.trace.request_id for ticket in left.values())
+            ids = ", ".join(ticket.request_id for ticket in left.values())
             _log.exception("the engine failed on the requests %s", ids)
             for ticket in left.values():
-                failure = FathomError(
-                    "The engine failed; the log has more under this request's id."
-                )
-                self._call(self._answer, ticket, failure)
-        self._costs.served(time.perf_counter() - self._began, len(tickets))
-
-    def _call(self, function: Callable[..., object], *arguments: object) -> None:
-        """From the engine thread to the event loop, if that still runs."""
-        try:
-            self._loop.call_soon_threadsafe(function, *arguments)
-        except RuntimeError:
-            _log.warning("an answer came after the event loop had ended")
+                _fail(ticket, FathomError("The engine failed; the log has more under this id."))
+        self._costs.served(time.perf_counter() - began, len(tickets))
+        self._queue.mean_ms = self._costs.mean_ms
 
 
-def _missed() -> DeadlineExceeded:
-    return DeadlineExceeded("The deadline passed while the image was running.")
+_RETRY_AFTER_S = {"starting": 2.0, "draining": 1.0, "failed": 30.0}
+
+
+def _publish(ticket: Ticket, progress: Progress) -> None:
+    """Add what was measured to what the ticket knows; a result ends the waiting."""
+    queued = ticket.progress.spans[:1]
+    ticket.progress = replace(progress, spans=(*queued, *progress.spans))
+    if progress.result is not None:
+        with suppress(InvalidStateError):  # nobody waits any more
+            ticket.done.set_result(ticket.progress)
+
+
+def _fail(ticket: Ticket, error: FathomError) -> None:
+    ticket.progress = replace(ticket.progress, result=error)
+    with suppress(InvalidStateError):
+        ticket.done.set_result(ticket.progress)

@@ -1,5 +1,4 @@
-"""The spine: front -> route -> encoder -> decoder, for one batch of images. No queue, no HTTP, no
-file.
+"""The spine: front -> choose -> encoder -> head, for one batch of images. No queue, no file.
 
 Every image gets the plan that its own scores and budget call for; images of equal plan run
 together.
@@ -14,106 +13,88 @@ from typing import TypeAlias
 
 import numpy as np
 
-from service.core import Budget, Frame, Margin, Outcome, Plan, Trace
-from service.engines.base import Backend, Features
+from service.core import Ask, Budget, Decision, Frame, Outcome, Plan, Progress, Span
+from service.engines.base import Tensors
 from service.errors import FathomError
 from service.inference.costs import Costs
-from service.inference.policy import choose
+from service.inference.policy import Policy, Pressure
+from service.inference.stages import Stages
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """One image to segment. deadline: in seconds of time.perf_counter, None = there is none. The
-    trace is written."""
+    """One image to segment. deadline: in seconds of time.perf_counter; None: there is none."""
 
     frame: Frame
-    budget: Budget
+    ask: Ask
     deadline: float | None
-    trace: Trace
 
 
-Answer: TypeAlias = tuple[Job, Outcome | FathomError]
+Step: TypeAlias = list[tuple[Job, Progress]]
 
 
 class Pipeline:
     """Holds no state but the costs, which it keeps current."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        costs: Costs,
-        margins: Sequence[Margin],
-        *,
-        default_max_loss: float,
-        load_start: float,
-    ) -> None:
-        self._backend, self._costs, self._plans, self._margins = (
-            backend,
-            costs,
-            tuple(costs.rest),
-            margins,
-        )
-        self._default_max_loss, self._load_start = default_max_loss, load_start
+    def __init__(self, stages: Stages, policy: Policy, costs: Costs) -> None:
+        self._stages, self._policy, self._costs = stages, policy, costs
 
-    def run(self, jobs: Sequence[Job], node: Budget, load: float) -> Iterator[list[Answer]]:
-        """The answers, group by group: jobs of one plan as soon as it has run, and a job that fails
-        alone by itself.
+    def run(self, jobs: Sequence[Job], node: Budget, fill: float) -> Iterator[Step]:
+        """What happened to the jobs, as it happens: the decisions, then the results plan by plan.
 
-        jobs: the most urgent first; load: fill of the queue, 0..1. What the backend raises goes
-        through.
+        jobs: the most urgent first; fill: of the queue, 0..1. A job that no plan fits fails alone.
+        What the backend raises goes through.
         """
-        begun = time.perf_counter()
-        features, scores = self._backend.front(
-            np.stack([job.frame.pixels for job in jobs])
-        )  # (B, H, W, 3)
+        began = time.perf_counter()
+        features, scores = self._stages.front(np.stack([job.frame.pixels for job in jobs]))
         now = time.perf_counter()
-        self._costs.front.add(now - begun, len(jobs), now)
+        self._costs.front.add(now - began, len(jobs), now)
+        front = Span("front", began, now)
+        decided: Step = []
+        decisions: dict[int, Decision] = {}
         groups: dict[Plan, list[int]] = {}
         promised_ms = 0.0  # what the images before this one will take
         for row, job in enumerate(jobs):
-            job.trace.add("front", begun, now)
+            left_ms = None if job.deadline is None else 1000 * (job.deadline - now) - promised_ms
+            # Later images may join this one, and n images take at most n times as long as one.
+            company = len(jobs) - row
+            costs_ms = [cost.ms(now) * company for cost in self._costs.rest.values()]
+            pressure = Pressure(fill, left_ms)
             try:
-                decision = choose(
-                    scores[row].tolist(),
-                    job.budget,
-                    node,
-                    self._plans,
-                    margins=self._margins,
-                    default_max_loss=self._default_max_loss,
-                    remaining_ms=None
-                    if job.deadline is None
-                    else (job.deadline - now) * 1000 - promised_ms,
-                    # Later images may join this one, and n images take at most n times as long as
-                    # one.
-                    costs_ms=[
-                        cost.ms(now) * (len(jobs) - row) for cost in self._costs.rest.values()
-                    ],
-                    load=load,
-                    load_start=self._load_start,
-                )
+                quality = scores[row].tolist()
+                decision = self._policy.choose(quality, job.ask, node, costs_ms, pressure)
             except FathomError as error:
-                yield [(job, error)]
+                decided.append((job, Progress((front,), result=error)))
                 continue
-            job.trace.decision = decision
+            decided.append((job, Progress((front,), decision)))
+            decisions[row] = decision
             promised_ms += self._costs.rest[decision.plan].ms(now)
             groups.setdefault(decision.plan, []).append(row)
+        yield decided
         for plan, rows in groups.items():
             part = features if len(rows) == len(jobs) else features.take(rows)
-            yield self._finish(plan, part, [jobs[row] for row in rows])
+            group = [(jobs[row], decisions[row]) for row in rows]
+            yield self._finish(plan, part, front, group)
 
-    def _finish(self, plan: Plan, features: Features, jobs: Sequence[Job]) -> list[Answer]:
-        begun = time.perf_counter()
-        encoded = self._backend.encode(plan, features)
+    def _finish(
+        self,
+        plan: Plan,
+        features: Tensors,
+        front: Span,
+        group: Sequence[tuple[Job, Decision]],
+    ) -> Step:
+        began = time.perf_counter()
+        encoded = self._stages.encode(plan, features)
         between = time.perf_counter()
-        probabilities = self._backend.decode(encoded)  # (jobs, channels, h, w)
+        tensors = self._stages.head(encoded)
         now = time.perf_counter()
-        self._costs.rest[plan].add(now - begun, len(jobs), now)
-        answers: list[Answer] = []
-        paused = [None] * len(jobs) if encoded.paused is None else encoded.paused
-        for job, mask, still in zip(jobs, probabilities, paused, strict=True):
-            assert job.trace.decision is not None
-            job.trace.add("encoder", begun, between)
-            job.trace.add("decoder", between, now)
-            job.trace.batch_size = len(jobs)
-            answers.append((job, Outcome(job.trace.decision, job.frame.geometry, mask, still)))
-        return answers
+        count, paused = len(group), self._stages.paused(plan, encoded)
+        self._costs.rest[plan].add(now - began, count, now)
+        spans = (front, Span("encoder", began, between), Span("decoder", between, now))
+        step: Step = []
+        for row, (job, decision) in enumerate(group):
+            own = {name: values[row] for name, values in tensors.items()}
+            still = None if paused is None else paused[row]
+            outcome = Outcome(decision, job.frame.geometry, own, still)
+            step.append((job, Progress(spans, decision, count, outcome)))
+        return step

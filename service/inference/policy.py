@@ -1,5 +1,4 @@
-"""Which plan an image gets, and why. Pure functions on plain numbers: no engine, no clock, no
-state.
+"""Which plan an image gets, and why. Pure functions on plain numbers: no engine, clock or state.
 
 A floor on quality says which plan is wanted; ceilings say which plans are allowed. Ceilings beat
 the floor.
@@ -9,122 +8,151 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from service.core import Budget, Decision, Margin, Plan, Reason
-from service.errors import DeadlineExceeded, UnsatisfiableBudget
+from service.core import Ask, Budget, Decision, Margin, Plan, Reason
+from service.errors import BadBudget, DeadlineExceeded, UnsatisfiableBudget
 
 
-def choose(
-    scores: Sequence[float],
-    request: Budget,
-    node: Budget,
-    plans: Sequence[Plan],
-    *,
-    margins: Sequence[Margin],
-    default_max_loss: float,
-    remaining_ms: float | None,
-    costs_ms: Sequence[float],
-    load: float,
-    load_start: float,
-) -> Decision:
-    """The cheapest plan that keeps the floor, if the ceilings allow it; else the best that they
-    allow.
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """What can keep an image from the plan that it would get on an idle node.
 
-    scores: the gate's predicted quality per plan, 0..1; plans: from cheap to dear, the last one is
-    the full plan. margins: how far below the full plan's a score may be, per max-loss; see
-    `margin_for`. default_max_loss: the floor when neither the request nor the node sets one.
-    remaining_ms: until the deadline, None = there is none; costs_ms: what each plan still needs
-    after the front. load: fill of the queue, 0..1; from load_start on, the dearest plans are closed
-    one by one. Raises UnsatisfiableBudget when no plan is under the depth and gflops ceilings, or
-    when a strict floor is out of reach; DeadlineExceeded when no plan fits into remaining_ms. Load
-    never refuses: one plan stays open, and a strict request, which would rather wait than lose
-    quality, is not cheapened by it.
+    fill: of the queue, 0..1. remaining_ms: until the image's deadline; None: there is none.
     """
-    affordable = under_budget(request, node, plans)
-    full = len(plans) - 1
-    max_loss = next(
-        (b.max_loss for b in (request, node) if b.max_loss is not None), default_max_loss
-    )
 
-    margin = margin_for(max_loss, margins)
-
-    def keeps_floor(plan: int) -> bool:
-        return plan == full or (margin is not None and scores[full] - scores[plan] <= margin)
-
-    wanted = next(plan for plan in range(len(plans)) if keeps_floor(plan))
-    ceilings = {
-        Reason.REQUEST: _under(request, plans),
-        Reason.NODE: _under(node, plans),
-        Reason.DEADLINE: {
-            i for i, cost in enumerate(costs_ms) if remaining_ms is None or cost <= remaining_ms
-        },
-    }
-    allowed = sorted(affordable & ceilings[Reason.DEADLINE])
-    if not allowed:
-        raise DeadlineExceeded(
-            "The deadline leaves no time for any plan: raise ms, or send less at a time."
-        )
-    if not request.strict:
-        ceilings[Reason.LOAD] = set(range(_open_plans(load, load_start, len(plans))))
-        allowed = [plan for plan in allowed if plan in ceilings[Reason.LOAD]] or allowed[:1]
-
-    chosen = next((plan for plan in allowed if keeps_floor(plan)), None)
-    if chosen is None and request.strict:
-        raise _unsatisfiable(
-            "The floor max-loss is out of reach under the ceilings, and strict asks for it",
-            plans[wanted],
-        )
-    if chosen is None:
-        below = [plan for plan in allowed if plan < wanted] or allowed
-        chosen = below[-1] if max_loss == 0 else max(below, key=lambda plan: (scores[plan], -plan))
-    binding = [reason for reason, kept in ceilings.items() if wanted not in kept]
-    reason = Reason.GATE if chosen == wanted else min(binding, key=lambda each: len(ceilings[each]))
-    if chosen == wanted:
-        return Decision(plans[chosen], reason, float(scores[chosen]))
-    given_up = max(0.0, float(scores[wanted] - scores[chosen]))
-    return Decision(
-        plans[chosen], reason, float(scores[chosen]), plans[wanted], given_up, keeps_floor(chosen)
-    )
+    fill: float = 0.0
+    remaining_ms: float | None = None
 
 
-def margin_for(max_loss: float, margins: Sequence[Margin]) -> float | None:
-    """The margin on the gate's scores that keeps the expected loss within max_loss; None: only the
-    full plan does.
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What is constant while a bundle is served.
 
-    margins: ascending in `asked`. Between two rows the lower one holds, and below the first one
-    there is no promise.
+    plans: the cheapest first; the last one is the full plan. margins: how far below the full plan's
+    a score may be, per max-loss, ascending. default_max_loss: the floor when neither the request
+    nor the node sets one. load_start: fill of the queue from which on the most expensive plans are
+    closed one by one.
     """
-    return next((row.margin for row in reversed(margins) if row.asked <= max_loss), None)
 
+    plans: tuple[Plan, ...]
+    margins: tuple[Margin, ...]
+    default_max_loss: float
+    load_start: float
 
-def under_budget(request: Budget, node: Budget, plans: Sequence[Plan]) -> set[int]:
-    """The plans under the depth and gflops ceilings of both. Raises UnsatisfiableBudget when there
-    is none."""
-    kept = _under(request, plans) & _under(node, plans)
-    if not kept:
-        whose = "this node's" if _under(request, plans) else "the request's"
-        raise _unsatisfiable(f"No plan is under {whose} ceilings", plans[0])
-    return kept
+    def check(self, budget: Budget) -> None:
+        """Raises BadBudget for a depth that no plan of this bundle can have."""
+        deepest = max(plan.depth for plan in self.plans)
+        if budget.depth is not None and not 1 <= budget.depth <= deepest:
+            raise BadBudget("depth", f"must be from 1 to {deepest}, but is {budget.depth}")
 
+    def affordable(self, request: Budget, node: Budget) -> set[int]:
+        """The plans under the depth and gflops ceilings of both, by index.
 
-def _under(budget: Budget, plans: Sequence[Plan]) -> set[int]:
-    depth = math.inf if budget.depth is None else budget.depth
-    gflops = math.inf if budget.gflops is None else budget.gflops
-    return {i for i, plan in enumerate(plans) if plan.depth <= depth and plan.gflops <= gflops}
+        Raises UnsatisfiableBudget when there is none.
+        """
+        kept = self._under(request) & self._under(node)
+        if not kept:
+            whose = "this node's" if self._under(request) else "the request's"
+            raise _unsatisfiable(f"No plan is under {whose} ceilings", self.plans[0])
+        return kept
 
+    def choose(
+        self,
+        scores: Sequence[float],
+        ask: Ask,
+        node: Budget,
+        costs_ms: Sequence[float],
+        pressure: Pressure,
+    ) -> Decision:
+        """The cheapest plan that keeps the floor, if the ceilings allow it; else the best allowed.
 
-def _open_plans(load: float, start: float, plans: int) -> int:
-    """How many plans, counted from the cheapest, load leaves open: all up to `start`, then linearly
-    down to 1 at 1."""
-    if load <= start:
-        return plans
-    closed = min((load - start) / (1 - start), 1.0) if start < 1 else 1.0
-    return 1 + round((plans - 1) * (1 - closed))
+        scores: the gate's predicted quality per plan, 0..1; costs_ms: what each plan still needs
+        after the front. Raises UnsatisfiableBudget when no plan is under the depth and gflops
+        ceilings, or when a strict floor is out of reach; DeadlineExceeded when no plan fits into
+        the time that remains. Load never refuses: one plan stays open, and a strict request, which
+        would rather wait than lose quality, is not made cheaper by it.
+        """
+        request, plans, full = ask.budget, self.plans, len(self.plans) - 1
+        affordable = self.affordable(request, node)
+        floors = (request.max_loss, node.max_loss, self.default_max_loss)
+        max_loss = next(floor for floor in floors if floor is not None)
+        margin = self.margin_for(max_loss)
+
+        def keeps_floor(plan: int) -> bool:
+            return plan == full or (margin is not None and scores[full] - scores[plan] <= margin)
+
+        wanted = next(plan for plan in range(len(plans)) if keeps_floor(plan))
+        left_ms = math.inf if pressure.remaining_ms is None else pressure.remaining_ms
+        ceilings = {
+            Reason.REQUEST: self._under(request),
+            Reason.NODE: self._under(node),
+            Reason.DEADLINE: {plan for plan, cost in enumerate(costs_ms) if cost <= left_ms},
+        }
+        allowed = sorted(affordable & ceilings[Reason.DEADLINE])
+        if not allowed:
+            raise DeadlineExceeded(
+                "The deadline leaves no time for any plan: raise ms, or send less at a time."
+            )
+        if not request.strict:
+            ceilings[Reason.LOAD] = set(range(self._open_plans(pressure.fill)))
+            allowed = [plan for plan in allowed if plan in ceilings[Reason.LOAD]] or allowed[:1]
+
+        chosen = next((plan for plan in allowed if keeps_floor(plan)), None)
+        if chosen is None and request.strict:
+            raise _unsatisfiable(
+                "The floor max-loss is out of reach under the ceilings, and strict asks for it",
+                plans[wanted],
+            )
+        if chosen is None:
+            below = [plan for plan in allowed if plan < wanted] or allowed
+            best = max(below, key=lambda plan: (scores[plan], -plan))
+            chosen = below[-1] if max_loss == 0 else best
+        if chosen == wanted:
+            return Decision(plans[chosen], Reason.GATE, float(scores[chosen]))
+        binding = [reason for reason, open_ in ceilings.items() if wanted not in open_]
+        return Decision(
+            plan=plans[chosen],
+            reason=min(binding, key=lambda reason: len(ceilings[reason])),
+            predicted_quality=float(scores[chosen]),
+            wanted=plans[wanted],
+            quality_given_up=max(0.0, float(scores[wanted] - scores[chosen])),
+            floor_kept=keeps_floor(chosen),
+        )
+
+    def margin_for(self, max_loss: float) -> float | None:
+        """The margin on the gate's scores that keeps the expected loss within max_loss.
+
+        None: only the full plan does. Between two rows of the table the lower one holds, and below
+        the first one there is no promise.
+        """
+        rows = (row.margin for row in reversed(self.margins) if row.asked <= max_loss)
+        return next(rows, None)
+
+    def _under(self, budget: Budget) -> set[int]:
+        depth = math.inf if budget.depth is None else budget.depth
+        gflops = math.inf if budget.gflops is None else budget.gflops
+        return {
+            index
+            for index, plan in enumerate(self.plans)
+            if plan.depth <= depth and plan.gflops <= gflops
+        }
+
+    def _open_plans(self, fill: float) -> int:
+        """How many plans, from the cheapest on, load leaves open.
+
+        All up to load_start, then linearly down to one when the queue is full.
+        """
+        start, count = self.load_start, len(self.plans)
+        if fill <= start:
+            return count
+        closed = min((fill - start) / (1 - start), 1.0) if start < 1 else 1.0
+        return 1 + round((count - 1) * (1 - closed))
 
 
 def _unsatisfiable(detail: str, plan: Plan) -> UnsatisfiableBudget:
     return UnsatisfiableBudget(
-        f"{detail}: the cheapest plan that would do is {plan.name}, depth={plan.depth} and "
-        f"gflops={plan.gflops:g}.",
+        f"{detail}: the cheapest plan that would do is {plan.name}, "
+        f"depth={plan.depth} and gflops={plan.gflops:g}.",
         cheapest={"plan": plan.name, "depth": plan.depth, "gflops": plan.gflops},
     )

@@ -1,14 +1,12 @@
-"""Bytes of an image file -> Frame: limits, decoding, orientation, canvas.
+"""Bytes of an image file -> Frame: limits, decoding, orientation.
 
-Rules, for all three formats alike:
+Rules, for all three formats alike; those of `canvas` come after them:
 - Pixels and sides are checked from the header, before any pixel is decoded. Of an animation, the
   first frame counts.
 - Orientation comes from the tag 0x0112 of the EXIF block (JPEG APP1, PNG eXIf, WebP EXIF) and from
   nowhere else, not from XMP or text chunks. EXIF that cannot be understood is ignored: it says
   nothing about the pixels.
-- What is transparent lies on white. 16 bits become 8 by scaling. CMYK follows Adobe's polarity, as
-  in browsers. Colour profiles are not applied.
-- The image is scaled by one factor, up or down, to fit the canvas, and anchored at its top left.
+- Colour profiles are not applied.
 """
 
 from __future__ import annotations
@@ -16,16 +14,17 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from service.bundle import InputSpec
-from service.core import Frame, Geometry
+from service.core import Frame
 from service.errors import TooLarge, UndecodableImage, UnsupportedMediaType
+from service.pixels.canvas import TURNS, pillow_errors, to_canvas
 
 # Importing a plugin registers its format; Pillow would import all of them in the middle of the
 # first request.
@@ -38,18 +37,11 @@ FORMATS = {"image/jpeg": "JPEG", "image/png": "PNG", "image/webp": "WEBP"}
 # A progressive JPEG of 25 MP can spend milliseconds on a scan of 64 bytes; encoders write about ten
 # scans.
 MAX_SCANS = 200
-_TURN = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 # Complaints about metadata carry the caller's values: each would be printed and remembered for
 # good.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+Picture: TypeAlias = Image.Image | NDArray[np.uint8 | np.uint16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,82 +60,59 @@ def decode(data: bytes, content_type: str, limits: Limits, spec: InputSpec) -> F
     for another type or when the bytes are of another format than it says, TooLarge (413),
     UndecodableImage (422).
     """
-    with _pillow():
+    with pillow_errors():
         image = Image.open(io.BytesIO(data), formats=tuple(FORMATS.values()))
     _check_type(image, content_type)
     _check_size(image, data, limits)
-    with _pillow():
+    with pillow_errors():
         if image.format == "PNG":
             image.load()  # first of all, since an eXIf chunk may stand after the pixels
     return to_canvas(image, spec, _orientation(image.info.get("exif")))
 
 
-def to_canvas(image: Image.Image, spec: InputSpec, orientation: int = 1) -> Frame:
-    """Turn, scale and pad a Pillow image of any mode. orientation: EXIF's 1..8; others count as 1.
+def from_memory(picture: Picture, limits: Limits, spec: InputSpec) -> Frame:
+    """A decoded picture on the canvas.
 
-    Raises UndecodableImage: Pillow decodes only now, if it has not yet.
+    picture: a Pillow image, whose EXIF orientation is applied; or an array: (height, width, 3) RGB,
+    (height, width, 4) RGBA or (height, width) gray uint8, or (height, width) gray uint16. Raises
+    UndecodableImage for another array, TooLarge.
     """
-    turn = _TURN.get(orientation)
-    turned = orientation in (5, 6, 7, 8)
-    width, height = image.size[::-1] if turned else image.size
-    scale = min(spec.width / width, spec.height / height)
-    scaled_width, scaled_height = max(1, round(width * scale)), max(1, round(height * scale))
-    size = (scaled_height, scaled_width) if turned else (scaled_width, scaled_height)
-    # JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time; twice the size leaves the
-    # filter its work.
-    with _pillow():
-        drafted = image.draft(None, (2 * size[0], 2 * size[1]))
-        image.load()
-        image = _eight_bits(image)
-    if image.size != size:
-        box = (
-            drafted[1] if drafted else None
-        )  # the stored image's exact extent: sides may not divide by 8
-        image = image.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
-    if turn is not None:
-        image = image.transpose(turn)
-    if image.mode == "RGBA":
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    pixels = np.empty((spec.height, spec.width, 3), np.uint8)
-    pixels[:] = spec.pad
-    pixels[:scaled_height, :scaled_width] = np.asarray(image.convert("RGB"))
-    return Frame(pixels, Geometry(width, height, scaled_width, scaled_height, turn is not None))
+    if isinstance(picture, Image.Image):
+        # A copy: scaling may use the file's own reduced sizes, which changes an open image.
+        image, exif = picture.copy(), picture.info.get("exif")
+    else:
+        image, exif = _from_array(picture), None
+    _check_sides(image, limits)
+    return to_canvas(image, spec, _orientation(exif))
 
 
-@contextmanager
-def _pillow() -> Iterator[None]:
-    """Whatever the decoders raise on bytes that a stranger wrote becomes an error that the stranger
-    can read.
-
-    Pillow's messages are left out: they hold addresses of objects.
-    """
-    try:
-        yield
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise TooLarge("The image has too many pixels") from error
-    except MemoryError:
-        raise
-    except Exception as error:
-        cut = isinstance(error, OSError) and "truncated" in str(error)
-        detail = (
-            "The file ends too early"
-            if cut
-            else "The bytes are no JPEG, PNG or WebP image that can be read"
+def _from_array(array: NDArray[np.uint8 | np.uint16]) -> Image.Image:
+    gray = array.ndim == 2 and array.dtype in (np.uint8, np.uint16)
+    color = array.ndim == 3 and array.dtype == np.uint8 and array.shape[2] in (3, 4)
+    if (not gray and not color) or array.size == 0:
+        raise UndecodableImage(
+            f"The array is {array.dtype} {array.shape}: it must be uint8 (height, width, 3 or 4) "
+            "or uint8 or uint16 (height, width)"
         )
-        raise UndecodableImage(detail) from error
+    return Image.fromarray(np.ascontiguousarray(array))
 
 
 def _check_type(image: Image.Image, content_type: str) -> None:
-    found = (
-        "JPEG" if image.format == "MPO" else image.format
-    )  # MPO: a JPEG with further images behind it
-    if content_type and FORMATS.get(content_type) != found:
+    # MPO: a JPEG with further images behind it.
+    actual = "JPEG" if image.format == "MPO" else image.format
+    if content_type and FORMATS.get(content_type) != actual:
         raise UnsupportedMediaType(
-            f"The content type says {content_type}, but the bytes are {found}"
+            f"The content type says {content_type}, but the bytes are {actual}"
         )
 
 
 def _check_size(image: Image.Image, data: bytes, limits: Limits) -> None:
+    _check_sides(image, limits)
+    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
+        raise UndecodableImage(f"The JPEG has more than {MAX_SCANS} scans")
+
+
+def _check_sides(image: Image.Image, limits: Limits) -> None:
     width, height = image.size
     if width * height > limits.max_pixels:
         raise TooLarge(f"The image has {width} x {height} pixels, more than {limits.max_pixels}")
@@ -155,8 +124,6 @@ def _check_size(image: Image.Image, data: bytes, limits: Limits) -> None:
         raise UndecodableImage(
             f"The image is {width} x {height} pixels, and no side may be under {limits.min_side}"
         )
-    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
-        raise UndecodableImage(f"The JPEG has more than {MAX_SCANS} scans")
 
 
 def _orientation(exif: object) -> int:
@@ -176,29 +143,7 @@ def _orientation(exif: object) -> int:
                 order + "HHIH", tiff, start + 2 + 12 * entry
             )
             if (tag, kind, values) == (0x0112, 3, 1):  # 3: SHORT
-                return value if value in _TURN else 1
+                return value if value in TURNS else 1
     except struct.error:
         return 1
     return 1
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Any mode -> L, RGB or RGBA. The mode "I;16" holds 0..65535, which convert() would cut off at
-    255."""
-    key = image.info.get("transparency")
-    if image.mode == "I;16":
-        gray = image.point(lambda value: value * (1 / 257) + 0.5).convert("L")
-        if isinstance(key, int):
-            gray.paste(
-                255, mask=Image.fromarray(np.asarray(image) == key)
-            )  # the value that stands for transparent
-        return gray
-    if image.has_transparency_data:
-        if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
-            image.info["transparency"] = tuple(
-                value >> 8 for value in key
-            )  # 16 bits, as the pixels were
-        return image.convert("RGBA")
-    return (
-        image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
-    )

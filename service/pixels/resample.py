@@ -47,7 +47,7 @@ def bands(geometry: Geometry, cells: tuple[int, int]) -> Iterator[Band]:
     rows = _axis(geometry.height, geometry.scaled_height, height, cells[0])
     columns = _axis(geometry.width, geometry.scaled_width, width, cells[1])
     for part in rows_of(geometry.height, geometry.width):
-        yield Band(part.start, part.stop, Axis(*(values[part] for values in rows)), columns)
+        yield Band(part.start, part.stop, _part(rows, part), columns)
 
 
 def most_probable(probabilities: NDArray[np.float32], geometry: Geometry) -> NDArray[np.uint8]:
@@ -91,7 +91,7 @@ def nearest(grid: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
             strict=True,
         )
     )
-    return grid[rows.astype(np.intp)][:, columns.astype(np.intp)]
+    return np.asarray(grid[rows.astype(np.intp)][:, columns.astype(np.intp)])
 
 
 def mix(
@@ -102,6 +102,10 @@ def mix(
     b *= weight
     b += a
     return b
+
+
+def _part(axis: Axis, part: slice) -> Axis:
+    return Axis(axis.first[part], axis.second[part], axis.weight[part])
 
 
 def _axis(size: int, scaled: int, canvas: int, cells: int) -> Axis:

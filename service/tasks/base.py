@@ -35,9 +35,14 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A region with its pixels, at the image's own size."""
+    """A region with its pixels, at the image's own size.
+
+    id: from 1 on. value: what stands for it in the label map. score: 0..1, as the task defines it.
+    mask: its run lengths, with its area and its box, in pixels.
+    """
 
     id: int
+    value: int
     class_id: int
     label: str
     score: float
@@ -61,7 +66,14 @@ class Masks:
         """The regions with names and run lengths, by id."""
         values = np.array([region.value for region in self.regions], np.intp)
         return [
-            Segment(region.id, region.class_id, classes[region.class_id].name, region.score, mask)
+            Segment(
+                region.id,
+                region.value,
+                region.class_id,
+                classes[region.class_id].name,
+                region.score,
+                mask,
+            )
             for region, mask in zip(self.regions, run_lengths(self.labels, values), strict=True)
         ]
 

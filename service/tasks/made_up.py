@@ -16,7 +16,7 @@ def scores(images: Images, depths: NDArray[np.float64]) -> NDArray[np.float32]:
     depths: (plans,), each plan's share of the layers.
     """
     clutter = np.minimum(images.std(axis=(1, 2, 3)) / 64, 1)[:, None]  # (B, 1)
-    return (0.9 - 0.4 * clutter * (1 - depths)).astype(np.float32)
+    return np.asarray(0.9 - 0.4 * clutter * (1 - depths), np.float32)
 
 
 def paused(images: Images, grid: TensorSpec, share: float) -> NDArray[np.uint8]:

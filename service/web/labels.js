@@ -24,12 +24,15 @@ function objectColor(id) {
 }
 
 export class Labels {
-  /** @param {object} answer the JSON of /segment */
-  constructor(answer) {
+  /**
+   * @param {object} answer the JSON of /segment
+   * @param {boolean} objects whether a segment is one object (/plans says so): it gets a colour of its own
+   */
+  constructor(answer, objects) {
     this.segments = answer.segments;
     this.width = answer.image.width;
     this.height = answer.image.height;
-    this.objects = answer.task === "instance";
+    this.objects = objects;
     this.paused = answer.paused ?? null;
     const pixels = this.width * this.height;
     /** Column by column, as in the run lengths: 0 = no segment, i + 1 = segments[i]. */

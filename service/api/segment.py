@@ -1,0 +1,87 @@
+"""POST /segment: the request's fields, body and answer around a Segmenter."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from typing import TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from service.api import forms
+from service.api.body import Intake
+from service.api.fields import FIELD, names_the_header, parse_budget
+from service.core import Ask, Trace
+from service.errors import FathomError
+from service.metrics import Metrics
+from service.segmenting import Segmenter
+
+_T = TypeVar("_T")
+
+
+class SegmentRoute:
+    """The handler, described in openapi.py."""
+
+    def __init__(self, segmenter: Segmenter, intake: Intake, metrics: Metrics) -> None:
+        self._segmenter, self._intake, self._metrics = segmenter, intake, metrics
+
+    async def segment(self, request: Request) -> Response:
+        request.state.vary = f"Accept, {FIELD}"
+        outcome = FathomError.problem
+        try:
+            response = await self._segment(request, request.state.trace)
+            outcome = "ok"
+            return response
+        except FathomError as error:
+            outcome = error.problem
+            if error.shed:
+                self._metrics.shed(error.shed)
+            raise
+        except (ClientDisconnect, asyncio.CancelledError):
+            outcome = "cancelled"
+            raise
+        finally:
+            observe(self._metrics, request, outcome)
+
+    async def _segment(self, request: Request, trace: Trace) -> Response:
+        # Whatever can be refused is refused before the body is read.
+        form = forms.negotiate(request.headers.getlist("accept"))
+        include = forms.included(request.query_params.multi_items(), form)
+        ask = Ask(parse_budget(request.headers.getlist(FIELD)))
+        with names_the_header():
+            self._segmenter.model.admit(ask)
+        async with self._intake.receive(request) as upload:
+            decoding = self._segmenter.decode(upload.data, upload.content_type, trace)
+            frame = await _while_connected(request, decoding)
+        running = self._segmenter.run(frame, ask, trace, request.state.arrived)
+        answer = await _while_connected(request, running)
+        rendering = self._segmenter.in_thread(lambda: form.render(answer, include))
+        body, span = await _while_connected(request, rendering)
+        trace.add(span.stage, span.began, span.ended)
+        return Response(body, media_type=form.media_type)
+
+
+def observe(metrics: Metrics, request: Request, outcome: str) -> None:
+    """Count a request that is over, and log its line."""
+    trace: Trace = request.state.trace
+    trace.trace_id, trace.sampled = getattr(request.state, "traced", ("", False))
+    metrics.observe(trace, outcome, time.perf_counter() - request.state.arrived)
+
+
+async def _while_connected(request: Request, work: Coroutine[object, object, _T]) -> _T:
+    """The result of `work`, which is cancelled when the client leaves: ClientDisconnect is raised.
+
+    The request's body must have been read.
+    """
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect
+    finally:
+        for pending in (task, gone):
+            pending.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)

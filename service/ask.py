@@ -1,0 +1,60 @@
+"""What a caller may ask for: the keys of a budget, their types and ranges. For every transport.
+
+HTTP fields, parameters of inference protocols and Python arguments all end here as plain values. A
+bundle is not needed to read them: what depends on one, such as its deepest exit, is the policy's.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+
+from service.core import Budget
+from service.errors import BadBudget
+
+
+@dataclass(frozen=True, slots=True)
+class _Number:
+    """A key with a number in [low, high]; whole: an integer."""
+
+    low: float
+    high: float
+    whole: bool = False
+
+    def read(self, key: str, value: object) -> int | float:
+        kinds = int if self.whole else (int, float, Decimal)
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            raise BadBudget(key, f"must be {'an Integer' if self.whole else 'a number'}")
+        number = value if isinstance(value, int) and self.whole else float(value)
+        if not self.low <= number <= self.high:  # in this form NaN is refused, too
+            raise BadBudget(key, f"must be from {self.low:g} to {self.high:g}, but is {value}")
+        return number
+
+
+# The policy knows the lowest and the highest depth.
+_NUMBERS = {
+    "depth": _Number(float("-inf"), float("inf"), whole=True),
+    "gflops": _Number(0.001, 1e6),
+    "ms": _Number(1, 600_000),
+    "max-loss": _Number(0, 1),
+}
+KEYS = (*_NUMBERS, "strict")
+
+
+def budget_of(values: Mapping[str, object]) -> Budget:
+    """The budget of plain values, by KEYS. Raises BadBudget that names the key."""
+    read: dict[str, int | float | bool] = {}
+    for key, value in values.items():
+        if key in _NUMBERS:
+            read[key.replace("-", "_")] = _NUMBERS[key].read(key, value)
+        elif key != "strict":
+            near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'?" if near else f"the keys are {', '.join(KEYS)}"
+            raise BadBudget(key, f"is unknown: {hint}")
+        elif isinstance(value, bool):
+            read[key] = value
+        else:
+            raise BadBudget(key, "must be a Boolean: strict, strict=?1 or strict=?0")
+    return Budget(**read)  # type: ignore[arg-type]  # each key was read as its field's type

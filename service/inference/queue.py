@@ -1,0 +1,148 @@
+"""The queue as a plain data structure: admission, order, batches, expiry.
+
+It takes the time as an argument, in seconds of one clock, and knows neither threads nor asyncio:
+its owner guards it with a lock, and a test drives it by hand.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from bisect import bisect, insort
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Generic, TypeVar
+
+from service.errors import DeadlineExceeded, FathomError, Overloaded
+
+# An image without a deadline queues as if it had this one, so that the others cannot starve it.
+PATIENCE_S = 10.0
+# Of Retry-After, so that those who were refused together do not come back together.
+SPREAD = (1.0, 1.5)
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """One image's place. arrived: when its request began. deadline: None: there is none."""
+
+    arrived: float
+    deadline: float | None
+    order: tuple[float, int] = field(default=(0.0, 0), init=False)  # due time, then arrival
+    started: bool = field(default=False, init=False)
+
+
+P = TypeVar("P", bound=Place)
+
+
+class Queue(Generic[P]):
+    """waiting: the most urgent first. running: the batch at hand, since `began`.
+
+    size: most images that wait. max_batch: most images that run together. mean_ms: engine time of
+    one image, kept current by the owner. spread: a factor for each Retry-After.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int,
+        max_batch: int,
+        spread: Callable[[], float] = lambda: random.uniform(*SPREAD),
+    ) -> None:
+        self.size, self.max_batch, self._spread = size, max_batch, spread
+        self.waiting: list[P] = []
+        self.running: list[P] = []
+        self.began = 0.0
+        self.mean_ms = 0.0
+        self._numbers = count()
+
+    @property
+    def fill(self) -> float:
+        """Which part of the places is taken, 0..1."""
+        return len(self.waiting) / self.size
+
+    @property
+    def full(self) -> bool:
+        """Whether a batch is complete."""
+        return len(self.waiting) >= self.max_batch
+
+    def admit(self, place: P, now: float, cheapest_ms: float) -> None:
+        """Take a place. cheapest_ms: what the image needs at least.
+
+        Raises Overloaded when the queue is full or the deadline cannot be met.
+        """
+        due = place.arrived + PATIENCE_S if place.deadline is None else place.deadline
+        place.order = (due, next(self._numbers))
+        if len(self.waiting) >= self.size:
+            raise Overloaded(
+                "The queue is full: send less at a time, or retry later.",
+                shed="full",
+                retry_after=self._retry_after(now),
+            )
+        if place.deadline is not None:
+            ahead = bisect(self.waiting, place.order, key=_order)
+            needed_ms = self._busy_ms(now) + ahead * self.mean_ms + cheapest_ms
+            if now + needed_ms / 1000 > place.deadline:
+                raise Overloaded(
+                    "The deadline cannot be met: "
+                    f"waiting and the cheapest plan take about {needed_ms:.0f} ms.",
+                    shed="predicted",
+                    retry_after=self._retry_after(now),
+                )
+        insort(self.waiting, place, key=_order)
+
+    def withdraw(self, place: P) -> None:
+        """Give a place back before its turn: its caller left. Later, or twice, does nothing."""
+        if place in self.waiting:
+            self.waiting.remove(place)
+
+    def expire(self, place: P) -> FathomError:
+        """The deadline passed: the place is given back, and what its caller is told."""
+        if place.started:
+            return missed()
+        self.withdraw(place)
+        return Overloaded(
+            "The deadline passed in the queue.",
+            shed="expired",
+            retry_after=(len(self.waiting) + 1) * self.mean_ms / 1000,
+        )
+
+    def take(self, now: float, slowest_ms: float) -> list[P]:
+        """The next batch, which runs from now on; empty when there is none.
+
+        Company must not push the most urgent image to a cheaper plan: its slack limits the batch.
+        slowest_ms: what the most expensive plan takes. What is past its deadline is left out; its
+        caller's own timer answers it.
+        """
+        self.waiting = [place for place in self.waiting if (place.deadline or math.inf) > now]
+        if not self.waiting:
+            return []
+        slack_ms = ((self.waiting[0].deadline or math.inf) - now) * 1000
+        size = max(1, int(min(self.max_batch, slack_ms / slowest_ms)))
+        self.running, self.waiting = self.waiting[:size], self.waiting[size:]
+        self.began = now
+        for place in self.running:
+            place.started = True
+        return self.running
+
+    def clear(self) -> list[P]:
+        """Give up everything, and say what that was."""
+        left = [*self.waiting, *self.running]
+        self.waiting = []
+        return left
+
+    def _busy_ms(self, now: float) -> float:
+        """What is left of the batch at hand."""
+        return max(0.0, len(self.running) * self.mean_ms - (now - self.began) * 1000)
+
+    def _retry_after(self, now: float) -> float:
+        waiting_ms = self._busy_ms(now) + len(self.waiting) * self.mean_ms
+        return self._spread() * waiting_ms / 1000
+
+
+def missed() -> DeadlineExceeded:
+    return DeadlineExceeded("The deadline passed while the image was running.")
+
+
+def _order(place: Place) -> tuple[float, int]:
+    return place.order

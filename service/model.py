@@ -1,0 +1,108 @@
+"""What belongs to one opened bundle: its manifest and task, the policy, the queue, the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import TimeoutError as NotInTime
+
+from service.bundle import Bundle
+from service.core import Ask, Budget
+from service.engines.base import Backend
+from service.inference.engine import Engine, State, Ticket
+from service.inference.policy import Policy
+from service.inference.queue import Queue
+from service.metrics import Metrics
+from service.settings import Settings, flag
+from service.tasks import task_of
+
+_log = logging.getLogger("fathom")
+
+
+class Model:
+    """A bundle that is served. `engine` runs it; node_budget may be replaced at any time.
+
+    open_backend: called on the engine's thread. Raises BundleError for a task or a head that this
+    version cannot answer.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        settings: Settings,
+        metrics: Metrics,
+        open_backend: Callable[[], Backend],
+    ) -> None:
+        self.bundle, self.manifest, self.task = bundle, bundle.manifest, task_of(bundle)
+        plans, margins = self.manifest.plans, self.manifest.margins
+        self.policy = Policy(plans, margins, settings.max_loss, settings.load_start)
+        queue = Queue[Ticket](size=settings.queue_size, max_batch=settings.max_batch)
+        self.engine = Engine(
+            open_backend,
+            self.manifest,
+            self.policy,
+            queue,
+            metrics,
+            batch_wait_s=settings.batch_wait_ms / 1000,
+        )
+        if settings.max_loss > 0 and self.policy.margin_for(settings.max_loss) is None:
+            _log.warning(
+                "%s promises nothing for %s %g: without a budget every image takes the full plan",
+                self.manifest.name,
+                flag("max_loss"),
+                settings.max_loss,
+            )
+
+    @property
+    def label(self) -> str:
+        """What is served, for people and metrics: NAME@DIGEST."""
+        return f"{self.manifest.name}@{self.bundle.digest[:12]}"
+
+    @property
+    def state(self) -> State:
+        """Of the engine."""
+        return self.engine.state
+
+    @property
+    def plan_ms(self) -> Mapping[str, float]:
+        """Engine time of one image per plan, in ms, as measured on this node; empty until then."""
+        return self.engine.plan_ms
+
+    @property
+    def node_budget(self) -> Budget:
+        """The ceilings of this node, for every image."""
+        return self.engine.node_budget
+
+    @node_budget.setter
+    def node_budget(self, budget: Budget) -> None:
+        self.engine.node_budget = budget
+
+    def admit(self, ask: Ask) -> None:
+        """Whether an image with this ask has a chance now; before its bytes are looked at.
+
+        Raises NotReady, BadBudget or UnsatisfiableBudget.
+        """
+        self.engine.check_ready()
+        self.policy.check(ask.budget)
+        self.policy.affordable(ask.budget, self.node_budget)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse new work, finish what was admitted, close the engine.
+
+        What is left after the timeout gets NotReady.
+        """
+        self.engine.begin_drain()
+        try:
+            ended = asyncio.wrap_future(self.engine.ended)
+            await asyncio.wait_for(asyncio.shield(ended), timeout_s)
+        except TimeoutError:
+            self.engine.abandon(timeout_s)
+
+    def close(self, timeout_s: float) -> None:
+        """`drain` for those who have no event loop."""
+        self.engine.begin_drain()
+        try:
+            self.engine.ended.result(timeout_s)
+        except NotInTime:
+            self.engine.abandon(timeout_s)

@@ -1,0 +1,244 @@
+"""Segmenting images without a transport: admit -> decode -> queue -> answer.
+
+Everything that answers images calls this: HTTP, evaluation, and Python programs:
+
+    with open_bundle("trained_weights/camvid-tiny") as segmenter:
+        answer = segmenter.segment(photo, gflops=6.5)
+        print(answer.decision.plan.name, [segment.label for segment in answer.segments])
+
+`segment` blocks and may be called from many threads at once; what they bring together runs in
+batches. The coroutines are the same steps for an event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotInTime
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.ask import budget_of
+from service.bundle import Manifest, load
+from service.core import Ask, Decision, Frame, Geometry, Outcome, Trace
+from service.engines.choice import choose, open_backend
+from service.errors import FathomError, SettingsError
+from service.inference.engine import Ticket
+from service.inference.queue import missed
+from service.metrics import Metrics
+from service.model import Model
+from service.pixels.decode import Limits, Picture, decode, from_memory
+from service.pixels.resample import nearest
+from service.settings import Settings
+from service.tasks import Masks, Segment, Task
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one image shows, and what it took. Masks are made when they are first asked for.
+
+    stages: seconds per stage, in order. Attributes that are computed may be asked for in any
+    thread.
+    """
+
+    outcome: Outcome
+    manifest: Manifest
+    task: Task
+    stages: Mapping[str, float]
+
+    @property
+    def decision(self) -> Decision:
+        """The plan that ran, and why."""
+        return self.outcome.decision
+
+    @property
+    def geometry(self) -> Geometry:
+        """The image's size, and where it lay on the canvas."""
+        return self.outcome.geometry
+
+    @cached_property
+    def masks(self) -> Masks:
+        return self.task.read(self.outcome.tensors, self.geometry)
+
+    @property
+    def labels(self) -> NDArray[np.unsignedinteger]:
+        """(height, width) at the image's own size: class ids, or object ids with 0 = background."""
+        return self.masks.labels
+
+    @cached_property
+    def segments(self) -> list[Segment]:
+        """The classes or objects of the image, by id."""
+        return self.masks.segments(self.manifest.classes)
+
+    def mask(self, segment: Segment) -> NDArray[np.bool_]:
+        """(height, width): where a segment is."""
+        return np.asarray(self.labels == segment.value)
+
+    def png(self) -> bytes:
+        """The label map as a PNG, as HTTP answers have it."""
+        return self.task.to_png(self.labels, self.manifest.classes)
+
+    @cached_property
+    def paused(self) -> NDArray[np.uint8] | None:
+        """(height, width): 1 where the plan paused tokens early; None if it pauses none.
+
+        A pixel belongs to the token that covers its centre.
+        """
+        grid = self.outcome.paused
+        return None if grid is None else nearest(grid, self.geometry)
+
+
+class Segmenter:
+    """A model and the threads that decode images and make masks."""
+
+    def __init__(self, model: Model, settings: Settings) -> None:
+        self.model = model
+        self._limits = Limits(settings.max_pixels, settings.max_side, settings.min_side)
+        self._drain_timeout_s = settings.drain_timeout_s
+        self._threads = ThreadPoolExecutor(settings.image_threads, thread_name_prefix="image")
+
+    def segment(
+        self,
+        picture: bytes | Picture,
+        *,
+        depth: int | None = None,
+        gflops: float | None = None,
+        ms: float | None = None,
+        max_loss: float | None = None,
+        strict: bool = False,
+    ) -> Answer:
+        """Segment one image under a budget, as `Compute-Budget` has it, and block until it is done.
+
+        picture: the bytes of an image file, a Pillow image, or an array, see `from_memory`. Raises
+        the errors of service.errors: BadBudget, UndecodableImage, TooLarge, UnsatisfiableBudget,
+        Overloaded, DeadlineExceeded, NotReady.
+        """
+        arrived, trace = time.perf_counter(), Trace(uuid.uuid4().hex)
+        given = {"depth": depth, "gflops": gflops, "ms": ms, "max-loss": max_loss}
+        values = {key: value for key, value in given.items() if value is not None}
+        ask = Ask(budget_of({**values, "strict": strict}))
+        self.model.admit(ask)
+        frame = self._frame(picture, "")
+        trace.add("decode", arrived, time.perf_counter())
+        engine = self.model.engine
+        ticket = engine.submit(frame, ask, arrived, trace.request_id)
+        try:
+            ticket.done.result(_remaining_s(ticket))
+        except NotInTime as error:
+            raise engine.expire(ticket) from error
+        finally:
+            engine.withdraw(ticket)
+        return self._answer(ticket, trace)
+
+    async def decode(self, data: bytes, content_type: str, trace: Trace) -> Frame:
+        """The bytes of an image file -> a frame. content_type: one of FORMATS, or ""."""
+        began = time.perf_counter()
+        frame = await self.in_thread(lambda: self._frame(data, content_type))
+        trace.add("decode", began, time.perf_counter())
+        trace.size = frame.geometry.width, frame.geometry.height
+        return frame
+
+    async def run(self, frame: Frame, ask: Ask, trace: Trace, arrived: float) -> Answer:
+        """Wait for the image's turn and its result. arrived: perf_counter when the request began.
+
+        Raises NotReady, UnsatisfiableBudget, Overloaded (queue full, deadline out of reach, or
+        passed in the queue) or DeadlineExceeded (passed while running). Cancelling the task takes
+        a waiting image out of the queue.
+        """
+        engine = self.model.engine
+        ticket = engine.submit(frame, ask, arrived, trace.request_id)
+        try:
+            async with asyncio.timeout(_remaining_s(ticket)):
+                await asyncio.wrap_future(ticket.done)
+        except TimeoutError as error:
+            trace.follow(ticket.progress)
+            raise engine.expire(ticket) from error
+        finally:
+            engine.withdraw(ticket)
+        return self._answer(ticket, trace)
+
+    async def in_thread(self, work: Callable[[], _T]) -> _T:
+        """Run what would hold up the event loop in one of the image threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def start(self) -> None:
+        """Start the engine; it is ready some time later."""
+        self.model.engine.start()
+
+    async def drain(self) -> None:
+        """End within the drain timeout, finishing what was admitted."""
+        await self.model.drain(self._drain_timeout_s)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def close(self) -> None:
+        """`drain` for those who have no event loop."""
+        self.model.close(self._drain_timeout_s)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def __enter__(self) -> Segmenter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _frame(self, picture: bytes | Picture, content_type: str) -> Frame:
+        canvas = self.model.manifest.input
+        if isinstance(picture, bytes | bytearray | memoryview):
+            return decode(bytes(picture), content_type, self._limits, canvas)
+        return from_memory(picture, self._limits, canvas)
+
+    def _answer(self, ticket: Ticket, trace: Trace) -> Answer:
+        """The result of a ticket that is done; an error is raised."""
+        progress = ticket.progress
+        trace.follow(progress)
+        if isinstance(progress.result, FathomError):
+            raise progress.result
+        if ticket.deadline is not None and time.perf_counter() > ticket.deadline:
+            raise missed()
+        assert progress.result is not None  # a ticket that is done has a result
+        return Answer(progress.result, self.model.manifest, self.model.task, trace.stages)
+
+
+def open_bundle(folder: str | Path, **changes: Any) -> Segmenter:
+    """Open a bundle for this process, and wait until it is warm. Close it by `with` or `close`.
+
+    changes: settings by their names, e.g. backend="onnxruntime", threads=2, max_loss=0.01; see
+    service.settings. Raises BundleError, BackendError or SettingsError.
+    """
+    known = [entry.name for entry in fields(Settings)]
+    for name in changes.keys() - set(known):
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        raise SettingsError(f"there is no setting {name!r}; did you mean {near[0]!r}?")
+    settings = Settings(bundle=Path(folder), **changes)
+    bundle = load(settings.bundle)
+    metrics = Metrics(layers=bundle.manifest.layers, max_batch=settings.max_batch)
+    choice = choose(settings, bundle)
+    model = Model(bundle, settings, metrics, lambda: open_backend(choice, settings, bundle))
+    segmenter = Segmenter(model, settings)
+    segmenter.start()
+    model.engine.warm.result()
+    return segmenter
+
+
+def _remaining_s(ticket: Ticket) -> float | None:
+    """Until the deadline; None: there is none."""
+    if ticket.deadline is None:
+        return None
+    return max(0.0, ticket.deadline - time.perf_counter())
