@@ -3,13 +3,13 @@ nothing here."""
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pytest
 from playwright.sync_api import Browser, sync_playwright
+
+from tests.needs import missing
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 # Whatever would call home, or needs a machine with a screen, is off.
@@ -26,10 +26,10 @@ def chromium() -> Iterator[Browser]:
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
         names = ", ".join(NAMES)
-        reason = f"no browser: none of {names} is installed (Debian: apt-get install chromium)"
-        if os.environ.get("REQUIRE_BROWSER") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        missing(
+            "BROWSER",
+            f"no browser: none of {names} is installed (Debian: apt-get install chromium)",
+        )
     with sync_playwright() as playwright:
         # Chromium's sandbox refuses to run as root, as which containers run; the page under test is
         # our own.

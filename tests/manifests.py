@@ -14,8 +14,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import pytest
 import yaml
+
+from tests.needs import missing
 
 Object: TypeAlias = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,16 +40,16 @@ BUILDS = {
 
 
 def build(name: str) -> list[Object]:
-    """The objects of one of BUILDS. Skips without kubectl, unless REQUIRE_KUBECTL is set."""
+    """The objects of one of BUILDS. Skips without kubectl, or fails where
+    REQUIRE_KUBECTL=1 is set."""
     return copy.deepcopy(_built(name))
 
 
 @functools.cache
 def _built(name: str) -> list[Object]:
     kubectl = shutil.which("kubectl", path=Path(sys.executable).parent) or shutil.which("kubectl")
-    if kubectl is None and not os.environ.get("REQUIRE_KUBECTL"):
-        pytest.skip("there is no kubectl")
-    assert kubectl is not None, "REQUIRE_KUBECTL is set, but there is no kubectl"
+    if kubectl is None:
+        missing("KUBECTL", "there is no kubectl")
     resource, *components = ((K8S / part).resolve() for part in BUILDS[name])
     with tempfile.TemporaryDirectory() as overlay:
         kustomization: Object = {

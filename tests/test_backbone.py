@@ -20,11 +20,11 @@ from model_export.network.backbone import (
     load_pretrained,
 )
 from model_export.network.segmenter import Segmenter
+from tests.needs import data_at
 from tests.small_network import SMALL, worst
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seed")
 
-WEIGHTS = Path(__file__).parents[2] / "shared" / "data" / "backbones"
 FILES = {
     "mobilenet_v1": "mobilenet_v1_1.0_224_nohead.npz",
     "mobilenet_v2": "mobilenet_v2_1.0_folded_nohead.npz",
@@ -93,10 +93,7 @@ def test_statistics_of_the_backbone_stay_frozen_in_train_mode(name: str) -> None
 
 
 def pretrained(name: str) -> Path:
-    path = WEIGHTS / FILES[name]
-    if not path.is_file():
-        pytest.skip(f"the ImageNet weights {path.name} are not on this machine")
-    return path
+    return data_at(f"backbones/{FILES[name]}")
 
 
 def same_conv(x: Tensor, kernel: np.ndarray, stride: int, groups: int = 1) -> Tensor:

@@ -26,9 +26,7 @@ from model_export.recipe.datasets import (
     share_images,
 )
 from model_export.recipe.scenes import CLASSES
-
-DATA = Path(__file__).parents[2] / "shared" / "data"
-CAMVID, NUCLEI = DATA / "camvid", DATA / "nuclei"
+from tests.needs import data_at
 
 
 def _save(path: Path, pixels: np.ndarray) -> None:
@@ -261,11 +259,9 @@ def test_camvid_refuses_unknown_split_and_missing_files(tmp_path: Path) -> None:
         CamVid(tmp_path, "train")
 
 
-@pytest.mark.skipif(
-    not CAMVID.is_dir(), reason="CamVid's images are not here (they may not be redistributed)"
-)
 def test_camvid_itself_has_its_counts_and_no_val_image_in_any_other_split() -> None:
-    parts = {split: CamVid(CAMVID, split) for split in ("train", "gate", "dev", "all", "val")}
+    root = data_at("camvid")
+    parts = {split: CamVid(root, split) for split in ("train", "gate", "dev", "all", "val")}
     assert len(parts["all"]) == 367
     assert len(parts["val"]) == 101
     assert sum(len(parts[split]) for split in ("train", "gate", "dev")) == 367
@@ -413,9 +409,9 @@ def test_nuclei_refuse_unknown_split_and_missing_files(tmp_path: Path) -> None:
         Nuclei(tmp_path, "val")
 
 
-@pytest.mark.skipif(not NUCLEI.is_dir(), reason="the images of nuclei are not here")
 def test_nuclei_themselves_have_their_counts_and_every_nucleus_has_a_core() -> None:
-    parts = {split: Nuclei(NUCLEI, split) for split in ("train", "gate", "dev", "all", "val")}
+    root = data_at("nuclei")
+    parts = {split: Nuclei(root, split) for split in ("train", "gate", "dev", "all", "val")}
     assert {split: len(part) for split, part in parts.items()} == {
         "train": 320,
         "gate": 92,

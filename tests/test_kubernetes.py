@@ -12,9 +12,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.manifests import BUILDS, K8S, ROOT, Object, build, one
+from tests.manifests import BUILDS, K8S, Object, build, one
+from tests.needs import data_at
 
-CRDS = ROOT.parent / "shared/data/crds"
 VERSIONS = ("1.35", "1.36", "1.37")
 UNCHECKED = {
     "Gateway",
@@ -86,11 +86,10 @@ def test_the_strict_schema_finds_a_field_that_is_misspelt() -> None:
 
 def test_custom_resources_are_valid_by_their_published_schemas(built: list[Object]) -> None:
     custom = [each for each in built if not is_native(each) and each["kind"] not in UNCHECKED]
-    if not CRDS.is_dir():
-        pytest.skip("the published schemas are not at hand")
+    crds = data_at("crds")
     for each in custom:
         group, _, version = each["apiVersion"].partition("/")
-        definition = yaml.safe_load((CRDS / f"{group}_{each['kind'].lower()}s.yaml").read_text())[
+        definition = yaml.safe_load((crds / f"{group}_{each['kind'].lower()}s.yaml").read_text())[
             "spec"
         ]
         (schema,) = (

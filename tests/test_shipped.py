@@ -22,6 +22,7 @@ from service.engines.onnxruntime import OnnxRuntimeBackend
 from service.pixels.decode import Limits, decode
 from service.tasks.objects import instance_map
 from service.tasks.semantic import label_map
+from tests.needs import data_at
 from tests.toy import command
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +30,6 @@ BUNDLES = ROOT / "trained_weights"
 ROADS = ("camvid-tiny", "camvid-tiny-standard")  # the second one is what the first is compared with
 NUCLEI = ("nuclei-tiny",)
 SHIPPED = ROADS + NUCLEI
-DATA = ROOT.parent / "shared" / "data"
 MEGABYTES = 12
 
 
@@ -182,10 +182,9 @@ def test_it_finds_drawn_nuclei_one_by_one(
 def test_nuclei_val_reaches_the_bar_with_every_plan(
     shipped: bundle.Bundle, backend: OnnxRuntimeBackend
 ) -> None:
-    if not (DATA / "nuclei").exists():
-        pytest.skip("the nuclei files are not at hand")
+    dataset = Nuclei(data_at("nuclei"), "val")
     total = np.zeros((len(shipped.manifest.plans), 4))
-    for image_file, instances_file in Nuclei(DATA / "nuclei", "val").files[::3]:
+    for image_file, instances_file in dataset.files[::3]:
         truth = np.asarray(Image.open(instances_file))
         for k, labels in enumerate(served(shipped, backend, image_file.read_bytes(), "image/jpeg")):
             total[k] += match_counts(labels, truth)
@@ -198,9 +197,7 @@ def test_nuclei_val_reaches_the_bar_with_every_plan(
 def test_camvid_val_reaches_the_bar_with_every_plan(
     shipped: bundle.Bundle, backend: OnnxRuntimeBackend
 ) -> None:
-    if not (DATA / "camvid").exists():
-        pytest.skip("the CamVid files are not at hand")
-    dataset = CamVid(DATA / "camvid", "val")
+    dataset = CamVid(data_at("camvid"), "val")
     total = np.zeros((len(shipped.manifest.plans), 11, 11), np.int64)
     for image_file, mask_file in dataset.files[::3]:
         mask = np.asarray(Image.open(mask_file))
