@@ -1,5 +1,6 @@
 # make serve [PORT= HOST= BUNDLE=]   the service, in an environment without torch
 # make test [TESTS="pytest arguments"]   the whole suite with coverage, or what TESTS names
+# make test-service [TESTS=]   the service's tests, in an environment without torch; the others skip
 # make lint   ruff (rules, format) and mypy --strict
 # make weights NAME= DATA= BACKBONE=   train and export a bundle of trained_weights/ anew
 # make bench-latency   latency per depth, start and memory of the real service
@@ -21,9 +22,10 @@ PYTHON = python3
 
 SERVE = .venv/serve
 TEST = .venv/test
+TEST_SERVICE = .venv/test-service
 
 .DEFAULT_GOAL = help
-.PHONY: help serve test lint bench-latency bench-dashboard bench-autoscale bench-pod bench-gpu bench-picture prove-docker
+.PHONY: help serve test test-service lint bench-latency bench-dashboard bench-autoscale bench-pod bench-gpu bench-picture prove-docker
 .DELETE_ON_ERROR:
 
 help:
@@ -36,16 +38,22 @@ serve: $(SERVE)/.ready
 test: $(TEST)/.ready
 	$(TEST)/bin/python -m pytest $(if $(strip $(TESTS)),$(TESTS),--cov=service --cov-report=term-missing --cov-fail-under=95)
 
+test-service: $(TEST_SERVICE)/.ready
+	@! $(TEST_SERVICE)/bin/python -c 'import torch' 2>/dev/null || { \
+	  echo "$(TEST_SERVICE) has torch: remove that folder, and it is made anew." >&2; exit 1; }
+	$(TEST_SERVICE)/bin/python -m pytest $(TESTS)
+
 lint: $(TEST)/.ready
 	$(TEST)/bin/ruff check .
 	$(TEST)/bin/ruff format --check .
 	$(TEST)/bin/mypy
 
-# Two environments: training needs torch, and the service must prove every day that it does not.
+# More than one environment: training needs torch, and the service must prove every day that it does not.
 $(SERVE)/.ready: EXTRA = cpu
 $(TEST)/.ready: EXTRA = test
+$(TEST_SERVICE)/.ready: EXTRA = test-service
 $(TEST)/.ready: NOTE = PyTorch is a large download.
-$(SERVE)/.ready $(TEST)/.ready: pyproject.toml
+$(SERVE)/.ready $(TEST)/.ready $(TEST_SERVICE)/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
 	  echo "Fathom needs Python 3.11, 3.12 or 3.13, but '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)." >&2; \
 	  echo "Name a fitting one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }

@@ -1,10 +1,17 @@
 """Fixtures that many tests share: a small bundle whose graphs are never opened, for the fake
-backend; a toy run."""
+backend; a toy run.
+
+And one rule: where torch and the other packages of training are not installed, the tests that need
+them skip. Only a file that itself imports model_export may: any other is the service's, and fails.
+"""
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,12 +19,10 @@ from service import bundle
 from service.bundle import Bundle, BundleFile, ClassInfo, InputSpec, Manifest, Stage, TensorSpec
 from service.core import Margin, Plan
 from tests.small_graphs import write_graphs
-from tests.small_network import seed
 from tests.toy import one_thread, toy_bundle, toy_config, toy_run, train_words, trained_run
 
 __all__ = [
     "one_thread",
-    "seed",
     "toy_bundle",
     "toy_config",
     "toy_run",
@@ -25,7 +30,77 @@ __all__ = [
     "trained_run",
 ]
 
+TRAINING = {
+    "accelerate",
+    "matplotlib",
+    "onnxscript",
+    "safetensors",
+    "scipy",
+    "torch",
+    "torchmetrics",
+    "tqdm",
+    "transformers",
+}
 HEIGHT, WIDTH, DEPTHS = 48, 64, (1, 2, 3, 4)
+
+
+class TrainingFile(pytest.Module):
+    """A test file that imports model_export, at its top or in a function."""
+
+    def collect(self) -> list[Any]:
+        try:
+            return list(super().collect())
+        except self.CollectError as error:
+            skip_without(error.__cause__)
+            raise
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> Any:
+    names = {
+        name.partition(".")[0]
+        for node in ast.walk(ast.parse(module_path.read_text("utf-8")))
+        for name in imported(node)
+    }
+    kind = TrainingFile if "model_export" in names else pytest.Module
+    return kind.from_parent(parent, path=module_path)
+
+
+def imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
+    return (yield from training_skips(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    return (yield from training_skips(item))
+
+
+def training_skips(item: pytest.Item) -> Generator[None, Any, Any]:
+    try:
+        return (yield)
+    except ModuleNotFoundError as error:
+        if item.getparent(TrainingFile) is not None:
+            skip_without(error)
+        raise
+
+
+def skip_without(error: BaseException | None) -> None:
+    """Skips if the error says that a package of training is not installed."""
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in TRAINING:
+        pytest.skip(f"training needs {error.name}: pip install 'fathom[test]'")
+
+
+@pytest.fixture
+def seed() -> None:
+    import torch
+
+    torch.manual_seed(0)
 
 
 def _maps(prefix: str) -> tuple[TensorSpec, ...]:

@@ -1,12 +1,10 @@
-"""A small network for tests of its boxes: its sizes, random weights and maps, and a seed for each
-test."""
+"""A small network for tests of its boxes: its sizes, random weights and maps."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TypeVar
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -31,11 +29,6 @@ COARSER, FINEST = 6 + 24, 96  # tokens
 KNOBBED = replace(
     SMALL, schedule=(1, 2, 3, 3, 3), top_down=True, pause_after=3, widths=(0.25, 0.5, 1.0)
 )
-
-
-@pytest.fixture
-def seed() -> None:
-    torch.manual_seed(0)
 
 
 def randomised(module: M) -> M:

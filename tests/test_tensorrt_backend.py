@@ -13,8 +13,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from model_export.export import engine_parity
-from model_export.recipe.runs import RunError
 from service import bundle
 from service.bundle import Bundle, Manifest
 from service.engines import cuda, engine_cache
@@ -366,6 +364,9 @@ def test_the_half_precision_engines_are_taken_and_unchecked_ones_only_by_name(
 def test_the_check_of_new_engines_opens_them_unchecked_and_compares_every_plan(
     fake_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from model_export.export import engine_parity  # this test alone needs torch
+    from model_export.recipe.runs import RunError
+
     about = fill(fake_bundle, tmp_path, checked=False)
     device = FakeDevice()
     runtime = FakeRuntime(device, fake_bundle.manifest)
