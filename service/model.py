@@ -11,7 +11,7 @@ from service.bundle import Bundle
 from service.core import Ask, Budget
 from service.engines.base import Backend
 from service.inference.engine import Engine, State, Ticket
-from service.inference.policy import Policy
+from service.inference.policy import Policy, margin_for
 from service.inference.queue import Queue
 from service.metrics import Metrics
 from service.settings import Settings, flag
@@ -46,7 +46,7 @@ class Model:
             metrics,
             batch_wait_s=settings.batch_wait_ms / 1000,
         )
-        if settings.max_loss > 0 and self.policy.margin_for(settings.max_loss) is None:
+        if settings.max_loss > 0 and margin_for(settings.max_loss, margins) is None:
             _log.warning(
                 "%s promises nothing for %s %g: without a budget every image takes the full plan",
                 self.manifest.name,

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from service.ask import budget_of
 from service.bundle import Manifest, load
-from service.core import Ask, Decision, Frame, Geometry, Outcome, Trace
+from service.core import Ask, Decision, Frame, Geometry, Outcome, Progress, Trace
 from service.engines.choice import choose, open_backend
 from service.errors import FathomError, SettingsError
 from service.inference.engine import Ticket
@@ -135,12 +135,12 @@ class Segmenter:
         engine = self.model.engine
         ticket = engine.submit(frame, ask, arrived, trace.request_id)
         try:
-            ticket.done.result(_remaining_s(ticket))
+            progress = ticket.done.result(_remaining_s(ticket))
         except NotInTime as error:
             raise engine.expire(ticket) from error
         finally:
             engine.withdraw(ticket)
-        return self._answer(ticket, trace)
+        return self._answer(progress, ticket.deadline, trace)
 
     async def decode(self, data: bytes, content_type: str, trace: Trace) -> Frame:
         """The bytes of an image file -> a frame. content_type: one of FORMATS, or ""."""
@@ -161,13 +161,13 @@ class Segmenter:
         ticket = engine.submit(frame, ask, arrived, trace.request_id)
         try:
             async with asyncio.timeout(_remaining_s(ticket)):
-                await asyncio.wrap_future(ticket.done)
+                progress = await asyncio.wrap_future(ticket.done)
         except TimeoutError as error:
             trace.follow(ticket.progress)
             raise engine.expire(ticket) from error
         finally:
             engine.withdraw(ticket)
-        return self._answer(ticket, trace)
+        return self._answer(progress, ticket.deadline, trace)
 
     async def in_thread(self, work: Callable[[], _T]) -> _T:
         """Run what would hold up the event loop in one of the image threads."""
@@ -204,15 +204,14 @@ class Segmenter:
             return decode(bytes(picture), content_type, self._limits, canvas)
         return from_memory(picture, self._limits, canvas)
 
-    def _answer(self, ticket: Ticket, trace: Trace) -> Answer:
-        """The result of a ticket that is done; an error is raised."""
-        progress = ticket.progress
+    def _answer(self, progress: Progress, deadline: float | None, trace: Trace) -> Answer:
+        """The result of an image that is done; an error is raised."""
         trace.follow(progress)
         if isinstance(progress.result, FathomError):
             raise progress.result
-        if ticket.deadline is not None and time.perf_counter() > ticket.deadline:
+        if deadline is not None and time.perf_counter() > deadline:
             raise missed()
-        assert progress.result is not None  # a ticket that is done has a result
+        assert progress.result is not None  # what is done has a result
         return Answer(progress.result, self.model.manifest, self.model.task, trace.stages)
 
 

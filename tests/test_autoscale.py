@@ -15,15 +15,14 @@ import pytest
 
 from service import bundle
 from service.bundle import Manifest
-from service.core import Budget, Frame, Geometry, Trace
+from service.core import Ask, Frame, Geometry, Trace
 from service.engines.fake import FakeBackend
 from service.errors import Overloaded
-from service.inference.engine import Scheduler
-from service.metrics import Metrics
 from service.settings import Settings
 from tests.bench import autoscale, fleet
 from tests.bench.autoscaler import Autoscaler, Behaviour, Policy, from_utilisation, from_value
 from tests.bench.day import Scaling, World, simulate
+from tests.serving import segmenter_of
 
 SHIPPED = Path(__file__).resolve().parents[1] / "trained_weights/camvid-tiny"
 
@@ -154,12 +153,12 @@ def test_the_simulation_takes_its_settings_from_the_manifests(manifest: Manifest
     assert autoscale.settings().max_batch == 1  # what the simulated replica does
 
 
-def test_a_simulated_replica_sheds_waits_and_cheapens_as_the_real_scheduler_does(
+def test_a_simulated_replica_sheds_waits_and_cheapens_as_the_real_one_does(
     fake_manifest: Manifest,
 ) -> None:
     # The same arrivals for both, twice as many as the full plan can serve; the engine sleeps
     # instead of computing.
-    delays = {"front": 0.04, "d1": 0.04, "d2": 0.08, "d3": 0.12, "d4": 0.16}
+    delays = {"front": 0.04, **{f"encoder-d{depth}": 0.04 * depth for depth in (1, 2, 3, 4)}}
     arrivals = np.cumsum(np.random.default_rng(11).exponential(0.1, 60)).tolist()
     settings = Settings(queue_size=6, load_start=0.0, max_batch=1, max_loss=0.0)
     latency, depths, engine_s, shed = asyncio.run(_real(fake_manifest, settings, delays, arrivals))
@@ -196,16 +195,14 @@ def test_a_simulated_replica_sheds_waits_and_cheapens_as_the_real_scheduler_does
 async def _real(
     manifest: Manifest, settings: Settings, delays: dict[str, float], arrivals: list[float]
 ) -> tuple[list[float], list[int], list[float], int]:
-    """Of what the scheduler answered: latencies, depths, and seconds in the engine; and how many it
+    """Of what was answered: latencies, depths, and seconds in the engine; and how many it
     refused."""
-    metrics = Metrics(layers=manifest.layers, max_batch=1)
-    scheduler = Scheduler(
-        lambda: FakeBackend(manifest, delay_s=delays), manifest, settings, metrics
-    )
-    scheduler.start()
-    while scheduler.state != "ready":
-        await asyncio.sleep(0.01)
-    frame = Frame(np.zeros((48, 64, 3), np.uint8), Geometry(64, 48, 64, 48))
+    backend = FakeBackend(manifest, delay_s=delays)
+    segmenter = segmenter_of(manifest, replace(settings, max_batch=1), backend=backend)
+    segmenter.start()
+    await asyncio.to_thread(segmenter.model.engine.warm.result)
+    geometry = Geometry(64, 48, 64, 48, (48, 64))
+    frame = Frame(np.zeros((48, 64, 3), np.uint8), geometry)
     answers: list[tuple[float, int, float]] = []
     begun = time.perf_counter()
 
@@ -213,11 +210,11 @@ async def _real(
         await asyncio.sleep(max(0.0, begun + after - time.perf_counter()))
         at, trace = time.perf_counter(), Trace()
         with suppress(Overloaded):
-            outcome = await scheduler.submit(frame, Budget(), trace, at)
+            answer = await segmenter.run(frame, Ask(), trace, at)
             engine_s = sum(trace.stages[stage] for stage in ("front", "encoder", "decoder"))
-            answers.append((time.perf_counter() - at, outcome.decision.plan.depth, engine_s))
+            answers.append((time.perf_counter() - at, answer.decision.plan.depth, engine_s))
 
     await asyncio.gather(*map(ask, arrivals))
-    await scheduler.drain(10)
+    await segmenter.model.drain(10)
     latency, depths, engine_s = (list(each) for each in zip(*answers, strict=True))
     return latency, depths, engine_s, len(arrivals) - len(answers)

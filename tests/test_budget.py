@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.fields import MAX_LENGTH, format_used, parse_budget
+from service.api.fields import MAX_LENGTH, format_used, names_the_header, parse_budget
+from service.ask import budget_of
 from service.core import Budget, Decision, Plan, Reason
-from service.errors import BadHeader
+from service.errors import BadBudget, BadHeader
 
 OF = 6
 PLAN = Plan("d2", 2, 1.0, 1.0, 4.1, 0.7)
@@ -41,15 +42,12 @@ PLAN = Plan("d2", 2, 1.0, 1.0, 4.1, 0.7)
     ],
 )
 def test_a_field_within_the_grammar_is_read(lines: list[str], expected: Budget) -> None:
-    assert parse_budget(lines, OF) == expected
+    assert parse_budget(lines) == expected
 
 
 @pytest.mark.parametrize(
     ("text", "key"),
     [
-        ("depth=0", "depth"),
-        ("depth=7", "depth"),
-        ("depth=-1", "depth"),
         ("depth=2.0", "depth"),
         ("depth", "depth"),
         ('depth="2"', "depth"),
@@ -86,7 +84,7 @@ def test_a_field_within_the_grammar_is_read(lines: list[str], expected: Budget) 
 )
 def test_a_wrong_field_is_refused_and_the_error_names_its_key(text: str, key: str) -> None:
     with pytest.raises(BadHeader) as caught:
-        parse_budget([text], OF)
+        parse_budget([text])
     assert caught.value.extra == {"header": "Compute-Budget", "key": key}
     assert f"'{key}'" in caught.value.detail
 
@@ -96,17 +94,48 @@ def test_a_wrong_field_is_refused_and_the_error_names_its_key(text: str, key: st
 )
 def test_a_field_without_a_key_to_name_is_refused(text: str) -> None:
     with pytest.raises(BadHeader):
-        parse_budget([text], OF)
+        parse_budget([text])
 
 
 def test_a_number_with_too_many_decimals_is_answered_with_the_limit() -> None:
     with pytest.raises(BadHeader, match=r"'gflops' .* a number with at most 3 decimals"):
-        parse_budget(["depth=2, gflops=3.0149"], OF)
+        parse_budget(["depth=2, gflops=3.0149"])
+
+
+def test_a_budget_that_the_policy_refuses_is_answered_by_the_header_and_its_key() -> None:
+    with pytest.raises(BadHeader) as caught, names_the_header():
+        raise BadBudget("depth", "must be from 1 to 6, but is 7")
+    assert caught.value.extra == {"header": "Compute-Budget", "key": "depth"}
+    assert caught.value.detail == ("Compute-Budget: the key 'depth' must be from 1 to 6, but is 7")
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        ({"depth": 2.0}, "'depth' must be an Integer"),
+        ({"depth": True}, "'depth' must be an Integer"),
+        ({"gflops": "6.5"}, "'gflops' must be a number"),
+        ({"ms": float("nan")}, "'ms' must be from 1 to 600000, but is nan"),
+        ({"max_loss": 0.1}, "'max_loss' is unknown: did you mean 'max-loss'?"),
+        ({"strict": 1}, "'strict' must be a Boolean"),
+    ],
+)
+def test_plain_values_are_read_by_the_same_rules(values: dict[str, object], what: str) -> None:
+    with pytest.raises(BadBudget) as caught:
+        budget_of(values)
+    assert f"The budget's key {what}" in caught.value.detail
+    assert caught.value.extra == {"key": caught.value.key}
+
+
+def test_plain_values_become_a_budget() -> None:
+    values = {"depth": 3, "gflops": 6.5, "ms": 80, "max-loss": 0.01, "strict": True}
+    assert budget_of(values) == Budget(3, 6.5, 80.0, 0.01, True)
+    assert budget_of({}) == Budget()
 
 
 def test_a_misspelt_key_is_answered_with_the_nearest_one() -> None:
     with pytest.raises(BadHeader, match="did you mean 'gflops'"):
-        parse_budget(["gflop=3"], OF)
+        parse_budget(["gflop=3"])
 
 
 PUNCTUATION = [
@@ -152,10 +181,9 @@ FRAGMENTS = st.sampled_from(
 @given(st.lists(st.lists(FRAGMENTS).map("".join) | st.text(), max_size=4))
 def test_hostile_text_raises_nothing_but_bad_header(lines: list[str]) -> None:
     try:
-        budget = parse_budget(lines, OF)
+        budget = parse_budget(lines)
     except BadHeader:
         return
-    assert budget.depth is None or 1 <= budget.depth <= OF
     assert budget.ms is None or 1 <= budget.ms <= 600_000
 
 
@@ -170,7 +198,7 @@ def test_every_budget_that_can_be_written_is_read_back(
     parts = [] if depth is None else [f"depth={depth}"]
     parts += [] if gflops is None else [f"gflops={gflops:.3f}"]
     parts += ["strict"] if strict else []
-    assert parse_budget([", ".join(parts)], OF) == Budget(depth=depth, gflops=gflops, strict=strict)
+    assert parse_budget([", ".join(parts)]) == Budget(depth=depth, gflops=gflops, strict=strict)
 
 
 def test_compute_used_has_the_documented_text() -> None:

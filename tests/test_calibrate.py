@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from model_export.recipe.calibrate import ASKED, CalibrationError, contiguous_blocks, margin_table
-from service.core import Budget, Margin, Plan
-from service.inference.policy import choose
+from service.core import Ask, Budget, Margin, Plan
+from service.inference.policy import Policy, Pressure
 
 Floats = NDArray[np.float64]
 
@@ -47,21 +47,12 @@ class World:
 
 
 def taken(scores: Floats, margin: float | None) -> NDArray[np.int64]:
-    """By the service's router: the index of each image's plan."""
+    """By the service's policy: the index of each image's plan."""
     plans = [Plan(f"d{i}", i + 1, 1.0, 1.0, float(i + 1), 0.5) for i in range(scores.shape[1])]
+    policy = Policy(tuple(plans), (Margin(0.01, margin),), 0.0, 1.0)
+    ask = Ask(Budget(max_loss=0.01))
     chosen = [
-        choose(
-            row.tolist(),
-            Budget(max_loss=0.01),
-            Budget(),
-            plans,
-            margins=(Margin(0.01, margin),),
-            default_max_loss=0.0,
-            remaining_ms=None,
-            costs_ms=[0.0] * len(plans),
-            load=0.0,
-            load_start=1.0,
-        ).plan.depth
+        policy.choose(row.tolist(), ask, Budget(), [0.0] * len(plans), Pressure()).plan.depth
         for row in scores
     ]
     return np.array(chosen) - 1

@@ -380,7 +380,9 @@ def test_exif_orientation_is_applied_to_every_format(orientation: int, kind: str
     )
     assert np.abs(frame.pixels.astype(int) - shown).max() <= (10 if kind == "JPEG" else 0)
     height, width = shown.shape[:2]
-    assert frame.geometry == Geometry(width, height, width, height, orientation != 1)
+    assert frame.geometry == Geometry(
+        width, height, width, height, (height, width), orientation != 1
+    )
 
 
 @pytest.mark.parametrize("orientation", SHOWN)
@@ -443,7 +445,7 @@ def test_malformed_exif_is_ignored(block: bytes, kind: str) -> None:
         data = png(60, 30, 8, 2, rows, chunk(b"eXIf", block.removeprefix(HEAD)))
     else:
         data = file(photo(60, 30), kind, exif=block)
-    assert read(data, canvas(48, 64)).geometry == Geometry(60, 30, 64, 32, False)
+    assert read(data, canvas(48, 64)).geometry == Geometry(60, 30, 64, 32, (48, 64))
 
 
 def test_both_byte_orders_of_exif_are_read() -> None:
@@ -461,7 +463,7 @@ def test_an_image_that_fits_stays_pixel_exact_and_the_rest_is_padding() -> None:
     frame = read(file(Image.fromarray(stored)), canvas(384, 480))
     assert (frame.pixels[:360] == stored).all()
     assert (frame.pixels[360:] == PAD).all()
-    assert frame.geometry == Geometry(480, 360, 480, 360, False)
+    assert frame.geometry == Geometry(480, 360, 480, 360, (384, 480))
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from model_export.recipe.instance_quality import match_counts
 from model_export.recipe.rims import core_and_rim
-from service.bundle import InputSpec
-from service.core import Decision, Geometry, Outcome, Plan, Reason
-from service.tasks import objects as instances
-from service.tasks.objects import Instance, instance_map
-from service.tasks.semantic import label_map
+from service.core import Geometry
+from service.pixels import resample
+from service.pixels.resample import most_probable
+from service.tasks import Region, instance_objects
+from service.tasks.instance_objects import instance_map
 
 CANVAS = (128, 160)
 CELLS = (32, 40)
@@ -25,7 +25,7 @@ CELLS = (32, 40)
 def _geometry(height: int, width: int, canvas: tuple[int, int] = CANVAS) -> Geometry:
     """As the service places an image."""
     scale = min(canvas[0] / height, canvas[1] / width)
-    return Geometry(width, height, round(width * scale), round(height * scale))
+    return Geometry(width, height, round(width * scale), round(height * scale), canvas)
 
 
 def _ideal(
@@ -67,7 +67,7 @@ def _discs(height: int, width: int, radius: float) -> NDArray[np.uint16]:
     return truth
 
 
-def _consistent(labels: NDArray[np.uint16], found: list[Instance]) -> bool:
+def _consistent(labels: NDArray[np.uint16], found: list[Region]) -> bool:
     return (
         set(np.unique(labels).tolist()) - {0}
         == {each.id for each in found}
@@ -84,7 +84,7 @@ def test_objects_that_touch_come_apart_at_any_size_of_the_image(
 ) -> None:
     truth = _discs(height, width, radius)
     probabilities, geometry = _ideal(truth)
-    labels, found = instance_map(probabilities, geometry, CANVAS)
+    labels, found = instance_map(probabilities, geometry)
     assert labels.shape == (height, width)
     assert labels.dtype == np.uint16
     assert _consistent(labels, found)
@@ -94,14 +94,14 @@ def test_objects_that_touch_come_apart_at_any_size_of_the_image(
     blind = probabilities.copy()
     blind[1] += blind[2]  # without a rim, they are one
     blind[2] = 0
-    assert len(instance_map(blind, geometry, CANVAS)[1]) < truth.max() / 2
+    assert len(instance_map(blind, geometry)[1]) < truth.max() / 2
 
 
 def test_foreground_without_a_core_is_an_object() -> None:
     core, rim = np.zeros(CELLS, bool), np.zeros(CELLS, bool)
     core[4:7, 4:7], rim[2:9, 2:9] = True, True
     rim[20:24, 20:26] = True
-    labels, found = instance_map(_cells(core, rim), _geometry(*CANVAS), CANVAS)
+    labels, found = instance_map(_cells(core, rim), _geometry(*CANVAS))
     assert _consistent(labels, found)
     assert len(found) == 2
     assert np.unique(labels[12:32, 12:32]).tolist() == [1]
@@ -111,9 +111,9 @@ def test_foreground_without_a_core_is_an_object() -> None:
 def test_what_is_no_larger_than_a_cell_is_dropped() -> None:
     core = np.zeros(CELLS, bool)
     core[4, 4] = True
-    assert instance_map(_cells(core, core), _geometry(*CANVAS), CANVAS)[1] == []
+    assert instance_map(_cells(core, core), _geometry(*CANVAS))[1] == []
     core[4, 5] = True
-    labels, found = instance_map(_cells(core, core), _geometry(*CANVAS), CANVAS)
+    labels, found = instance_map(_cells(core, core), _geometry(*CANVAS))
     assert len(found) == 1
     assert np.count_nonzero(labels) >= 16
 
@@ -127,7 +127,7 @@ def test_growth_follows_the_foreground_and_does_not_jump_a_gap() -> None:
     rim[13:16, 12:30] = True  # and back, to 2 cells above the other
     core[19:23, 12:20] = True
     rim[18:24, 11:21] = True
-    labels, found = instance_map(_cells(core, rim), _geometry(*CANVAS), CANVAS)
+    labels, found = instance_map(_cells(core, rim), _geometry(*CANVAS))
     assert len(found) == 2
     assert labels[14 * 4 + 2, 13 * 4] == labels[3 * 4, 3 * 4] == 1
     assert labels[20 * 4, 13 * 4] == 2
@@ -137,7 +137,7 @@ def test_objects_share_the_foreground_between_them_by_the_nearest_core() -> None
     core, rim = np.zeros(CELLS, bool), np.zeros(CELLS, bool)
     core[10:14, 4:6], core[10:14, 24:26] = True, True
     rim[8:16, 2:28] = True
-    labels, _ = instance_map(_cells(core, rim), _geometry(*CANVAS), CANVAS)
+    labels, _ = instance_map(_cells(core, rim), _geometry(*CANVAS))
     middle = labels[12 * 4]
     assert set(middle[10:58]) == {1}
     assert set(middle[62:110]) == {2}
@@ -146,8 +146,8 @@ def test_objects_share_the_foreground_between_them_by_the_nearest_core() -> None
 def test_padding_of_the_canvas_is_not_part_of_the_image() -> None:
     core = np.zeros(CELLS, bool)
     core[2:6, 30:38] = True  # right of an image that takes the left half of the canvas
-    assert instance_map(_cells(core, core), _geometry(128, 80), CANVAS)[1] == []
-    assert len(instance_map(_cells(core, core), _geometry(128, 160), CANVAS)[1]) == 1
+    assert instance_map(_cells(core, core), _geometry(128, 80))[1] == []
+    assert len(instance_map(_cells(core, core), _geometry(128, 160))[1]) == 1
 
 
 def test_classes_are_kept_apart_and_each_object_has_its_own() -> None:
@@ -158,7 +158,7 @@ def test_classes_are_kept_apart_and_each_object_has_its_own() -> None:
         :, None, None
     ]  # touches class 0's core
     probabilities[:, 20:28, 4:12] = np.array([0.1, 0, 0, 0.2, 0.7])[:, None, None]  # class 1's rim
-    labels, found = instance_map(probabilities, _geometry(*CANVAS), CANVAS)
+    labels, found = instance_map(probabilities, _geometry(*CANVAS))
     assert _consistent(labels, found)
     places = [labels[32, 32], labels[32, 64], labels[96, 32]]
     assert sorted(places) == [1, 2, 3]
@@ -173,7 +173,7 @@ def test_score_is_the_probability_of_a_core_where_it_is_largest() -> None:
         :, None, None
     ]  # they need not sum to 1
     probabilities[:, 2:12, 32:40] = np.array([0.0, 1.0, 0.0])[:, None, None]
-    labels, found = instance_map(probabilities, _geometry(*CANVAS), CANVAS)
+    labels, found = instance_map(probabilities, _geometry(*CANVAS))
     scores = [found[labels[24, x] - 1].score for x in (24, 100, 144)]
     assert scores == pytest.approx([0.5, 0.9 / 2.4, 1.0], abs=0.01)
 
@@ -181,11 +181,11 @@ def test_score_is_the_probability_of_a_core_where_it_is_largest() -> None:
 def test_image_without_objects_and_image_that_is_one() -> None:
     nothing, all_core = np.zeros((3, *CELLS), np.float32), np.zeros((3, *CELLS), np.float32)
     nothing[0], all_core[1] = 1, 1
-    labels, found = instance_map(nothing, _geometry(33, 77), CANVAS)
+    labels, found = instance_map(nothing, _geometry(33, 77))
     assert (labels.shape, labels.any(), found) == ((33, 77), False, [])
-    labels, found = instance_map(all_core, _geometry(33, 77), CANVAS)
+    labels, found = instance_map(all_core, _geometry(33, 77))
     assert (labels == 1).all()
-    assert found == [Instance(1, 0, 1.0)]
+    assert found == [Region(1, 1, 0, 1.0)]
 
 
 @pytest.mark.parametrize("size", [(128, 160), (31, 200), (300, 77), (1, 1), (2, 9), (700, 900)])
@@ -197,7 +197,7 @@ def test_ids_have_no_gap_and_each_has_a_pixel_whatever_the_network_says(
         noise = np.random.default_rng(seed).random((channels, *CELLS)).astype(np.float32)
         noise[0] *= 1.6
         noise.flags.writeable = False
-        labels, found = instance_map(noise, _geometry(*size), CANVAS)
+        labels, found = instance_map(noise, _geometry(*size))
         assert labels.shape == size
         assert _consistent(labels, found)
         assert {each.class_id for each in found} <= {*range((channels - 1) // 2)}
@@ -209,30 +209,28 @@ def test_outline_is_that_of_the_interpolated_probabilities() -> None:
     say."""
     truth = _discs(500, 625, 60)
     probabilities, geometry = _ideal(truth)
-    labels, _ = instance_map(probabilities, geometry, CANVAS)
-    plan = Plan("d1", 1, 1.0, 1.0, 1.0, 0.5)
+    labels, _ = instance_map(probabilities, geometry)
     two = np.stack([probabilities[0], probabilities[1] + probabilities[2]])
-    outcome = Outcome(Decision(plan, Reason.GATE, 0.5), geometry, two)
-    wanted = label_map(outcome, InputSpec(*CANVAS, "uint8", "NHWC", (0, 0, 0))) == 1
+    wanted = most_probable(two, geometry) == 1
     assert np.count_nonzero((labels > 0) != wanted) < 1e-3 * wanted.size
     assert np.count_nonzero(np.diff(wanted.astype(int))) > 1000
 
 
 def test_bands_of_rows_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     probabilities, geometry = _ideal(_discs(150, 220, 20))
-    labels, found = instance_map(probabilities, geometry, CANVAS)
+    labels, found = instance_map(probabilities, geometry)
     for pixels in (1, 7 * 220):
-        monkeypatch.setattr(instances, "BAND_PIXELS", pixels)
-        again, same = instance_map(probabilities, geometry, CANVAS)
+        monkeypatch.setattr(resample, "BAND_PIXELS", pixels)
+        again, same = instance_map(probabilities, geometry)
         assert np.array_equal(labels, again)
         assert found == same
 
 
 def test_there_are_no_more_objects_than_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     noise = np.random.default_rng(0).random((3, *CELLS)).astype(np.float32)
-    assert len(instance_map(noise, _geometry(*CANVAS), CANVAS)[1]) > 7
-    monkeypatch.setattr(instances, "MOST", 7)
-    labels, found = instance_map(noise, _geometry(*CANVAS), CANVAS)
+    assert len(instance_map(noise, _geometry(*CANVAS))[1]) > 7
+    monkeypatch.setattr(instance_objects, "MOST", 7)
+    labels, found = instance_map(noise, _geometry(*CANVAS))
     assert len(found) <= 7
     assert _consistent(labels, found)
 
@@ -241,7 +239,7 @@ def test_memory_for_a_large_image_is_its_label_map_and_little_more() -> None:
     probabilities, _ = _ideal(_discs(128, 160, 14))
     geometry = _geometry(4500, 5600)
     tracemalloc.start()
-    labels, _ = instance_map(probabilities, geometry, CANVAS)
+    labels, _ = instance_map(probabilities, geometry)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < labels.nbytes + (24 << 20)
@@ -253,7 +251,7 @@ def test_longest_way_through_a_maze_takes_bounded_time_and_leaves_no_pixel_out()
     rim[1::4, -1], rim[3::4, 0] = True, True
     core[0, 0] = True
     begun = time.perf_counter()
-    labels, found = instance_map(_cells(core, rim), _geometry(384, 384, (384, 384)), (384, 384))
+    labels, found = instance_map(_cells(core, rim), _geometry(384, 384, (384, 384)))
     assert time.perf_counter() - begun < 5
     assert _consistent(labels, found)
     assert (labels[2::8, 8:-8] > 0).all()
@@ -271,11 +269,11 @@ def _two_cores(bridge: float) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize(("bridge", "objects"), [(0.9, 1), (0.6, 2), (0.3, 2)])
 def test_a_core_that_is_unsure_in_its_middle_is_two(bridge: float, objects: int) -> None:
-    labels, found = instance_map(_two_cores(bridge), _geometry(*CANVAS), CANVAS)
+    labels, found = instance_map(_two_cores(bridge), _geometry(*CANVAS))
     assert len(found) == objects
     assert _consistent(labels, found)
     assert np.count_nonzero(labels) == np.count_nonzero(
-        instance_map(_two_cores(0.9), _geometry(*CANVAS), CANVAS)[0]
+        instance_map(_two_cores(0.9), _geometry(*CANVAS))[0]
     )
 
 
@@ -285,13 +283,13 @@ def test_a_small_sure_spot_does_not_make_an_object_of_its_own() -> None:
     spotted = _two_cores(0.58)
     spotted[1, 8:14, 19:30], spotted[2, 8:14, 19:30] = 0.58, 0.42
     spotted[1, 11, 25], spotted[2, 11, 25] = 0.63, 0.37
-    assert len(instance_map(spotted, _geometry(*CANVAS), CANVAS)[1]) == 1
+    assert len(instance_map(spotted, _geometry(*CANVAS))[1]) == 1
     spotted[1, 10:13, 24:27], spotted[2, 10:13, 24:27] = 0.72, 0.28
-    assert len(instance_map(spotted, _geometry(*CANVAS), CANVAS)[1]) == 2
+    assert len(instance_map(spotted, _geometry(*CANVAS))[1]) == 2
 
 
 def test_parts_come_apart_level_by_level() -> None:
     """A comes apart from B and C at 0.6, B from C only at 0.7: three objects, none of them lost."""
     probabilities = _two_cores(0.57)
     probabilities[1, 8:14, 23:25], probabilities[2, 8:14, 23:25] = 0.67, 0.33
-    assert len(instance_map(probabilities, _geometry(*CANVAS), CANVAS)[1]) == 3
+    assert len(instance_map(probabilities, _geometry(*CANVAS))[1]) == 3

@@ -10,14 +10,13 @@ import pytest
 import yaml
 from starlette.testclient import TestClient
 
-from service.api.app import create_app
 from service.api.fields import parse_budget
 from service.bundle import Manifest
-from service.engines.fake import FakeBackend
-from service.inference.engine import Scheduler
+from service.inference.policy import Policy
 from service.metrics import Metrics
 from service.settings import Settings, load
 from tests.manifests import BUILDS, ROOT, Object, build, container_of, of_kind, one, pod_of, strings
+from tests.serving import app_of
 
 
 @pytest.fixture(params=BUILDS)
@@ -28,9 +27,7 @@ def built(request: pytest.FixtureRequest) -> list[Object]:
 @pytest.fixture
 def paths(fake_manifest: Manifest) -> set[str]:
     """The app's own, and those that its OpenAPI document leaves out."""
-    settings, metrics = Settings(), Metrics(layers=fake_manifest.layers, max_batch=1)
-    scheduler = Scheduler(lambda: FakeBackend(fake_manifest), fake_manifest, settings, metrics)
-    app = create_app(settings, fake_manifest, scheduler, metrics)
+    app = app_of(fake_manifest)
     with TestClient(app) as client:
         hidden = {
             path for path in ("/", "/docs", "/openapi.json") if client.get(path).status_code == 200
@@ -89,9 +86,8 @@ def test_watched_files_lie_in_volumes_that_change(
     budget, keys = Path(settings.node_budget_file), Path(settings.api_keys_file)
     assert "subPath" not in mounts[str(budget.parent)]
     name = volumes[mounts[str(budget.parent)]["name"]]["configMap"]["name"]
-    parse_budget(
-        one(built, "ConfigMap", name)["data"][budget.name].splitlines(), fake_manifest.layers
-    )
+    budget_lines = one(built, "ConfigMap", name)["data"][budget.name].splitlines()
+    Policy(fake_manifest.plans, (), 0.0, 0.5).check(parse_budget(budget_lines))
     if settings.api_keys_file:
         assert "subPath" not in mounts[str(keys.parent)]
         assert (

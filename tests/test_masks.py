@@ -1,11 +1,10 @@
-"""Outcome -> labels -> PNG and COCO segments, against slow references."""
+"""Tensors -> labels -> PNG and segments with run lengths, against slow references."""
 
 from __future__ import annotations
 
 import io
 import time
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,20 +12,35 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco
 
-from service.bundle import ClassInfo, InputSpec, Manifest
-from service.core import Decision, Geometry, Outcome, Plan, Reason
-from service.tasks import semantic as masks
-from service.tasks.objects import Instance
+from service.bundle import ClassInfo
+from service.core import Geometry
+from service.pixels import png, resample
+from service.pixels.resample import most_probable, nearest
+from service.pixels.rle import RunLengths, run_lengths
+from service.tasks import TASKS, Masks, Region
 
-DECISION = Decision(Plan("d1", 1, 1.0, 1.0, 1.0, 0.5), Reason.GATE, 0.5)
-CANVAS = InputSpec(48, 64, "uint8", "NHWC", (127, 127, 127))
+CANVAS = (48, 64)
 CLASSES = tuple(ClassInfo(f"class {i}", (20 * i, 255 - 20 * i, i), False) for i in range(5))
+NUCLEUS = (ClassInfo("nucleus", (200, 80, 160), True),)
+Planes = NDArray[np.float32]
 
 
-def outcome(
-    probabilities: NDArray[np.float32], width: int, height: int, scaled: tuple[int, int]
-) -> Outcome:
-    return Outcome(DECISION, Geometry(width, height, *scaled), probabilities)
+def placed(width: int, height: int, scaled: tuple[int, int]) -> Geometry:
+    return Geometry(width, height, *scaled, CANVAS)
+
+
+def semantic(probabilities: Planes, geometry: Geometry) -> Masks:
+    return TASKS["semantic"].read({"probabilities": probabilities}, geometry)
+
+
+def drawn(mask: RunLengths) -> NDArray[np.bool_]:
+    return coco.decode({"size": mask.size, "counts": mask.counts}).astype(bool)
+
+
+def bounds(inside: NDArray[np.bool_]) -> tuple[int, ...]:
+    """COCO's box of a mask."""
+    y, x = np.nonzero(inside)
+    return tuple(int(value) for value in (x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1))
 
 
 def noise(
@@ -47,24 +61,24 @@ def blobs(
     return np.asarray(values / values.sum(axis=0), np.float32)
 
 
-def slow(result: Outcome, canvas: InputSpec) -> NDArray[np.float64]:
+def slow(probabilities: Planes, geometry: Geometry) -> NDArray[np.float64]:
     """The probabilities at every pixel of the image, one at a time: (C, height, width)."""
-    geometry, (classes, rows, columns) = result.geometry, result.probabilities.shape
+    classes, rows, columns = probabilities.shape
 
     def cells(pixel: int, size: int, scaled: int, full: int, count: int) -> tuple[int, int, float]:
         at = min(max((pixel + 0.5) * scaled / size * count / full - 0.5, 0), count - 1)
         return int(at), min(int(at) + 1, count - 1), at - int(at)
 
-    found = np.zeros((classes, geometry.height, geometry.width))
-    p = result.probabilities.astype(np.float64)
+    full = np.zeros((classes, geometry.height, geometry.width))
+    p = probabilities.astype(np.float64)
     for y in range(geometry.height):
-        y0, y1, fy = cells(y, geometry.height, geometry.scaled_height, canvas.height, rows)
+        y0, y1, fy = cells(y, geometry.height, geometry.scaled_height, CANVAS[0], rows)
         for x in range(geometry.width):
-            x0, x1, fx = cells(x, geometry.width, geometry.scaled_width, canvas.width, columns)
+            x0, x1, fx = cells(x, geometry.width, geometry.scaled_width, CANVAS[1], columns)
             upper = p[:, y0, x0] * (1 - fx) + p[:, y0, x1] * fx
             lower = p[:, y1, x0] * (1 - fx) + p[:, y1, x1] * fx
-            found[:, y, x] = upper * (1 - fy) + lower * fy
-    return found
+            full[:, y, x] = upper * (1 - fy) + lower * fy
+    return full
 
 
 SHAPES = [
@@ -82,97 +96,85 @@ SHAPES = [
 @pytest.mark.parametrize("make", [noise, blobs])
 @pytest.mark.parametrize(("width", "height", "scaled"), SHAPES)
 def test_labels_are_the_argmax_of_the_interpolated_probabilities(
-    make: object, width: int, height: int, scaled: tuple[int, int]
+    make: Callable[[], Planes], width: int, height: int, scaled: tuple[int, int]
 ) -> None:
-    result = outcome(make(), width, height, scaled)  # type: ignore[operator]
-    assert (masks.label_map(result, CANVAS) == slow(result, CANVAS).argmax(axis=0)).all()
+    probabilities, geometry = make(), placed(width, height, scaled)
+    expected = slow(probabilities, geometry).argmax(axis=0)
+    assert (most_probable(probabilities, geometry) == expected).all()
 
 
 def test_labels_agree_with_torch_interpolating_the_canvas_and_cropping() -> None:
     torch = pytest.importorskip("torch", reason="torch is there for the training side only")
     probabilities = noise(11, 96, 120)
-    canvas = InputSpec(384, 480, "uint8", "NHWC", (0, 0, 0))
     full = torch.nn.functional.interpolate(
         torch.from_numpy(probabilities)[None], (384, 480), mode="bilinear"
     )
     expected = full[0, :, :360].argmax(0).numpy()
-    assert (
-        masks.label_map(outcome(probabilities, 480, 360, (480, 360)), canvas) != expected
-    ).sum() <= 2  # float ties
+    labels = most_probable(probabilities, Geometry(480, 360, 480, 360, (384, 480)))
+    assert (labels != expected).sum() <= 2  # float ties
 
 
-def test_bands_of_rows_join_without_a_seam(
-    monkeypatch: pytest.MonkeyPatch, fake_manifest: Manifest
-) -> None:
-    manifest = replace(fake_manifest, classes=CLASSES)
-    result = outcome(noise(), 120, 90, (64, 48))
-    whole = masks.label_map(result, CANVAS)
-    found = masks.segments(whole, result, manifest)
-    monkeypatch.setattr(masks, "BAND_PIXELS", 7 * 120)  # 90 rows are no multiple of 7
-    assert (masks.label_map(result, CANVAS) == whole).all()
-    assert masks.segments(whole, result, manifest) == found
+def test_bands_of_rows_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+    probabilities, geometry = noise(), placed(120, 90, (64, 48))
+    whole = semantic(probabilities, geometry)
+    segments = whole.segments(CLASSES)
+    monkeypatch.setattr(resample, "BAND_PIXELS", 7 * 120)  # 90 rows are no multiple of 7
+    banded = semantic(probabilities, geometry)
+    assert (banded.labels == whole.labels).all()
+    assert banded.segments(CLASSES) == segments
 
 
 def test_padding_has_no_say_beyond_the_border_of_the_image() -> None:
     probabilities = np.zeros((2, 12, 16), np.float32)
     probabilities[0, :6], probabilities[1, 6:] = 1, 1  # the lower half of the canvas is padding
-    labels = masks.label_map(outcome(probabilities, 64, 20, (64, 20)), CANVAS)
-    assert (labels == 0).all()
+    assert (most_probable(probabilities, placed(64, 20, (64, 20))) == 0).all()
 
 
 def test_equal_probabilities_go_to_the_lower_class() -> None:
-    assert (
-        masks.label_map(outcome(np.full((5, 12, 16), 0.2, np.float32), 64, 48, (64, 48)), CANVAS)
-        == 0
-    ).all()
+    even = np.full((5, 12, 16), 0.2, np.float32)
+    assert (most_probable(even, placed(64, 48, (64, 48))) == 0).all()
 
 
 @pytest.mark.parametrize("classes", [1, 2, 5, 17, 255])
 def test_png_pixels_are_class_ids_shown_in_their_colours(classes: int) -> None:
     entries = tuple(ClassInfo(str(i), (i, 255 - i, i // 2), False) for i in range(classes))
     labels = np.random.default_rng(0).integers(0, classes, (37, 53)).astype(np.uint8)
-    image = Image.open(io.BytesIO(masks.index_png(labels, entries)))
+    image = Image.open(io.BytesIO(TASKS["semantic"].to_png(labels, entries)))
     assert image.mode == "P"
     assert (np.asarray(image) == labels).all()
-    assert (
-        np.asarray(image.convert("RGB")) == np.array([entry.color for entry in entries])[labels]
-    ).all()
+    colors = np.array([entry.color for entry in entries])
+    assert (np.asarray(image.convert("RGB")) == colors[labels]).all()
 
 
 @pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning"
 )  # pycocotools.mask.decode
-def test_segments_are_one_per_class_and_cover_every_pixel_once(fake_manifest: Manifest) -> None:
-    manifest = replace(fake_manifest, classes=CLASSES)
-    result = outcome(blobs(), 120, 90, (64, 48))
-    labels = masks.label_map(result, CANVAS)
-    found = masks.segments(labels, result, manifest)
-    assert [segment["class_id"] for segment in found] == np.unique(labels).tolist()
-    assert [segment["id"] for segment in found] == list(range(1, len(found) + 1))
-    drawn = np.full(labels.shape, 255)
-    for segment in found:
-        inside = coco.decode(segment["rle"]).astype(bool)
-        assert (drawn[inside] == 255).all()
-        drawn[inside] = segment["class_id"]
-    assert (drawn == labels).all()
+def test_segments_are_one_per_class_and_cover_every_pixel_once() -> None:
+    masks = semantic(blobs(), placed(120, 90, (64, 48)))
+    segments = masks.segments(CLASSES)
+    assert [segment.class_id for segment in segments] == np.unique(masks.labels).tolist()
+    assert [segment.id for segment in segments] == list(range(1, len(segments) + 1))
+    seen = np.full(masks.labels.shape, 255)
+    for segment in segments:
+        inside = drawn(segment.mask)
+        assert (seen[inside] == 255).all()
+        seen[inside] = segment.class_id
+    assert (seen == masks.labels).all()
 
 
 @pytest.mark.parametrize(("width", "height", "scaled"), SHAPES)
 def test_segments_have_the_area_box_and_score_of_their_pixels(
-    width: int, height: int, scaled: tuple[int, int], fake_manifest: Manifest
+    width: int, height: int, scaled: tuple[int, int]
 ) -> None:
-    manifest = replace(fake_manifest, classes=CLASSES)
-    result = outcome(noise(), width, height, scaled)
-    labels, exact = masks.label_map(result, CANVAS), slow(result, CANVAS)
-    for segment in masks.segments(labels, result, manifest):
-        inside = labels == segment["class_id"]
-        y, x = np.nonzero(inside)
-        assert segment["area"] == inside.sum()
-        assert segment["box"] == [x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1]
-        assert segment["score"] == pytest.approx(
-            exact[segment["class_id"]][inside].mean(), abs=1e-4
-        )
-        assert segment["label"] == f"class {segment['class_id']}"
+    probabilities, geometry = noise(), placed(width, height, scaled)
+    masks, exact = semantic(probabilities, geometry), slow(probabilities, geometry)
+    for segment in masks.segments(CLASSES):
+        inside = masks.labels == segment.class_id
+        assert segment.value == segment.class_id
+        assert segment.mask.area == inside.sum()
+        assert segment.mask.box == bounds(inside)
+        assert segment.score == pytest.approx(exact[segment.class_id][inside].mean(), abs=1e-4)
+        assert segment.label == f"class {segment.class_id}"
 
 
 # -- run lengths -----------------------------------------------------------------------------------
@@ -196,7 +198,9 @@ def test_run_lengths_in_one_pass_are_those_that_coco_gives_value_by_value(
 ) -> None:
     values = np.array([0, 1, 2, 3, 4, 301, 65535])  # some of them are not there
     expected = [coco.encode(np.asfortranarray(labels == value, np.uint8)) for value in values]
-    assert masks._run_lengths(labels, values) == expected
+    assert [mask.counts.encode() for mask in run_lengths(labels, values)] == [
+        mask["counts"] for mask in expected
+    ]
 
 
 # -- objects ---------------------------------------------------------------------------------------
@@ -211,56 +215,50 @@ def cells(count: int, height: int, width: int) -> NDArray[np.uint16]:
     return np.where(distance < 0.16, across * count + down + 1, 0).astype(np.uint16)
 
 
-def listed(labels: NDArray[np.uint16]) -> list[Instance]:
-    return [Instance(k, 0, 0.75) for k in range(1, int(labels.max()) + 1)]
+def listed(labels: NDArray[np.uint16]) -> Masks:
+    regions = [Region(k, k, 0, 0.75) for k in range(1, int(labels.max()) + 1)]
+    return Masks(labels, lambda: regions)
 
 
 @pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning"
 )  # pycocotools.mask.decode
-def test_objects_have_the_area_box_and_mask_of_their_pixels(instance_manifest: Manifest) -> None:
+def test_objects_have_the_area_box_and_mask_of_their_pixels() -> None:
     labels = cells(6, 90, 130)
-    found = masks.objects(labels, listed(labels), instance_manifest)
-    assert [each["id"] for each in found] == list(range(1, 37))
-    for each in found:
-        inside = labels == each["id"]
-        y, x = np.nonzero(inside)
-        assert (coco.decode(each["rle"]).astype(bool) == inside).all()
-        assert each["area"] == inside.sum()
-        assert each["box"] == [x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1]
-        assert (each["class_id"], each["label"], each["score"]) == (0, "nucleus", 0.75)
+    segments = listed(labels).segments(NUCLEUS)
+    assert [segment.id for segment in segments] == list(range(1, 37))
+    for segment in segments:
+        inside = labels == segment.id
+        assert (drawn(segment.mask) == inside).all()
+        assert segment.mask.area == inside.sum()
+        assert segment.mask.box == bounds(inside)
+        assert (segment.class_id, segment.label, segment.score) == (0, "nucleus", 0.75)
 
 
-def test_no_objects_are_no_segments(instance_manifest: Manifest) -> None:
-    assert masks.objects(np.zeros((9, 7), np.uint16), [], instance_manifest) == []
+def test_no_objects_are_no_segments() -> None:
+    assert listed(np.zeros((9, 7), np.uint16)).segments(NUCLEUS) == []
 
 
-def test_400_objects_in_a_large_image_take_milliseconds(instance_manifest: Manifest) -> None:
-    labels = cells(20, 1040, 1388)
-    found = listed(labels)
-    assert len(found) == 400
+def test_400_objects_in_a_large_image_take_milliseconds() -> None:
+    masks = listed(cells(20, 1040, 1388))
+    assert len(masks.regions) == 400
     times = []
     for _ in range(5):
         began = time.perf_counter()
-        masks.objects(labels, found, instance_manifest)
+        masks.segments(NUCLEUS)
         times.append(time.perf_counter() - began)
-    assert (
-        min(times) < 0.25
-    )  # about 10 ms where it was written; encoding them one by one takes six seconds
+    # About 10 ms where it was written; encoding them one by one takes six seconds.
+    assert min(times) < 0.25
 
 
 # -- paused tokens ---------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings(
-    "ignore:__array__ implementation:DeprecationWarning"
-)  # pycocotools.mask.decode
 @pytest.mark.parametrize(("width", "height", "scaled"), SHAPES)
-def test_a_pixel_is_paused_if_the_token_that_covers_its_centre_is(
+def test_a_pixel_takes_the_value_of_the_cell_that_covers_its_centre(
     width: int, height: int, scaled: tuple[int, int]
 ) -> None:
     grid = np.random.default_rng(3).integers(0, 2, (6, 8)).astype(np.uint8)
-    result = replace(outcome(noise(), width, height, scaled), paused=grid)
     expected = np.array(
         [
             [
@@ -273,33 +271,22 @@ def test_a_pixel_is_paused_if_the_token_that_covers_its_centre_is(
             for y in range(height)
         ]
     )
-    found: Any = masks.paused_area(result, CANVAS)
-    assert (coco.decode(found["rle"]) == expected).all()
-    assert found["share"] == pytest.approx(expected.mean(), abs=1e-4)
+    assert (nearest(grid, placed(width, height, scaled)) == expected).all()
 
 
-def test_a_plan_that_pauses_nothing_has_no_paused_area() -> None:
-    assert masks.paused_area(outcome(noise(), 64, 48, (64, 48)), CANVAS) is None
-
-
-def test_nothing_of_the_image_may_be_paused() -> None:
+def test_the_padding_of_the_canvas_is_not_of_the_image() -> None:
     grid = np.zeros((6, 8), np.uint8)
     grid[3:] = 1  # the padding below the image
-    result = replace(outcome(noise(), 64, 24, (64, 24)), paused=grid)
-    found: Any = masks.paused_area(result, CANVAS)
-    assert (found["share"], found["rle"]["size"]) == (0, [24, 64])
-    assert coco.area(found["rle"] | {"counts": found["rle"]["counts"].encode()}) == 0
+    assert not nearest(grid, placed(64, 24, (64, 24))).any()
 
 
 def test_a_label_map_and_its_png_take_milliseconds() -> None:
-    canvas = InputSpec(384, 480, "uint8", "NHWC", (0, 0, 0))
-    entries = tuple(ClassInfo(str(i), (i, i, i), False) for i in range(11))
-    result = outcome(blobs(11, 96, 120), 480, 360, (480, 360))
-    best = min(_seconds(result, canvas, entries) for _ in range(7))
-    assert best < 0.03  # about 3 ms where it was written; the plain way takes ten times as long
-
-
-def _seconds(result: Outcome, canvas: InputSpec, entries: tuple[ClassInfo, ...]) -> float:
-    began = time.perf_counter()
-    masks.index_png(masks.label_map(result, canvas), entries)
-    return time.perf_counter() - began
+    colors = [(i, i, i) for i in range(11)]
+    probabilities, geometry = blobs(11, 96, 120), Geometry(480, 360, 480, 360, (384, 480))
+    times = []
+    for _ in range(7):
+        began = time.perf_counter()
+        png.palette(most_probable(probabilities, geometry), colors)
+        times.append(time.perf_counter() - began)
+    # About 3 ms where it was written; the plain way takes ten times as long.
+    assert min(times) < 0.03

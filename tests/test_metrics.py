@@ -22,10 +22,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from service import __main__ as entry
 from service import errors, logs
 from service.bundle import Manifest
-from service.core import Budget, Decision, Frame, Geometry, Margin, Outcome, Plan, Reason, Trace
+from service.core import Ask, Budget, Decision, Frame, Geometry, Margin, Plan, Reason, Trace
+from service.engines.base import Arrays, HostTensors, Tensors
 from service.engines.fake import FakeBackend
-from service.inference.engine import Scheduler
-from service.inference.policy import choose
+from service.inference.policy import Policy, Pressure
 from service.metrics import (
     MISSED,
     OUTCOMES,
@@ -35,7 +35,9 @@ from service.metrics import (
     STAGES,
     Metrics,
 )
+from service.segmenting import Answer
 from service.settings import Settings
+from tests.serving import segmenter_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAN = Plan("d2", 2, 1.0, 1.0, 4.5, 0.7)
@@ -154,18 +156,10 @@ def test_a_decision_knows_what_the_gate_wanted(
     plans = [Plan(f"d{depth}", depth, 1.0, 1.0, 2.0 * depth, 0.5) for depth in (1, 2, 3, 4)]
     if request_budget.max_loss == 0.05:
         plans[2] = Plan("d1-wide", 1, 1.0, 1.0, 6.0, 0.5)
-    found = choose(
-        [0.60, 0.66, 0.695, 0.70],
-        request_budget,
-        node,
-        plans,
-        margins=[Margin(asked, asked) for asked in (0.01, 0.05, 0.2)],
-        default_max_loss=0.01,
-        remaining_ms=None,
-        costs_ms=[1.0, 2.0, 3.0, 4.0],
-        load=load,
-        load_start=0.5,
-    )
+    margins = tuple(Margin(asked, asked) for asked in (0.01, 0.05, 0.2))
+    policy = Policy(tuple(plans), margins, default_max_loss=0.01, load_start=0.5)
+    scores, costs_ms = [0.60, 0.66, 0.695, 0.70], [1.0, 2.0, 3.0, 4.0]
+    found = policy.choose(scores, Ask(request_budget), node, costs_ms, Pressure(load))
     assert (found.wanted and found.wanted.name, found.floor_kept, found.reason) == (
         wanted,
         kept,
@@ -193,28 +187,24 @@ def test_a_batch_that_fails_in_the_engine_is_one_engine_error(fake_manifest: Man
     class Broken(FakeBackend):
         warm = False
 
-        def front(self, images: np.ndarray) -> object:  # type: ignore[type-arg,override]
+        def run(self, stage: str, tensors: Tensors | Arrays) -> HostTensors:
             if self.warm:
                 raise RuntimeError("a fault")
-            return super().front(images)
+            return super().run(stage, tensors)
 
     metrics, backend = Metrics(layers=4, max_batch=4), Broken(fake_manifest)
-    scheduler = Scheduler(lambda: backend, fake_manifest, Settings(batch_wait_ms=200.0), metrics)  # type: ignore[return-value,arg-type]
-    frame = Frame(np.zeros((48, 64, 3), np.uint8), Geometry(64, 48, 64, 48))
+    settings = Settings(batch_wait_ms=200.0)
+    segmenter = segmenter_of(fake_manifest, settings, backend=backend, metrics=metrics)
+    frame = Frame(np.zeros((48, 64, 3), np.uint8), Geometry(64, 48, 64, 48, (48, 64)))
 
-    async def run() -> list[Outcome | BaseException]:
-        scheduler.start()
-        async with asyncio.timeout(20):
-            while scheduler.state != "ready":
-                await asyncio.sleep(0.002)
-            assert value(metrics, "fathom_engine_errors_total") == 0
-            backend.warm = True
-            tasks = [
-                scheduler.submit(frame, Budget(), Trace(str(n)), time.perf_counter())
-                for n in range(3)
-            ]
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-            await scheduler.drain(5)
+    async def run() -> list[Answer | BaseException]:
+        segmenter.start()
+        await asyncio.to_thread(segmenter.model.engine.warm.result, 20)
+        assert value(metrics, "fathom_engine_errors_total") == 0
+        backend.warm = True
+        tasks = [segmenter.run(frame, Ask(), Trace(str(n)), time.perf_counter()) for n in range(3)]
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        await segmenter.model.drain(5)
         return results
 
     assert [type(result) for result in asyncio.run(run())] == [errors.FathomError] * 3

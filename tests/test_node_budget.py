@@ -8,24 +8,54 @@ import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from service.api.node_budget import from_setting, watch
 from service.api.watched import Source, Unusable
+from service.bundle import Bundle, Manifest
 from service.core import Budget
+from service.engines.fake import FakeBackend
 from service.errors import SettingsError
+from service.model import Model
+from service.settings import Settings
+from tests.serving import metrics_of
 
 PERIOD_S = 0.01
+
+
+class Node(Model):
+    """A model that remembers every budget that it was given."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.applied: list[Budget] = []
+        settings = Settings()
+        metrics = metrics_of(manifest, settings)
+        bundle = Bundle(Path(), manifest, "")
+        super().__init__(bundle, settings, metrics, lambda: FakeBackend(manifest))
+
+    @property
+    def node_budget(self) -> Budget:
+        return self.applied[-1]
+
+    @node_budget.setter
+    def node_budget(self, budget: Budget) -> None:
+        self.applied.append(budget)
+
+
+@pytest.fixture
+def node(fake_manifest: Manifest) -> Node:
+    plans = tuple(replace(plan, depth=plan.depth + 2) for plan in fake_manifest.plans)
+    return Node(replace(fake_manifest, plans=plans))
 
 
 class Watched:
     """A running watcher and what it applied."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.applied: list[Budget] = []
+    def __init__(self, path: Path, node: Node) -> None:
+        self.path, self.applied = path, node.applied
 
     async def until(self, count: int) -> None:
         async with asyncio.timeout(5):
@@ -42,9 +72,9 @@ class Watched:
 
 
 @asynccontextmanager
-async def watching(path: Path) -> AsyncIterator[Watched]:
-    watched = Watched(path)
-    task = asyncio.create_task(watch(path, 6, watched.applied.append, PERIOD_S))
+async def watching(path: Path, node: Node) -> AsyncIterator[Watched]:
+    watched = Watched(path, node)
+    task = asyncio.create_task(watch(path, node, PERIOD_S))
     try:
         yield watched
     finally:
@@ -53,21 +83,21 @@ async def watching(path: Path) -> AsyncIterator[Watched]:
             await task
 
 
-def test_the_setting_has_the_grammar_of_the_header() -> None:
-    assert from_setting("depth=3, ms=80", 6) == Budget(depth=3, ms=80.0)
-    assert from_setting("", 6) == Budget()
+def test_the_setting_has_the_grammar_of_the_header(node: Node) -> None:
+    assert from_setting("depth=3, ms=80", node) == Budget(depth=3, ms=80.0)
+    assert from_setting("", node) == Budget()
 
 
-def test_a_wrong_setting_stops_the_start_and_names_flag_and_key() -> None:
+def test_a_wrong_setting_stops_the_start_and_names_flag_and_key(node: Node) -> None:
     with pytest.raises(SettingsError, match=r"--node-budget.*'depth'"):
-        from_setting("depth=9", 6)
+        from_setting("depth=9", node)
 
 
-def test_a_change_of_the_file_is_applied(tmp_path: Path) -> None:
+def test_a_change_of_the_file_is_applied(node: Node, tmp_path: Path) -> None:
     async def run() -> list[Budget]:
         path = tmp_path / "budget"
         path.write_text("depth=3\n")
-        async with watching(path) as watched:
+        async with watching(path, node) as watched:
             await watched.until(1)
             path.write_text("gflops=4.5\nms=100\n")
             await watched.until(2)
@@ -78,7 +108,7 @@ def test_a_change_of_the_file_is_applied(tmp_path: Path) -> None:
     assert asyncio.run(run()) == [Budget(depth=3), Budget(gflops=4.5, ms=100.0), Budget()]
 
 
-def test_a_swap_of_the_link_as_kubernetes_does_it_is_applied(tmp_path: Path) -> None:
+def test_a_swap_of_the_link_as_kubernetes_does_it_is_applied(node: Node, tmp_path: Path) -> None:
     # A ConfigMap volume: budget -> ..data/budget, ..data -> ..one; an update makes ..two and
     # renames a new link.
     def publish(name: str, text: str) -> None:
@@ -91,7 +121,7 @@ def test_a_swap_of_the_link_as_kubernetes_does_it_is_applied(tmp_path: Path) -> 
     async def run() -> list[Budget]:
         publish("..one", "depth=3")
         (tmp_path / "budget").symlink_to("..data/budget")
-        async with watching(tmp_path / "budget") as watched:
+        async with watching(tmp_path / "budget", node) as watched:
             await watched.until(1)
             publish("..two", "depth=4")
             await watched.until(2)
@@ -101,12 +131,12 @@ def test_a_swap_of_the_link_as_kubernetes_does_it_is_applied(tmp_path: Path) -> 
 
 
 def test_a_broken_file_keeps_the_last_good_budget_and_warns_once_with_the_key(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    node: Node, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run() -> list[Budget]:
         path = tmp_path / "budget"
         path.write_text("depth=3")
-        async with watching(path) as watched:
+        async with watching(path, node) as watched:
             await watched.until(1)
             path.write_text("depht=2")
             await watched.until_logged(caplog, 1)
@@ -122,7 +152,7 @@ def test_a_broken_file_keeps_the_last_good_budget_and_warns_once_with_the_key(
 
 
 def test_a_file_that_is_empty_for_one_look_lifts_no_ceiling(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looks = [Budget(depth=3), Budget(), Budget(depth=2), Budget(depth=2)]
 
@@ -130,7 +160,7 @@ def test_a_file_that_is_empty_for_one_look_lifts_no_ceiling(
         return looks.pop(0) if len(looks) > 1 else looks[0]
 
     async def run() -> list[Budget]:
-        async with watching(tmp_path / "budget") as watched:
+        async with watching(tmp_path / "budget", node) as watched:
             await watched.until(2)
             return watched.applied
 
@@ -139,11 +169,11 @@ def test_a_file_that_is_empty_for_one_look_lifts_no_ceiling(
 
 
 def test_a_mended_file_applies_the_same_budget_again_and_a_missing_one_warns(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    node: Node, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def run() -> list[Budget]:
         path = tmp_path / "budget"
-        async with watching(path) as watched:
+        async with watching(path, node) as watched:
             await watched.until_logged(caplog, 1)
             assert watched.applied == []
             path.write_text("depth=3")
@@ -161,20 +191,20 @@ def test_a_mended_file_applies_the_same_budget_again_and_a_missing_one_warns(
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"x" * 100_000, b"depth=3" * 1000])
 def test_bytes_that_are_no_text_and_files_without_end_change_nothing(
-    tmp_path: Path, content: bytes
+    node: Node, tmp_path: Path, content: bytes
 ) -> None:
     async def run() -> list[Budget]:
         (tmp_path / "budget").write_bytes(content)
-        async with watching(tmp_path / "budget") as watched:
+        async with watching(tmp_path / "budget", node) as watched:
             await watched.some_periods()
             return watched.applied
 
     assert asyncio.run(run()) == []
 
 
-def test_a_folder_in_the_place_of_the_file_changes_nothing(tmp_path: Path) -> None:
+def test_a_folder_in_the_place_of_the_file_changes_nothing(node: Node, tmp_path: Path) -> None:
     async def run() -> list[Budget]:
-        async with watching(tmp_path) as watched:
+        async with watching(tmp_path, node) as watched:
             await watched.some_periods()
             return watched.applied
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from service.tasks.objects import instance_map
 
 from model_export.recipe import scenes
 from model_export.recipe.datasets import CamVid, Nuclei
@@ -20,7 +21,6 @@ from service import bundle
 from service.core import Decision, Outcome, Reason
 from service.engines.onnxruntime import OnnxRuntimeBackend
 from service.pixels.decode import Limits, decode
-from service.tasks.objects import instance_map
 from service.tasks.semantic import label_map
 from tests.needs import data_at
 from tests.toy import command

@@ -96,9 +96,3 @@ class Manifest:
     def layers(self) -> int:
         """The encoder's layers, K: the depth of the deepest plan."""
         return max(plan.depth for plan in self.plans)
-
-    @property
-    def mask_shape(self) -> tuple[int, int, int]:
-        """(channels, h, w) of the decoder's probabilities for one image."""
-        channels, height, width = (int(size) for size in self.stages["decoder"].outputs[0].dims[1:])
-        return channels, height, width

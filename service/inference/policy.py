@@ -77,7 +77,7 @@ class Policy:
         affordable = self.affordable(request, node)
         floors = (request.max_loss, node.max_loss, self.default_max_loss)
         max_loss = next(floor for floor in floors if floor is not None)
-        margin = self.margin_for(max_loss)
+        margin = margin_for(max_loss, self.margins)
 
         def keeps_floor(plan: int) -> bool:
             return plan == full or (margin is not None and scores[full] - scores[plan] <= margin)
@@ -120,15 +120,6 @@ class Policy:
             floor_kept=keeps_floor(chosen),
         )
 
-    def margin_for(self, max_loss: float) -> float | None:
-        """The margin on the gate's scores that keeps the expected loss within max_loss.
-
-        None: only the full plan does. Between two rows of the table the lower one holds, and below
-        the first one there is no promise.
-        """
-        rows = (row.margin for row in reversed(self.margins) if row.asked <= max_loss)
-        return next(rows, None)
-
     def _under(self, budget: Budget) -> set[int]:
         depth = math.inf if budget.depth is None else budget.depth
         gflops = math.inf if budget.gflops is None else budget.gflops
@@ -148,6 +139,15 @@ class Policy:
             return count
         closed = min((fill - start) / (1 - start), 1.0) if start < 1 else 1.0
         return 1 + round((count - 1) * (1 - closed))
+
+
+def margin_for(max_loss: float, margins: Sequence[Margin]) -> float | None:
+    """The margin on the gate's scores that keeps the expected loss within max_loss.
+
+    None: only the full plan does. margins: ascending in `asked`; between two rows the lower one
+    holds, and below the first one there is no promise.
+    """
+    return next((row.margin for row in reversed(margins) if row.asked <= max_loss), None)
 
 
 def _unsatisfiable(detail: str, plan: Plan) -> UnsatisfiableBudget:

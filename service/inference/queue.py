@@ -31,6 +31,10 @@ class Place:
     order: tuple[float, int] = field(default=(0.0, 0), init=False)  # due time, then arrival
     started: bool = field(default=False, init=False)
 
+    def slack_ms(self, now: float) -> float:
+        """Until the deadline; infinite without one."""
+        return math.inf if self.deadline is None else (self.deadline - now) * 1000
+
 
 P = TypeVar("P", bound=Place)
 
@@ -82,7 +86,7 @@ class Queue(Generic[P]):
         if place.deadline is not None:
             ahead = bisect(self.waiting, place.order, key=_order)
             needed_ms = self._busy_ms(now) + ahead * self.mean_ms + cheapest_ms
-            if now + needed_ms / 1000 > place.deadline:
+            if needed_ms > place.slack_ms(now):
                 raise Overloaded(
                     "The deadline cannot be met: "
                     f"waiting and the cheapest plan take about {needed_ms:.0f} ms.",
@@ -114,10 +118,10 @@ class Queue(Generic[P]):
         slowest_ms: what the most expensive plan takes. What is past its deadline is left out; its
         caller's own timer answers it.
         """
-        self.waiting = [place for place in self.waiting if (place.deadline or math.inf) > now]
+        self.waiting = [place for place in self.waiting if place.slack_ms(now) > 0]
         if not self.waiting:
             return []
-        slack_ms = ((self.waiting[0].deadline or math.inf) - now) * 1000
+        slack_ms = self.waiting[0].slack_ms(now)
         size = max(1, int(min(self.max_batch, slack_ms / slowest_ms)))
         self.running, self.waiting = self.waiting[:size], self.waiting[size:]
         self.began = now

@@ -5,8 +5,6 @@ A new task is a module with a class like the two below, and a row in the table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from service.bundle import Bundle, remade
 from service.errors import BundleError
 from service.tasks.base import Masks, Region, Segment, Task
@@ -15,7 +13,7 @@ from service.tasks.semantic import Semantic
 
 __all__ = ["TASKS", "Masks", "Region", "Segment", "Task", "task_of"]
 
-TASKS: Mapping[str, Task] = {task.name: task for task in (Semantic(), Instance())}
+TASKS: dict[str, Task] = {task.name: task for task in (Semantic(), Instance())}
 
 
 def task_of(bundle: Bundle) -> Task:

@@ -61,7 +61,7 @@ class App {
     this.reading = new Reading(info.plans);
     this.stage = new Stage(info.classes);
     this.include = info.plans.some((plan) => plan.keep < 1) ? "paused" : "";
-    this.strip = new Strip(info.plans, this.include, this.stage.colors, (result) => this.show(result));
+    this.strip = new Strip(info, this.include, this.stage.colors, (result) => this.show(result));
     this.form = new BudgetForm($("limits"), $("limit"), info.plans, (settled) => this.limited(settled));
     const classes = info.classes.length === 1 ? "1 class" : `${info.classes.length} classes`;
     const facts = [info.bundle.name, info.task, classes, `${info.plans.length} plans`];
@@ -123,7 +123,7 @@ class App {
     try {
       this.#checkSize();
       const result = await segment(this.file, this.form.header(), this.include, control.signal);
-      if (this.running === control) this.show({ ...result, limits, labels: new Labels(result.answer) });
+      if (this.running === control) this.show({ ...result, limits, labels: new Labels(result.answer, this.info.objects) });
     } catch (error) {
       if (this.running === control) this.#failed(error, () => this.run());
     } finally {

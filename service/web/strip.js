@@ -9,13 +9,14 @@ const LONGEST = 400; // of a card's picture, in pixels
 
 export class Strip {
   /**
-   * @param {object[]} plans of GET /plans, cheap to dear
+   * @param {{plans: object[], objects: boolean}} info of GET /plans; its plans from the cheapest on
    * @param {string} include what each answer shall hold beside the masks
    * @param {number[][]} colors per class id
    * @param {(result: object) => void} chosen a card was pressed: show its result
    */
-  constructor(plans, include, colors, chosen) {
+  constructor({ plans, objects }, include, colors, chosen) {
     this.plans = plans;
+    this.objects = objects;
     this.include = include;
     this.colors = colors;
     this.chosen = chosen;
@@ -68,7 +69,7 @@ export class Strip {
         const budget = `gflops=${limits.gflops}, max-loss=0`;
         const result = await segment(file, budget, this.include, control.signal);
         if (this.running !== control) return;
-        card.result = { ...result, limits, labels: new Labels(result.answer) };
+        card.result = { ...result, limits, labels: new Labels(result.answer, this.objects) };
         this.#fill(card);
       }
       this.#end(`${order.length} of ${order.length} done. Press one to look at it.`);

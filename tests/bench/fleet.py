@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle import Manifest
-from service.core import Budget
-from service.inference.policy import choose
+from service.core import Ask, Budget
+from service.inference import policy as policies
 
 DAY_S = 86_400.0
 BESIDE_ENGINE_S = (
@@ -57,29 +57,22 @@ def policy(
     max_loss: float,
     depth: int | None = None,
 ) -> Policy:
-    """A table of router.choose. The gate is taken to predict what was calibrated: it hardly tells
-    images apart there.
+    """A table of the service's policy. The gate is taken to predict what was calibrated: it hardly
+    tells images apart there.
 
-    depth: a ceiling, for plans that are fixed; with max_loss=0 the dearest plan under it runs.
+    depth: a ceiling, for plans that are fixed; with max_loss=0 the most expensive plan under it
+    runs.
     load_start=1: load never makes a plan cheaper.
     """
     scores = [plan.quality for plan in manifest.plans]
     engine_s = {row["plan"]: row["ms"] / 1000 for row in manifest.calibration["search"]}
     costs_ms = [1000 * engine_s[plan.name] for plan in manifest.plans]
 
+    rules = policies.Policy(manifest.plans, manifest.margins, max_loss, load_start)
+
     def at(load: float) -> int:
-        decision = choose(
-            scores,
-            Budget(depth=depth),
-            Budget(),
-            manifest.plans,
-            margins=manifest.margins,
-            default_max_loss=max_loss,
-            remaining_ms=None,
-            costs_ms=costs_ms,
-            load=load,
-            load_start=load_start,
-        )
+        ask = Ask(Budget(depth=depth))
+        decision = rules.choose(scores, ask, Budget(), costs_ms, policies.Pressure(load))
         return manifest.plans.index(decision.plan)
 
     wanted = at(0.0)

@@ -1,7 +1,8 @@
-"""Router: every rule of the choice as a row of a table, and what must hold for any input."""
+"""Policy: every rule of the choice as a row of a table, and what must hold for any input."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.core import Budget, Decision, Margin, Plan, Reason
-from service.errors import DeadlineExceeded, UnsatisfiableBudget
-from service.inference.policy import choose, margin_for, under_budget
+from service.core import Ask, Budget, Decision, Margin, Plan, Reason
+from service.errors import BadBudget, DeadlineExceeded, UnsatisfiableBudget
+from service.inference.policy import Policy, Pressure, margin_for
 
 NONE = Budget()
 # 2, 4, 6 and 8 GFLOPs; what is left after the front takes 10, 20, 30 and 40 ms
@@ -22,18 +23,32 @@ FLAT = [0.70, 0.70, 0.70, 0.70]
 WORD = [Margin(asked, asked) for asked in (0.001, 0.01, 0.05, 0.2)]  # the gate is taken at its word
 
 
+def policy(margins: Sequence[Margin]) -> Policy:
+    return Policy(tuple(PLANS), tuple(margins), 0.01, 0.5)
+
+
+def choose(
+    scores: list[float],
+    request: Budget,
+    node: Budget,
+    plans: Sequence[Plan] = PLANS,
+    *,
+    margins: Sequence[Margin] = WORD,
+    default_max_loss: float = 0.01,
+    remaining_ms: float | None = None,
+    costs_ms: Sequence[float] = COSTS,
+    load: float = 0.0,
+    load_start: float = 0.5,
+) -> Decision:
+    """A row of the table below is what it changes of these defaults."""
+    policy = Policy(tuple(plans), tuple(margins), default_max_loss, load_start)
+    return policy.choose(scores, Ask(request), node, costs_ms, Pressure(load, remaining_ms))
+
+
 def pick(
     scores: list[float], request: Budget = NONE, node: Budget = NONE, **changes: Any
 ) -> Decision:
-    settings: dict[str, Any] = {
-        "margins": WORD,
-        "default_max_loss": 0.01,
-        "remaining_ms": None,
-        "costs_ms": COSTS,
-        "load": 0.0,
-        "load_start": 0.5,
-    }
-    return choose(scores, request, node, changes.pop("plans", PLANS), **(settings | changes))
+    return choose(scores, request, node, **changes)
 
 
 CASES: list[tuple[str, dict[str, Any], str, Reason]] = [
@@ -65,7 +80,7 @@ CASES: list[tuple[str, dict[str, Any], str, Reason]] = [
         Reason.GATE,
     ),
     (
-        "no loss at all is the dearest plan, though all are equal",
+        "no loss at all is the full plan, though all are equal",
         {"scores": FLAT, "request": Budget(max_loss=0)},
         "d4",
         Reason.GATE,
@@ -181,7 +196,7 @@ CASES: list[tuple[str, dict[str, Any], str, Reason]] = [
         Reason.REQUEST,
     ),
     (
-        "no loss at all under a ceiling: the dearest allowed, whatever its score",
+        "no loss at all under a ceiling: the most expensive allowed, whatever its score",
         {"scores": [0.6, 0.65, 0.62, 0.7], "request": Budget(depth=3, max_loss=0)},
         "d3",
         Reason.REQUEST,
@@ -262,7 +277,7 @@ CASES: list[tuple[str, dict[str, Any], str, Reason]] = [
         Reason.GATE,
     ),
     (
-        "strict is not cheapened by load",
+        "strict is not made cheaper by load",
         {"scores": RISING, "request": Budget(strict=True), "load": 1.0},
         "d3",
         Reason.GATE,
@@ -339,7 +354,7 @@ def test_a_ceiling_under_the_cheapest_plan_is_refused_with_its_cost(
     assert caught.value.extra == {"cheapest": {"plan": "d1", "depth": 1, "gflops": 2.0}}
     assert "gflops=2" in caught.value.detail
     with pytest.raises(UnsatisfiableBudget):
-        under_budget(request_, node, PLANS)
+        policy(WORD).affordable(request_, node)
 
 
 @pytest.mark.parametrize(
@@ -367,6 +382,14 @@ def test_a_deadline_that_leaves_only_plans_over_the_depth_is_an_error() -> None:
 
 def test_scores_that_are_no_numbers_give_the_full_plan() -> None:
     assert pick([float("nan")] * 4).plan.name == "d4"
+
+
+@pytest.mark.parametrize("depth", [0, -1, 5])
+def test_a_depth_that_no_plan_has_is_refused_by_its_key(depth: int) -> None:
+    with pytest.raises(BadBudget, match=f"'depth' must be from 1 to 4, but is {depth}"):
+        policy(WORD).check(Budget(depth=depth))
+    policy(WORD).check(Budget(depth=4))
+    policy(WORD).check(NONE)
 
 
 unit = st.floats(0, 1)
@@ -465,7 +488,9 @@ def test_it_never_raises_when_the_cheapest_plan_fits_and_there_is_no_deadline(
 
 
 @given(situations(), unit)
-def test_more_load_never_gives_a_dearer_plan(situation: dict[str, Any], less: float) -> None:
+def test_more_load_never_gives_a_more_expensive_plan(
+    situation: dict[str, Any], less: float
+) -> None:
     situation |= {"request": replace(NONE, max_loss=0), "node": NONE, "remaining_ms": None}
     more = choose(**situation).plan
     assert more.gflops <= choose(**(situation | {"load": less * situation["load"]})).plan.gflops

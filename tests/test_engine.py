@@ -1,5 +1,7 @@
-"""Scheduler: admission, order, batches, deadlines, cancellation, drain, and what an engine's
-failure does."""
+"""Engine: one thread, batches, deadlines, cancellation, drain, and what a failure does.
+
+Driven through a Segmenter's coroutines, as HTTP drives it. The queue alone is in test_queue.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,16 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from service.bundle import Manifest
-from service.core import Budget, Frame, Geometry, Outcome, Plan, Trace
-from service.engines.base import Backend, Features
-from service.engines.fake import FakeBackend, FakeFeatures
+from service.bundle import Bundle, Manifest
+from service.core import Ask, Budget, Frame, Geometry, Trace
+from service.engines.base import Arrays, Backend, HostTensors, Tensors, on_host
+from service.engines.fake import FakeBackend
 from service.errors import (
     BackendError,
     DeadlineExceeded,
@@ -28,9 +30,11 @@ from service.errors import (
     Overloaded,
     UnsatisfiableBudget,
 )
-from service.inference import engine as module
-from service.inference.engine import Scheduler
+from service.inference.costs import Costs
+from service.inference.queue import PATIENCE_S
 from service.metrics import Metrics
+from service.model import Model
+from service.segmenting import Answer, Segmenter
 from service.settings import Settings
 
 NONE = Budget()
@@ -38,45 +42,45 @@ WAIT_S = 10.0  # only ever reached by a test that fails
 
 
 class Gate(FakeBackend):
-    """A fake backend that holds every batch, once `closed`, until `opened`; it notes the batches as
-    brightnesses."""
+    """A fake backend that holds every batch, once `closed`, until `opened`.
+
+    It notes the batches as brightnesses, and the encoders that ran.
+    """
 
     def __init__(self, manifest: Manifest) -> None:
         super().__init__(manifest, quality=[0.5, 0.6, 0.7, 0.8])
         self.batches: list[list[int]] = []
-        self.plans: list[str] = []
         self.closed = False
         self.opened = threading.Event()
         self.entered = threading.Event()
         self.closings = 0
         self.fail: Exception | None = None
 
-    def front(self, images: NDArray[np.uint8]) -> tuple[FakeFeatures, NDArray[np.float32]]:
-        if self.closed:
-            self.batches.append([int(image[0, 0, 0]) for image in images])
-            self.entered.set()
-            assert self.opened.wait(WAIT_S)
-        if self.fail is not None:
-            raise self.fail
-        return super().front(images)
-
-    def encode(self, plan: Plan, features: Features) -> FakeFeatures:
-        if self.closed:
-            self.plans.append(plan.name)
-        return super().encode(plan, features)
+    def run(self, stage: str, tensors: Tensors | Arrays) -> HostTensors:
+        if stage == "front":
+            if self.closed:
+                images = on_host(tensors)["image"]
+                self.batches.append([int(image[0, 0, 0]) for image in images])
+                self.entered.set()
+                assert self.opened.wait(WAIT_S)
+            if self.fail is not None:
+                raise self.fail
+        return super().run(stage, tensors)
 
     def close(self) -> None:
         self.closings += 1
 
 
 class World:
-    """A scheduler that is ready, its backend and its metrics."""
+    """A model that is ready, its backend and its metrics."""
 
-    def __init__(self, manifest: Manifest, settings: Settings, backend: Gate | None = None) -> None:
-        self.backend = backend or Gate(manifest)
+    def __init__(self, manifest: Manifest, settings: Settings) -> None:
+        self.backend = Gate(manifest)
         self.metrics = Metrics(layers=manifest.layers, max_batch=settings.max_batch)
         self.threads: list[str] = []
-        self.scheduler = Scheduler(self._open, manifest, settings, self.metrics)
+        self.model = Model(Bundle(Path(), manifest, ""), settings, self.metrics, self._open)
+        self.engine = self.model.engine
+        self.segmenter = Segmenter(self.model, settings)
         self.traces: dict[int, Trace] = {}
 
     def _open(self) -> Backend:
@@ -85,15 +89,13 @@ class World:
 
     def submit(
         self, number: int, budget: Budget = NONE, *, late_s: float = 0.0
-    ) -> asyncio.Task[Outcome]:
+    ) -> asyncio.Task[Answer]:
         """An image of this brightness; late_s: how long ago its request began."""
-        frame = Frame(np.full((48, 64, 3), number, np.uint8), Geometry(64, 48, 64, 48))
         self.traces[number] = trace = Trace(f"id-{number}")
-        return asyncio.create_task(
-            self.scheduler.submit(frame, budget, trace, time.perf_counter() - late_s)
-        )
+        arrived = time.perf_counter() - late_s
+        return asyncio.create_task(self.segmenter.run(image(number), Ask(budget), trace, arrived))
 
-    async def hold(self) -> asyncio.Task[Outcome]:
+    async def hold(self) -> asyncio.Task[Answer]:
         """Submit image 0, and return when the engine holds it."""
         self.backend.closed = True
         task = self.submit(0)
@@ -105,6 +107,11 @@ class World:
 
     def count(self, name: str, **labels: str) -> float | None:
         return self.metrics.registry.get_sample_value(name, labels)
+
+
+def image(brightness: int) -> Frame:
+    geometry = Geometry(64, 48, 64, 48, canvas=(48, 64))
+    return Frame(np.full((48, 64, 3), brightness, np.uint8), geometry)
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -123,20 +130,20 @@ async def settle() -> None:
 @asynccontextmanager
 async def ready(manifest: Manifest, **changes: Any) -> AsyncIterator[World]:
     world = World(manifest, replace(Settings(), **changes))
-    world.scheduler.start()
-    await until(lambda: world.scheduler.state == "ready")
+    world.segmenter.start()
+    await until(lambda: world.model.state == "ready")
     try:
         yield world
     finally:
         world.release()
-        await world.scheduler.drain(WAIT_S)
+        await world.model.drain(WAIT_S)
 
 
 def play(scenario: Coroutine[Any, Any, None]) -> None:
     asyncio.run(scenario)
 
 
-async def failure(task: Awaitable[Outcome], kind: type[FathomError]) -> FathomError:
+async def failure(task: Awaitable[Answer], kind: type[FathomError]) -> FathomError:
     with pytest.raises(FathomError) as caught:
         await asyncio.wait_for(task, WAIT_S)
     assert type(caught.value) is kind
@@ -146,11 +153,11 @@ async def failure(task: Awaitable[Outcome], kind: type[FathomError]) -> FathomEr
 def test_an_image_is_answered_and_its_trace_is_written(fake_manifest: Manifest) -> None:
     async def scenario() -> None:
         async with ready(fake_manifest) as world:
-            outcome = await world.submit(200)
-            assert (outcome.probabilities.argmax(axis=0) == 3).all()
+            answer = await world.submit(200)
+            assert (answer.outcome.tensors["probabilities"].argmax(axis=0) == 3).all()
             trace = world.traces[200]
             assert list(trace.stages) == ["queue", "front", "encoder", "decoder"]
-            assert (trace.decision, trace.batch_size) == (outcome.decision, 1)
+            assert (trace.decision, trace.batch_size) == (answer.decision, 1)
             assert world.count("fathom_compute_gflops_total") == 5.0
             assert world.count("fathom_batch_size_count") == 1
 
@@ -160,7 +167,7 @@ def test_an_image_is_answered_and_its_trace_is_written(fake_manifest: Manifest) 
 def test_one_thread_opens_runs_and_closes_the_engine(fake_manifest: Manifest) -> None:
     async def scenario() -> None:
         async with ready(fake_manifest) as world:
-            assert world.scheduler.plan_ms.keys() == {"d1", "d2", "d3", "d4"}
+            assert world.model.plan_ms.keys() == {"d1", "d2", "d3", "d4"}
         assert world.threads == ["engine"]
         assert world.backend.closings == 1
         await until(lambda: "engine" not in {thread.name for thread in threading.enumerate()})
@@ -171,17 +178,17 @@ def test_one_thread_opens_runs_and_closes_the_engine(fake_manifest: Manifest) ->
 def test_nothing_is_taken_before_the_engine_is_warm(fake_manifest: Manifest) -> None:
     async def scenario() -> None:
         world = World(fake_manifest, Settings())
-        assert (world.scheduler.state, world.scheduler.plan_ms) == ("starting", {})
-        assert (await failure(world.submit(1), NotReady)).retry_after == 1
+        assert (world.model.state, world.model.plan_ms) == ("starting", {})
+        assert (await failure(world.submit(1), NotReady)).retry_after == 2
         world.backend.closed = True
-        world.scheduler.start()
+        world.segmenter.start()
         await until(world.backend.entered.is_set)
-        assert world.scheduler.state == "starting"
+        assert world.model.state == "starting"
         await failure(world.submit(1), NotReady)
         world.release()
-        await until(lambda: world.scheduler.state == "ready")
+        await until(lambda: world.model.state == "ready")
         await world.submit(1)
-        await world.scheduler.drain(WAIT_S)
+        await world.model.drain(WAIT_S)
 
     play(scenario())
 
@@ -191,13 +198,13 @@ def test_a_full_queue_is_429_with_the_seconds_to_wait(fake_manifest: Manifest) -
         async with ready(fake_manifest, queue_size=2) as world:
             tasks = [await world.hold(), world.submit(1), world.submit(2)]
             await settle()
-            world.scheduler._costs.mean_ms = 100_000.0
+            world.engine._queue.mean_ms = 100_000.0
             assert (world.count("fathom_queue_depth"), world.count("fathom_inflight")) == (2, 1)
             error = await failure(world.submit(3), Overloaded)
             # One image that runs and two that wait, 100 s each, spread by up to a half.
             assert error.retry_after is not None
             assert 290 < error.retry_after <= 450
-            assert world.count("fathom_shed_total", reason="full") == 1
+            assert error.shed == "full"
             world.release()
             assert len(await asyncio.gather(*tasks)) == 3
             await until(lambda: world.count("fathom_inflight") == 0)
@@ -225,7 +232,7 @@ def test_an_image_without_a_deadline_is_not_starved(fake_manifest: Manifest) -> 
         async with ready(fake_manifest, max_batch=1) as world:
             tasks = [
                 await world.hold(),
-                world.submit(1, late_s=module.PATIENCE_S),
+                world.submit(1, late_s=PATIENCE_S),
                 world.submit(2, Budget(ms=9_000)),
             ]
             await settle()
@@ -245,9 +252,9 @@ def test_waiting_images_run_together_each_with_its_own_plan(fake_manifest: Manif
             await settle()
             world.release()
             await first
-            outcomes = await asyncio.gather(*tasks)
+            answers = await asyncio.gather(*tasks)
             assert world.backend.batches == [[0], [1, 2, 3], [4]]
-            assert [outcome.decision.plan.name for outcome in outcomes] == ["d1", "d4", "d1", "d2"]
+            assert [answer.decision.plan.name for answer in answers] == ["d1", "d4", "d1", "d2"]
             assert [world.traces[number].batch_size for number in (1, 2, 3, 4)] == [2, 1, 2, 1]
 
     play(scenario())
@@ -257,8 +264,8 @@ def test_company_does_not_cost_an_urgent_image_its_plan(fake_manifest: Manifest)
     async def scenario() -> None:
         async with ready(fake_manifest) as world:
             first = await world.hold()
-            slow = module.Costs(0.0, {plan: 1000.0 * plan.depth for plan in fake_manifest.plans})
-            world.scheduler._costs = slow  # the batch at hand is over when this counts
+            slow = Costs(0.0, {plan: 1000.0 * plan.depth for plan in fake_manifest.plans})
+            world.engine._costs = slow  # the batch at hand is over when this counts
             tasks = [
                 world.submit(1, Budget(ms=9_500)),
                 world.submit(2),
@@ -295,10 +302,10 @@ def test_load_makes_plans_cheaper(fake_manifest: Manifest) -> None:
             tasks = [await world.hold(), *(world.submit(number) for number in (1, 2, 3, 4))]
             await settle()
             world.release()
-            outcomes = await asyncio.gather(*tasks)
+            answers = await asyncio.gather(*tasks)
             # When each starts, 0, 3, 2, 1 and 0 of 4 places in the queue are taken.
             plans = [
-                (outcome.decision.plan.name, outcome.decision.reason.value) for outcome in outcomes
+                (answer.decision.plan.name, answer.decision.reason.value) for answer in answers
             ]
             assert plans == [
                 ("d4", "gate"),
@@ -376,7 +383,7 @@ def test_a_deadline_that_passes_in_the_queue_is_429_and_never_runs(fake_manifest
             assert "in the queue" in error.detail
             assert error.retry_after is not None
             assert error.retry_after > 0
-            assert world.count("fathom_shed_total", reason="expired") == 1
+            assert error.shed == "expired"
             assert world.count("fathom_queue_depth") == 0
             world.release()
             await first
@@ -407,7 +414,7 @@ def test_a_deadline_out_of_reach_is_429_before_any_work(fake_manifest: Manifest)
     async def scenario() -> None:
         async with ready(fake_manifest) as world:
             first = await world.hold()
-            world.scheduler._costs.mean_ms = 100_000.0
+            world.engine._queue.mean_ms = 100_000.0
             waiting = world.submit(1)
             await settle()
             error = await failure(
@@ -416,7 +423,7 @@ def test_a_deadline_out_of_reach_is_429_before_any_work(fake_manifest: Manifest)
             assert "cannot be met" in error.detail
             assert error.retry_after is not None
             assert error.retry_after >= 100
-            assert world.count("fathom_shed_total", reason="predicted") == 1
+            assert error.shed == "predicted"
             later = world.submit(
                 3, Budget(ms=150_000)
             )  # image 1 has no deadline, but its turn comes first
@@ -433,7 +440,7 @@ def test_the_cheapest_plan_of_the_prediction_is_the_cheapest_that_the_budget_all
     async def scenario() -> None:
         plans = tuple(replace(plan, depth=5 - plan.depth) for plan in fake_manifest.plans)
         async with ready(replace(fake_manifest, plans=plans)) as world:
-            world.scheduler._costs = module.Costs(0.0, {plan: 1000 * plan.gflops for plan in plans})
+            world.engine._costs = Costs(0.0, {plan: 1000 * plan.gflops for plan in plans})
             await failure(
                 world.submit(1, Budget(depth=1, ms=4_000)), Overloaded
             )  # the plan of depth 1 takes 5 s
@@ -455,10 +462,10 @@ def test_the_node_sets_a_deadline_for_every_request_and_the_tighter_one_counts(
 ) -> None:
     async def scenario() -> None:
         async with ready(fake_manifest) as world:
-            world.scheduler.node_budget = Budget(ms=1_000)
+            world.model.node_budget = Budget(ms=1_000)
             await failure(world.submit(1, late_s=2.0), Overloaded)
             await failure(world.submit(2, Budget(ms=60_000), late_s=2.0), Overloaded)
-            world.scheduler.node_budget = Budget(ms=60_000)
+            world.model.node_budget = Budget(ms=60_000)
             await failure(world.submit(3, Budget(ms=1_000), late_s=2.0), Overloaded)
             await world.submit(4, late_s=2.0)
 
@@ -473,7 +480,7 @@ def test_a_budget_under_the_cheapest_plan_is_refused_before_any_work(
             world.backend.closed = True
             error = await failure(world.submit(1, Budget(gflops=0.5)), UnsatisfiableBudget)
             assert error.extra["cheapest"] == {"plan": "d1", "depth": 1, "gflops": 2.0}
-            world.scheduler.node_budget = Budget(gflops=0.5)
+            world.model.node_budget = Budget(gflops=0.5)
             assert world.count("fathom_node_budget_gflops") == 0.5
             await failure(world.submit(2), UnsatisfiableBudget)
             assert world.backend.batches == []
@@ -505,7 +512,7 @@ def test_a_failing_engine_fails_the_batch_at_hand_only(
                 assert error.status == 500
                 assert "secret" not in error.detail
             world.backend.fail = None
-            assert world.scheduler.state == "ready"
+            assert world.model.state == "ready"
             await world.submit(2)
 
     with caplog.at_level(logging.ERROR):
@@ -522,17 +529,17 @@ def test_an_engine_that_cannot_open_leaves_a_failed_service_with_the_reason(
         raise error
 
     async def scenario() -> None:
-        scheduler = Scheduler(refuse, fake_manifest, Settings(), Metrics(layers=4, max_batch=4))
-        scheduler.start()
-        await asyncio.wait_for(scheduler.ended(), WAIT_S)
-        assert scheduler.state == "failed"
-        assert isinstance(scheduler.failure, BackendError)
-        assert str(error) in scheduler.failure.detail
-        image = Frame(np.zeros((48, 64, 3), np.uint8), Geometry(64, 48, 64, 48))
-        with pytest.raises(NotReady, match="failed"):
-            await scheduler.submit(image, NONE, Trace(), time.perf_counter())
-        await scheduler.drain(WAIT_S)
-        assert scheduler.state == "failed"
+        world = World(fake_manifest, Settings())
+        world.engine._open_backend = refuse
+        world.segmenter.start()
+        await asyncio.to_thread(world.engine.ended.result, WAIT_S)
+        assert world.model.state == "failed"
+        assert isinstance(world.engine.failure, BackendError)
+        assert str(error) in world.engine.failure.detail
+        assert world.engine.warm.exception(WAIT_S) is world.engine.failure
+        await failure(world.submit(1), NotReady)
+        await world.model.drain(WAIT_S)
+        assert world.model.state == "failed"
 
     play(scenario())
 
@@ -541,15 +548,15 @@ def test_an_engine_that_cannot_be_warmed_is_closed_again(fake_manifest: Manifest
     async def scenario() -> None:
         world = World(fake_manifest, Settings())
         world.backend.fail = RuntimeError("no kernel")
-        world.scheduler.start()
-        await asyncio.wait_for(world.scheduler.ended(), WAIT_S)
-        assert world.scheduler.state == "failed"
+        world.segmenter.start()
+        await asyncio.to_thread(world.engine.ended.result, WAIT_S)
+        assert world.model.state == "failed"
         assert world.backend.closings == 1
 
     play(scenario())
 
 
-def test_a_scheduler_that_breaks_answers_everybody(
+def test_an_engine_that_breaks_answers_everybody(
     fake_manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario() -> None:
@@ -560,11 +567,11 @@ def test_a_scheduler_that_breaks_answers_everybody(
 
             tasks = [await world.hold(), world.submit(1)]
             await settle()
-            monkeypatch.setattr(world.scheduler._costs, "served", broken)
+            monkeypatch.setattr(world.engine._costs, "served", broken)
             world.release()
             await tasks[0]
             await failure(tasks[1], NotReady)
-            assert isinstance(world.scheduler.failure, BackendError)
+            assert isinstance(world.engine.failure, BackendError)
 
     play(scenario())
 
@@ -574,11 +581,11 @@ def test_drain_finishes_what_was_admitted_and_refuses_the_rest(fake_manifest: Ma
         async with ready(fake_manifest, max_batch=1) as world:
             tasks = [await world.hold(), world.submit(1), world.submit(2)]
             await settle()
-            drain = asyncio.create_task(world.scheduler.drain(WAIT_S))
+            drain = asyncio.create_task(world.model.drain(WAIT_S))
             await settle()
-            assert world.scheduler.state == "draining"
-            assert (await failure(world.submit(3), NotReady)).retry_after == 1
-            assert world.count("fathom_shed_total", reason="draining") == 1
+            assert world.model.state == "draining"
+            refused = await failure(world.submit(3), NotReady)
+            assert (refused.retry_after, refused.shed) == (1, "draining")
             assert not drain.done()
             world.release()
             await drain
@@ -596,7 +603,7 @@ def test_drain_gives_up_after_its_time_and_answers_everybody(
         async with ready(fake_manifest, max_batch=1) as world:
             tasks = [await world.hold(), world.submit(1)]
             await settle()
-            await world.scheduler.drain(0.01)
+            await world.model.drain(0.01)
             for task in tasks:
                 await failure(task, NotReady)
             world.release()
@@ -609,13 +616,13 @@ def test_drain_while_starting_ends_the_engine(fake_manifest: Manifest) -> None:
     async def scenario() -> None:
         world = World(fake_manifest, Settings())
         world.backend.closed = True
-        world.scheduler.start()
+        world.segmenter.start()
         await until(world.backend.entered.is_set)
-        drain = asyncio.create_task(world.scheduler.drain(WAIT_S))
+        drain = asyncio.create_task(world.model.drain(WAIT_S))
         await settle()
         world.release()
         await drain
-        assert world.scheduler.state == "draining"
+        assert world.model.state == "draining"
         assert world.backend.closings == 1
 
     play(scenario())
@@ -627,10 +634,10 @@ def test_an_engine_that_outlives_its_event_loop_does_no_harm(
     world = World(fake_manifest, Settings())
 
     async def scenario() -> None:
-        world.scheduler.start()
-        await until(lambda: world.scheduler.state == "ready")
+        world.segmenter.start()
+        await until(lambda: world.model.state == "ready")
         task = await world.hold()
-        await world.scheduler.drain(0.01)
+        await world.model.drain(0.01)
         await failure(task, NotReady)
 
     play(scenario())
@@ -638,15 +645,17 @@ def test_an_engine_that_outlives_its_event_loop_does_no_harm(
     world.release()
     engine.join(WAIT_S)
     assert not engine.is_alive()
-    assert "after the event loop had ended" in caplog.text
+    assert [record.levelname for record in caplog.records] == ["WARNING"]  # the drain's own
 
 
 def test_many_images_at_once_are_all_answered(fake_manifest: Manifest) -> None:
     async def scenario() -> None:
         async with ready(fake_manifest, queue_size=64) as world:
             numbers: Sequence[int] = range(60)
-            outcomes = await asyncio.gather(*(world.submit(number) for number in numbers))
-            labels = [int(outcome.probabilities[:, 0, 0].argmax()) for outcome in outcomes]
+            answers = await asyncio.gather(*(world.submit(number) for number in numbers))
+            labels = [
+                int(answer.outcome.tensors["probabilities"][:, 0, 0].argmax()) for answer in answers
+            ]
             assert labels == [number * 4 // 256 for number in numbers]
             assert world.count("fathom_queue_depth") == 0
 

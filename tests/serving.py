@@ -1,0 +1,49 @@
+"""A segmenter, and the service around it, on an engine of the test's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import FastAPI
+
+from service.api.app import create_app
+from service.bundle import Bundle, Manifest
+from service.engines.base import Backend
+from service.engines.fake import FakeBackend
+from service.metrics import Metrics
+from service.model import Model
+from service.segmenting import Segmenter
+from service.settings import Settings
+
+
+def metrics_of(manifest: Manifest, settings: Settings) -> Metrics:
+    return Metrics(layers=manifest.layers, max_batch=settings.max_batch)
+
+
+def segmenter_of(
+    manifest: Manifest,
+    settings: Settings | None = None,
+    *,
+    backend: Backend | None = None,
+    metrics: Metrics | None = None,
+) -> Segmenter:
+    """Not started yet. backend: the fake one if there is none."""
+    chosen = settings or Settings()
+    engine = backend or FakeBackend(manifest)
+    counted = metrics or metrics_of(manifest, chosen)
+    model = Model(Bundle(Path(), manifest, "0" * 64), chosen, counted, lambda: engine)
+    return Segmenter(model, chosen)
+
+
+def app_of(
+    manifest: Manifest,
+    settings: Settings | None = None,
+    *,
+    backend: Backend | None = None,
+    metrics: Metrics | None = None,
+) -> FastAPI:
+    """The service over HTTP; its lifespan starts the engine."""
+    chosen = settings or Settings()
+    counted = metrics or metrics_of(manifest, chosen)
+    segmenter = segmenter_of(manifest, chosen, backend=backend, metrics=counted)
+    return create_app(chosen, segmenter, counted)

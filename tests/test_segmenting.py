@@ -1,0 +1,225 @@
+"""The Python API: a bundle is opened, images of every kind are segmented, from many threads."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.bundle import Bundle, Manifest
+from service.engines.base import Arrays, HostTensors, Tensors
+from service.engines.fake import FakeBackend
+from service.errors import (
+    BadBudget,
+    BundleError,
+    DeadlineExceeded,
+    NotReady,
+    Overloaded,
+    SettingsError,
+    TooLarge,
+    UndecodableImage,
+    UnsatisfiableBudget,
+)
+from service.segmenting import Segmenter, open_bundle
+from service.settings import Settings
+from tests.serving import segmenter_of
+
+GRAY = np.full((48, 64, 3), 140, np.uint8)  # of the third of four bands
+
+
+def opened(
+    manifest: Manifest, settings: Settings | None = None, backend: FakeBackend | None = None
+) -> Segmenter:
+    segmenter = segmenter_of(manifest, settings, backend=backend)
+    segmenter.start()
+    segmenter.model.engine.warm.result(10)
+    return segmenter
+
+
+@pytest.fixture
+def segmenter(fake_manifest: Manifest) -> Iterator[Segmenter]:
+    with opened(fake_manifest) as ready:
+        yield ready
+
+
+def encoded(image: Image.Image, form: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    image.save(file, form)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        encoded(Image.fromarray(GRAY)),
+        Image.fromarray(GRAY),
+        GRAY,
+        GRAY[..., 0],
+        GRAY[..., 0].astype(np.uint16) * 257,
+        np.dstack([GRAY, np.full((48, 64), 255, np.uint8)]),
+        np.asfortranarray(GRAY),
+    ],
+    ids=["bytes", "Pillow", "RGB", "gray", "16 bits", "RGBA", "columns first"],
+)
+def test_every_kind_of_picture_gives_the_same_answer(
+    segmenter: Segmenter, picture: bytes | Image.Image
+) -> None:
+    answer = segmenter.segment(picture, depth=2)
+    assert (answer.labels == 2).all()
+    assert answer.labels.shape == (48, 64)
+    assert answer.decision.plan.name == "d1"  # the gate wants no more of a flat image
+    (segment,) = answer.segments
+    assert (segment.id, segment.class_id, segment.label) == (1, 2, "Car")
+    assert (segment.mask.area, segment.mask.box) == (48 * 64, (0, 0, 64, 48))
+    assert answer.mask(segment).all()
+    assert list(answer.stages) == ["decode", "queue", "front", "encoder", "decoder"]
+    assert (np.asarray(Image.open(io.BytesIO(answer.png()))) == 2).all()
+    assert answer.paused is None
+
+
+def test_an_image_keeps_its_own_size_and_its_orientation(segmenter: Segmenter) -> None:
+    image = Image.fromarray(np.zeros((90, 200, 3), np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = 6  # turned by a quarter
+    file = io.BytesIO()
+    image.save(file, "JPEG", exif=exif)
+    for picture in (file.getvalue(), Image.open(file)):
+        answer = segmenter.segment(picture)
+        assert answer.labels.shape == (200, 90)
+        assert answer.geometry.orientation_applied
+
+
+def test_a_picture_of_the_caller_is_left_as_it_is(segmenter: Segmenter) -> None:
+    photo = Image.open(io.BytesIO(encoded(Image.fromarray(np.tile(GRAY, (8, 8, 1))), "JPEG")))
+    size, pixels = photo.size, GRAY.copy()
+    segmenter.segment(photo)
+    segmenter.segment(GRAY)
+    assert (photo.size, (pixels == GRAY).all()) == (size, True)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((48, 64, 3), np.float32),
+        np.zeros((48, 64, 3), np.uint16),
+        np.zeros((48, 64, 2), np.uint8),
+        np.zeros((2, 48, 64, 3), np.uint8),
+        np.zeros((0, 64, 3), np.uint8),
+        np.zeros((48, 64), bool),
+    ],
+)
+def test_an_array_that_is_no_image_is_refused_by_its_type_and_shape(
+    segmenter: Segmenter, array: np.ndarray
+) -> None:
+    with pytest.raises(UndecodableImage, match=r"The array is .* it must be uint8"):
+        segmenter.segment(array)
+
+
+def test_limits_hold_for_arrays_too(segmenter: Segmenter) -> None:
+    with pytest.raises(TooLarge, match="no side may be over 8192"):
+        segmenter.segment(np.zeros((16, 8193, 3), np.uint8))
+    with pytest.raises(UndecodableImage, match="no side may be under 16"):
+        segmenter.segment(np.zeros((15, 64, 3), np.uint8))
+
+
+def test_a_budget_is_that_of_the_header_with_its_errors(segmenter: Segmenter) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3)).astype(np.uint8)
+    assert segmenter.segment(noise).decision.plan.name == "d4"
+    assert segmenter.segment(noise, gflops=3.5).decision.plan.name == "d2"
+    assert segmenter.segment(noise, max_loss=0.2).decision.plan.name < "d4"
+    with pytest.raises(BadBudget, match="'depth' must be from 1 to 4, but is 5"):
+        segmenter.segment(noise, depth=5)
+    with pytest.raises(BadBudget, match="'max-loss' must be from 0 to 1"):
+        segmenter.segment(noise, max_loss=1.5)
+    with pytest.raises(UnsatisfiableBudget, match="gflops=2"):
+        segmenter.segment(noise, gflops=1.0)
+    with pytest.raises(UnsatisfiableBudget, match="strict"):
+        segmenter.segment(noise, depth=1, strict=True)
+
+
+def test_a_deadline_that_passes_ends_the_wait(fake_manifest: Manifest) -> None:
+    class Slow(FakeBackend):
+        slow = threading.Event()
+
+        def run(self, stage: str, tensors: Tensors | Arrays) -> HostTensors:
+            if self.slow.is_set():
+                time.sleep(0.4)
+            return super().run(stage, tensors)
+
+    backend = Slow(fake_manifest)
+    with opened(fake_manifest, Settings(max_batch=1), backend) as slow:
+        backend.slow.set()
+        began = time.perf_counter()
+        with pytest.raises(DeadlineExceeded):
+            slow.segment(GRAY, ms=100)
+        with pytest.raises(Overloaded, match="in the queue"):
+            slow.segment(GRAY, ms=100)
+        assert time.perf_counter() - began < 0.4
+        backend.slow.clear()
+
+
+def test_many_threads_get_their_own_answers_and_share_batches(fake_manifest: Manifest) -> None:
+    class Counting(FakeBackend):
+        sizes: list[int] = []  # noqa: RUF012
+
+        def run(self, stage: str, tensors: Tensors | Arrays) -> HostTensors:
+            made = super().run(stage, tensors)
+            if stage == "front":
+                self.sizes.append(len(made["image"]))
+            return made
+
+    settings = Settings(queue_size=64, batch_wait_ms=20, max_batch=8)
+    backend = Counting(fake_manifest)
+    with opened(fake_manifest, settings, backend) as shared, ThreadPoolExecutor(16) as callers:
+        brightness = np.arange(64) * 4
+        pictures = [np.full((48, 64, 3), value, np.uint8) for value in brightness]
+        answers = list(callers.map(shared.segment, pictures))
+    assert [int(answer.labels[0, 0]) for answer in answers] == (brightness // 64).tolist()
+    assert max(backend.sizes) > 1
+
+
+def test_closing_twice_is_fine_and_nothing_is_taken_after_it(segmenter: Segmenter) -> None:
+    segmenter.close()
+    segmenter.close()
+    with pytest.raises(NotReady, match="draining"):
+        segmenter.segment(GRAY)
+
+
+def test_a_bundle_is_opened_by_its_folder_and_settings(onnx_bundle: Bundle) -> None:
+    with open_bundle(str(onnx_bundle.root), backend="onnxruntime", threads=1) as segmenter:
+        assert segmenter.model.label == f"fake@{onnx_bundle.digest[:12]}"
+        assert segmenter.model.plan_ms.keys() == {"d1", "d2", "d3", "d4"}
+        answer = segmenter.segment(GRAY, depth=1)
+        assert answer.labels.shape == (48, 64)
+
+
+def test_what_cannot_be_opened_says_why(onnx_bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no setting 'thread'; did you mean 'threads'"):
+        open_bundle(onnx_bundle.root, thread=1)
+    with pytest.raises(SettingsError, match="--max-batch"):
+        open_bundle(onnx_bundle.root, max_batch=0)
+    with pytest.raises(BundleError, match="nowhere"):
+        open_bundle(tmp_path / "nowhere")
+
+
+def test_instances_have_ids_and_paused_tokens(instance_manifest: Manifest) -> None:
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[12:36, 16:48] = 200
+    manifest = replace(instance_manifest, margins=())  # without a promise, the full plan
+    with opened(manifest) as segmenter:
+        answer = segmenter.segment(picture, gflops=4)
+        assert answer.decision.plan.name == "d4-k25-w50"
+        (segment,) = answer.segments
+        assert segment.label == "nucleus"
+        assert (answer.mask(segment) == (answer.labels == 1)).all()
+        assert answer.paused is not None
+        assert answer.paused.mean() == pytest.approx(0.75, abs=0.02)
+        assert segmenter.segment(picture, depth=1).paused is None
