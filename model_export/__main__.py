@@ -10,28 +10,28 @@ from service.errors import FathomError
 
 # command -> (module, one line of help). Modules load on demand: --help should not wait for torch.
 COMMANDS = {
-    "train-exits": ("recipe.train_exits", "step A: train the parent for early exits"),
-    "average": ("recipe.average", "the mean of several runs' weights, as a run"),
+    "train-exits": ("training.train_exits", "step A: train the parent for early exits"),
+    "average": ("training.average", "the mean of several runs' weights, as a run"),
     "search-plans": (
-        "export.search",
+        "gating.search_plans",
         "cost and quality of every plan; choose the ones that are worth having",
     ),
-    "derive-targets": ("recipe.derive_targets", "step B: quality of every plan on every image"),
-    "train-gate": ("recipe.train_gate", "step C: train the gate, everything else frozen"),
+    "derive-targets": ("gating.derive_targets", "step B: quality of every plan on every image"),
+    "train-gate": ("gating.train_gate", "step C: train the gate, everything else frozen"),
     "evaluate": (
-        "recipe.evaluate",
+        "evaluation.evaluate",
         "a run or a bundle: quality and cost of every policy, the gate against the oracle",
     ),
     "draw-scenes": (
-        "recipe.draw_scenes",
+        "data.draw_scenes",
         "write generated scenes of known clutter as a labelled folder",
     ),
-    "probe": ("recipe.probe", "frozen linear probe of a backbone's weights"),
+    "probe": ("evaluation.probe", "frozen linear probe of a backbone's weights"),
     "retarget": (
-        "export.retarget",
+        "gating.retarget",
         "a new gate and new margins for a bundle, from other data; nothing is trained",
     ),
-    "export": ("export.onnx", "write a bundle: front, encoders and decoder as ONNX"),
+    "export": ("export.write_bundle", "write a bundle: front, encoders and decoder as ONNX"),
     "build-trt": (
         "export.tensorrt",
         "TensorRT engines of a bundle, compared with ONNX Runtime, into a cache",

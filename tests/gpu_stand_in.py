@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_export.export.kernels.launch import Problem, Tactic
+from model_export.kernels.launch import Problem, Tactic
 from model_export.network.deformable_attention import deformable_attention, ms_deform_attn
 from tests.bench import gpu_kernel, gpu_layers, gpu_report
 from tests.bench.gpu_clock import Recorded, Work

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model_export.export.kernels.launch import Problem
+from model_export.kernels.launch import Problem
 from model_export.network.deformable_attention import deformable_attention
 
 

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from PIL import Image
 from scipy.ndimage import maximum_filter, minimum_filter
 
-from model_export.recipe import augment
-from model_export.recipe.augment import PAD, jitter, on_canvas, random_crop
-from model_export.recipe.datasets import VOID, Folder, Sample
-from model_export.recipe.quality import labels_at
+from model_export.data import augment
+from model_export.data.augment import PAD, jitter, on_canvas, random_crop
+from model_export.data.datasets import VOID, Folder, Sample
+from model_export.training.quality import labels_at
 from service.bundle import InputSpec
 from service.core import Decision, Outcome, Plan, Reason
 from service.pixels.decode import Limits, decode, to_canvas

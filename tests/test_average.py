@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model_export.export.manifest import provenance_of
-from model_export.recipe.runs import load_model, read_config, trained_on, write_config
+from model_export.export.write_manifest import provenance_of
+from model_export.training.runs import load_model, read_config, trained_on, write_config
 from tests.toy import Words, command
 
 pytestmark = pytest.mark.usefixtures("toy_config")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from model_export.recipe.batches import chances, draw_batch
-from model_export.recipe.datasets import VOID, DataError, Dataset, Sample, Scenes
-from model_export.recipe.rims import core_and_rim, gaps
+from model_export.data.datasets import VOID, DataError, Dataset, Sample, Scenes
+from model_export.tasks.core_and_border import core_and_rim, gaps
+from model_export.training.batches import chances, draw_batch
 from tests.toy import CANVAS, Stripes
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from model_export.recipe.calibrate import ASKED, CalibrationError, contiguous_blocks, margin_table
+from model_export.gating.calibrate import ASKED, CalibrationError, contiguous_blocks, margin_table
 from service.core import Ask, Budget, Margin, Plan
 from service.inference.policy import Policy, Pressure
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model_export.recipe.datasets import (
+from model_export.data.datasets import (
     PALETTE,
     VOID,
     CamVid,
@@ -25,7 +25,7 @@ from model_export.recipe.datasets import (
     open_dataset,
     share_images,
 )
-from model_export.recipe.scenes import CLASSES
+from model_export.data.scenes import CLASSES
 from tests.needs import data_at
 
 

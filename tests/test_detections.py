@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_export.recipe import instance_quality
-from model_export.recipe.detections import average_precision, detections
+from model_export.tasks import panoptic_quality as instance_quality
+from model_export.tasks.detections import average_precision, detections
 
 
 def blobs(rng: np.random.Generator, most: int) -> np.ndarray:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from model_export.data.datasets import VOID, Sample, Scenes
+from model_export.evaluation.evaluate import correlations, policy_rows, rank_correlation
 from model_export.network.knobs import Knobs
-from model_export.recipe.datasets import VOID, Sample, Scenes
-from model_export.recipe.evaluate import correlations, policy_rows, rank_correlation
-from model_export.recipe.quality import (
+from model_export.training.quality import (
     class_iou,
     confusion,
     image_quality,
@@ -22,7 +22,7 @@ from model_export.recipe.quality import (
     measure_of,
     qualities,
 )
-from model_export.recipe.runs import read_targets
+from model_export.training.runs import read_targets
 from tests.toy import PLANS as PLAN_NAMES
 from tests.toy import command, last_json, toy
 
@@ -193,7 +193,9 @@ class _Plain(Scenes):
 def test_class_that_is_neither_there_nor_predicted_has_no_iou(
     toy_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model_export.recipe.evaluate.open_dataset", lambda spec, root: _Plain(2))
+    monkeypatch.setattr(
+        "model_export.evaluation.evaluate.open_dataset", lambda spec, root: _Plain(2)
+    )
     assert command("evaluate", toy_run, "--on", "plain") == 0
     found: dict[str, Any] = last_json(capsys.readouterr().out)
     assert None in found["class_iou"].values()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model_export.recipe.measure_bundle import Meter
+from model_export.evaluation.measure_bundle import Meter
 from service.core import Margin
 from tests.small_bundle import GRID, write_bundle, write_image
 from tests.toy import command, last_json

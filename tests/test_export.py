@@ -18,23 +18,23 @@ import torch
 from onnx import TensorProto, numpy_helper
 from safetensors.torch import load_file, save_file
 
-from model_export.export import onnx as exporter
+from model_export.data.augment import on_canvas
+from model_export.data.datasets import PALETTE, Sample, Scenes
 from model_export.export import parity, weights
+from model_export.export import write_bundle as exporter
 from model_export.export.attention import Form, body, forms_of
 from model_export.export.graphs import Encode, stages_of
 from model_export.export.kernel_files import write_kernels
-from model_export.export.kernels import launch, nvrtc
 from model_export.export.parity import check_parity, enforce
+from model_export.kernels import launch, nvrtc
 from model_export.network.deformable_attention import by_grid_sample
 from model_export.network.gate import Gate, gate_input, gate_inputs
 from model_export.network.knobs import Knobs
 from model_export.network.pausing import Active
 from model_export.network.segmenter import Segmenter, semantic_probabilities
-from model_export.recipe.augment import on_canvas
-from model_export.recipe.checkpoint import read_weights
-from model_export.recipe.datasets import PALETTE, Sample, Scenes
-from model_export.recipe.quality import Semantic, qualities
-from model_export.recipe.runs import (
+from model_export.training.bundle_weights import read_weights
+from model_export.training.quality import Semantic, qualities
+from model_export.training.runs import (
     RunError,
     load_model,
     read_config,

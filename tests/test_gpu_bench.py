@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 
-from model_export.export.kernels import nvrtc
+from model_export.kernels import nvrtc
 from model_export.network.pausing import choose_active
 from service.engines.cuda import DriverError
 from tests.bench import gpu, gpu_clock, gpu_layers, gpu_machine, gpu_report

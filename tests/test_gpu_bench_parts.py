@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from model_export.export.engine_parity import LIMITS
-from model_export.export.kernels import on_torch
+from model_export.kernels import on_torch
 from model_export.network import deformable_attention as attention
 from model_export.network.config import base
 from model_export.network.encoder import Encoder
-from model_export.recipe.runs import RunError
+from model_export.training.runs import RunError
 from service import bundle
 from service.bundle import Bundle
 from service.engines import onnxruntime_cuda

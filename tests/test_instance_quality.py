@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics.detection import PanopticQuality
 
-from model_export.recipe.instance_quality import (
+from model_export.tasks.panoptic_quality import (
     average_precision,
     image_quality,
     match_counts,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model_export.recipe.instance_quality import match_counts
-from model_export.recipe.rims import core_and_rim
+from model_export.tasks.core_and_border import core_and_rim
+from model_export.tasks.panoptic_quality import match_counts
 from service.core import Geometry
 from service.pixels import resample
 from service.pixels.resample import most_probable

@@ -24,8 +24,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_export.export.kernels import nvrtc
-from model_export.export.kernels.launch import (
+from model_export.kernels import nvrtc
+from model_export.kernels.launch import (
     ARGUMENTS,
     ENTRY,
     LaunchError,
@@ -363,7 +363,7 @@ def test_every_offered_tactic_can_be_described(dtype: str, width: int) -> None:
 def test_launch_travels_as_json_and_needs_no_torch() -> None:
     plan = describe(LARGE)
     assert json.loads(json.dumps(plan.as_dict()))["arguments"] == list(ARGUMENTS)
-    imports = "from model_export.export.kernels import launch, nvrtc; import service.engines.cuda"
+    imports = "from model_export.kernels import launch, nvrtc; import service.engines.cuda"
     code = f"import sys; {imports}; print('torch' in sys.modules)"
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=DATA.parent.parent, capture_output=True, check=True
@@ -531,7 +531,7 @@ def test_operator_is_one_node_of_a_compiled_graph_and_trains_there() -> None:
 def test_every_tactic_on_the_gpu_is_torchs_deformable_attention(
     dtype: str, shapes: tuple[tuple[int, int], ...]
 ) -> None:
-    from model_export.export.kernels import on_torch
+    from model_export.kernels import on_torch
 
     problem = Problem(shapes, 8, 4, 32, dtype)
     inputs = random_inputs(problem, 2)
@@ -554,7 +554,7 @@ def test_every_tactic_on_the_gpu_is_torchs_deformable_attention(
 @needs_gpu
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_baseline_on_the_gpu_is_torchs_deformable_attention(dtype: str) -> None:
-    from model_export.export.kernels import on_torch
+    from model_export.kernels import on_torch
 
     problem, device = Problem(ODD, 8, 4, 32, dtype), torch.device("cuda", 0)
     arrays, want = baseline_inputs(problem, random_inputs(problem, 2))

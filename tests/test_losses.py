@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from model_export.data.datasets import VOID
 from model_export.network.decoder import Prediction
-from model_export.recipe.datasets import VOID
-from model_export.recipe.losses import (
+from model_export.training.losses import (
     match,
     sample_points,
     semantic_cross_entropy,

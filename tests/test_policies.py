@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import linprog
 
-from model_export.recipe.policies import (
+from model_export.gating.policies import (
     best_mix,
     by_beta,
     by_margin,

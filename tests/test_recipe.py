@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 import torch
 
+from model_export.data.augment import on_canvas
+from model_export.data.datasets import VOID, DataError, Sample, Scenes
+from model_export.gating.derive_targets import both_parts, measure, view_of
+from model_export.gating.gate_regression import STRENGTHS, cross_validate, fit, out_of_fold, predict
+from model_export.gating.policies import by_beta, compare, resample
+from model_export.gating.train_gate import Images, blocks_of, left_out, limit, winnings
 from model_export.network.gate import gate_input
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter, semantic_probabilities
-from model_export.recipe.augment import on_canvas
-from model_export.recipe.datasets import VOID, DataError, Sample, Scenes
-from model_export.recipe.derive_targets import both_parts, measure, view_of
-from model_export.recipe.gate_regression import STRENGTHS, cross_validate, fit, out_of_fold, predict
-from model_export.recipe.policies import by_beta, compare, resample
-from model_export.recipe.quality import (
+from model_export.tasks.core_and_border import core_and_rim
+from model_export.training.quality import (
     Semantic,
     confusion,
     counts_by_knobs,
@@ -26,9 +28,7 @@ from model_export.recipe.quality import (
     measure_of,
     qualities,
 )
-from model_export.recipe.rims import core_and_rim
-from model_export.recipe.runs import load_model, read_gate, read_targets, write_plans
-from model_export.recipe.train_gate import Images, blocks_of, left_out, limit, winnings
+from model_export.training.runs import load_model, read_gate, read_targets, write_plans
 from tests.toy import CANVAS, PLANS, Stripes, command, last_json, toy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -134,7 +134,7 @@ def test_objects_have_no_more_views_than_orientations(
     toy_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "model_export.recipe.derive_targets.open_dataset", lambda spec, root: _Corner()
+        "model_export.gating.derive_targets.open_dataset", lambda spec, root: _Corner()
     )
     arguments = Namespace(fit=["corner"], held="another", data=None, views=9, seed=0)
     with pytest.raises(DataError, match="--views 9 must be at least 1 and, for objects, at most 8"):
@@ -159,8 +159,8 @@ def test_targets_that_were_stopped_go_on_where_they_were(
             raise KeyboardInterrupt
         return counts_by_knobs(model, measure, sample, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("model_export.recipe.derive_targets.counts_by_knobs", counting)
-    monkeypatch.setattr("model_export.recipe.kept.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("model_export.gating.derive_targets.counts_by_knobs", counting)
+    monkeypatch.setattr("model_export.gating.partial_results.SAVE_EVERY", 0.0)
     with pytest.raises(KeyboardInterrupt):
         command(*words)
     before = len(seen)

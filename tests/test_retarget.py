@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from model_export.data.augment import on_canvas
+from model_export.data.datasets import Scenes
 from model_export.network.gate import gate_input
 from model_export.network.knobs import Knobs
-from model_export.recipe.augment import on_canvas
-from model_export.recipe.checkpoint import WEIGHTS, read_weights
-from model_export.recipe.datasets import Scenes
-from model_export.recipe.quality import counts_by_knobs, measure_of, qualities
+from model_export.training.bundle_weights import WEIGHTS, read_weights
+from model_export.training.quality import counts_by_knobs, measure_of, qualities
 from service import bundle
 from service.engines.onnxruntime import OnnxRuntimeBackend
 from tests.toy import CANVAS, PLANS, command, last_json

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from model_export.recipe.rims import BACKGROUND, CORE, RIM, RIM_SHARE, core_and_rim, gaps
+from model_export.tasks.core_and_border import BACKGROUND, CORE, RIM, RIM_SHARE, core_and_rim, gaps
 
 
 def _blobs(seed: int, height: int = 70, width: int = 90) -> NDArray[np.uint16]:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_export.recipe.datasets import Scenes
-from model_export.recipe.labelled_folder import open_labelled
-from model_export.recipe.scenes import CLASSES, render
+from model_export.data.datasets import Scenes
+from model_export.data.scenes import CLASSES, render
+from model_export.evaluation.labelled_folder import open_labelled
 from tests.toy import command
 
 

@@ -15,13 +15,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_export.export.search import NOISE, Found, candidates, choose, measure_quality, shares
+from model_export.data.datasets import VOID, Sample, Scenes
+from model_export.gating.search_plans import (
+    NOISE,
+    Found,
+    candidates,
+    choose,
+    measure_quality,
+    shares,
+)
 from model_export.network.config import standard, tiny
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
-from model_export.recipe.datasets import VOID, Sample, Scenes
-from model_export.recipe.quality import Semantic, counts_by_knobs
-from model_export.recipe.runs import RunError, load_model, read_plans
+from model_export.training.quality import Semantic, counts_by_knobs
+from model_export.training.runs import RunError, load_model, read_plans
 from tests.toy import CANVAS, command, last_json, toy
 
 pytestmark = pytest.mark.timeout(900)  # a test of the toy run waits for its training
@@ -159,8 +166,8 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(
             raise KeyboardInterrupt
         return counts_by_knobs(model, measure, sample, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("model_export.recipe.derive_targets.counts_by_knobs", counting)
-    monkeypatch.setattr("model_export.recipe.kept.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("model_export.gating.derive_targets.counts_by_knobs", counting)
+    monkeypatch.setattr("model_export.gating.partial_results.SAVE_EVERY", 0.0)
     stopping = True
     with pytest.raises(KeyboardInterrupt):
         measure_quality(tmp_path, model, _Data(), "scenes:3:8", CANVAS, plans)

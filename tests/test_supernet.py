@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from model_export.data.datasets import VOID
 from model_export.network.config import tiny
 from model_export.network.encoder import Encoded
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
-from model_export.recipe.datasets import VOID
-from model_export.recipe.losses import set_loss
-from model_export.recipe.supernet import (
+from model_export.training.losses import set_loss
+from model_export.training.supernet import (
     SAMPLING,
     Draw,
     Supernet,

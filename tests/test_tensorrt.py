@@ -22,12 +22,12 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+from model_export.data.augment import on_canvas
+from model_export.data.datasets import Scenes
 from model_export.export import engine_parity, tensorrt, tensorrt_aot
 from model_export.export.engine_parity import LIMITS, compare
 from model_export.export.precision import prepare, types_of
-from model_export.recipe.augment import on_canvas
-from model_export.recipe.datasets import Scenes
-from model_export.recipe.runs import RunError
+from model_export.training.runs import RunError
 from service import bundle
 from service.engines import engine_cache, tensorrt_plugin, tensorrt_runtime
 from service.engines.cuda import Device, DriverError

@@ -365,7 +365,7 @@ def test_the_check_of_new_engines_opens_them_unchecked_and_compares_every_plan(
     fake_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from model_export.export import engine_parity  # this test alone needs torch
-    from model_export.recipe.runs import RunError
+    from model_export.training.runs import RunError
 
     about = fill(fake_bundle, tmp_path, checked=False)
     device = FakeDevice()

@@ -13,16 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from model_export.data.augment import parse_size
+from model_export.data.datasets import Scenes
+from model_export.gating.derive_targets import measure
 from model_export.network.config import proscale, tiny
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
-from model_export.recipe.augment import parse_size
-from model_export.recipe.datasets import Scenes
-from model_export.recipe.derive_targets import measure
-from model_export.recipe.runs import Average, append_log, read_config, read_log, trained_on
-from model_export.recipe.start import config_of
-from model_export.recipe.supernet import TERMS
-from model_export.recipe.train_exits import look, parameter_groups, rate, watched
+from model_export.training.initial_weights import config_of
+from model_export.training.runs import Average, append_log, read_config, read_log, trained_on
+from model_export.training.supernet import TERMS
+from model_export.training.train_exits import look, parameter_groups, rate, watched
 from tests.toy import CANVAS, Stripes, Words, command, toy
 
 pytestmark = pytest.mark.usefixtures("toy_config")
@@ -352,7 +352,7 @@ def test_scenes_cannot_be_mixed_with_other_classes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "model_export.recipe.train_exits.open_dataset", lambda spec, root: Stripes()
+        "model_export.training.train_exits.open_dataset", lambda spec, root: Stripes()
     )
     assert command(*train_words, "--out", tmp_path / "run", "--scenes", "0.1") == 1
     assert "leave it out" in capsys.readouterr().err

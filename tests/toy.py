@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:  # torch takes seconds to import, and most tests need none of this
+    from model_export.data.datasets import Sample
     from model_export.network.config import Config
-    from model_export.recipe.datasets import Sample
 
 Words = tuple[object, ...]
 CANVAS = (64, 96)
@@ -63,7 +63,7 @@ class Stripes:
         return 2
 
     def __getitem__(self, index: int) -> Sample:
-        from model_export.recipe.datasets import Sample
+        from model_export.data.datasets import Sample
 
         mask = np.zeros((40, 60), np.uint8)
         mask[:, 20 + 20 * index :] = 1
@@ -145,7 +145,7 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory, train_words: Words) ->
 def toy_run(trained_run: Path) -> Path:
     """After steps B and C, too, with plans that cut every knob. Copy it before you change it."""
     from model_export.network.knobs import Knobs
-    from model_export.recipe.runs import write_plans
+    from model_export.training.runs import write_plans
 
     run = trained_run.with_name("gated")
     shutil.copytree(trained_run, run)

@@ -1,2 +1,1 @@
-"""From a trained run to a bundle: what is exported (graphs), how (onnx), and what it costs
-(flops)."""
+"""From a trained run to a bundle: ONNX graphs, parity, cost; and TensorRT engines of a bundle."""

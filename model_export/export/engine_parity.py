@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from model_export.recipe.augment import on_canvas
-from model_export.recipe.datasets import open_dataset
-from model_export.recipe.runs import RunError
+from model_export.data.augment import on_canvas
+from model_export.data.datasets import open_dataset
+from model_export.training.runs import RunError
 from service.bundle import Bundle
 from service.core import Plan
 from service.engines.base import Backend

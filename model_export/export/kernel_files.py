@@ -15,8 +15,8 @@ from pathlib import Path
 import onnx
 
 from model_export.export.attention import Form, forms_of
-from model_export.export.kernels import nvrtc
-from model_export.export.kernels.launch import DTYPES, LaunchError, Problem, describe
+from model_export.kernels import nvrtc
+from model_export.kernels.launch import DTYPES, LaunchError, Problem, describe
 from service.bundle import KernelFile
 
 ARCHITECTURE = "compute_80"

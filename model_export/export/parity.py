@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model_export.export.graphs import ENCODED, FEATURES, Encode, Stage
-from model_export.recipe.runs import RunError
+from model_export.training.runs import RunError
 
 MAX_ERROR = 1e-3  # of a stage, on the same input
 # of a plan's probabilities: one place of the attention that is masked in one of both costs 1e-3

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from model_export.export.attention import widened
 from model_export.export.graphs import ENCODED, FEATURES
 from model_export.network.names import OPERATOR
-from model_export.recipe.checkpoint import GATE
+from model_export.training.bundle_weights import GATE
 
 TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}

@@ -29,7 +29,7 @@ from model_export.export.attention import forms_of
 from model_export.export.kernel_files import file_name, problem_of
 from model_export.export.precision import NAMES, TYPES, prepare
 from model_export.network.names import DOMAIN
-from model_export.recipe.runs import RunError
+from model_export.training.runs import RunError
 from service import bundle
 from service.bundle import Bundle
 from service.engines import engine_cache

@@ -1,8 +1,8 @@
 """The files of a bundle but for its manifest: one with the weights, and a graph per stage that
 refers to it.
 
-The weights lie in one model.safetensors (recipe/checkpoint.py), which is the external data of every
-graph, too.
+The weights lie in one model.safetensors (training/bundle_weights.py), which is the external data of
+every graph, too.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from model_export.export.graphs import Encoders, Stage, examples, stages_of
 from model_export.network.gate import Gate
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
-from model_export.recipe.checkpoint import WEIGHTS, read_weights, write_weights
-from model_export.recipe.runs import RunError
+from model_export.training.bundle_weights import WEIGHTS, read_weights, write_weights
+from model_export.training.runs import RunError
 
 # Once a graph, the exporter says of each operator of torchvision that it lacks the package. So does
 # the network.

@@ -1,7 +1,7 @@
 """Multi-scale deformable attention (arXiv 2010.04159, section 4.1): the one definition in torch.
 
 On the CPU it is grid_sample. On CUDA it is one operator, fathom::ms_deform_attn, that runs our
-fused kernel (model_export/export/kernels); grid_sample remains for what that cannot be compiled
+fused kernel (model_export/kernels); grid_sample remains for what that cannot be compiled
 for. In what is exported to ONNX it is one node, to which the exporter gives a body
 (model_export/export/attention.py).
 """
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model_export.export.kernels import launch, on_torch
+from model_export.kernels import launch, on_torch
 from model_export.network.names import DOMAIN, OPERATOR
 
 

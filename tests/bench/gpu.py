@@ -29,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from model_export.export.kernels import nvrtc  # noqa: E402
+from model_export.kernels import nvrtc  # noqa: E402
 from service import bundle  # noqa: E402
 from service.bundle import Bundle  # noqa: E402
 from service.errors import BundleError, FathomError  # noqa: E402

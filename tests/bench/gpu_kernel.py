@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from model_export.export.kernels import launch, nvrtc, on_torch
-from model_export.export.kernels.launch import Problem, Tactic, describe, tactics
+from model_export.kernels import launch, nvrtc, on_torch
+from model_export.kernels.launch import Problem, Tactic, describe, tactics
 from model_export.network.deformable_attention import by_grid_sample
 from tests.bench.gpu_clock import (
     ERRORS,

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from model_export.export.kernels import launch, nvrtc
-from model_export.export.kernels.launch import Problem, Tactic, describe, tactics
+from model_export.kernels import launch, nvrtc
+from model_export.kernels.launch import Problem, Tactic, describe, tactics
 from model_export.network import config
 from model_export.network.config import Config
 

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model_export.data.augment import on_canvas
+from model_export.data.datasets import open_dataset
 from model_export.export.engine_parity import LIMITS, compare
-from model_export.recipe.augment import on_canvas
-from model_export.recipe.datasets import open_dataset
-from model_export.recipe.runs import RunError
+from model_export.training.runs import RunError
 from service.bundle import Bundle
 from service.core import Plan
 from service.engines import engine_cache

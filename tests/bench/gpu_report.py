@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from model_export.recipe.report import table
+from model_export.evaluation.report import table
 from tests.bench.gpu_layers import (
     BASELINE,
     DATASHEET,

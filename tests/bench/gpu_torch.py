@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from model_export.export.graphs import Decode, Encode, Front
 from model_export.network.knobs import Knobs
-from model_export.recipe.checkpoint import WEIGHTS, read_weights
+from model_export.training.bundle_weights import WEIGHTS, read_weights
 from service.bundle import Bundle
 from service.core import Plan
 from tests.bench.gpu_clock import Clock, Recorded

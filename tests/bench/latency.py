@@ -29,7 +29,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from model_export.recipe import scenes  # noqa: E402
+from model_export.data import scenes  # noqa: E402
 from tests.bench.served import Served, served  # noqa: E402
 
 ENGINE = ("front", "encoder", "decoder")

@@ -25,7 +25,7 @@ from matplotlib import pyplot as plt
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from model_export.recipe import scenes  # noqa: E402
+from model_export.data import scenes  # noqa: E402
 from tests.bench.latency import only, post, used  # noqa: E402
 from tests.bench.served import served  # noqa: E402
 

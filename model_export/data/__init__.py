@@ -1,0 +1,1 @@
+"""Images with labels: data sets, folders, generated scenes, crops and canvases."""

@@ -1,0 +1,121 @@
+"""Training crops: random scale, crop, flip and colour; and the plain placement on a canvas that the
+service uses."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from model_export.data.datasets import VOID, Sample
+
+# about the mean of the backbone's normalisation, so padding is near zero inside the network
+PAD = 127
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) of a canvas or crop. Raises ValueError that shows the form."""
+    height, _, width = text.partition("x")
+    if (
+        not (height.isdigit() and width.isdigit())
+        or int(height) % 32
+        or int(width) % 32
+        or not int(height) * int(width)
+    ):
+        raise ValueError(f"size {text!r} must be HEIGHTxWIDTH in multiples of 32, e.g. 384x480")
+    return int(height), int(width)
+
+
+def random_crop(
+    sample: Sample,
+    rng: np.random.Generator,
+    size: tuple[int, int],
+    scale: tuple[float, float] = (0.6, 1.6),
+    canvas: tuple[int, int] | None = None,
+    turn: bool = False,
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """(h, w, 3) uint8 and (h, w) uint8 of `size`. One resampling does scale and crop; outside is
+    padding and void.
+
+    scale: range of the zoom, against the size that the image has on `canvas`, or its own size
+    without one. turn: also by quarter turns, where up and down mean nothing. Labels that lie right
+    of what the image shows do so in mirrored crops, too: a network learns where labels are to be,
+    and both ways would blur what is a pixel wide.
+    """
+    if turn:
+        quarters = int(rng.integers(4))
+        turned = {
+            "image": np.rot90(sample.image, quarters),
+            "mask": np.rot90(sample.mask, quarters),
+        }
+        sample = replace(sample, **turned, labels_right=0.0)
+    height, width = sample.mask.shape
+    factor = np.exp(rng.uniform(*np.log(scale)))
+    if canvas is not None:
+        factor *= min(canvas[0] / height, canvas[1] / width)
+    stretch = np.exp(rng.uniform(-0.1, 0.1))
+    view_h, view_w = size[0] / factor, size[1] / (factor * stretch)  # of the source, in its pixels
+    # where the view is larger than the source, the source lies somewhere inside it
+    top = rng.uniform(min(0, height - view_h), max(0, height - view_h))
+    left = rng.uniform(min(0, width - view_w), max(0, width - view_w))
+    mirrored = rng.random() < 0.5
+    right = 2 * sample.labels_right * mirrored
+    image = Image.fromarray(sample.image)
+    mask = Image.fromarray(
+        np.pad(sample.mask, ((0, 0), (0, math.ceil(right))), constant_values=VOID)
+    )
+    box = (max(left, 0), max(top, 0), min(left + view_w, width), min(top + view_h, height))
+    to = [
+        round((v - o) * s / view)
+        for v, o, s, view in zip(
+            box, (left, top) * 2, (size[1], size[0]) * 2, (view_w, view_h) * 2, strict=True
+        )
+    ]
+    x0, y0, x1, y1 = to
+    out_image = np.full((*size, 3), PAD, np.uint8)
+    out_mask = np.full(size, VOID, np.uint8)
+    if x1 > x0 and y1 > y0:
+        out_image[y0:y1, x0:x1] = np.asarray(
+            image.resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR, box=box)
+        )
+        box = (box[0] + right, box[1], box[2] + right, box[3])
+        out_mask[y0:y1, x0:x1] = np.asarray(
+            mask.resize((x1 - x0, y1 - y0), Image.Resampling.NEAREST, box=box)
+        )
+    if mirrored:
+        out_image, out_mask = out_image[:, ::-1], out_mask[:, ::-1]
+    return jitter(out_image, rng), np.ascontiguousarray(out_mask)
+
+
+def jitter(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Gamma, gain, colour cast and saturation by one look-up table a channel and one blend with
+    gray."""
+    gamma = np.exp(rng.normal(0, 0.25))
+    gain = np.exp(rng.normal(0, 0.15)) * np.exp(rng.normal(0, 0.05, 3))
+    ramp = np.linspace(0, 1, 256)[:, None] ** gamma
+    table = np.clip(255 * (0.5 + (ramp - 0.5) * np.exp(rng.normal(0, 0.15))) * gain, 0, 255)
+    coloured = np.stack([table[image[..., c], c] for c in range(3)], -1).astype(np.float32)
+    gray = coloured @ np.array([0.299, 0.587, 0.114], np.float32)
+    saturation = np.float32(rng.uniform(0.6, 1.3))
+    return np.clip(gray[..., None] + (coloured - gray[..., None]) * saturation, 0, 255).astype(
+        np.uint8
+    )
+
+
+def on_canvas(sample: Sample, size: tuple[int, int]) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """The image scaled by one factor into the top left of the canvas, and its (height, width)
+    there."""
+    height, width = sample.mask.shape
+    factor = min(size[0] / height, size[1] / width)
+    inner = (max(1, round(height * factor)), max(1, round(width * factor)))
+    image = Image.fromarray(sample.image)
+    if inner != (height, width):
+        image = image.resize(
+            (inner[1], inner[0]), Image.Resampling.BILINEAR, reducing_gap=3.0
+        )  # as the service does
+    canvas = np.full((*size, 3), PAD, np.uint8)
+    canvas[: inner[0], : inner[1]] = np.asarray(image)
+    return canvas, inner

@@ -1,0 +1,291 @@
+"""Data sets. A data set is a sequence of `Sample`s with class names and colours; adding one is one
+small class here.
+
+`CamVid` and `Nuclei` need their files, `Folder` and `InstanceFolder` take any images with labels,
+`Scenes` draws its own (no files at all).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from model_export.data import scenes
+from model_export.data.folders import PALETTE, VOID, DataError, Folder, InstanceFolder, Sample
+from model_export.data.meta_json import groups_in, open_folder, open_instances
+
+__all__ = [
+    "PALETTE",
+    "VOID",
+    "CamVid",
+    "DataError",
+    "Dataset",
+    "Folder",
+    "InstanceFolder",
+    "Nuclei",
+    "Sample",
+    "Scenes",
+    "open_dataset",
+]
+
+
+class Dataset(Protocol):
+    """task: "semantic" or "instance". classes, palette: of the bundle, each class with its colour.
+
+    channels: of the network: a class each, or for instances background, core and rim.
+    """
+
+    task: str
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    channels: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+def read_meta(root: Path, expected: str) -> dict[str, Any]:
+    """Raises DataError that names the file and says what was expected."""
+    file = root / "meta.json"
+    if not file.exists():
+        raise DataError(f"{root} has no meta.json; expected {expected}")
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def pick(parts: dict[str, list[str]], split: str, name: str) -> list[str]:
+    """The images of a split, or of several joined with "+"."""
+    chosen = split.split("+")
+    for each in chosen:
+        if each not in parts:
+            raise DataError(
+                f"{name} has no split {each!r}; choose one of {[*parts]}, or some, as in train+dev"
+            )
+    if "val" in chosen and len(chosen) > 1:
+        raise DataError(f"{name}'s val is for comparing: use it alone, not as in {split!r}")
+    found = [image for each in chosen for image in parts[each]]
+    if len(set(found)) < len(found):
+        raise DataError(f"the splits of {split!r} share images; name each image once")
+    return found
+
+
+# Contiguous stretches of every training sequence, as fractions of its frames; no network ever
+# trains on "gate". Frames are about a second apart, so single frames held out would have near twins
+# in the training set.
+HELD_OUT = {"gate": (0.70, 0.80), "dev": (0.30, 0.40)}
+
+
+class CamVid(Folder):
+    """CamVid, 11 classes, 480x360 (Brostow, Fauqueur, Cipolla 2009; the SegNet release's splits).
+
+    Splits: "train" without the held-out stretches, "gate" (gate's own training and calibration),
+    "dev" (to choose by, until a last run trains on it, too), "val" (official; for comparability
+    only), "all" = train + gate + dev. A group is a sequence.
+    """
+
+    # as if they were every second pixel of 960x720: predictions fit best 0.25 to 0.5 further right
+    labels_right = 0.25
+
+    def __init__(self, root: Path, split: str) -> None:
+        meta = read_meta(root, "the folder of CamVid with images/, masks/ and meta.json")
+        names = pick(self._parts(meta["splits"]), split, "CamVid")
+        colours = tuple(map(tuple, meta["colors"]))
+        below = "val" if split == "val" else "train"
+        super().__init__(root, names, tuple(meta["classes"]), colours, below, groups_in(meta, root))
+
+    @staticmethod
+    def _parts(splits: dict[str, list[dict[str, str]]]) -> dict[str, list[str]]:
+        held: dict[str, list[str]] = {"train": [], "gate": [], "dev": []}
+        sequences: dict[str, list[str]] = {}
+        for entry in splits["train"]:
+            sequences.setdefault(entry["seq"], []).append(entry["id"])
+        for frames in sequences.values():
+            for i, frame in enumerate(frames):
+                place = i / len(frames)
+                held[next((k for k, (a, b) in HELD_OUT.items() if a <= place < b), "train")].append(
+                    frame
+                )
+        held["all"] = [entry["id"] for entry in splits["train"]]
+        held["val"] = [entry["id"] for entry in splits["val"]]
+        return held
+
+
+# Shares of the training images; nuclei's images are independent of each other, as far as is known.
+SHARES = {"gate": 0.203, "dev": 0.089}
+
+
+class Nuclei(InstanceFolder):
+    """Nuclei under the microscope (Data Science Bowl 2018, stage 1; Caicedo et al. 2019, CC0), one
+    class.
+
+    Splits as CamVid's: "train", "gate" and "dev" are parts of the folder train/, "all" is all of
+    it; "val". A group is a kind of image: fluorescence, stained or brightfield.
+    """
+
+    def __init__(self, root: Path, split: str) -> None:
+        meta = read_meta(root, "the folder of nuclei with images/, instances/ and meta.json")
+        names = pick(self._parts(meta["splits"]), split, "nuclei")
+        super().__init__(
+            root,
+            names,
+            meta["classes"][0],
+            "val" if split == "val" else "train",
+            groups_in(meta, root),
+        )
+
+    @staticmethod
+    def _parts(splits: dict[str, list[dict[str, Any]]]) -> dict[str, list[str]]:
+        """Images of one kind and size are mostly of one laboratory: each part gets its share of
+        them."""
+        ordered = sorted(
+            splits["train"], key=lambda entry: (entry["kind"], entry["size"], entry["id"])
+        )
+        held: dict[str, list[str]] = {"train": [], "gate": [], "dev": []}
+        for index, entry in enumerate(ordered):
+            place, dev = spread(index), 1 - SHARES["dev"]
+            held["gate" if place < SHARES["gate"] else "dev" if place >= dev else "train"].append(
+                entry["id"]
+            )
+        held["all"] = [entry["id"] for entry in ordered]
+        held["val"] = [entry["id"] for entry in splits["val"]]
+        return held
+
+
+def spread(index: int) -> float:
+    """In [0, 1); indices that follow each other cover the range evenly, be they few or many (golden
+    ratio)."""
+    return index * 0.6180339887498949 % 1.0
+
+
+BARE = -1.0  # the clutter of a street with nothing in it
+
+
+class Scenes:
+    """Street scenes from our own generator: sample i of a seed is always the same, clutter is
+    spread over its range.
+
+    bare: share of streets with nothing in them (clutter -1), spread among the others.
+    """
+
+    task = "semantic"
+
+    def __init__(
+        self,
+        count: int,
+        seed: int = 0,
+        clutter: tuple[float, float] = (0.0, 1.0),
+        height: int = 360,
+        width: int = 480,
+        bare: float = 0.0,
+    ) -> None:
+        self.classes, self.palette, self.channels = scenes.CLASSES, PALETTE, len(scenes.CLASSES)
+        self.count, self.seed, self.clutter, self.size, self.bare = (
+            count,
+            seed,
+            clutter,
+            (height, width),
+            bare,
+        )
+
+    def __len__(self) -> int:
+        return self.count
+
+    def clutter_of(self, index: int) -> float:
+        (low, high), place = self.clutter, spread(index)
+        return (
+            BARE
+            if place < self.bare
+            else low + (high - low) * (place - self.bare) / (1 - self.bare)
+        )
+
+    def __getitem__(self, index: int) -> Sample:
+        height, width = self.size
+        image, mask = scenes.render(
+            self.seed * 1_000_003 + index,
+            height=height,
+            width=width,
+            clutter=self.clutter_of(index),
+        )
+        return Sample(f"scene-{self.seed}-{index}", image, mask)
+
+
+SPECS = (
+    "camvid:SPLIT, nuclei:SPLIT (or SPLIT+SPLIT), folder[:SUBFOLDER], instances[:SUBFOLDER] or "
+    "scenes:COUNT[:SEED[:BARE]]"
+)
+
+
+def share_images(
+    spec: str, other: str, root: Path | None = None, other_root: Path | None = None
+) -> bool:
+    """Whether two data sets, each one of SPECS, have an image in common. Without roots they lie in
+    the same one."""
+    (kind, _, rest), (other_kind, _, other_rest) = spec.partition(":"), other.partition(":")
+    if kind != other_kind:
+        return False
+    if kind == "scenes":
+        return _scenes(spec).seed == _scenes(other).seed
+    if is_nameless(spec):
+        return rest == other_rest and (
+            not root or not other_root or root.resolve() == other_root.resolve()
+        )
+    splits, others = (
+        set((part or "train").replace("all", "train+gate+dev").split("+"))
+        for part in (rest, other_rest)
+    )
+    return bool(splits & others)
+
+
+def is_nameless(spec: str) -> bool:
+    """Whether the data set, one of SPECS, is any folder: the same name elsewhere may mean other
+    images."""
+    return spec.partition(":")[0] in ("folder", "instances")
+
+
+def refuse_shared(
+    flag: str, spec: str, root: Path | None, seen: str, seen_root: Path | None, by: str
+) -> None:
+    """Raises DataError where a data set that is to judge has images that the judged has seen. by:
+    who has."""
+    if share_images(spec, seen, root, seen_root):
+        raise DataError(
+            f"{flag} {spec} shares images with {seen}, which {by} learned from, so it would look "
+            f"better than it is: "
+            "name another split, subfolder or seed"
+        )
+
+
+def open_dataset(spec: str, root: Path | None) -> Dataset:
+    """spec: one of SPECS; all but the scenes read `root`."""
+    kind, _, rest = spec.partition(":")
+    if kind == "scenes":
+        return _scenes(spec)
+    makers: dict[str, Callable[[Path], Dataset]] = {
+        "camvid": lambda r: CamVid(r, rest or "train"),
+        "nuclei": lambda r: Nuclei(r, rest or "train"),
+        "folder": lambda r: open_folder(r, rest),
+        "instances": lambda r: open_instances(r, rest),
+    }
+    if kind not in makers:
+        raise DataError(f"unknown data set {spec!r}; choose {SPECS}")
+    if root is None:
+        raise DataError(f"data set {spec!r} needs --data FOLDER")
+    return makers[kind](root)
+
+
+def _scenes(spec: str) -> Scenes:
+    rest = spec.partition(":")[2]
+    found = re.fullmatch(r"(?P<count>[1-9]\d*)?(:(?P<seed>\d+)(:(?P<bare>0?\.\d+))?)?", rest)
+    if found is None:
+        raise DataError(
+            f"unknown data set {spec!r}; scenes:COUNT[:SEED[:BARE]] takes a positive count, a "
+            f"whole number and a "
+            "share below 1, e.g. scenes:64:1:0.5"
+        )
+    return Scenes(
+        int(found["count"] or 64), int(found["seed"] or 0), bare=float(found["bare"] or 0)
+    )

@@ -1,0 +1,72 @@
+"""Write generated scenes as a labelled folder: for `evaluate`, for `train-exits --train folder`, or
+to look at.
+
+Their difficulty is known, so they show whether a gate follows it: a scene's group is its fifth of
+the range of clutter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from model_export.data.datasets import BARE, Scenes
+from model_export.data.folders import DataError
+
+FIFTHS = 5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("out", type=Path, help="folder to make, with images/, masks/ and meta.json")
+    add("--count", type=int, default=200)
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        help="scenes of one seed are always the same; take another one to train on",
+    )
+    levels = "its range: -1 a bare street, 0 a quiet one, 1 rain at dusk"
+    add("--clutter", type=float, nargs=2, default=(0.0, 1.0), help=levels)
+    add(
+        "--bare",
+        type=float,
+        default=0.0,
+        help="share of bare streets (clutter -1), on which depth cannot pay",
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    low, high = args.clutter
+    if not (-1 <= low <= high <= 1 and args.count > 0):
+        raise DataError(
+            f"--clutter {low} {high} must be within -1 and 1 and rise, --count {args.count} be "
+            f"positive"
+        )
+    if not 0 <= args.bare < 1:
+        raise DataError(f"--bare {args.bare} must be from 0 to below 1")
+    if args.out.exists() and any(args.out.iterdir()):
+        raise DataError(f"{args.out} is not empty; choose another folder or delete it")
+    scenes = Scenes(args.count, args.seed, (low, high), bare=args.bare)
+    for part in ("images", "masks"):
+        (args.out / part).mkdir(parents=True, exist_ok=True)
+    entries = []
+    for index in tqdm(range(len(scenes))):
+        sample, clutter = scenes[index], scenes.clutter_of(index)
+        fifth = min(math.floor(clutter * FIFTHS), FIFTHS - 1)
+        group = (
+            "bare"
+            if clutter == BARE
+            else f"clutter {fifth / FIFTHS:.1f} to {(fifth + 1) / FIFTHS:.1f}"
+        )
+        entries.append({"id": sample.name, "seq": group, "clutter": round(clutter, 4)})
+        for part, pixels in (("images", sample.image), ("masks", sample.mask)):
+            Image.fromarray(np.asarray(pixels)).save(args.out / part / f"{sample.name}.png")
+    document = {"classes": scenes.classes, "colors": scenes.palette, "splits": {"all": entries}}
+    (args.out / "meta.json").write_text(json.dumps(document, indent=1) + "\n")

@@ -1,0 +1,135 @@
+"""What a folder's meta.json says of its images: classes, their colours, groups. All of it is
+optional."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from model_export.data.folders import (
+    OBJECT,
+    PALETTE,
+    VOID,
+    Colours,
+    DataError,
+    Folder,
+    InstanceFolder,
+)
+from model_export.data.scenes import CLASSES
+
+FORM = (
+    '{"classes": [NAME, ...], "colors": [[R, G, B], ...], '
+    '"splits": {NAME: [{"id": ..., "seq" or "kind": ...}]}}'
+)
+
+
+def open_folder(root: Path, below: str) -> Folder:
+    """Images with a class for every pixel; without meta.json, or where it names no classes, they
+    are CamVid's.
+
+    below: a folder inside images/ and masks/, "" = none. Raises DataError that names the file.
+    """
+    meta = read_description(root)
+    classes, colours = classes_in(meta, root)
+    return Folder(
+        root,
+        None,
+        classes or CLASSES,
+        colours if classes else PALETTE,
+        below,
+        groups_in(meta, root),
+    )
+
+
+def open_instances(root: Path, below: str) -> InstanceFolder:
+    """Images with an object for every pixel, all of one class, which meta.json may name."""
+    meta = read_description(root)
+    classes = classes_in(meta, root)[0] or ("object",)
+    if len(classes) > 1:
+        raise DataError(
+            f"{root / 'meta.json'} names {len(classes)} classes, but instances/ tells none apart: "
+            f"name one"
+        )
+    return InstanceFolder(root, None, classes[0], below, groups_in(meta, root))
+
+
+def read_description(root: Path) -> dict[str, Any]:
+    """What meta.json says; nothing where there is no such file. Raises DataError where it is no
+    JSON object."""
+    file = root / "meta.json"
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text())
+        return dict(found.items())
+    except (ValueError, AttributeError) as error:
+        raise _unexpected(root, error) from error
+
+
+def classes_in(meta: dict[str, Any], root: Path) -> tuple[tuple[str, ...], Colours]:
+    """Names, and as many (red, green, blue), where nothing else is said those of PASCAL VOC's
+    colour map.
+
+    root: the folder that meta.json describes, for the messages.
+    """
+    names, colours = meta.get("classes", []), meta.get("colors")
+    if (
+        not _is_list_of(names, str)
+        or not all(names)
+        or len(set(names)) < len(names)
+        or len(names) > VOID
+    ):
+        raise DataError(
+            f"{root / 'meta.json'}: classes must be at most {VOID} names, each another one"
+        )
+    if colours is None:
+        return tuple(names), (OBJECT,) if len(names) == 1 else colour_map(len(names))
+    if (
+        not _is_list_of(colours, list)
+        or len(colours) != len(names)
+        or not all(_is_colour(each) for each in colours)
+    ):
+        raise DataError(
+            f"{root / 'meta.json'}: colors must be [R, G, B] of 0 to 255 for each of the "
+            f"{len(names)} classes"
+        )
+    return tuple(names), tuple((red, green, blue) for red, green, blue in colours)
+
+
+def groups_in(meta: dict[str, Any], root: Path) -> dict[str, str]:
+    """Image's name -> group, from the splits in meta.json; none where it has none. root: as in
+    `classes_in`."""
+    try:
+        entries = [entry for split in meta.get("splits", {}).values() for entry in split]
+        return {
+            str(e["id"]): str(e.get("seq", e.get("kind")))
+            for e in entries
+            if "seq" in e or "kind" in e
+        }
+    except (AttributeError, KeyError, TypeError) as error:
+        raise _unexpected(root, error) from error
+
+
+def colour_map(count: int) -> Colours:
+    """PASCAL VOC's: the bits of 1, 2, .. dealt to red, green and blue in turn, the highest
+    first."""
+
+    def channel(index: int, which: int) -> int:
+        return sum(((index >> (3 * place + which)) & 1) << (7 - place) for place in range(8))
+
+    return tuple((channel(i, 0), channel(i, 1), channel(i, 2)) for i in range(1, count + 1))
+
+
+def _unexpected(root: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{root / 'meta.json'}: expected {FORM}, or no such file ({type(error).__name__}: {error})"
+    )
+
+
+def _is_list_of(value: object, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(each, kind) for each in value)
+
+
+def _is_colour(value: list[object]) -> bool:
+    return len(value) == 3 and all(type(each) is int and 0 <= each <= 255 for each in value)

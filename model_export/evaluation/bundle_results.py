@@ -1,0 +1,248 @@
+"""The figures of one measured bundle: quality, GFLOPs and ms of every policy, and whether max-loss
+is kept.
+
+ms are medians per plan of the engine's stages, batch 1. All intervals are 95 %, by paired bootstrap
+over images, or over blocks of neighbours where images are near twins.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_export.evaluation.measure_bundle import Measured
+from model_export.gating.policies import (
+    BETAS,
+    Shares,
+    by_beta,
+    by_margin,
+    compare,
+    dealt_at_random,
+    fixed,
+    interval,
+)
+from service.inference.policy import margin_for
+
+LOSSES = (0.0025, 0.005, 0.01, 0.02, 0.05)
+
+Floats = NDArray[np.float64]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Per plan, (P,): GFLOPs and ms of the whole way through the engine and of the encoder alone.
+
+    encoder_gflops: nan where the bundle does not say.
+    """
+
+    gflops: Floats
+    encoder_gflops: Floats
+    ms: Floats
+    encoder_ms: Floats
+
+    def of(self, shares: Shares) -> dict[str, float]:
+        """Mean over the images."""
+        return {name: float(shares.mean(0) @ value) for name, value in asdict(self).items()}
+
+
+def costs_of(measured: Measured) -> Costs:
+    manifest = measured.bundle.manifest
+    parts = manifest.calibration.get("gflops", {})
+    encoder = [
+        float(parts.get(manifest.encoder_of[plan.name], math.nan)) for plan in manifest.plans
+    ]
+    encoder_ms = np.median(measured.encoder, 0)
+    ms = np.median(measured.front) + encoder_ms + np.median(measured.decoder, 0)
+    return Costs(
+        np.array([plan.gflops for plan in manifest.plans]), np.array(encoder), ms, encoder_ms
+    )
+
+
+def policies_of(measured: Measured, cost: Floats) -> dict[str, Shares]:
+    """Name -> shares, in the order of the table."""
+    manifest, (images, plans) = measured.bundle.manifest, measured.scores.shape
+    found = {"full": fixed(images, plans, -1)}
+    found |= {
+        f"fixed {plan.name}": fixed(images, plans, i) for i, plan in enumerate(manifest.plans)
+    }
+    margins = {asked: margin_for(asked, manifest.margins) for asked in LOSSES}
+    found |= {
+        f"gate max-loss {asked:g}": by_margin(measured.scores, margin)
+        for asked, margin in margins.items()
+    }
+    found |= {f"gate beta {beta:g}": by_beta(measured.scores, cost, beta) for beta in BETAS}
+    found |= {f"oracle beta {beta:g}": by_beta(measured.quality, cost, beta) for beta in BETAS}
+    if measured.mirrored is not None:
+        found |= {f"mirror beta {beta:g}": by_beta(measured.mirrored, cost, beta) for beta in BETAS}
+    return found
+
+
+class Evaluation:
+    """One bundle's figures. weights: (draws, N), how often each image counts in a bootstrap
+    sample."""
+
+    def __init__(self, measured: Measured, weights: Floats) -> None:
+        self.measured, self.weights, self.costs = measured, weights, costs_of(measured)
+        self.policies = policies_of(measured, self.costs.gflops)
+
+    def of_set(self, shares: Shares) -> tuple[float, Floats]:
+        """Quality of the set and of each bootstrap sample; of the expected counts where a policy is
+        random."""
+        counts = np.einsum("np,np...->n...", shares, self.measured.counts)
+        flat = self.weights @ counts.reshape(len(counts), -1)
+        drawn = [self.measured.of_set(row.reshape(counts.shape[1:])) for row in flat]
+        return self.measured.of_set(counts.sum(0)), np.array(drawn)
+
+    def of_images(self, shares: Shares) -> tuple[float, Floats]:
+        """Mean quality of the images, and that of each bootstrap sample."""
+        each = (shares * self.measured.quality).sum(1)
+        return float(each.mean()), self.weights @ each / self.weights.sum(1)
+
+    def row(self, name: str) -> Row:
+        shares, manifest = self.policies[name], self.measured.bundle.manifest
+        (of_set, drawn_set), (of_images, drawn_images) = self.of_set(shares), self.of_images(shares)
+        gain = compare(shares, self.measured.quality, self.costs.gflops, self.weights)
+        depths = np.array([plan.depth for plan in manifest.plans])
+        return {
+            "policy": name,
+            **self.costs.of(shares),
+            "mean_depth": float(shares.mean(0) @ depths),
+            "quality": of_set,
+            "quality_interval": interval(drawn_set),
+            "image_quality": of_images,
+            "image_interval": interval(drawn_images),
+            "ap50": self.measured.ap50(shares.argmax(1)),
+            "random_quality": self.of_set(dealt_at_random(shares))[0],
+            "at_equal_cost": {
+                "random": gain.random,
+                "best_fixed": gain.mix,
+                "oracle": gain.oracle,
+                "won": gain.won,
+                "won_interval": gain.won_interval,
+                "share_of_oracle": gain.share,
+                "share_interval": gain.share_interval,
+            },
+            "plans": {
+                plan.name: int(n) for plan, n in zip(manifest.plans, shares.sum(0), strict=True)
+            },
+        }
+
+    def plans(self) -> list[Row]:
+        """What each costs. The quartiles of the times tell how quiet the machine was."""
+        front, encoder, decoder = self.measured.front, self.measured.encoder, self.measured.decoder
+        return [
+            {
+                "name": plan.name,
+                "gflops": plan.gflops,
+                "encoder_gflops": float(self.costs.encoder_gflops[i]),
+                **{
+                    f"{part}_ms": np.percentile(times, (25, 50, 75)).tolist()
+                    for part, times in (
+                        ("front", front),
+                        ("encoder", encoder[:, i]),
+                        ("decoder", decoder[:, i]),
+                    )
+                },
+            }
+            for i, plan in enumerate(self.measured.bundle.manifest.plans)
+        ]
+
+    def max_loss(self) -> list[Row]:
+        """Asked against got, over all images and in each group."""
+        found = []
+        quality, groups = self.measured.quality, self.measured.groups
+        for asked in LOSSES:
+            shares = self.policies[f"gate max-loss {asked:g}"]
+            lost = quality[:, -1] - (shares * quality).sum(1)
+            drawn = self.weights @ lost / self.weights.sum(1)
+            parts = {str(name): lost[groups == name] for name in np.unique(groups)}
+            found.append(
+                {
+                    "asked": asked,
+                    "margin": margin_for(asked, self.measured.bundle.manifest.margins),
+                    "got": float(lost.mean()),
+                    "interval": interval(drawn),
+                    "kept": bool(lost.mean() <= asked),
+                    "groups": {
+                        name: {
+                            "images": len(part),
+                            "got": float(part.mean()),
+                            "kept": bool(part.mean() <= asked),
+                        }
+                        for name, part in parts.items()
+                    },
+                }
+            )
+        return found
+
+    def groups(self) -> list[Row]:
+        """Per group of images what depth is worth there, and where each choosing policy spends its
+        compute."""
+        quality, groups = self.measured.quality, self.measured.groups
+        choosing = {
+            name: shares
+            for name, shares in self.policies.items()
+            if not name.startswith(("full", "fixed"))
+        }
+        return [
+            {
+                "group": str(name),
+                "images": int(part.sum()),
+                "full": float(quality[part, -1].mean()),
+                "cheapest_loses": float((quality[part, -1] - quality[part, 0]).mean()),
+                "gflops": {
+                    policy: float(shares[part].mean(0) @ self.costs.gflops)
+                    for policy, shares in choosing.items()
+                },
+            }
+            for name in np.unique(groups)
+            if (part := groups == name).any()
+        ]
+
+    def repeated(self) -> dict[str, float] | None:
+        """Per plan, how its loss in the images correlates (Pearson) with that in their mirror
+        images: 1, what an image loses is its own and could be known; 0, it is luck, and no gate can
+        follow it. None where it was not measured.
+        """
+        once, again = self.measured.quality, self.measured.mirrored
+        if again is None:
+            return None
+        lost = [each[:, -1:] - each[:, :-1] for each in (once, again)]
+        found = {}
+        for index, plan in enumerate(self.measured.bundle.manifest.plans[:-1]):
+            pair = [each[:, index] for each in lost]
+            varies = min(float(np.ptp(each)) for each in pair) > 0
+            found[plan.name] = float(np.corrcoef(*pair)[0, 1]) if varies else math.nan
+        return found
+
+    def against(self, other: Evaluation) -> list[Row]:
+        """Policies here against the full plan there: points lost, shares of the encoder saved,
+        times as many images."""
+        reference = other.costs.of(other.policies["full"])
+        there, drawn_there = other.of_set(other.policies["full"])
+        full, drawn_full = other.of_images(other.policies["full"])
+        rows = []
+        for name, shares in self.policies.items():
+            cost, (here, drawn_here) = self.costs.of(shares), self.of_set(shares)
+            each, drawn_each = self.of_images(shares)
+            cuts = {
+                f"{part}_cut": 1 - cost[part] / reference[part]
+                for part in ("gflops", "encoder_gflops", "encoder_ms")
+            }
+            rows.append(
+                {
+                    "policy": name,
+                    "lost": there - here,
+                    "lost_interval": interval(drawn_there - drawn_here),
+                    "image_lost": full - each,
+                    "image_lost_interval": interval(drawn_full - drawn_each),
+                    **cuts,
+                    "throughput": reference["ms"] / cost["ms"],
+                }
+            )
+        return rows

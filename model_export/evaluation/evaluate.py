@@ -1,0 +1,209 @@
+"""What a run or a bundle is worth: quality of every plan, and the gate against fixed plans, chance
+and the oracle.
+
+A bundle (a folder with manifest.json) is measured on a labelled folder through the service's own
+code, with GFLOPs, ms, intervals and figures: see `evaluate_bundle`. A run is judged by its held-out
+targets, or on another data set, in torch; there a plan's cost is its depth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from model_export.data.datasets import open_dataset
+from model_export.evaluation.evaluate_bundle import evaluate
+from model_export.evaluation.training_curves import plot_run
+from model_export.gating.derive_targets import measure
+from model_export.gating.policies import BETAS, Shares, by_beta, by_margin, dealt_at_random, fixed
+from model_export.network.knobs import Knobs
+from model_export.training.quality import Measure, Semantic, class_iou, measure_of, qualities
+from model_export.training.runs import RunError, load_model, read_config, read_gate, read_targets
+
+FOR_BUNDLES = {
+    "below": "",
+    "cache": None,
+    "figures": None,
+    "against": None,
+    "threads": 0,
+    "block": 1,
+    "draws": 2000,
+    "mirrored": False,
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "folder",
+        type=Path,
+        metavar="RUN_OR_BUNDLE",
+        help="a run's folder with a trained gate, or a bundle",
+    )
+    add(
+        "--data",
+        type=Path,
+        help="folder of the data set; for a bundle: images/ with masks/ or instances/",
+    )
+    add("--on", help="data set for a run, e.g. camvid:val; default: the held-out targets of step B")
+    own = parser.add_argument_group("for a bundle").add_argument
+    own("--below", help="a folder inside images/ and masks/ or instances/, e.g. val")
+    own(
+        "--against",
+        type=Path,
+        help="a bundle to compare with, measured on the same images in turns",
+    )
+    mirrored = "measure the mirror images, too: how much of what the oracle wins is more than luck"
+    own("--mirrored", action="store_const", const=True, help=mirrored)
+    own(
+        "--cache",
+        type=Path,
+        help="folder that keeps each image's result: work that was stopped goes on there",
+    )
+    own("--figures", type=Path, help="folder for the figures")
+    own("--threads", type=int, help="threads of the engine; default: all cores")
+    own(
+        "--block",
+        type=int,
+        help="images that follow each other and are resampled together (video); default 1",
+    )
+    own("--draws", type=int, help="bootstrap samples; default 2000")
+
+
+def main(args: argparse.Namespace) -> None:
+    given = {name: value for name in FOR_BUNDLES if (value := getattr(args, name)) is not None}
+    if not (args.folder / "manifest.json").exists():
+        if given:
+            raise RunError(
+                f"{args.folder} is no bundle: --{', --'.join(given)} cannot be had for a run"
+            )
+        evaluate_run(args.folder, args.data, args.on)
+        return
+    if args.data is None or args.on is not None:
+        raise RunError(
+            f"{args.folder} is a bundle: give it --data FOLDER (and --below), and not --on"
+        )
+    options: dict[str, Any] = FOR_BUNDLES | given
+    if min(options["block"], options["draws"]) < 1 or options["threads"] < 0:
+        raise RunError("--block and --draws must be at least 1, and --threads at least 0")
+    evaluate(
+        args.folder, args.data, **options | {"threads": options["threads"] or os.cpu_count() or 1}
+    )
+
+
+def rank_correlation(predicted: NDArray[Any], true: NDArray[np.float64]) -> float | None:
+    """Spearman's rho; None where one side is the same for every image, for then there are no
+    ranks."""
+    if np.ptp(predicted) == 0 or np.ptp(true) == 0:
+        return None
+    return round(float(spearmanr(predicted, true)[0]), 3)
+
+
+def correlations(scores: NDArray[Any], truth: NDArray[np.float64]) -> dict[str, Any]:
+    """Spearman's rho of predicted and true quality, per plan and for the gain of the full one over
+    the cheapest."""
+    return {
+        "per_plan": [rank_correlation(scores[:, k], truth[:, k]) for k in range(truth.shape[1])],
+        "gain": rank_correlation(scores[:, -1] - scores[:, 0], truth[:, -1] - truth[:, 0]),
+    }
+
+
+def policy_rows(
+    counts: NDArray[Any],
+    scores: NDArray[Any],
+    plans: list[Knobs],
+    margins: list[dict[str, Any]],
+    measured_by: Measure,
+) -> list[dict[str, Any]]:
+    """A row per policy: mean depth, quality of the set, mean over images, and of the set when the
+    same plans are dealt at random; images per plan. counts: (N, plans, ...), scores: (N, plans)."""
+    truth = qualities(measured_by, counts)
+    depth = np.array([plan.depth for plan in plans], float)
+    chosen: dict[str, Shares] = {
+        f"fixed {plan.name}": fixed(*truth.shape, k) for k, plan in enumerate(plans)
+    }
+    chosen |= {
+        f"gate max-loss {row['asked']:g}": by_margin(scores, row["margin"]) for row in margins
+    }
+    chosen |= {f"gate beta {beta:g}": by_beta(scores, depth, beta) for beta in BETAS}
+    chosen |= {f"oracle beta {beta:g}": by_beta(truth, depth, beta) for beta in BETAS}
+
+    def of_set(shares: Shares) -> float:
+        return round(measured_by.of_set(np.einsum("np,np...->...", shares, counts)), 4)
+
+    return [
+        {
+            "policy": name,
+            "mean_depth": round(float(shares.mean(0) @ depth), 3),
+            "quality": of_set(shares),
+            "image_quality": round(float((shares * truth).sum(1).mean()), 4),
+            "random_quality": of_set(dealt_at_random(shares)),
+            "plans": shares.sum(0).astype(int).tolist(),
+        }
+        for name, shares in chosen.items()
+    ]
+
+
+@torch.inference_mode()
+def evaluate_run(run: Path, data: Path | None, on: str | None) -> None:
+    config, canvas, _ = read_config(run)
+    model, (gate, report) = load_model(run), read_gate(run)
+    measured_by = measure_of(config)
+    targets, classes = read_targets(run, "held"), None
+    plans = [Knobs.parse(name) for name in targets["plans"].tolist()]
+    if on is not None:
+        dataset = open_dataset(on, data)
+        targets, classes = (
+            measure(model, plans, [dataset], on, canvas, 1, 0) | {"spec": np.array(on)},
+            dataset.classes,
+        )
+    counts, scores = (
+        targets["counts"],
+        gate(torch.from_numpy(targets["inputs"]).float()).double().numpy(),
+    )
+    truth = qualities(measured_by, counts)
+    per_plan = [round(measured_by.of_set(counts[:, k].sum(0)), 4) for k in range(len(plans))]
+    named = dict(zip((plan.name for plan in plans), per_plan, strict=True))
+    print(f"{targets['spec']}: {len(truth)} images, {measured_by.name} per plan {named}")
+    print(
+        f"{'policy':<22}{'depth':>7}{measured_by.name:>8}{'per image':>11}{'random':>8}  images "
+        f"per plan"
+    )
+    rows = policy_rows(counts, scores, plans, report["margins"], measured_by)
+    for row in rows:
+        print(
+            f"{row['policy']:<22}{row['mean_depth']:>7.2f}{row['quality']:>8.4f}{row['image_quality']:>11.4f}"
+            f"{row['random_quality']:>8.4f}  {row['plans']}"
+        )
+    result: dict[str, Any] = {
+        "data": str(targets["spec"]),
+        "images": len(truth),
+        "measure": measured_by.name,
+    }
+    result |= {
+        "quality": named,
+        "policies": rows,
+        "gain_sd": round(float((truth[:, -1] - truth[:, 0]).std()), 4),
+    }
+    result["spearman"] = correlations(scores, truth)
+    print(
+        f"Spearman's rho of predicted quality per plan {result['spearman']['per_plan']}, "
+        f"of the gain of the full plan {result['spearman']['gain']}"
+    )
+    if classes is not None and isinstance(measured_by, Semantic):
+        full = class_iou(counts[:, -1].sum(0))
+        result["class_iou"] = {  # None: neither there nor predicted; JSON has no nan
+            name: None if np.isnan(v) else round(float(v), 4)
+            for name, v in zip(classes, full, strict=True)
+        }
+    if (run / "log.csv").exists():  # the mean of other runs was not trained itself
+        plot_run(run)
+    print(json.dumps(result))

@@ -1,0 +1,270 @@
+"""Every plan of a bundle on every image of a folder, by the service's own code: decode, engine,
+masks.
+
+The front runs once per image, then each plan's encoder, decoder and masks. Kept are counts, from
+which the quality of any choice of plans follows, the gate's scores and the times; one small file
+per image where there is a cache, so that work that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from service.tasks.objects import instance_map
+from tqdm import tqdm
+
+from model_export.data.datasets import DataError
+from model_export.evaluation.labelled_folder import Truth, group_of, open_labelled
+from model_export.tasks.detections import average_precision, detections
+from model_export.tasks.panoptic_quality import image_quality as image_pq
+from model_export.tasks.panoptic_quality import match_counts, panoptic_quality
+from model_export.training.quality import confusion, image_quality, mean_iou
+from service import bundle
+from service.core import Decision, Frame, Outcome, Reason
+from service.engines.onnxruntime import OnnxRuntimeBackend
+from service.errors import FathomError
+from service.pixels.decode import Limits, decode
+from service.tasks.semantic import label_map
+
+LIMITS = Limits(max_pixels=25_000_000, max_side=8192, min_side=16)  # the service's defaults
+FORM = 1  # of the cached files
+
+Floats = NDArray[np.float64]
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What was found for N images and P plans.
+
+    scores: (N, P) of the gate. counts: (N, P, ...) as `confusion` or `match_counts` has them.
+    quality: (N, P) 0..1, of each image: mIoU over the classes that it shows, or PQ. mirrored: the
+    same of each image's mirror image, a second measurement of one scene, or None. front: (N,) ms;
+    encoder, decoder: (N, P) ms. left_out: names of images that are all void. found: instance task
+    only, N times P `detections`.
+    """
+
+    bundle: bundle.Bundle
+    names: NDArray[np.str_]
+    groups: NDArray[np.str_]
+    scores: Floats
+    counts: Floats
+    quality: Floats
+    mirrored: Floats | None
+    front: Floats
+    encoder: Floats
+    decoder: Floats
+    left_out: list[str]
+    found: list[list[Floats]]
+
+    @property
+    def of_set(self) -> Callable[[Any], float]:
+        """Summed counts -> quality of the set."""
+        return panoptic_quality if self.bundle.manifest.task == "instance" else mean_iou
+
+    def ap50(self, plans: NDArray[np.integer]) -> float | None:
+        """plans: (N,) each image's. None for the semantic task."""
+        if not self.found:
+            return None
+        objects = self.counts[:, 0, [1, 3]].sum()  # found or missed, by any plan
+        return average_precision(
+            [image[plan] for image, plan in zip(self.found, plans, strict=True)], objects
+        )
+
+
+class Meter:
+    """One bundle, open. Raises DataError where it cannot be opened."""
+
+    def __init__(self, folder: Path, threads: int, cache: Path | None) -> None:
+        try:
+            self.bundle = bundle.load(folder)
+            self.backend = OnnxRuntimeBackend(self.bundle, threads=threads)
+        except FathomError as error:
+            raise DataError(error.detail) from error
+        self.manifest = self.bundle.manifest
+        self.cache = cache and cache / f"{self.bundle.digest[:16]}-threads{threads}-form{FORM}"
+        self.warm = False
+
+    def measure(self, folder: Truth, index: int, *, mirrored: bool = False) -> Arrays:
+        """The arrays of one image or of its mirror image, from the cache or anew."""
+        file, truth_file = folder.files[index]
+        data = file.read_bytes()
+        key = hashlib.sha256(data + truth_file.read_bytes()).hexdigest()[:32]
+        kept = self.cache and self.cache / f"{key}{'-mirrored' * mirrored}.npz"
+        if kept and kept.is_file():
+            return _read(kept)
+        truth = folder.truth(index)
+        if mirrored:
+            data, truth = _mirror(data), truth[:, ::-1]
+        try:
+            frame = decode(data, "", LIMITS, self.manifest.input)
+        except FathomError as error:
+            raise DataError(f"{file}: {error.detail}") from error
+        if not self.warm:  # the first run of a graph reserves memory
+            self.run(frame, truth, 0)
+            self.warm = True
+        found = self.run(frame, truth, index)
+        if kept:
+            _write(kept, found)
+        return found
+
+    def run(self, frame: Frame, truth: NDArray[Any], turn: int) -> Arrays:
+        """scores (P,), counts (P, ...), front (1,), encoder and decoder (P,) in ms, detections
+        (objects, 1 plan + 2).
+
+        turn: which plan comes first, so that none always does.
+        """
+        plans, clock = self.manifest.plans, time.perf_counter
+        begun = clock()
+        features, scores = self.backend.front(frame.pixels[None])
+        front = clock() - begun
+        counts: dict[int, NDArray[Any]] = {}
+        found = [np.empty((0, 3))]
+        encoder, decoder = np.empty(len(plans)), np.empty(len(plans))
+        for index in np.roll(np.arange(len(plans)), -turn).tolist():
+            begun = clock()
+            encoded = self.backend.encode(plans[index], features)
+            between = clock()
+            probabilities = self.backend.decode(encoded)
+            encoder[index], decoder[index] = between - begun, clock() - between
+            decision = Decision(plans[index], Reason.REQUEST, float(scores[0, index]))
+            counts[index], objects = self.judge(
+                Outcome(decision, frame.geometry, probabilities[0]), truth
+            )
+            found.append(np.insert(objects, 0, index, axis=1))
+        return {
+            "scores": scores[0].astype(np.float64),
+            "counts": np.stack([counts[i] for i in range(len(plans))]),
+            "front": np.array([front * 1e3]),
+            "encoder": encoder * 1e3,
+            "decoder": decoder * 1e3,
+            "detections": np.concatenate(found),
+        }
+
+    def judge(self, outcome: Outcome, truth: NDArray[Any]) -> tuple[NDArray[Any], Floats]:
+        """Counts and detections; of the latter there are none for the semantic task."""
+        canvas = self.manifest.input
+        if self.manifest.task == "semantic":
+            return confusion(
+                label_map(outcome, canvas), truth, len(self.manifest.classes)
+            ), np.empty((0, 2))
+        labels, objects = instance_map(
+            outcome.probabilities, outcome.geometry, (canvas.height, canvas.width)
+        )
+        return match_counts(labels, truth), detections(
+            labels, [each.score for each in objects], truth
+        )
+
+    def quality(self, counts: NDArray[Any]) -> float:
+        """Of one image; nan where all is void."""
+        return image_pq(counts) if self.manifest.task == "instance" else image_quality(counts)
+
+
+def measure(
+    bundles: Sequence[Path],
+    root: Path,
+    below: str,
+    threads: int,
+    cache: Path | None,
+    *,
+    mirrored: bool = False,
+) -> list[Measured]:
+    """Each bundle on the same images, image by image in turns, so that a change in the machine's
+    load hits all alike.
+
+    mirrored: for the first bundle the mirror images, too; times are those of the images as they
+    are. Raises DataError that names the file or bundle.
+    """
+    meters = [Meter(folder, threads, cache) for folder in bundles]
+    kinds = [(m.manifest.task, tuple(entry.name for entry in m.manifest.classes)) for m in meters]
+    for meter, kind in zip(meters, kinds, strict=True):
+        if kind != kinds[0]:
+            raise DataError(
+                f"{meter.bundle.root} has another task or other classes than "
+                f"{meters[0].bundle.root}"
+            )
+    folder = open_labelled(root, below, *kinds[0])
+    rows: list[list[Arrays]] = [[] for _ in meters]
+    for index in tqdm(range(len(folder)), desc="images", mininterval=2):
+        for meter, found in zip(meters, rows, strict=True):
+            found.append(meter.measure(folder, index))
+            if mirrored and meter is meters[0]:
+                found[-1]["mirrored"] = meter.measure(folder, index, mirrored=True)["counts"]
+    for meter in meters:
+        meter.backend.close()
+    return [_gather(meter, folder, found) for meter, found in zip(meters, rows, strict=True)]
+
+
+def _gather(meter: Meter, folder: Truth, rows: list[Arrays]) -> Measured:
+    quality = np.array([[meter.quality(plan) for plan in row["counts"]] for row in rows])
+    known = np.isfinite(quality).all(1)
+    if not known.any():
+        raise DataError(f"{folder.files[0][1].parent}: every pixel of every mask is void")
+    names = [file.stem for file, _ in folder.files]
+    groups = np.array([group_of(name, folder.groups) for name in names])
+    kept = [row for row, there in zip(rows, known, strict=True) if there]
+    found = [row["detections"] for row in kept] if meter.manifest.task == "instance" else []
+    again = [[meter.quality(plan) for plan in row["mirrored"]] for row in kept if "mirrored" in row]
+    mirrored = np.array(again) if again else None
+    stacked = {
+        key: np.stack([row[key] for row in kept]).astype(np.float64)
+        for key in rows[0]
+        if key != "detections"
+    }
+    return Measured(
+        meter.bundle,
+        np.array(names)[known],
+        groups[known],
+        stacked["scores"],
+        stacked["counts"],
+        quality[known],
+        mirrored,
+        stacked["front"][:, 0],
+        stacked["encoder"],
+        stacked["decoder"],
+        [name for name, there in zip(names, known, strict=True) if not there],
+        [[each[each[:, 0] == plan, 1:] for plan in range(quality.shape[1])] for each in found],
+    )
+
+
+def _mirror(data: bytes) -> bytes:
+    """An image file -> a PNG of what it shows, left and right exchanged. What cannot be read is
+    left for the service's own check."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            mirrored = ImageOps.mirror(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, ValueError):
+        return data
+    encoded = io.BytesIO()
+    mirrored.save(encoded, "PNG", compress_level=1)
+    return encoded.getvalue()
+
+
+def _read(path: Path) -> Arrays:
+    try:
+        with path.open("rb") as file, np.load(file) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path} cannot be read ({error}); remove it, and it is measured again"
+        ) from error
+
+
+def _write(path: Path, arrays: Arrays) -> None:
+    """Whole or not at all: a run may be stopped at any time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    partial.replace(path)

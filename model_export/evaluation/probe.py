@@ -1,0 +1,112 @@
+"""Frozen linear probe: how much of a data set's classes a backbone's features already tell, before
+any training.
+
+A ridge classifier on the features of strides 4 to 32, brought together at stride 8, fitted in
+closed form on pixels of the training images. It checks that weights were loaded right (random ones
+score far lower) and ranks backbones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from model_export.data.augment import on_canvas, parse_size
+from model_export.data.datasets import VOID, Dataset, open_dataset
+from model_export.network.backbone import BACKBONES, load_pretrained
+from model_export.training.quality import confusion, labels_at, mean_iou
+
+RIDGE = 1e-2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--backbone", choices=sorted(BACKBONES), required=True)
+    add(
+        "--backbone-weights",
+        type=Path,
+        help=".npz; without it the weights are random, as a floor to compare with",
+    )
+    add("--data", type=Path, help="folder of the data set (not needed for scenes)")
+    add("--train", default="camvid:train")
+    add("--dev", default="camvid:dev", help="data set to score on")
+    add("--images", type=int, default=120, help="training images, spread evenly")
+    add("--canvas", default="384x480")
+
+
+def features(backbone: nn.Module, pixels: Tensor) -> Tensor:
+    """(1, H, W, 3) uint8 -> (1, C + 1, H/8, W/8): all strides at stride 8, and a constant."""
+    x = (pixels.permute(0, 3, 1, 2).float() - backbone.mean) / backbone.std
+    maps = backbone(x)
+    size = maps[1].shape[-2:]
+    joined = [F.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps]
+    return torch.cat([*joined, torch.ones_like(joined[0][:, :1])], 1)
+
+
+@torch.inference_mode()
+def fit(backbone: nn.Module, train: Dataset, rows: list[int], canvas: tuple[int, int]) -> Tensor:
+    """Least squares of one-hot labels, classes weighed by the root of their rarity: (C + 1,
+    classes)."""
+    classes = len(train.classes)
+    gram: Tensor | float = 0.0
+    cross: Tensor | float = 0.0
+    for row in tqdm(rows, mininterval=5):
+        sample = train[row]
+        pixels, inner = on_canvas(sample, canvas)
+        maps = features(backbone, torch.from_numpy(pixels)[None])[0]
+        height, width = inner[0] // 8, inner[1] // 8
+        x = maps[:, :height, :width].flatten(1).double()  # (C + 1, N)
+        placed = Image.fromarray(sample.mask).resize((inner[1], inner[0]), Image.Resampling.NEAREST)
+        labels = torch.from_numpy(
+            np.asarray(placed)[4::8, 4::8][:height, :width].astype(np.int64)
+        ).flatten()
+        known = labels != VOID
+        hot = F.one_hot(labels[known], classes).double()
+        counts = hot.sum(0).clamp(min=1)
+        weight = (1 / counts.sqrt())[labels[known]]
+        x = x[:, known]
+        gram = gram + (x * weight) @ x.T
+        cross = cross + (x * weight) @ hot
+    assert isinstance(gram, Tensor)
+    damping = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    return torch.linalg.solve(gram + damping, cross).float()
+
+
+def main(args: argparse.Namespace) -> None:
+    canvas = parse_size(args.canvas)
+    torch.manual_seed(0)
+    backbone = BACKBONES[args.backbone]().eval()
+    if args.backbone_weights:
+        load_pretrained(backbone, args.backbone_weights)
+    train, dev = open_dataset(args.train, args.data), open_dataset(args.dev, args.data)
+    rows = np.linspace(0, len(train) - 1, min(args.images, len(train))).round().astype(int).tolist()
+    weights = fit(backbone, train, rows, canvas)
+    total, seconds = 0, 0.0
+    for i in range(len(dev)):
+        sample = dev[i]
+        pixels, inner = on_canvas(sample, canvas)
+        with torch.inference_mode():
+            begun = time.perf_counter()
+            maps = features(backbone, torch.from_numpy(pixels)[None])
+            seconds += time.perf_counter() - begun
+            scores = torch.einsum("bchw,ck->bkhw", maps, weights)
+        total = total + confusion(
+            labels_at(scores, canvas, inner, sample.mask.shape), sample.mask, len(dev.classes)
+        )
+    result = {
+        "backbone": args.backbone,
+        "weights": args.backbone_weights.name if args.backbone_weights else "random",
+        "dev": args.dev,
+        "miou": round(mean_iou(np.asarray(total)), 4),
+        "torch_ms": round(1000 * seconds / len(dev), 1),
+    }
+    print(json.dumps(result))

@@ -1,0 +1,141 @@
+"""Write a bundle: front, decoder and one encoder per plan as ONNX, weights once, parity and cost in
+the manifest.
+
+What torch and the graphs compute is compared on real images before the manifest is written: without
+one, a folder is no bundle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model_export.data.augment import on_canvas
+from model_export.data.datasets import Dataset, is_nameless, open_dataset
+from model_export.export.flops import count_gflops
+from model_export.export.kernel_files import write_kernels
+from model_export.export.parity import BATCHES, check_parity
+from model_export.export.weights import write_stages
+from model_export.export.write_manifest import manifest_of, plan_of, provenance_of
+from model_export.network.config import Config
+from model_export.training.quality import measure_of, qualities
+from model_export.training.runs import (
+    RunError,
+    load_model,
+    read_config,
+    read_gate,
+    read_plans,
+    read_targets,
+    trained_on,
+)
+from service import bundle
+
+IMAGES = 3  # that are compared with torch
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("run", type=Path, help="a run's folder with a trained parent, plans, targets and gate")
+    add(
+        "-o",
+        "--out",
+        type=Path,
+        required=True,
+        help="the bundle's folder, e.g. trained_weights/NAME",
+    )
+    add("--data", type=Path, help="folder of the data set (not needed for scenes)")
+    add(
+        "--parity",
+        default="scenes:3:5",
+        help="data set whose first three images are compared with torch",
+    )
+    add(
+        "--provenance",
+        type=Path,
+        help="JSON with data, recipe, licence and backbone; default: what the run says",
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    config, canvas, arguments = read_config(args.run)
+    trained, (plans, search) = load_model(args.run), read_plans(args.run)
+    held = read_targets(args.run, "held")
+    gate, fitted = read_gate(args.run)
+    samples = open_samples(args.parity, args.data, config)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for stale in (*args.out.glob("*.onnx"), *args.out.glob("*.ptx.gz"), args.out / bundle.FILE):
+        stale.unlink(
+            missing_ok=True
+        )  # a folder without a manifest is no bundle: a failed export cannot be served
+    images = np.stack([on_canvas(samples[i], canvas)[0] for i in range(IMAGES)])
+    stages = write_stages(args.out, trained, gate, plans, images)
+    errors = check_parity(args.out, stages, images)
+    kernels = write_kernels(args.out, [args.out / f"{name}.onnx" for name in stages])
+    parts = {name: count_gflops(args.out / f"{name}.onnx") for name in stages}
+    quality = qualities(measure_of(config), held["counts"])  # (N, plans)
+    manifest = manifest_of(
+        args.out,
+        config,
+        canvas,
+        samples,
+        [
+            plan_of(knobs, parts, of_images)
+            for knobs, of_images in zip(plans, quality.T, strict=True)
+        ],
+        errors,
+        margins=fitted["margins"],
+        calibration=calibration(config, held, search, fitted, parts, errors)
+        | {"trained_on": [spec for spec, _ in trained_on(args.run) if not is_nameless(spec)]},
+        provenance=provenance_of(args.provenance, arguments),
+        kernels=kernels,
+    )
+    bundle.save(args.out, manifest)
+    size = sum(f.stat().st_size for f in args.out.iterdir()) / 1e6
+    for plan in manifest.plans:
+        print(f"{plan.name:<12} {plan.gflops:6.2f} GFLOPs, quality {plan.quality:.4f}")
+    print(json.dumps({"bundle": str(args.out), "megabytes": round(size, 2), "parity": errors}))
+
+
+def open_samples(spec: str, data: Path | None, config: Config) -> Dataset:
+    """The data set whose images and class names a bundle takes. Raises RunError where it is not the
+    network's."""
+    samples: Dataset = open_dataset(spec, data)
+    if (samples.task, samples.channels) != (config.task, config.classes):
+        raise RunError(
+            f"{spec} is a data set of the {samples.task} task with {samples.channels} channels, "
+            f"the run's network is "
+            f"{config.task} with {config.classes}; give the data that the run was trained on"
+        )
+    if len(samples) < IMAGES:
+        raise RunError(f"{spec} has {len(samples)} images; {IMAGES} are needed")
+    return samples
+
+
+def calibration(
+    config: Config,
+    held: dict[str, Any],
+    search: dict[str, Any],
+    fitted: dict[str, Any],
+    parts: dict[str, float],
+    errors: dict[str, float],
+) -> dict[str, Any]:
+    """What was measured on which images: free JSON for people, and for whoever calibrates the
+    bundle anew."""
+    counts, measure = held["counts"], measure_of(config)
+    return {
+        "data": str(held["spec"]),
+        "images": len(counts),
+        "quality": f"mean over images of each image's {measure.name}",
+        f"dataset_{measure.name}": [
+            round(float(measure.of_set(counts[:, k].sum(0))), 5) for k in range(counts.shape[1])
+        ],
+        "gate": {name: value for name, value in fitted.items() if name != "margins"},
+        "search": search.get("search", []),
+        "searched_on": {name: search[name] for name in ("data", "machine") if name in search},
+        "gflops": {name: round(value, 4) for name, value in parts.items()},
+        "parity": {"images": IMAGES, "batches": list(BATCHES), "largest_error": errors},
+    }

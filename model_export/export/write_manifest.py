@@ -1,0 +1,121 @@
+"""From exported graphs to the manifest of their bundle: tensors, plans, what they cost and are
+worth, provenance."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from model_export.data.augment import PAD
+from model_export.data.datasets import Dataset
+from model_export.network.config import Config
+from model_export.network.knobs import Knobs
+from model_export.training.bundle_weights import WEIGHTS
+from service import bundle
+from service.core import Margin, Plan
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+def manifest_of(
+    folder: Path,
+    config: Config,
+    canvas: tuple[int, int],
+    data: Dataset,
+    plans: list[Plan],
+    errors: dict[str, float],
+    *,
+    margins: Iterable[dict[str, float | None]] = (),
+    calibration: dict[str, Any] | None = None,
+    provenance: dict[str, str] | None = None,
+    kernels: tuple[bundle.KernelFile, ...] = (),
+) -> bundle.Manifest:
+    """Of the graphs that lie in `folder`. data: names and colours of the classes. errors: parity of
+    each stage."""
+    things = config.task == "instance"
+    return bundle.Manifest(
+        name=folder.name,
+        revision=revision(),
+        provenance=provenance or {},
+        task=config.task,
+        classes=tuple(
+            bundle.ClassInfo(name, colour, things)
+            for name, colour in zip(data.classes, data.palette, strict=True)
+        ),
+        input=bundle.InputSpec(*canvas, "uint8", "NHWC", (PAD,) * 3),
+        stages={name: stage_of(folder / f"{name}.onnx", error) for name, error in errors.items()},
+        files=(bundle.BundleFile(WEIGHTS, ""),),
+        plans=tuple(plans),
+        encoder_of={plan.name: f"encoder-{plan.name}" for plan in plans},
+        margins=tuple(Margin(float(row["asked"] or 0.0), row["margin"]) for row in margins),
+        calibration=calibration or {},
+        kernels=kernels,
+    )
+
+
+def stage_of(path: Path, error: float) -> bundle.Stage:
+    """error: parity."""
+    graph = onnx.load(path, load_external_data=False).graph
+
+    def specs(values: Iterable[onnx.ValueInfoProto]) -> tuple[bundle.TensorSpec, ...]:
+        found = []
+        for value in values:
+            kind = value.type.tensor_type
+            dims = tuple(d.dim_param or d.dim_value for d in kind.shape.dim)
+            dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)).name
+            found.append(bundle.TensorSpec(value.name, dtype, ("batch", *dims[1:])))
+        return tuple(found)
+
+    return bundle.Stage(path.name, "", specs(graph.input), specs(graph.output), error)
+
+
+def plan_of(knobs: Knobs, parts: dict[str, float], quality: NDArray[np.float64]) -> Plan:
+    """parts: GFLOPs of each stage. quality: of this plan on each held-out image, (N,)."""
+    return Plan(
+        name=knobs.name,
+        depth=knobs.depth,
+        keep=knobs.keep,
+        width=knobs.width,
+        gflops=round(parts["front"] + parts[f"encoder-{knobs.name}"] + parts["decoder"], 4),
+        **worth(quality),
+    )
+
+
+def worth(quality: NDArray[np.float64]) -> dict[str, Any]:
+    """What a plan's entry says of its quality; quality: on each held-out image, (N,)."""
+    quantiles = tuple(round(float(q), 5) for q in np.quantile(quality, QUANTILES))
+    return {"quality": round(float(quality.mean()), 5), "quality_quantiles": quantiles}
+
+
+def provenance_of(path: Path | None, arguments: dict[str, Any]) -> dict[str, str]:
+    """path: a JSON file that says it; else what the run's arguments say."""
+    if path is not None:
+        return {str(k): str(v) for k, v in json.loads(path.read_text()).items()}
+    chosen = ("train", "scenes", "steps", "batch", "lr", "crop", "sampling", "distill", "seed")
+    averaged = [f"mean of {len(arguments['averaged'])} runs"] if "averaged" in arguments else []
+    return {
+        "data": str(arguments["train"]),
+        "recipe": " ".join([*(f"{name}={arguments[name]}" for name in chosen), *averaged]),
+        "licence": "as the training data's",
+        "backbone": Path(str(arguments["backbone_weights"] or "random initialisation")).name,
+    }
+
+
+def revision() -> str:
+    """Of this code, "unknown" where it lies in no repository or git is not installed."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return (
+            subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+            or "unknown"
+        )
+    except FileNotFoundError:
+        return "unknown"

@@ -1,0 +1,1 @@
+"""From a trained network to plans, a gate and its margins: search, targets, fit, calibration."""

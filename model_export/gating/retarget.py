@@ -1,0 +1,92 @@
+"""A bundle for other data or another trade-off: a new gate, new margins, new qualities of plans;
+nothing is trained.
+
+This is ECO-M2F's promise (arXiv 2404.15244) that a new budget repeats only the cheap steps. The
+network stays what it is, and so do the graphs: the gate's tensors take the places of the old ones
+in the weights file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model_export.export.weights import read_entries
+from model_export.export.write_manifest import worth
+from model_export.gating.derive_targets import add_data_arguments, both_parts
+from model_export.gating.train_gate import add_block_argument, fit_and_calibrate
+from model_export.network.knobs import Knobs
+from model_export.training.bundle_weights import WEIGHTS, read_weights, write_weights
+from model_export.training.initial_weights import seen_by_bundle
+from model_export.training.quality import measure_of, qualities
+from model_export.training.runs import RunError
+from service import bundle
+from service.core import Margin
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "bundle", type=Path, help="the bundle's folder, e.g. trained_weights/camvid-tiny"
+    )
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the new bundle")
+    add_data_arguments(parser)
+    add_block_argument(parser)
+
+
+def main(args: argparse.Namespace) -> None:
+    begun = time.monotonic()
+    manifest = bundle.load(args.bundle).manifest
+    if args.out.exists() and any(args.out.iterdir()):
+        raise RunError(f"{args.out} is not empty; choose another --out or delete it")
+    model, _, canvas = read_weights(args.bundle / WEIGHTS)
+    plans = [Knobs.parse(plan.name) for plan in manifest.plans]
+    seen, place = seen_by_bundle(manifest), args.out.resolve()
+    parts: dict[str, dict[str, Any]] = dict(
+        both_parts(model, plans, canvas, args, seen, args.bundle / WEIGHTS, place)
+    )
+    cost = np.array([plan.gflops for plan in manifest.plans])
+    gate, fitted = fit_and_calibrate(model.config, parts, cost, args.block)
+
+    shutil.copytree(
+        args.bundle, args.out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(bundle.FILE)
+    )
+    write_weights(args.out / WEIGHTS, model.cpu(), gate, canvas)
+    if read_entries(args.out / WEIGHTS) != read_entries(args.bundle / WEIGHTS):
+        raise RunError(
+            f"{args.bundle} was written by another version: its graphs look for the gate in "
+            f"another place"
+        )
+    quality = qualities(measure_of(model.config), parts["held"]["counts"])  # (N, plans)
+    changed = replace(
+        manifest,
+        name=args.out.name,
+        plans=tuple(
+            replace(plan, **worth(of_images))
+            for plan, of_images in zip(manifest.plans, quality.T, strict=True)
+        ),
+        margins=tuple(Margin(row["asked"], row["margin"]) for row in fitted.pop("margins")),
+        calibration={"data": str(parts["held"]["spec"]), "images": len(quality), "gate": fitted}
+        | {
+            name: manifest.calibration[name]
+            for name in ("gflops", "parity", "trained_on")
+            if name in manifest.calibration
+        },
+    )
+    bundle.save(args.out, changed)
+    for plan in changed.plans:
+        print(f"{plan.name:<12} {plan.gflops:6.2f} GFLOPs, quality {plan.quality:.4f}")
+    margins = [{"asked": row.asked, "margin": row.margin} for row in changed.margins]
+    images = sum(len(targets["names"]) for targets in parts.values())
+    seconds = round(time.monotonic() - begun, 1)
+    print(
+        json.dumps(
+            {"bundle": str(args.out), "seconds": seconds, "images": images, "margins": margins}
+        )
+    )

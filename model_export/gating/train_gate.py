@@ -1,0 +1,254 @@
+"""Step C: fit the gate, everything else frozen, and calibrate what a requested max-loss may count
+on.
+
+How the gate learns from the targets is in gate_regression.py, what is promised in calibrate.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_export.gating.calibrate import Row, contiguous_blocks, margin_table
+from model_export.gating.gate_regression import (
+    FOLDS,
+    Blocks,
+    Flags,
+    Floats,
+    cross_validate,
+    fit,
+    out_of_fold,
+    predict,
+)
+from model_export.gating.plain_json import plain
+from model_export.gating.policies import BETAS, by_beta, by_margin, compare, resample
+from model_export.network.config import Config
+from model_export.network.gate import Gate
+from model_export.training.quality import Measure, measure_of, qualities
+from model_export.training.runs import RunError, read_config, read_plans, read_targets, write_gate
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="a run's folder with targets")
+    add_block_argument(parser)
+
+
+def add_block_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--block",
+        type=int,
+        default=1,
+        help="images that follow each other and are near twins, as in video, where each "
+        "group is a recording and the next will be a new one; 1 = none",
+    )
+
+
+def specs_of(targets: dict[str, Any]) -> NDArray[np.str_]:
+    """(N,): of each image the data set, as it was named to derive-targets."""
+    specs: NDArray[np.str_] = np.array(str(targets["spec"]).split())[targets["sources"]]
+    return specs
+
+
+def alike(targets: dict[str, Any], held: str) -> Flags:
+    """(N,): plain images of a data set of the same kind as the held-out one; data sets are named
+    KIND:SPLIT."""
+    kinds = np.array([spec.partition(":")[0] for spec in specs_of(targets)])
+    found: Flags = (targets["views"] == 0) & (kinds == held.partition(":")[0])
+    return found
+
+
+def blocks_of(groups: NDArray[np.str_], views: NDArray[np.int64], block: int) -> Blocks:
+    """(N,) of every view: the block of neighbouring images that it belongs to. An image's views
+    follow its first."""
+    first = views == 0
+    first[0] = True
+    found: Blocks = contiguous_blocks(groups[first], block)[np.cumsum(first) - 1]
+    return found
+
+
+def main(args: argparse.Namespace) -> None:
+    config, _, _ = read_config(args.run)
+    targets = {part: read_targets(args.run, part) for part in ("fit", "held")}
+    plans, search = read_plans(args.run)
+    gflops = {row["plan"]: row["gflops"] for row in search["search"]}
+    cost = np.array([gflops[plan.name] for plan in plans])
+    gate, report = fit_and_calibrate(config, targets, cost, args.block)
+    write_gate(args.run, gate, report)
+    print(json.dumps(report))
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """All that were measured: inputs (N, D), quality (N, plans), the rest (N,).
+
+    seen: the network was trained on it. fits: the gate learns from it. real: the promise is about
+    images like it.
+    """
+
+    inputs: Floats
+    quality: Floats
+    groups: NDArray[np.str_]
+    blocks: Blocks
+    seen: Flags
+    fits: Flags
+    real: Flags
+
+    def where(self, mask: Flags) -> Images:
+        return Images(*(getattr(self, field.name)[mask] for field in fields(self)))
+
+
+def images_of(measure: Measure, parts: dict[str, dict[str, Any]], block: int) -> Images:
+    """parts: targets "fit", which come first, and "held". block: as on the command line."""
+
+    def both(name: str) -> NDArray[Any]:
+        return np.concatenate([parts[part][name] for part in ("fit", "held")])
+
+    held, groups = len(parts["held"]["names"]), both("groups")
+    inputs, quality = both("inputs").astype(np.float64), qualities(measure, both("counts"))
+    seen = np.append(parts["fit"]["seen"], np.full(held, False))
+    # What is promised is promised for real images like those held out, so views of an image and
+    # data of another kind do not count.
+    real = np.append(alike(parts["fit"], str(parts["held"]["spec"])), np.full(held, True)) & ~seen
+    fits = np.arange(len(seen)) < len(seen) - held
+    return Images(
+        inputs, quality, groups, blocks_of(groups, both("views"), block), seen, fits, real
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """scores: (N, plans) of images, out of fold where the gate learned from them. margins: as in
+    calibrate.py."""
+
+    gate: Gate
+    level: float
+    loss: float
+    scores: Floats
+    margins: list[Row]
+
+
+def can_fit(images: Images) -> bool:
+    """Whether each gate that leaves out a fold has images, too, that the network was not trained
+    on."""
+    unseen = np.unique(images.blocks[~images.seen])
+    return len(unseen) >= FOLDS and len(np.unique(unseen % FOLDS)) > 1
+
+
+def fit_gate(images: Images, recordings: bool) -> Fitted:
+    """recordings: whether groups are recordings, of which the next will be a new one.
+
+    Raises RunError where there are too few images that the network was not trained on.
+    """
+    own = images.where(images.fits)
+    if not can_fit(own):
+        needs = (
+            f"a gate needs at least {FOLDS} blocks of images that the network was not trained on"
+        )
+        raise RunError(f"{needs}: give derive-targets more to --fit")
+    level, loss = cross_validate(own.inputs, own.quality, own.seen, own.blocks)
+    gate = fit(own.inputs, own.quality, own.seen, level, loss)
+    # Margins count on images that the gate has not seen: out of fold, and the held-out ones.
+    scores = predict(gate, images.inputs)
+    scores[images.fits] = out_of_fold(own.inputs, own.quality, own.seen, own.blocks, level, loss)
+    real = images.real
+    margins = margin_table(
+        scores[real],
+        images.quality[real],
+        images.groups[real],
+        blocks=images.blocks[real],
+        recordings=recordings,
+    )
+    return Fitted(gate, level, loss, scores, margins)
+
+
+def fit_and_calibrate(
+    config: Config, parts: dict[str, dict[str, Any]], cost: Floats, block: int
+) -> tuple[Gate, dict[str, Any]]:
+    """The gate and how it was fitted, with "margins", and, on the same images, what it "wins" and
+    the "limit"; of recordings, what the promise comes to on each that is "left_out".
+
+    parts: targets "fit" and "held". cost: (plans,) GFLOPs. block: as on the command line. Raises
+    RunError where there are too few images that the network was not trained on.
+    """
+    images, recordings = images_of(measure_of(config), parts, block), block > 1
+    found, real = fit_gate(images, recordings), images.real
+    own = images.where(images.fits)
+    report = {
+        "images": len(own.seen),
+        "images_trained_on": int(own.seen.sum()),
+        "calibrated_images": int(real.sum()),
+        "strength_level": found.level,
+        "strength_loss": found.loss,
+        "margins": found.margins,
+        "wins": winnings(found.scores[real], images.quality[real], cost, images.blocks[real]),
+        "limit": limit(own.quality, parts["fit"]["views"], own.real, cost, own.blocks),
+        "left_out": left_out(images, cost) if recordings else [],
+        "calibrated_on": [str(t["spec"]) for t in parts.values()],
+        "parameters": found.gate.output.weight.numel(),
+    }
+    return found.gate, report
+
+
+def left_out(images: Images, cost: Floats) -> list[dict[str, Any]]:
+    """Of each recording what was asked and what its images lost, where neither gate nor margins had
+    met any of it.
+
+    Only recordings without which a gate can still be fitted.
+    """
+    rows = []
+    for name in np.unique(images.groups[images.real]):
+        others = images.where(images.groups != name)
+        if not can_fit(others.where(others.fits)):
+            continue
+        found = fit_gate(others, recordings=True)
+        judged = images.where(images.real & (images.groups == name))
+        scores = predict(found.gate, judged.inputs)
+        for row in found.margins:
+            shares = by_margin(scores, row["margin"])
+            lost = (judged.quality[:, -1] - (shares * judged.quality).sum(1)).mean()
+            about = {
+                "recording": str(name),
+                "images": len(scores),
+                "asked": row["asked"],
+                "lost": lost,
+            }
+            rows.append(plain(about | {"gflops": (shares @ cost).mean()}))
+    return rows
+
+
+def limit(
+    quality: Floats, views: NDArray[np.int64], counted: Flags, cost: Floats, blocks: Blocks
+) -> list[dict[str, Any]]:
+    """As `winnings`, of who is told the mean of each image's other views, and so all but the luck
+    of a single one.
+
+    counted: (N,), the plain images to judge on. Empty where they have no other views.
+    """
+    first = np.flatnonzero(views == 0)
+    others = np.diff(np.append(first, len(views))) - 1
+    judged = counted[first] & (others > 0)
+    if not judged.any():
+        return []
+    known = (np.add.reduceat(quality, first) - quality[first])[judged] / others[judged, None]
+    plain_rows = first[judged]
+    return winnings(known, quality[plain_rows], cost, blocks[plain_rows])
+
+
+def winnings(scores: Floats, quality: Floats, cost: Floats, blocks: Blocks) -> list[dict[str, Any]]:
+    """At each beta, "won" over the best fixed mix of equal cost and its "share" of what an oracle
+    wins, with intervals.
+
+    scores: out of fold. A share is None where an oracle wins nothing.
+    """
+    weights, rows = resample(blocks), []
+    for beta in BETAS:
+        gain = compare(by_beta(scores, cost, beta), quality, cost, weights)
+        row = {"beta": beta, "won": gain.won, "interval": gain.won_interval, "share": gain.share}
+        rows.append(plain(row | {"share_interval": gain.share_interval}))
+    return rows

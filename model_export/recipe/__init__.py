@@ -1,1 +1,0 @@
-"""Training recipe of the segmentation network."""

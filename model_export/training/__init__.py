@@ -1,0 +1,1 @@
+"""Step A and what it leaves behind: runs, first weights, losses, training, averaging."""

@@ -1,0 +1,93 @@
+"""The mean of several runs' weights, a run of its own: what fine-tunings of one parent learned
+apart, in one network.
+
+A bundle may be among them: that from which a run started, for what it still knew better.
+
+Weight averaging ("model soups", Wortsman et al. 2022, arXiv 2203.05482) costs nothing at inference.
+It works for runs that started from the same trained weights (`train-exits --start-from`); others
+lie too far apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import reduce
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from model_export.training.initial_weights import read_trained, seen_by
+from model_export.training.runs import (
+    RunError,
+    discard_derived,
+    read_config,
+    save_model,
+    write_config,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "runs",
+        type=Path,
+        nargs="+",
+        help="finished runs of one config; canvas and arguments are the first one's; the "
+        "others may be bundles",
+    )
+    add("--out", type=Path, required=True, help="the new run's folder")
+
+
+def main(args: argparse.Namespace) -> None:
+    if len(args.runs) < 2:
+        raise RunError(
+            f"there is nothing to average in {args.runs[0]} alone: name two runs or more"
+        )
+    if (
+        args.out.resolve() in [run.resolve() for run in args.runs]
+        or (args.out / "checkpoint.pt").exists()
+    ):
+        raise RunError(f"--out {args.out} holds a run that was trained; choose another folder")
+    config, canvas, arguments = read_config(args.runs[0])
+    models = [read_trained(run)[0] for run in args.runs]
+    for run, model in zip(args.runs, models, strict=True):
+        if model.config != config:
+            raise RunError(
+                f"{run} is of another config ({model.config}) than {args.runs[0]} ({config})"
+            )
+    states = [model.state_dict() for model in models]
+    with torch.no_grad():
+        mean = {
+            name: reduce(torch.add, [s[name] for s in states]) / len(states) for name in states[0]
+        }
+    before = described(args.out)
+    seen = [each for run in args.runs for each in seen_by(run)]
+    write_config(
+        args.out, config, canvas, arguments | {"averaged": [str(run) for run in args.runs]}, seen
+    )
+    if before == described(args.out) and holds(args.out, mean):
+        print(
+            f"{args.out}: already the mean of these {len(states)} runs; plans, targets and gate "
+            f"stay"
+        )
+        return
+    discard_derived(args.out)
+    save_model(args.out, mean)
+    print(f"{args.out}: the mean of {len(states)} runs")
+
+
+def described(run: Path) -> str:
+    """run.json as it stands, "" where there is none."""
+    file = run / "run.json"
+    return file.read_text() if file.exists() else ""
+
+
+def holds(run: Path, state: dict[str, Tensor]) -> bool:
+    """Whether the run's weights are these."""
+    file = run / "model.safetensors"
+    known = load_file(file) if file.exists() else {}
+    return known.keys() == state.keys() and all(
+        torch.equal(known[name], state[name].float()) for name in known
+    )

@@ -1,0 +1,61 @@
+"""The weights of a bundle: network and gate in one file, which torch loads again and the graphs
+refer to.
+
+Matrices in fp16, with the network's own names, the gate's after "gate."; the metadata has config
+and canvas.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from model_export.network.config import Config
+from model_export.network.gate import Gate
+from model_export.network.segmenter import Segmenter
+from model_export.training.runs import RunError, gate_of
+
+WEIGHTS = "model.safetensors"
+GATE = "gate."
+
+
+def write_weights(path: Path, model: Segmenter, gate: Gate, canvas: tuple[int, ...]) -> None:
+    """Matrices and kernels as fp16, vectors (norms, biases) as fp32: a tenth of a percent of the
+    file. The gate stays fp32: it is as small, and tells plans apart by a thousandth."""
+    stored = {
+        n: (v.half() if v.ndim > 1 else v.float()).contiguous()
+        for n, v in model.state_dict().items()
+        if v.is_floating_point()
+    }
+    stored |= {GATE + n: v.float().contiguous() for n, v in gate.state_dict().items()}
+    about = {"config": json.dumps(model.config.as_dict()), "canvas": json.dumps(list(canvas))}
+    save_file(stored, path, metadata=about)
+    path.chmod(0o644)  # the library writes 0600; a container's user must be able to read it
+
+
+def read_weights(path: Path) -> tuple[Segmenter, Gate, tuple[int, int]]:
+    """The network and its gate in eval mode, and the canvas (height, width). Raises RunError that
+    names the file."""
+    with safe_open(path, "pt") as file:
+        about = file.metadata() or {}
+    if "config" not in about or "canvas" not in about:
+        raise RunError(
+            f"{path} does not say which network it is of; repeat `python -m model_export export "
+            f"RUN`"
+        )
+    tensors = {name: value.float() for name, value in load_file(path).items()}
+    model = Segmenter(Config.from_dict(json.loads(about["config"])))
+    of_gate = {
+        name.removeprefix(GATE): tensors.pop(name)
+        for name in list(tensors)
+        if name.startswith(GATE)
+    }
+    counts = {
+        n: v for n, v in model.state_dict().items() if not v.is_floating_point()
+    }  # of no use after training
+    model.load_state_dict(tensors | counts)
+    height, width = json.loads(about["canvas"])
+    return model.eval(), gate_of(of_gate), (height, width)
