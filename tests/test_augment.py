@@ -15,7 +15,7 @@ from scipy.ndimage import maximum_filter, minimum_filter
 from model_export.data import augment
 from model_export.data.augment import PAD, jitter, on_canvas, random_crop
 from model_export.data.datasets import VOID, Folder, Sample
-from model_export.training.quality import labels_at
+from model_export.tasks.semantic import labels_at
 from service.bundle import InputSpec
 from service.core import Decision, Outcome, Plan, Reason
 from service.pixels.decode import Limits, decode, to_canvas
@@ -178,7 +178,7 @@ def test_trained_canvas_of_a_large_jpeg_is_about_the_served_one(tmp_path: Path) 
     (tmp_path / "masks").mkdir()
     Image.fromarray(pixels).save(tmp_path / "images" / "a.jpg", quality=95)
     Image.new("L", (800, 600)).save(tmp_path / "masks" / "a.png")
-    ours, _ = on_canvas(Folder(tmp_path)[0], (96, 128))
+    ours, _ = on_canvas(Folder(tmp_path, "semantic")[0], (96, 128))
     served = decode(
         (tmp_path / "images" / "a.jpg").read_bytes(), "image/jpeg", Limits(10**7, 4096, 1), CANVAS
     ).pixels

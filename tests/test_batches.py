@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from model_export.data.datasets import VOID, DataError, Dataset, Sample, Scenes
-from model_export.tasks.core_and_border import core_and_rim, gaps
+from model_export.tasks.core_and_border import core_and_border, gaps
 from model_export.training.batches import chances, draw_batch
 from tests.toy import CANVAS, Stripes
 
@@ -45,7 +45,7 @@ class Squares(Stripes):
 
     def __getitem__(self, index: int) -> Sample:
         objects = (np.arange(40)[:, None] // 20 * 2 + np.arange(60) // 30 + 1).astype(np.uint16)
-        return Sample("squares", np.zeros((40, 60, 3), np.uint8), core_and_rim(objects), objects)
+        return Sample("squares", np.zeros((40, 60, 3), np.uint8), core_and_border(objects), objects)
 
 
 def test_emphasis_is_on_the_gaps_of_the_crops() -> None:

@@ -19,12 +19,12 @@ from model_export.data.datasets import (
     CamVid,
     DataError,
     Folder,
-    InstanceFolder,
     Nuclei,
     Scenes,
     open_dataset,
     share_images,
 )
+from model_export.data.folders import OBJECT
 from model_export.data.scenes import CLASSES
 from tests.needs import data_at
 
@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_folder_pairs_images_and_masks_by_name(folder: Path) -> None:
-    data = Folder(folder)
+    data = Folder(folder, "semantic")
     assert [data[i].name for i in range(len(data))] == ["a", "b", "c"]
     for i, sample in enumerate(data[i] for i in range(3)):
         assert sample.image.shape == (8, 12, 3)
@@ -62,7 +62,7 @@ def test_folder_reads_palette_masks_as_indices(folder: Path) -> None:
     mask.putpalette([255 - v for v in range(256) for _ in range(3)])
     wanted = np.asarray(mask)
     mask.save(folder / "masks" / "a.png")
-    assert np.array_equal(Folder(folder)[0].mask, wanted)
+    assert np.array_equal(Folder(folder, "semantic")[0].mask, wanted)
 
 
 def test_folder_turns_images_as_exif_says(folder: Path) -> None:
@@ -76,7 +76,7 @@ def test_folder_turns_images_as_exif_says(folder: Path) -> None:
         folder / "images" / "a.jpg", exif=exif, quality=95
     )
     (folder / "images" / "a.png").unlink()
-    image = Folder(folder)[0].image
+    image = Folder(folder, "semantic")[0].image
     assert image.shape == (8, 12, 3)
     assert image[:, 0, 0].min() > 200 > 50 > image[:, -1, 0].max()
 
@@ -125,7 +125,7 @@ def test_folder_refuses_and_names_the_file(
 ) -> None:
     damage(folder)
     with pytest.raises(DataError, match=message):
-        Folder(folder)[1]
+        Folder(folder, "semantic")[1]
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def cells(tmp_path: Path) -> Path:
 
 
 def test_instance_folder_gives_objects_and_what_the_network_learns_of_them(cells: Path) -> None:
-    data = InstanceFolder(cells)
+    data = Folder(cells, "instance", classes=("object",), palette=(OBJECT,))
     assert (data.task, data.channels, data.classes, len(data.palette)) == (
         "instance",
         3,
@@ -198,7 +198,7 @@ def test_instance_folder_refuses_and_names_the_file(
 ) -> None:
     damage(cells)
     with pytest.raises(DataError, match=message):
-        InstanceFolder(cells)[1]
+        Folder(cells, "instance", classes=("object",), palette=(OBJECT,))[1]
 
 
 def _camvid(root: Path) -> dict[str, list[str]]:

@@ -14,19 +14,13 @@ import pytest
 from model_export.data.datasets import VOID, Sample, Scenes
 from model_export.evaluation.evaluate import correlations, policy_rows, rank_correlation
 from model_export.network.knobs import Knobs
-from model_export.training.quality import (
-    class_iou,
-    confusion,
-    image_quality,
-    mean_iou,
-    measure_of,
-    qualities,
-)
+from model_export.tasks import TASKS, qualities
+from model_export.tasks.semantic import class_iou, confusion, image_quality, mean_iou
 from model_export.training.runs import read_targets
 from tests.toy import PLANS as PLAN_NAMES
-from tests.toy import command, last_json, toy
+from tests.toy import command, last_json
 
-MEASURE = measure_of(toy(3))
+TASK = TASKS["semantic"]
 
 
 def test_confusion_counts_known_pixels_with_truth_in_rows() -> None:
@@ -47,7 +41,7 @@ def test_image_quality_is_over_the_classes_that_the_image_shows() -> None:
     assert image_quality(stray) == pytest.approx((0.8 + 1) / 2)
     assert mean_iou(stray) == pytest.approx((0.8 + 1 + 0) / 3)
     assert np.isnan(image_quality(np.zeros((3, 3), int)))
-    assert qualities(MEASURE, np.stack([np.stack([stray, stray.T])])).shape == (1, 2)
+    assert qualities(TASK, np.stack([np.stack([stray, stray.T])])).shape == (1, 2)
 
 
 def _counts(seed: int = 0) -> np.ndarray:
@@ -68,7 +62,7 @@ MARGINS = [
 
 
 def _rows(counts: np.ndarray, scores: np.ndarray) -> dict[str, dict[str, Any]]:
-    return {row["policy"]: row for row in policy_rows(counts, scores, PLANS, MARGINS, MEASURE)}
+    return {row["policy"]: row for row in policy_rows(counts, scores, PLANS, MARGINS, TASK)}
 
 
 def test_rank_correlation_is_of_ranks_and_none_without_them() -> None:
@@ -85,7 +79,7 @@ def test_rank_correlation_is_of_ranks_and_none_without_them() -> None:
 
 def test_oracle_beats_every_plan_and_a_gate_that_knows_is_the_oracle() -> None:
     counts = _counts()
-    truth = qualities(MEASURE, counts)
+    truth = qualities(TASK, counts)
     rows = _rows(counts, truth)
     fixed = [rows[f"fixed {plan.name}"]["image_quality"] for plan in PLANS]
     assert fixed == pytest.approx(truth.mean(0), abs=1e-4)
@@ -99,7 +93,7 @@ def test_oracle_beats_every_plan_and_a_gate_that_knows_is_the_oracle() -> None:
 
 def test_max_loss_goes_by_the_run_s_margins() -> None:
     counts = _counts()
-    truth = qualities(MEASURE, counts)
+    truth = qualities(TASK, counts)
     rows = _rows(counts, truth)
     assert rows["gate max-loss 0.005"]["plans"] == [0, 0, 0, 20]
     depths = [rows[f"gate max-loss {row['asked']:g}"]["mean_depth"] for row in MARGINS]
@@ -110,7 +104,7 @@ def test_max_loss_goes_by_the_run_s_margins() -> None:
 
 def test_random_is_the_mean_over_all_ways_to_deal_the_same_plans() -> None:
     counts = _counts()
-    row = _rows(counts, qualities(MEASURE, counts))["gate beta 0"]
+    row = _rows(counts, qualities(TASK, counts))["gate beta 0"]
     chosen = np.repeat(np.arange(4), row["plans"])
     rng = np.random.default_rng(0)
     total = sum(counts[np.arange(20), rng.permutation(chosen)].sum(0) for _ in range(4000))

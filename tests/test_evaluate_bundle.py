@@ -240,12 +240,12 @@ def test_void_pixels_do_not_count_and_an_image_of_nothing_else_is_left_out(
     )
 
 
-def objects(rim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two objects of 2 x 2 cores in frames of `rim` cells: what the image shows, and 16-bit
+def objects(border: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two objects of 2 x 2 cores in frames of `border` cells: what the image shows, and 16-bit
     truth."""
     shown, truth = np.zeros(GRID, np.uint8), np.zeros(GRID, np.uint16)
     for number, left in ((1, 2), (2, 8)):
-        block = (slice(3 - rim, 5 + rim), slice(left - rim, left + 2 + rim))
+        block = (slice(3 - border, 5 + border), slice(left - border, left + 2 + border))
         shown[block], truth[block] = 2, number
         shown[3:5, left : left + 2] = 1
     return shown, truth
@@ -255,15 +255,15 @@ def test_instances_are_measured_by_panoptic_quality_and_average_precision(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seer = write_bundle(tmp_path / "cells", task="instance")
-    for name, rim in (("plain", 0), ("rimmed", 1)):
-        write_image(tmp_path / "data", name, *objects(rim), labels="instances")
+    for name, border in (("plain", 0), ("bordered", 1)):
+        write_image(tmp_path / "data", name, *objects(border), labels="instances")
     shown, found = run(capsys, seer, "--data", tmp_path / "data")
     rows = by_name(found)
     assert (found["measure"], found["task"]) == ("PQ", "instance")
     assert rows["full"]["quality"] > 0.9
     assert rows["full"]["image_quality"] > 0.9
     assert rows["full"]["ap50"] == 1
-    blind = rows["fixed d1"]  # without its rim an object has a quarter of its pixels: not found
+    blind = rows["fixed d1"]  # without its border an object has a quarter of its pixels: not found
     assert 0.45 < blind["image_quality"] <= 0.5
     assert 0.45 < blind["quality"] <= 0.5  # 2 of 2 + (2 + 2) / 2
     assert blind["ap50"] == pytest.approx(51 / 101, abs=1e-4)
@@ -278,7 +278,7 @@ def test_image_without_objects_in_which_none_is_found_is_right(
     seer = write_bundle(tmp_path / "cells", task="instance")
     empty = np.zeros(GRID, np.uint16)
     write_image(tmp_path / "data", "empty", empty.astype(np.uint8), empty, labels="instances")
-    write_image(tmp_path / "data", "rimmed", *objects(1), labels="instances")
+    write_image(tmp_path / "data", "bordered", *objects(1), labels="instances")
     rows = by_name(run(capsys, seer, "--data", tmp_path / "data")[1])
     assert rows["full"]["image_quality"] > 0.95
     assert rows["fixed d1"]["image_quality"] == 0.5

@@ -32,8 +32,8 @@ from model_export.network.gate import Gate, gate_input, gate_inputs
 from model_export.network.knobs import Knobs
 from model_export.network.pausing import Active
 from model_export.network.segmenter import Segmenter, semantic_probabilities
+from model_export.tasks import TASKS, qualities
 from model_export.training.bundle_weights import read_weights
-from model_export.training.quality import Semantic, qualities
 from model_export.training.runs import (
     RunError,
     load_model,
@@ -83,7 +83,7 @@ def test_exported_bundle_is_one_that_the_service_loads(toy_run: Path, toy_bundle
     assert manifest.provenance["backbone"] == "random.npz"
     assert manifest.provenance["data"] == "scenes:4"
     config, _, _ = read_config(toy_run)
-    held = qualities(Semantic(config), read_targets(toy_run, "held")["counts"])
+    held = qualities(TASKS[config.task], read_targets(toy_run, "held")["counts"])
     for k, plan in enumerate(manifest.plans):
         assert plan.quality == pytest.approx(held[:, k].mean(), abs=1e-5)
         assert plan.quality_quantiles[2] == pytest.approx(np.median(held[:, k]), abs=1e-5)
@@ -549,7 +549,7 @@ class _Blobs(Stripes):
         return Sample(f"blob-{index}", image, np.zeros((40, 60), np.uint8))
 
 
-def test_an_instance_bundle_has_things_and_background_core_and_rim_of_each(
+def test_an_instance_bundle_has_things_and_background_core_and_border_of_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, config = tmp_path / "run", replace(toy(3), task="instance")

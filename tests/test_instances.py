@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model_export.tasks.core_and_border import core_and_rim
+from model_export.tasks.core_and_border import core_and_border
 from model_export.tasks.panoptic_quality import match_counts
 from service.core import Geometry
 from service.pixels import resample
@@ -41,7 +41,7 @@ def _ideal(
         (np.arange(geometry.scaled_width) + 0.5) * truth.shape[1] / geometry.scaled_width
     ).astype(int)
     placed = np.zeros(canvas, np.uint8)
-    placed[: len(rows), : len(columns)] = core_and_rim(truth)[rows][:, columns]
+    placed[: len(rows), : len(columns)] = core_and_border(truth)[rows][:, columns]
     shares = (
         (placed == np.arange(3)[:, None, None])
         .reshape(3, canvas[0] // 4, 4, canvas[1] // 4, 4)

@@ -19,15 +19,10 @@ from model_export.gating.train_gate import Images, blocks_of, left_out, limit, w
 from model_export.network.gate import gate_input
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter, semantic_probabilities
-from model_export.tasks.core_and_border import core_and_rim
-from model_export.training.quality import (
-    Semantic,
-    confusion,
-    counts_by_knobs,
-    labels_at,
-    measure_of,
-    qualities,
-)
+from model_export.tasks import TASKS, qualities
+from model_export.tasks.core_and_border import core_and_border
+from model_export.tasks.semantic import confusion, labels_at
+from model_export.training.quality import counts_by_knobs
 from model_export.training.runs import load_model, read_gate, read_targets, write_plans
 from tests.toy import CANVAS, PLANS, Stripes, command, last_json, toy
 
@@ -76,9 +71,7 @@ def test_a_subset_of_plans_can_be_asked_for(toy_run: Path) -> None:
     model, sample = load_model(toy_run), Scenes(1, 5)[0]
     every = read_targets(toy_run, "held")["counts"][0]
     asked = [Knobs.parse(PLANS[row]) for row in (3, 0)]
-    assert np.array_equal(
-        counts_by_knobs(model, measure_of(model.config), sample, CANVAS, asked)[0], every[[3, 0]]
-    )
+    assert np.array_equal(counts_by_knobs(model, sample, CANVAS, asked)[0], every[[3, 0]])
 
 
 class _Void(Stripes):
@@ -100,7 +93,7 @@ def test_views_of_an_image_stay_together_and_void_images_are_left_out() -> None:
     assert found["names"].tolist() == [*first, "stripe-1", "stripe-1-1", "stripe-1-2", *first]
     assert not np.array_equal(found["counts"][0], found["counts"][1])
     assert np.array_equal(found["counts"][0], found["counts"][6])
-    assert np.isfinite(qualities(Semantic(model.config), found["counts"])).all()
+    assert np.isfinite(qualities(TASKS[model.config.task], found["counts"])).all()
 
 
 class _Corner(Stripes):
@@ -114,7 +107,7 @@ class _Corner(Stripes):
         return Sample(
             "corner",
             np.stack([objects * 90] * 3, -1).astype(np.uint8),
-            core_and_rim(objects),
+            core_and_border(objects),
             objects,
         )
 
@@ -127,7 +120,7 @@ def test_views_of_objects_are_the_eight_orientations_of_an_image() -> None:
     for view in views:
         assert view.instances.sum() == 180
         assert np.array_equal(view.image[..., 0] == 90, view.instances == 1)
-        assert np.array_equal(view.mask, core_and_rim(view.instances))
+        assert np.array_equal(view.mask, core_and_border(view.instances))
 
 
 def test_objects_have_no_more_views_than_orientations(
@@ -151,13 +144,11 @@ def test_targets_that_were_stopped_go_on_where_they_were(
     run, seen, stop_at = shutil.copytree(toy_run, tmp_path / "run"), [], 6
     words = ("derive-targets", run, "--fit", "scenes:3:3", "--held", "scenes:4:5", "--views", 2)
 
-    def counting(
-        model: Segmenter, measure: Semantic, sample: Sample, *rest: object
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def counting(model: Segmenter, sample: Sample, *rest: object) -> tuple[np.ndarray, np.ndarray]:
         seen.append(sample.name)
         if len(seen) == stop_at:
             raise KeyboardInterrupt
-        return counts_by_knobs(model, measure, sample, *rest)  # type: ignore[arg-type]
+        return counts_by_knobs(model, sample, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr("model_export.gating.derive_targets.counts_by_knobs", counting)
     monkeypatch.setattr("model_export.gating.partial_results.SAVE_EVERY", 0.0)

@@ -13,8 +13,9 @@ from model_export.data.augment import on_canvas
 from model_export.data.datasets import Scenes
 from model_export.network.gate import gate_input
 from model_export.network.knobs import Knobs
+from model_export.tasks import TASKS, qualities
 from model_export.training.bundle_weights import WEIGHTS, read_weights
-from model_export.training.quality import counts_by_knobs, measure_of, qualities
+from model_export.training.quality import counts_by_knobs
 from service import bundle
 from service.engines.onnxruntime import OnnxRuntimeBackend
 from tests.toy import CANVAS, PLANS, command, last_json
@@ -59,14 +60,11 @@ def test_graphs_stay_and_qualities_are_those_of_the_held_out_images(
     assert canvas == CANVAS
     assert manifest.name == "other"
     assert (manifest.calibration["data"], manifest.calibration["images"]) == ("scenes:3:9", 3)
-    measure, knobs = measure_of(model.config), [Knobs.parse(name) for name in PLANS]
+    knobs = [Knobs.parse(name) for name in PLANS]
     counts = np.stack(
-        [
-            counts_by_knobs(model, measure, sample, canvas, knobs)[0]
-            for sample in iter_of(Scenes(3, 9))
-        ]
+        [counts_by_knobs(model, sample, canvas, knobs)[0] for sample in iter_of(Scenes(3, 9))]
     )
-    wanted = qualities(measure, counts).mean(0)
+    wanted = qualities(TASKS[model.config.task], counts).mean(0)
     assert [plan.quality for plan in manifest.plans] == pytest.approx(wanted.tolist(), abs=1e-4)
     assert [plan.gflops for plan in manifest.plans] == [
         p.gflops for p in bundle.load(toy_bundle).manifest.plans

@@ -27,7 +27,8 @@ from model_export.gating.search_plans import (
 from model_export.network.config import standard, tiny
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
-from model_export.training.quality import Semantic, counts_by_knobs
+from model_export.tasks.semantic import image_quality
+from model_export.training.quality import counts_by_knobs
 from model_export.training.runs import RunError, load_model, read_plans
 from tests.toy import CANVAS, command, last_json, toy
 
@@ -158,13 +159,11 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(
     model, plans, seen = Segmenter(toy()).eval(), [Knobs(1, 1, 0.5), Knobs(3, 0.5)], []
     (tmp_path / "model.safetensors").write_bytes(b"weights")
 
-    def counting(
-        model: Segmenter, measure: Semantic, sample: Sample, *rest: object
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def counting(model: Segmenter, sample: Sample, *rest: object) -> tuple[np.ndarray, np.ndarray]:
         seen.append(sample.name)
         if stopping and len(seen) == 2:
             raise KeyboardInterrupt
-        return counts_by_knobs(model, measure, sample, *rest)  # type: ignore[arg-type]
+        return counts_by_knobs(model, sample, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr("model_export.gating.derive_targets.counts_by_knobs", counting)
     monkeypatch.setattr("model_export.gating.partial_results.SAVE_EVERY", 0.0)
@@ -178,9 +177,7 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(
         "scene-8-2",
         "scene-8-2",
     ]  # the first image once only, the void one never
-    wanted = [
-        counts_by_knobs(model, Semantic(model.config), _Data()[i], CANVAS, plans)[0] for i in (0, 2)
-    ]
+    wanted = [counts_by_knobs(model, _Data()[i], CANVAS, plans)[0] for i in (0, 2)]
     assert np.array_equal(counts, np.stack(wanted))
     assert np.array_equal(
         measure_quality(tmp_path, model, _Data(), "scenes:3:8", CANVAS, plans), counts
@@ -252,11 +249,8 @@ def test_search_measures_what_is_served_and_writes_the_plans(
     assert (report["images"], said["images"], said["candidates"]) == (3, 3, 4)
     assert report["machine"]["threads"] == 1
     model = load_model(run)
-    counts = [
-        counts_by_knobs(model, Semantic(model.config), Scenes(3, 6)[i], CANVAS, [Knobs(3)])[0]
-        for i in range(3)
-    ]
-    mean = np.mean([Semantic.of_image(each[0]) for each in counts])
+    counts = [counts_by_knobs(model, Scenes(3, 6)[i], CANVAS, [Knobs(3)])[0] for i in range(3)]
+    mean = np.mean([image_quality(each[0]) for each in counts])
     assert table["d3"]["quality"] == pytest.approx(mean, abs=1e-5)
     json.dumps(report, allow_nan=False)
 

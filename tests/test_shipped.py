@@ -16,7 +16,7 @@ from service.tasks.objects import instance_map
 from model_export.data import scenes
 from model_export.data.datasets import CamVid, Nuclei
 from model_export.tasks.panoptic_quality import match_counts, panoptic_quality
-from model_export.training.quality import confusion, mean_iou
+from model_export.tasks.semantic import confusion, mean_iou
 from service import bundle
 from service.core import Decision, Outcome, Reason
 from service.engines.onnxruntime import OnnxRuntimeBackend

@@ -95,8 +95,8 @@ def test_half_precision_ends_at_the_last_heavy_operator(
             assert kinds == [single]
         if TensorProto.UINT8 in {*kinds, *(types[name] for name in node.output)}:
             assert node.op_type == "Cast"
-            rim = {value.name for value in (*model.graph.input, *model.graph.output)}
-            assert rim & {*node.input, *node.output}
+            outer = {value.name for value in (*model.graph.input, *model.graph.output)}
+            assert outer & {*node.input, *node.output}
     outer = {
         value.name: value.type.tensor_type.elem_type
         for value in (*model.graph.input, *model.graph.output)

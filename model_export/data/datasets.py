@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from model_export.data import scenes
-from model_export.data.folders import PALETTE, VOID, DataError, Folder, InstanceFolder, Sample
+from model_export.data.folders import OBJECT, PALETTE, DataError, Folder, Sample
 from model_export.data.meta_json import groups_in, open_folder, open_instances
+from model_export.tasks import VOID
 
 __all__ = [
     "PALETTE",
@@ -24,7 +25,6 @@ __all__ = [
     "DataError",
     "Dataset",
     "Folder",
-    "InstanceFolder",
     "Nuclei",
     "Sample",
     "Scenes",
@@ -33,9 +33,9 @@ __all__ = [
 
 
 class Dataset(Protocol):
-    """task: "semantic" or "instance". classes, palette: of the bundle, each class with its colour.
+    """task: a name in TASKS. classes, palette: of the bundle, each class with its colour.
 
-    channels: of the network: a class each, or for instances background, core and rim.
+    channels: of the network, as the task has them.
     """
 
     task: str
@@ -87,15 +87,23 @@ class CamVid(Folder):
     only), "all" = train + gate + dev. A group is a sequence.
     """
 
-    # as if they were every second pixel of 960x720: predictions fit best 0.25 to 0.5 further right
-    labels_right = 0.25
-
     def __init__(self, root: Path, split: str) -> None:
         meta = read_meta(root, "the folder of CamVid with images/, masks/ and meta.json")
         names = pick(self._parts(meta["splits"]), split, "CamVid")
         colours = tuple(map(tuple, meta["colors"]))
         below = "val" if split == "val" else "train"
-        super().__init__(root, names, tuple(meta["classes"]), colours, below, groups_in(meta, root))
+        super().__init__(
+            root,
+            "semantic",
+            names,
+            classes=tuple(meta["classes"]),
+            palette=colours,
+            below=below,
+            groups=groups_in(meta, root),
+            # As if they were every second pixel of 960x720: predictions fit best 0.25 to 0.5
+            # further right.
+            labels_right=0.25,
+        )
 
     @staticmethod
     def _parts(splits: dict[str, list[dict[str, str]]]) -> dict[str, list[str]]:
@@ -118,7 +126,7 @@ class CamVid(Folder):
 SHARES = {"gate": 0.203, "dev": 0.089}
 
 
-class Nuclei(InstanceFolder):
+class Nuclei(Folder):
     """Nuclei under the microscope (Data Science Bowl 2018, stage 1; Caicedo et al. 2019, CC0), one
     class.
 
@@ -131,10 +139,12 @@ class Nuclei(InstanceFolder):
         names = pick(self._parts(meta["splits"]), split, "nuclei")
         super().__init__(
             root,
+            "instance",
             names,
-            meta["classes"][0],
-            "val" if split == "val" else "train",
-            groups_in(meta, root),
+            classes=tuple(meta["classes"][:1]),
+            palette=(OBJECT,),
+            below="val" if split == "val" else "train",
+            groups=groups_in(meta, root),
         )
 
     @staticmethod

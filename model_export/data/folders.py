@@ -1,5 +1,4 @@
-"""Images with their labels in files: `masks/` has a class for every pixel, `instances/` an object
-for every pixel."""
+"""Images with their labels in files: a class, or an object, for every pixel."""
 
 from __future__ import annotations
 
@@ -13,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from model_export.data.scenes import CLASSES
-from model_export.tasks.core_and_border import CHANNELS, core_and_rim
+from model_export.tasks import TASKS, VOID
+from model_export.tasks.base import Labels
 
-VOID = 255
 PALETTE = (
     (128, 128, 128),
     (128, 0, 0),
@@ -44,10 +43,10 @@ class Sample:
     """image: (H, W, 3) uint8 RGB. mask: (H, W) uint8, which of the network's channels each pixel
     is, 255 = void.
 
-    Semantic: the mask has the classes. Instance: it has 0 = background, 1 = core, 2 = rim
-    (rims.py), and instances are (H, W) uint16, 0 = background, k = object k. group: the same for
-    images that are alike, e.g. frames of one video. labels_right: pixels by which the labels lie to
-    the right of what the image shows.
+    Semantic: the mask has the classes. Instance: it has background, core and border of objects
+    (tasks/core_and_border.py), and instances are (H, W) uint16, 0 = background, k = object k.
+    group: the same for images that are alike, e.g. frames of one video. labels_right: pixels by
+    which the labels lie to the right of what the image shows.
     """
 
     name: str
@@ -57,48 +56,40 @@ class Sample:
     group: str = ""
     labels_right: float = 0.0
 
+    @property
+    def truth(self) -> Labels:
+        """(H, W) labels that an answer is compared with."""
+        return self.mask if self.instances is None else self.instances
 
-class _Pairs:
-    """`images/*.{jpg,png,webp}` with `LABELS/<same name>.png`."""
 
-    labels: str
+class Folder:
+    """`images/*.{jpg,png,webp}` with labels of the same names as PNG: for the semantic task
+    `masks/` (8 bits, a class index, 255 = void), for the instance task `instances/` (16 bits, 0 =
+    background, k = object k)."""
 
     def __init__(
-        self, root: Path, names: Sequence[str] | None, below: str, groups: Groups | None
+        self,
+        root: Path,
+        task: str,
+        names: Sequence[str] | None = None,
+        *,
+        classes: tuple[str, ...] = CLASSES,
+        palette: Colours = PALETTE,
+        below: str = "",
+        groups: Groups | None = None,
+        labels_right: float = 0.0,
     ) -> None:
-        """names: of the images to take, without suffix; None: all. below: a folder inside images/
-        and LABELS/.
+        """names: of the images to take, without suffix; all by default. below: a folder inside
+        images/ and that of the labels. groups: of the names that have one.
 
-        groups: of the names that have one.
+        Raises DataError that names the file.
         """
-        images, labels, self.groups = (
-            root / "images" / below,
-            root / self.labels / below,
-            groups or {},
-        )
-        if not images.is_dir():
-            expected = f"images/*.jpg with {self.labels}/*.png of the same names"
-            raise DataError(
-                f"{root} has no folder {images.relative_to(root)}/; expected {expected}"
-            )
-        files: dict[str, Path] = {}
-        for file in sorted(images.iterdir()):
-            if file.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"):
-                if file.stem in files:
-                    raise DataError(
-                        f"{files[file.stem]} and {file.name} would share one label; rename or "
-                        f"delete one"
-                    )
-                files[file.stem] = file
-        chosen = list(files) if names is None else names
-        self.files = [(files[n], labels / f"{n}.png") for n in chosen if n in files]
-        if len(self.files) < len(chosen) or not chosen:
-            raise DataError(f"{images} lacks {sorted(set(chosen) - set(files))[:3] or 'any image'}")
-        missing = [file for _, file in self.files if not file.exists()]
-        if missing:
-            found = f"{len(missing)} of {len(chosen)} images have no file in {self.labels}/"
-            raise DataError(f"{found}; the first one missing is {missing[0]}")
-        self._load = lru_cache(maxsize=1024)(self._read)
+        self.task, self._kind = task, TASKS[task]
+        self.classes, self.palette = classes, palette
+        self.channels = self._kind.channels(len(classes))
+        self.groups, self.labels_right = groups or {}, labels_right
+        self.files = pairs(root, self._kind.folder, names, below)
+        self._load = lru_cache(maxsize=1024)(self._sample)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -110,81 +101,67 @@ class _Pairs:
         """The image's group, empty where it has none."""
         return self.groups.get(self.files[index][0].stem, "")
 
-    def _read(self, index: int) -> Sample:
-        raise NotImplementedError
+    def truth(self, index: int) -> Labels:
+        """(H, W) labels as the file has them. Read anew each time: a folder may be larger than the
+        memory."""
+        return self._read(index)[1]
 
-    def _pixels(
-        self, index: int, bits: int
-    ) -> tuple[NDArray[np.uint8], NDArray[np.unsignedinteger]]:
-        """Image and labels, of one size and of so many bits."""
+    def _sample(self, index: int) -> Sample:
+        image, labels = self._read(index)
+        return Sample(
+            self.files[index][0].stem,
+            image,
+            self._kind.target(labels),
+            labels if self._kind.objects else None,
+            self.group_of(index),
+            self.labels_right,
+        )
+
+    def _read(self, index: int) -> tuple[NDArray[np.uint8], Labels]:
+        """Image and labels, of one size."""
         image_file, file = self.files[index]
-        image = np.asarray(
-            ImageOps.exif_transpose(open_image(image_file)).convert("RGB")
-        )  # labels are of what is shown
-        labels = np.asarray(open_image(file))
+        # Labels are of what is shown, so the image is turned as its EXIF says.
+        image = np.asarray(ImageOps.exif_transpose(open_image(image_file)).convert("RGB"))
+        labels, bits = np.asarray(open_image(file)), self._kind.bits
         if labels.dtype != f"uint{bits}" or labels.shape != image.shape[:2]:
             needs = f"one channel of {bits} bits, {image.shape[:2]}"
             raise DataError(
                 f"{file} is {labels.dtype} {labels.shape}; for {image_file} it must be {needs}"
             )
+        unknown = self._kind.unknown(labels, len(self.classes))
+        if unknown:
+            raise DataError(
+                f"{file} has labels {unknown}; known are 0..{len(self.classes) - 1} and {VOID}"
+            )
         return image, labels
 
 
-class Folder(_Pairs):
-    """`images/*.{jpg,png,webp}` with `masks/<same name>.png` (8-bit class index, 255 = void)."""
-
-    labels, task, labels_right = "masks", "semantic", 0.0
-
-    def __init__(
-        self,
-        root: Path,
-        names: Sequence[str] | None = None,
-        classes: tuple[str, ...] = CLASSES,
-        palette: Colours = PALETTE,
-        below: str = "",
-        groups: Groups | None = None,
-    ) -> None:
-        """names: of the images to take, without suffix; all by default. below: a folder inside
-        images/ and masks/."""
-        super().__init__(root, names, below, groups)
-        self.classes, self.palette, self.channels = classes, palette, len(classes)
-
-    def _read(self, index: int) -> Sample:
-        image, mask = self._pixels(index, 8)
-        file = self.files[index][1]
-        unknown = set(np.unique(mask).tolist()) - {*range(len(self.classes)), VOID}
-        if unknown:
-            raise DataError(
-                f"{file} has labels {sorted(unknown)}; known are 0..{len(self.classes) - 1} and "
-                f"{VOID}"
-            )
-        return Sample(
-            file.stem, image, mask, group=self.group_of(index), labels_right=self.labels_right
-        )
-
-
-class InstanceFolder(_Pairs):
-    """`images/*.{jpg,png,webp}` with `instances/<same name>.png` (16-bit, 0 = background, k =
-    object k), one class."""
-
-    labels, task, channels = "instances", "instance", CHANNELS
-
-    def __init__(
-        self,
-        root: Path,
-        names: Sequence[str] | None = None,
-        thing: str = "object",
-        below: str = "",
-        groups: Groups | None = None,
-    ) -> None:
-        """names, below: as for Folder. thing: what every object is."""
-        super().__init__(root, names, below, groups)
-        self.classes, self.palette = (thing,), (OBJECT,)
-
-    def _read(self, index: int) -> Sample:
-        image, instances = self._pixels(index, 16)
-        name = self.files[index][0].stem
-        return Sample(name, image, core_and_rim(instances), instances, self.group_of(index))
+def pairs(
+    root: Path, folder: str, names: Sequence[str] | None, below: str
+) -> list[tuple[Path, Path]]:
+    """(image, labels) of each name. folder: of the labels. Raises DataError."""
+    images, labels = root / "images" / below, root / folder / below
+    if not images.is_dir():
+        expected = f"images/*.jpg with {folder}/*.png of the same names"
+        raise DataError(f"{root} has no folder {images.relative_to(root)}/; expected {expected}")
+    files: dict[str, Path] = {}
+    for file in sorted(images.iterdir()):
+        if file.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"):
+            if file.stem in files:
+                raise DataError(
+                    f"{files[file.stem]} and {file.name} would share one label; rename or delete "
+                    f"one"
+                )
+            files[file.stem] = file
+    chosen = list(files) if names is None else names
+    known = [(files[name], labels / f"{name}.png") for name in chosen if name in files]
+    if len(known) < len(chosen) or not chosen:
+        raise DataError(f"{images} lacks {sorted(set(chosen) - set(files))[:3] or 'any image'}")
+    missing = [file for _, file in known if not file.exists()]
+    if missing:
+        count = f"{len(missing)} of {len(chosen)} images have no file in {folder}/"
+        raise DataError(f"{count}; the first one missing is {missing[0]}")
+    return known
 
 
 def open_image(file: Path) -> Image.Image:

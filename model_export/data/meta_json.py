@@ -10,13 +10,12 @@ from typing import Any
 from model_export.data.folders import (
     OBJECT,
     PALETTE,
-    VOID,
     Colours,
     DataError,
     Folder,
-    InstanceFolder,
 )
 from model_export.data.scenes import CLASSES
+from model_export.tasks import VOID
 
 FORM = (
     '{"classes": [NAME, ...], "colors": [[R, G, B], ...], '
@@ -34,15 +33,15 @@ def open_folder(root: Path, below: str) -> Folder:
     classes, colours = classes_in(meta, root)
     return Folder(
         root,
-        None,
-        classes or CLASSES,
-        colours if classes else PALETTE,
-        below,
-        groups_in(meta, root),
+        "semantic",
+        classes=classes or CLASSES,
+        palette=colours if classes else PALETTE,
+        below=below,
+        groups=groups_in(meta, root),
     )
 
 
-def open_instances(root: Path, below: str) -> InstanceFolder:
+def open_instances(root: Path, below: str) -> Folder:
     """Images with an object for every pixel, all of one class, which meta.json may name."""
     meta = read_description(root)
     classes = classes_in(meta, root)[0] or ("object",)
@@ -51,7 +50,8 @@ def open_instances(root: Path, below: str) -> InstanceFolder:
             f"{root / 'meta.json'} names {len(classes)} classes, but instances/ tells none apart: "
             f"name one"
         )
-    return InstanceFolder(root, None, classes[0], below, groups_in(meta, root))
+    groups = groups_in(meta, root)
+    return Folder(root, "instance", classes=classes, palette=(OBJECT,), below=below, groups=groups)
 
 
 def read_description(root: Path) -> dict[str, Any]:

@@ -359,8 +359,8 @@ def person(
 
 
 def cyclist(p: Painter, x: float, z: float, side_on: bool) -> None:
-    """Two wheels, frame and rider; wheels are filled in the mask as annotators do, only rims in the
-    image."""
+    """Two wheels, frame and rider. Wheels are filled in the mask, as annotators do; the image shows
+    their tyres alone."""
     way, metal = (
         p.rng.choice((-1, 1)),
         p.rng.choice(((150, 30, 34), (40, 60, 120), (40, 42, 44), (170, 172, 176))),

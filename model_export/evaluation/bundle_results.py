@@ -95,8 +95,8 @@ class Evaluation:
         random."""
         counts = np.einsum("np,np...->n...", shares, self.measured.counts)
         flat = self.weights @ counts.reshape(len(counts), -1)
-        drawn = [self.measured.of_set(row.reshape(counts.shape[1:])) for row in flat]
-        return self.measured.of_set(counts.sum(0)), np.array(drawn)
+        drawn = [self.measured.task.of_set(row.reshape(counts.shape[1:])) for row in flat]
+        return self.measured.task.of_set(counts.sum(0)), np.array(drawn)
 
     def of_images(self, shares: Shares) -> tuple[float, Floats]:
         """Mean quality of the images, and that of each bootstrap sample."""

@@ -25,7 +25,7 @@ from model_export.evaluation.training_curves import plot_run
 from model_export.gating.derive_targets import measure
 from model_export.gating.policies import BETAS, Shares, by_beta, by_margin, dealt_at_random, fixed
 from model_export.network.knobs import Knobs
-from model_export.training.quality import Measure, Semantic, class_iou, measure_of, qualities
+from model_export.tasks import TASKS, Task, qualities
 from model_export.training.runs import RunError, load_model, read_config, read_gate, read_targets
 
 FOR_BUNDLES = {
@@ -121,11 +121,11 @@ def policy_rows(
     scores: NDArray[Any],
     plans: list[Knobs],
     margins: list[dict[str, Any]],
-    measured_by: Measure,
+    task: Task,
 ) -> list[dict[str, Any]]:
     """A row per policy: mean depth, quality of the set, mean over images, and of the set when the
     same plans are dealt at random; images per plan. counts: (N, plans, ...), scores: (N, plans)."""
-    truth = qualities(measured_by, counts)
+    truth = qualities(task, counts)
     depth = np.array([plan.depth for plan in plans], float)
     chosen: dict[str, Shares] = {
         f"fixed {plan.name}": fixed(*truth.shape, k) for k, plan in enumerate(plans)
@@ -137,7 +137,7 @@ def policy_rows(
     chosen |= {f"oracle beta {beta:g}": by_beta(truth, depth, beta) for beta in BETAS}
 
     def of_set(shares: Shares) -> float:
-        return round(measured_by.of_set(np.einsum("np,np...->...", shares, counts)), 4)
+        return round(task.of_set(np.einsum("np,np...->...", shares, counts)), 4)
 
     return [
         {
@@ -156,7 +156,7 @@ def policy_rows(
 def evaluate_run(run: Path, data: Path | None, on: str | None) -> None:
     config, canvas, _ = read_config(run)
     model, (gate, report) = load_model(run), read_gate(run)
-    measured_by = measure_of(config)
+    task = TASKS[config.task]
     targets, classes = read_targets(run, "held"), None
     plans = [Knobs.parse(name) for name in targets["plans"].tolist()]
     if on is not None:
@@ -169,15 +169,15 @@ def evaluate_run(run: Path, data: Path | None, on: str | None) -> None:
         targets["counts"],
         gate(torch.from_numpy(targets["inputs"]).float()).double().numpy(),
     )
-    truth = qualities(measured_by, counts)
-    per_plan = [round(measured_by.of_set(counts[:, k].sum(0)), 4) for k in range(len(plans))]
+    truth = qualities(task, counts)
+    per_plan = [round(task.of_set(counts[:, k].sum(0)), 4) for k in range(len(plans))]
     named = dict(zip((plan.name for plan in plans), per_plan, strict=True))
-    print(f"{targets['spec']}: {len(truth)} images, {measured_by.name} per plan {named}")
+    print(f"{targets['spec']}: {len(truth)} images, {task.measure} per plan {named}")
     print(
-        f"{'policy':<22}{'depth':>7}{measured_by.name:>8}{'per image':>11}{'random':>8}  images "
+        f"{'policy':<22}{'depth':>7}{task.measure:>8}{'per image':>11}{'random':>8}  images "
         f"per plan"
     )
-    rows = policy_rows(counts, scores, plans, report["margins"], measured_by)
+    rows = policy_rows(counts, scores, plans, report["margins"], task)
     for row in rows:
         print(
             f"{row['policy']:<22}{row['mean_depth']:>7.2f}{row['quality']:>8.4f}{row['image_quality']:>11.4f}"
@@ -186,7 +186,7 @@ def evaluate_run(run: Path, data: Path | None, on: str | None) -> None:
     result: dict[str, Any] = {
         "data": str(targets["spec"]),
         "images": len(truth),
-        "measure": measured_by.name,
+        "measure": task.measure,
     }
     result |= {
         "quality": named,
@@ -198,8 +198,8 @@ def evaluate_run(run: Path, data: Path | None, on: str | None) -> None:
         f"Spearman's rho of predicted quality per plan {result['spearman']['per_plan']}, "
         f"of the gain of the full plan {result['spearman']['gain']}"
     )
-    if classes is not None and isinstance(measured_by, Semantic):
-        full = class_iou(counts[:, -1].sum(0))
+    full = task.by_class(counts[:, -1].sum(0))
+    if classes is not None and full is not None:
         result["class_iou"] = {  # None: neither there nor predicted; JSON has no nan
             name: None if np.isnan(v) else round(float(v), 4)
             for name, v in zip(classes, full, strict=True)

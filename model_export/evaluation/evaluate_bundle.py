@@ -49,7 +49,7 @@ def evaluate(
         "bundle": manifest.name,
         "digest": found[0].bundle.digest,
         "task": manifest.task,
-        "measure": "PQ" if manifest.task == "instance" else "mIoU",
+        "measure": found[0].task.measure,
         "data": str(data / "images" / below),
         "images": len(found[0].names),
         "left_out": found[0].left_out,

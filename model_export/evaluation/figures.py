@@ -43,7 +43,7 @@ def draw(evaluations: Sequence[Evaluation], folder: Path) -> list[Path]:
 def _against_cost(evaluations: Sequence[Evaluation], cost: str, path: Path) -> Path:
     first, *others = evaluations
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    name = "PQ" if first.measured.bundle.manifest.task == "instance" else "mIoU"
+    name = first.measured.task.measure
     for axes, of_set in ((left, False), (right, True)):
         _points(axes, first, cost, of_set)
         for other in others:
@@ -108,7 +108,8 @@ def _curve(
         return x, [float((shares * found.measured.quality).sum(1).mean()) for shares in policies]
     counts = found.measured.counts
     return x, [
-        found.measured.of_set(np.einsum("np,np...->...", shares, counts)) for shares in policies
+        found.measured.task.of_set(np.einsum("np,np...->...", shares, counts))
+        for shares in policies
     ]
 
 

@@ -13,7 +13,7 @@ import io
 import os
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,21 +21,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from service.tasks.objects import instance_map
 from tqdm import tqdm
 
-from model_export.data.datasets import DataError
-from model_export.evaluation.labelled_folder import Truth, group_of, open_labelled
+from model_export.data.datasets import DataError, Folder
+from model_export.evaluation.labelled_folder import group_of, open_labelled
+from model_export.tasks import TASKS, Task, qualities
 from model_export.tasks.detections import average_precision, detections
-from model_export.tasks.panoptic_quality import image_quality as image_pq
-from model_export.tasks.panoptic_quality import match_counts, panoptic_quality
-from model_export.training.quality import confusion, image_quality, mean_iou
 from service import bundle
 from service.core import Decision, Frame, Outcome, Reason
 from service.engines.onnxruntime import OnnxRuntimeBackend
 from service.errors import FathomError
 from service.pixels.decode import Limits, decode
-from service.tasks.semantic import label_map
 
 LIMITS = Limits(max_pixels=25_000_000, max_side=8192, min_side=16)  # the service's defaults
 FORM = 1  # of the cached files
@@ -48,7 +44,7 @@ Arrays = dict[str, NDArray[Any]]
 class Measured:
     """What was found for N images and P plans.
 
-    scores: (N, P) of the gate. counts: (N, P, ...) as `confusion` or `match_counts` has them.
+    scores: (N, P) of the gate. counts: (N, P, ...) as the task has them.
     quality: (N, P) 0..1, of each image: mIoU over the classes that it shows, or PQ. mirrored: the
     same of each image's mirror image, a second measurement of one scene, or None. front: (N,) ms;
     encoder, decoder: (N, P) ms. left_out: names of images that are all void. found: instance task
@@ -69,12 +65,11 @@ class Measured:
     found: list[list[Floats]]
 
     @property
-    def of_set(self) -> Callable[[Any], float]:
-        """Summed counts -> quality of the set."""
-        return panoptic_quality if self.bundle.manifest.task == "instance" else mean_iou
+    def task(self) -> Task:
+        return TASKS[self.bundle.manifest.task]
 
     def ap50(self, plans: NDArray[np.integer]) -> float | None:
-        """plans: (N,) each image's. None for the semantic task."""
+        """plans: (N,) each image's. None for a task without objects."""
         if not self.found:
             return None
         objects = self.counts[:, 0, [1, 3]].sum()  # found or missed, by any plan
@@ -93,10 +88,11 @@ class Meter:
         except FathomError as error:
             raise DataError(error.detail) from error
         self.manifest = self.bundle.manifest
+        self.task = TASKS[self.manifest.task]
         self.cache = cache and cache / f"{self.bundle.digest[:16]}-threads{threads}-form{FORM}"
         self.warm = False
 
-    def measure(self, folder: Truth, index: int, *, mirrored: bool = False) -> Arrays:
+    def measure(self, folder: Folder, index: int, *, mirrored: bool = False) -> Arrays:
         """The arrays of one image or of its mirror image, from the cache or anew."""
         file, truth_file = folder.files[index]
         data = file.read_bytes()
@@ -153,22 +149,12 @@ class Meter:
         }
 
     def judge(self, outcome: Outcome, truth: NDArray[Any]) -> tuple[NDArray[Any], Floats]:
-        """Counts and detections; of the latter there are none for the semantic task."""
-        canvas = self.manifest.input
-        if self.manifest.task == "semantic":
-            return confusion(
-                label_map(outcome, canvas), truth, len(self.manifest.classes)
-            ), np.empty((0, 2))
-        labels, objects = instance_map(
-            outcome.probabilities, outcome.geometry, (canvas.height, canvas.width)
-        )
-        return match_counts(labels, truth), detections(
-            labels, [each.score for each in objects], truth
-        )
-
-    def quality(self, counts: NDArray[Any]) -> float:
-        """Of one image; nan where all is void."""
-        return image_pq(counts) if self.manifest.task == "instance" else image_quality(counts)
+        """Counts and detections; of the latter there are none for a task without objects."""
+        labels, scores = self.task.served(outcome, self.manifest.input)
+        counts = self.task.counts(labels, truth, self.manifest.channels)
+        if not self.task.objects:
+            return counts, np.empty((0, 2))
+        return counts, detections(labels, scores, truth)
 
 
 def measure(
@@ -206,17 +192,17 @@ def measure(
     return [_gather(meter, folder, found) for meter, found in zip(meters, rows, strict=True)]
 
 
-def _gather(meter: Meter, folder: Truth, rows: list[Arrays]) -> Measured:
-    quality = np.array([[meter.quality(plan) for plan in row["counts"]] for row in rows])
+def _gather(meter: Meter, folder: Folder, rows: list[Arrays]) -> Measured:
+    quality = np.array([[meter.task.of_image(plan) for plan in row["counts"]] for row in rows])
     known = np.isfinite(quality).all(1)
     if not known.any():
         raise DataError(f"{folder.files[0][1].parent}: every pixel of every mask is void")
     names = [file.stem for file, _ in folder.files]
     groups = np.array([group_of(name, folder.groups) for name in names])
     kept = [row for row, there in zip(rows, known, strict=True) if there]
-    found = [row["detections"] for row in kept] if meter.manifest.task == "instance" else []
-    again = [[meter.quality(plan) for plan in row["mirrored"]] for row in kept if "mirrored" in row]
-    mirrored = np.array(again) if again else None
+    found = [row["detections"] for row in kept] if meter.task.objects else []
+    again = [row["mirrored"] for row in kept if "mirrored" in row]
+    mirrored = qualities(meter.task, np.stack(again)) if again else None
     stacked = {
         key: np.stack([row[key] for row in kept]).astype(np.float64)
         for key in rows[0]

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from model_export.data.augment import on_canvas, parse_size
 from model_export.data.datasets import VOID, Dataset, open_dataset
 from model_export.network.backbone import BACKBONES, load_pretrained
-from model_export.training.quality import confusion, labels_at, mean_iou
+from model_export.tasks.semantic import confusion, labels_at, mean_iou
 
 RIDGE = 1e-2
 

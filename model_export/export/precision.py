@@ -1,5 +1,5 @@
 """A graph of a bundle as TensorRT wants it: constants folded, every type written down, 8-bit
-integers at the rim only.
+integers in inputs and outputs only.
 
 TensorRT 11 is strongly typed: a layer computes in the type of its inputs, so half precision is a
 matter of the ONNX file. The rule: whatever comes before a heavy operator (convolution, matrix
@@ -38,7 +38,7 @@ def prepare(path: Path, precision: str) -> onnx.ModelProto:
     it, too."""
     model = folded(onnx.load(path))
     types = types_of(model)
-    small_integers_at_the_rim(model, types)
+    widen_small_integers(model, types)
     if precision != "fp32":
         _Halving(model, types_of(model), TYPES[precision]).run()
         bodies = [widened(body, TYPES[precision]) for body in model.functions]
@@ -74,7 +74,7 @@ def types_of(model: onnx.ModelProto) -> dict[str, int]:
     return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
-def small_integers_at_the_rim(model: onnx.ModelProto, types: dict[str, int]) -> None:
+def widen_small_integers(model: onnx.ModelProto, types: dict[str, int]) -> None:
     """TensorRT takes and gives uint8, but computes nothing with it: inside, an image is float32 and
     a map of paused tokens is int32."""
     graph = model.graph

@@ -22,7 +22,7 @@ from model_export.export.parity import BATCHES, check_parity
 from model_export.export.weights import write_stages
 from model_export.export.write_manifest import manifest_of, plan_of, provenance_of
 from model_export.network.config import Config
-from model_export.training.quality import measure_of, qualities
+from model_export.tasks import TASKS, qualities
 from model_export.training.runs import (
     RunError,
     load_model,
@@ -76,7 +76,7 @@ def main(args: argparse.Namespace) -> None:
     errors = check_parity(args.out, stages, images)
     kernels = write_kernels(args.out, [args.out / f"{name}.onnx" for name in stages])
     parts = {name: count_gflops(args.out / f"{name}.onnx") for name in stages}
-    quality = qualities(measure_of(config), held["counts"])  # (N, plans)
+    quality = qualities(TASKS[config.task], held["counts"])  # (N, plans)
     manifest = manifest_of(
         args.out,
         config,
@@ -125,13 +125,13 @@ def calibration(
 ) -> dict[str, Any]:
     """What was measured on which images: free JSON for people, and for whoever calibrates the
     bundle anew."""
-    counts, measure = held["counts"], measure_of(config)
+    counts, task = held["counts"], TASKS[config.task]
     return {
         "data": str(held["spec"]),
         "images": len(counts),
-        "quality": f"mean over images of each image's {measure.name}",
-        f"dataset_{measure.name}": [
-            round(float(measure.of_set(counts[:, k].sum(0))), 5) for k in range(counts.shape[1])
+        "quality": f"mean over images of each image's {task.measure}",
+        f"dataset_{task.measure}": [
+            round(float(task.of_set(counts[:, k].sum(0))), 5) for k in range(counts.shape[1])
         ],
         "gate": {name: value for name, value in fitted.items() if name != "margins"},
         "search": search.get("search", []),

@@ -18,6 +18,7 @@ from model_export.data.augment import PAD
 from model_export.data.datasets import Dataset
 from model_export.network.config import Config
 from model_export.network.knobs import Knobs
+from model_export.tasks import TASKS
 from model_export.training.bundle_weights import WEIGHTS
 from service import bundle
 from service.core import Margin, Plan
@@ -40,7 +41,7 @@ def manifest_of(
 ) -> bundle.Manifest:
     """Of the graphs that lie in `folder`. data: names and colours of the classes. errors: parity of
     each stage."""
-    things = config.task == "instance"
+    things = TASKS[config.task].objects
     return bundle.Manifest(
         name=folder.name,
         revision=revision(),

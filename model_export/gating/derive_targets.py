@@ -8,7 +8,6 @@ that step C needs no images at all.
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +29,8 @@ from model_export.data.datasets import (
 from model_export.gating.partial_results import Kept, key_of
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
-from model_export.training.quality import counts_by_knobs, measure_of
+from model_export.tasks import TASKS
+from model_export.training.quality import counts_by_knobs
 from model_export.training.runs import (
     RunError,
     Trained,
@@ -69,9 +69,6 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         "or, with objects, turned",
     )
     add("--seed", type=int, default=0)
-
-
-ORIENTATIONS = 8  # of a square
 
 
 def view_of(sample: Sample, view: int, canvas: tuple[int, int], rng: np.random.Generator) -> Sample:
@@ -120,7 +117,7 @@ def measure(
         if (sample.mask == VOID).all():
             kept.add(None)
             continue
-        counts, inputs = counts_by_knobs(model, measure_of(model.config), sample, canvas, plans)
+        counts, inputs = counts_by_knobs(model, sample, canvas, plans)
         about = {"names": sample.name, "groups": sample.group, "sources": source, "views": view}
         kept.add(
             {name: np.array(value) for name, value in about.items()}
@@ -167,14 +164,14 @@ def both_parts(
     for spec in args.fit:
         refuse_shared("--held", args.held, args.data, spec, args.data, "the gate")
     opened = {part: [open_dataset(spec, args.data) for spec in specs] for part, specs, _ in parts}
-    most = (
-        ORIENTATIONS if any(dataset.task == "instance" for dataset in opened["fit"]) else math.inf
-    )
-    if not 1 <= args.views <= most:
-        raise DataError(
-            f"--views {args.views} must be at least 1 and, for objects, at most {ORIENTATIONS}: "
-            f"turns, mirrored"
-        )
+    if args.views < 1:
+        raise DataError(f"--views {args.views} must be at least 1")
+    for dataset in opened["fit"]:
+        most = TASKS[dataset.task].views
+        if most is not None and args.views > most:
+            raise DataError(
+                f"--views {args.views} must be at most {most} for objects: turns, mirrored"
+            )
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     root, names = args.data and str(args.data.resolve()), [plan.name for plan in plans]
     partial = {part: place.with_name(f"{place.name}-{part}.partial.npz") for part, _, _ in parts}

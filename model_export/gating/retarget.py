@@ -23,9 +23,9 @@ from model_export.export.write_manifest import worth
 from model_export.gating.derive_targets import add_data_arguments, both_parts
 from model_export.gating.train_gate import add_block_argument, fit_and_calibrate
 from model_export.network.knobs import Knobs
+from model_export.tasks import TASKS, qualities
 from model_export.training.bundle_weights import WEIGHTS, read_weights, write_weights
 from model_export.training.initial_weights import seen_by_bundle
-from model_export.training.quality import measure_of, qualities
 from model_export.training.runs import RunError
 from service import bundle
 from service.core import Margin
@@ -63,7 +63,7 @@ def main(args: argparse.Namespace) -> None:
             f"{args.bundle} was written by another version: its graphs look for the gate in "
             f"another place"
         )
-    quality = qualities(measure_of(model.config), parts["held"]["counts"])  # (N, plans)
+    quality = qualities(TASKS[model.config.task], parts["held"]["counts"])  # (N, plans)
     changed = replace(
         manifest,
         name=args.out.name,

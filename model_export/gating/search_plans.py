@@ -41,7 +41,7 @@ from model_export.network.config import Config
 from model_export.network.gate import Gate, gate_inputs
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
-from model_export.training.quality import measure_of, qualities
+from model_export.tasks import TASKS, qualities
 from model_export.training.runs import load_model, read_config, trained_on, write_plans
 from service import bundle
 from service.engines.onnxruntime import OnnxRuntimeBackend
@@ -105,7 +105,7 @@ def main(args: argparse.Namespace) -> None:
             "--rounds and --threads at least 1"
         )
     counts = measure_quality(args.run, model, data, args.on, canvas, plans)
-    quality = qualities(measure_of(config), counts).mean(0)
+    quality = qualities(TASKS[config.task], counts).mean(0)
     gflops, ms = measure_cost(model, data, canvas, plans, args.threads, args.rounds)
     found = [Found(*each) for each in zip(plans, gflops, ms, quality.tolist(), strict=True)]
     chosen = choose(found, args.most, least)
@@ -122,7 +122,7 @@ def main(args: argparse.Namespace) -> None:
         [each.knobs for each in chosen],
         {"search": table, "data": args.on, "images": len(counts), "machine": machine},
     )
-    print(f"{'plan':<14}{'GFLOPs':>8}{'ms':>9}{measure_of(config).name:>9}")
+    print(f"{'plan':<14}{'GFLOPs':>8}{'ms':>9}{TASKS[config.task].measure:>9}")
     names = [each.knobs.name for each in chosen]
     for row in table:
         mark = " *" if row["plan"] in names else ""

@@ -30,7 +30,7 @@ from model_export.gating.plain_json import plain
 from model_export.gating.policies import BETAS, by_beta, by_margin, compare, resample
 from model_export.network.config import Config
 from model_export.network.gate import Gate
-from model_export.training.quality import Measure, measure_of, qualities
+from model_export.tasks import TASKS, Task, qualities
 from model_export.training.runs import RunError, read_config, read_plans, read_targets, write_gate
 
 
@@ -103,14 +103,14 @@ class Images:
         return Images(*(getattr(self, field.name)[mask] for field in fields(self)))
 
 
-def images_of(measure: Measure, parts: dict[str, dict[str, Any]], block: int) -> Images:
+def images_of(task: Task, parts: dict[str, dict[str, Any]], block: int) -> Images:
     """parts: targets "fit", which come first, and "held". block: as on the command line."""
 
     def both(name: str) -> NDArray[Any]:
         return np.concatenate([parts[part][name] for part in ("fit", "held")])
 
     held, groups = len(parts["held"]["names"]), both("groups")
-    inputs, quality = both("inputs").astype(np.float64), qualities(measure, both("counts"))
+    inputs, quality = both("inputs").astype(np.float64), qualities(task, both("counts"))
     seen = np.append(parts["fit"]["seen"], np.full(held, False))
     # What is promised is promised for real images like those held out, so views of an image and
     # data of another kind do not count.
@@ -176,7 +176,7 @@ def fit_and_calibrate(
     parts: targets "fit" and "held". cost: (plans,) GFLOPs. block: as on the command line. Raises
     RunError where there are too few images that the network was not trained on.
     """
-    images, recordings = images_of(measure_of(config), parts, block), block > 1
+    images, recordings = images_of(TASKS[config.task], parts, block), block > 1
     found, real = fit_gate(images, recordings), images.real
     own = images.where(images.fits)
     report = {

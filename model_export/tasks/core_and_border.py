@@ -1,9 +1,9 @@
-"""Objects -> background, core and rim: the classes by which a network that names pixels can part
-objects that touch.
+"""Objects -> background, core and border: the channels by which a network that classifies pixels
+can tell objects apart that touch.
 
-An object's core are its pixels that are farther from its outline than a share of its radius, the
-rim is the rest. So every object has a core, and cores do not touch where objects do (but for
-objects of a pixel or two, which are all core); a rim of fixed width would leave small objects
+An object's core is its pixels that are farther from its outline than a share of its radius; its
+border is the rest. So every object has a core, and cores do not touch where objects do (but for
+objects of a pixel or two, which are all core). A border of fixed width would leave small objects
 without a core, and large ones without a gap that a coarse map can show. The service undoes it
 (service/tasks/objects.py).
 """
@@ -17,28 +17,30 @@ from numpy.typing import NDArray
 # Of the radius. Perfect maps at stride 4 of a 384 x 384 canvas give the nuclei of val back with a
 # mean PQ of 0.865, 0.884, 0.884 and 0.877 at shares of 0.2, 0.3, 0.4 and 0.5; blurred and noisy
 # ones with 0.702, 0.710 and 0.693 at shares of 0.3, 0.4 and 0.5.
-RIM_SHARE = 0.4
-CHANNELS = 3  # background, core, rim
-BACKGROUND, CORE, RIM = range(CHANNELS)
+BORDER_SHARE = 0.4
+CHANNELS = 3  # background, core, border
+BACKGROUND, CORE, BORDER = range(CHANNELS)
 
 
-def core_and_rim(instances: NDArray[np.uint16], share: float = RIM_SHARE) -> NDArray[np.uint8]:
-    """(H, W) ids, 0 = background -> (H, W) of BACKGROUND, CORE, RIM. Every object has a core.
+def core_and_border(
+    instances: NDArray[np.uint16], share: float = BORDER_SHARE
+) -> NDArray[np.uint8]:
+    """(H, W) ids, 0 = background -> (H, W) of BACKGROUND, CORE, BORDER. Every object has a core.
 
-    An object's radius is the greatest distance of its pixels from its outline. The image's border
-    is no outline: what it cuts off goes on behind it.
+    An object's radius is the greatest distance of its pixels from its outline. The edge of
+    the image is no outline: what it cuts off goes on behind it.
     """
     depth = _depth(instances)
     radius = np.zeros(int(instances.max()) + 1, np.float32)
     np.maximum.at(radius, instances.ravel(), depth.ravel())
     return np.where(
-        instances == 0, BACKGROUND, np.where(depth > share * radius[instances], CORE, RIM)
+        instances == 0, BACKGROUND, np.where(depth > share * radius[instances], CORE, BORDER)
     ).astype(np.uint8)
 
 
 def gaps(mask: NDArray[np.uint8], reach: int = 1) -> NDArray[np.bool_]:
-    """(H, W) of BACKGROUND, CORE, RIM -> where the rims of two objects meet, `reach` pixels to
-    either side.
+    """(H, W) of BACKGROUND, CORE, BORDER -> where the borders of two objects meet, `reach`
+    pixels to either side.
 
     These few pixels decide whether two objects are told apart.
     """
@@ -48,14 +50,14 @@ def gaps(mask: NDArray[np.uint8], reach: int = 1) -> NDArray[np.bool_]:
     _, nearest = cv2.distanceTransformWithLabels(
         outside, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_CCOMP
     )
-    rim = mask == RIM
+    border = mask == BORDER
     meet = np.zeros(mask.shape, np.uint8)
     for a, b in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
-        differ = (nearest[a] != nearest[b]) & rim[a] & rim[b]
+        differ = (nearest[a] != nearest[b]) & border[a] & border[b]
         meet[a] |= differ
         meet[b] |= differ
     grown = cv2.dilate(meet, np.ones((2 * reach + 1,) * 2, np.uint8)) if reach else meet
-    return (grown > 0) & rim
+    return (grown > 0) & border
 
 
 def _depth(instances: NDArray[np.uint16]) -> NDArray[np.float32]:

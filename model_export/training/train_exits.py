@@ -25,9 +25,10 @@ from model_export.data.datasets import SPECS, Dataset, Scenes, open_dataset
 from model_export.network.config import Config
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
+from model_export.tasks import TASKS
 from model_export.training.batches import chances, draw_batch
 from model_export.training.initial_weights import add_start_arguments, begin, seen_by
-from model_export.training.quality import counts_by_knobs, measure_of
+from model_export.training.quality import counts_by_knobs
 from model_export.training.runs import (
     Average,
     RunError,
@@ -170,11 +171,10 @@ def watched(config: Config) -> list[Knobs]:
 
 def look(model: Segmenter, dev: Dataset, canvas: tuple[int, int]) -> dict[str, float]:
     """Quality on the dev set at some settings of the knobs."""
-    measure, knobs = measure_of(model.config), watched(model.config)
-    total = sum(counts_by_knobs(model, measure, dev[i], canvas, knobs)[0] for i in range(len(dev)))
+    task, knobs = TASKS[model.config.task], watched(model.config)
+    total = sum(counts_by_knobs(model, dev[i], canvas, knobs)[0] for i in range(len(dev)))
     return {
-        f"dev_{k.name}": round(measure.of_set(part), 4)
-        for k, part in zip(knobs, total, strict=True)
+        f"dev_{k.name}": round(task.of_set(part), 4) for k, part in zip(knobs, total, strict=True)
     }
 
 
@@ -190,7 +190,7 @@ def main(args: argparse.Namespace) -> None:
             "--scenes mixes in scenes of CamVid's classes; leave it out for a data set of other "
             "classes"
         )
-    if args.gap_weight != 1 and train.task != "instance":
+    if args.gap_weight != 1 and not TASKS[train.task].objects:
         raise RunError(
             f"--gap-weight is for objects that touch; {args.train} has none: leave it out"
         )

@@ -1,4 +1,4 @@
-"""Core and rim of objects: what a network learns so that objects that touch come apart."""
+"""Core and border of objects: what a network learns so that objects that touch come apart."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from model_export.tasks.core_and_border import BACKGROUND, CORE, RIM, RIM_SHARE, core_and_rim, gaps
+from model_export.tasks.core_and_border import (
+    BACKGROUND,
+    BORDER,
+    BORDER_SHARE,
+    CORE,
+    core_and_border,
+    gaps,
+)
 
 
 def _blobs(seed: int, height: int = 70, width: int = 90) -> NDArray[np.uint16]:
@@ -30,7 +37,7 @@ def _disc(radius: float, size: int) -> NDArray[np.uint16]:
 @pytest.mark.parametrize("seed", range(5))
 def test_every_object_has_a_core_and_no_two_cores_touch(seed: int) -> None:
     objects = _blobs(seed)
-    found = core_and_rim(objects)
+    found = core_and_border(objects)
     assert np.array_equal(found == BACKGROUND, objects == 0)
     assert set(np.unique(objects[found == CORE])) == set(np.unique(objects)) - {0}
     parts, count = ndimage.label(found == CORE)
@@ -40,10 +47,10 @@ def test_every_object_has_a_core_and_no_two_cores_touch(seed: int) -> None:
     assert whole.max() > 0
 
 
-@pytest.mark.parametrize("share", [0.2, RIM_SHARE, 0.6])
-def test_rim_is_the_same_share_of_discs_of_any_size(share: float) -> None:
+@pytest.mark.parametrize("share", [0.2, BORDER_SHARE, 0.6])
+def test_border_is_the_same_share_of_discs_of_any_size(share: float) -> None:
     for radius in (15, 30, 60):
-        found = core_and_rim(_disc(radius, 2 * radius + 9), share)
+        found = core_and_border(_disc(radius, 2 * radius + 9), share)
         core, whole = (found == CORE).sum(), (found > 0).sum()
         assert (core / whole) ** 0.5 == pytest.approx(1 - share, abs=0.04)
 
@@ -52,42 +59,42 @@ def test_depth_is_that_of_one_distance_transform_per_object() -> None:
     """The reference treats objects one by one; distances differ by the half pixel to the border
     between two."""
     objects = _blobs(3)
-    found = core_and_rim(objects)
+    found = core_and_border(objects)
     wrong = 0
     for k in set(np.unique(objects)) - {0}:
         mask = objects == k
         depth = ndimage.distance_transform_edt(np.pad(mask, 1, mode="edge"))[1:-1, 1:-1] - 0.5
-        wrong += ((depth > RIM_SHARE * depth.max()) & mask != ((found == CORE) & mask)).sum()
+        wrong += ((depth > BORDER_SHARE * depth.max()) & mask != ((found == CORE) & mask)).sum()
     assert wrong < 0.03 * (objects > 0).sum()
 
 
 def test_border_of_the_image_is_no_outline() -> None:
     disc = _disc(20, 61)
-    whole, half = core_and_rim(disc), core_and_rim(disc[:, :31])
+    whole, half = core_and_border(disc), core_and_border(disc[:, :31])
     assert np.array_equal(half, whole[:, :31])
-    assert (core_and_rim(np.ones((9, 5), np.uint16)) == CORE).all()
+    assert (core_and_border(np.ones((9, 5), np.uint16)) == CORE).all()
 
 
 def test_tiny_objects_are_all_core_and_no_object_is_background() -> None:
     objects = np.zeros((7, 9), np.uint16)
     objects[1, 1], objects[3:5, 5:7] = 65535, 2
-    assert np.array_equal(core_and_rim(objects) == CORE, objects > 0)
-    assert not core_and_rim(np.zeros((7, 9), np.uint16)).any()
-    assert {BACKGROUND, CORE, RIM} == {0, 1, 2}
+    assert np.array_equal(core_and_border(objects) == CORE, objects > 0)
+    assert not core_and_border(np.zeros((7, 9), np.uint16)).any()
+    assert {BACKGROUND, CORE, BORDER} == {0, 1, 2}
 
 
 def test_gaps_lie_where_two_objects_touch_and_nowhere_else() -> None:
     objects = np.zeros((40, 60), np.uint16)
     objects[5:25, 5:20], objects[5:25, 20:35] = 1, 2  # they touch along a column
     objects[5:25, 38:55] = 3  # 3 pixels of background apart from the second
-    found = gaps(core_and_rim(objects))
+    found = gaps(core_and_border(objects))
     rows, columns = np.nonzero(found)
     assert set(columns.tolist()) <= {18, 19, 20, 21}
     assert {19, 20} <= set(columns.tolist())
     assert set(range(7, 23)) <= set(rows.tolist())
-    wide = gaps(core_and_rim(objects), reach=3)
+    wide = gaps(core_and_border(objects), reach=3)
     assert wide.sum() > found.sum()
-    assert (core_and_rim(objects)[wide] == RIM).all()
+    assert (core_and_border(objects)[wide] == BORDER).all()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,65 @@
+"""The instance task: an object for every pixel, all of one class, judged by panoptic quality.
+
+Counts are (4,): summed IoU of the true positives, their number, false positives, false negatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model_export.tasks.base import Labels, Mask
+from model_export.tasks.core_and_border import core_and_border
+from model_export.tasks.panoptic_quality import image_quality, match_counts, panoptic_quality
+from service.bundle import InputSpec
+from service.core import Geometry, Outcome
+from service.tasks.objects import instance_map
+
+
+class Instance:
+    """See the module, and Task for attributes and methods."""
+
+    name, measure = "instance", "PQ"
+    folder, bits = "instances", 16
+    objects, views = True, 8  # views: turns by right angles, and their mirror images
+
+    def channels(self, classes: int) -> int:
+        return 1 + 2 * classes  # background, then core and border of each class
+
+    def unknown(self, labels: Labels, classes: int) -> list[int]:
+        return []  # any value is an object
+
+    def target(self, labels: Labels) -> Mask:
+        return core_and_border(labels)
+
+    def predicted(
+        self,
+        probabilities: Tensor,
+        canvas: tuple[int, int],
+        inner: tuple[int, int],
+        size: tuple[int, int],
+    ) -> Labels:
+        height, width = size
+        geometry = Geometry(width, height, inner[1], inner[0])
+        labels, _ = instance_map(probabilities[0].cpu().numpy(), geometry, canvas)
+        return labels
+
+    def served(self, outcome: Outcome, canvas: InputSpec) -> tuple[Labels, Sequence[float]]:
+        size = (canvas.height, canvas.width)
+        labels, objects = instance_map(outcome.probabilities, outcome.geometry, size)
+        return labels, [segment.score for segment in objects]
+
+    def counts(self, labels: Labels, truth: Labels, channels: int) -> NDArray[np.float64]:
+        return match_counts(labels, truth)
+
+    def of_set(self, counts: NDArray[np.float64]) -> float:
+        return panoptic_quality(counts)
+
+    def by_class(self, counts: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        return None
+
+    def of_image(self, counts: NDArray[np.float64]) -> float:
+        return image_quality(counts)
