@@ -11,17 +11,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from service.tasks.objects import instance_map
 
 from model_export.data import scenes
 from model_export.data.datasets import CamVid, Nuclei
 from model_export.tasks.panoptic_quality import match_counts, panoptic_quality
 from model_export.tasks.semantic import confusion, mean_iou
 from service import bundle
-from service.core import Decision, Outcome, Reason
 from service.engines.onnxruntime import OnnxRuntimeBackend
+from service.inference.stages import Stages
 from service.pixels.decode import Limits, decode
-from service.tasks.semantic import label_map
+from service.tasks import task_of
 from tests.needs import data_at
 from tests.toy import command
 
@@ -39,28 +38,23 @@ def shipped(request: pytest.FixtureRequest) -> bundle.Bundle:
 
 
 @pytest.fixture(scope="module")
-def backend(shipped: bundle.Bundle) -> Iterator[OnnxRuntimeBackend]:
+def stages(shipped: bundle.Bundle) -> Iterator[Stages]:
     opened = OnnxRuntimeBackend(shipped, threads=2)
-    yield opened
+    yield Stages(opened, shipped.manifest)
     opened.close()
 
 
 def served(
-    shipped: bundle.Bundle, backend: OnnxRuntimeBackend, data: bytes, kind: str
-) -> Iterator[NDArray[np.uint8 | np.uint16]]:
+    shipped: bundle.Bundle, stages: Stages, data: bytes, kind: str
+) -> Iterator[NDArray[np.unsignedinteger]]:
     """A file's labels or objects, plan by plan, by the code that answers requests."""
-    manifest = shipped.manifest
+    manifest, task = shipped.manifest, task_of(shipped)
     frame = decode(data, kind, Limits(25_000_000, 8192, 16), manifest.input)
-    features, _ = backend.front(frame.pixels[None])
+    features, _ = stages.front(frame.pixels[None])
     for plan in manifest.plans:
-        probabilities = backend.decode(backend.encode(plan, features))[0]
-        if manifest.task == "instance":
-            yield instance_map(
-                probabilities, frame.geometry, (manifest.input.height, manifest.input.width)
-            )[0]
-        else:
-            outcome = Outcome(Decision(plan, Reason.GATE, 0.0), frame.geometry, probabilities)
-            yield label_map(outcome, manifest.input)
+        tensors = stages.head(stages.encode(plan, features))
+        own = {name: values[0] for name, values in tensors.items()}
+        yield task.read(own, frame.geometry).labels
 
 
 def test_nothing_ships_that_is_not_tested_here() -> None:
@@ -102,16 +96,14 @@ def test_the_adaptive_one_turns_every_knob_and_the_standard_one_only_depth() -> 
     assert adaptive[-1].gflops < 0.7 * standard[-1].gflops
 
 
-def test_paused_maps_have_the_plan_s_share(
-    shipped: bundle.Bundle, backend: OnnxRuntimeBackend
-) -> None:
+def test_paused_maps_have_the_plan_s_share(shipped: bundle.Bundle, stages: Stages) -> None:
     canvas = np.full(
         (1, shipped.manifest.input.height, shipped.manifest.input.width, 3), 127, np.uint8
     )
     canvas[0, :360, :480] = scenes.render(78, clutter=0.5)[0]
-    features, _ = backend.front(canvas)
+    features, _ = stages.front(canvas)
     for plan in shipped.manifest.plans:
-        paused = backend.encode(plan, features).paused
+        paused = stages.paused(plan, stages.encode(plan, features))
         assert (paused is None) == (plan.keep == 1)
         if paused is not None:
             assert paused.mean() == pytest.approx(1 - plan.keep, abs=1e-3)
@@ -126,38 +118,34 @@ def test_recorded_parity_is_within_the_bound(shipped: bundle.Bundle) -> None:
     assert all(0 < stage.parity <= 1e-3 for stage in shipped.manifest.stages.values())
 
 
-def test_gate_costs_little_and_tells_images_apart(
-    shipped: bundle.Bundle, backend: OnnxRuntimeBackend
-) -> None:
+def test_gate_costs_little_and_tells_images_apart(shipped: bundle.Bundle, stages: Stages) -> None:
     found = []
     for clutter in (0.0, 1.0):
         canvas = np.full(
             (1, shipped.manifest.input.height, shipped.manifest.input.width, 3), 127, np.uint8
         )
         canvas[0, :360, :480] = scenes.render(77, clutter=clutter)[0]
-        found.append(backend.front(canvas)[1][0])
+        found.append(stages.front(canvas)[1][0])
     assert np.abs(found[0] - found[1]).max() > 1e-3
     assert all((scores > 0).all() and (scores < 1).all() for scores in found)
 
 
 @pytest.mark.parametrize("shipped", ROADS, indirect=True)
 def test_it_segments_generated_scenes_that_it_has_never_seen(
-    shipped: bundle.Bundle, backend: OnnxRuntimeBackend
+    shipped: bundle.Bundle, stages: Stages
 ) -> None:
     total = np.zeros((len(shipped.manifest.plans), 11, 11), np.int64)
     for seed in range(6):
         image, mask = scenes.render(500_000 + seed, clutter=seed / 5)
         file = io.BytesIO()
         Image.fromarray(image).save(file, "PNG")
-        for k, labels in enumerate(served(shipped, backend, file.getvalue(), "image/png")):
+        for k, labels in enumerate(served(shipped, stages, file.getvalue(), "image/png")):
             total[k] += confusion(labels, mask, 11)
     assert min(mean_iou(matrix) for matrix in total) >= 0.6
 
 
 @pytest.mark.parametrize("shipped", NUCLEI, indirect=True)
-def test_it_finds_drawn_nuclei_one_by_one(
-    shipped: bundle.Bundle, backend: OnnxRuntimeBackend
-) -> None:
+def test_it_finds_drawn_nuclei_one_by_one(shipped: bundle.Bundle, stages: Stages) -> None:
     """Soft bright discs on a dark, noisy ground, in rows; every second pair touches."""
     y, x = np.mgrid[:256, :256]
     image, truth = np.full((256, 256), 12.0), np.zeros((256, 256), np.uint16)
@@ -172,21 +160,19 @@ def test_it_finds_drawn_nuclei_one_by_one(
     Image.fromarray(np.repeat(image.clip(0, 255).astype(np.uint8)[..., None], 3, 2)).save(
         file, "PNG"
     )
-    for labels in served(shipped, backend, file.getvalue(), "image/png"):
+    for labels in served(shipped, stages, file.getvalue(), "image/png"):
         assert panoptic_quality(match_counts(labels, truth)) > 0.75
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("shipped", NUCLEI, indirect=True)
-def test_nuclei_val_reaches_the_bar_with_every_plan(
-    shipped: bundle.Bundle, backend: OnnxRuntimeBackend
-) -> None:
+def test_nuclei_val_reaches_the_bar_with_every_plan(shipped: bundle.Bundle, stages: Stages) -> None:
     dataset = Nuclei(data_at("nuclei"), "val")
     total = np.zeros((len(shipped.manifest.plans), 4))
     for image_file, instances_file in dataset.files[::3]:
         truth = np.asarray(Image.open(instances_file))
-        for k, labels in enumerate(served(shipped, backend, image_file.read_bytes(), "image/jpeg")):
+        for k, labels in enumerate(served(shipped, stages, image_file.read_bytes(), "image/jpeg")):
             total[k] += match_counts(labels, truth)
     assert min(panoptic_quality(counts) for counts in total) >= 0.66
 
@@ -194,14 +180,12 @@ def test_nuclei_val_reaches_the_bar_with_every_plan(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("shipped", ROADS, indirect=True)
-def test_camvid_val_reaches_the_bar_with_every_plan(
-    shipped: bundle.Bundle, backend: OnnxRuntimeBackend
-) -> None:
+def test_camvid_val_reaches_the_bar_with_every_plan(shipped: bundle.Bundle, stages: Stages) -> None:
     dataset = CamVid(data_at("camvid"), "val")
     total = np.zeros((len(shipped.manifest.plans), 11, 11), np.int64)
     for image_file, mask_file in dataset.files[::3]:
         mask = np.asarray(Image.open(mask_file))
-        for k, labels in enumerate(served(shipped, backend, image_file.read_bytes(), "image/jpeg")):
+        for k, labels in enumerate(served(shipped, stages, image_file.read_bytes(), "image/jpeg")):
             total[k] += confusion(labels, mask, 11)
     found = [mean_iou(matrix) for matrix in total]
     assert found[-1] >= 0.68

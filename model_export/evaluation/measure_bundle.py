@@ -28,10 +28,12 @@ from model_export.evaluation.labelled_folder import group_of, open_labelled
 from model_export.tasks import TASKS, Task, qualities
 from model_export.tasks.detections import average_precision, detections
 from service import bundle
-from service.core import Decision, Frame, Outcome, Reason
+from service.core import Frame
 from service.engines.onnxruntime import OnnxRuntimeBackend
 from service.errors import FathomError
+from service.inference.stages import Stages
 from service.pixels.decode import Limits, decode
+from service.tasks import Masks, task_of
 
 LIMITS = Limits(max_pixels=25_000_000, max_side=8192, min_side=16)  # the service's defaults
 FORM = 1  # of the cached files
@@ -84,10 +86,12 @@ class Meter:
     def __init__(self, folder: Path, threads: int, cache: Path | None) -> None:
         try:
             self.bundle = bundle.load(folder)
+            self.answers = task_of(self.bundle)
             self.backend = OnnxRuntimeBackend(self.bundle, threads=threads)
         except FathomError as error:
             raise DataError(error.detail) from error
         self.manifest = self.bundle.manifest
+        self.stages = Stages(self.backend, self.manifest)
         self.task = TASKS[self.manifest.task]
         self.cache = cache and cache / f"{self.bundle.digest[:16]}-threads{threads}-form{FORM}"
         self.warm = False
@@ -123,21 +127,20 @@ class Meter:
         """
         plans, clock = self.manifest.plans, time.perf_counter
         begun = clock()
-        features, scores = self.backend.front(frame.pixels[None])
+        features, scores = self.stages.front(frame.pixels[None])
         front = clock() - begun
         counts: dict[int, NDArray[Any]] = {}
         found = [np.empty((0, 3))]
         encoder, decoder = np.empty(len(plans)), np.empty(len(plans))
         for index in np.roll(np.arange(len(plans)), -turn).tolist():
             begun = clock()
-            encoded = self.backend.encode(plans[index], features)
+            encoded = self.stages.encode(plans[index], features)
             between = clock()
-            probabilities = self.backend.decode(encoded)
+            tensors = self.stages.head(encoded)
             encoder[index], decoder[index] = between - begun, clock() - between
-            decision = Decision(plans[index], Reason.REQUEST, float(scores[0, index]))
-            counts[index], objects = self.judge(
-                Outcome(decision, frame.geometry, probabilities[0]), truth
-            )
+            own = {name: values[0] for name, values in tensors.items()}
+            masks = self.answers.read(own, frame.geometry)
+            counts[index], objects = self.judge(masks, truth)
             found.append(np.insert(objects, 0, index, axis=1))
         return {
             "scores": scores[0].astype(np.float64),
@@ -148,13 +151,14 @@ class Meter:
             "detections": np.concatenate(found),
         }
 
-    def judge(self, outcome: Outcome, truth: NDArray[Any]) -> tuple[NDArray[Any], Floats]:
+    def judge(self, masks: Masks, truth: NDArray[Any]) -> tuple[NDArray[Any], Floats]:
         """Counts and detections; of the latter there are none for a task without objects."""
-        labels, scores = self.task.served(outcome, self.manifest.input)
-        counts = self.task.counts(labels, truth, self.manifest.channels)
+        channels = self.task.channels(len(self.manifest.classes))
+        counts = self.task.counts(masks.labels, truth, channels)
         if not self.task.objects:
             return counts, np.empty((0, 2))
-        return counts, detections(labels, scores, truth)
+        scores = [region.score for region in masks.regions]
+        return counts, detections(masks.labels, scores, truth)
 
 
 def measure(

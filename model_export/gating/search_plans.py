@@ -45,6 +45,7 @@ from model_export.tasks import TASKS, qualities
 from model_export.training.runs import load_model, read_config, trained_on, write_plans
 from service import bundle
 from service.engines.onnxruntime import OnnxRuntimeBackend
+from service.inference.stages import Stages
 
 CACHE = "search.npz"
 NOISE = 0.001  # of quality: a plan that is dearer must be better by this much
@@ -224,12 +225,13 @@ def _measure_ms(
     backend: OnnxRuntimeBackend, manifest: bundle.Manifest, image: NDArray[np.uint8], rounds: int
 ) -> dict[str, float]:
     """Medians for one image: of the front, of each plan's encoder, of the decoder."""
-    features, _ = backend.front(image)
-    encoded = backend.encode(manifest.plans[0], features)
+    stages = Stages(backend, manifest)
+    features, _ = stages.front(image)
+    encoded = stages.encode(manifest.plans[0], features)
     work: dict[str, Callable[[], object]] = {
-        "front": partial(backend.front, image),
-        "decoder": partial(backend.decode, encoded),
-        **{plan.name: partial(backend.encode, plan, features) for plan in manifest.plans},
+        "front": partial(stages.front, image),
+        "decoder": partial(stages.head, encoded),
+        **{plan.name: partial(stages.encode, plan, features) for plan in manifest.plans},
     }
     taken: dict[str, list[float]] = {name: [] for name in work}
     order, rng = list(work), np.random.default_rng(0)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-
-from service.bundle import InputSpec
-from service.core import Outcome
 
 VOID = 255  # in targets: a pixel that counts nowhere
 
@@ -57,10 +53,6 @@ class Task(Protocol):
 
         probabilities: (1, C, h, w). inner: (height, width) of the image on the canvas.
         """
-        ...
-
-    def served(self, outcome: Outcome, canvas: InputSpec) -> tuple[Labels, Sequence[float]]:
-        """The same by the service's own code, and each object's score; none without objects."""
         ...
 
     def counts(self, labels: Labels, truth: Labels, channels: int) -> NDArray[Any]:

@@ -5,7 +5,7 @@ An object's core is its pixels that are farther from its outline than a share of
 border is the rest. So every object has a core, and cores do not touch where objects do (but for
 objects of a pixel or two, which are all core). A border of fixed width would leave small objects
 without a core, and large ones without a gap that a coarse map can show. The service undoes it
-(service/tasks/objects.py).
+(service/tasks/instance_objects.py).
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@ Counts are (4,): summed IoU of the true positives, their number, false positives
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
@@ -14,9 +12,8 @@ from torch import Tensor
 from model_export.tasks.base import Labels, Mask
 from model_export.tasks.core_and_border import core_and_border
 from model_export.tasks.panoptic_quality import image_quality, match_counts, panoptic_quality
-from service.bundle import InputSpec
-from service.core import Geometry, Outcome
-from service.tasks.objects import instance_map
+from service.core import Geometry
+from service.tasks.instance_objects import instance_map
 
 
 class Instance:
@@ -43,14 +40,9 @@ class Instance:
         size: tuple[int, int],
     ) -> Labels:
         height, width = size
-        geometry = Geometry(width, height, inner[1], inner[0])
-        labels, _ = instance_map(probabilities[0].cpu().numpy(), geometry, canvas)
+        geometry = Geometry(width, height, inner[1], inner[0], canvas)
+        labels, _ = instance_map(probabilities[0].cpu().numpy(), geometry)
         return labels
-
-    def served(self, outcome: Outcome, canvas: InputSpec) -> tuple[Labels, Sequence[float]]:
-        size = (canvas.height, canvas.width)
-        labels, objects = instance_map(outcome.probabilities, outcome.geometry, size)
-        return labels, [segment.score for segment in objects]
 
     def counts(self, labels: Labels, truth: Labels, channels: int) -> NDArray[np.float64]:
         return match_counts(labels, truth)

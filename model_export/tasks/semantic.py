@@ -5,8 +5,6 @@ Counts are confusion matrices, (classes, classes), rows = truth.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -14,9 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model_export.tasks.base import VOID, Labels, Mask
-from service.bundle import InputSpec
-from service.core import Outcome
-from service.tasks.semantic import label_map
 
 
 class Semantic:
@@ -43,9 +38,6 @@ class Semantic:
         size: tuple[int, int],
     ) -> Labels:
         return labels_at(probabilities, canvas, inner, size)
-
-    def served(self, outcome: Outcome, canvas: InputSpec) -> tuple[Labels, Sequence[float]]:
-        return label_map(outcome, canvas), ()
 
     def counts(self, labels: Labels, truth: Labels, channels: int) -> NDArray[np.int64]:
         return confusion(labels, truth, channels)
