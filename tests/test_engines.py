@@ -14,13 +14,23 @@ import pytest
 from service import bundle
 from service.bundle import Bundle, Manifest, TensorSpec
 from service.core import Budget, Frame, Geometry, Outcome, Trace
-from service.engines.base import Backend, Features
+from service.engines.base import Backend, Tensors
 from service.engines.fake import FakeBackend
 from service.engines.onnxruntime import OnnxRuntimeBackend
 from service.errors import BackendError
 from service.inference.costs import warm_up
 from service.inference.pipeline import Job, Pipeline
-from tests.small_graphs import check_backend, check_paused, images, pausing, reference, write_graphs
+from tests.small_graphs import (
+    check_backend,
+    check_paused,
+    decode,
+    encode,
+    front,
+    images,
+    pausing,
+    reference,
+    write_graphs,
+)
 
 
 def test_onnxruntime_runs_what_the_graphs_say_for_every_plan_and_batch(onnx_bundle: Bundle) -> None:
@@ -32,8 +42,8 @@ def test_onnxruntime_runs_what_the_graphs_say_for_every_plan_and_batch(onnx_bund
 def test_onnxruntime_takes_rows_in_the_order_asked_for(onnx_bundle: Bundle) -> None:
     backend = OnnxRuntimeBackend(onnx_bundle, threads=2)
     batch, plan = images(4), onnx_bundle.manifest.plans[1]
-    features, _ = backend.front(batch)
-    some = backend.decode(backend.encode(plan, features.take([3, 0])))
+    tensors, _ = front(backend, batch)
+    some = decode(backend, encode(backend, plan, tensors.take([3, 0])))
     for row, source in enumerate((3, 0)):
         np.testing.assert_allclose(some[row], reference(batch[source], plan.depth)[1], atol=1e-5)
 
@@ -146,9 +156,9 @@ def test_fake_brightness_decides_the_class_of_each_place(fake_manifest: Manifest
     ramp = np.broadcast_to(
         np.arange(0, 256, 4, dtype=np.uint8)[None, None, :, None], (2, 48, 64, 3)
     )
-    features, _ = backend.front(ramp)
+    tensors, _ = front(backend, ramp)
     for plan in fake_manifest.plans:
-        probabilities = backend.decode(backend.encode(plan, features))
+        probabilities = decode(backend, encode(backend, plan, tensors))
         assert probabilities.shape == (2, 4, 12, 16)
         assert probabilities.argmax(axis=1)[1, 0].tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
         np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
@@ -162,9 +172,8 @@ def test_fake_of_the_instance_task_has_bright_cores_within_rims(
     backend: Backend = FakeBackend(instance_manifest)
     picture = np.zeros((2, 48, 64, 3), np.uint8)
     picture[1, 8:28, 12:36] = 250  # cells 2 to 6, 3 to 8
-    probabilities = backend.decode(
-        backend.encode(instance_manifest.plans[-1], backend.front(picture)[0])
-    )
+    tensors, _ = front(backend, picture)
+    probabilities = decode(backend, encode(backend, instance_manifest.plans[-1], tensors))
     assert probabilities.shape == (2, 3, 12, 16)
     expected = np.zeros((2, 12, 16), int)
     expected[1, 2:7, 3:9] = 2
@@ -180,30 +189,30 @@ def test_fake_pauses_the_darkest_tokens_where_the_manifest_says_so(
     ramp = np.broadcast_to(
         np.arange(0, 256, 4, dtype=np.uint8)[None, None, :, None], (3, 48, 64, 3)
     )
-    features, _ = backend.front(ramp)
+    tensors, _ = front(backend, ramp)
     for plan in instance_manifest.plans:
-        encoded = backend.encode(plan, features)
+        encoded = encode(backend, plan, tensors)
         if plan.keep == 1:
-            assert encoded.paused is None
+            with pytest.raises(KeyError, match="paused"):
+                encoded["paused"]
             continue
-        assert encoded.paused is not None
-        assert encoded.paused.tolist() == [[[1] * 6 + [0] * 2] * 6] * 3
-        kept = encoded.take([2, 0])
-        assert kept.paused is not None
-        assert kept.paused.shape == (2, 6, 8)
-    assert features.take([1]).paused is None
+        assert encoded["paused"].tolist() == [[[1] * 6 + [0] * 2] * 6] * 3
+        assert encoded.take([2, 0])["paused"].shape == (2, 6, 8)
+    with pytest.raises(KeyError, match="paused"):
+        tensors.take([1])["paused"]
 
 
 def test_fake_quality_grows_with_depth_on_clutter_only(fake_manifest: Manifest) -> None:
     backend = FakeBackend(fake_manifest)
-    _, quality = backend.front(np.concatenate([images(1), np.full((1, 48, 64, 3), 90, np.uint8)]))
+    _, quality = front(backend, np.concatenate([images(1), np.full((1, 48, 64, 3), 90, np.uint8)]))
     assert (np.diff(quality[0]) > 0.05).all()
     assert np.ptp(quality[1]) == 0
     assert quality.max() <= 1
 
 
 def test_fake_quality_can_be_told(fake_manifest: Manifest) -> None:
-    _, quality = FakeBackend(fake_manifest, quality=[0.1, 0.2, 0.3, 0.4]).front(images(2))
+    backend = FakeBackend(fake_manifest, quality=[0.1, 0.2, 0.3, 0.4])
+    _, quality = front(backend, images(2))
     np.testing.assert_allclose(quality, [[0.1, 0.2, 0.3, 0.4]] * 2)
 
 
@@ -214,26 +223,26 @@ def test_fake_of_one_class_is_sure(fake_manifest: Manifest) -> None:
     )
     manifest = dataclasses.replace(fake_manifest, stages={**fake_manifest.stages, "decoder": one})
     backend = FakeBackend(manifest)
-    assert (
-        backend.decode(backend.encode(manifest.plans[0], backend.front(images(1))[0])) == 1
-    ).all()
+    tensors, _ = front(backend, images(1))
+    assert (decode(backend, encode(backend, manifest.plans[0], tensors)) == 1).all()
 
 
-def test_features_of_another_backend_are_refused(onnx_bundle: Bundle) -> None:
+def test_tensors_of_another_backend_are_refused(onnx_bundle: Bundle) -> None:
     class Strange:
-        def take(self, rows: object) -> Features:
+        def take(self, rows: object) -> Tensors:
             raise NotImplementedError
 
     for backend in (FakeBackend(onnx_bundle.manifest), OnnxRuntimeBackend(onnx_bundle, threads=1)):
-        for use in (
-            backend.decode,
-            lambda features, backend=backend: backend.encode(None, features),
-        ):
+        for stage in ("decoder", "encoder-d1"):
             with pytest.raises(TypeError, match="Strange"):
-                use(Strange())
+                backend.run(stage, Strange())
 
 
-def test_fake_decodes_only_what_was_encoded(fake_manifest: Manifest) -> None:
-    backend = FakeBackend(fake_manifest)
-    with pytest.raises(ValueError, match="must be encoded"):
-        backend.decode(backend.front(images(1))[0])
+def test_only_what_was_encoded_is_decoded(onnx_bundle: Bundle) -> None:
+    for backend, missing in (
+        (FakeBackend(onnx_bundle.manifest), "certainty"),
+        (OnnxRuntimeBackend(onnx_bundle, threads=1), "e8"),
+    ):
+        tensors, _ = front(backend, images(1))
+        with pytest.raises(KeyError, match=missing):
+            decode(backend, tensors)

@@ -2,7 +2,7 @@
 
 One stage runs at a time. So the threads of a session sleep when it is done (by default they spin
 on, and take the cores from the next session), and all sessions share one arena (by default each
-keeps the memory of its largest batch).
+keeps the memory of its largest batch). Memory patterns are off, so nothing is made per batch size.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import onnxruntime as ort
 
 from service.bundle import Bundle, Stage, TensorSpec
-from service.engines.base import Arrays, HostTensors, Tensors, on_host
+from service.engines.base import Arrays, HostTensors, Tensors, on_host, passed_on
 from service.errors import BackendError
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
@@ -32,8 +32,7 @@ class OnnxRuntimeBackend:
     def __init__(self, bundle: Bundle, *, threads: int) -> None:
         _share_arena()
         self._stages = bundle.manifest.stages
-        self._passed_on = {spec.name for stage in self._stages.values() for spec in stage.inputs}
-        self._passed_on -= {spec.name for spec in self._stages["front"].inputs}
+        self._passed_on = {spec.name for spec in passed_on(self._stages)}
         self._sessions = {
             name: _open(bundle.root, stage, threads) for name, stage in self._stages.items()
         }
@@ -43,8 +42,8 @@ class OnnxRuntimeBackend:
         outputs = [spec.name for spec in about.outputs]
         inputs = {spec.name: given[spec.name] for spec in about.inputs}
         values = self._sessions[stage].run(outputs, inputs)
-        passed_on = {name: array for name, array in given.items() if name in self._passed_on}
-        return HostTensors({**passed_on, **dict(zip(outputs, values, strict=True))})
+        kept = {name: array for name, array in given.items() if name in self._passed_on}
+        return HostTensors({**kept, **dict(zip(outputs, values, strict=True))})
 
     def close(self) -> None:
         self._sessions = {}
@@ -64,7 +63,7 @@ def _open(root: Path, stage: Stage, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    # It keeps one plan of memory per batch size, and saves no time here.
+    # It would keep a plan of its memory per batch size, and saves no time here.
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
