@@ -4,7 +4,7 @@ recording replays."""
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import numpy as np
 
@@ -16,33 +16,37 @@ STREAM = 77
 
 
 class FakeDevice:
-    """calls: what was asked for, in order. room: bytes that can be allocated."""
+    """calls: what was asked for, in order. free_memory: bytes that can still be allocated."""
 
     name, capability = "Fake GPU", (8, 9)
 
-    def __init__(self, room: int = 1 << 30) -> None:
+    def __init__(self, free_memory: int = 1 << 30) -> None:
         self.calls: list[str] = []
-        self.room = room
+        self.free_memory = free_memory
         self.memory: dict[int, np.ndarray] = {}
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.recording: list[Callable[[], None]] | None = None
         self.streams = self.closed = 0
 
     def allocate(self, size: int) -> int:
-        if size > self.room:
+        if size > self.free_memory:
             raise DriverError("CUDA driver error 2: out of memory", OUT_OF_MEMORY)
-        self.room -= size
+        self.free_memory -= size
+        return self.allocate_host(size)
+
+    def free(self, address: int) -> None:
+        self.free_memory += len(self.memory[address])
+        self.free_host(address)
+
+    def allocate_host(self, size: int) -> int:
         self.calls.append("allocate")
-        block = np.full(
-            size, 0xEE, np.uint8
-        )  # never zeros: what is read before it is written shows
+        # Zeros on a real device, but not here: what is read before it is written shows.
+        block = np.full(size, 0xEE, np.uint8)
         self.memory[block.ctypes.data] = block
         return block.ctypes.data
 
-    def free(self, address: int) -> None:
+    def free_host(self, address: int) -> None:
         del self.memory[address]
-
-    allocate_host, free_host = allocate, free
 
     def make_stream(self) -> int:
         self.streams += 1
@@ -105,8 +109,11 @@ class FakeDevice:
 
 
 class FakeRuntime:
-    """Its plans are the names of the stages. made: every context, with how often its tensors were
-    bound."""
+    """Its plans are the names of the stages.
+
+    made: every context, with how often its tensors were bound. unrecorded, failing: stages that
+    cannot be recorded, and the one that fails.
+    """
 
     def __init__(
         self,
@@ -117,7 +124,8 @@ class FakeRuntime:
         version: str = "11",
     ) -> None:
         self.device, self.manifest, self.flavour, self.version = device, manifest, flavour, version
-        self.capturable, self.failing = True, ""
+        self.unrecorded: Collection[str] = ()
+        self.failing = ""
         self.made: list[FakeContext] = []
 
     def open(self, name: str, plan: bytes, kernels: Mapping[str, object]) -> FakeEngine:
@@ -153,7 +161,7 @@ class FakeContext:
         self.bound.append((dict(addresses), scratch))
 
     def can_capture(self, stream: int) -> bool:
-        return self.engine.runtime.capturable
+        return self.engine.stage not in self.engine.runtime.unrecorded
 
     def enqueue(self, stream: int) -> None:
         runtime, addresses = self.engine.runtime, self.bound[-1][0]

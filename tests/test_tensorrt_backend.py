@@ -1,14 +1,12 @@
-"""The TensorRT backend, the cache of engines and the driver calls, on a GPU of numpy: what is
-queued, and where."""
+"""The TensorRT backend and the cache of engines, on a GPU of numpy: what is queued, and where."""
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import json
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +19,7 @@ from service.engines.engine_cache import EngineSet
 from service.engines.tensorrt import TensorRTBackend
 from service.errors import BackendError
 from tests.fake_tensorrt import FakeDevice, FakeRuntime
+from tests.small_graphs import decode, encode, front
 
 
 def engine_set(served: Bundle, **changes: object) -> EngineSet:
@@ -49,9 +48,20 @@ def mean_images(*means: int) -> np.ndarray:
 
 
 class Opened:
-    def __init__(self, served: Bundle, cache: Path, **words: object) -> None:
-        self.device = FakeDevice()
+    """A backend on a GPU of its own. unrecorded: stages that TensorRT cannot record."""
+
+    def __init__(
+        self,
+        served: Bundle,
+        cache: Path,
+        *,
+        free_memory: int = 1 << 30,
+        unrecorded: Collection[str] = (),
+        **words: object,
+    ) -> None:
+        self.device = FakeDevice(free_memory)
         self.runtime = FakeRuntime(self.device, served.manifest)
+        self.runtime.unrecorded = unrecorded
         self.plans = served.manifest.plans
         self.backend = TensorRTBackend(
             served,
@@ -68,197 +78,264 @@ def opened(fake_bundle: Bundle, tmp_path: Path) -> Opened:
     return Opened(fake_bundle, tmp_path, max_batch=4)
 
 
+def pausing(manifest: Manifest, folder: Path, *, max_batch: int) -> Opened:
+    """With plans that pause tokens."""
+    root = folder / "bundle"
+    root.mkdir(parents=True)
+    for entry in (*manifest.stages.values(), *manifest.files):
+        (root / entry.file).write_bytes(b"x")
+    served = bundle.save(root, manifest)
+    fill(served, folder)
+    return Opened(served, folder, max_batch=max_batch)
+
+
 # ---- what it computes
 
 
-@pytest.mark.parametrize("round_", ["first", "replayed"])
-def test_features_go_from_front_to_decoder_on_the_device(opened: Opened, round_: str) -> None:
+@pytest.mark.parametrize("round_", ["first", "second"])
+def test_tensors_go_from_front_to_decoder_on_the_device(opened: Opened, round_: str) -> None:
     backend, (d1, *_, d4) = opened.backend, opened.plans
     for means in ((10, 20, 30), (40, 50, 60))[: 1 if round_ == "first" else 2]:
         opened.device.calls.clear()
-        features, quality = backend.front(mean_images(*means))
+        tensors, quality = front(backend, mean_images(*means))
         assert quality.shape == (3, 4)
         assert quality[:, -1] == pytest.approx(np.array(means) / 255)
-        for plan in (d4, d1):  # the same features, for one plan after another
-            found = backend.decode(backend.encode(plan, features))
-            assert found.shape == (3, 4, 12, 16)
-            assert found.dtype == np.float32
-            assert found[:, 0, 0, 0].tolist() == list(means)
-            assert found[:, 1, 0, 0].tolist() == [mean + plan.depth for mean in means]
+        for plan in (d4, d1):  # the same tensors, for one plan after another
+            answer = decode(backend, encode(backend, plan, tensors))
+            assert answer.shape == (3, 4, 12, 16)
+            assert answer.dtype == np.float32
+            assert answer[:, 0, 0, 0].tolist() == list(means)
+            assert answer[:, 1, 0, 0].tolist() == [mean + plan.depth for mean in means]
     copies = [call for call in opened.device.calls if call in ("to host", "to device", "on device")]
-    assert copies == [
-        "to device",
-        "to host",
-        "to host",
-        "to host",
-    ]  # the image; the scores; two masks
+    # The image; the scores; two masks.
+    assert copies == ["to device", "to host", "to host", "to host"]
     assert backend.name == "tensorrt-fp16"
 
 
 def test_rows_are_taken_on_the_device_and_in_order(opened: Opened) -> None:
     backend, (d1, d2, *_) = opened.backend, opened.plans
-    features, _ = backend.front(mean_images(10, 20, 30, 40))
+    tensors, quality = front(backend, mean_images(10, 20, 30, 40))
     for plan, rows in ((d1, [3, 0]), (d2, [1])):
         opened.device.calls.clear()
-        found = backend.decode(backend.encode(plan, features.take(rows)))
+        some = tensors.take(rows)
+        assert some["quality"].tolist() == quality[rows].tolist()
+        answer = decode(backend, encode(backend, plan, some))
         wanted = [(10, 20, 30, 40)[row] for row in rows]
-        assert found[:, 0, 0, 0].tolist() == wanted
-        assert found[:, 1, 0, 0].tolist() == [mean + plan.depth for mean in wanted]
-        assert opened.device.calls.count("on device") == 4 * len(
-            rows
-        )  # f4, f8, f16, f32: not what no encoder wrote
+        assert answer[:, 0, 0, 0].tolist() == wanted
+        assert answer[:, 1, 0, 0].tolist() == [mean + plan.depth for mean in wanted]
+        # f4, f8, f16, f32: not what no encoder wrote
+        assert opened.device.calls.count("on device") == 4 * len(rows)
         assert opened.device.calls.count("to host") == 1
-    again = features.take([2, 1, 0]).take([0, 2])
-    assert backend.decode(backend.encode(d1, again))[:, 0, 0, 0].tolist() == [30, 10]
+    again = tensors.take([2, 1, 0]).take([0, 2])
+    assert decode(backend, encode(backend, d1, again))[:, 0, 0, 0].tolist() == [30, 10]
 
 
 def test_encoded_rows_can_be_taken_with_what_was_paused(
     instance_manifest: Manifest, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "bundle"
-    folder.mkdir()
-    for entry in (*instance_manifest.stages.values(), *instance_manifest.files):
-        (folder / entry.file).write_bytes(b"x")
-    served = bundle.save(folder, instance_manifest)
-    fill(served, tmp_path)
-    opened = Opened(served, tmp_path, max_batch=2)
-    features, _ = opened.backend.front(mean_images(10, 20))
+    opened = pausing(instance_manifest, tmp_path, max_batch=2)
+    tensors, _ = front(opened.backend, mean_images(10, 20))
     narrow = opened.plans[2]
-    encoded = opened.backend.encode(narrow, features)
-    assert encoded.paused is not None
-    assert encoded.paused[:, 0, 0].tolist() == [0, 1]
+    encoded = encode(opened.backend, narrow, tensors)
+    assert encoded["paused"][:, 0, 0].tolist() == [0, 1]
     last = encoded.take([1])
-    assert last.paused is not None
-    assert last.paused[:, 0, 0].tolist() == [1]
-    assert opened.backend.decode(last)[0, :2, 0, 0].tolist() == [20, 24]
-    assert features.paused is None
+    assert last["paused"][:, 0, 0].tolist() == [1]
+    assert decode(opened.backend, last)[0, :2, 0, 0].tolist() == [20, 24]
+    with pytest.raises(KeyError, match="paused"):
+        tensors["paused"]
 
 
-def test_features_that_a_later_call_overwrote_are_refused(opened: Opened) -> None:
+def test_tensors_that_a_later_call_overwrote_are_refused(opened: Opened) -> None:
     backend, (d1, d2, *_) = opened.backend, opened.plans
-    features, _ = backend.front(mean_images(10))
-    encoded = backend.encode(d1, features)
-    backend.encode(d2, features)
+    tensors, _ = front(backend, mean_images(10))
+    encoded = encode(backend, d1, tensors)
+    encode(backend, d2, tensors)
     with pytest.raises(ValueError, match="overwritten"):
-        backend.decode(encoded)
-    taken = features.take([0])
-    features.take([0])
+        decode(backend, encoded)
+    taken = tensors.take([0])
+    tensors.take([0])
     with pytest.raises(ValueError, match="overwritten"):
-        backend.encode(d1, taken)
-    backend.front(mean_images(20))
+        encode(backend, d1, taken)
+    front(backend, mean_images(20))
     with pytest.raises(ValueError, match="overwritten"):
-        features.take([0])
-    with pytest.raises(ValueError, match="must be encoded"):
-        backend.decode(backend.front(mean_images(20))[0])
+        tensors.take([0])
+
+
+def test_what_a_stage_reads_must_be_there(opened: Opened) -> None:
+    backend = opened.backend
+    tensors, _ = front(backend, mean_images(20))
+    with pytest.raises(KeyError, match="no e8 among"):
+        decode(backend, tensors)
+    with pytest.raises(KeyError, match="no image among"):
+        backend.run("front", tensors)
+    with pytest.raises(KeyError, match="f8"):
+        backend.run("encoder-d1", {"image": mean_images(20)})
 
 
 def test_counts_and_strangers_are_refused(
     opened: Opened, fake_bundle: Bundle, tmp_path: Path
 ) -> None:
     backend = opened.backend
-    features, _ = backend.front(mean_images(10))
+    tensors, _ = front(backend, mean_images(10))
     with pytest.raises(ValueError, match="5 images: the engines take 1 to 4"):
-        backend.front(mean_images(1, 2, 3, 4, 5))
+        front(backend, mean_images(1, 2, 3, 4, 5))
+    with pytest.raises(ValueError, match="5 images: the engines take 1 to 4"):
+        tensors.take([0] * 5)
     with pytest.raises(IndexError, match=r"rows \[1\] of 1"):
-        features.take([1])
+        tensors.take([1])
     other = Opened(fake_bundle, tmp_path)
     with pytest.raises(TypeError, match="another backend"):
-        other.backend.encode(opened.plans[0], features)
+        encode(other.backend, opened.plans[0], tensors)
     with pytest.raises(TypeError, match="another backend: object"):
-        backend.decode(object())
+        decode(backend, object())
 
 
 # ---- what it holds and queues
 
 
-def test_a_stage_runs_once_plainly_is_recorded_and_then_replayed(opened: Opened) -> None:
+def test_each_stage_is_run_plainly_and_recorded_at_start_and_only_replayed_later(
+    opened: Opened,
+) -> None:
     backend, device = opened.backend, opened.device
-    seen = []
-    for _ in range(3):
+    at_start = [call for call in device.calls if call != "allocate"]
+    stages, batches = list(opened.runtime.manifest.stages), (1, 2, 4)
+    # The front in its place, all others in each of the three, for each batch.
+    rounds = [s for s in stages for _ in batches for _ in range(1 if s == "front" else 3)]
+    once = ("wait", "begin", "recorded", "end", "graph", "wait")
+    assert at_start == [s if c == "recorded" else c for s in rounds for c in (s, *once)]
+    assert len(device.graphs) == len(rounds) == 3 * (1 + 5 * 3)
+    assert [(c.engine.stage, c.batch) for c in opened.runtime.made] == [
+        (stage, batch) for stage in stages for batch in batches
+    ]
+    for means in ((10, 20), (10,), (10, 20, 30), (10, 20)):
         device.calls.clear()
-        backend.front(mean_images(10, 20))
-        seen.append([call for call in device.calls if call != "allocate"])
-    assert seen[0] == ["to device", "front", "wait", "begin", "front", "end", "to host", "wait"]
-    assert seen[1] == seen[2] == ["to device", "graph", "to host", "wait"]
-    assert len(device.graphs) == 1
-    backend.front(mean_images(10))  # another bucket
-    backend.front(mean_images(10, 20, 30))
-    assert len(device.graphs) == 3
-    assert [context.batch for context in opened.runtime.made] == [2, 1, 4]
+        front(backend, mean_images(*means))
+        assert device.calls == ["to device", "graph", "to host", "wait"]
 
 
-def test_nothing_is_allocated_once_each_stage_has_run(opened: Opened) -> None:
-    backend, device, plan = opened.backend, opened.device, opened.plans[1]
-
-    def use() -> None:
-        features, _ = backend.front(mean_images(10, 20))
-        backend.decode(backend.encode(plan, features))
-        backend.decode(backend.encode(plan, features.take([1, 0])))
-
-    use()
-    before, made = len(device.memory), len(opened.runtime.made)
+@pytest.mark.parametrize("task", ["semantic", "instance"])
+def test_no_request_allocates_records_or_makes_a_context(
+    fake_bundle: Bundle, instance_manifest: Manifest, tmp_path: Path, task: str
+) -> None:
+    """For any batch, plan and way to take rows, from the very first request on."""
+    if task == "instance":
+        opened = pausing(instance_manifest, tmp_path / "other", max_batch=4)
+    else:
+        fill(fake_bundle, tmp_path)
+        opened = Opened(fake_bundle, tmp_path, max_batch=4)
+    backend, device = opened.backend, opened.device
+    before = (len(device.memory), len(device.graphs), len(opened.runtime.made))
     device.calls.clear()
-    use()
-    assert (len(device.memory), len(opened.runtime.made)) == (before, made)
-    assert "allocate" not in device.calls
+    for count in (1, 2, 3, 4):
+        tensors, _ = front(backend, mean_images(*range(10, 10 + count)))
+        for plan in opened.plans:
+            decode(backend, encode(backend, plan, tensors))
+            for kept in range(1, count + 1):
+                some = tensors.take(range(kept))
+                decode(backend, encode(backend, plan, some))
+                decode(backend, encode(backend, plan, some.take([0])).take([0]))
+    assert set(device.calls) == {"to device", "graph", "on device", "to host", "wait"}
+    assert (len(device.memory), len(device.graphs), len(opened.runtime.made)) == before
+
+
+def test_only_the_batches_that_can_be_served_are_made(fake_bundle: Bundle, tmp_path: Path) -> None:
+    fill(fake_bundle, tmp_path)
+    sizes = {}
+    for most in (1, 2, 3, 4):
+        opened = Opened(fake_bundle, tmp_path, max_batch=most)
+        sizes[most] = {context.batch for context in opened.runtime.made}
+    assert sizes == {1: {1}, 2: {1, 2}, 3: {1, 2, 4}, 4: {1, 2, 4}}
+
+
+def test_the_log_says_how_many_graphs_there_are_and_what_memory_is_taken(
+    fake_bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(fake_bundle, tmp_path)
+    with caplog.at_level("INFO", "fathom"):
+        opened = Opened(fake_bundle, tmp_path, max_batch=2, free_memory=1 << 30)
+    taken = ((1 << 30) - opened.device.free_memory) / 1e6
+    assert taken > 0
+    assert [record.getMessage() for record in caplog.records] == [
+        f"tensorrt-fp16 11 on Fake GPU, batches (1, 2): 32 CUDA graphs, {taken:.0f} MB on the "
+        "device"
+    ]
 
 
 def test_stages_share_their_scratch_and_plans_their_maps(opened: Opened) -> None:
-    backend, device = opened.backend, opened.device
-    features, _ = backend.front(mean_images(10))
-    for plan in opened.plans:
-        backend.decode(backend.encode(plan, features))
     bound = [each for context in opened.runtime.made for each in context.bound]
     assert len({scratch for _, scratch in bound}) == 1
-    assert len(device.memory[bound[0][1]]) == max(len(stage) for stage in backend._stages) * 1000
-    for name in ("f4", "f8", "e8", "e32"):
+    longest = max(len(stage) for stage in opened.runtime.manifest.stages)
+    assert len(opened.device.memory[bound[0][1]]) == longest * 1000
+    for name in ("f4", "f8", "e8", "e32"):  # one address for each place
+        assert len({addresses[name] for addresses, _ in bound if name in addresses}) == 3
+    for name in ("image", "quality", "probabilities"):
         assert len({addresses[name] for addresses, _ in bound if name in addresses}) == 1
 
 
-def test_what_cannot_be_recorded_is_queued_each_time_and_said(
-    opened: Opened, caplog: pytest.LogCaptureFixture
+def test_what_cannot_be_recorded_is_queued_each_time_and_said_once(
+    fake_bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    opened.runtime.capturable = False
+    fill(fake_bundle, tmp_path)
     with caplog.at_level("WARNING", "fathom"):
+        opened = Opened(fake_bundle, tmp_path, max_batch=4, unrecorded={"front"})
         for mean in (10, 20, 30):
-            _, quality = opened.backend.front(mean_images(mean))
+            _, quality = front(opened.backend, mean_images(mean))
             assert quality[0, -1] == pytest.approx(mean / 255)
     assert [record.getMessage() for record in caplog.records] == [
         "front cannot be recorded as a CUDA graph: it is queued anew each time"
     ]
-    assert opened.device.graphs == {}
+    assert len(opened.device.graphs) == 3 * 5 * 3
+    assert opened.device.calls[-4:] == ["to device", "front", "to host", "wait"]
 
 
-def test_a_failing_recording_ends_the_capture(opened: Opened) -> None:
-    backend = opened.backend
-    original = opened.device.begin_capture
+def test_a_failing_recording_ends_the_capture_and_the_start(
+    fake_bundle: Bundle, tmp_path: Path
+) -> None:
+    fill(fake_bundle, tmp_path)
+    device = FakeDevice()
+    runtime = FakeRuntime(device, fake_bundle.manifest)
+    original = device.begin_capture
 
     def begin(stream: int) -> None:  # the first, plain run succeeds, the recording does not
         original(stream)
-        opened.runtime.failing = "front"
+        runtime.failing = "front"
 
-    opened.device.begin_capture = begin  # type: ignore[method-assign]
-    with pytest.raises(DriverError, match="700"):
-        backend.front(mean_images(10))
-    assert opened.device.recording is None
+    device.begin_capture = begin  # type: ignore[method-assign]
+    with pytest.raises(BackendError, match=r"the CUDA driver refused: .*700"):
+        TensorRTBackend(
+            fake_bundle, cache=tmp_path, device=lambda: device, runtimes=lambda: iter([runtime])
+        )
+    assert device.recording is None
+    assert (device.memory, device.graphs, device.streams, device.closed) == ({}, {}, 0, 1)
 
 
 def test_close_gives_everything_back_and_may_be_called_twice(opened: Opened) -> None:
-    features, _ = opened.backend.front(mean_images(10, 20))
-    opened.backend.decode(opened.backend.encode(opened.plans[0], features.take([1])))
+    tensors, _ = front(opened.backend, mean_images(10, 20))
+    decode(opened.backend, encode(opened.backend, opened.plans[0], tensors.take([1])))
     opened.backend.close()
     opened.backend.close()
     device = opened.device
     assert (device.memory, device.graphs, device.streams, device.closed) == ({}, {}, 0, 1)
 
 
+def test_a_driver_that_refuses_to_free_is_told_of_and_the_rest_is_given_back(
+    opened: Opened, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(address: int) -> None:
+        raise DriverError("CUDA driver error 700: an illegal memory access was encountered", 700)
+
+    device = opened.device
+    device.free = refuse  # type: ignore[method-assign]
+    opened.backend.close()
+    assert "the CUDA driver took nothing back: CUDA driver error 700" in caplog.text
+    assert (device.graphs, device.streams, device.closed) == ({}, 0, 1)
+
+
 # ---- refusals at start
 
 
 def refused(served: Bundle, cache: Path, match: str, **words: object) -> FakeDevice:
-    device, room = FakeDevice(), words.pop("room", None)
-    if room is not None:
-        device.room = int(str(room))
+    device = FakeDevice(int(str(words.pop("free_memory", 1 << 30))))
     runtime = FakeRuntime(device, served.manifest, version=str(words.pop("version", "11")))
     with pytest.raises(BackendError, match=match):
         TensorRTBackend(
@@ -302,7 +379,7 @@ def test_no_driver_no_package_no_engines(fake_bundle: Bundle, tmp_path: Path) ->
         ),
         (
             {},
-            {"room": 100_000},
+            {"free_memory": 100_000, "max_batch": 4},
             "not enough free memory.*build-trt .* --precision fp16 --batches 1",
         ),
     ],
@@ -316,6 +393,17 @@ def test_engines_that_do_not_fit_name_the_command(
 ) -> None:
     fill(fake_bundle, tmp_path, **changes)
     refused(fake_bundle, tmp_path, match, **words)
+
+
+def test_memory_that_runs_out_for_a_graph_names_the_command_too(
+    fake_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(device: FakeDevice, stream: int) -> None:
+        raise DriverError("CUDA driver error 2: out of memory", cuda.OUT_OF_MEMORY)
+
+    fill(fake_bundle, tmp_path)
+    monkeypatch.setattr(FakeDevice, "begin_capture", full)
+    refused(fake_bundle, tmp_path, "not enough free memory.*build engines for smaller batches")
 
 
 def test_a_plan_that_was_changed_or_is_missing_is_refused(
@@ -374,13 +462,17 @@ def test_the_check_of_new_engines_opens_them_unchecked_and_compares_every_plan(
         TensorRTBackend, device=lambda: device, runtimes=lambda: iter([runtime])
     )
     monkeypatch.setattr(engine_parity, "TensorRTBackend", on_fakes)
-    other = Opened(fake_bundle, tmp_path, only=about)  # in the place of ONNX Runtime
+    other = Opened(fake_bundle, tmp_path, only=about, max_batch=4)  # in the place of ONNX Runtime
     monkeypatch.setattr(engine_parity, "OnnxRuntimeBackend", lambda served, threads: other.backend)
     found = engine_parity.check(fake_bundle, tmp_path, about, "scenes:3:5", None)
     assert found == {plan.name: 0.0 for plan in fake_bundle.manifest.plans}
     assert device.closed == 1
-    front = other.backend.front
-    monkeypatch.setattr(other.backend, "front", lambda pixels: front(255 - pixels))
+    run = other.backend.run
+
+    def negative(stage: str, tensors: object) -> object:
+        return run(stage, {"image": 255 - tensors["image"]} if stage == "front" else tensors)
+
+    monkeypatch.setattr(other.backend, "run", negative)
     with pytest.raises(RunError, match="the gate's scores at batch 1 differ"):
         engine_parity.check(fake_bundle, tmp_path, about, "scenes:3:5", None)
     assert device.closed == 2
@@ -401,79 +493,3 @@ def test_another_graph_weight_or_canvas_is_another_content(fake_bundle: Bundle) 
         engine_cache.content_of(replace(manifest, name="renamed", plans=manifest.plans[:1]))
         == first
     )
-
-
-# ---- the driver
-
-
-class Library:
-    """libcuda: each function returns 0, or what `fails` has for it; `numbers` go where the first
-    argument points."""
-
-    def __init__(self, **fails: int) -> None:
-        self.fails, self.calls, self.numbers = fails, [], {"cuDeviceGetAttribute": [9, 0]}
-
-    def __getattr__(self, name: str) -> object:
-        def function(*arguments: object) -> int:
-            self.calls.append((name, arguments))
-            if name == "cuGetErrorString":
-                arguments[1]._obj.value = b"out of memory"  # type: ignore[attr-defined]
-            elif arguments and hasattr(arguments[0], "_obj"):
-                given = self.numbers.get(name)
-                arguments[0]._obj.value = given.pop(0) if given else len(self.calls)
-            return self.fails.get(name, 0)
-
-        return function
-
-
-def test_the_driver_is_called_with_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    library = Library()
-    monkeypatch.setattr(cuda, "_library", lambda: library)
-    device = cuda.Device()
-    assert device.capability == (9, 0)
-    assert device.name == ""
-    memory, host, stream = device.allocate(100), device.allocate_host(100), device.make_stream()
-    assert len({memory, host, stream}) == 3
-    device.to_device(memory, host, 10, stream)
-    device.on_device(memory, memory + 10, 10, stream)
-    device.to_host(host, memory, 10, stream)
-    device.begin_capture(stream)
-    graph = device.end_capture(stream)
-    device.launch_graph(graph, stream)
-    device.wait(stream)
-    device.free_graph(graph)
-    device.free(memory)
-    device.free_host(host)
-    device.free_stream(stream)
-    device.close()
-    numbers = {
-        name: [getattr(a, "value", None) for a in arguments] for name, arguments in library.calls
-    }
-    assert numbers["cuMemcpyHtoDAsync_v2"] == [memory, host, 10, stream]
-    assert numbers["cuMemcpyDtoDAsync_v2"] == [memory, memory + 10, 10, stream]
-    assert numbers["cuMemcpyDtoHAsync_v2"] == [host, memory, 10, stream]
-    assert numbers["cuGraphLaunch"] == [graph, stream]
-    assert numbers["cuMemFree_v2"] == [memory]
-    assert isinstance(dict(library.calls)["cuMemFree_v2"][0], ctypes.c_uint64)
-    assert "cuGraphDestroy" in numbers
-    assert "cuDevicePrimaryCtxRelease_v2" in numbers
-
-
-def test_the_driver_s_refusal_has_its_words_and_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    library = Library(cuMemAlloc_v2=2)
-    monkeypatch.setattr(cuda, "_library", lambda: library)
-    with pytest.raises(DriverError, match="CUDA driver error 2: out of memory") as caught:
-        cuda.Device().allocate(1)
-    assert caught.value.status == cuda.OUT_OF_MEMORY
-
-
-def test_a_kernel_is_loaded_and_launched(monkeypatch: pytest.MonkeyPatch) -> None:
-    library = Library()
-    library.numbers["cuCtxGetCurrent"] = [5, 0]  # at the launch, a thread without a context
-    monkeypatch.setattr(cuda, "_library", lambda: library)
-    cuda.Kernel(b"ptx", "entry").launch((3, 2, 1), 64, 7, ctypes.c_void_p(9), ctypes.c_int(4))
-    calls = dict(library.calls)
-    assert calls["cuLaunchKernel"][1:8] == (3, 2, 1, 64, 1, 1, 0)
-    assert calls["cuLaunchKernel"][8].value == 7
-    assert calls["cuCtxSetCurrent"][0].value == 5
-    assert SimpleNamespace(**calls).cuModuleGetFunction[2] == b"entry"

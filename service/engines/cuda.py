@@ -1,5 +1,4 @@
-"""The CUDA driver by ctypes, which lets go of Python's lock during each call: kernels, memory,
-streams, graphs.
+"""The CUDA driver by ctypes, which releases the GIL in each call: kernels, memory, streams, graphs.
 
 Only functions whose interface never changes. Addresses, streams and graphs are plain integers.
 `Device` takes the primary context, the one that every CUDA library of the process shares; it
@@ -81,9 +80,19 @@ class Device:
         """The compute capability, e.g. (9, 0)."""
         return self._attribute(_MAJOR), self._attribute(_MINOR)
 
+    @property
+    def free_memory(self) -> int:
+        """Bytes that nobody uses now."""
+        total = ctypes.c_uint64()
+        return self._made(ctypes.c_uint64(), "cuMemGetInfo_v2", ctypes.byref(total))
+
     def allocate(self, size: int) -> int:
-        """Bytes of device memory, aligned to 256."""
-        return self._made(ctypes.c_uint64(), "cuMemAlloc_v2", ctypes.c_size_t(size))
+        """Bytes of device memory, zeros, aligned to 256."""
+        address = self._made(ctypes.c_uint64(), "cuMemAlloc_v2", ctypes.c_size_t(size))
+        target = ctypes.c_uint64(address)
+        self._call("cuMemsetD8_v2", target, ctypes.c_ubyte(0), ctypes.c_size_t(size))
+        self._call("cuCtxSynchronize")  # the default stream set them, and ours does not wait for it
+        return address
 
     def free(self, address: int) -> None:
         self._call("cuMemFree_v2", ctypes.c_uint64(address))
@@ -96,9 +105,8 @@ class Device:
         self._call("cuMemFreeHost", ctypes.c_void_p(address))
 
     def make_stream(self) -> int:
-        return self._made(
-            ctypes.c_void_p(), "cuStreamCreate", ctypes.c_uint(1)
-        )  # 1: independent of the default stream
+        independent = ctypes.c_uint(1)  # of the default stream
+        return self._made(ctypes.c_void_p(), "cuStreamCreate", independent)
 
     def wait(self, stream: int) -> None:
         """Until all that was queued is done."""
@@ -156,9 +164,8 @@ class Device:
         self._call("cuGraphExecDestroy", ctypes.c_void_p(graph))
 
     def close(self) -> None:
-        self._call(
-            "cuCtxSetCurrent", ctypes.c_void_p()
-        )  # the context may die now, and must not stay current
+        # The context may die now, and must not stay current.
+        self._call("cuCtxSetCurrent", ctypes.c_void_p())
         self._call("cuDevicePrimaryCtxRelease_v2", self._device)
 
     def _attribute(self, number: int) -> int:

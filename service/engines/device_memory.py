@@ -1,9 +1,9 @@
-"""What a backend holds on a GPU, given back together: memory there, pinned memory here, and what
-lives in it."""
+"""What a backend holds on a GPU, given back together: memory there, pinned host memory, streams."""
 
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
@@ -15,15 +15,24 @@ from numpy.typing import NDArray
 from service.engines.cuda import OUT_OF_MEMORY, Device, DriverError
 from service.errors import BackendError
 
+_log = logging.getLogger("fathom")
+
 
 class Held:
-    """Everything that was taken, in order; `release` goes backwards. Closes the device, too."""
+    """Everything that was taken, in order; `release` goes backwards and closes the device last.
 
-    def __init__(self, device: Device) -> None:
-        self.device = device
-        self._back: list[Callable[[], None]] = [device.close]
+    device: opens it. user: who needs it, for the BackendError that is raised where there is none.
+    """
+
+    def __init__(self, device: Callable[[], Device], user: str) -> None:
+        try:
+            self.device = device()
+        except DriverError as error:
+            raise BackendError(f"{user} needs a GPU: {error}") from error
+        self._back: list[Callable[[], None]] = [self.device.close]
 
     def also(self, give_back: Callable[[], None]) -> None:
+        """Call this on release, before what was taken earlier is given back."""
         self._back.append(give_back)
 
     def stream(self) -> int:
@@ -32,14 +41,16 @@ class Held:
         return made
 
     def on_device(self, size: int) -> int:
-        """Address of so many bytes, at least one."""
+        """The address of so many bytes, at least one; they are zeros."""
         address = self.device.allocate(max(size, 1))
         self.also(lambda: self.device.free(address))
         return address
 
     def pinned(self, shape: Sequence[int], dtype: str) -> NDArray[Any]:
-        """An array in host memory that the GPU can copy from and to while others work. Dead after
-        `release`."""
+        """An array in host memory that the GPU copies from and to without blocking.
+
+        It must not be used after `release`.
+        """
         size = prod(shape) * np.dtype(dtype).itemsize
         address = self.device.allocate_host(size)
         self.also(lambda: self.device.free_host(address))
@@ -47,15 +58,24 @@ class Held:
         return raw.view(dtype).reshape(shape)
 
     def release(self) -> None:
-        """Once is enough, twice does no harm."""
+        """Give everything back. Twice does no harm.
+
+        A driver that refuses is logged: after a kernel has failed, it refuses everything.
+        """
         while self._back:
-            self._back.pop()()
+            give_back = self._back.pop()
+            try:
+                give_back()
+            except DriverError as error:
+                _log.warning("the CUDA driver took nothing back: %s", error)
 
 
 @contextmanager
 def refusals_as_errors(mend: str) -> Iterator[None]:
-    """A driver that refuses raises BackendError, which says how to make engines that need less if
-    memory ran out."""
+    """Turn the driver's refusals into BackendError.
+
+    If memory ran out, it says how to build engines that need less. mend: the command that builds.
+    """
     try:
         yield
     except DriverError as error:

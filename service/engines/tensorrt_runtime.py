@@ -1,8 +1,7 @@
-"""TensorRT or TensorRT-RTX, whichever is installed: opens plans and runs them. The only file that
-knows their API.
+"""TensorRT or TensorRT-RTX, whichever is installed: opens plans and runs them.
 
-Every check that can be made before a call is: a plan that does not fit this chip or driver makes
-some versions abort.
+The only file that knows their API. It checks whatever can be checked before a call: some versions
+abort on a plan that does not fit this chip or driver.
 """
 
 from __future__ import annotations
@@ -18,10 +17,8 @@ from service.engines import tensorrt_plugin
 from service.engines.tensorrt_plugin import Compiled, type_name
 from service.errors import BackendError
 
-MODULES = {
-    "tensorrt": "tensorrt",
-    "tensorrt-rtx": "tensorrt_rtx",
-}  # flavour -> the package to import
+# flavour -> the package to import
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1}
 _log = logging.getLogger("fathom")
 
@@ -43,15 +40,15 @@ class EngineTensor:
 
 
 class Runtime:
-    """One flavour of TensorRT in this process. kernels: those that its plugins may launch, by
-    sha256."""
+    """One flavour of TensorRT in this process."""
 
     def __init__(self, flavour: str, module: ModuleType) -> None:
         self.flavour, self._trt = flavour, module
         self.version: str = module.__version__
 
     def open(self, name: str, plan: bytes, kernels: Mapping[str, Compiled]) -> Engine:
-        """Raises BackendError that names the plan. Needs a driver: ask for one before."""
+        """kernels: those that its plugins may launch, by sha256. Raises BackendError that names the
+        plan. There must be a driver."""
         trt = self._trt
         if self.flavour == "tensorrt-rtx":
             tensorrt_plugin.register(trt, kernels)
@@ -71,15 +68,14 @@ class Runtime:
 
 
 class Engine:
-    """An open plan. scratch: bytes of memory that a run needs beside its tensors, in any
-    profile."""
+    """An open plan. scratch: bytes that a run needs beside its tensors, in any profile."""
 
     def __init__(self, trt: ModuleType, name: str, runtime: Any, engine: Any) -> None:
         self._trt, self.name = trt, name
         self._runtime, self._engine = runtime, engine  # the engine must not outlive the runtime
         self.tensors = {
-            each: self._tensor(each)
-            for each in map(engine.get_tensor_name, range(engine.num_io_tensors))
+            name: self._tensor(name)
+            for name in map(engine.get_tensor_name, range(engine.num_io_tensors))
         }
         profiles = range(engine.num_optimization_profiles)
         self.scratch: int = max(
@@ -90,9 +86,8 @@ class Engine:
         """For one profile and its batch. Its memory is the caller's."""
         trt, engine = self._trt, self._engine
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if hasattr(
-            trt, "DynamicShapesKernelSpecializationStrategy"
-        ):  # RTX compiles for a shape when it first sees it
+        # RTX compiles for a shape when it first sees it.
+        if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
             config = engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
             config.dynamic_shapes_kernel_specialization_strategy = (
