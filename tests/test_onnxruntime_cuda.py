@@ -25,7 +25,17 @@ from service.engines.onnxruntime_cuda import OnnxRuntimeCudaBackend, sizes_up_to
 from service.errors import BackendError
 from service.inference.costs import warm_up
 from tests.fake_tensorrt import FakeDevice
-from tests.small_graphs import check_backend, check_paused, images, pausing, reference, write_graphs
+from tests.small_graphs import (
+    check_backend,
+    check_paused,
+    decode,
+    encode,
+    front,
+    images,
+    pausing,
+    reference,
+    write_graphs,
+)
 
 SHIPPED = Path(__file__).resolve().parent.parent / "trained_weights"
 # Whose results the CUDA provider keeps on the CPU, so that ONNX Runtime would put what follows
@@ -59,15 +69,16 @@ def test_rows_are_copied_in_the_order_asked_for_and_the_source_stays_good(
     device = FakeDevice()
     backend = on_host(onnx_bundle, device)
     batch, plan = images(4), onnx_bundle.manifest.plans[1]
-    features, _ = backend.front(batch)
-    some = backend.encode(plan, features.take([3, 0, 2]))
-    assert device.calls == [*["on device"] * 3 * len(features.maps), "wait"]
-    decoded = backend.decode(some)
+    tensors, _ = front(backend, batch)
+    device.calls.clear()
+    some = encode(backend, plan, tensors.take([3, 0, 2]))
+    assert device.calls == [*["on device"] * 3 * 4, "wait"]  # f4, f8, f16, f32
+    decoded = decode(backend, some)
     for row, source in enumerate((3, 0, 2)):
         np.testing.assert_allclose(decoded[row], reference(batch[source], plan.depth)[1], atol=1e-5)
-    last = backend.decode(some.take([2]))
+    last = decode(backend, some.take([2]))
     np.testing.assert_array_equal(last[0], decoded[2])
-    whole = backend.decode(backend.encode(plan, features))
+    whole = decode(backend, encode(backend, plan, tensors))
     np.testing.assert_allclose(whole[1], reference(batch[1], plan.depth)[1], atol=1e-5)
 
 
@@ -91,14 +102,56 @@ def test_it_warms_up_like_any_backend_and_gives_everything_back_once(onnx_bundle
 
 def test_wrong_calls_are_refused(onnx_bundle: Bundle) -> None:
     backend, other = on_host(onnx_bundle, max_batch=2), on_host(onnx_bundle)
-    features, _ = backend.front(images(2))
+    tensors, _ = front(backend, images(2))
     with pytest.raises(ValueError, match="1 to 2"):
-        backend.front(images(3))
+        front(backend, images(3))
+    with pytest.raises(ValueError, match="1 to 2"):
+        tensors.take([0, 1, 0])
     with pytest.raises(IndexError, match="of 2"):
-        features.take([2])
-    for use in (other.decode, lambda it: OnnxRuntimeBackend(onnx_bundle, threads=1).decode(it)):
-        with pytest.raises(TypeError, match="features of another backend"):
-            use(features)
+        tensors.take([2])
+    with pytest.raises(KeyError, match="e8"):
+        decode(backend, tensors)
+    for stranger in (other, OnnxRuntimeBackend(onnx_bundle, threads=1)):
+        with pytest.raises(TypeError, match="tensors of another backend"):
+            decode(stranger, tensors)
+
+
+def test_every_session_has_run_at_each_size_when_it_is_open_and_a_request_makes_none(
+    onnx_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ran: list[ort.InferenceSession] = []
+    run = ort.InferenceSession.run_with_iobinding
+
+    def noted(session: ort.InferenceSession, binding: object) -> None:
+        ran.append(session)
+        run(session, binding)
+
+    monkeypatch.setattr(ort.InferenceSession, "run_with_iobinding", noted)
+    with caplog.at_level("INFO", "fathom"):
+        backend = on_host(onnx_bundle, max_batch=3)
+    sessions = list(backend._sessions.values())
+    assert len(sessions) == 6 * 3
+    assert len(ran) == len(sessions)
+    assert {*map(id, ran)} == {*map(id, sessions)}
+    assert "batches (1, 2, 3): 18 sessions, 0 MB on the device" in caplog.text
+    monkeypatch.setattr(ort, "InferenceSession", None)
+    check_backend(backend, onnx_bundle, (1, 2, 3))
+    assert {*map(id, ran)} == {*map(id, sessions)}
+
+
+def test_a_first_run_that_fails_ends_the_start_with_the_file_and_what_may_help(
+    onnx_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(session: ort.InferenceSession, binding: object) -> None:
+        raise RuntimeError("CUDA failure 2: out of memory")
+
+    monkeypatch.setattr(ort.InferenceSession, "run_with_iobinding", full)
+    device = FakeDevice()
+    with pytest.raises(
+        BackendError, match=r"front\.onnx: .* for 1 images at once: CUDA failure 2.*--max-batch"
+    ):
+        on_host(onnx_bundle, device)
+    assert (device.streams, device.closed) == (0, 1)
 
 
 def test_the_sizes_of_batches_end_with_the_largest_that_is_served() -> None:
@@ -209,12 +262,10 @@ def test_on_a_gpu_it_gives_what_the_cpu_gives() -> None:
     batch = np.random.default_rng(0).integers(
         0, 256, (2, size.height, size.width, 3), dtype=np.uint8
     )
-    (mine, quality), (theirs, expected) = backend.front(batch), wanted.front(batch)
+    (mine, quality), (theirs, expected) = front(backend, batch), front(wanted, batch)
     np.testing.assert_allclose(quality, expected, atol=1e-3)
     for plan in served.manifest.plans:
-        got, true = (
-            backend.decode(backend.encode(plan, mine)),
-            wanted.decode(wanted.encode(plan, theirs)),
-        )
+        got = decode(backend, encode(backend, plan, mine))
+        true = decode(wanted, encode(wanted, plan, theirs))
         assert (got.argmax(1) != true.argmax(1)).mean() < 5e-3
     backend.close()
