@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service import __main__ as entry
 from service.bundle import Bundle
 from service.engines import choice, engine_cache, tensorrt
-from service.engines.choice import Choice, choose, open_backend
+from service.engines.choice import BACKENDS, Choice, choose_backend, open_backend, open_named
 from service.engines.cuda import DriverError, gpu_name
 from service.engines.engine_cache import EngineSet
 from service.errors import BackendError
@@ -104,7 +106,8 @@ def test_auto_takes_the_fastest_that_is_ready(
 ) -> None:
     machine |= there
     cache = engines_for(fake_bundle, tmp_path / "engines") if built else tmp_path / "none"
-    found = choose(Settings(engine_cache=cache), fake_bundle, gpu=(lambda: CHIP) if gpu else no_gpu)
+    ask_gpu = (lambda: CHIP) if gpu else no_gpu
+    found = choose_backend(Settings(engine_cache=cache), fake_bundle, gpu=ask_gpu)
     assert (found.backend, found.reason) == (backend, reason)
     assert re.search(words, found.why), found.why
 
@@ -116,7 +119,7 @@ def test_engines_of_another_bundle_are_none(
     other = EngineSet("0" * 64, "tensorrt", "11.0", "9.0", "fp16", (1,), True, {}, {})
     engine_cache.save(tmp_path, other, {"front": b"plan"})
     assert (
-        choose(Settings(engine_cache=tmp_path), fake_bundle, gpu=lambda: CHIP).backend
+        choose_backend(Settings(engine_cache=tmp_path), fake_bundle, gpu=lambda: CHIP).backend
         == "onnxruntime-cuda"
     )
 
@@ -128,7 +131,7 @@ def test_what_is_asked_for_is_taken_without_a_look_at_the_machine(
     def never() -> str:
         raise AssertionError("nobody asked for the GPU")
 
-    assert choose(Settings(backend=backend), fake_bundle, gpu=never) == Choice(
+    assert choose_backend(Settings(backend=backend), fake_bundle, gpu=never) == Choice(
         backend, "asked", "--backend asks for it"
     )
 
@@ -147,7 +150,7 @@ def test_what_auto_took_must_work_and_names_the_command_where_it_does_not(
 
     monkeypatch.setattr(tensorrt, "TensorRTBackend", with_fakes)
     settings = Settings(engine_cache=engines_for(fake_bundle, tmp_path))
-    chosen = choose(settings, fake_bundle, gpu=lambda: CHIP)
+    chosen = choose_backend(settings, fake_bundle, gpu=lambda: CHIP)
     with pytest.raises(
         BackendError, match=r"tensorrt 11\.0, .*; here is tensorrt 10\.9.*model_export build-trt"
     ):
@@ -171,6 +174,24 @@ def test_the_log_says_what_was_taken_and_why_and_warns_of_an_idle_gpu(
         ("WARNING", f"backend onnxruntime: {CHIP} stays idle: it has nothing to run on"),
         ("INFO", "onnxruntime runs on the CPU, 1 threads"),
     ]
+
+
+def test_the_backends_that_can_be_asked_for_are_those_that_can_be_opened() -> None:
+    (setting,) = (field for field in fields(Settings) if field.name == "backend")
+    assert {*setting.metadata["choices"]} == {"auto", *BACKENDS}
+
+
+def test_a_backend_is_opened_by_its_name_without_settings(
+    onnx_bundle: Bundle, tmp_path: Path
+) -> None:
+    limits: dict[str, Any] = {"threads": 2, "max_batch": 1, "engine_cache": tmp_path}
+    backend = open_named("onnxruntime", onnx_bundle, **limits)
+    assert backend.name == "onnxruntime"
+    backend.close()
+    with pytest.raises(
+        BackendError, match="'cpu' is no backend: choose one of onnxruntime, onnxruntime-cuda, "
+    ):
+        open_named("cpu", onnx_bundle, **limits)
 
 
 def test_without_onnxruntime_the_error_names_the_package(

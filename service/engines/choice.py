@@ -1,17 +1,17 @@
-"""Which backend serves: what was asked for, or with `auto` the best that is ready here; decided
-once, and said why.
+"""Which backend serves: the one that was asked for, or with `auto` the best that is ready here.
 
-`auto` looks at what is installed and built, and opens nothing to find out. What it chose must then
-work: an engine that does not fit, or a library that is missing, ends the start with an error; no
-slower backend takes over unseen.
+It is decided once, and the log says why. `auto` looks at what is installed and built, and opens
+nothing to find out. What it chose must then work: an engine that does not fit, or a library that is
+missing, ends the start with an error; no slower backend takes over unseen.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from service.bundle import Bundle
 from service.engines import engine_cache
@@ -27,7 +27,7 @@ _log = logging.getLogger("fathom")
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """backend: one of --backend but auto. reason: label of `build_info`, one of asked, engines,
+    """backend: a row of BACKENDS. reason: label of `build_info`, one of asked, engines,
     cuda-provider, no-gpu, no-gpu-runtime. why: the same for people."""
 
     backend: str
@@ -39,7 +39,9 @@ def installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def choose(settings: Settings, served: Bundle, *, gpu: Callable[[], str] = gpu_name) -> Choice:
+def choose_backend(
+    settings: Settings, served: Bundle, *, gpu: Callable[[], str] = gpu_name
+) -> Choice:
     """Raises BackendError where the folder of engines cannot be read."""
     if settings.backend != "auto":
         return Choice(settings.backend, "asked", "--backend asks for it")
@@ -70,31 +72,81 @@ def choose(settings: Settings, served: Bundle, *, gpu: Callable[[], str] = gpu_n
 
 
 def open_backend(choice: Choice, settings: Settings, served: Bundle) -> Backend:
-    """The chosen backend, and only that. Imports its libraries. Raises BackendError."""
+    """The chosen backend, and only that. Raises BackendError."""
     level = logging.WARNING if choice.reason == "no-gpu-runtime" else logging.INFO
     _log.log(level, "backend %s: %s", choice.backend, choice.why)
-    if choice.backend == "fake":
-        from service.engines.fake import FakeBackend
+    return open_named(
+        choice.backend,
+        served,
+        threads=resolve_threads(settings.threads),
+        max_batch=settings.max_batch,
+        engine_cache=settings.engine_cache,
+    )
 
-        _log.warning("the backend is fake: masks are made up")
-        return FakeBackend(served.manifest)
-    if choice.backend == "tensorrt":
-        from service.engines.tensorrt import TensorRTBackend
 
-        return TensorRTBackend(served, cache=settings.engine_cache, max_batch=settings.max_batch)
+def open_named(
+    name: str, served: Bundle, *, threads: int, max_batch: int, engine_cache: Path
+) -> Backend:
+    """A row of BACKENDS, opened for a verified bundle. Imports its libraries.
+
+    threads: of an engine on the CPU, at least 1. max_batch: most images that run together.
+    engine_cache: folder of TensorRT engines. Raises BackendError.
+    """
+    if name not in BACKENDS:
+        raise BackendError(f"{name!r} is no backend: choose one of {', '.join(BACKENDS)}")
+    return BACKENDS[name](served, Limits(threads, max_batch, engine_cache))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """See `open_named`."""
+
+    threads: int
+    max_batch: int
+    engine_cache: Path
+
+
+def _onnxruntime(served: Bundle, limits: Limits) -> Backend:
+    _require_onnxruntime()
+    from service.engines.onnxruntime import OnnxRuntimeBackend
+
+    _log.info("onnxruntime runs on the CPU, %d threads", limits.threads)
+    return OnnxRuntimeBackend(served, threads=limits.threads)
+
+
+def _onnxruntime_cuda(served: Bundle, limits: Limits) -> Backend:
+    _require_onnxruntime()
+    from service.engines.onnxruntime_cuda import OnnxRuntimeCudaBackend
+
+    return OnnxRuntimeCudaBackend(served, max_batch=limits.max_batch)
+
+
+def _tensorrt(served: Bundle, limits: Limits) -> Backend:
+    from service.engines.tensorrt import TensorRTBackend
+
+    return TensorRTBackend(served, cache=limits.engine_cache, max_batch=limits.max_batch)
+
+
+def _fake(served: Bundle, limits: Limits) -> Backend:
+    from service.engines.fake import FakeBackend
+
+    _log.warning("the backend is fake: masks are made up")
+    return FakeBackend(served.manifest)
+
+
+BACKENDS: Mapping[str, Callable[[Bundle, Limits], Backend]] = {
+    "onnxruntime": _onnxruntime,
+    "onnxruntime-cuda": _onnxruntime_cuda,
+    "tensorrt": _tensorrt,
+    "fake": _fake,
+}
+
+
+def _require_onnxruntime() -> None:
     if not installed("onnxruntime"):
         raise BackendError(
             "onnxruntime is not installed: pip install 'fathom[cpu]', or 'fathom[gpu]' for a GPU"
         )
-    if choice.backend == "onnxruntime-cuda":
-        from service.engines.onnxruntime_cuda import OnnxRuntimeCudaBackend
-
-        return OnnxRuntimeCudaBackend(served, max_batch=settings.max_batch)
-    from service.engines.onnxruntime import OnnxRuntimeBackend
-
-    threads = resolve_threads(settings.threads)
-    _log.info("onnxruntime runs on the CPU, %d threads", threads)
-    return OnnxRuntimeBackend(served, threads=threads)
 
 
 def _providers() -> list[str]:
@@ -102,5 +154,5 @@ def _providers() -> list[str]:
         return []
     import onnxruntime
 
-    found: list[str] = onnxruntime.get_available_providers()
-    return found
+    providers: list[str] = onnxruntime.get_available_providers()
+    return providers
