@@ -488,14 +488,14 @@ def test_a_recording_takes_new_inputs_and_any_batch(clock: HostClock) -> None:
             assert torch.equal(product, x * y)
 
 
-def test_features_must_be_encoded_before_they_are_decoded(clock: HostClock, served: Bundle) -> None:
+def test_tensors_must_be_encoded_before_they_are_decoded(clock: HostClock, served: Bundle) -> None:
     backend = TorchBackend(served, clock, half=False)
-    features, quality = backend.front(
-        np.zeros((1, served.manifest.input.height, served.manifest.input.width, 3), np.uint8)
-    )
-    assert quality.shape == (1, len(bundle.load(SHIPPED).manifest.plans))
-    with pytest.raises(ValueError, match="encoded before"):
-        backend.decode(features)
+    canvas = served.manifest.input
+    image = np.zeros((1, canvas.height, canvas.width, 3), np.uint8)
+    tensors = backend.run("front", {"image": image})
+    assert tensors["quality"].shape == (1, len(bundle.load(SHIPPED).manifest.plans))
+    with pytest.raises(KeyError, match="no encoded maps"):
+        backend.run("decoder", tensors)
 
 
 @pytest.fixture
@@ -505,7 +505,9 @@ def compared(
     """A route whose comparison gives 0.001, or fails."""
 
     def arrange(error: Exception | None) -> Callable[[], gpu_models.Route]:
-        def compare(ours: Any, theirs: Any, plans: Any, *_: object) -> dict[str, float]:
+        def compare(
+            ours: Any, theirs: Any, manifest: Any, plans: Any, *_: object
+        ) -> dict[str, float]:
             if error is not None:
                 raise error
             return {plans[0].name: 0.001}

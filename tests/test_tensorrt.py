@@ -30,6 +30,7 @@ from model_export.export.precision import prepare, types_of
 from model_export.training.runs import RunError
 from service import bundle
 from service.engines import engine_cache, tensorrt_plugin, tensorrt_runtime
+from service.engines.base import Arrays, HostTensors, Tensors
 from service.engines.cuda import Device, DriverError
 from service.engines.onnxruntime import OnnxRuntimeBackend
 from service.engines.tensorrt import TensorRTBackend
@@ -131,7 +132,8 @@ def test_prepared_graphs_compute_what_the_bundle_s_do(
     # After three steps of training classes nearly tie everywhere, and so do the tokens that might
     # be paused.
     limits = replace(LIMITS[precision], mean=5e-3, equal=0.98)
-    found = compare(ours, theirs, served.manifest.plans, images(2), (1, 2), limits)
+    manifest = served.manifest
+    found = compare(ours, theirs, manifest, manifest.plans, images(2), (1, 2), limits)
     assert set(found) == set(PLANS)
     assert max(found[plan] for plan in PLANS if "-k" not in plan) < LIMITS[precision].mean
     if precision == "fp16":
@@ -147,8 +149,9 @@ def test_a_shipped_bundle_bears_half_precision(name: str, tmp_path: Path) -> Non
     canvas = (served.manifest.input.height, served.manifest.input.width)
     scenes = Scenes(2, 5)
     streets = np.stack([on_canvas(scenes[i], canvas)[0] for i in range(2)])
-    found = compare(ours, theirs, served.manifest.plans, streets, (2,), LIMITS["fp16"])
-    assert set(found) == {plan.name for plan in served.manifest.plans}
+    manifest = served.manifest
+    found = compare(ours, theirs, manifest, manifest.plans, streets, (2,), LIMITS["fp16"])
+    assert set(found) == {plan.name for plan in manifest.plans}
     assert min(found.values()) > 0
 
 
@@ -158,16 +161,16 @@ class _Off:
     def __init__(self, right: OnnxRuntimeBackend, part: str, by: float) -> None:
         self.right, self.part, self.by = right, part, by
 
-    def front(self, pixels: np.ndarray) -> tuple[object, np.ndarray]:
-        features, scores = self.right.front(pixels)
-        apart = np.where(np.arange(scores.shape[1]) == 0, self.by, -self.by)
-        return features, scores + {"gate": self.by, "losses": apart}.get(self.part, 0)
-
-    def encode(self, plan: object, features: object) -> object:
-        return self.right.encode(plan, features)
-
-    def decode(self, features: object) -> np.ndarray:
-        return self.right.decode(features) + (self.by if self.part == "mask" else 0)
+    def run(self, stage: str, tensors: Tensors | Arrays) -> Tensors:
+        made = self.right.run(stage, tensors)
+        off: dict[str, object] = {}
+        if stage == "front":
+            scores = made["quality"]
+            apart = np.where(np.arange(scores.shape[1]) == 0, self.by, -self.by)
+            off["quality"] = scores + {"gate": self.by, "losses": apart}.get(self.part, 0)
+        elif stage == "decoder" and self.part == "mask":
+            off["probabilities"] = made["probabilities"] + self.by
+        return HostTensors({**made.arrays, **off})
 
 
 @pytest.mark.parametrize(
@@ -188,11 +191,10 @@ def test_engines_that_compute_something_else_are_not_accepted(
     toy_bundle: Path, part: str, by: float, match: str
 ) -> None:
     served = bundle.load(toy_bundle)
-    right = OnnxRuntimeBackend(served, threads=1)
+    right, manifest = OnnxRuntimeBackend(served, threads=1), served.manifest
+    wrong = _Off(right, part, by)
     with pytest.raises(RunError, match=match):
-        compare(
-            _Off(right, part, by), right, served.manifest.plans, images(1), (1,), LIMITS["fp16"]
-        )
+        compare(wrong, right, manifest, manifest.plans, images(1), (1,), LIMITS["fp16"])
 
 
 # ---- the build

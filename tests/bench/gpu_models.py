@@ -25,7 +25,7 @@ from model_export.data.augment import on_canvas
 from model_export.data.datasets import open_dataset
 from model_export.export.engine_parity import LIMITS, compare
 from model_export.training.runs import RunError
-from service.bundle import Bundle
+from service.bundle import Bundle, Manifest
 from service.core import Plan
 from service.engines import engine_cache
 from service.engines.base import Backend
@@ -167,7 +167,7 @@ def time_plans(open_route: Callable[[], Route], served: Bundle, left: Callable[[
         # The ends first: should the time run out, they say most.
         for plan in dict.fromkeys((plans[0], plans[-1], *plans)):
             found[plan.name] = (
-                time_plan(route, reference, plan, images)
+                time_plan(route, reference, manifest, plan, images)
                 if left() > 0
                 else {"not_measured": NO_TIME}
             )
@@ -176,12 +176,13 @@ def time_plans(open_route: Callable[[], Route], served: Bundle, left: Callable[[
     return {"precision": route.precision, "batches": list(route.batches), "plans": found}
 
 
-def time_plan(route: Route, reference: Backend, plan: Plan, images: NDArray[np.uint8]) -> Json:
+def time_plan(
+    route: Route, reference: Backend, manifest: Manifest, plan: Plan, images: NDArray[np.uint8]
+) -> Json:
+    backend, limits = route.backend, LIMITS[route.precision]
     try:
-        parity = compare(
-            route.backend, reference, (plan,), images, route.batches, LIMITS[route.precision]
-        )
-        return {"parity": parity[plan.name], "ms": latency(route.backend, plan, images[:1])}
+        parity = compare(backend, reference, manifest, (plan,), images, route.batches, limits)
+        return {"parity": parity[plan.name], "ms": latency(backend, manifest, plan, images[:1])}
     except RunError as error:
         return {"wrong": str(error)}
     except BackendError as error:
@@ -190,14 +191,17 @@ def time_plan(route: Route, reference: Backend, plan: Plan, images: NDArray[np.u
         return {"not_measured": reason(error)}
 
 
-def latency(backend: Backend, plan: Plan, image: NDArray[np.uint8]) -> dict[str, float]:
+def latency(
+    backend: Backend, manifest: Manifest, plan: Plan, image: NDArray[np.uint8]
+) -> dict[str, float]:
     """Milliseconds from the image to its probabilities, which are in host memory when the clock
     stops."""
+    encoder, answer = manifest.encoder_of[plan.name], manifest.stages["decoder"].outputs[0].name
     taken = []
     for _ in range(WARM + RUNS):
         begun = time.perf_counter()
-        features, _quality = backend.front(image)
-        backend.decode(backend.encode(plan, features))
+        encoded = backend.run(encoder, backend.run("front", {"image": image}))
+        backend.run("decoder", encoded)[answer]
         taken.append(time.perf_counter() - begun)
     figures = Figures.of(taken[WARM:])
     values = {"median": figures.median, "q1": figures.low, "q3": figures.high}

@@ -1,13 +1,12 @@
 """A bundle's network in torch behind the service's interface of a backend: eager or compiled,
-recorded or not."""
+recorded or not. The decoder runs with each plan's encoder, as one function."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch._dynamo
 from numpy.typing import NDArray
@@ -17,7 +16,7 @@ from model_export.export.graphs import Decode, Encode, Front
 from model_export.network.knobs import Knobs
 from model_export.training.bundle_weights import WEIGHTS, read_weights
 from service.bundle import Bundle
-from service.core import Plan
+from service.engines.base import Arrays
 from tests.bench.gpu_clock import Clock, Recorded
 
 # Encoders share their code, and each plan's is compiled for itself: more often than torch allows a
@@ -29,13 +28,15 @@ Function = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class TorchFeatures:
-    """maps: f4, f8, f16, f32 of a batch. probabilities: once it is encoded, the decoder being part
-    of that here."""
+class TorchTensors:
+    """maps: f4, f8, f16, f32 of a batch. answers: in host memory. decoded: from an encoder on."""
 
     maps: tuple[Tensor, ...]
-    probabilities: Tensor | None = None
-    paused: None = None
+    answers: Arrays
+    decoded: Tensor | None = None
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self.answers[name]
 
 
 class Cast(nn.Module):
@@ -88,33 +89,36 @@ class TorchBackend:
             self._stage(Front(model, Uncast(gate.to(clock.device), clock.device.type)))
         )
         self._decode = self._stage(Decode(model))
-        self._rest: dict[str, Function] = {}
+        manifest = served.manifest
+        self._plans = {manifest.encoder_of[plan.name]: plan for plan in manifest.plans}
+        self._answer = manifest.stages["decoder"].outputs[0].name
+        self._made: dict[str, Function] = {}
 
     @torch.inference_mode()
-    def front(self, images: NDArray[np.uint8]) -> tuple[TorchFeatures, NDArray[np.float32]]:
-        # A copy on any device: a recording writes the images of later calls into the first ones.
-        found = self._front(torch.from_numpy(images).to(self._clock.device, copy=True))
-        return TorchFeatures(found[:MAPS]), found[MAPS].float().cpu().numpy()
+    def run(self, stage: str, tensors: TorchTensors | Arrays) -> TorchTensors:
+        if isinstance(tensors, Mapping):
+            # A copy on any device: a recording writes the images of later calls into the first.
+            images = torch.from_numpy(tensors["image"]).to(self._clock.device, copy=True)
+            *maps, quality = self._front(images)[: MAPS + 1]
+            return TorchTensors(tuple(maps), {"quality": quality.float().cpu().numpy()})
+        if stage != "decoder":
+            return TorchTensors(tensors.maps, {}, self._rest(stage)(*tensors.maps))
+        if tensors.decoded is None:
+            raise KeyError("there are no encoded maps among these tensors")
+        return TorchTensors(tensors.maps, {self._answer: tensors.decoded.float().cpu().numpy()})
 
-    @torch.inference_mode()
-    def encode(self, plan: Plan, features: TorchFeatures) -> TorchFeatures:
-        if plan.name not in self._rest:
-            encode, decode = (
-                self._stage(Encode(self._model, Knobs(plan.depth, plan.keep, plan.width))),
-                self._decode,
-            )
-            self._rest[plan.name] = self._ready(
+    def _rest(self, encoder: str) -> Function:
+        if encoder not in self._made:
+            plan = self._plans[encoder]
+            encode = self._stage(Encode(self._model, Knobs(plan.depth, plan.keep, plan.width)))
+            decode = self._decode
+            self._made[encoder] = self._ready(
                 lambda f4, *maps: decode(f4, *encode(*maps)[:ENCODED])
             )
-        return replace(features, probabilities=self._rest[plan.name](*features.maps))
-
-    def decode(self, features: TorchFeatures) -> NDArray[np.float32]:
-        if features.probabilities is None:
-            raise ValueError("features must be encoded before they are decoded")
-        return features.probabilities.float().cpu().numpy()
+        return self._made[encoder]
 
     def close(self) -> None:
-        self._rest = {}
+        self._made = {}
         torch._dynamo.reset()
 
     def _stage(self, stage: nn.Module) -> Function:
