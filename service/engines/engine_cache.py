@@ -1,9 +1,8 @@
-"""TensorRT engines on disk: a folder per build, valid for one bundle, TensorRT, chip, precision and
-set of batches.
+"""TensorRT engines on disk: a folder for each bundle, TensorRT, chip, precision and set of batches.
 
     CACHE/<flavour>-<version>-<capability>-<precision>-<key>/engines.json and a plan for each stage
 
-`build-trt` writes it, the backend reads it. Nothing here touches a GPU.
+`build-trt` writes it and the backend reads it. Nothing here touches a GPU.
 """
 
 from __future__ import annotations
@@ -26,12 +25,11 @@ ANY = "any"  # an engine for every chip that its TensorRT knows
 
 @dataclass(frozen=True, slots=True)
 class EngineSet:
-    """What engines.json says. content: of the bundle, see `content_of`. capability: "9.0", or
-    "any".
+    """What engines.json says.
 
-    batches: sizes that the engines have a profile for, ascending. checked: whether every plan and
-    batch was compared with ONNX Runtime on a GPU; parity: the largest difference of each. files: a
-    plan for each stage.
+    content: of the bundle, see `content_of`. capability: "9.0", or "any". batches: sizes that the
+    engines have a profile for, ascending. checked: whether every plan and batch was compared with
+    ONNX Runtime on a GPU. parity: plan -> the largest difference then. files: a plan per stage.
     """
 
     content: str
@@ -46,7 +44,7 @@ class EngineSet:
 
     @property
     def folder(self) -> str:
-        """Its name: readable, and with a key of all that the engines depend on."""
+        """Its name: readable, and with a key of everything that the engines depend on."""
         parts = (
             self.content,
             self.flavour,
@@ -68,53 +66,53 @@ def content_of(manifest: Manifest) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def save(cache: Path, found: EngineSet, plans: Mapping[str, bytes]) -> EngineSet:
+def save(cache: Path, about: EngineSet, plans: Mapping[str, bytes]) -> EngineSet:
     """Write the plans and, last, engines.json. Returns the set with its files."""
-    folder = cache / found.folder
+    folder = cache / about.folder
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FILE).unlink(missing_ok=True)  # a folder without it is no build
     files = {}
     for stage, plan in plans.items():
         (folder / f"{stage}.plan").write_bytes(plan)
         files[stage] = BundleFile(f"{stage}.plan", hashlib.sha256(plan).hexdigest())
-    return describe(cache, dataclasses.replace(found, files=files))
+    return describe(cache, dataclasses.replace(about, files=files))
 
 
-def describe(cache: Path, found: EngineSet) -> EngineSet:
+def describe(cache: Path, about: EngineSet) -> EngineSet:
     """Write engines.json, e.g. once the engines have been checked."""
-    folder = cache / found.folder
+    folder = cache / about.folder
     partial = folder / f"{FILE}.partial"
     partial.write_text(
-        json.dumps({"schema": SCHEMA} | dataclasses.asdict(found), indent=1) + "\n",
+        json.dumps({"schema": SCHEMA} | dataclasses.asdict(about), indent=1) + "\n",
         encoding="utf-8",
     )
     os.replace(partial, folder / FILE)
-    return found
+    return about
 
 
 def holds(cache: Path, content: str) -> bool:
-    """Whether there are engines for a bundle, fitting or not. Raises BackendError for what cannot
-    be read."""
-    return any(each.content == content for each in _sets(cache))
+    """Whether there are engines for a bundle, whether they fit or not. Raises BackendError for a
+    file that cannot be read."""
+    return any(engines.content == content for engines in _sets(cache))
 
 
 def find(
     cache: Path, content: str, installed: Sequence[tuple[str, str]], capability: str, *, mend: str
 ) -> EngineSet:
-    """The engines for a bundle on this machine. installed: (flavour, version) of each TensorRT that
-    there is.
+    """The engines for a bundle on this machine.
 
-    Of several the half-precision ones, in the order of `installed`; never engines that were not
-    compared with ONNX Runtime. Raises BackendError that says what does not fit, and `mend`, the
-    command that makes what does.
+    installed: (flavour, version) of each TensorRT here. mend: the command that builds. Of several,
+    half precision comes first, then the order of `installed`; engines that were not compared with
+    ONNX Runtime are never taken. Raises BackendError that says what does not fit, and `mend`.
     """
-    ours = [each for each in _sets(cache) if each.content == content]
+    ours = [engines for engines in _sets(cache) if engines.content == content]
     if not ours:
         raise BackendError(f"{cache}: no TensorRT engines for this bundle. Build them with: {mend}")
     fitting = [
-        each
-        for each in ours
-        if (each.flavour, each.version) in installed and each.capability in (ANY, capability)
+        engines
+        for engines in ours
+        if (engines.flavour, engines.version) in installed
+        and engines.capability in (ANY, capability)
     ]
     if not fitting:
         there = "; ".join(
@@ -126,26 +124,27 @@ def find(
             f"capability {capability}. "
             f"Build them anew with: {mend}"
         )
-    sure = [each for each in fitting if each.checked]
-    if not sure:
+    checked = [engines for engines in fitting if engines.checked]
+    if not checked:
         raise BackendError(
             f"{cache}: the engines were built without a GPU and never compared with ONNX Runtime. "
             f"Build them on this machine with: {mend}"
         )
     preferred = ("fp16", "bf16", "fp32")
     return min(
-        sure, key=lambda e: (preferred.index(e.precision), installed.index((e.flavour, e.version)))
+        checked,
+        key=lambda e: (preferred.index(e.precision), installed.index((e.flavour, e.version))),
     )
 
 
-def read(cache: Path, found: EngineSet, stage: str, *, mend: str) -> bytes:
+def read(cache: Path, about: EngineSet, stage: str, *, mend: str) -> bytes:
     """A stage's plan, verified. Raises BackendError."""
-    entry = found.files.get(stage)
+    entry = about.files.get(stage)
     if entry is None:
         raise BackendError(
-            f"{cache / found.folder}: there is no engine for {stage}. Build them anew with: {mend}"
+            f"{cache / about.folder}: there is no engine for {stage}. Build them anew with: {mend}"
         )
-    path = cache / found.folder / entry.file
+    path = cache / about.folder / entry.file
     try:
         plan = path.read_bytes()
     except OSError as error:

@@ -1,9 +1,9 @@
-"""Our deformable attention as a TensorRT plugin in Python: it gives shapes to the builder and
-launches our kernel.
+"""Our deformable attention as a TensorRT plugin in Python: it tells the builder shapes and launches
+our kernel.
 
-For TensorRT-RTX, which knows no plugins that are compiled ahead of time. When a CUDA graph is
-replayed, no Python runs. A node of ONNX, and with it an engine, names its kernel by the file's
-sha256; the kernels themselves are in the bundle.
+It is for TensorRT-RTX, which has no plugins that are compiled ahead of time. No Python runs when a
+CUDA graph is replayed. An ONNX node, and with it an engine, names its kernel by the file's sha256;
+the kernels themselves are in the bundle.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ NAME, VERSION, NAMESPACE, FIELD = "MsDeformAttn", "1", "", "kernel"
 
 @dataclass
 class Compiled:
-    """A kernel's PTX; the driver compiles it at the first use on each chip, which must not be
-    inside of a capture."""
+    """A kernel's PTX. Its first launch compiles it for the chip, which must not be in a capture."""
 
     about: KernelFile
     image: bytes
@@ -48,13 +47,12 @@ class Compiled:
 
 
 def register(trt: ModuleType, kernels: Mapping[str, Compiled]) -> None:
-    """Make the kernels (sha256 -> kernel) known to this process's TensorRT. May be called again
-    with others."""
+    """Make kernels (sha256 -> kernel) known to this process's TensorRT. Later calls add others."""
     creator = _creator(trt)
     creator.kernels.update(kernels)
 
 
-@cache  # TensorRT keeps a reference to it, and takes one of a name
+@cache  # TensorRT keeps a reference to it, and accepts only one of each name
 def _creator(trt: ModuleType) -> Any:
     plugin = _plugin_class(trt)
 
@@ -68,7 +66,7 @@ def _creator(trt: ModuleType) -> Any:
             self.kernels: dict[str, Compiled] = {}
 
         def create_plugin(self, name: str, fields: Any, phase: Any) -> Any:
-            given = {each.name: bytes(each.data.tobytes()) for each in fields}
+            given = {entry.name: bytes(entry.data.tobytes()) for entry in fields}
             return plugin(self.kernels, given[FIELD].decode().rstrip("\0"))
 
     creator = Creator()
@@ -112,10 +110,10 @@ def _plugin_class(trt: ModuleType) -> Any:
             )
 
         def configure_plugin(self, inputs: Any, outputs: Any) -> None:
-            """The shapes are in the kernel already."""
+            """The kernel already has the shapes."""
 
         def on_shape_change(self, inputs: Any, outputs: Any) -> None:
-            """The launch reads batch and queries each time."""
+            """Each launch reads the batch and the number of queries."""
 
         def get_fields_to_serialize(self) -> Any:
             return trt.PluginFieldCollection(
@@ -126,7 +124,7 @@ def _plugin_class(trt: ModuleType) -> Any:
             return []
 
         def set_tactic(self, tactic: int) -> None:
-            """There is one."""
+            """There is only one."""
 
         def attach_to_context(self, context: Any) -> Any:
             return self.clone()
@@ -144,7 +142,7 @@ def _plugin_class(trt: ModuleType) -> Any:
 
 
 def type_name(trt: ModuleType, kind: Any) -> str:
-    """TensorRT's type as everybody else calls it."""
+    """TensorRT's type by its usual name, e.g. float16."""
     names = {
         "FLOAT": "float32",
         "HALF": "float16",
