@@ -24,7 +24,7 @@ from service import bundle, logs
 from service.api.app import create_app
 from service.bundle import Bundle
 from service.engines.base import Backend
-from service.engines.choice import choose, open_backend
+from service.engines.choice import choose_backend, open_backend
 from service.errors import FathomError, SettingsError
 from service.metrics import Metrics
 from service.model import Model
@@ -63,7 +63,7 @@ def serve(settings: Settings, served: Bundle) -> None:
 
     def open_engine() -> Backend:
         # On the engine's thread, while the event loop already answers.
-        choice = choose(settings, served)
+        choice = choose_backend(settings, served)
         backend = open_backend(choice, settings, served)
         metrics.build_info(
             version=release, bundle=model.label, backend=backend.name, reason=choice.reason

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from service.ask import budget_of
 from service.bundle import Manifest, load
 from service.core import Ask, Decision, Frame, Geometry, Outcome, Progress, Trace
-from service.engines.choice import choose, open_backend
+from service.engines.choice import choose_backend, open_backend
 from service.errors import FathomError, SettingsError
 from service.inference.engine import Ticket
 from service.inference.queue import missed
@@ -228,7 +228,7 @@ def open_bundle(folder: str | Path, **changes: Any) -> Segmenter:
     settings = Settings(bundle=Path(folder), **changes)
     bundle = load(settings.bundle)
     metrics = Metrics(layers=bundle.manifest.layers, max_batch=settings.max_batch)
-    choice = choose(settings, bundle)
+    choice = choose_backend(settings, bundle)
     model = Model(bundle, settings, metrics, lambda: open_backend(choice, settings, bundle))
     segmenter = Segmenter(model, settings)
     segmenter.start()
