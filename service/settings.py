@@ -46,7 +46,7 @@ class Settings:
     backend: str = field(
         default="auto",
         metadata=_about(
-            "engine: auto takes the fastest that is ready and says why (docs/tensorrt.md); fake "
+            "engine: auto takes the fastest that is ready and says why (docs/backends.md); fake "
             "makes up its masks",
             choices=("auto", "onnxruntime", "onnxruntime-cuda", "tensorrt", "fake"),
         ),
