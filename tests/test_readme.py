@@ -1,7 +1,9 @@
-"""What README.md promises exists: settings, metrics, make targets, files, commands and their flags.
+"""What the documentation promises exists: settings, metrics, make targets, links, files, commands
+and their flags.
 
-The two tables stand between `<!-- settings -->` and `<!-- /settings -->`, `<!-- metrics -->` and
-`<!-- /metrics -->`. `python -m tests.test_readme` prints both as they must be.
+The two tables of docs/reference.md stand between `<!-- settings -->` and `<!-- /settings -->`,
+`<!-- metrics -->` and `<!-- /metrics -->`. `python -m tests.test_readme` prints both as they must
+be.
 """
 
 from __future__ import annotations
@@ -19,16 +21,18 @@ from service.metrics import SHED, STAGES, Metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+REFERENCE = ROOT / "docs" / "reference.md"
+MAX_LINES, MAX_WORDS = 150, 1600  # of README.md, for a reader who has two minutes
+DOCUMENTS = sorted(
+    path
+    for pattern in ("*.md", "docs/*.md", "*/README.md", "trained_weights/*/README.md")
+    for path in ROOT.glob(pattern)
+)
 # A word of code that starts in one of these folders is a path of the repository.
 FOLDERS = r"(?:\.ci|docker|docs|examples|k8s|model_export|monitoring|service|tests|trained_weights)"
 # `python -m service ...` as a whole command, with the lines that a trailing backslash continues it
 # on.
 COMMAND = r"python3? -m (service|model_export)\b((?:[^\n`\\]|\\\n)*)"
-
-
-def readme() -> str:
-    assert README.is_file(), "README.md is missing"
-    return README.read_text("utf-8")
 
 
 def code(text: str) -> str:
@@ -38,11 +42,21 @@ def code(text: str) -> str:
 
 
 def block(name: str) -> str:
-    found = re.findall(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", readme(), re.S)
-    assert len(found) == 1, (
-        f"README.md must have one block between <!-- {name} --> and <!-- /{name} -->"
+    inner = re.findall(
+        rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", REFERENCE.read_text("utf-8"), re.S
     )
-    return str(found[0]).strip()
+    assert len(inner) == 1, (
+        f"{REFERENCE.name} must have one block <!-- {name} --> ... <!-- /{name} -->"
+    )
+    return str(inner[0]).strip()
+
+
+def anchors(text: str) -> set[str]:
+    """The fragments by which a document's headings can be linked to, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+    return {
+        re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings
+    }
 
 
 def metrics_table() -> str:
@@ -88,44 +102,80 @@ def test_metrics_table_is_the_one_that_the_registry_gives() -> None:
     assert block("metrics") == expected, f"must read:\n{expected}"
 
 
-def test_make_targets_exist() -> None:
-    text = "".join(
-        (ROOT / name).read_text("utf-8") for name in ("Makefile", "trained_weights/recipes.mk")
-    )
-    targets = set(re.findall(r"^([a-z][\w-]*):(?!=)", text, re.M))
-    named = set(re.findall(r"(?:^|&& |\n)(?:\$ )?make ([a-z][\w-]*)", code(readme())))
-    assert {"serve", "test"} <= named <= targets
+def test_readme_can_be_read_in_two_minutes() -> None:
+    text = README.read_text("utf-8")
+    assert len(text.splitlines()) <= MAX_LINES
+    assert len(text.split()) <= MAX_WORDS
 
 
-def test_links_and_pictures_lead_to_files() -> None:
-    links = re.findall(r"\]\(([^)\s]+)|(?:src|href)=\"([^\"]+)", readme())
-    local = {
-        (a or b).split("#")[0]
-        for a, b in links
-        if not (a or b).startswith(("http://", "https://", "#", "mailto:"))
-    }
-    assert {path for path in local if not (ROOT / path).exists()} == set()
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+class TestDocument:
+    def test_make_targets_exist(self, document: Path) -> None:
+        rules = "".join(
+            (ROOT / name).read_text("utf-8") for name in ("Makefile", "trained_weights/recipes.mk")
+        )
+        targets = set(re.findall(r"^([a-z][\w-]*):(?!=)", rules, re.M))
+        text = code(document.read_text("utf-8"))
+        named = set(re.findall(r"(?:^|&& |\n)(?:\$ )?make ([a-z][\w-]*)", text))
+        assert named <= targets
+        if document == README:
+            assert {"serve", "test"} <= named
+
+    def test_links_and_pictures_lead_to_files_and_headings(self, document: Path) -> None:
+        text = document.read_text("utf-8")
+        links = re.findall(r"\]\(([^)\s]+)|(?:src|href)=\"([^\"]+)", text)
+        broken = []
+        for link in (markdown or html for markdown, html in links):
+            if link.startswith(("http://", "https://", "mailto:")):
+                continue
+            path, _, fragment = link.partition("#")
+            target = document.parent / path if path else document
+            if not target.exists() or (
+                fragment and fragment not in anchors(target.read_text("utf-8"))
+            ):
+                broken.append(link)
+        assert broken == []
+
+    def test_commands_and_their_flags_exist(self, document: Path) -> None:
+        for package, rest in re.findall(COMMAND, code(document.read_text("utf-8"))):
+            words = rest.replace("\\\n", " ").split()
+            flags = {
+                word.split("=")[0].strip("[]") for word in words if word.strip("[").startswith("--")
+            }
+            if package == "service":
+                known = {settings.flag(entry.name) for entry in fields(settings.Settings)}
+            elif words and not words[0].startswith("-") and words[0] != "<command>":
+                assert words[0] in COMMANDS, f"python -m model_export has no {words[0]}"
+                known = set(re.findall(r"--[\w-]+", parser_of(words[0]).format_help()))
+            else:
+                known = set()
+            unknown = sorted(flags - known - {"--help"})
+            assert not unknown, f"python -m {package}{rest} has no {unknown}"
 
 
 def test_paths_in_code_exist() -> None:
-    paths = set(re.findall(rf"(?<![\w./:-])({FOLDERS}/[\w./-]*\w)", code(readme())))
+    paths = set(
+        re.findall(rf"(?<![\w./:-])({FOLDERS}/[\w./-]*\w)", code(README.read_text("utf-8")))
+    )
     # NAME and RUN in capitals stand for what the reader chooses.
     real = {path for path in paths if not re.search(r"/[A-Z][A-Z_]+\b(?!\.)", path)}
     assert {path for path in real if not (ROOT / path).exists()} == set()
 
 
-def test_commands_and_their_flags_exist() -> None:
-    for package, rest in re.findall(COMMAND, code(readme())):
-        words = rest.replace("\\\n", " ").split()
-        flags = {word.split("=")[0] for word in words if word.startswith("--")} - {"--help"}
-        if package == "service":
-            known = {settings.flag(entry.name) for entry in fields(settings.Settings)}
-        elif words and not words[0].startswith("-") and words[0] != "<command>":
-            assert words[0] in COMMANDS, f"python -m model_export has no {words[0]}"
-            known = set(re.findall(r"--[\w-]+", parser_of(words[0]).format_help()))
-        else:
-            known = set()
-        assert flags <= known, f"python -m {package}{rest} has no {sorted(flags - known)}"
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("# What a plan is\n", {"what-a-plan-is"}),
+        ("## POST /segment\n", {"post-segment"}),
+        (
+            "## Does it follow?\n### `Compute-Used`, in short\n",
+            {"does-it-follow", "compute-used-in-short"},
+        ),
+        ("```sh\n# a comment\n```\n", set()),
+    ],
+)
+def test_anchors_are_those_that_github_makes(text: str, expected: set[str]) -> None:
+    assert anchors(text) == expected
 
 
 @pytest.mark.parametrize(
