@@ -162,6 +162,23 @@ def test_paths_in_code_exist() -> None:
     assert {path for path in real if not (ROOT / path).exists()} == set()
 
 
+def test_pages_that_other_files_name_exist() -> None:
+    """Settings, alerts, manifests and comments lead their reader to pages of docs/."""
+    kinds = {"Makefile", ".py", ".yaml", ".yml", ".mk", ".toml"}
+    files = [
+        path
+        for entry in ROOT.iterdir()
+        if not entry.name.startswith(".") and entry.name != "runs"
+        for path in ([entry] if entry.is_file() else entry.rglob("*"))
+        if path.is_file() and {path.name, path.suffix} & kinds
+    ]
+    named = {
+        page for path in files for page in re.findall(r"docs/[\w-]+\.md", path.read_text("utf-8"))
+    }
+    assert "docs/backends.md" in named
+    assert {page for page in named if not (ROOT / page).exists()} == set()
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
