@@ -22,6 +22,7 @@ from service.metrics import SHED, STAGES, Metrics
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 REFERENCE = ROOT / "docs" / "reference.md"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
 MAX_LINES, MAX_WORDS = 150, 1600  # of README.md, for a reader who has two minutes
 DOCUMENTS = sorted(
     path
@@ -160,6 +161,17 @@ def test_paths_in_code_exist() -> None:
     # NAME and RUN in capitals stand for what the reader chooses.
     real = {path for path in paths if not re.search(r"/[A-Z][A-Z_]+\b(?!\.)", path)}
     assert {path for path in real if not (ROOT / path).exists()} == set()
+
+
+def test_architecture_describes_every_folder() -> None:
+    folders = {
+        path.name
+        for package in ("service", "model_export")
+        for path in (ROOT / package).iterdir()
+        if path.is_dir() and path.name != "__pycache__"
+    }
+    rows = re.findall(r"^\| `(\w+)/` \|", ARCHITECTURE.read_text("utf-8"), re.M)
+    assert set(rows) == folders
 
 
 def test_pages_that_other_files_name_exist() -> None:
