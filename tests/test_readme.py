@@ -9,6 +9,8 @@ be.
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -23,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 REFERENCE = ROOT / "docs" / "reference.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
+PYTHON = ROOT / "docs" / "python.md"
 MAX_LINES, MAX_WORDS = 150, 1600  # of README.md, for a reader who has two minutes
 DOCUMENTS = sorted(
     path
@@ -153,14 +156,13 @@ class TestDocument:
             unknown = sorted(flags - known - {"--help"})
             assert not unknown, f"python -m {package}{rest} has no {unknown}"
 
-
-def test_paths_in_code_exist() -> None:
-    paths = set(
-        re.findall(rf"(?<![\w./:-])({FOLDERS}/[\w./-]*\w)", code(README.read_text("utf-8")))
-    )
-    # NAME and RUN in capitals stand for what the reader chooses.
-    real = {path for path in paths if not re.search(r"/[A-Z][A-Z_]+\b(?!\.)", path)}
-    assert {path for path in real if not (ROOT / path).exists()} == set()
+    def test_paths_in_code_exist(self, document: Path) -> None:
+        text = code(document.read_text("utf-8"))
+        paths = set(re.findall(rf"(?<![\w./:-])({FOLDERS}/[\w./-]*\w)", text))
+        # NAME and RUN in capitals stand for what the reader chooses.
+        real = {path for path in paths if not re.search(r"/[A-Z][A-Z_]+\b(?!\.)", path)}
+        roots = (ROOT, document.parent)
+        assert {path for path in real if not any((root / path).exists() for root in roots)} == set()
 
 
 def test_architecture_describes_every_folder() -> None:
@@ -172,6 +174,21 @@ def test_architecture_describes_every_folder() -> None:
     }
     rows = re.findall(r"^\| `(\w+)/` \|", ARCHITECTURE.read_text("utf-8"), re.M)
     assert set(rows) == folders
+
+
+@pytest.mark.parametrize("document", [README, PYTHON], ids=lambda path: path.name)
+def test_python_examples_run(document: Path) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", document.read_text("utf-8"), re.M | re.S)
+    assert blocks
+    run = subprocess.run(
+        [sys.executable, "-c", "\n".join(blocks)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
 
 
 def test_pages_that_other_files_name_exist() -> None:
