@@ -10,9 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 from playwright.sync_api import Locator, Page, expect
+from tests.test_auth import KEY, OTHER, line
 
 from service.bundle import Manifest
-from tests.test_auth import KEY, OTHER, line
 from tests.test_page import CONTRAST, DEPTHS, Visit, opened, picture, serving, tab
 
 __all__ = ["tab"]

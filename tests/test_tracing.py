@@ -28,6 +28,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from tests.test_app import GONE, body, call, image_bytes, post, scope, started
 
 from service import __main__ as entry
 from service.api.app import create_app
@@ -38,7 +39,6 @@ from service.errors import SettingsError
 from service.inference.engine import Scheduler
 from service.metrics import STAGES, Metrics
 from service.settings import Settings
-from tests.test_app import GONE, body, call, image_bytes, post, scope, started
 
 ROOT = Path(__file__).resolve().parent.parent
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

@@ -9,9 +9,6 @@ import hmac
 import json
 import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,6 @@ from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.app import create_app
 from service.api.auth import MAX_BYTES, ApiKeys, parse_keys
 from service.api.watched import Source, watch
 from service.bundle import Manifest
@@ -30,14 +26,11 @@ from service.engines.fake import FakeBackend
 from service.errors import SettingsError
 from service.metrics import Metrics
 from service.settings import Settings
-from tests.test_app import PNG, Stub, ask, body, call, counted, image_bytes, post, scope, started
+from tests.api.asgi import PNG, ask, body, call, counted, get, post, scope, started, stubbed
+from tests.api_keys import KEY, OTHER, line
+from tests.pictures import flat
 
-KEY, OTHER = "wSk2-9f8e7d", "key two"
 PERIOD_S = 0.01
-
-
-def line(name: str, key: str) -> str:
-    return f"{name} sha256:{hashlib.sha256(key.encode()).hexdigest()}\n"
 
 
 @pytest.fixture
@@ -49,9 +42,6 @@ def file(tmp_path: Path) -> Path:
 
 def guarded(manifest: Manifest, file: Path) -> tuple[FastAPI, Metrics]:
     """The app with keys; every image gets the plan d2."""
-    metrics = Metrics(layers=4, max_batch=4)
-    options = replace(Settings(), api_keys_file=str(file))
-    scheduler = Stub(lambda: FakeBackend(manifest), manifest, options, metrics)
 
     async def run(trace: Any) -> Outcome:
         trace.decision = Decision(manifest.plans[1], Reason.GATE, 0.5)
@@ -60,8 +50,8 @@ def guarded(manifest: Manifest, file: Path) -> tuple[FastAPI, Metrics]:
         probabilities = backend.decode(backend.encode(manifest.plans[1], features))[0]
         return Outcome(trace.decision, Geometry(64, 48, 64, 48), probabilities)
 
-    scheduler.run = run
-    return create_app(options, manifest, scheduler, metrics), metrics
+    app, _, metrics = stubbed(manifest, run, Settings(api_keys_file=str(file)))
+    return app, metrics
 
 
 # -- the file --------------------------------------------------------------------------------------
@@ -250,7 +240,7 @@ def test_a_known_key_gets_its_answer_and_its_name_is_logged(
 ) -> None:
     app, metrics = guarded(fake_manifest, file)
     with caplog.at_level(logging.INFO):
-        status, _, _ = ask(app, scope("POST", "/segment", PNG | headers), body(image_bytes()))
+        status, _, _ = ask(app, scope("POST", "/segment", PNG | headers), body(flat()))
     assert (status, counted(metrics, "ok"), counted(metrics, "unauthorized")) == (200, 1, 0)
     assert any(f" key={name}" in message for message in caplog.messages)
     assert KEY not in caplog.text
@@ -289,7 +279,7 @@ def test_what_tells_about_the_model_asks_for_a_key(
 def test_a_new_route_must_say_whether_it_asks_for_a_key(
     fake_manifest: Manifest, file: Path
 ) -> None:
-    api = json.loads(ask(guarded(fake_manifest, file)[0], scope(path="/openapi.json"))[2])
+    api = described(fake_manifest, api_keys_file=str(file))
     open_to_all = {
         path
         for path, methods in api["paths"].items()
@@ -307,30 +297,27 @@ def test_a_new_route_must_say_whether_it_asks_for_a_key(
     }
 
 
-@contextmanager
-def described(manifest: Manifest, **changes: Any) -> Iterator[dict[str, Any]]:
-    options = replace(Settings(), **changes)
-    metrics = Metrics(layers=4, max_batch=4)
-    scheduler = Stub(lambda: FakeBackend(manifest), manifest, options, metrics)
-    app = create_app(options, manifest, scheduler, metrics)
-    yield json.loads(ask(app, scope(path="/openapi.json"))[2])
+def described(manifest: Manifest, **settings: Any) -> dict[str, Any]:
+    """The OpenAPI document."""
+    app, _, _ = stubbed(manifest, settings=Settings(**settings))
+    document: dict[str, Any] = json.loads(get(app, "/openapi.json")[2])
+    return document
 
 
 def test_openapi_says_who_needs_a_key(fake_manifest: Manifest, file: Path) -> None:
-    with described(fake_manifest, api_keys_file=str(file)) as api:
-        segment = api["paths"]["/segment"]["post"]
-        assert "401" in segment["responses"]
-        schemes = api["components"]["securitySchemes"]
-        assert {name for entry in segment["security"] for name in entry} == set(schemes)
-        kinds = {
-            (scheme["type"], scheme.get("scheme") or scheme.get("name"))
-            for scheme in schemes.values()
-        }
-        assert kinds == {("http", "bearer"), ("apiKey", "X-API-Key")}
-        assert "security" not in api["paths"]["/healthz"]["get"]
-    with described(fake_manifest) as api:
-        assert "401" not in api["paths"]["/segment"]["post"]["responses"]
-        assert "securitySchemes" not in api["components"]
+    api = described(fake_manifest, api_keys_file=str(file))
+    segment = api["paths"]["/segment"]["post"]
+    assert "401" in segment["responses"]
+    schemes = api["components"]["securitySchemes"]
+    assert {name for entry in segment["security"] for name in entry} == set(schemes)
+    kinds = {
+        (scheme["type"], scheme.get("scheme") or scheme.get("name")) for scheme in schemes.values()
+    }
+    assert kinds == {("http", "bearer"), ("apiKey", "X-API-Key")}
+    assert "security" not in api["paths"]["/healthz"]["get"]
+    api = described(fake_manifest)
+    assert "401" not in api["paths"]["/segment"]["post"]["responses"]
+    assert "securitySchemes" not in api["components"]
 
 
 # -- a file that changes
@@ -343,7 +330,7 @@ def test_changed_keys_are_in_force_within_five_seconds_and_a_broken_file_keeps_t
     app, _ = guarded(fake_manifest, file)
 
     async def status(key: str) -> int:
-        answer = await call(app, post(x_api_key=key), body(image_bytes()))
+        answer = await call(app, post(x_api_key=key), body(flat()))
         return int(answer[0])
 
     async def session() -> list[int]:
@@ -400,11 +387,11 @@ def test_a_file_that_is_missing_for_a_look_changes_nothing_and_a_mended_one_coun
 
 
 def test_every_test_that_the_threat_table_names_exists() -> None:
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     named = set(re.findall(r"`(test_\w+)`", (root / "docs" / "security.md").read_text("utf-8")))
     known = {
         name
-        for path in root.glob("tests/test_*.py")
+        for path in root.glob("tests/**/test_*.py")
         for name in re.findall(r"def (test_\w+)", path.read_text())
     }
     assert len(named) > 20

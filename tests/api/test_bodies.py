@@ -1,0 +1,228 @@
+"""Bodies: raw and forms, their limits in bytes and time, and how many are held at once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from starlette.requests import ClientDisconnect, Request
+
+from service.api.body import HELD_BODIES, Intake
+from service.errors import (
+    FathomError,
+    Overloaded,
+    RequestTimeout,
+    TooLarge,
+    UndecodableImage,
+    UnsupportedMediaType,
+)
+from tests.api.asgi import GONE, PNG, Headers, body, scope
+
+
+def intake(**changes: Any) -> Intake:
+    return Intake(
+        **{"max_bytes": 1000, "timeout_s": 0.1, "max_waiting": 2, "on_refusal": lambda: None}
+        | changes
+    )
+
+
+def request(headers: Headers, *messages: dict[str, Any]) -> Request:
+    pending = list(messages)
+
+    async def receive() -> dict[str, Any]:
+        if not pending:
+            await asyncio.Event().wait()
+        return pending.pop(0)
+
+    return Request(scope("POST", "/segment", headers), receive)
+
+
+def receive(source: Intake, headers: Headers, *messages: dict[str, Any]) -> tuple[bytes, str]:
+    async def run() -> tuple[bytes, str]:
+        async with source.receive(request(headers, *messages)) as upload:
+            return upload.data, upload.content_type
+
+    return asyncio.run(run())
+
+
+FORM = {"content-type": "multipart/form-data; boundary=b"}
+
+
+def part(
+    name: str, data: bytes, filename: str | None = "x", kind: str | None = "image/png"
+) -> bytes:
+    file = f'; filename="{filename}"' if filename is not None else ""
+    head = f'--b\r\nContent-Disposition: form-data; name="{name}"{file}\r\n'
+    head += f"Content-Type: {kind}\r\n" if kind else ""
+    return head.encode() + b"\r\n" + data + b"\r\n"
+
+
+OPENED = part("file", b"x").removesuffix(b"\r\n")  # a form that goes on
+END = b"--b--\r\n"
+
+
+def test_a_raw_body_is_joined_from_its_chunks() -> None:
+    assert receive(intake(), PNG, body(b"ab", True), body(b"", True), body(b"c")) == (
+        b"abc",
+        "image/png",
+    )
+
+
+@pytest.mark.parametrize("kind", ["IMAGE/PNG", "image/png; charset=x", " image/png "])
+def test_the_content_type_is_compared_without_case_and_parameters(kind: str) -> None:
+    assert receive(intake(), {"content-type": kind}, body(b"a")) == (b"a", "image/png")
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("image/png", "image/png"), ("application/octet-stream", ""), (None, ""), ("a/b", "a/b")],
+)
+def test_the_file_of_a_form_has_the_type_of_its_part(kind: str | None, expected: str) -> None:
+    data = part("any", b"data", kind=kind) + END
+    assert receive(intake(), FORM, *(body(bytes([byte]), True) for byte in data), body(b"")) == (
+        b"data",
+        expected,
+    )
+
+
+def test_fields_beside_the_file_of_a_form_are_ignored() -> None:
+    data = part("note", b"hello", None, None) + part("file", b"data") + END
+    assert receive(intake(), FORM, body(data)) == (b"data", "image/png")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        END,
+        part("note", b"hello", None, None) + END,
+        part("a", b"1") + part("b", b"2") + END,
+        b"".join(part("note", b"", None, None) for _ in range(9)) + part("file", b"data") + END,
+        b"no form at all",
+        b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n" + END,
+        b"",
+    ],
+)
+def test_a_form_without_exactly_one_file_is_422(data: bytes) -> None:
+    with pytest.raises(UndecodableImage):
+        receive(intake(), FORM, body(data))
+
+
+def test_a_form_without_a_boundary_is_422() -> None:
+    with pytest.raises(UndecodableImage, match="boundary"):
+        receive(intake(), {"content-type": "multipart/form-data"}, body(END))
+
+
+@settings(deadline=None)
+@given(
+    data=st.binary(max_size=300),
+    parameters=st.text("abc=;\"'\\ -*%/é", max_size=30),
+    framed=st.booleans(),
+)
+def test_hostile_forms_raise_nothing_but_our_own_errors(
+    data: bytes, parameters: str, framed: bool
+) -> None:
+    kind = (
+        f"multipart/form-data; boundary=b; {parameters}"
+        if framed
+        else f"multipart/form-data;{parameters}"
+    )
+    content = part("file", data) + data + END if framed else data
+    try:
+        receive(intake(), {"content-type": kind}, body(content))
+    except FathomError as error:
+        caught = error.status
+    else:
+        caught = 200
+    assert caught in (200, 422)
+
+
+@pytest.mark.parametrize(
+    "kind", ["", "image/gif", "text/plain", "application/json", "multipart/mixed", "image/pngx"]
+)
+def test_another_content_type_is_415(kind: str) -> None:
+    with pytest.raises(UnsupportedMediaType):
+        receive(intake(), {"content-type": kind}, body(b"x"))
+
+
+def test_an_encoded_body_is_415() -> None:
+    with pytest.raises(UnsupportedMediaType):
+        receive(intake(), PNG | {"content-encoding": "gzip"}, body(b"x"))
+
+
+def test_a_declared_length_over_the_limit_is_refused_without_reading() -> None:
+    with pytest.raises(TooLarge, match="1000"):
+        receive(intake(), PNG | {"content-length": "1001"})  # a read would wait for ever
+
+
+@pytest.mark.parametrize(
+    "headers", [PNG, PNG | {"content-length": "5"}, PNG | {"content-length": "-5"}, FORM]
+)
+def test_bytes_are_counted_whatever_the_length_says_and_read_to_the_end(headers: Headers) -> None:
+    with pytest.raises(TooLarge):
+        receive(
+            intake(),
+            headers,
+            body(OPENED, True),
+            *(body(b"x" * 400, True) for _ in range(5)),
+            body(b""),
+        )
+
+
+def test_a_body_of_exactly_the_limit_is_taken() -> None:
+    assert len(receive(intake(), PNG | {"content-length": "1000"}, body(b"x" * 1000))[0]) == 1000
+
+
+@pytest.mark.parametrize("headers", [PNG, FORM])
+def test_a_body_that_does_not_arrive_in_time_is_408(headers: Headers) -> None:
+    with pytest.raises(RequestTimeout):
+        receive(intake(timeout_s=0.02), headers, body(OPENED, True))
+
+
+@pytest.mark.parametrize("headers", [PNG, FORM])
+def test_a_client_that_leaves_while_sending_is_no_error_of_ours(headers: Headers) -> None:
+    with pytest.raises(ClientDisconnect):
+        receive(intake(), headers, body(OPENED, True), GONE)
+
+
+def test_bytes_in_memory_are_bounded_over_all_requests_and_given_back() -> None:
+    refused: list[None] = []
+
+    async def run() -> None:
+        source = intake(timeout_s=5, max_waiting=100, on_refusal=lambda: refused.append(None))
+        full = [asyncio.Event() for _ in range(HELD_BODIES)]
+        release = asyncio.Event()
+
+        async def hold(arrived: asyncio.Event) -> None:
+            async with source.receive(request(PNG, body(b"x" * 1000))):
+                arrived.set()
+                await release.wait()
+
+        tasks = [asyncio.create_task(hold(event)) for event in full]
+        for event in full:
+            await event.wait()
+        with pytest.raises(Overloaded):
+            async with source.receive(request(PNG, body(b"x"))):
+                pass
+        release.set()
+        await asyncio.gather(*tasks)
+        async with source.receive(request(PNG, body(b"x"))) as upload:
+            assert upload.data == b"x"
+
+    asyncio.run(run())
+    assert len(refused) == 1
+
+
+def test_bodies_that_wait_for_a_thread_are_bounded() -> None:
+    async def run() -> None:
+        source = intake(max_waiting=1)
+        async with source.receive(request(PNG, body(b"x"))):
+            with pytest.raises(Overloaded):
+                async with source.receive(request(PNG, body(b"x"))):
+                    pass
+        async with source.receive(request(PNG, body(b"x"))):
+            pass
+
+    asyncio.run(run())
