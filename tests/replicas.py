@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -15,7 +14,8 @@ from pathlib import Path
 
 import httpx
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.processes import ROOT, environment
+
 _LINE = re.compile(r"request_id=(\S+) status=(\d+) outcome=(\S+)")
 
 
@@ -52,11 +52,10 @@ class Replica:
 @contextmanager
 def replica(log: Path, *flags: str) -> Iterator[Replica]:
     """A process that is ready."""
-    environ = {key: value for key, value in os.environ.items() if not key.startswith("FATHOM_")}
     command = [sys.executable, "-m", "service", "--port", "0", *flags]
     with (
         log.open("wb") as file,
-        subprocess.Popen(command, cwd=ROOT, env=environ, stderr=file) as process,
+        subprocess.Popen(command, cwd=ROOT, env=environment(), stderr=file) as process,
     ):
         try:
             started = Replica(process, log)

@@ -9,10 +9,7 @@ import json
 import logging
 import math
 import re
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,9 +34,9 @@ from service.metrics import (
 )
 from service.segmenting import Answer
 from service.settings import Settings
+from tests.processes import python
 from tests.serving import segmenter_of
 
-ROOT = Path(__file__).resolve().parent.parent
 PLAN = Plan("d2", 2, 1.0, 1.0, 4.5, 0.7)
 STAGE_TIMES = {
     "decode": 0.002,
@@ -443,19 +440,7 @@ def test_as_json_any_other_line_has_its_text_and_an_error_its_stack(
 def test_a_service_that_cannot_start_says_so_in_the_form_that_was_chosen(
     form: str, argv: list[str], status: int, text: str
 ) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "service",
-        "--log-format",
-        form,
-        "--backend",
-        "fake",
-        "--port",
-        "0",
-        *argv,
-    ]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    run = python("-m", "service", "--log-format", form, "--backend", "fake", "--port", "0", *argv)
     lines = [json.loads(line) for line in run.stderr.splitlines()]
     assert (run.returncode, lines[-1]["level"]) == (status, "CRITICAL")
     assert lines[-1]["message"].startswith(text)
@@ -466,14 +451,7 @@ def test_as_json_warnings_and_unforeseen_errors_are_lines_too() -> None:
         "import warnings\nfrom service import logs\n"
         "logs.configure('info', 'json')\nwarnings.warn('old\\nthing')\nraise RuntimeError('a bug')"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    run = python("-c", code)
     first, second = (json.loads(line) for line in run.stderr.splitlines())
     assert (first["logger"], first["level"]) == ("py.warnings", "WARNING")
     assert "old\nthing" in first["message"]

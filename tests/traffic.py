@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import subprocess
 import sys
 import threading
@@ -17,7 +16,8 @@ from pathlib import Path
 import httpx
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.processes import ROOT, environment
+
 PHOTOS = [(ROOT / "docs" / f"scene-{name}.jpg").read_bytes() for name in ("clear", "cluttered")]
 
 
@@ -86,11 +86,12 @@ def service(port: int, log: Path, *flags: str, module: str = "service") -> Itera
 
     log: file that gets its words. Raises RuntimeError with them when it is not ready within 90 s.
     """
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("FATHOM_")}
     command = [sys.executable, "-m", module, "--port", str(port), *flags]
     with (
         log.open("a") as words,
-        subprocess.Popen(command, cwd=ROOT, stdout=words, stderr=words, env=environment) as process,
+        subprocess.Popen(
+            command, cwd=ROOT, stdout=words, stderr=words, env=environment()
+        ) as process,
     ):
         try:
             end = time.monotonic() + 90

@@ -1,4 +1,4 @@
-"""Services that all tests share which leave them as they were."""
+"""Services that all tests share which leave them as they were, and one with tracing for each."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from service.bundle import Manifest
 from tests.api.server import Server, running
+from tests.api.traced import World
 
 
 class Servers:
@@ -39,3 +40,9 @@ def server(servers: Servers, fake_manifest: Manifest) -> Server:
 def instance_server(servers: Servers, instance_manifest: Manifest) -> Server:
     """The same for an instance bundle; its plan d4-k25-w50 pauses tokens."""
     return servers.get("instance", instance_manifest)
+
+
+@pytest.fixture
+def world(fake_manifest: Manifest) -> World:
+    """The app with tracing, not yet started."""
+    return World(fake_manifest)

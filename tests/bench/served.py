@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -12,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import httpx
+
+from tests.processes import environment
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,7 @@ def served(bundle: str, *flags: str, limit_s: float = 60) -> Iterator[Served]:
     """Raises RuntimeError with the service's last words when it is not ready within limit_s."""
     begun = time.monotonic()
     command = [sys.executable, "-m", "service", "--bundle", bundle, "--port", "0", *flags]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("FATHOM_")}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
     words: list[str] = []
     found = threading.Event()
 

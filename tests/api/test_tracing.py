@@ -1,0 +1,182 @@
+"""Tracing: one span per segmentation with its stages, an exemplar, and a log line that names it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+
+import pytest
+from opentelemetry import trace as opentelemetry
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+
+from service.bundle import Manifest
+from service.metrics import STAGES, Metrics
+from tests.api.asgi import GONE, body, call, post, scope
+from tests.api.traced import World, parent_of
+
+
+def test_a_request_is_a_span_with_a_span_per_stage_at_its_true_time(world: World) -> None:
+    before = time.time_ns()
+    (answer,) = world.ask(post(x_request_id="r1", compute_budget="depth=2"))
+    (span,) = world.servers
+    assert answer[0] == 200
+    assert (span.name, span.parent, span.status.status_code) == (
+        "POST /segment",
+        None,
+        StatusCode.UNSET,
+    )
+    assert parent_of(answer) == (
+        f"{span.context.trace_id:032x}",
+        f"{span.context.span_id:016x}",
+        True,
+    )
+    stages = world.below(span)
+    assert [stage.name for stage in stages] == list(STAGES)
+    assert len(world.kept.get_finished_spans()) == 1 + len(STAGES)
+    told = dict(re.findall(r"(\w+);dur=([\d.]+)", answer[1]["server-timing"]))
+    assert before <= span.start_time <= stages[0].start_time
+    for stage, following in zip(stages, [*stages[1:], None], strict=True):
+        assert (
+            stage.start_time
+            <= stage.end_time
+            <= (following.start_time if following else span.end_time)
+        )
+        assert (stage.end_time - stage.start_time) / 1e6 == pytest.approx(
+            float(told[stage.name]), abs=0.002
+        )
+    times = {stage.name: (stage.end_time - stage.start_time) / 1e9 for stage in stages}
+    assert times["queue"] >= 0.045  # the batch was not full
+    assert times["front"] >= 0.004
+    assert times["encoder"] >= 0.003
+
+
+def test_a_span_tells_plan_reason_image_and_status(world: World) -> None:
+    world.ask(post(x_request_id="r1", compute_budget="depth=1, max-loss=0"))
+    assert world.servers[0].attributes is not None
+    found = dict(world.servers[0].attributes)
+    assert found.pop("fathom.predicted_quality") == pytest.approx(0.9)
+    assert found == {
+        "http.request.method": "POST",
+        "http.route": "/segment",
+        "http.response.status_code": 200,
+        "fathom.request_id": "r1",
+        "fathom.image.width": 64,
+        "fathom.image.height": 48,
+        "fathom.plan": "d1",
+        "fathom.depth": 1,
+        "fathom.gflops": 2.0,
+        "fathom.reason": "request",
+        "fathom.batch_size": 1,
+    }
+    assert world.servers[0].resource.attributes["service.name"] == "fathom"
+
+
+def test_images_of_one_batch_have_spans_of_their_own_in_traces_of_their_own(world: World) -> None:
+    world.ask(*(post(x_request_id=f"r{number}") for number in range(3)))
+    assert len({span.context.trace_id for span in world.servers}) == 3
+    for span in world.servers:
+        assert span.attributes is not None
+        assert span.attributes["fathom.batch_size"] == 3
+        assert [stage.name for stage in world.below(span)] == list(STAGES)
+
+
+def test_a_refused_request_is_a_span_without_the_stages_that_it_did_not_reach(world: World) -> None:
+    (answer,) = world.ask(post(accept="text/html"))
+    (span,) = world.servers
+    assert answer[0] == 406
+    assert parent_of(answer)[1] == f"{span.context.span_id:016x}"
+    assert span.attributes is not None
+    assert span.attributes["http.response.status_code"] == 406
+    assert (span.status.status_code, world.below(span)) == (
+        StatusCode.UNSET,
+        [],
+    )  # the caller's error, not ours
+    assert "fathom.plan" not in span.attributes
+
+
+def test_an_unforeseen_error_is_a_failed_span_whose_answer_has_its_parent(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("secret of the engine room")
+
+    monkeypatch.setattr(world.scheduler, "submit", broken)
+    (answer,) = world.ask(post())
+    (span,) = world.servers
+    assert answer[0] == 500
+    assert parent_of(answer)[1] == f"{span.context.span_id:016x}"
+    assert span.attributes is not None
+    assert (span.status.status_code, span.attributes["error.type"]) == (StatusCode.ERROR, "500")
+    assert "secret" not in span.to_json()
+
+
+def test_a_caller_that_leaves_is_a_span_without_a_status(world: World) -> None:
+    async def run() -> None:
+        async with world.ready():
+            assert await call(world.app, post(), body(b"x", True), GONE) is None
+
+    asyncio.run(run())
+    (span,) = world.servers
+    assert span.attributes is not None
+    assert span.attributes["error.type"] == "cancelled"
+    assert "http.response.status_code" not in span.attributes
+
+
+def test_nothing_but_segmentations_is_recorded(world: World) -> None:
+    answers = world.ask(
+        *(scope(path=path) for path in ("/healthz", "/metrics", "/plans")), scope(path="/segment")
+    )
+    assert [answer[0] for answer in answers] == [200, 200, 200, 405]
+    assert not any("traceparent" in answer[1] for answer in answers)
+    assert world.kept.get_finished_spans() == ()
+
+
+def test_the_framework_records_nothing_beside_us(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its own telemetry wakes up when there is a global provider, which a library may set.
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+
+    provider = TracerProvider(shutdown_on_exit=False)
+    everywhere = InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(everywhere))
+    monkeypatch.setattr(opentelemetry, "_TRACER_PROVIDER", provider)
+    monkeypatch.setenv("FASTAPI_OTEL_AUTO_CONFIGURE", "true")
+    assert opentelemetry.get_tracer_provider() is provider
+    world.ask(post(), scope(path="/healthz"))
+    assert len(world.servers) == 1
+    assert everywhere.get_finished_spans() == ()
+
+
+def exemplars(metrics: Metrics) -> list[dict[str, str]]:
+    text = metrics.expose("application/openmetrics-text")[0].decode()
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    samples = families["fathom_request_duration_seconds"].samples
+    return [sample.exemplar.labels for sample in samples if sample.exemplar]
+
+
+def test_a_recorded_request_is_an_exemplar_and_its_log_line_has_the_trace(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        (answer,) = world.ask(post(x_request_id="r1"))
+    assert exemplars(world.metrics) == [{"trace_id": parent_of(answer)[0]}]
+    (line,) = [message for message in caplog.messages if message.startswith("request_id=r1 ")]
+    assert line.endswith(f" trace_id={parent_of(answer)[0]}")
+
+
+def test_a_request_that_is_not_recorded_is_no_exemplar(
+    fake_manifest: Manifest, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(fake_manifest, sample=0.0)
+    with caplog.at_level(logging.INFO):
+        (answer,) = world.ask(post())
+    assert exemplars(world.metrics) == []
+    assert (
+        f" trace_id={parent_of(answer)[0]}" in caplog.text
+    )  # the caller's other services may have recorded it

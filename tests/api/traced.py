@@ -1,0 +1,81 @@
+"""The app with tracing, and where its spans go."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+from fastapi import FastAPI
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
+
+from service.api.app import create_app
+from service.api.tracing import Tracing
+from service.bundle import Manifest
+from service.engines.fake import FakeBackend
+from service.inference.engine import Scheduler
+from service.metrics import Metrics
+from service.settings import Settings
+from tests.api.asgi import body, call, started
+from tests.pictures import flat
+
+WAIT_S = 30.0
+
+
+class World:
+    """The app with a real scheduler and a slow fake engine, and where its spans go."""
+
+    def __init__(
+        self, manifest: Manifest, to: SpanExporter | None = None, sample: float = 1.0
+    ) -> None:
+        self.kept = InMemorySpanExporter()
+        self.metrics = Metrics(layers=4, max_batch=4)
+        delay_s = {"front": 0.004, "decoder": 0.002} | {
+            f"d{depth}": 0.003 * depth for depth in (1, 2, 3, 4)
+        }
+        self.backend = FakeBackend(manifest, delay_s=delay_s)
+        settings = replace(Settings(), batch_wait_ms=50.0, drain_timeout_s=5.0)
+        self.scheduler = Scheduler(lambda: self.backend, manifest, settings, self.metrics)
+        tracing = Tracing(to or self.kept, sample=sample, version="1")
+        self.app: FastAPI = create_app(
+            settings, manifest, self.scheduler, self.metrics, tracing=tracing
+        )
+
+    def ask(self, *requests: dict[str, Any]) -> list[Any]:
+        """Send these together to the started app, and end it, which sends the spans."""
+
+        async def run() -> list[Any]:
+            async with self.ready():
+                return list(
+                    await asyncio.gather(*(call(self.app, each, body(flat())) for each in requests))
+                )
+
+        return asyncio.run(run())
+
+    @asynccontextmanager
+    async def ready(self) -> AsyncIterator[None]:
+        async with asyncio.timeout(WAIT_S), started(self.app):
+            while self.scheduler.state != "ready":
+                await asyncio.sleep(0.002)
+            yield
+
+    @property
+    def servers(self) -> list[ReadableSpan]:
+        return [span for span in self.kept.get_finished_spans() if span.kind is SpanKind.SERVER]
+
+    def below(self, span: ReadableSpan) -> list[ReadableSpan]:
+        return [each for each in self.kept.get_finished_spans() if each.parent == span.context]
+
+
+def parent_of(answer: Any) -> tuple[str, str, bool]:
+    """The answer's trace id, span id, and whether it is sampled. Beside that bit, 2 says that the
+    id is random."""
+    match = re.fullmatch(r"00-([0-9a-f]{32})-([0-9a-f]{16})-0([0-3])", answer[1]["traceparent"])
+    assert match is not None, answer[1]
+    return match[1], match[2], bool(int(match[3]) & 1)
