@@ -9,8 +9,6 @@ from tests.api.asgi import post
 from tests.api.traced import World, parent_of
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
-
-
 PARENT = "00f067aa0ba902b7"
 
 

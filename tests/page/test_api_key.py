@@ -10,12 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 from playwright.sync_api import Locator, Page, expect
-from tests.test_auth import KEY, OTHER, line
 
 from service.bundle import Manifest
-from tests.test_page import CONTRAST, DEPTHS, Visit, opened, picture, serving, tab
-
-__all__ = ["tab"]
+from tests.api_keys import KEY, OTHER, line
+from tests.page.visits import CONTRAST, DEPTHS, Visit, opened, picture, serving
 
 pytestmark = pytest.mark.browser
 STORED = "fathom-api-key"

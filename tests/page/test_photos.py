@@ -1,0 +1,126 @@
+"""How a photo comes to the page, and what it says when the service cannot take it."""
+
+from __future__ import annotations
+
+import json
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Page, Route, expect
+
+from tests.page.visits import DEPTHS, Visit, picture
+from tests.pictures import encoded
+
+pytestmark = pytest.mark.browser
+
+
+def test_a_text_file_shows_the_problem_in_the_words_of_the_service(visit: Visit) -> None:
+    visit.open(picture())
+    visit.segmented()
+    visit.refused = 1
+    visit.open(b"not a photo", "notes.txt", "text/plain")
+    problem = visit.page.locator("#problem")
+    expect(problem).to_contain_text("The media type is not supported")
+    sent = httpx.post(
+        f"{visit.url}/segment", content=b"not a photo", headers={"Content-Type": "text/plain"}
+    )
+    expect(visit.page.locator("#problem-detail")).to_have_text(sent.json()["detail"])
+    assert visit.pixels("#overlay").shape == (1, 1, 4)  # no mask of the photo before
+    expect(visit.page.locator("#header-used")).to_contain_text("415")
+    expect(visit.page.locator("#problem-retry")).to_be_hidden()  # trying again would not help
+    visit.page.get_by_role("button", name="Dismiss").click()
+    expect(problem).to_be_hidden()
+
+
+def test_a_file_over_the_limit_is_refused_before_it_is_sent(visit: Visit) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (200, 200, 3), np.uint8)
+    visit.page.set_input_files(
+        "#file",
+        {"name": "big.png", "mimeType": "image/png", "buffer": encoded(Image.fromarray(noise))},
+    )
+    expect(visit.page.locator("#problem")).to_contain_text("this service takes up to 100 kB")
+    assert visit.budgets() == []
+
+
+def refuse_once(page: Page, path: str, status: int, title: str) -> None:
+    """The next request for the path is answered with a problem and Retry-After: 1, all others by
+    the service."""
+
+    def handle(route: Route) -> None:
+        body = json.dumps({"title": title, "detail": "Seven images are waiting.", "status": status})
+        headers = {"Retry-After": "1", "Content-Type": "application/problem+json"}
+        route.fulfill(status=status, headers=headers, body=body)
+
+    page.route(path, handle, times=1)
+
+
+def test_a_saturated_service_is_tried_again_when_it_said_so(visit: Visit) -> None:
+    page = visit.page
+    refuse_once(page, "**/segment", 429, "The service is saturated")
+    visit.refused = 1
+    visit.open(picture())
+    expect(page.locator("#problem")).to_contain_text("The service is saturated")
+    expect(page.locator("#problem")).to_contain_text("Seven images are waiting.")
+    retry = page.locator("#problem-retry")
+    expect(retry).to_have_text("Try again in 1 s")
+    expect(retry).to_be_disabled()
+    expect(retry).to_have_text("Try again")
+    retry.click()
+    visit.segmented()
+    expect(page.locator("#problem")).to_be_hidden()
+
+
+def test_a_page_that_opens_while_the_engine_warms_up_starts_by_itself(visit: Visit) -> None:
+    page = visit.page
+    refuse_once(page, "**/readyz", 503, "The service is starting or draining")
+    visit.refused = 1
+    page.reload()
+    expect(page.locator("#problem")).to_contain_text("The service is starting or draining")
+    expect(page.locator("html")).to_have_attribute("data-ready", "yes")
+    expect(page.locator("#problem")).to_be_hidden()
+    expect(page.locator("#gauge tbody tr")).to_have_count(DEPTHS)
+
+
+def test_a_service_that_is_gone_is_said_to_be_gone(visit: Visit) -> None:
+    visit.page.route("**/segment", lambda route: route.abort())
+    visit.refused = 1
+    visit.page.set_input_files(
+        "#file", {"name": "a.png", "mimeType": "image/png", "buffer": picture()}
+    )
+    expect(visit.page.locator("#problem")).to_contain_text("The service cannot be reached")
+    expect(visit.page.locator("#problem-retry")).to_be_enabled()
+
+
+def test_a_photo_can_be_dropped_and_pasted(visit: Visit) -> None:
+    for event, data in (("drop", picture()), ("paste", picture(64, 64))):
+        with visit.page.expect_response("**/segment") as got:
+            visit.page.evaluate(
+                """([event, bytes]) => {
+                    const data = new DataTransfer();
+                    const file = new File([new Uint8Array(bytes)], "a.png", { type: "image/png" });
+                    data.items.add(file);
+                    const made = event === "drop"
+                        ? new DragEvent("drop", { dataTransfer: data, cancelable: true })
+                        : new ClipboardEvent("paste", { clipboardData: data });
+                    document.dispatchEvent(made);
+                }""",
+                [event, list(data)],
+            )
+        assert got.value.status == 200
+        visit.segmented()
+        expect(visit.page.locator("#photo-facts")).to_contain_text(
+            "96 × 72" if event == "drop" else "64 × 64"
+        )
+
+
+def test_names_from_outside_stay_text(visit: Visit) -> None:
+    name = "<img src=x onerror=alert(1)>'; rm.png"
+    visit.open(picture(), name)
+    visit.segmented()
+    expect(visit.page.locator("#photo-facts")).to_contain_text(name)
+    expect(visit.page.locator("#curl")).to_contain_text(
+        "'@<img src=x onerror=alert(1)>'\\''; rm.png'"
+    )
+    assert visit.page.locator("#tools img").count() == 0
