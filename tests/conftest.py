@@ -2,7 +2,8 @@
 backend; a toy run.
 
 And one rule: where torch and the other packages of training are not installed, the tests that need
-them skip. Only a file that itself imports model_export may: any other is the service's, and fails.
+them skip. Only a file that itself names the training side (NEEDS_TRAINING) may: any other is the
+service's, and fails.
 """
 
 from __future__ import annotations
@@ -41,11 +42,13 @@ TRAINING = {
     "tqdm",
     "transformers",
 }
+# Modules that stand on those packages: a test file that imports one of them may need them, too.
+NEEDS_TRAINING = ("model_export", "tests.bench.gpu", "tests.gpu_bench")
 HEIGHT, WIDTH, DEPTHS = 48, 64, (1, 2, 3, 4)
 
 
 class TrainingFile(pytest.Module):
-    """A test file that imports model_export, at its top or in a function."""
+    """A test file that imports the training side, at its top or in a function."""
 
     def collect(self) -> list[Any]:
         try:
@@ -56,12 +59,10 @@ class TrainingFile(pytest.Module):
 
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> Any:
-    names = {
-        name.partition(".")[0]
-        for node in ast.walk(ast.parse(module_path.read_text("utf-8")))
-        for name in imported(node)
-    }
-    kind = TrainingFile if "model_export" in names else pytest.Module
+    tree = ast.parse(module_path.read_text("utf-8"))
+    names = [name for node in ast.walk(tree) for name in imported(node)]
+    training = any(name.startswith(NEEDS_TRAINING) for name in names)
+    kind = TrainingFile if training else pytest.Module
     return kind.from_parent(parent, path=module_path)
 
 

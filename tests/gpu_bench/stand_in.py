@@ -7,17 +7,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from model_export.kernels.launch import Problem, Tactic
+from model_export.network.config import base
 from model_export.network.deformable_attention import deformable_attention, ms_deform_attn
 from tests.bench import gpu_kernel, gpu_layers, gpu_report
-from tests.bench.gpu_clock import Recorded, Work
+from tests.bench.gpu_clock import Pace, Recorded, Work
 from tests.bench.gpu_layers import Layer
 from tests.kernel_inputs import Inputs
+from tests.processes import ROOT
 
 TOY = Problem(((2, 3), (4, 6)), heads=2, points=2, width=8, dtype="float16")
 LAYERS = (
@@ -25,6 +28,12 @@ LAYERS = (
     Layer("toy", TOY, TOY.tokens),
     Layer("toy, some", replace(TOY, dense=False, reference_per_image=True), 12),
 )
+
+
+SHIPPED = ROOT / "trained_weights/camvid-tiny"
+SHORT = Pace(samples=2, replays=1, warm_s=0.0, many=4, few=2)
+SMALL = replace(base(), channels=32, heads=4, encoder_ffn=64, schedule=(3, 3, 3))
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 
 
 class HostClock:
@@ -56,6 +65,13 @@ class HostClock:
 
     def free(self) -> None:
         pass
+
+
+def operator(
+    value: Tensor, offsets: Tensor, logits: Tensor, reference: Tensor, shapes: list[Any]
+) -> Tensor:
+    """On the CPU half precision is for the operator only, which counts in float32."""
+    return ms_deform_attn(value, offsets, logits, reference, [side for hw in shapes for side in hw])
 
 
 def fused(
