@@ -17,9 +17,9 @@ from typing import Any, TypeAlias
 import yaml
 
 from tests.needs import missing
+from tests.processes import ROOT
 
 Object: TypeAlias = dict[str, Any]
-ROOT = Path(__file__).resolve().parents[1]
 K8S = ROOT / "k8s"
 BUILDS = {
     "base": ("base",),

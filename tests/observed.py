@@ -19,8 +19,8 @@ import httpx
 import yaml
 
 from tests.needs import missing
+from tests.processes import ROOT, answers
 
-ROOT = Path(__file__).resolve().parent.parent
 MONITORING = ROOT / "monitoring"
 # What the dashboard's variables stand for here: the whole service, as after opening it.
 VARIABLES = {"namespace": ".*", "job": "fathom", "instance": ".*", "gpu": ".*"}
@@ -131,7 +131,7 @@ def prometheus(
     ):
         try:
             end = time.monotonic() + 30
-            while not _answers(f"http://{address}/-/ready"):
+            while not answers(f"http://{address}/-/ready"):
                 if process.poll() is not None or time.monotonic() > end:
                     raise RuntimeError(f"Prometheus did not get ready:\n{log.read_text()}")
                 time.sleep(0.05)
@@ -142,13 +142,6 @@ def prometheus(
                 api.http.close()
         finally:
             process.terminate()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def board() -> dict[str, Any]:

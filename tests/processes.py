@@ -1,11 +1,15 @@
-"""Python as a process of its own: the service, or a few lines in a fresh interpreter."""
+"""Processes: the service, or a few lines in a fresh interpreter, and waiting for what they do."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+
+import httpx
 
 ROOT = Path(__file__).resolve().parents[1]
 # The service on a free port of loopback; a warning ends it.
@@ -32,3 +36,20 @@ def python(*words: str) -> subprocess.CompletedProcess[str]:
         timeout=60,
         check=False,
     )
+
+
+def answers(url: str) -> bool:
+    """Whether it answers with 200 now."""
+    try:
+        return httpx.get(url, timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def until(true: Callable[[], bool], limit_s: float, what: str = "what never came") -> float:
+    """Waits, and returns the seconds that it took."""
+    begun = time.monotonic()
+    while not true():
+        assert time.monotonic() - begun < limit_s, f"waited {limit_s} s for {what}"
+        time.sleep(0.02)
+    return time.monotonic() - begun

@@ -6,15 +6,14 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 
-from tests.processes import ROOT, environment
+from tests.processes import ROOT, environment, until
 
 _LINE = re.compile(r"request_id=(\S+) status=(\d+) outcome=(\S+)")
 
@@ -64,12 +63,3 @@ def replica(log: Path, *flags: str) -> Iterator[Replica]:
             yield started
         finally:
             process.kill()
-
-
-def until(true: Callable[[], bool], limit_s: float) -> float:
-    """Seconds that it took."""
-    begun = time.monotonic()
-    while not true():
-        assert time.monotonic() - begun < limit_s, "it never came"
-        time.sleep(0.02)
-    return time.monotonic() - begun

@@ -4,12 +4,10 @@ cannot start."""
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -22,26 +20,16 @@ from service import __main__ as entry
 from service.bundle import Bundle
 from service.errors import SettingsError
 from service.settings import Settings
+from tests.processes import ROOT, STRICT_SERVICE, environment
 
-ROOT = Path(__file__).resolve().parent.parent
 WAIT_S = 30.0
 
 
 @pytest.fixture
 def process(fake_bundle: Bundle) -> Iterator[subprocess.Popen[str]]:
     """The service as a process of its own, on a free port, set up by variables and flags."""
-    environ = {**os.environ, "FATHOM_BUNDLE": str(fake_bundle.root), "FATHOM_BACKEND": "fake"}
-    command = [
-        sys.executable,
-        "-W",
-        "error",
-        "-m",
-        "service",
-        "--port",
-        "0",
-        "--drain-timeout-s",
-        "5",
-    ]
+    environ = environment() | {"FATHOM_BUNDLE": str(fake_bundle.root), "FATHOM_BACKEND": "fake"}
+    command = [*STRICT_SERVICE, "--drain-timeout-s", "5"]
     with subprocess.Popen(
         command, cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True
     ) as started:

@@ -36,7 +36,9 @@ from tests.observed import (
     program,
     prometheus,
 )
-from tests.traffic import PHOTOS, Traffic, flat, noise, service, wait
+from tests.pictures import flat
+from tests.processes import until
+from tests.traffic import PHOTOS, Traffic, noise, service
 
 pytestmark = [
     pytest.mark.slow,
@@ -53,6 +55,7 @@ DCGM_LABELS = {
 NOT_PROVOKED = {"FathomAbsent", "FathomEngineStalled"}
 ROOT = Path(__file__).resolve().parent.parent
 NOISE = noise()
+CANVAS = (480, 384)  # width and height of the bundle's, so that nothing is scaled or padded
 COSTS = [plan.gflops for plan in bundle.load(ROOT / Settings().bundle).manifest.plans]
 HALF = f"gflops={(COSTS[0] + COSTS[-1]) / 2:.3f}"
 VARIED = (
@@ -118,16 +121,16 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         good, bad = (
             stack.enter_context(closing(Traffic(f"http://{target}"))) for target in targets
         )
-        wait(lambda: len(api.query('up{job="fathom"} == 1')) == 2, 20, "both targets")
+        until(lambda: len(api.query('up{job="fathom"} == 1')) == 2, 20, "both targets")
         time.sleep(3)  # what they export before the first request
 
-        bad.send(flat(BLUE), "ms=400")  # admitted, for nothing has been slow so far
+        bad.send(flat(BLUE, *CANVAS), "ms=400")  # admitted, for nothing has been slow so far
         until_fired(api, "FathomDeadlineMisses")
         with good.running(1, lambda i: (PHOTOS[i % 2], VARIED[i % len(VARIED)])):
             with bad.running(16, rough):
                 until_fired(api, "FathomShedding", "FathomQueueWait", "FathomEngineErrors")
                 until_fired(api, "FathomErrorBudgetBurn", "FathomLatencyBudgetBurn")
-            wait(lambda: good.answered > len(VARIED), 60, "the real engine")
+            until(lambda: good.answered > len(VARIED), 60, "the real engine")
             budget.write_text(
                 f"gflops={(COSTS[0] + COSTS[1]) / 2:.3f}"
             )  # between the cheapest plan and the next
@@ -144,12 +147,12 @@ def rough(number: int) -> tuple[bytes, str]:
     """One picture in 15 fails its whole batch, half of them hold up theirs, the rest want all the
     depth there is."""
     if number % 15 == 7:
-        return flat(RED), ""
-    return (flat(BLUE), "") if number % 2 else (NOISE, "max-loss=0")
+        return flat(RED, *CANVAS), ""
+    return (flat(BLUE, *CANVAS), "") if number % 2 else (NOISE, "max-loss=0")
 
 
 def until_fired(api: Prometheus, *alerts: str) -> None:
-    wait(lambda: set(alerts) <= api.fired(), 60, f"{alerts} to fire")
+    until(lambda: set(alerts) <= api.fired(), 60, f"{alerts} to fire")
 
 
 def faulty(folder: Path, port: int) -> AbstractContextManager[None]:
@@ -171,7 +174,7 @@ def restart(api: Prometheus, running: ExitStack, folder: Path, port: int) -> Non
     for _ in range(2):
         before = started(api, port)
         with faulty(folder, port):
-            wait(lambda: started(api, port) != before, 20, "a scrape of the new process")  # noqa: B023
+            until(lambda: started(api, port) != before, 20, "a scrape of the new process")  # noqa: B023
 
 
 def started(api: Prometheus, port: int) -> str | None:

@@ -25,7 +25,8 @@ import pytest
 from PIL import Image
 
 from service.bundle import Bundle
-from tests.replicas import ROOT, Replica, replica, until
+from tests.processes import ROOT, until
+from tests.replicas import Replica, replica
 
 LAG_S, PRE_STOP_S = 0.5, 1.0
 pytestmark = pytest.mark.timeout(300)  # a busy machine starts and drains slowly

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import subprocess
 import sys
 import threading
@@ -16,24 +15,15 @@ from pathlib import Path
 import httpx
 from PIL import Image
 
-from tests.processes import ROOT, environment
+from tests.pictures import encoded
+from tests.processes import ROOT, answers, environment
 
 PHOTOS = [(ROOT / "docs" / f"scene-{name}.jpg").read_bytes() for name in ("clear", "cluttered")]
 
 
-def flat(colour: tuple[int, int, int]) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (480, 384), colour).save(
-        file, "PNG"
-    )  # the bundle's canvas, so that nothing is scaled or padded
-    return file.getvalue()
-
-
 def noise() -> bytes:
     """A picture on which, for the fake backend, depth helps much."""
-    file = io.BytesIO()
-    Image.effect_noise((64, 48), 120).convert("RGB").save(file, "PNG")
-    return file.getvalue()
+    return encoded(Image.effect_noise((64, 48), 120).convert("RGB"))
 
 
 class Traffic:
@@ -102,17 +92,3 @@ def service(port: int, log: Path, *flags: str, module: str = "service") -> Itera
             yield
         finally:
             process.terminate()
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=5).status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def wait(until: Callable[[], bool], limit_s: float, what: str) -> None:
-    end = time.monotonic() + limit_s
-    while not until():
-        assert time.monotonic() < end, f"waited {limit_s} s for {what}"
-        time.sleep(0.2)

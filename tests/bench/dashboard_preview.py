@@ -31,7 +31,8 @@ sys.path.insert(0, str(ROOT))
 
 from tests.bench.dashboard_draw import draw  # noqa: E402
 from tests.observed import Prometheus, board, free_port, prometheus  # noqa: E402
-from tests.traffic import PHOTOS, Traffic, service, wait  # noqa: E402
+from tests.processes import until  # noqa: E402
+from tests.traffic import PHOTOS, Traffic, service  # noqa: E402
 
 VARIED = (
     "",
@@ -87,7 +88,7 @@ def watched(folder: Path) -> Iterator[tuple[Prometheus, str, Path]]:
         service(port, folder / "service.log", *flags),
         prometheus(folder, [f"127.0.0.1:{port}"]) as api,
     ):
-        wait(lambda: bool(api.query('up{job="fathom"} == 1')), 30, "the first scrape")
+        until(lambda: bool(api.query('up{job="fathom"} == 1')), 30, "the first scrape")
         yield api, f"http://127.0.0.1:{port}", budget
 
 
