@@ -26,10 +26,10 @@ class _Number:
     def read(self, key: str, value: object) -> int | float:
         kinds = int if self.whole else (int, float, Decimal)
         if isinstance(value, bool) or not isinstance(value, kinds):
-            raise BadBudget(key, f"must be {'an Integer' if self.whole else 'a number'}")
+            raise bad(key, f"must be {'an Integer' if self.whole else 'a number'}")
         number = value if isinstance(value, int) and self.whole else float(value)
         if not self.low <= number <= self.high:  # in this form NaN is refused, too
-            raise BadBudget(key, f"must be from {self.low:g} to {self.high:g}, but is {value}")
+            raise bad(key, f"must be from {self.low:g} to {self.high:g}, but is {value}")
         return number
 
 
@@ -52,9 +52,14 @@ def budget_of(values: Mapping[str, object]) -> Budget:
         elif key != "strict":
             near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'?" if near else f"the keys are {', '.join(KEYS)}"
-            raise BadBudget(key, f"is unknown: {hint}")
+            raise bad(key, f"is unknown: {hint}")
         elif isinstance(value, bool):
             read[key] = value
         else:
-            raise BadBudget(key, "must be a Boolean: strict, strict=?1 or strict=?0")
+            raise bad(key, "must be a Boolean: strict, strict=?1 or strict=?0")
     return Budget(**read)  # type: ignore[arg-type]  # each key was read as its field's type
+
+
+def bad(key: str, what: str) -> BadBudget:
+    """The error of a key. what: is wrong with it, as the end of a sentence."""
+    return BadBudget(f"the key '{key}' {what}", key=key)

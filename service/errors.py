@@ -26,19 +26,20 @@ class FathomError(Exception):
 
     retry_after: seconds after which a retry has a chance, for statuses that carry `Retry-After`.
     extra: further members of the problem document, from a closed set per class.
-    shed: why the request was refused to protect the others, a label of metrics; empty: it was not.
+    shed: full, predicted, expired or draining, if it was refused to protect others; else empty.
     """
-
-    shed = ""
 
     status = 500
     problem = "internal"
     title = "Internal error"
 
-    def __init__(self, detail: str, *, retry_after: float | None = None, **extra: object) -> None:
+    def __init__(
+        self, detail: str, *, retry_after: float | None = None, shed: str = "", **extra: object
+    ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.retry_after = retry_after
+        self.shed = shed
         self.extra = extra
 
 
@@ -59,13 +60,9 @@ class BadHeader(FathomError):
 
 
 class BadBudget(FathomError):
-    """key: of the budget; what: what is wrong with it, as the end of a sentence."""
+    """A key of a budget, whichever way that came in; `extra` has the key."""
 
     status, problem, title = 400, "bad-budget", "A budget cannot be understood"
-
-    def __init__(self, key: str, what: str) -> None:
-        super().__init__(f"The budget's key '{key}' {what}", key=key)
-        self.key, self.what = key, what
 
 
 class BadQuery(FathomError):
@@ -97,23 +94,11 @@ class UnsatisfiableBudget(FathomError):
 
 
 class Overloaded(FathomError):
-    """shed: full, predicted or expired."""
-
     status, problem, title = 429, "overloaded", "The service is saturated"
-
-    def __init__(self, detail: str, *, shed: str, retry_after: float) -> None:
-        super().__init__(detail, retry_after=retry_after)
-        self.shed = shed
 
 
 class NotReady(FathomError):
-    """shed: draining, where that is why new work is refused."""
-
     status, problem, title = 503, "not-ready", "The service is starting or draining"
-
-    def __init__(self, detail: str, *, retry_after: float, shed: str = "") -> None:
-        super().__init__(detail, retry_after=retry_after)
-        self.shed = shed
 
 
 class DeadlineExceeded(FathomError):

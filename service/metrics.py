@@ -112,11 +112,6 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
-        self._missed = prometheus.Counter(
-            "fathom_deadline_missed_total",
-            "Requests whose deadline passed while they ran.",
-            registry=registry,
-        )
         self._budget_missed = prometheus.Counter(
             "fathom_budget_missed_total",
             "Answered requests whose deadline passed while they ran, or whose max-loss could not "
@@ -173,7 +168,6 @@ class Metrics:
                 raise ValueError(f"{stage!r} is not in the closed set of stages")
             self._stage_seconds.labels(stage).observe(spent)
         if outcome == "deadline-exceeded":
-            self._missed.inc()
             self._budget_missed.labels("deadline").inc()
         if trace.decision is not None:
             self._observe_decision(trace.decision, outcome)

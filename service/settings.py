@@ -2,7 +2,7 @@
 an argument.
 
 A field's help, range and choices stand in its metadata, and nowhere else: the flags and the table
-of the README are made from them. Flags beat variables; a FATHOM_* variable that no field has is
+of docs/reference.md are made from them. Flags beat variables; a FATHOM_* variable that no field has is
 refused with the nearest name.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
@@ -19,7 +18,6 @@ from typing import NoReturn
 from service.errors import SettingsError
 
 PREFIX = "FATHOM_"
-CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
 def _about(
@@ -190,7 +188,7 @@ def variable(name: str) -> str:
 
 
 def table() -> str:
-    """The settings as a Markdown table, for the README."""
+    """The settings as a Markdown table, for docs/reference.md."""
     rows = ["| flag | variable | default | meaning |", "|---|---|---|---|"]
     for entry in fields(Settings):
         default = f"`{entry.default}`" if str(entry.default) else "none"
@@ -198,31 +196,6 @@ def table() -> str:
             f"| `{flag(entry.name)}` | `{variable(entry.name)}` | {default} | {_help(entry)} |"
         )
     return "\n".join(rows) + "\n"
-
-
-def resolve_threads(asked: int, cpu_max: Path = CPU_MAX) -> int:
-    """Engine threads: `asked` if positive, else the container's CPU limit, never more than the
-    cores given to us.
-
-    cpu_max: cgroup v2's file "QUOTA PERIOD" in microseconds, or "max PERIOD" for no limit; absent
-    outside of cgroup v2. A limit of 1.5 CPUs gives one thread: a second one would spend half of
-    each period throttled.
-    """
-    if asked > 0:
-        return asked
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    )
-    try:
-        quota, period = cpu_max.read_text(encoding="ascii").split()
-        limit = cores if quota == "max" else max(1, int(quota) // int(period))
-    except FileNotFoundError:
-        return cores
-    except (ValueError, ZeroDivisionError, OSError) as error:
-        raise SettingsError(
-            f"{cpu_max} cannot be understood ({error}): set {flag('threads')}"
-        ) from error
-    return min(cores, limit)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -10,13 +10,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from service import __main__ as entry
 from service.bundle import Bundle
+from service.engines.base import Arrays, HostTensors, Tensors, on_host
 from service.engines.choice import Choice
 from service.engines.fake import FakeBackend
 from service.settings import Settings
@@ -26,13 +23,14 @@ SLOW_S = 0.7  # longer than the 0.5 s of the objective
 
 
 class Faulty(FakeBackend):
-    def front(self, images: NDArray[np.uint8]) -> Any:
-        corners = images[:, 0, 0]
-        if (corners == RED).all(axis=1).any():
-            raise RuntimeError("asked to fail")
-        if (corners == BLUE).all(axis=1).any():
-            time.sleep(SLOW_S)
-        return super().front(images)
+    def run(self, stage: str, tensors: Tensors | Arrays) -> HostTensors:
+        if stage == "front":
+            corners = on_host(tensors)["image"][:, 0, 0]
+            if (corners == RED).all(axis=1).any():
+                raise RuntimeError("asked to fail")
+            if (corners == BLUE).all(axis=1).any():
+                time.sleep(SLOW_S)
+        return super().run(stage, tensors)
 
 
 def open_backend(choice: Choice, settings: Settings, served: Bundle) -> Faulty:

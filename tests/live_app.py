@@ -9,15 +9,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import uvicorn
 
 from service.api.app import create_app
-from service.bundle import Manifest
+from service.bundle import Bundle, Manifest
 from service.engines.base import Backend
-from service.inference.engine import Scheduler
 from service.metrics import Metrics
+from service.model import Model
+from service.segmenting import Segmenter
 from service.settings import Settings
 
 WAIT_S = 20.0
@@ -29,7 +31,7 @@ class LiveApp:
 
     url: str
     metrics: Metrics
-    scheduler: Scheduler
+    segmenter: Segmenter
     loop: asyncio.AbstractEventLoop
 
 
@@ -39,8 +41,9 @@ def live_app(
 ) -> Iterator[LiveApp]:
     """ready: wait until the service says that it is; otherwise only until it listens."""
     metrics = Metrics(layers=manifest.layers, max_batch=settings.max_batch)
-    scheduler = Scheduler(open_backend, manifest, settings, metrics)
-    app = create_app(settings, manifest, scheduler, metrics)
+    model = Model(Bundle(Path(), manifest, ""), settings, metrics, open_backend)
+    segmenter = Segmenter(model, settings)
+    app = create_app(settings, segmenter, metrics)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"))
     loop = asyncio.new_event_loop()
     # With its protocol named, asyncio switches Nagle's algorithm off: it can hold back a body for
@@ -59,7 +62,7 @@ def live_app(
         try:
             if ready:
                 _wait_until_ready(url)
-            yield LiveApp(url, metrics, scheduler, loop)
+            yield LiveApp(url, metrics, segmenter, loop)
         finally:
             server.should_exit = True
             thread.join(WAIT_S)

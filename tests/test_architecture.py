@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-MAX_LINES = {"service": 315, "model_export": 400}
+MAX_LINES = {"service": 250, "model_export": 350}
 
 # From low to high: a module imports what stands before its own row, and its own package.
 LAYERS = {
@@ -36,7 +36,7 @@ PURE = {
     "service.errors": set[str](),
     "service.logs": set[str](),
     "service.bundle.kernel": set[str](),
-    "service.inference.policy": {"service.core", "service.errors"},
+    "service.inference.policy": {"service.ask", "service.core", "service.errors"},
     "service.inference.queue": {"service.errors"},
 }
 # One engine is as good as another: from outside, only these modules of engines/ are known.

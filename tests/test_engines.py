@@ -13,13 +13,15 @@ import pytest
 
 from service import bundle
 from service.bundle import Bundle, Manifest, TensorSpec
-from service.core import Budget, Frame, Geometry, Outcome, Trace
+from service.core import Ask, Budget, Frame, Geometry, Outcome
 from service.engines.base import Backend, Tensors
 from service.engines.fake import FakeBackend
 from service.engines.onnxruntime import OnnxRuntimeBackend
 from service.errors import BackendError
 from service.inference.costs import warm_up
 from service.inference.pipeline import Job, Pipeline
+from service.inference.policy import Policy
+from service.inference.stages import Stages
 from tests.small_graphs import (
     check_backend,
     check_paused,
@@ -58,24 +60,25 @@ def test_onnxruntime_tells_which_tokens_an_encoder_paused(
 
 def test_a_bundle_goes_through_the_whole_pipeline_on_onnxruntime(onnx_bundle: Bundle) -> None:
     backend = OnnxRuntimeBackend(onnx_bundle, threads=1)
-    known = warm_up(backend, onnx_bundle.manifest, 4)
+    manifest = onnx_bundle.manifest
+    stages = Stages(backend, manifest)
+    known = warm_up(stages, 4)
     assert all(ms > 0 for ms in known.plan_ms().values())
-    spine = Pipeline(
-        backend, known, onnx_bundle.manifest.margins, default_max_loss=0.01, load_start=0.5
-    )
-    batch = images(3)
+    policy = Policy(manifest.plans, manifest.margins, default_max_loss=0.01, load_start=0.5)
+    spine = Pipeline(stages, policy, known)
+    batch, geometry = images(3), Geometry(64, 48, 64, 48, (48, 64))
     jobs = [
-        Job(Frame(pixels, Geometry(64, 48, 64, 48)), Budget(depth=depth, max_loss=0), None, Trace())
+        Job(Frame(pixels, geometry), Ask(Budget(depth=depth, max_loss=0)), None)
         for pixels, depth in zip(batch, (2, 4, 2), strict=True)
     ]
-    outcomes = dict(itertools.chain.from_iterable(spine.run(jobs, Budget(), 0.0)))
+    last = dict(itertools.chain.from_iterable(spine.run(jobs, Budget(), 0.0)))
     for job, pixels, depth in zip(jobs, batch, (2, 4, 2), strict=True):
-        outcome = outcomes[job]
+        outcome = last[job].result
         assert isinstance(outcome, Outcome)
         assert outcome.decision.plan.depth == depth
         scores, expected = reference(pixels, depth)
         assert outcome.decision.predicted_quality == pytest.approx(scores[depth - 1], abs=1e-5)
-        np.testing.assert_allclose(outcome.probabilities, expected, atol=1e-5)
+        np.testing.assert_allclose(outcome.tensors["probabilities"], expected, atol=1e-5)
 
 
 def test_sessions_run_on_the_cpu_with_the_threads_asked_for_and_idle_ones_sleep(

@@ -78,13 +78,13 @@ def test_observe_counts_the_request_once_in_every_instrument(metrics: Metrics) -
     assert value(metrics, "fathom_exit_depth_layers_bucket", reason="request", le="2.0") == 1
     assert value(metrics, "fathom_exit_depth_layers_count", reason="gate") == 0
     assert value(metrics, "fathom_predicted_quality_sum") == 0.83
-    assert value(metrics, "fathom_deadline_missed_total") == 0
+    assert value(metrics, "fathom_budget_missed_total", kind="deadline") == 0
 
 
 def test_a_refused_request_counts_its_outcome_and_no_depth(metrics: Metrics) -> None:
     metrics.observe(Trace("abc"), "deadline-exceeded", 0.5)
     assert value(metrics, "fathom_requests_total", outcome="deadline-exceeded") == 1
-    assert value(metrics, "fathom_deadline_missed_total") == 1
+    assert value(metrics, "fathom_budget_missed_total", kind="deadline") == 1
     assert value(metrics, "fathom_predicted_quality_count") == 0
 
 
@@ -177,7 +177,7 @@ def test_missed_budgets_are_counted_by_kind_once_a_request(metrics: Metrics) -> 
     )  # there is no answer whose quality could be low
     metrics.observe(Trace(decision=broken), "internal", 0.1)
     assert [value(metrics, "fathom_budget_missed_total", kind=kind) for kind in MISSED] == [1, 1]
-    assert value(metrics, "fathom_deadline_missed_total") == 1
+    assert value(metrics, "fathom_budget_missed_total", kind="deadline") == 1
 
 
 def test_a_batch_that_fails_in_the_engine_is_one_engine_error(fake_manifest: Manifest) -> None:
@@ -268,7 +268,6 @@ def test_the_page_is_prometheus_text_with_every_documented_name(metrics: Metrics
         "fathom_queue_depth",
         "fathom_inflight",
         "fathom_shed",
-        "fathom_deadline_missed",
         "fathom_batch_size",
         "fathom_compute_gflops",
         "fathom_predicted_quality",

@@ -24,6 +24,7 @@ from service.engines.onnxruntime import OnnxRuntimeBackend
 from service.engines.onnxruntime_cuda import OnnxRuntimeCudaBackend, sizes_up_to
 from service.errors import BackendError
 from service.inference.costs import warm_up
+from service.inference.stages import Stages
 from tests.fake_tensorrt import FakeDevice
 from tests.small_graphs import (
     check_backend,
@@ -94,7 +95,8 @@ def test_it_warms_up_like_any_backend_and_gives_everything_back_once(onnx_bundle
     device = FakeDevice()
     backend = on_host(onnx_bundle, device)
     assert (device.streams, device.closed) == (1, 0)
-    assert set(warm_up(backend, onnx_bundle.manifest, 4).plan_ms()) == {"d1", "d2", "d3", "d4"}
+    stages = Stages(backend, onnx_bundle.manifest)
+    assert set(warm_up(stages, 4).plan_ms()) == {"d1", "d2", "d3", "d4"}
     backend.close()
     backend.close()
     assert (device.streams, device.closed) == (0, 1)

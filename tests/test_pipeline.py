@@ -233,7 +233,7 @@ def test_the_spine_fits_on_one_screen() -> None:
 
 
 def warm(backend: Backend, manifest: Manifest, max_batch: int) -> Costs:
-    return warm_up(Stages(backend, manifest), manifest.plans, (48, 64), max_batch)
+    return warm_up(Stages(backend, manifest), max_batch)
 
 
 def test_warm_up_runs_every_plan_and_the_largest_batch(fake_manifest: Manifest) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from service.engines.cpu_limit import resolve_threads
 from service.errors import SettingsError
-from service.settings import Settings, flag, load, resolve_threads, table, variable
+from service.settings import Settings, flag, load, table, variable
 
 # A value that is not the default for every field, as text and as the object that it must become.
 OTHER: dict[str, tuple[str, object]] = {

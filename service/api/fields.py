@@ -16,7 +16,7 @@ from decimal import Decimal
 
 import http_sf
 
-from service.ask import budget_of
+from service.ask import bad, budget_of
 from service.core import Budget, Decision
 from service.errors import BadBudget, BadHeader
 
@@ -45,7 +45,8 @@ def names_the_header() -> Iterator[None]:
     try:
         yield
     except BadBudget as error:
-        raise _bad(error.key, error.what) from error
+        detail = f"{FIELD}: {error.detail}"
+        raise BadHeader(detail, header=FIELD, key=error.extra["key"]) from error
 
 
 def format_used(decision: Decision, of: int) -> str:
@@ -62,20 +63,16 @@ def format_used(decision: Decision, of: int) -> str:
 
 def _value(key: str, value: object, parameters: object) -> object:
     if isinstance(value, list):
-        raise BadBudget(key, "must be a single value, not a list")
+        raise bad(key, "must be a single value, not a list")
     if parameters:
-        raise BadBudget(key, "takes no parameters (the part after ';')")
+        raise bad(key, "takes no parameters (the part after ';')")
     return value
-
-
-def _bad(key: str, what: str) -> BadHeader:
-    return BadHeader(f"{FIELD}: the key '{key}' {what}", header=FIELD, key=key)
 
 
 def _parse(text: str) -> dict[str, tuple[object, object]]:
     """key -> (value, parameters).
 
-    Any failure of the parser is a BadHeader that names the member it stumbled over.
+    Any failure of the parser is a BadBudget that names the member it stumbled over.
     """
     try:
         return _dictionary(text)
@@ -86,7 +83,7 @@ def _parse(text: str) -> dict[str, tuple[object, object]]:
         if not key:
             raise BadHeader(f"{FIELD} has a member without a key", header=FIELD) from error
         form = "write key=value, the key in lower case, a number with at most 3 decimals (RFC 9651)"
-        raise _bad(key, f"cannot be understood: {form}") from error
+        raise bad(key, f"cannot be understood: {form}") from error
 
 
 def _dictionary(text: str) -> dict[str, tuple[object, object]]:

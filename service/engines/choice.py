@@ -16,10 +16,11 @@ from pathlib import Path
 from service.bundle import Bundle
 from service.engines import engine_cache
 from service.engines.base import Backend
+from service.engines.cpu_limit import resolve_threads
 from service.engines.cuda import DriverError, gpu_name
 from service.engines.tensorrt_runtime import MODULES
 from service.errors import BackendError
-from service.settings import Settings, resolve_threads
+from service.settings import Settings
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 _log = logging.getLogger("fathom")

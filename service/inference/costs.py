@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
@@ -65,17 +65,15 @@ class Costs:
         return {plan.name: self.front.ms(now) + cost.ms(now) for plan, cost in self.rest.items()}
 
 
-def warm_up(
-    stages: Stages, plans: Sequence[Plan], canvas: tuple[int, int], max_batch: int
-) -> Costs:
+def warm_up(stages: Stages, max_batch: int) -> Costs:
     """Measure every plan for one image, and run the cheapest at the largest batch that is served.
 
-    plans: the cheapest first. canvas: (height, width). The first run of a stage pays for its
-    memory, so front, most expensive encoder and head run twice, and the better time counts. The
-    other encoders find that memory: they run once, and again if they took longer than a more
-    expensive one.
+    The first run of a stage pays for its memory, so front, most expensive encoder and head run
+    twice, and the better time counts. The other encoders find that memory: they run once, and again
+    if they took longer than a more expensive one.
     """
-    image = np.zeros((1, *canvas, 3), np.uint8)
+    plans, canvas = stages.manifest.plans, stages.manifest.input
+    image = np.zeros((1, canvas.height, canvas.width, 3), np.uint8)
     (features, _), front_ms = _timed(2, lambda: stages.front(image))
     encoder_ms: dict[Plan, float] = {}
     for plan in reversed(plans):

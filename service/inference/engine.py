@@ -142,9 +142,8 @@ class Engine:
         backend: Backend | None = None
         try:
             backend = self._open_backend()
-            stages, canvas = Stages(backend, self._manifest), self._manifest.input
-            size = (canvas.height, canvas.width)
-            costs = warm_up(stages, self._policy.plans, size, self._queue.max_batch)
+            stages = Stages(backend, self._manifest)
+            costs = warm_up(stages, self._queue.max_batch)
             pipeline = Pipeline(stages, self._policy, costs)
             with self._changed:
                 self._costs, self._queue.mean_ms = costs, costs.mean_ms

@@ -10,8 +10,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from service.ask import bad
 from service.core import Ask, Budget, Decision, Margin, Plan, Reason
-from service.errors import BadBudget, DeadlineExceeded, UnsatisfiableBudget
+from service.errors import DeadlineExceeded, UnsatisfiableBudget
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Policy:
         """Raises BadBudget for a depth that no plan of this bundle can have."""
         deepest = max(plan.depth for plan in self.plans)
         if budget.depth is not None and not 1 <= budget.depth <= deepest:
-            raise BadBudget("depth", f"must be from 1 to {deepest}, but is {budget.depth}")
+            raise bad("depth", f"must be from 1 to {deepest}, but is {budget.depth}")
 
     def affordable(self, request: Budget, node: Budget) -> set[int]:
         """The plans under the depth and gflops ceilings of both, by index.

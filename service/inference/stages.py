@@ -20,7 +20,7 @@ class Stages:
     """See the module. Called from one thread only, as the backend is."""
 
     def __init__(self, backend: Backend, manifest: Manifest) -> None:
-        self.backend, self._manifest = backend, manifest
+        self.backend, self.manifest = backend, manifest
         self._answers = [spec.name for spec in manifest.stages["decoder"].outputs]
 
     def front(self, images: NDArray[np.uint8]) -> tuple[Tensors, NDArray[np.float32]]:
@@ -30,14 +30,14 @@ class Stages:
 
     def encode(self, plan: Plan, features: Tensors) -> Tensors:
         """Run the plan's truncated encoder on every image."""
-        return self.backend.run(self._manifest.encoder_of[plan.name], features)
+        return self.backend.run(self.manifest.encoder_of[plan.name], features)
 
     def paused(self, plan: Plan, encoded: Tensors) -> NDArray[np.uint8] | None:
         """Which tokens the plan's encoder paused, (B, rows, columns), 1 = paused.
 
         None where the plan pauses none.
         """
-        stage = self._manifest.stages[self._manifest.encoder_of[plan.name]]
+        stage = self.manifest.stages[self.manifest.encoder_of[plan.name]]
         return None if stage.paused is None else encoded["paused"]
 
     def head(self, encoded: Tensors) -> Mapping[str, NDArray[Any]]:

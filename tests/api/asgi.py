@@ -12,11 +12,13 @@ from fastapi import FastAPI
 
 from service.api.app import create_app
 from service.bundle import Manifest
-from service.core import Outcome
-from service.engines.fake import FakeBackend
-from service.inference.engine import Scheduler
+from service.core import Outcome, Trace
+from service.inference.engine import State
 from service.metrics import Metrics
+from service.segmenting import Answer as Served
+from service.segmenting import Segmenter
 from service.settings import Settings
+from tests.serving import segmenter_of
 
 Headers = dict[str, str]
 Answer = tuple[int, Headers, bytes]
@@ -76,33 +78,43 @@ async def call(
     return sent[0]["status"], headers, b"".join(message.get("body", b"") for message in sent[1:])
 
 
-class Stub(Scheduler):
-    """A scheduler without an engine: `run` decides what happens to an image."""
+class Stub(Segmenter):
+    """A segmenter without an engine: `become` decides what happens to an image."""
 
-    run: Callable[[Any], Awaitable[Outcome]]
+    become: Callable[[Trace], Awaitable[Outcome]]
+
+    @property
+    def state(self) -> State:
+        return self.model.engine.state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self.model.engine.state = state
 
     def start(self) -> None:
         self.state = "ready"
 
-    async def drain(self, timeout_s: float) -> None:
+    async def drain(self) -> None:
         self.state = "draining"
 
-    async def submit(self, frame: Any, budget: Any, trace: Any, arrived: float) -> Outcome:
-        return await self.run(trace)
+    async def run(self, frame: Any, ask: Any, trace: Trace, arrived: float) -> Served:
+        outcome = await self.become(trace)
+        return Served(outcome, self.model.manifest, self.model.task, trace.stages)
 
 
 def stubbed(
     manifest: Manifest,
-    run: Callable[[Any], Awaitable[Outcome]] | None = None,
+    become: Callable[[Trace], Awaitable[Outcome]] | None = None,
     settings: Settings | None = None,
 ) -> tuple[FastAPI, Stub, Metrics]:
-    """The app, its scheduler and its metrics. run: what becomes of an image, given its trace."""
+    """The app, its segmenter and its metrics. become: what an image becomes, given its trace."""
     settings = settings or Settings()
     metrics = Metrics(layers=4, max_batch=4)
-    scheduler = Stub(lambda: FakeBackend(manifest), manifest, settings, metrics)
-    if run is not None:
-        scheduler.run = run
-    return create_app(settings, manifest, scheduler, metrics), scheduler, metrics
+    model = segmenter_of(manifest, settings, metrics=metrics).model
+    segmenter = Stub(model, settings)
+    if become is not None:
+        segmenter.become = become
+    return create_app(settings, segmenter, metrics), segmenter, metrics
 
 
 @asynccontextmanager

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.bundle import Manifest
+from service.engines.base import Arrays, HostTensors, Tensors
 from service.engines.fake import FakeBackend
 from service.settings import Settings
 from tests.live_app import LiveApp, live_app
@@ -26,21 +27,18 @@ class Gated(FakeBackend):
 
     gate: threading.Event
 
-    def front(self, images: NDArray[np.uint8]) -> Any:
-        assert self.gate.wait(20)
-        return super().front(images)
+    def run(self, stage: str, tensors: Tensors | Arrays) -> HostTensors:
+        if stage == "front":
+            assert self.gate.wait(20)
+        return super().run(stage, tensors)
 
 
 class Server:
     """A running service. gate: closed, the engine stands still."""
 
     def __init__(self, app: LiveApp, gate: threading.Event, http: httpx.Client) -> None:
-        self.url, self.metrics, self.scheduler, self.loop = (
-            app.url,
-            app.metrics,
-            app.scheduler,
-            app.loop,
-        )
+        self.url, self.metrics, self.loop = app.url, app.metrics, app.loop
+        self.model = app.segmenter.model
         self.gate, self.http = gate, http
 
     def post(

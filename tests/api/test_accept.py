@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.forms import FORMS, choose
+from service.api.forms import FORMS, negotiate
 from service.errors import (
     BadHeader,
     NotAcceptable,
@@ -38,7 +38,7 @@ from service.errors import (
     ],
 )
 def test_accept_chooses_the_form_of_the_highest_weight(lines: list[str], expected: str) -> None:
-    assert choose(lines).media_type == expected
+    assert negotiate(lines).media_type == expected
 
 
 @pytest.mark.parametrize(
@@ -46,17 +46,17 @@ def test_accept_chooses_the_form_of_the_highest_weight(lines: list[str], expecte
 )
 def test_accept_without_an_offered_form_is_406_and_names_what_is_offered(line: str) -> None:
     with pytest.raises(NotAcceptable) as caught:
-        choose([line])
+        negotiate([line])
     assert caught.value.extra == {"offered": [form.media_type for form in FORMS]}
 
 
 @pytest.mark.parametrize("weight", ["2", "-1", "x", "nan", "inf", ""])
 def test_a_weight_that_is_no_number_from_0_to_1_is_400(weight: str) -> None:
     with pytest.raises(BadHeader, match="Accept"):
-        choose([f"image/png;q={weight}"])
+        negotiate([f"image/png;q={weight}"])
 
 
 @given(st.lists(st.text(), max_size=3))
 def test_hostile_accept_raises_nothing_but_400_and_406(lines: list[str]) -> None:
     with suppress(BadHeader, NotAcceptable):
-        assert choose(lines) in FORMS
+        assert negotiate(lines) in FORMS

@@ -24,6 +24,7 @@ from service.bundle import Manifest
 from service.core import Decision, Geometry, Outcome, Reason
 from service.engines.fake import FakeBackend
 from service.errors import SettingsError
+from service.inference.stages import Stages
 from service.metrics import Metrics
 from service.settings import Settings
 from tests.api.asgi import PNG, ask, body, call, counted, get, post, scope, started, stubbed
@@ -45,10 +46,11 @@ def guarded(manifest: Manifest, file: Path) -> tuple[FastAPI, Metrics]:
 
     async def run(trace: Any) -> Outcome:
         trace.decision = Decision(manifest.plans[1], Reason.GATE, 0.5)
-        backend = FakeBackend(manifest)
-        features, _ = backend.front(np.full((1, 48, 64, 3), 200, np.uint8))
-        probabilities = backend.decode(backend.encode(manifest.plans[1], features))[0]
-        return Outcome(trace.decision, Geometry(64, 48, 64, 48), probabilities)
+        stages = Stages(FakeBackend(manifest), manifest)
+        features, _ = stages.front(np.full((1, 48, 64, 3), 200, np.uint8))
+        tensors = stages.head(stages.encode(manifest.plans[1], features))
+        own = {name: values[0] for name, values in tensors.items()}
+        return Outcome(trace.decision, Geometry(64, 48, 64, 48, (48, 64)), own)
 
     app, _, metrics = stubbed(manifest, run, Settings(api_keys_file=str(file)))
     return app, metrics

@@ -23,10 +23,7 @@ from tests.api.asgi import GONE, PNG, Headers, body, scope
 
 
 def intake(**changes: Any) -> Intake:
-    return Intake(
-        **{"max_bytes": 1000, "timeout_s": 0.1, "max_waiting": 2, "on_refusal": lambda: None}
-        | changes
-    )
+    return Intake(**{"max_bytes": 1000, "timeout_s": 0.1, "max_waiting": 2} | changes)
 
 
 def request(headers: Headers, *messages: dict[str, Any]) -> Request:
@@ -188,10 +185,8 @@ def test_a_client_that_leaves_while_sending_is_no_error_of_ours(headers: Headers
 
 
 def test_bytes_in_memory_are_bounded_over_all_requests_and_given_back() -> None:
-    refused: list[None] = []
-
     async def run() -> None:
-        source = intake(timeout_s=5, max_waiting=100, on_refusal=lambda: refused.append(None))
+        source = intake(timeout_s=5, max_waiting=100)
         full = [asyncio.Event() for _ in range(HELD_BODIES)]
         release = asyncio.Event()
 
@@ -203,16 +198,16 @@ def test_bytes_in_memory_are_bounded_over_all_requests_and_given_back() -> None:
         tasks = [asyncio.create_task(hold(event)) for event in full]
         for event in full:
             await event.wait()
-        with pytest.raises(Overloaded):
+        with pytest.raises(Overloaded) as caught:
             async with source.receive(request(PNG, body(b"x"))):
                 pass
+        assert caught.value.shed == "full"
         release.set()
         await asyncio.gather(*tasks)
         async with source.receive(request(PNG, body(b"x"))) as upload:
             assert upload.data == b"x"
 
     asyncio.run(run())
-    assert len(refused) == 1
 
 
 def test_bodies_that_wait_for_a_thread_are_bounded() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from service.api.forms import FORMS
-from service.api.operations import WEB
+from service.api.pages import WEB
 from service.bundle import Manifest
 from service.errors import (
     FathomError,
@@ -39,8 +39,8 @@ def test_plans_tell_a_page_all_that_it_needs(fake_manifest: Manifest) -> None:
 def test_not_ready_is_503_with_retry_after_on_every_path(
     fake_manifest: Manifest, path: str, state: Any
 ) -> None:
-    app, scheduler, _ = stubbed(fake_manifest)
-    scheduler.start = lambda: setattr(scheduler, "state", state)  # type: ignore[method-assign]
+    app, segmenter, _ = stubbed(fake_manifest)
+    segmenter.start = lambda: setattr(segmenter, "state", state)  # type: ignore[method-assign]
     status, headers, content = get(app, path)
     assert (status, json.loads(content)["type"]) == (503, "urn:fathom:problem:not-ready")
     assert int(headers["retry-after"]) >= 1

@@ -174,9 +174,9 @@ def test_429_full_queue_503_draining_and_admitted_work_is_finished(fake_manifest
         rejected(server.post(quarters()), 429, "overloaded")
         assert server.value("fathom_shed_total", reason="full") == 1
 
-        drained = asyncio.run_coroutine_threadsafe(server.scheduler.drain(10), server.loop)
+        drained = asyncio.run_coroutine_threadsafe(server.model.drain(10), server.loop)
         end = time.monotonic() + 10
-        while server.scheduler.state != "draining":
+        while server.model.state != "draining":
             assert time.monotonic() < end
             time.sleep(0.005)
         assert "draining" in rejected(server.post(quarters()), 503, "not-ready")["detail"]
@@ -207,7 +207,7 @@ def test_504_deadline_that_passes_while_running(fake_manifest: Manifest) -> None
     with running(fake_manifest) as server:
         server.gate.clear()
         rejected(server.post(quarters(), {"Compute-Budget": "ms=300"}), 504, "deadline-exceeded")
-        assert server.value("fathom_deadline_missed_total") == 1
+        assert server.value("fathom_budget_missed_total", kind="deadline") == 1
         assert server.value("fathom_requests_total", outcome="deadline-exceeded") == 1
 
 

@@ -61,7 +61,7 @@ def test_a_client_that_leaves_while_it_sends_is_counted_as_cancelled(
 
 
 def test_what_can_be_refused_is_refused_before_the_body_is_read(fake_manifest: Manifest) -> None:
-    app, scheduler, _ = stubbed(fake_manifest)
+    app, segmenter, _ = stubbed(fake_manifest)
 
     async def session() -> list[int]:
         async with started(app), asyncio.timeout(5):
@@ -74,7 +74,7 @@ def test_what_can_be_refused_is_refused_before_the_body_is_read(fake_manifest: M
                     post(content_type="image/gif"),
                 )
             ]
-            scheduler.state = "draining"
+            segmenter.state = "draining"
             return [*found, (await call(app, post(), body(b"x", True)))[0]]
 
     assert asyncio.run(session()) == [406, 400, 400, 415, 503]
@@ -109,9 +109,9 @@ def test_what_cannot_be_included_is_refused_by_name(
     assert counted(metrics, "bad-query") == 1
 
 
-def test_the_node_budget_of_the_settings_reaches_the_scheduler(fake_manifest: Manifest) -> None:
-    _, scheduler, _ = stubbed(fake_manifest, settings=Settings(node_budget="depth=2, ms=90"))
-    assert scheduler.node_budget == Budget(depth=2, ms=90.0)
+def test_the_node_budget_of_the_settings_reaches_the_model(fake_manifest: Manifest) -> None:
+    _, segmenter, _ = stubbed(fake_manifest, settings=Settings(node_budget="depth=2, ms=90"))
+    assert segmenter.model.node_budget == Budget(depth=2, ms=90.0)
     with pytest.raises(SettingsError, match="depth"):
         stubbed(fake_manifest, settings=Settings(node_budget="depth=5"))
 
@@ -121,12 +121,12 @@ def test_the_node_budget_file_beats_the_setting_while_the_service_runs(
 ) -> None:
     (tmp_path / "budget").write_text("depth=1")
     settings = Settings(node_budget="depth=2", node_budget_file=str(tmp_path / "budget"))
-    app, scheduler, _ = stubbed(fake_manifest, settings=settings)
+    app, segmenter, _ = stubbed(fake_manifest, settings=settings)
 
     async def session() -> None:
         async with started(app), asyncio.timeout(5):
-            while scheduler.node_budget != Budget(depth=1):
+            while segmenter.model.node_budget != Budget(depth=1):
                 await asyncio.sleep(0.01)
 
     asyncio.run(session())
-    assert scheduler.state == "draining"  # the end of the app drains the scheduler
+    assert segmenter.state == "draining"  # the end of the app drains the engine

@@ -104,7 +104,7 @@ def test_an_unforeseen_error_is_a_failed_span_whose_answer_has_its_parent(
     def broken(*_: object) -> None:
         raise RuntimeError("secret of the engine room")
 
-    monkeypatch.setattr(world.scheduler, "submit", broken)
+    monkeypatch.setattr(world.segmenter.model.engine, "submit", broken)
     (answer,) = world.ask(post())
     (span,) = world.servers
     assert answer[0] == 500

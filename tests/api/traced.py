@@ -19,17 +19,17 @@ from service.api.app import create_app
 from service.api.tracing import Tracing
 from service.bundle import Manifest
 from service.engines.fake import FakeBackend
-from service.inference.engine import Scheduler
 from service.metrics import Metrics
 from service.settings import Settings
 from tests.api.asgi import body, call, started
 from tests.pictures import flat
+from tests.serving import segmenter_of
 
 WAIT_S = 30.0
 
 
 class World:
-    """The app with a real scheduler and a slow fake engine, and where its spans go."""
+    """The app with a real engine thread and a slow fake engine, and where its spans go."""
 
     def __init__(
         self, manifest: Manifest, to: SpanExporter | None = None, sample: float = 1.0
@@ -37,15 +37,15 @@ class World:
         self.kept = InMemorySpanExporter()
         self.metrics = Metrics(layers=4, max_batch=4)
         delay_s = {"front": 0.004, "decoder": 0.002} | {
-            f"d{depth}": 0.003 * depth for depth in (1, 2, 3, 4)
+            f"encoder-d{depth}": 0.003 * depth for depth in (1, 2, 3, 4)
         }
         self.backend = FakeBackend(manifest, delay_s=delay_s)
         settings = replace(Settings(), batch_wait_ms=50.0, drain_timeout_s=5.0)
-        self.scheduler = Scheduler(lambda: self.backend, manifest, settings, self.metrics)
-        tracing = Tracing(to or self.kept, sample=sample, version="1")
-        self.app: FastAPI = create_app(
-            settings, manifest, self.scheduler, self.metrics, tracing=tracing
+        self.segmenter = segmenter_of(
+            manifest, settings, backend=self.backend, metrics=self.metrics
         )
+        tracing = Tracing(to or self.kept, sample=sample, version="1")
+        self.app: FastAPI = create_app(settings, self.segmenter, self.metrics, tracing=tracing)
 
     def ask(self, *requests: dict[str, Any]) -> list[Any]:
         """Send these together to the started app, and end it, which sends the spans."""
@@ -61,7 +61,7 @@ class World:
     @asynccontextmanager
     async def ready(self) -> AsyncIterator[None]:
         async with asyncio.timeout(WAIT_S), started(self.app):
-            while self.scheduler.state != "ready":
+            while self.segmenter.model.state != "ready":
                 await asyncio.sleep(0.002)
             yield
 

@@ -17,9 +17,8 @@ from playwright.sync_api import ConsoleMessage, Error, Page, Request, expect
 from pycocotools import mask as coco
 
 from service.bundle import Manifest
-from service.core import Plan
-from service.engines.base import Features
-from service.engines.fake import FakeBackend, FakeFeatures
+from service.engines.base import Arrays, HostTensors, Tensors
+from service.engines.fake import FakeBackend
 from service.settings import Settings
 from tests.live_app import live_app
 from tests.pictures import quarters
@@ -33,17 +32,17 @@ class Shallow(FakeBackend):
 
     gate = threading.Event()  # closed, the engine stands still
 
-    def front(self, images: NDArray[np.uint8]) -> tuple[FakeFeatures, NDArray[np.float32]]:
-        assert self.gate.wait(20)
-        return super().front(images)
-
-    def decode(self, features: Features) -> NDArray[np.float32]:
-        probabilities = super().decode(features)
-        assert isinstance(features, FakeFeatures)
-        assert isinstance(features.plan, Plan)
-        wrong = DEPTHS - features.plan.depth
-        probabilities[..., :wrong] = np.roll(probabilities[..., :wrong], 1, axis=1)
-        return probabilities
+    def run(self, stage: str, tensors: Tensors | Arrays) -> HostTensors:
+        if stage == "front":
+            assert self.gate.wait(20)
+        made = super().run(stage, tensors)
+        if stage.startswith("encoder-d"):
+            missing = DEPTHS - int(stage.removeprefix("encoder-d"))
+            return HostTensors({**made.arrays, "missing": np.full(len(made["image"]), missing)})
+        if stage == "decoder":
+            for planes, wrong in zip(made["probabilities"], made["missing"], strict=True):
+                planes[..., :wrong] = np.roll(planes[..., :wrong], 1, axis=0)
+        return made
 
 
 @contextmanager
@@ -51,7 +50,7 @@ def serving(manifest: Manifest, **changes: Any) -> Iterator[str]:
     """The service's address. Every plan takes 5 ms a layer, so that deadlines and prices differ.
     changes: settings."""
     Shallow.gate.set()
-    delays = {plan.name: plan.depth * 0.005 for plan in manifest.plans}
+    delays = {manifest.encoder_of[plan.name]: plan.depth * 0.005 for plan in manifest.plans}
     engine = Shallow if manifest.task == "semantic" else FakeBackend
     settings = Settings(max_body_bytes=100_000, **changes)
     with live_app(manifest, lambda: engine(manifest, delay_s=delays), settings) as app:
