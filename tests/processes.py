@@ -51,5 +51,5 @@ def until(true: Callable[[], bool], limit_s: float, what: str = "what never came
     begun = time.monotonic()
     while not true():
         assert time.monotonic() - begun < limit_s, f"waited {limit_s} s for {what}"
-        time.sleep(0.02)
+        time.sleep(0.1)
     return time.monotonic() - begun

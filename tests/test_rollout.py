@@ -29,7 +29,10 @@ from tests.processes import ROOT, until
 from tests.replicas import Replica, replica
 
 LAG_S, PRE_STOP_S = 0.5, 1.0
-pytestmark = pytest.mark.timeout(300)  # a busy machine starts and drains slowly
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(300),  # a busy machine starts and drains slowly
+]
 
 
 def picture(width: int, height: int) -> bytes:
