@@ -36,6 +36,25 @@ SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLI
 Colour = tuple[float, float, float]
 Point = tuple[float, float, float]
 
+WALLS: tuple[Colour, ...] = (
+    (176, 152, 112),
+    (150, 98, 76),
+    (128, 84, 66),
+    (206, 198, 180),
+    (168, 164, 156),
+    (112, 108, 104),
+    (190, 170, 140),
+)
+PAINT: tuple[Colour, ...] = (
+    (28, 30, 34),
+    (150, 154, 160),
+    (205, 207, 208),
+    (120, 22, 26),
+    (30, 48, 96),
+    (84, 90, 96),
+    (36, 70, 60),
+)
+
 # metres; points closer than this slide forward along Z, which is exact for planes parallel to the
 # street
 _NEAR = 0.9
@@ -156,6 +175,20 @@ class Painter:
         self.ink.ellipse((x0, y0, x1, y1), fill=self.tint(colour, centre[2]))
         if label is not None:
             self.pen.ellipse((x0, y0, x1, y1), fill=label)
+
+    def box(
+        self,
+        label: int | None,
+        x: float,
+        z: float,
+        half: float,
+        low: float,
+        high: float,
+        colour: Colour,
+    ) -> None:
+        """An upright rectangle that faces the camera, metres."""
+        corners = [(x - half, low, z), (x + half, low, z), (x + half, high, z), (x - half, high, z)]
+        self.poly(label, corners, colour)
 
     # Ground and sky
     # ---------------------------------------------------------------------------------------------

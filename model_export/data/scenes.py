@@ -1,8 +1,9 @@
-"""Procedural street scenes with exact label masks, so that the recipe runs without any download.
+"""Procedural street scenes with exact label masks, so that training runs without any download.
 
-render() lays out a street in metres as a dash camera sees it, paints it back to front (scene_paint
-has the camera and the ground, scene_objects what stands on it), then adds light, weather and the
-camera's own faults. One number, clutter, sets the difficulty.
+render() lays out a street in metres as a dash camera sees it and paints it back to front:
+scene_paint has the camera and the ground, scene_surroundings what stands on it, scene_traffic who
+moves there. Then it adds light, weather and the camera's own faults. One number, clutter, sets the
+difficulty.
 """
 
 from __future__ import annotations
@@ -13,27 +14,19 @@ from functools import partial
 import numpy as np
 from PIL import ImageFilter
 
-from model_export.data.scene_objects import (
-    PAINT,
-    WALLS,
-    box,
-    building,
-    car,
-    cyclist,
-    fence,
-    person,
-    pole,
-    tree,
-)
 from model_export.data.scene_paint import (
     BUILDING,
     CLASSES,
+    PAINT,
     PEDESTRIAN,
+    WALLS,
     Painter,
     Point,
     noise,
     scale,
 )
+from model_export.data.scene_surroundings import building, fence, pole, tree
+from model_export.data.scene_traffic import car, cyclist, person
 
 __all__ = ["CLASSES", "render"]
 
@@ -186,7 +179,7 @@ def _street(p: Painter, bare: float) -> None:
                 (74, 92, 56),
             )
         else:
-            box(p, BUILDING, x, 110, u(4, 8), 0, u(4, 10), scale(rng.choice(WALLS), u(0.8, 1)))
+            p.box(BUILDING, x, 110, u(4, 8), 0, u(4, 10), scale(rng.choice(WALLS), u(0.8, 1)))
     for group in (houses, things):
         for _, paint in sorted(group, key=lambda item: -item[0]):
             paint()
