@@ -110,10 +110,10 @@ def _cut(root: Path) -> None:
             lambda root: _save(root / "masks" / "b.png", np.full((8, 12), 11, np.uint8)),
             r"masks/b\.png has labels \[11\]",
         ),
-        (_cut, r"images/b\.JPG is no image that can be read"),
+        (_cut, r"images/b\.JPG is no readable image"),
         (
             lambda root: (root / "masks" / "b.png").write_bytes(b"no image"),
-            r"masks/b\.png is no image that can be",
+            r"masks/b\.png is no readable image",
         ),
         (lambda root: (root / "images").rename(root / "pictures"), r"has no folder images/"),
         (lambda root: [f.unlink() for f in (root / "images").iterdir()], r"images lacks any image"),
@@ -185,7 +185,7 @@ def test_instance_folder_gives_objects_and_what_the_network_learns_of_them(cells
         ),
         (
             lambda root: (root / "instances" / "b.png").write_bytes(b"x"),
-            r"instances/b\.png is no image that can be",
+            r"instances/b\.png is no readable image",
         ),
         (
             lambda root: (root / "images").rename(root / "pictures"),
@@ -340,10 +340,10 @@ def test_splits_are_joined_by_a_plus(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ("train+test", "no split 'test'; choose one of .*'dev'.*, or some, as in train"),
+        ("train+test", "no split 'test'; choose one of .*'dev'.*, or several, as in train"),
         ("train+", "no split ''"),
         ("all+dev", "splits of 'all.dev' share images"),
-        ("train+val", "val is for comparing: use it alone"),
+        ("train+val", "val is for comparison: use it alone"),
     ],
 )
 def test_splits_that_cannot_be_joined_are_refused(tmp_path: Path, split: str, message: str) -> None:
@@ -501,7 +501,7 @@ def test_a_folder_s_meta_json_names_its_classes_colours_and_groups(folder: Path)
         ("[]", "expected {.*or no such file"),
         ("{", "expected {.*or no such file"),
         ('{"classes": "road"}', "at most 255 names"),
-        ('{"classes": ["road", "road"]}', "each another one"),
+        ('{"classes": ["road", "road"]}', "each a different one"),
         ('{"classes": ["road", "car"], "colors": [[0, 0, 0]]}', "for each of the 2 classes"),
         ('{"classes": ["road", "car"], "colors": [[0, 0, 0], [0, 0, 256]]}', "of 0 to 255"),
         ('{"splits": []}', "expected {.*or no such file"),

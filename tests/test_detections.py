@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_export.tasks import panoptic_quality as instance_quality
 from model_export.tasks.detections import average_precision, detections
+from tests import coco_average_precision
 
 
 def blobs(rng: np.random.Generator, most: int) -> np.ndarray:
@@ -40,7 +40,9 @@ def test_equals_coco(seed: int, images: int) -> None:
         seen.append((predicted, rng.uniform(size=int(predicted.max())).tolist(), truth))
     objects = sum(np.count_nonzero(np.unique(truth)) for *_, truth in seen)
     found = average_precision([detections(*image) for image in seen], objects)
-    assert found == pytest.approx(instance_quality.average_precision(seen), abs=1e-9, nan_ok=True)
+    assert found == pytest.approx(
+        coco_average_precision.average_precision(seen), abs=1e-9, nan_ok=True
+    )
 
 
 def test_hits_are_objects_with_half_of_the_union_and_an_object_is_found_once() -> None:

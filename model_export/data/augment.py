@@ -1,5 +1,5 @@
-"""Training crops: random scale, crop, flip and colour; and the plain placement on a canvas that the
-service uses."""
+"""Training crops (random scale, crop, flip and colour) and the plain placement on a canvas, as the
+service does it."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def random_crop(
     """(h, w, 3) uint8 and (h, w) uint8 of `size`. One resampling does scale and crop; outside is
     padding and void.
 
-    scale: range of the zoom, against the size that the image has on `canvas`, or its own size
-    without one. turn: also by quarter turns, where up and down mean nothing. Labels that lie right
-    of what the image shows do so in mirrored crops, too: a network learns where labels are to be,
-    and both ways would blur what is a pixel wide.
+    scale: range of the zoom, relative to the size that the image has on `canvas`, or to its own
+    size without one. turn: also turn by right angles, where up and down mean nothing. Labels that
+    lie to the right of what the image shows do so in mirrored crops, too: a network learns where
+    labels are expected, and shifts to both sides would blur what is a pixel wide.
     """
     if turn:
         quarters = int(rng.integers(4))
@@ -91,7 +91,7 @@ def random_crop(
 
 
 def jitter(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Gamma, gain, colour cast and saturation by one look-up table a channel and one blend with
+    """Gamma, gain, colour cast and saturation: one look-up table per channel and one blend with
     gray."""
     gamma = np.exp(rng.normal(0, 0.25))
     gain = np.exp(rng.normal(0, 0.15)) * np.exp(rng.normal(0, 0.05, 3))
@@ -113,9 +113,8 @@ def on_canvas(sample: Sample, size: tuple[int, int]) -> tuple[NDArray[np.uint8],
     inner = (max(1, round(height * factor)), max(1, round(width * factor)))
     image = Image.fromarray(sample.image)
     if inner != (height, width):
-        image = image.resize(
-            (inner[1], inner[0]), Image.Resampling.BILINEAR, reducing_gap=3.0
-        )  # as the service does
+        # as the service does
+        image = image.resize((inner[1], inner[0]), Image.Resampling.BILINEAR, reducing_gap=3.0)
     canvas = np.full((*size, 3), PAD, np.uint8)
     canvas[: inner[0], : inner[1]] = np.asarray(image)
     return canvas, inner

@@ -1,13 +1,11 @@
-"""Data sets. A data set is a sequence of `Sample`s with class names and colours; adding one is one
-small class here.
+"""Data sets: sequences of `Sample`s with class names and colours. A new one is a small class here.
 
-`CamVid` and `Nuclei` need their files, `Folder` and `InstanceFolder` take any images with labels,
-`Scenes` draws its own (no files at all).
+`CamVid` and `Nuclei` need their files, `Folder` takes any images with labels, `Scenes` draws its
+own and needs no files at all.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any, Protocol
 
 from model_export.data import scenes
 from model_export.data.folders import OBJECT, PALETTE, DataError, Folder, Sample
-from model_export.data.meta_json import groups_in, open_folder, open_instances
+from model_export.data.meta_json import groups_in, open_folder, open_instances, read_description
 from model_export.tasks import VOID
 
 __all__ = [
@@ -50,41 +48,40 @@ class Dataset(Protocol):
 
 def read_meta(root: Path, expected: str) -> dict[str, Any]:
     """Raises DataError that names the file and says what was expected."""
-    file = root / "meta.json"
-    if not file.exists():
+    if not (root / "meta.json").exists():
         raise DataError(f"{root} has no meta.json; expected {expected}")
-    found: dict[str, Any] = json.loads(file.read_text())
-    return found
+    return read_description(root)
 
 
 def pick(parts: dict[str, list[str]], split: str, name: str) -> list[str]:
     """The images of a split, or of several joined with "+"."""
     chosen = split.split("+")
-    for each in chosen:
-        if each not in parts:
+    for part in chosen:
+        if part not in parts:
             raise DataError(
-                f"{name} has no split {each!r}; choose one of {[*parts]}, or some, as in train+dev"
+                f"{name} has no split {part!r}; choose one of {[*parts]}, or several, as in "
+                f"train+dev"
             )
     if "val" in chosen and len(chosen) > 1:
-        raise DataError(f"{name}'s val is for comparing: use it alone, not as in {split!r}")
-    found = [image for each in chosen for image in parts[each]]
-    if len(set(found)) < len(found):
+        raise DataError(f"{name}'s val is for comparison: use it alone, not as in {split!r}")
+    images = [image for part in chosen for image in parts[part]]
+    if len(set(images)) < len(images):
         raise DataError(f"the splits of {split!r} share images; name each image once")
-    return found
+    return images
 
 
-# Contiguous stretches of every training sequence, as fractions of its frames; no network ever
-# trains on "gate". Frames are about a second apart, so single frames held out would have near twins
-# in the training set.
+# Contiguous stretches of every training sequence, as fractions of its frames. No network ever
+# trains on "gate". Frames are about a second apart, so a single frame held out would have near
+# duplicates in the training set.
 HELD_OUT = {"gate": (0.70, 0.80), "dev": (0.30, 0.40)}
 
 
 class CamVid(Folder):
     """CamVid, 11 classes, 480x360 (Brostow, Fauqueur, Cipolla 2009; the SegNet release's splits).
 
-    Splits: "train" without the held-out stretches, "gate" (gate's own training and calibration),
-    "dev" (to choose by, until a last run trains on it, too), "val" (official; for comparability
-    only), "all" = train + gate + dev. A group is a sequence.
+    Splits: "train" without the held-out stretches, "gate" (to train and calibrate the gate), "dev"
+    (to choose by, until a last run trains on it, too), "val" (official; for comparison only), "all"
+    = train + gate + dev. A group is a sequence.
     """
 
     def __init__(self, root: Path, split: str) -> None:
@@ -100,8 +97,8 @@ class CamVid(Folder):
             palette=colours,
             below=below,
             groups=groups_in(meta, root),
-            # As if they were every second pixel of 960x720: predictions fit best 0.25 to 0.5
-            # further right.
+            # The labels are as if they were every second pixel of 960x720: predictions fit best
+            # 0.25 to 0.5 pixels further right.
             labels_right=0.25,
         )
 
@@ -122,7 +119,7 @@ class CamVid(Folder):
         return held
 
 
-# Shares of the training images; nuclei's images are independent of each other, as far as is known.
+# Shares of the training images. As far as is known, the images are independent of each other.
 SHARES = {"gate": 0.203, "dev": 0.089}
 
 
@@ -130,8 +127,8 @@ class Nuclei(Folder):
     """Nuclei under the microscope (Data Science Bowl 2018, stage 1; Caicedo et al. 2019, CC0), one
     class.
 
-    Splits as CamVid's: "train", "gate" and "dev" are parts of the folder train/, "all" is all of
-    it; "val". A group is a kind of image: fluorescence, stained or brightfield.
+    Splits as CamVid's: "train", "gate" and "dev" are parts of the folder train/, "all" is the whole
+    of it; and "val". A group is a kind of image: fluorescence, stained or brightfield.
     """
 
     def __init__(self, root: Path, split: str) -> None:
@@ -149,8 +146,8 @@ class Nuclei(Folder):
 
     @staticmethod
     def _parts(splits: dict[str, list[dict[str, Any]]]) -> dict[str, list[str]]:
-        """Images of one kind and size are mostly of one laboratory: each part gets its share of
-        them."""
+        """Images of one kind and size mostly come from one laboratory, so each part gets its share
+        of them."""
         ordered = sorted(
             splits["train"], key=lambda entry: (entry["kind"], entry["size"], entry["id"])
         )
@@ -166,7 +163,7 @@ class Nuclei(Folder):
 
 
 def spread(index: int) -> float:
-    """In [0, 1); indices that follow each other cover the range evenly, be they few or many (golden
+    """In [0, 1): consecutive indices cover the range evenly, however many there are (golden
     ratio)."""
     return index * 0.6180339887498949 % 1.0
 
@@ -175,10 +172,10 @@ BARE = -1.0  # the clutter of a street with nothing in it
 
 
 class Scenes:
-    """Street scenes from our own generator: sample i of a seed is always the same, clutter is
-    spread over its range.
+    """Street scenes from our own generator. Sample i of a seed is always the same.
 
-    bare: share of streets with nothing in them (clutter -1), spread among the others.
+    clutter: the range over which the samples' clutter is spread. bare: share of streets with
+    nothing in them (clutter -1), spread among the others.
     """
 
     task = "semantic"
@@ -193,24 +190,17 @@ class Scenes:
         bare: float = 0.0,
     ) -> None:
         self.classes, self.palette, self.channels = scenes.CLASSES, PALETTE, len(scenes.CLASSES)
-        self.count, self.seed, self.clutter, self.size, self.bare = (
-            count,
-            seed,
-            clutter,
-            (height, width),
-            bare,
-        )
+        self.count, self.seed, self.size = count, seed, (height, width)
+        self.clutter, self.bare = clutter, bare
 
     def __len__(self) -> int:
         return self.count
 
     def clutter_of(self, index: int) -> float:
         (low, high), place = self.clutter, spread(index)
-        return (
-            BARE
-            if place < self.bare
-            else low + (high - low) * (place - self.bare) / (1 - self.bare)
-        )
+        if place < self.bare:
+            return BARE
+        return low + (high - low) * (place - self.bare) / (1 - self.bare)
 
     def __getitem__(self, index: int) -> Sample:
         height, width = self.size
@@ -232,8 +222,8 @@ SPECS = (
 def share_images(
     spec: str, other: str, root: Path | None = None, other_root: Path | None = None
 ) -> bool:
-    """Whether two data sets, each one of SPECS, have an image in common. Without roots they lie in
-    the same one."""
+    """Whether two data sets, each one of SPECS, have an image in common. Without roots they are
+    taken to lie in the same folder."""
     (kind, _, rest), (other_kind, _, other_rest) = spec.partition(":"), other.partition(":")
     if kind != other_kind:
         return False
@@ -251,21 +241,20 @@ def share_images(
 
 
 def is_nameless(spec: str) -> bool:
-    """Whether the data set, one of SPECS, is any folder: the same name elsewhere may mean other
+    """Whether the data set, one of SPECS, is any folder: elsewhere the same name may mean other
     images."""
     return spec.partition(":")[0] in ("folder", "instances")
 
 
 def refuse_shared(
-    flag: str, spec: str, root: Path | None, seen: str, seen_root: Path | None, by: str
+    flag: str, spec: str, root: Path | None, seen: str, seen_root: Path | None, learner: str
 ) -> None:
-    """Raises DataError where a data set that is to judge has images that the judged has seen. by:
-    who has."""
+    """Raises DataError where a data set that is to judge shares images with one that the learner
+    has seen. learner: "the network" or "the gate"."""
     if share_images(spec, seen, root, seen_root):
         raise DataError(
-            f"{flag} {spec} shares images with {seen}, which {by} learned from, so it would look "
-            f"better than it is: "
-            "name another split, subfolder or seed"
+            f"{flag} {spec} shares images with {seen}, which {learner} learned from, so it would "
+            f"look better than it is: name another split, subfolder or seed"
         )
 
 
@@ -289,13 +278,12 @@ def open_dataset(spec: str, root: Path | None) -> Dataset:
 
 def _scenes(spec: str) -> Scenes:
     rest = spec.partition(":")[2]
-    found = re.fullmatch(r"(?P<count>[1-9]\d*)?(:(?P<seed>\d+)(:(?P<bare>0?\.\d+))?)?", rest)
-    if found is None:
+    parts = re.fullmatch(r"(?P<count>[1-9]\d*)?(:(?P<seed>\d+)(:(?P<bare>0?\.\d+))?)?", rest)
+    if parts is None:
         raise DataError(
             f"unknown data set {spec!r}; scenes:COUNT[:SEED[:BARE]] takes a positive count, a "
-            f"whole number and a "
-            "share below 1, e.g. scenes:64:1:0.5"
+            f"whole number and a share below 1, e.g. scenes:64:1:0.5"
         )
     return Scenes(
-        int(found["count"] or 64), int(found["seed"] or 0), bare=float(found["bare"] or 0)
+        int(parts["count"] or 64), int(parts["seed"] or 0), bare=float(parts["bare"] or 0)
     )

@@ -1,7 +1,7 @@
 """Write generated scenes as a labelled folder: for `evaluate`, for `train-exits --train folder`, or
 to look at.
 
-Their difficulty is known, so they show whether a gate follows it: a scene's group is its fifth of
+Their difficulty is known, so they show whether a gate follows it. A scene's group is its fifth of
 the range of clutter.
 """
 
@@ -24,15 +24,15 @@ FIFTHS = 5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("out", type=Path, help="folder to make, with images/, masks/ and meta.json")
+    add("out", type=Path, help="new folder, with images/, masks/ and meta.json")
     add("--count", type=int, default=200)
     add(
         "--seed",
         type=int,
         default=0,
-        help="scenes of one seed are always the same; take another one to train on",
+        help="the scenes of a seed are always the same: take another seed to train on",
     )
-    levels = "its range: -1 a bare street, 0 a quiet one, 1 rain at dusk"
+    levels = "its range: -1 is a bare street, 0 a quiet one, 1 rain at dusk"
     add("--clutter", type=float, nargs=2, default=(0.0, 1.0), help=levels)
     add(
         "--bare",
@@ -46,8 +46,8 @@ def main(args: argparse.Namespace) -> None:
     low, high = args.clutter
     if not (-1 <= low <= high <= 1 and args.count > 0):
         raise DataError(
-            f"--clutter {low} {high} must be within -1 and 1 and rise, --count {args.count} be "
-            f"positive"
+            f"--clutter {low} {high} must lie within -1 and 1 and ascend, --count {args.count} "
+            f"must be positive"
         )
     if not 0 <= args.bare < 1:
         raise DataError(f"--bare {args.bare} must be from 0 to below 1")

@@ -35,18 +35,18 @@ Groups = Mapping[str, str]
 
 
 class DataError(ValueError):
-    """A data folder that cannot be used; the message names the file and what to change."""
+    """A data folder that cannot be used. The message names the file and what to change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """image: (H, W, 3) uint8 RGB. mask: (H, W) uint8, which of the network's channels each pixel
-    is, 255 = void.
+    """image: (H, W, 3) uint8 RGB. mask: (H, W) uint8, each pixel's channel of the network, 255 =
+    void.
 
     Semantic: the mask has the classes. Instance: it has background, core and border of objects
     (tasks/core_and_border.py), and instances are (H, W) uint16, 0 = background, k = object k.
-    group: the same for images that are alike, e.g. frames of one video. labels_right: pixels by
-    which the labels lie to the right of what the image shows.
+    group: the same for images that are alike, e.g. frames of one video. labels_right: how many
+    pixels the labels lie to the right of what the image shows.
     """
 
     name: str
@@ -171,4 +171,4 @@ def open_image(file: Path) -> Image.Image:
             image.load()
             return image
     except OSError as error:
-        raise DataError(f"{file} is no image that can be read: {error}") from error
+        raise DataError(f"{file} is no readable image: {error}") from error

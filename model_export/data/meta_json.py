@@ -1,4 +1,4 @@
-"""What a folder's meta.json says of its images: classes, their colours, groups. All of it is
+"""What a folder's meta.json says about its images: classes, their colours, groups. All of it is
 optional."""
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ FORM = (
 
 
 def open_folder(root: Path, below: str) -> Folder:
-    """Images with a class for every pixel; without meta.json, or where it names no classes, they
-    are CamVid's.
+    """Images with a class for every pixel. Without meta.json, or where it names no classes, the
+    classes are CamVid's.
 
     below: a folder inside images/ and masks/, "" = none. Raises DataError that names the file.
     """
@@ -47,8 +47,8 @@ def open_instances(root: Path, below: str) -> Folder:
     classes = classes_in(meta, root)[0] or ("object",)
     if len(classes) > 1:
         raise DataError(
-            f"{root / 'meta.json'} names {len(classes)} classes, but instances/ tells none apart: "
-            f"name one"
+            f"{root / 'meta.json'} names {len(classes)} classes, but instances/ does not tell "
+            f"classes apart: name one"
         )
     groups = groups_in(meta, root)
     return Folder(root, "instance", classes=classes, palette=(OBJECT,), below=below, groups=groups)
@@ -61,15 +61,13 @@ def read_description(root: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        found = json.loads(file.read_text())
-        return dict(found.items())
+        return dict(json.loads(file.read_text()).items())
     except (ValueError, AttributeError) as error:
         raise _unexpected(root, error) from error
 
 
 def classes_in(meta: dict[str, Any], root: Path) -> tuple[tuple[str, ...], Colours]:
-    """Names, and as many (red, green, blue), where nothing else is said those of PASCAL VOC's
-    colour map.
+    """Names, and as many (red, green, blue); by default those of PASCAL VOC's colour map.
 
     root: the folder that meta.json describes, for the messages.
     """
@@ -81,14 +79,14 @@ def classes_in(meta: dict[str, Any], root: Path) -> tuple[tuple[str, ...], Colou
         or len(names) > VOID
     ):
         raise DataError(
-            f"{root / 'meta.json'}: classes must be at most {VOID} names, each another one"
+            f"{root / 'meta.json'}: classes must be at most {VOID} names, each a different one"
         )
     if colours is None:
         return tuple(names), (OBJECT,) if len(names) == 1 else colour_map(len(names))
     if (
         not _is_list_of(colours, list)
         or len(colours) != len(names)
-        or not all(_is_colour(each) for each in colours)
+        or not all(_is_colour(colour) for colour in colours)
     ):
         raise DataError(
             f"{root / 'meta.json'}: colors must be [R, G, B] of 0 to 255 for each of the "
@@ -98,7 +96,7 @@ def classes_in(meta: dict[str, Any], root: Path) -> tuple[tuple[str, ...], Colou
 
 
 def groups_in(meta: dict[str, Any], root: Path) -> dict[str, str]:
-    """Image's name -> group, from the splits in meta.json; none where it has none. root: as in
+    """Image's name -> group, from the splits in meta.json; empty without splits. root: as in
     `classes_in`."""
     try:
         entries = [entry for split in meta.get("splits", {}).values() for entry in split]
@@ -112,8 +110,7 @@ def groups_in(meta: dict[str, Any], root: Path) -> dict[str, str]:
 
 
 def colour_map(count: int) -> Colours:
-    """PASCAL VOC's: the bits of 1, 2, .. dealt to red, green and blue in turn, the highest
-    first."""
+    """PASCAL VOC's: the bits of 1, 2, .. go to red, green and blue in turn, the highest first."""
 
     def channel(index: int, which: int) -> int:
         return sum(((index >> (3 * place + which)) & 1) << (7 - place) for place in range(8))
@@ -128,8 +125,8 @@ def _unexpected(root: Path, error: Exception) -> DataError:
 
 
 def _is_list_of(value: object, kind: type) -> bool:
-    return isinstance(value, list) and all(isinstance(each, kind) for each in value)
+    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
 
 
 def _is_colour(value: list[object]) -> bool:
-    return len(value) == 3 and all(type(each) is int and 0 <= each <= 255 for each in value)
+    return len(value) == 3 and all(type(part) is int and 0 <= part <= 255 for part in value)

@@ -8,12 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics.detection import PanopticQuality
 
-from model_export.tasks.panoptic_quality import (
-    average_precision,
-    image_quality,
-    match_counts,
-    panoptic_quality,
-)
+from model_export.tasks.panoptic_quality import image_quality, match_counts, panoptic_quality
+from tests.coco_average_precision import average_precision
 
 
 def _random(rng: np.random.Generator, objects: int) -> NDArray[np.uint16]:
