@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from model_export.data.datasets import VOID, DataError, Dataset, Sample, Scenes
 from model_export.tasks.core_and_border import core_and_border, gaps
-from model_export.training.batches import chances, draw_batch
+from model_export.training.batches import Batches, chances, draw_batch
 from tests.toy import CANVAS, Stripes
 
 
@@ -20,13 +21,11 @@ def _draw(
     scenes: float = 0.0,
     seed: int = 0,
     often: NDArray[np.float64] | None = None,
-    **changes: object,
+    **changes: Any,
 ) -> tuple[torch.Tensor | None, ...]:
-    values = {"crop": "64x96", "zoom": (0.6, 1.6), "turn": False, "batch": 4, "scenes": scenes}
-    values["gap_weight"] = 1.0
-    args = argparse.Namespace(**{**values, **changes})
+    batches = replace(Batches(4, scenes, CANVAS, (0.6, 1.6), False, 1.0), **changes)
     return draw_batch(
-        train, Scenes(3, height=60, width=80), args, CANVAS, np.random.default_rng(seed), often
+        train, Scenes(3, height=60, width=80), batches, CANVAS, np.random.default_rng(seed), often
     )
 
 
@@ -58,7 +57,7 @@ def test_emphasis_is_on_the_gaps_of_the_crops() -> None:
 
 
 def test_batches_take_the_sizes_and_labels_of_the_data() -> None:
-    images, masks, _ = _draw(Stripes(), batch=3)
+    images, masks, _ = _draw(Stripes(), size=3)
     assert images.shape == (3, *CANVAS, 3)
     assert set(masks.unique().tolist()) <= {0, 1, VOID}
 
@@ -86,7 +85,7 @@ def test_balance_gives_a_group_a_share_between_its_own_and_that_of_every_other(
     assert often.sum() == pytest.approx(1)
     assert often[9] == pytest.approx(rare)
     assert np.allclose(often[:9], often[0])
-    _, masks, _ = _draw(Kinds(), often=often, batch=400, zoom=(1.0, 1.0))
+    _, masks, _ = _draw(Kinds(), often=often, size=400, zoom=(1.0, 1.0))
     assert (masks.flatten(1) == 1).any(1).float().mean().item() == pytest.approx(rare, abs=0.06)
 
 

@@ -255,7 +255,7 @@ def test_instances_are_measured_by_panoptic_quality_and_average_precision(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seer = write_bundle(tmp_path / "cells", task="instance")
-    for name, border in (("plain", 0), ("bordered", 1)):
+    for name, border in (("bare", 0), ("bordered", 1)):
         write_image(tmp_path / "data", name, *objects(border), labels="instances")
     shown, found = run(capsys, seer, "--data", tmp_path / "data")
     rows = by_name(found)
@@ -450,12 +450,12 @@ SPOILED: dict[str, tuple[Spoil, str, str]] = {
     "broken mask": (
         lambda d: (d / "masks/b_0.png").write_bytes(b"no"),
         "masks/b_0.png",
-        "no image",
+        "no readable image",
     ),
     "broken image": (
         lambda d: (d / "images/b_0.png").write_bytes(b"no"),
         "images/b_0.png",
-        "no image",
+        "no readable image",
     ),
     "too small": (
         lambda d: [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 
 from model_export.data.augment import on_canvas
 from model_export.data.datasets import VOID, DataError, Sample, Scenes
-from model_export.gating.derive_targets import both_parts, measure, view_of
+from model_export.gating.derive_targets import DataOptions, measure_parts, measure_plans, view_of
 from model_export.gating.gate_regression import STRENGTHS, cross_validate, fit, out_of_fold, predict
 from model_export.gating.policies import by_beta, compare, resample
 from model_export.gating.train_gate import Images, blocks_of, left_out, limit, winnings
@@ -88,7 +87,7 @@ def test_views_of_an_image_stay_together_and_void_images_are_left_out() -> None:
     """Cross-validation takes contiguous folds: a view in another fold than its image would give the
     answer away."""
     model = Segmenter(toy(2, 1)).eval()
-    found = measure(model, [Knobs(1)], [Stripes(), _Void()], "stripes", CANVAS, 3, 0)
+    found = measure_plans(model, [Knobs(1)], [Stripes(), _Void()], "stripes", CANVAS, 3, 0)
     first = ["stripe-0", "stripe-0-1", "stripe-0-2"]
     assert found["names"].tolist() == [*first, "stripe-1", "stripe-1-1", "stripe-1-2", *first]
     assert not np.array_equal(found["counts"][0], found["counts"][1])
@@ -129,11 +128,11 @@ def test_objects_have_no_more_views_than_orientations(
     monkeypatch.setattr(
         "model_export.gating.derive_targets.open_dataset", lambda spec, root: _Corner()
     )
-    arguments = Namespace(fit=["corner"], held="another", data=None, views=9, seed=0)
+    options = DataOptions(None, ["corner"], "another", 9, 0)
     with pytest.raises(DataError, match="--views 9 must be at least 1 and, for objects, at most 8"):
         next(
-            both_parts(
-                load_model(toy_run), [Knobs(3)], CANVAS, arguments, [], Path("none"), Path("none")
+            measure_parts(
+                load_model(toy_run), [Knobs(3)], CANVAS, options, [], Path("none"), Path("none")
             )
         )
 
@@ -272,7 +271,9 @@ def test_report_says_what_a_gate_wins_on_images_that_it_has_not_seen() -> None:
 
 def test_the_limit_is_what_knowing_other_views_wins_on_the_plain_ones() -> None:
     rng, cost = np.random.default_rng(0), np.array([5.0, 9.0])
-    own = rng.normal(0, 0.03, 80)  # what an image gains by the dear plan; each view adds its luck
+    own = rng.normal(
+        0, 0.03, 80
+    )  # what an image gains by the expensive plan; each view adds its luck
     luck = rng.normal(0, 0.03, (80, 8))
     gain = (own[:, None] + luck).ravel()
     quality, views = np.stack((np.full(640, 0.7), 0.7 + gain), 1), np.tile(np.arange(8), 80)

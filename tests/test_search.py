@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from model_export.data.datasets import VOID, Sample, Scenes
 from model_export.gating.search_plans import (
     NOISE,
-    Found,
-    candidates,
-    choose,
+    Candidate,
+    choose_plans,
+    combinations_of,
     measure_quality,
     shares,
 )
@@ -39,16 +39,16 @@ pytestmark = pytest.mark.timeout(900)  # a test of the toy run waits for its tra
 
 
 def test_every_combination_is_tried_and_keep_only_where_something_can_be_paused() -> None:
-    found = candidates(tiny(), (1.0, 0.5, 0.25), (1.0, 0.5, 0.25))
+    found = combinations_of(tiny(), (1.0, 0.5, 0.25), (1.0, 0.5, 0.25))
     assert len(found) == len(set(found)) == 4 * 3 + 2 * 3 * 3
     assert all(plan.keep == 1 or plan.depth >= 5 for plan in found)
     assert Knobs(6, 0.25, 0.25) in found
     assert Knobs(5, 0.5, 1.0) in found
-    assert {plan.keep for plan in candidates(standard(), (1.0, 0.5), (1.0,))} == {1.0}
+    assert {plan.keep for plan in combinations_of(standard(), (1.0, 0.5), (1.0,))} == {1.0}
 
 
 def test_the_full_plan_is_tried_even_if_nobody_asks_for_it() -> None:
-    assert Knobs(6) in candidates(tiny(), (0.5,), (0.25,))
+    assert Knobs(6) in combinations_of(tiny(), (0.5,), (0.25,))
 
 
 @pytest.mark.parametrize("text", ["", "2", "0", "1,x", "1,,0.5", "-0.5"])
@@ -64,57 +64,72 @@ costs = st.floats(0.1, 100, allow_nan=False)
 SOME = [Knobs(d, k, w) for d in (1, 2, 3) for k in (1.0, 0.5) for w in (1.0, 0.5)]
 measured = st.lists(
     st.tuples(costs, costs, st.floats(0, 1)), min_size=len(SOME), max_size=len(SOME)
-).map(lambda rows: [Found(knobs, *row) for knobs, row in zip(SOME, rows, strict=True)])
+).map(lambda rows: [Candidate(knobs, *row) for knobs, row in zip(SOME, rows, strict=True)])
 
 
-@given(found=measured, most=st.integers(2, 12))
-def test_chosen_plans_are_a_front_that_ends_in_the_full_plan(found: list[Found], most: int) -> None:
-    chosen, full = choose(found, most), found[SOME.index(Knobs(3))]
+def depths(plans: list[Candidate]) -> list[int]:
+    return [plan.knobs.depth for plan in plans]
+
+
+@given(candidates=measured, most=st.integers(2, 12))
+def test_chosen_plans_are_a_front_that_ends_in_the_full_plan(
+    candidates: list[Candidate], most: int
+) -> None:
+    chosen, full = choose_plans(candidates, most), candidates[SOME.index(Knobs(3))]
     assert chosen[-1] is full
     assert len(chosen) <= most
     assert all(low.gflops < high.gflops and low.ms < high.ms for low, high in pairwise(chosen))
     assert all(high.quality - low.quality >= NOISE for low, high in pairwise(chosen[:-1]))
-    cheaper = [f for f in found if f.gflops < full.gflops and f.ms < full.ms]
+    cheaper = [
+        candidate
+        for candidate in candidates
+        if candidate.gflops < full.gflops and candidate.ms < full.ms
+    ]
     assert bool(cheaper) == bool(chosen[:-1])
-    # What is left out, though there was room, is no better than something that is no dearer by one
-    # of both.
+    # What is left out, though there was room, is no better than a plan that is no more expensive by
+    # one of both.
     if len(chosen) < most:
-        for f in cheaper:
-            rivals = [c.quality for c in chosen if c.gflops <= f.gflops or c.ms <= f.ms]
+        for candidate in cheaper:
+            rivals = [
+                c.quality for c in chosen if c.gflops <= candidate.gflops or c.ms <= candidate.ms
+            ]
             assert rivals
-            assert max(rivals) > f.quality - NOISE
+            assert max(rivals) > candidate.quality - NOISE
 
 
-@given(found=measured, least=st.integers(2, 12))
+@given(candidates=measured, least=st.integers(2, 12))
 def test_a_short_front_is_filled_up_with_cheaper_plans_than_the_full_one(
-    found: list[Found], least: int
+    candidates: list[Candidate], least: int
 ) -> None:
-    front, filled, full = choose(found, 12), choose(found, 12, least), found[SOME.index(Knobs(3))]
-    assert {f.knobs for f in front} <= {f.knobs for f in filled}
+    front, filled = choose_plans(candidates, 12), choose_plans(candidates, 12, least)
+    full = candidates[SOME.index(Knobs(3))]
+    assert {candidate.knobs for candidate in front} <= {candidate.knobs for candidate in filled}
     assert filled[-1] is full
-    assert len({f.knobs for f in filled}) == len(filled) <= max(least, len(front))
+    assert len({candidate.knobs for candidate in filled}) == len(filled) <= max(least, len(front))
     assert all(low.gflops < high.gflops and low.ms < high.ms for low, high in pairwise(filled))
 
 
 def test_a_short_front_is_filled_where_the_steps_in_cost_are_widest() -> None:
     """Depth 1 is as good as all others: the front has nothing between it and the full plan."""
     costs = {1: 1, 2: 2, 3: 4, 4: 5, 5: 6, 6: 10}
-    found = [Found(Knobs(depth), cost, cost, 0.5 - depth / 1e4) for depth, cost in costs.items()]
-    found[4] = Found(Knobs(5), 6, 6, 0.49999)
-    assert [f.knobs.depth for f in choose(found, 9)] == [1, 6]
-    assert [f.knobs.depth for f in choose(found, 9, 3)] == [1, 5, 6]  # the best between 1 and 10
-    assert [f.knobs.depth for f in choose(found, 9, 4)] == [1, 2, 5, 6]  # the best between 1 and 6
-    assert [f.knobs.depth for f in choose(found, 9, 12)] == [1, 2, 3, 4, 5, 6]
-
-
-def test_a_dearer_plan_must_be_better_by_more_than_noise() -> None:
-    found = [
-        Found(Knobs(1), 1, 1, 0.60),
-        Found(Knobs(2), 2, 2, 0.6009),
-        Found(Knobs(3), 3, 3, 0.6011),
+    candidates = [
+        Candidate(Knobs(depth), cost, cost, 0.5 - depth / 1e4) for depth, cost in costs.items()
     ]
-    found += [Found(Knobs(4), 4, 4, 0.6012)]
-    assert [f.knobs.depth for f in choose(found, 9)] == [
+    candidates[4] = Candidate(Knobs(5), 6, 6, 0.49999)
+    assert depths(choose_plans(candidates, 9)) == [1, 6]
+    assert depths(choose_plans(candidates, 9, 3)) == [1, 5, 6]  # the best between 1 and 10
+    assert depths(choose_plans(candidates, 9, 4)) == [1, 2, 5, 6]  # the best between 1 and 6
+    assert depths(choose_plans(candidates, 9, 12)) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_more_expensive_plan_must_be_better_by_more_than_noise() -> None:
+    candidates = [
+        Candidate(Knobs(1), 1, 1, 0.60),
+        Candidate(Knobs(2), 2, 2, 0.6009),
+        Candidate(Knobs(3), 3, 3, 0.6011),
+    ]
+    candidates += [Candidate(Knobs(4), 4, 4, 0.6012)]
+    assert depths(choose_plans(candidates, 9)) == [
         1,
         3,
         4,
@@ -123,19 +138,21 @@ def test_a_dearer_plan_must_be_better_by_more_than_noise() -> None:
 
 def test_a_plan_that_does_less_but_is_slower_than_a_better_one_is_left_out() -> None:
     slow, good, full = (
-        Found(Knobs(1), 7.3, 121, 0.61),
-        Found(Knobs(1, 1, 0.5), 7.6, 112, 0.62),
-        Found(Knobs(2), 9, 140, 0.63),
+        Candidate(Knobs(1), 7.3, 121, 0.61),
+        Candidate(Knobs(1, 1, 0.5), 7.6, 112, 0.62),
+        Candidate(Knobs(2), 9, 140, 0.63),
     )
-    assert choose([slow, good, full], 9) == [good, full]
-    assert choose([slow, Found(good.knobs, 7.6, 112, 0.60), full], 9) == [slow, full]
+    assert choose_plans([slow, good, full], 9) == [good, full]
+    assert choose_plans([slow, Candidate(good.knobs, 7.6, 112, 0.60), full], 9) == [slow, full]
 
 
 def test_of_too_many_plans_those_stay_that_serve_most_budgets_best() -> None:
     rows = {1: (1, 0.50), 2: (2, 0.60), 3: (2.1, 0.605), 4: (4, 0.66), 5: (4.2, 0.69), 6: (8, 0.70)}
-    found = [Found(Knobs(depth), cost, cost, quality) for depth, (cost, quality) in rows.items()]
-    assert [f.knobs.depth for f in choose(found, 4)] == [1, 2, 5, 6]
-    assert [f.knobs.depth for f in choose(found, 2)] == [1, 6]
+    candidates = [
+        Candidate(Knobs(depth), cost, cost, quality) for depth, (cost, quality) in rows.items()
+    ]
+    assert depths(choose_plans(candidates, 4)) == [1, 2, 5, 6]
+    assert depths(choose_plans(candidates, 2)) == [1, 6]
 
 
 # ---- quality

@@ -1,12 +1,12 @@
-"""Step A: its parts, and that a stopped run goes on as if it had not been."""
+"""Step A: its parts, and that a stopped run continues as if it had not been stopped."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,14 +15,15 @@ from safetensors.torch import load_file
 
 from model_export.data.augment import parse_size
 from model_export.data.datasets import Scenes
-from model_export.gating.derive_targets import measure
+from model_export.gating.derive_targets import measure_plans
 from model_export.network.config import proscale, tiny
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
-from model_export.training.initial_weights import config_of
+from model_export.training.initial_weights import InitialOptions, config_of
+from model_export.training.optimizer import parameter_groups, rate
+from model_export.training.quality import dev_quality, knobs_to_watch
 from model_export.training.runs import Average, append_log, read_config, read_log, trained_on
 from model_export.training.supernet import TERMS
-from model_export.training.train_exits import look, parameter_groups, rate, watched
 from tests.toy import CANVAS, Stripes, Words, command, toy
 
 pytestmark = pytest.mark.usefixtures("toy_config")
@@ -44,45 +45,42 @@ def test_sizes_must_fit_the_stride(text: str) -> None:
     assert parse_size("64x96") == CANVAS
 
 
-def _arguments(**changes: object) -> argparse.Namespace:
-    none = dict.fromkeys(
-        ("backbone", "pause_after", "pixel_embedding", "matching", "queries", "schedule")
-    )
-    return argparse.Namespace(**{"config": "tiny", "recalibration": False, **none, **changes})
+def _options(**changes: Any) -> InitialOptions:
+    return InitialOptions(**{"config": "tiny", **changes})
 
 
 def test_config_takes_the_command_line_s_changes() -> None:
-    assert config_of(_arguments(schedule="1,2,3"), Scenes(1)).schedule == proscale(1, 2, 3)
-    assert config_of(_arguments(), Scenes(1)).schedule == toy().schedule
-    assert config_of(_arguments(schedule="1,1,4", pause_after=2), Scenes(1)).pauses_from == 3
-    changed = config_of(_arguments(matching="hungarian", queries=20, recalibration=True), Scenes(1))
+    assert config_of(_options(schedule="1,2,3"), Scenes(1)).schedule == proscale(1, 2, 3)
+    assert config_of(_options(), Scenes(1)).schedule == toy().schedule
+    assert config_of(_options(schedule="1,1,4", pause_after=2), Scenes(1)).pauses_from == 3
+    changed = config_of(_options(matching="hungarian", queries=20, recalibration=True), Scenes(1))
     assert (changed.matching, changed.queries, changed.recalibration) == ("hungarian", 20, True)
 
 
 def test_config_is_that_of_what_a_run_starts_from() -> None:
     source = replace(toy(), backbone="mobilenet_v2", schedule=proscale(1, 1, 1))
-    assert config_of(_arguments(config=None), Scenes(1), source) == source
+    assert config_of(_options(config=None), Scenes(1), source) == source
     assert (
-        config_of(_arguments(config=None, schedule="standard"), Scenes(1), source).backbone
+        config_of(_options(config=None, schedule="standard"), Scenes(1), source).backbone
         == "mobilenet_v2"
     )
-    assert config_of(_arguments(), Scenes(1), source) == toy(), (
+    assert config_of(_options(), Scenes(1), source) == toy(), (
         "a config that is named goes before it"
     )
-    two = config_of(_arguments(config=None), Stripes(), source)
+    two = config_of(_options(config=None), Stripes(), source)
     assert (two.classes, two.queries, two.backbone) == (2, 2, "mobilenet_v2"), "one query a class"
 
 
 @pytest.mark.parametrize("schedule", ["2,2", "a,b,c", "", "1,2,3,4", "0,0,0", "-1,2,2"])
 def test_config_refuses_other_schedules(schedule: str) -> None:
     with pytest.raises(ValueError, match="schedule"):
-        config_of(_arguments(schedule=schedule), Scenes(1))
+        config_of(_options(schedule=schedule), Scenes(1))
 
 
 def test_config_takes_task_and_channels_from_the_data() -> None:
     objects = Stripes()
     objects.task, objects.channels = "instance", 3
-    config = config_of(_arguments(queries=3), objects)
+    config = config_of(_options(queries=3), objects)
     assert (config.task, config.classes) == ("instance", 3)
 
 
@@ -107,14 +105,16 @@ def test_parameter_groups_hold_every_parameter_once() -> None:
 
 def test_a_new_data_set_is_one_class() -> None:
     model = Segmenter(toy(2, 2)).eval()
-    assert list(look(model, Stripes(), CANVAS)) == [
+    assert list(dev_quality(model, Stripes(), CANVAS)) == [
         "dev_d1",
         "dev_d2",
         "dev_d2-w50",
         "dev_d2-k25",
         "dev_d2-k25-w50",
     ]
-    assert measure(model, [Knobs(1)], [Stripes()], "stripes", CANVAS, 1, 0)["counts"].shape == (
+    assert measure_plans(model, [Knobs(1)], [Stripes()], "stripes", CANVAS, 1, 0)[
+        "counts"
+    ].shape == (
         2,
         1,
         2,
@@ -123,7 +123,7 @@ def test_a_new_data_set_is_one_class() -> None:
 
 
 def test_the_log_shows_every_exit_and_the_other_knobs_at_the_deepest() -> None:
-    assert watched(toy()) == [
+    assert knobs_to_watch(toy()) == [
         Knobs(1),
         Knobs(2),
         Knobs(3),
@@ -132,7 +132,7 @@ def test_the_log_shows_every_exit_and_the_other_knobs_at_the_deepest() -> None:
         Knobs(3, 0.25, 0.5),
     ]
     plain = replace(toy(), widths=(1.0,), pause_after=None)
-    assert watched(plain) == [Knobs(1), Knobs(2), Knobs(3)]
+    assert knobs_to_watch(plain) == [Knobs(1), Knobs(2), Knobs(3)]
 
 
 def test_average_follows_at_once_early_and_slowly_late() -> None:
@@ -282,7 +282,7 @@ def test_a_run_can_start_from_the_weights_of_another(
     tune_words: Words, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command(*tune_words, trained_run, "--out", tmp_path / "tuned") == 0
-    assert "start anew" not in capsys.readouterr().out
+    assert "are new" not in capsys.readouterr().out
     before, after = (
         load_file(run / "model.safetensors") for run in (trained_run, tmp_path / "tuned")
     )
@@ -300,7 +300,7 @@ def test_a_run_can_start_from_the_weights_of_another(
         command(*tune_words, trained_run, "--schedule", "0,0,3", "--out", tmp_path / "other") == 1
     )
     message = capsys.readouterr().err
-    assert "of another config" in message
+    assert "has another config" in message
     assert "add --partly" in message
     assert command(*tune_words, tmp_path / "none", "--out", tmp_path / "third") == 1
     assert "is no run" in capsys.readouterr().err
@@ -331,7 +331,7 @@ def test_a_run_of_another_config_takes_the_weights_that_fit_and_names_the_others
         "0,1,2",
     )
     assert command(*words, "--out", run, "--stop-after", "0") == 0
-    anew = capsys.readouterr().out.splitlines()[0].partition("these start anew: ")[2].split(", ")
+    anew = capsys.readouterr().out.splitlines()[0].partition("these are new: ")[2].split(", ")
     before, after = (load_file(folder / "model.safetensors") for folder in (trained_run, run))
     assert {n for n in after if n not in before or before[n].shape != after[n].shape} == {*anew}
     assert "encoder.layers.0.attention.offsets.weight" in anew, (

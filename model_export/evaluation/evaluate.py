@@ -22,7 +22,7 @@ from scipy.stats import spearmanr
 from model_export.data.datasets import open_dataset
 from model_export.evaluation.evaluate_bundle import evaluate
 from model_export.evaluation.training_curves import plot_run
-from model_export.gating.derive_targets import measure
+from model_export.gating.derive_targets import measure_plans
 from model_export.gating.policies import BETAS, Shares, by_beta, by_margin, dealt_at_random, fixed
 from model_export.network.knobs import Knobs
 from model_export.tasks import TASKS, Task, qualities
@@ -162,7 +162,7 @@ def evaluate_run(run: Path, data: Path | None, on: str | None) -> None:
     if on is not None:
         dataset = open_dataset(on, data)
         targets, classes = (
-            measure(model, plans, [dataset], on, canvas, 1, 0) | {"spec": np.array(on)},
+            measure_plans(model, plans, [dataset], on, canvas, 1, 0) | {"spec": np.array(on)},
             dataset.classes,
         )
     counts, scores = (

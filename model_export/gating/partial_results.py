@@ -1,5 +1,5 @@
-"""What a long measurement has found so far, in one file, so that the same command goes on where it
-was stopped."""
+"""The results of a long measurement so far, in one file: the same command continues where it was
+stopped."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ Row = dict[str, NDArray[Any]]  # in every row the same names and shapes
 
 
 def key_of(weights: Path, *about: object) -> str:
-    """weights: the network's file. about: all else that the rows depend on, as JSON has it."""
+    """weights: the network's file. about: everything else that the rows depend on, JSON values."""
     digest = hashlib.sha256(weights.read_bytes())
     digest.update(json.dumps(about).encode())
     return digest.hexdigest()
 
 
-class Kept:
-    """rows: of the steps so far, in their order; None is a step that there was nothing to measure
-    in.
+class PartialResults:
+    """rows: one for each step so far, in order; None for a step with nothing to measure.
 
-    key: names all that the rows depend on. Rows of another key are forgotten. Without a path
-    nothing is kept.
+    key: stands for all that the rows depend on; a file with another key is ignored. Without a path
+    nothing is saved.
     """
 
     def __init__(self, path: Path | None = None, key: str = "") -> None:
@@ -56,7 +55,7 @@ class Kept:
             self.save()
 
     def columns(self) -> Row:
-        """By name, the rows in which there was something, stacked."""
+        """Name -> the rows with something to measure, stacked."""
         known = [row for row in self.rows if row is not None]
         return {name: np.stack([row[name] for row in known]) for name in known[0]} if known else {}
 

@@ -1,9 +1,8 @@
-"""A bundle for other data or another trade-off: a new gate, new margins, new qualities of plans;
-nothing is trained.
+"""A bundle for other data or another trade-off: a new gate, new margins, new qualities of plans.
 
-This is ECO-M2F's promise (arXiv 2404.15244) that a new budget repeats only the cheap steps. The
-network stays what it is, and so do the graphs: the gate's tensors take the places of the old ones
-in the weights file.
+The network is not trained. This is ECO-M2F's promise (arXiv 2404.15244) that a new budget repeats
+only the cheap steps. Network and graphs stay as they are: the new gate's tensors replace the old
+ones in the weights file.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import numpy as np
 
 from model_export.export.weights import read_entries
 from model_export.export.write_manifest import worth
-from model_export.gating.derive_targets import add_data_arguments, both_parts
+from model_export.gating.derive_targets import add_data_arguments, data_options, measure_parts
 from model_export.gating.train_gate import add_block_argument, fit_and_calibrate
 from model_export.network.knobs import Knobs
 from model_export.tasks import TASKS, qualities
@@ -41,15 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    begun = time.monotonic()
+    began = time.monotonic()
     manifest = bundle.load(args.bundle).manifest
     if args.out.exists() and any(args.out.iterdir()):
         raise RunError(f"{args.out} is not empty; choose another --out or delete it")
     model, _, canvas = read_weights(args.bundle / WEIGHTS)
     plans = [Knobs.parse(plan.name) for plan in manifest.plans]
     seen, place = seen_by_bundle(manifest), args.out.resolve()
+    options = data_options(args)
     parts: dict[str, dict[str, Any]] = dict(
-        both_parts(model, plans, canvas, args, seen, args.bundle / WEIGHTS, place)
+        measure_parts(model, plans, canvas, options, seen, args.bundle / WEIGHTS, place)
     )
     cost = np.array([plan.gflops for plan in manifest.plans])
     gate, fitted = fit_and_calibrate(model.config, parts, cost, args.block)
@@ -60,8 +60,8 @@ def main(args: argparse.Namespace) -> None:
     write_weights(args.out / WEIGHTS, model.cpu(), gate, canvas)
     if read_entries(args.out / WEIGHTS) != read_entries(args.bundle / WEIGHTS):
         raise RunError(
-            f"{args.bundle} was written by another version: its graphs look for the gate in "
-            f"another place"
+            f"{args.bundle} was written by another version: its graphs expect the gate in another "
+            f"place"
         )
     quality = qualities(TASKS[model.config.task], parts["held"]["counts"])  # (N, plans)
     changed = replace(
@@ -84,7 +84,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"{plan.name:<12} {plan.gflops:6.2f} GFLOPs, quality {plan.quality:.4f}")
     margins = [{"asked": row.asked, "margin": row.margin} for row in changed.margins]
     images = sum(len(targets["names"]) for targets in parts.values())
-    seconds = round(time.monotonic() - begun, 1)
+    seconds = round(time.monotonic() - began, 1)
     print(
         json.dumps(
             {"bundle": str(args.out), "seconds": seconds, "images": images, "margins": margins}

@@ -1,11 +1,11 @@
 """Which plans are worth having: cost and quality of every combination of depth, keep and width, and
 the best of them.
 
-Costs are what is served: every candidate's encoder is exported, its GFLOPs are counted from the
-graph, and its milliseconds measured with the service's own engine, in rounds of all candidates, so
-that a drift of the machine hits all alike. Quality is the mean over the images of a data set that
-the network was not trained on; its counts are kept beside the run, so that a search that was
-stopped goes on.
+Costs are those of serving: every candidate's encoder is exported, its GFLOPs are counted from the
+graph, and its milliseconds are measured with the service's own engine, in rounds of all candidates,
+so that a drift of the machine affects all of them alike. Quality is the mean over the images of a
+data set that the network was not trained on. Its counts are saved beside the run, so that a search
+that was stopped can continue.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from model_export.export.flops import count_gflops
 from model_export.export.weights import write_stages
 from model_export.export.write_bundle import open_samples
 from model_export.export.write_manifest import manifest_of, plan_of
-from model_export.gating.derive_targets import measure
-from model_export.gating.partial_results import Kept, key_of
+from model_export.gating.derive_targets import measure_plans
+from model_export.gating.partial_results import PartialResults, key_of
 from model_export.network.config import Config
 from model_export.network.gate import Gate, gate_inputs
 from model_export.network.knobs import Knobs
@@ -48,13 +48,13 @@ from service.engines.onnxruntime import OnnxRuntimeBackend
 from service.inference.stages import Stages
 
 CACHE = "search.npz"
-NOISE = 0.001  # of quality: a plan that is dearer must be better by this much
+NOISE = 0.001  # of quality: a more expensive plan must be better by at least this much
 WARM_UP = 2  # rounds that are not counted
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """One candidate. gflops, ms: of front, encoder and decoder together. quality: mean over images,
+class Candidate:
+    """gflops, ms: of front, encoder and decoder together. quality: mean over images,
     0..1."""
 
     knobs: Knobs
@@ -81,61 +81,84 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--least",
         type=int,
-        help="plans to choose at least, where there are so many; default: 6, or --most if less",
+        help="plans to choose at least, if there are as many; default: 6, or --most if less",
     )
     add(
         "--threads",
         type=int,
         default=os.cpu_count() or 1,
-        help="of the engine, while milliseconds are measured",
+        help="threads of the engine while milliseconds are measured",
     )
-    add("--rounds", type=int, default=15, help="of the measurement; medians count")
+    add("--rounds", type=int, default=15, help="rounds of the measurement; medians count")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The arguments above, with least filled in."""
+
+    run: Path
+    data: Path | None
+    on: str
+    keeps: Sequence[float]
+    widths: Sequence[float] | None
+    most: int
+    least: int
+    threads: int
+    rounds: int
 
 
 def main(args: argparse.Namespace) -> None:
-    config, canvas, _ = read_config(args.run)
-    for each in trained_on(args.run):
-        refuse_shared("--on", args.on, args.data, *each, "the network")
-    model, data = load_model(args.run), open_samples(args.on, args.data, config)
-    widths = config.widths if args.widths is None else shares("--widths", args.widths)
-    plans = candidates(config, shares("--keeps", args.keeps), widths)
     least = min(6, args.most) if args.least is None else args.least
     if not 2 <= least <= args.most or args.rounds < 1 or args.threads < 1:
         raise ValueError(
             "--least and --most must be at least 2 (the cheapest and the full plan) and not cross, "
             "--rounds and --threads at least 1"
         )
-    counts = measure_quality(args.run, model, data, args.on, canvas, plans)
+    keeps = shares("--keeps", args.keeps)
+    widths = None if args.widths is None else shares("--widths", args.widths)
+    search(Options(**vars(args) | {"keeps": keeps, "widths": widths, "least": least}))
+
+
+def search(options: Options) -> None:
+    """Writes plans.json, prints the table of all candidates and a JSON line."""
+    config, canvas, _ = read_config(options.run)
+    for spec, root in trained_on(options.run):
+        refuse_shared("--on", options.on, options.data, spec, root, "the network")
+    model, data = load_model(options.run), open_samples(options.on, options.data, config)
+    combinations = combinations_of(config, options.keeps, options.widths or config.widths)
+    counts = measure_quality(options.run, model, data, options.on, canvas, combinations)
     quality = qualities(TASKS[config.task], counts).mean(0)
-    gflops, ms = measure_cost(model, data, canvas, plans, args.threads, args.rounds)
-    found = [Found(*each) for each in zip(plans, gflops, ms, quality.tolist(), strict=True)]
-    chosen = choose(found, args.most, least)
+    gflops, ms = measure_cost(model, data, canvas, combinations, options.threads, options.rounds)
+    candidates = list(map(Candidate, combinations, gflops, ms, quality.tolist()))
+    chosen = choose_plans(candidates, options.most, options.least)
     machine = {
         "processor": processor(),
-        "threads": args.threads,
+        "threads": options.threads,
         "engine": f"onnxruntime {onnxruntime.__version__}",
     }
     table = [
-        {"plan": each.knobs.name} | rounded(each) for each in sorted(found, key=lambda f: f.gflops)
+        {"plan": candidate.knobs.name} | rounded(candidate)
+        for candidate in sorted(candidates, key=lambda candidate: candidate.gflops)
     ]
     write_plans(
-        args.run,
-        [each.knobs for each in chosen],
-        {"search": table, "data": args.on, "images": len(counts), "machine": machine},
+        options.run,
+        [candidate.knobs for candidate in chosen],
+        {"search": table, "data": options.on, "images": len(counts), "machine": machine},
     )
-    print(f"{'plan':<14}{'GFLOPs':>8}{'ms':>9}{TASKS[config.task].measure:>9}")
-    names = [each.knobs.name for each in chosen]
+    names = [candidate.knobs.name for candidate in chosen]
+    print_table(table, names, TASKS[config.task].measure)
+    about = {"candidates": len(candidates), "images": len(counts), "machine": machine}
+    print(json.dumps({"plans": names} | about))
+
+
+def print_table(table: Sequence[dict[str, Any]], chosen: Sequence[str], measure: str) -> None:
+    print(f"{'plan':<14}{'GFLOPs':>8}{'ms':>9}{measure:>9}")
     for row in table:
-        mark = " *" if row["plan"] in names else ""
+        mark = " *" if row["plan"] in chosen else ""
         print(
             f"{row['plan']:<14}{row['gflops']:8.3f}{row['ms']:9.2f}"
             f"{100 * row['quality']:9.2f}{mark}"
         )
-    print(
-        json.dumps(
-            {"plans": names, "candidates": len(found), "images": len(counts), "machine": machine}
-        )
-    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -153,13 +176,13 @@ def shares(flag: str, text: str) -> tuple[float, ...]:
     return values
 
 
-def candidates(config: Config, keeps: Sequence[float], widths: Sequence[float]) -> list[Knobs]:
-    """All combinations, the full plan included. Where nothing can be paused, keep is 1."""
+def combinations_of(config: Config, keeps: Sequence[float], widths: Sequence[float]) -> list[Knobs]:
+    """All settings of the knobs, the full plan included. Where nothing can be paused, keep is 1."""
     first = config.pauses_from or config.exits + 1
-    found = {Knobs(config.exits)}
+    combinations = {Knobs(config.exits)}
     for depth, keep, width in product(range(1, config.exits + 1), keeps, widths):
-        found.add(Knobs(depth, keep if depth >= first else 1.0, width))
-    return sorted(found)
+        combinations.add(Knobs(depth, keep if depth >= first else 1.0, width))
+    return sorted(combinations)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -176,14 +199,15 @@ def measure_quality(
 ) -> NDArray[Any]:
     """(images, plans, ..) counts. Images that are all void have no quality and are left out.
 
-    What was counted is kept in the run's folder, and counts again for these weights, this data set
-    and these plans.
+    The counts are saved in the run's folder, and used again for these weights, this data set and
+    these plans.
     """
     key = key_of(run / "model.safetensors", spec, len(data), [plan.name for plan in plans])
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    found = measure(model, plans, [data], spec, canvas, 1, 0, Kept(run / CACHE, key))
+    results = PartialResults(run / CACHE, key)
+    targets = measure_plans(model, plans, [data], spec, canvas, 1, 0, results)
     model.cpu()
-    return found["counts"]
+    return targets["counts"]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -203,9 +227,8 @@ def measure_cost(
     images = np.stack([on_canvas(data[i], canvas)[0] for i in range(2)])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        gate = Gate(
-            gate_inputs(config.channels, config.classes), len(plans)
-        )  # any will do: all cost the same
+        # Any gate will do: all cost the same.
+        gate = Gate(gate_inputs(config.channels, config.classes), len(plans))
         stages = write_stages(folder, model, gate, plans, images)
         parts = {stage: count_gflops(folder / f"{stage}.onnx") for stage in stages}
         shown = [plan_of(knobs, parts, np.zeros(1)) for knobs in plans]
@@ -236,7 +259,7 @@ def _measure_ms(
     taken: dict[str, list[float]] = {name: [] for name in work}
     order, rng = list(work), np.random.default_rng(0)
     for turn in tqdm(range(WARM_UP + rounds), desc="milliseconds", mininterval=5):
-        rng.shuffle(order)  # what ran before leaves the caches as they are
+        rng.shuffle(order)  # what ran before leaves its traces in the caches
         for name in order:
             start = time.perf_counter()
             work[name]()
@@ -257,53 +280,60 @@ def processor() -> str:
 # choice
 
 
-def choose(found: list[Found], most: int, least: int = 2) -> list[Found]:
-    """At most `most` plans, from cheap to dear; the last one is the full plan.
+def choose_plans(candidates: list[Candidate], most: int, least: int = 2) -> list[Candidate]:
+    """At most `most` plans, from the cheapest to the most expensive; the last one is the full plan.
 
-    Kept is the Pareto front in quality and cost, where a plan is cheaper than another only if it is
-    by GFLOPs and by milliseconds: what is no better than one that is kept and no dearer in either
-    is out. So both measures order the chosen plans alike. A dearer one must be better by noise. The
-    full plan is always in, and nothing as dear as it. Of a longer front those stay that serve most:
-    a plan is for budgets from its cost to that of the next one, and there gains what it is better
-    than all that are cheaper; cost here is the mean of both, as shares of the full plan's. The
-    cheapest one always stays. A shorter front than `least` is filled up where the steps in cost are
-    widest, with the best plan in between: it is of these images, and on others what is in between
-    may be worth having.
+    Only the Pareto front in quality and cost stays. A plan counts as cheaper than another only if
+    it is by GFLOPs and by milliseconds: whatever is no better than a plan that stays, and not more
+    expensive in either, is out. So both measures order the chosen plans alike. A more expensive
+    plan must be better by NOISE. The full plan is always in, and no other plan as expensive.
+
+    Of a longer front those plans stay that serve most: a plan is for budgets from its cost to that
+    of the next one, and there gains what it is better than all that are cheaper; cost here is the
+    mean of both, as shares of the full plan's. The cheapest one always stays. A front shorter than
+    `least` is filled up where the steps in cost are widest, with the best plan in between: quality
+    was measured on these images, and on others what is in between may be worth having.
     """
-    full = max(found, key=lambda f: (f.knobs.depth, f.knobs.keep, f.knobs.width))
+    full = max(candidates, key=lambda c: (c.knobs.depth, c.knobs.keep, c.knobs.width))
 
-    def cost(each: Found) -> float:
-        return each.gflops / full.gflops + each.ms / full.ms
+    def cost(candidate: Candidate) -> float:
+        return candidate.gflops / full.gflops + candidate.ms / full.ms
 
-    def cheaper(low: Found, high: Found) -> bool:
+    def cheaper(low: Candidate, high: Candidate) -> bool:
         return low.gflops < high.gflops and low.ms < high.ms
 
-    chain: list[Found] = []
-    for each in sorted((f for f in found if cheaper(f, full)), key=lambda f: (-f.quality, cost(f))):
-        if not chain or cheaper(each, chain[0]):
-            chain.insert(0, each)
-    front: list[Found] = []
-    for each in chain:
-        if not front or each.quality - front[-1].quality >= NOISE:
-            front.append(each)
+    chain: list[Candidate] = []
+    eligible = [candidate for candidate in candidates if cheaper(candidate, full)]
+    for candidate in sorted(eligible, key=lambda c: (-c.quality, cost(c))):
+        if not chain or cheaper(candidate, chain[0]):
+            chain.insert(0, candidate)
+    front: list[Candidate] = []
+    for candidate in chain:
+        if not front or candidate.quality - front[-1].quality >= NOISE:
+            front.append(candidate)
     while len(front) >= most:
-        gains = np.diff([each.quality for each in front])
-        gaps = np.diff([cost(each) for each in (*front, full)])
-        front.pop(1 + int(np.argmin(gains * gaps[1:])))
+        gains = np.diff([candidate.quality for candidate in front])
+        steps = np.diff([cost(candidate) for candidate in (*front, full)])
+        front.pop(1 + int(np.argmin(gains * steps[1:])))
     while len(front) + 1 < least:
+        steps_in_cost = pairwise([*front, full])
+        widest_first = sorted(steps_in_cost, key=lambda step: cost(step[0]) - cost(step[1]))
         between = [
-            [f for f in found if cheaper(low, f) and cheaper(f, high)]
-            for low, high in sorted(
-                pairwise([*front, full]), key=lambda step: cost(step[0]) - cost(step[1])
-            )
+            [c for c in candidates if cheaper(low, c) and cheaper(c, high)]
+            for low, high in widest_first
         ]
         widest = next((inside for inside in between if inside), None)
         if widest is None:
             break
-        front.append(max(widest, key=lambda f: f.quality))
+        front.append(max(widest, key=lambda c: c.quality))
         front.sort(key=cost)
     return [*front, full]
 
 
-def rounded(found: Found) -> dict[str, float]:
-    return {"gflops": found.gflops, "ms": round(found.ms, 3), "quality": round(found.quality, 5)}
+def rounded(candidate: Candidate) -> dict[str, float]:
+    """As plans.json and the table have it."""
+    return {
+        "gflops": candidate.gflops,
+        "ms": round(candidate.ms, 3),
+        "quality": round(candidate.quality, 5),
+    }

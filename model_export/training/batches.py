@@ -1,17 +1,17 @@
-"""Training batches: which images to draw, crops of them, and what their pixels count in the
+"""Training batches: which images to draw, crops of them, and the weight of their pixels in the
 loss."""
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model_export.data.augment import parse_size, random_crop
+from model_export.data.augment import random_crop
 from model_export.data.datasets import DataError, Dataset, Scenes
 from model_export.tasks.core_and_border import gaps
 
@@ -20,8 +20,8 @@ def chances(train: Dataset, power: float) -> NDArray[np.float64]:
     """(N,), sum 1: how often to draw each image, in proportion to the size of its group to the
     -power.
 
-    0: every image alike; 1: every group alike; 0.5 gives a small group more than its share and does
-    not repeat it as often. Raises DataError where the data set has no groups.
+    0: every image alike; 1: every group alike; 0.5 gives a small group more than its share without
+    repeating it as often. Raises DataError where the data set has no groups.
     """
     if not 0 <= power <= 1:
         raise DataError(
@@ -39,27 +39,43 @@ def chances(train: Dataset, power: float) -> NDArray[np.float64]:
     return np.asarray(weights / weights.sum())
 
 
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """What batches are like.
+
+    size: images in each. scenes: share of generated scenes. crop: (height, width). zoom: range of
+    the crops' scale. turn: also by right angles. gap_weight: of the pixels where two objects meet.
+    """
+
+    size: int
+    scenes: float
+    crop: tuple[int, int]
+    zoom: tuple[float, float]
+    turn: bool
+    gap_weight: float
+
+
 def draw_batch(
     train: Dataset,
     scenes: Scenes,
-    args: argparse.Namespace,
+    batches: Batches,
     canvas: tuple[int, int],
     rng: np.random.Generator,
     often: NDArray[np.float64] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """images (B, h, w, 3) uint8, masks (B, h, w) uint8, emphasis (B, h, w) float32; all of the
-    generator's state.
+    """images (B, h, w, 3) uint8, masks (B, h, w) uint8, emphasis (B, h, w) float32 or None; they
+    depend on the generator's state alone.
 
     often: `chances` of the training images; None = all alike.
     """
-    crops, size, scale = [], parse_size(args.crop), tuple(args.zoom)
-    for _ in range(args.batch):
-        source: Dataset = scenes if rng.random() < args.scenes else train
-        index = int(rng.choice(len(source), p=often if source is train else None))
-        crops.append(random_crop(source[index], rng, size, scale, canvas, args.turn))
-    images, masks = (np.stack(each) for each in zip(*crops, strict=True))
+    crops = []
+    for _ in range(batches.size):
+        source: Dataset = scenes if rng.random() < batches.scenes else train
+        sample = source[int(rng.choice(len(source), p=often if source is train else None))]
+        crops.append(random_crop(sample, rng, batches.crop, batches.zoom, canvas, batches.turn))
+    images, masks = (np.stack(parts) for parts in zip(*crops, strict=True))
     emphasis = None
-    if args.gap_weight != 1:
+    if batches.gap_weight != 1:
         meet = np.stack([gaps(mask) for mask in masks])
-        emphasis = torch.from_numpy(np.where(meet, np.float32(args.gap_weight), np.float32(1)))
+        emphasis = torch.from_numpy(np.where(meet, np.float32(batches.gap_weight), np.float32(1)))
     return torch.from_numpy(images), torch.from_numpy(masks), emphasis

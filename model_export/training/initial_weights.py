@@ -1,14 +1,14 @@
-"""What a training starts with: the network's config, its canvas and its first weights.
+"""What training begins with: the network's config, its canvas and its first weights.
 
-Either a config of its own with the backbone's ImageNet weights, or where a finished run or a bundle
-ended (`--start-from`): then config and canvas are that one's, but for what the command line
+Either a config of its own with the backbone's ImageNet weights, or the end of a finished run or a
+bundle (`--start-from`). Then config and canvas are that one's, except for what the command line
 changes.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from service import bundle
 CANVAS = (384, 480)
 
 
-def add_start_arguments(parser: argparse.ArgumentParser) -> None:
+def add_initial_arguments(parser: argparse.ArgumentParser) -> None:
     add, else_default = parser.add_argument, "default: that of --start-from, else the config's"
     add(
         "--start-from",
@@ -34,7 +34,7 @@ def add_start_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--partly",
         action="store_true",
-        help="of --start-from take the weights that fit; the others start anew",
+        help="take the weights of --start-from that fit; the others are new",
     )
     add("--config", choices=sorted(CONFIGS), help="default: that of --start-from, else tiny")
     add("--backbone", choices=("mobilenet_v1", "mobilenet_v2"), help=else_default)
@@ -61,35 +61,53 @@ def add_start_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def begin(
-    args: argparse.Namespace, train: Dataset, resumed: bool
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InitialOptions:
+    """The arguments above; None: as the source or the named config has it."""
+
+    start_from: Path | None = None
+    partly: bool = False
+    config: str | None = None
+    backbone: str | None = None
+    backbone_weights: Path | None = None
+    schedule: str | None = None
+    pause_after: int | None = None
+    pixel_embedding: str | None = None
+    recalibration: bool = False
+    matching: str | None = None
+    queries: int | None = None
+    canvas: str | None = None
+
+
+def initial_model(
+    options: InitialOptions, train: Dataset, resumed: Path | None
 ) -> tuple[Segmenter, tuple[int, int]]:
     """The network to train with its first weights, and the canvas (height, width). Raises RunError
     or ValueError.
 
-    resumed: the weights will come from the checkpoint in args.out, so what the run started from
-    need not be there.
+    resumed: the run whose checkpoint will bring the weights, so that what it started from need not
+    be there any more; None where there is no checkpoint.
     """
-    if args.partly and not args.start_from:
+    if options.partly and not options.start_from:
         raise RunError(
             "--partly is about --start-from: name a run or a bundle there, or leave --partly out"
         )
-    if args.start_from and args.backbone_weights:
+    if options.start_from and options.backbone_weights:
         raise RunError(
             "--start-from brings the backbone's weights, too: leave --backbone-weights out"
         )
     config, canvas, weights = None, CANVAS, None
-    if args.start_from and resumed:
-        config, canvas, _ = read_config(args.out)
-    elif args.start_from:
-        weights, canvas = read_trained(args.start_from)
+    if options.start_from and resumed:
+        config, canvas, _ = read_config(resumed)
+    elif options.start_from:
+        weights, canvas = read_trained(options.start_from)
         config = weights.config
-    model = Segmenter(config_of(args, train, config))
-    if args.backbone_weights:
-        load_pretrained(model.backbone, args.backbone_weights)
+    model = Segmenter(config_of(options, train, config))
+    if options.backbone_weights:
+        load_pretrained(model.backbone, options.backbone_weights)
     if weights:
-        take_weights(model, weights, args.start_from, args.partly)
-    return model, parse_size(args.canvas) if args.canvas else canvas
+        take_weights(model, weights, options.start_from, options.partly)
+    return model, parse_size(options.canvas) if options.canvas else canvas
 
 
 def read_trained(path: Path) -> tuple[Segmenter, tuple[int, int]]:
@@ -109,51 +127,53 @@ def seen_by(path: Path) -> list[Trained]:
 
 
 def seen_by_bundle(manifest: bundle.Manifest) -> list[Trained]:
-    """As far as it can be told: a folder without a name of its own is known only where it lies."""
+    """As far as the manifest tells: it leaves out folders of any images, which have no name."""
     return [(spec, None) for spec in manifest.calibration.get("trained_on", ())]
 
 
-def config_of(args: argparse.Namespace, train: Dataset, source: Config | None = None) -> Config:
-    """Classes and task are the data's; the rest is the source's or the named config's, as the
-    arguments change it."""
-    if source is None or args.config is not None:
-        config = CONFIGS[args.config or "tiny"](train.channels)
+def config_of(options: InitialOptions, train: Dataset, source: Config | None = None) -> Config:
+    """Classes and task are the data's; the rest is the source's or the named config's, with the
+    changes that the options ask for."""
+    if source is None or options.config is not None:
+        config = CONFIGS[options.config or "tiny"](train.channels)
     else:
         queries = train.channels if source.matching == "class" else source.queries
         config = replace(source, classes=train.channels, queries=queries)
     changes: dict[str, Any] = {"task": train.task}
-    if args.recalibration:
+    if options.recalibration:
         changes["recalibration"] = True
-    if args.schedule is not None:
-        counts = args.schedule.split(",")
-        if args.schedule != "standard" and (
-            len(counts) != 3 or not all(count.isdecimal() for count in counts)
-        ):
-            raise ValueError(
-                f"--schedule {args.schedule!r} must be standard or three numbers of layers, e.g. "
-                f"2,2,2"
-            )
-        changes["schedule"] = (
-            STANDARD if args.schedule == "standard" else proscale(*map(int, counts))
-        )
+    if options.schedule is not None:
+        changes["schedule"] = parse_schedule(options.schedule)
     for name in ("backbone", "pause_after", "pixel_embedding", "matching", "queries"):
-        if getattr(args, name) is not None:
-            changes[name] = getattr(args, name)
+        if getattr(options, name) is not None:
+            changes[name] = getattr(options, name)
     return replace(config, **changes)
+
+
+def parse_schedule(text: str) -> tuple[int, ...]:
+    """Raises ValueError that shows the form."""
+    if text == "standard":
+        return STANDARD
+    counts = text.split(",")
+    if len(counts) != 3 or not all(count.isdecimal() for count in counts):
+        raise ValueError(
+            f"--schedule {text!r} must be standard or three numbers of layers, e.g. 2,2,2"
+        )
+    return proscale(*map(int, counts))
 
 
 def take_weights(model: Segmenter, trained: Segmenter, path: Path, partly: bool) -> None:
     """Give the model the weights of a trained one.
 
-    partly: one of another config will do; tensors that it lacks or has in another shape stay as
-    they are, and are named. Raises RunError where the config differs without `partly`, or nothing
-    fits. path: for the messages.
+    partly: the trained one may have another config; tensors that it lacks or has in another shape
+    stay as they are, and are named. Raises RunError where the config differs without `partly`, or
+    where nothing fits. path: for the messages.
     """
     if trained.config != model.config and not partly:
         raise RunError(
-            f"--start-from {path} is of another config ({trained.config}); this run's is "
-            f"{model.config}: "
-            "leave out what changes it, or add --partly to take the weights that fit"
+            f"--start-from {path} has another config ({trained.config}) than this run "
+            f"({model.config}): leave out what changes it, or add --partly to take the weights "
+            f"that fit"
         )
     own, theirs = model.state_dict(), trained.state_dict()
     fitting = {
@@ -164,10 +184,9 @@ def take_weights(model: Segmenter, trained: Segmenter, path: Path, partly: bool)
     if not fitting:
         raise RunError(f"--start-from {path} --partly: none of its weights fits this network")
     model.load_state_dict(fitting, strict=False)
-    anew = [name for name in own if name not in fitting]
-    if anew:
+    new = [name for name in own if name not in fitting]
+    if new:
         print(
-            f"{path}: {len(fitting)} of {len(own)} tensors fit; these start anew: "
-            f"{', '.join(anew)}",
+            f"{path}: {len(fitting)} of {len(own)} tensors fit; these are new: {', '.join(new)}",
             flush=True,
         )

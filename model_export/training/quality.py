@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from model_export.data.augment import on_canvas
-from model_export.data.datasets import Sample
+from model_export.data.datasets import Dataset, Sample
+from model_export.network.config import Config
 from model_export.network.gate import gate_input
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter, semantic_probabilities
@@ -42,3 +43,21 @@ def counts_by_knobs(
                 counts[depths[depth]] = task.counts(labels, sample.truth, channels)
     seen = gate_input(maps, model.front_head(maps))[0]
     return np.stack([counts[k] for k in knobs]), seen.cpu().numpy()
+
+
+def knobs_to_watch(config: Config) -> list[Knobs]:
+    """Every exit; and at the deepest one pausing and narrowing, alone and together."""
+    least, few = min(config.widths), 1.0 if config.pauses_from is None else 0.25
+    cuts = {Knobs(config.exits, k, w) for k, w in ((few, 1.0), (1.0, least), (few, least))}
+    return [Knobs(d) for d in range(1, config.exits + 1)] + sorted(
+        cuts - {Knobs(config.exits)}, reverse=True
+    )
+
+
+def dev_quality(model: Segmenter, dev: Dataset, canvas: tuple[int, int]) -> dict[str, float]:
+    """Quality on the dev set at some settings of the knobs."""
+    task, knobs = TASKS[model.config.task], knobs_to_watch(model.config)
+    total = sum(counts_by_knobs(model, dev[i], canvas, knobs)[0] for i in range(len(dev)))
+    return {
+        f"dev_{k.name}": round(task.of_set(part), 4) for k, part in zip(knobs, total, strict=True)
+    }
