@@ -1,8 +1,8 @@
 """One frozen Settings: built once in `__main__` from flags and FATHOM_* variables, then passed as
 an argument.
 
-A field's help, range and choices stand in its metadata, and nowhere else: the flags and the table
-of docs/reference.md are made from them. Flags beat variables; a FATHOM_* variable that no field has is
+A field's help, range and choices are in its metadata, and nowhere else: the flags and the table in
+docs/reference.md are made from them. Flags beat variables; a FATHOM_* variable that no field has is
 refused with the nearest name.
 """
 
