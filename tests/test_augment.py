@@ -17,9 +17,8 @@ from model_export.data.augment import PAD, jitter, on_canvas, random_crop
 from model_export.data.datasets import VOID, Folder, Sample
 from model_export.tasks.semantic import labels_at
 from service.bundle import InputSpec
-from service.core import Decision, Outcome, Plan, Reason
 from service.pixels.decode import Limits, decode, to_canvas
-from service.tasks.semantic import label_map
+from service.pixels.resample import most_probable
 
 # Colours no two of which mix to a third, and none of which is the padding's.
 PAINT = np.uint8([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [0, 255, 255]])
@@ -197,9 +196,8 @@ def test_evaluated_labels_are_the_served_labels(height: int, width: int) -> None
         "black", np.zeros((height, width, 3), np.uint8), np.zeros((height, width), np.uint8)
     )
     _, inner = on_canvas(sample, (96, 128))
-    decision = Decision(Plan("d1", 1, 1.0, 1.0, 1.0, 0.5), Reason.GATE, 0.5)
     frame = to_canvas(Image.fromarray(sample.image), CANVAS)
-    served = label_map(Outcome(decision, frame.geometry, probabilities[0].numpy()), CANVAS)
+    served = most_probable(probabilities[0].numpy(), frame.geometry)
     ours = labels_at(probabilities, (96, 128), inner, (height, width))
     assert ours.shape == served.shape == (height, width)
     assert (ours == served).mean() >= 0.999

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 from playwright.sync_api import expect
 
-from service.api.operations import WEB
+from service.api.pages import WEB
 from tests.page.visits import CONTRAST, DEPTHS, Visit, picture
 
 pytestmark = pytest.mark.browser
