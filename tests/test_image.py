@@ -19,6 +19,7 @@ from service.bundle import InputSpec
 from service.core import Frame, Geometry
 from service.errors import FathomError, TooLarge, UndecodableImage, UnsupportedMediaType
 from service.pixels.decode import MAX_SCANS, Limits, decode, to_canvas
+from tests.pictures import encoded, png_chunk
 
 LIMITS = Limits(max_pixels=25_000_000, max_side=8192, min_side=1)
 PAD = (10, 20, 30)
@@ -31,23 +32,8 @@ def canvas(height: int, width: int) -> InputSpec:
     return InputSpec(height, width, "uint8", "NHWC", PAD)
 
 
-def file(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
 def read(data: bytes, spec: InputSpec, content_type: str = "") -> Frame:
     return decode(data, content_type, LIMITS, spec)
-
-
-def chunk(name: bytes, content: bytes) -> bytes:
-    return (
-        struct.pack(">I", len(content))
-        + name
-        + content
-        + struct.pack(">I", zlib.crc32(name + content))
-    )
 
 
 def png(
@@ -60,15 +46,15 @@ def png(
     after: bytes = b"",
 ) -> bytes:
     """A PNG by hand, for what Pillow does not write. rows: filter byte and samples of every row."""
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     return b"".join(
         [
             b"\x89PNG\r\n\x1a\n",
             head,
             *before,
-            chunk(b"IDAT", zlib.compress(rows)),
+            png_chunk(b"IDAT", zlib.compress(rows)),
             after,
-            chunk(b"IEND", b""),
+            png_chunk(b"IEND", b""),
         ]
     )
 
@@ -122,7 +108,7 @@ def test_pillows_own_bomb_error_is_too_large() -> None:
 def test_pixels_and_sides_have_limits(
     size: tuple[int, int], limits: Limits, expected: type[FathomError] | None
 ) -> None:
-    data = file(Image.new("L", size))
+    data = encoded(Image.new("L", size))
     if expected is None:
         assert decode(data, "image/png", limits, canvas(48, 64)).geometry.width == size[0]
     else:
@@ -131,7 +117,7 @@ def test_pixels_and_sides_have_limits(
 
 
 def test_a_jpeg_of_very_many_scans_is_refused() -> None:
-    data = file(photo(64, 64), "JPEG", progressive=True)
+    data = encoded(photo(64, 64), "JPEG", progressive=True)
     scan = data.index(b"\xff\xda")
     following = data.index(b"\xff\xda", scan + 2)
     read(data, canvas(48, 64))
@@ -144,7 +130,7 @@ def test_a_jpeg_of_very_many_scans_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_the_three_formats_are_read_by_their_type_and_without_one(kind: str) -> None:
-    data = file(Image.new("RGB", (64, 48), (200, 100, 50)), kind)
+    data = encoded(Image.new("RGB", (64, 48), (200, 100, 50)), kind)
     for content_type in (f"image/{kind.lower()}", ""):
         pixels = read(data, canvas(48, 64), content_type).pixels
         assert np.abs(pixels.astype(int) - (200, 100, 50)).max() <= 3
@@ -153,7 +139,7 @@ def test_the_three_formats_are_read_by_their_type_and_without_one(kind: str) -> 
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "ICO", "PPM"])
 def test_other_formats_are_never_tried(kind: str) -> None:
     with pytest.raises(UndecodableImage):
-        read(file(Image.new("RGB", (64, 48)), kind), canvas(48, 64), "image/png")
+        read(encoded(Image.new("RGB", (64, 48)), kind), canvas(48, 64), "image/png")
 
 
 @pytest.mark.parametrize("content_type", ["image/png", "image/gif", "text/plain"])
@@ -161,11 +147,11 @@ def test_bytes_of_another_format_than_the_type_says_are_415_and_the_error_names_
     content_type: str,
 ) -> None:
     with pytest.raises(UnsupportedMediaType, match="JPEG"):
-        read(file(photo(64, 48), "JPEG"), canvas(48, 64), content_type)
+        read(encoded(photo(64, 48), "JPEG"), canvas(48, 64), content_type)
 
 
 def test_a_jpeg_with_further_images_behind_it_counts_as_jpeg_by_its_first() -> None:
-    data = file(
+    data = encoded(
         Image.new("RGB", (64, 48), "red"),
         "MPO",
         save_all=True,
@@ -179,14 +165,14 @@ def test_a_jpeg_with_further_images_behind_it_counts_as_jpeg_by_its_first() -> N
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_of_an_animation_the_first_frame_counts(kind: str) -> None:
     frames = [Image.new("RGB", (64, 48), colour) for colour in ("#c80000", "#00c800")]
-    data = file(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
     assert (read(data, canvas(48, 64)).pixels == (200, 0, 0)).all()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_a_file_that_ends_too_early_is_422_wherever_it_ends(kind: str) -> None:
     rng = np.random.default_rng(0)
-    data = file(Image.fromarray(rng.integers(0, 255, (96, 96, 3), np.uint8)), kind, quality=60)
+    data = encoded(Image.fromarray(rng.integers(0, 255, (96, 96, 3), np.uint8)), kind, quality=60)
     for length in [0, 1, 12, 30, *range(64, len(data) - 64, 1024)]:
         with pytest.raises(UndecodableImage):
             read(data[:length], canvas(48, 64))
@@ -200,7 +186,7 @@ def test_a_file_that_ends_too_early_is_422_wherever_it_ends(kind: str) -> None:
 def test_damaged_files_raise_nothing_but_our_own_errors(
     kind: str, changes: list[tuple[int, int]]
 ) -> None:
-    data = bytearray(file(photo(40, 30), kind, exif=exif(6)))
+    data = bytearray(encoded(photo(40, 30), kind, exif=exif(6)))
     for position, value in changes:
         data[position % len(data)] = value
     try:
@@ -222,7 +208,7 @@ def test_a_lack_of_memory_is_not_blamed_on_the_file(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
     with pytest.raises(MemoryError):
-        read(file(photo(60, 30)), canvas(48, 64))
+        read(encoded(photo(60, 30)), canvas(48, 64))
 
 
 # -- colours: each file shows the same three columns
@@ -272,36 +258,36 @@ RGBA = tuple((*colour, alpha) for colour, alpha in zip(COLOURS, (255, 128, 0), s
 OVER_WHITE = ((200, 30, 60), (137, 217, 172), (255, 255, 255))
 WIDE = (0, 100 * 257, 65535)
 CASES: dict[str, tuple[Callable[[], bytes], tuple[tuple[int, int, int], ...], int]] = {
-    "gray": (lambda: file(columns(GRAYS, "L")), gray(*GRAYS), 0),
-    "gray JPEG": (lambda: file(columns(GRAYS, "L"), "JPEG", quality=95), gray(*GRAYS), 3),
+    "gray": (lambda: encoded(columns(GRAYS, "L")), gray(*GRAYS), 0),
+    "gray JPEG": (lambda: encoded(columns(GRAYS, "L"), "JPEG", quality=95), gray(*GRAYS), 3),
     "gray with transparent colour": (
-        lambda: file(columns(GRAYS, "L"), transparency=100),
+        lambda: encoded(columns(GRAYS, "L"), transparency=100),
         gray(0, 255, 255),
         0,
     ),
-    "1 bit": (lambda: file(columns((0, 255, 0), "1")), gray(0, 255, 0), 0),
+    "1 bit": (lambda: encoded(columns((0, 255, 0), "1")), gray(0, 255, 0), 0),
     "gray and alpha": (
-        lambda: file(columns(((0, 255), (100, 128), (9, 0)), "LA")),
+        lambda: encoded(columns(((0, 255), (100, 128), (9, 0)), "LA")),
         gray(0, 177, 255),
         1,
     ),
-    "RGB": (lambda: file(columns(COLOURS, "RGB")), COLOURS, 0),
+    "RGB": (lambda: encoded(columns(COLOURS, "RGB")), COLOURS, 0),
     "RGB with transparent colour": (
-        lambda: file(columns(COLOURS, "RGB"), transparency=COLOURS[0]),
+        lambda: encoded(columns(COLOURS, "RGB"), transparency=COLOURS[0]),
         ((255, 255, 255), *COLOURS[1:]),
         0,
     ),
-    "RGBA": (lambda: file(columns(RGBA, "RGBA")), OVER_WHITE, 1),
-    "RGBA WebP": (lambda: file(columns(RGBA, "RGBA"), "WEBP", lossless=True), OVER_WHITE, 1),
-    "palette": (lambda: file(palette(False)), COLOURS, 0),
+    "RGBA": (lambda: encoded(columns(RGBA, "RGBA")), OVER_WHITE, 1),
+    "RGBA WebP": (lambda: encoded(columns(RGBA, "RGBA"), "WEBP", lossless=True), OVER_WHITE, 1),
+    "palette": (lambda: encoded(palette(False)), COLOURS, 0),
     "palette with alpha": (
-        lambda: file(palette(True)),
+        lambda: encoded(palette(True)),
         (COLOURS[0], (255, 255, 255), COLOURS[2]),
         0,
     ),
     "16 bit gray": (lambda: sixteen_bit(0, WIDE), gray(*GRAYS), 0),
     "16 bit gray with transparent colour": (
-        lambda: sixteen_bit(0, WIDE, chunk(b"tRNS", struct.pack(">H", WIDE[1]))),
+        lambda: sixteen_bit(0, WIDE, png_chunk(b"tRNS", struct.pack(">H", WIDE[1]))),
         gray(0, 255, 255),
         0,
     ),
@@ -314,7 +300,7 @@ CASES: dict[str, tuple[Callable[[], bytes], tuple[tuple[int, int, int], ...], in
         lambda: sixteen_bit(
             2,
             tuple(257 * v for colour in COLOURS for v in colour),
-            chunk(b"tRNS", struct.pack(">HHH", *(257 * v for v in COLOURS[0]))),
+            png_chunk(b"tRNS", struct.pack(">HHH", *(257 * v for v in COLOURS[0]))),
         ),
         ((255, 255, 255), *COLOURS[1:]),
         0,
@@ -325,7 +311,7 @@ CASES: dict[str, tuple[Callable[[], bytes], tuple[tuple[int, int, int], ...], in
         1,
     ),
     "CMYK JPEG, inverted as Adobe writes it": (
-        lambda: file(cmyk(), "JPEG", quality=95, subsampling=0),
+        lambda: encoded(cmyk(), "JPEG", quality=95, subsampling=0),
         COLOURS,
         6,
     ),
@@ -344,7 +330,7 @@ def test_every_kind_of_pixel_comes_out_in_its_colour(name: str) -> None:
 
 
 def test_adobe_marker_is_in_the_cmyk_file_of_the_test() -> None:
-    assert b"Adobe" in file(cmyk(), "JPEG")
+    assert b"Adobe" in encoded(cmyk(), "JPEG")
 
 
 # -- orientation -----------------------------------------------------------------------------------
@@ -375,7 +361,7 @@ def test_exif_orientation_is_applied_to_every_format(orientation: int, kind: str
     stored = photo(60, 30)
     shown = SHOWN[orientation](np.asarray(stored))
     frame = read(
-        file(stored, kind, exif=exif(orientation), quality=95, lossless=True),
+        encoded(stored, kind, exif=exif(orientation), quality=95, lossless=True),
         canvas(*shown.shape[:2]),
     )
     assert np.abs(frame.pixels.astype(int) - shown).max() <= (10 if kind == "JPEG" else 0)
@@ -401,7 +387,7 @@ def test_orientation_and_scaling_give_what_scaling_the_turned_image_gives(orient
 def test_an_exif_chunk_behind_the_pixels_of_a_png_counts() -> None:
     rows = (b"\0" + bytes(3 * 8)) * 4
     block = exif(6).removeprefix(b"Exif\0\0")
-    frame = read(png(8, 4, 8, 2, rows, after=chunk(b"eXIf", block)), canvas(48, 64))
+    frame = read(png(8, 4, 8, 2, rows, after=png_chunk(b"eXIf", block)), canvas(48, 64))
     assert (frame.geometry.width, frame.geometry.height) == (4, 8)
 
 
@@ -412,7 +398,7 @@ def test_xmp_says_nothing_about_orientation() -> None:
         b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
         b"</rdf:RDF></x:xmpmeta>"
     )
-    frame = read(file(photo(60, 30), "JPEG", xmp=packet), canvas(48, 64))
+    frame = read(encoded(photo(60, 30), "JPEG", xmp=packet), canvas(48, 64))
     assert frame.geometry.orientation_applied is False
 
 
@@ -442,16 +428,18 @@ HEAD = b"Exif\0\0"
 def test_malformed_exif_is_ignored(block: bytes, kind: str) -> None:
     if kind == "PNG":
         rows = (b"\0" + bytes(3 * 60)) * 30
-        data = png(60, 30, 8, 2, rows, chunk(b"eXIf", block.removeprefix(HEAD)))
+        data = png(60, 30, 8, 2, rows, png_chunk(b"eXIf", block.removeprefix(HEAD)))
     else:
-        data = file(photo(60, 30), kind, exif=block)
+        data = encoded(photo(60, 30), kind, exif=block)
     assert read(data, canvas(48, 64)).geometry == Geometry(60, 30, 64, 32, (48, 64))
 
 
 def test_both_byte_orders_of_exif_are_read() -> None:
     for order, mark in (("<", b"II*\0"), (">", b"MM\0*")):
         block = HEAD + mark + struct.pack(order + "IHHHIHxx", 8, 1, 0x0112, 3, 1, 8)
-        assert read(file(photo(60, 30), "JPEG", exif=block), canvas(48, 64)).geometry.height == 60
+        assert (
+            read(encoded(photo(60, 30), "JPEG", exif=block), canvas(48, 64)).geometry.height == 60
+        )
 
 
 # -- canvas ----------------------------------------------------------------------------------------
@@ -460,7 +448,7 @@ def test_both_byte_orders_of_exif_are_read() -> None:
 def test_an_image_that_fits_stays_pixel_exact_and_the_rest_is_padding() -> None:
     rng = np.random.default_rng(1)
     stored = rng.integers(0, 255, (360, 480, 3), np.uint8)
-    frame = read(file(Image.fromarray(stored)), canvas(384, 480))
+    frame = read(encoded(Image.fromarray(stored)), canvas(384, 480))
     assert (frame.pixels[:360] == stored).all()
     assert (frame.pixels[360:] == PAD).all()
     assert frame.geometry == Geometry(480, 360, 480, 360, (384, 480))
@@ -499,13 +487,13 @@ def test_scaling_down_averages_instead_of_picking() -> None:
 @pytest.mark.parametrize("size", [(1600, 1200), (1603, 1201), (1999, 1501)])
 def test_a_big_jpeg_decoded_small_shows_the_same_picture(size: tuple[int, int]) -> None:
     stored = photo(*size)
-    small = read(file(stored, "JPEG", quality=95), canvas(96, 128)).pixels.astype(int)
+    small = read(encoded(stored, "JPEG", quality=95), canvas(96, 128)).pixels.astype(int)
     exact = to_canvas(stored, canvas(96, 128)).pixels.astype(int)
     assert np.abs(small - exact).max() <= 6
     assert np.abs(small - exact).mean() <= 1
 
 
 def test_a_big_jpeg_is_not_decoded_at_full_size() -> None:
-    image = Image.open(io.BytesIO(file(photo(1600, 1200), "JPEG")))
+    image = Image.open(io.BytesIO(encoded(photo(1600, 1200), "JPEG")))
     to_canvas(image, canvas(96, 128))
     assert image.size == (400, 300)
