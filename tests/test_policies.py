@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog
 
 from model_export.gating.policies import (
+    all_to_one,
     best_mix,
     by_beta,
     by_margin,
-    choice,
     compare,
     dealt_at_random,
     fixed,
@@ -53,7 +53,7 @@ def test_beta_is_the_price_of_the_full_plan() -> None:
 
 def test_fixed_plans_and_random_ones() -> None:
     assert chosen(fixed(2, 3, -1)) == [2, 2]
-    dealt = dealt_at_random(choice(np.array([0, 0, 1, 2]), 3))
+    dealt = dealt_at_random(all_to_one(np.array([0, 0, 1, 2]), 3))
     assert dealt.tolist() == [[0.5, 0.25, 0.25]] * 4
 
 

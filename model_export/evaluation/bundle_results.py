@@ -1,8 +1,8 @@
-"""The figures of one measured bundle: quality, GFLOPs and ms of every policy, and whether max-loss
+"""The results of one measured bundle: quality, GFLOPs and ms of every policy, and whether max-loss
 is kept.
 
 ms are medians per plan of the engine's stages, batch 1. All intervals are 95 %, by paired bootstrap
-over images, or over blocks of neighbours where images are near twins.
+over images, or over blocks of neighbours where images are near duplicates.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Per plan, (P,): GFLOPs and ms of the whole way through the engine and of the encoder alone.
+    """Per plan, (P,): GFLOPs and ms of all stages together and of the encoder alone.
 
     encoder_gflops: nan where the bundle does not say.
     """
@@ -66,24 +66,26 @@ def costs_of(measured: Measured) -> Costs:
 def policies_of(measured: Measured, cost: Floats) -> dict[str, Shares]:
     """Name -> shares, in the order of the table."""
     manifest, (images, plans) = measured.bundle.manifest, measured.scores.shape
-    found = {"full": fixed(images, plans, -1)}
-    found |= {
+    policies = {"full": fixed(images, plans, -1)}
+    policies |= {
         f"fixed {plan.name}": fixed(images, plans, i) for i, plan in enumerate(manifest.plans)
     }
     margins = {asked: margin_for(asked, manifest.margins) for asked in LOSSES}
-    found |= {
+    policies |= {
         f"gate max-loss {asked:g}": by_margin(measured.scores, margin)
         for asked, margin in margins.items()
     }
-    found |= {f"gate beta {beta:g}": by_beta(measured.scores, cost, beta) for beta in BETAS}
-    found |= {f"oracle beta {beta:g}": by_beta(measured.quality, cost, beta) for beta in BETAS}
+    policies |= {f"gate beta {beta:g}": by_beta(measured.scores, cost, beta) for beta in BETAS}
+    policies |= {f"oracle beta {beta:g}": by_beta(measured.quality, cost, beta) for beta in BETAS}
     if measured.mirrored is not None:
-        found |= {f"mirror beta {beta:g}": by_beta(measured.mirrored, cost, beta) for beta in BETAS}
-    return found
+        policies |= {
+            f"mirror beta {beta:g}": by_beta(measured.mirrored, cost, beta) for beta in BETAS
+        }
+    return policies
 
 
-class Evaluation:
-    """One bundle's figures. weights: (draws, N), how often each image counts in a bootstrap
+class BundleResults:
+    """weights: (draws, N), how often each image counts in a bootstrap
     sample."""
 
     def __init__(self, measured: Measured, weights: Floats) -> None:
@@ -91,7 +93,7 @@ class Evaluation:
         self.policies = policies_of(measured, self.costs.gflops)
 
     def of_set(self, shares: Shares) -> tuple[float, Floats]:
-        """Quality of the set and of each bootstrap sample; of the expected counts where a policy is
+        """Quality of the set and of each bootstrap sample; from expected counts where a policy is
         random."""
         counts = np.einsum("np,np...->n...", shares, self.measured.counts)
         flat = self.weights @ counts.reshape(len(counts), -1)
@@ -100,8 +102,8 @@ class Evaluation:
 
     def of_images(self, shares: Shares) -> tuple[float, Floats]:
         """Mean quality of the images, and that of each bootstrap sample."""
-        each = (shares * self.measured.quality).sum(1)
-        return float(each.mean()), self.weights @ each / self.weights.sum(1)
+        quality = (shares * self.measured.quality).sum(1)
+        return float(quality.mean()), self.weights @ quality / self.weights.sum(1)
 
     def row(self, name: str) -> Row:
         shares, manifest = self.policies[name], self.measured.bundle.manifest
@@ -133,7 +135,7 @@ class Evaluation:
         }
 
     def plans(self) -> list[Row]:
-        """What each costs. The quartiles of the times tell how quiet the machine was."""
+        """What each plan costs. The quartiles of the times tell how quiet the machine was."""
         front, encoder, decoder = self.measured.front, self.measured.encoder, self.measured.decoder
         return [
             {
@@ -153,15 +155,15 @@ class Evaluation:
         ]
 
     def max_loss(self) -> list[Row]:
-        """Asked against got, over all images and in each group."""
-        found = []
+        """The loss asked for against the loss got, over all images and in each group."""
+        rows = []
         quality, groups = self.measured.quality, self.measured.groups
         for asked in LOSSES:
             shares = self.policies[f"gate max-loss {asked:g}"]
             lost = quality[:, -1] - (shares * quality).sum(1)
             drawn = self.weights @ lost / self.weights.sum(1)
             parts = {str(name): lost[groups == name] for name in np.unique(groups)}
-            found.append(
+            rows.append(
                 {
                     "asked": asked,
                     "margin": margin_for(asked, self.measured.bundle.manifest.margins),
@@ -178,11 +180,11 @@ class Evaluation:
                     },
                 }
             )
-        return found
+        return rows
 
     def groups(self) -> list[Row]:
-        """Per group of images what depth is worth there, and where each choosing policy spends its
-        compute."""
+        """For each group of images what depth is worth there, and how much compute each policy that
+        chooses spends there."""
         quality, groups = self.measured.quality, self.measured.groups
         choosing = {
             name: shares
@@ -204,32 +206,32 @@ class Evaluation:
             if (part := groups == name).any()
         ]
 
-    def repeated(self) -> dict[str, float] | None:
-        """Per plan, how its loss in the images correlates (Pearson) with that in their mirror
-        images: 1, what an image loses is its own and could be known; 0, it is luck, and no gate can
-        follow it. None where it was not measured.
+    def mirrored_correlation(self) -> dict[str, float] | None:
+        """For each plan how its loss on the images correlates (Pearson) with that on their mirror
+        images: 1 if the loss is a property of the image and could be predicted, 0 if it is chance
+        and no gate can follow it. None where it was not measured.
         """
         once, again = self.measured.quality, self.measured.mirrored
         if again is None:
             return None
-        lost = [each[:, -1:] - each[:, :-1] for each in (once, again)]
-        found = {}
+        lost = [quality[:, -1:] - quality[:, :-1] for quality in (once, again)]
+        correlations = {}
         for index, plan in enumerate(self.measured.bundle.manifest.plans[:-1]):
-            pair = [each[:, index] for each in lost]
-            varies = min(float(np.ptp(each)) for each in pair) > 0
-            found[plan.name] = float(np.corrcoef(*pair)[0, 1]) if varies else math.nan
-        return found
+            pair = [losses[:, index] for losses in lost]
+            varies = min(float(np.ptp(losses)) for losses in pair) > 0
+            correlations[plan.name] = float(np.corrcoef(*pair)[0, 1]) if varies else math.nan
+        return correlations
 
-    def against(self, other: Evaluation) -> list[Row]:
-        """Policies here against the full plan there: points lost, shares of the encoder saved,
-        times as many images."""
+    def against(self, other: BundleResults) -> list[Row]:
+        """Policies here against the other's full plan: quality lost, shares of the encoder saved,
+        factor of throughput."""
         reference = other.costs.of(other.policies["full"])
         there, drawn_there = other.of_set(other.policies["full"])
         full, drawn_full = other.of_images(other.policies["full"])
         rows = []
         for name, shares in self.policies.items():
             cost, (here, drawn_here) = self.costs.of(shares), self.of_set(shares)
-            each, drawn_each = self.of_images(shares)
+            of_images, drawn_images = self.of_images(shares)
             cuts = {
                 f"{part}_cut": 1 - cost[part] / reference[part]
                 for part in ("gflops", "encoder_gflops", "encoder_ms")
@@ -239,8 +241,8 @@ class Evaluation:
                     "policy": name,
                     "lost": there - here,
                     "lost_interval": interval(drawn_there - drawn_here),
-                    "image_lost": full - each,
-                    "image_lost_interval": interval(drawn_full - drawn_each),
+                    "image_lost": full - of_images,
+                    "image_lost_interval": interval(drawn_full - drawn_images),
                     **cuts,
                     "throughput": reference["ms"] / cost["ms"],
                 }

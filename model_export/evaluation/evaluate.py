@@ -1,5 +1,5 @@
-"""What a run or a bundle is worth: quality of every plan, and the gate against fixed plans, chance
-and the oracle.
+"""What a run or a bundle is worth: quality of every plan, and the gate against fixed plans, random
+choice and the oracle.
 
 A bundle (a folder with manifest.json) is measured on a labelled folder through the service's own
 code, with GFLOPs, ms, intervals and figures: see `evaluate_bundle`. A run is judged by its held-out
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +21,13 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from model_export.data.datasets import open_dataset
-from model_export.evaluation.evaluate_bundle import evaluate
+from model_export.evaluation.evaluate_bundle import BundleOptions, evaluate_bundle
 from model_export.evaluation.training_curves import plot_run
 from model_export.gating.derive_targets import measure_plans
 from model_export.gating.policies import BETAS, Shares, by_beta, by_margin, dealt_at_random, fixed
 from model_export.network.knobs import Knobs
 from model_export.tasks import TASKS, Task, qualities
 from model_export.training.runs import RunError, load_model, read_config, read_gate, read_targets
-
-FOR_BUNDLES = {
-    "below": "",
-    "cache": None,
-    "figures": None,
-    "against": None,
-    "threads": 0,
-    "block": 1,
-    "draws": 2000,
-    "mirrored": False,
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,29 +51,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="a bundle to compare with, measured on the same images in turns",
     )
-    mirrored = "measure the mirror images, too: how much of what the oracle wins is more than luck"
+    mirrored = "also measure mirror images: how much of what the oracle wins is more than chance"
     own("--mirrored", action="store_const", const=True, help=mirrored)
     own(
         "--cache",
         type=Path,
-        help="folder that keeps each image's result: work that was stopped goes on there",
+        help="folder for each image's result: an evaluation that was stopped continues from there",
     )
     own("--figures", type=Path, help="folder for the figures")
     own("--threads", type=int, help="threads of the engine; default: all cores")
     own(
         "--block",
         type=int,
-        help="images that follow each other and are resampled together (video); default 1",
+        help="consecutive images that are resampled together (video); default 1",
     )
     own("--draws", type=int, help="bootstrap samples; default 2000")
 
 
 def main(args: argparse.Namespace) -> None:
-    given = {name: value for name in FOR_BUNDLES if (value := getattr(args, name)) is not None}
+    names = [field.name for field in fields(BundleOptions)]
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
     if not (args.folder / "manifest.json").exists():
         if given:
             raise RunError(
-                f"{args.folder} is no bundle: --{', --'.join(given)} cannot be had for a run"
+                f"{args.folder} is no bundle: --{', --'.join(given)} cannot be used with a run"
             )
         evaluate_run(args.folder, args.data, args.on)
         return
@@ -91,12 +82,10 @@ def main(args: argparse.Namespace) -> None:
         raise RunError(
             f"{args.folder} is a bundle: give it --data FOLDER (and --below), and not --on"
         )
-    options: dict[str, Any] = FOR_BUNDLES | given
-    if min(options["block"], options["draws"]) < 1 or options["threads"] < 0:
+    options = BundleOptions(**given | {"threads": given.get("threads") or os.cpu_count() or 1})
+    if min(options.block, options.draws) < 1 or options.threads < 0:
         raise RunError("--block and --draws must be at least 1, and --threads at least 0")
-    evaluate(
-        args.folder, args.data, **options | {"threads": options["threads"] or os.cpu_count() or 1}
-    )
+    evaluate_bundle(args.folder, args.data, options)
 
 
 def rank_correlation(predicted: NDArray[Any], true: NDArray[np.float64]) -> float | None:

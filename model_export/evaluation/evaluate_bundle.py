@@ -5,11 +5,12 @@ Measured through the service's own code (`measure_bundle`), judged in `bundle_re
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from model_export.evaluation.bundle_results import Evaluation, Row
+from model_export.evaluation.bundle_results import BundleResults, Row
 from model_export.evaluation.figures import draw
-from model_export.evaluation.measure_bundle import measure
+from model_export.evaluation.measure_bundle import measure_bundles
 from model_export.evaluation.report import (
     against_table,
     equal_cost_table,
@@ -23,56 +24,59 @@ from model_export.gating.calibrate import contiguous_blocks
 from model_export.gating.policies import resample
 
 
-def evaluate(
-    folder: Path,
-    data: Path,
-    *,
-    below: str,
-    threads: int,
-    cache: Path | None,
-    block: int,
-    draws: int,
-    against: Path | None,
-    figures: Path | None,
-    mirrored: bool,
-) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleOptions:
+    """below: a folder inside images/ and that of the labels, "" = none. block: consecutive images
+    that are resampled together. draws: bootstrap samples. against: a bundle to compare with.
+    figures: the folder for them. mirrored: measure the mirror images, too."""
+
+    below: str = ""
+    cache: Path | None = None
+    figures: Path | None = None
+    against: Path | None = None
+    threads: int
+    block: int = 1
+    draws: int = 2000
+    mirrored: bool = False
+
+
+def evaluate_bundle(folder: Path, data: Path, options: BundleOptions) -> None:
     """Prints the tables and one JSON line. Raises DataError that names the file."""
-    found = measure(
-        [folder, *([against] if against else [])], data, below, threads, cache, mirrored=mirrored
+    folders = [folder, *([options.against] if options.against else [])]
+    measured = measure_bundles(
+        folders, data, options.below, options.threads, options.cache, mirrored=options.mirrored
     )
-    weights = resample(contiguous_blocks(found[0].groups, block), draws)
-    evaluations = [Evaluation(each, weights) for each in found]
-    first, manifest = evaluations[0], found[0].bundle.manifest
-    rows = [first.row(name) for name in first.policies]
-    promises = first.max_loss()
+    weights = resample(contiguous_blocks(measured[0].groups, options.block), options.draws)
+    all_results = [BundleResults(of_bundle, weights) for of_bundle in measured]
+    first, manifest = all_results[0], measured[0].bundle.manifest
     result: Row = {
         "bundle": manifest.name,
-        "digest": found[0].bundle.digest,
+        "digest": measured[0].bundle.digest,
         "task": manifest.task,
-        "measure": found[0].task.measure,
-        "data": str(data / "images" / below),
-        "images": len(found[0].names),
-        "left_out": found[0].left_out,
-        "threads": threads,
-        "block": block,
-        "draws": draws,
+        "measure": measured[0].task.measure,
+        "data": str(data / "images" / options.below),
+        "images": len(measured[0].names),
+        "left_out": measured[0].left_out,
+        "threads": options.threads,
+        "block": options.block,
+        "draws": options.draws,
         "plans": first.plans(),
-        "policies": rows,
-        "max_loss": promises,
+        "policies": [first.row(name) for name in first.policies],
+        "max_loss": first.max_loss(),
         "groups": first.groups(),
-        "mirrored_correlation": first.repeated(),
+        "mirrored_correlation": first.mirrored_correlation(),
     }
-    tables = [policies_table(result), equal_cost_table(result), promises_table(promises)]
+    tables = [policies_table(result), equal_cost_table(result), promises_table(result["max_loss"])]
     if len(result["groups"]) > 1:
         tables.append(groups_table(result["groups"]))
-    if mirrored:
+    if options.mirrored:
         tables.append(mirrored_table(result["mirrored_correlation"]))
     print("\n\n".join(tables))
-    if against:
-        other = evaluations[1]
-        name, full = found[1].bundle.manifest.name, other.row("full")
+    if options.against:
+        other = all_results[1]
+        name, full = measured[1].bundle.manifest.name, other.row("full")
         result["against"] = {"bundle": name, "full": full, "policies": first.against(other)}
         print(f"\n{against_table(result['against'])}")
-    if figures:
-        result["figures"] = [str(path) for path in draw(evaluations, figures)]
+    if options.figures:
+        result["figures"] = [str(path) for path in draw(all_results, options.figures)]
     print(json_line(result))

@@ -13,35 +13,29 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from model_export.evaluation.bundle_results import LOSSES, Evaluation
+from model_export.evaluation.bundle_results import LOSSES, BundleResults
 from model_export.gating.policies import Shares, by_beta
 
-CURVE = (
-    0.0,
-    *np.geomspace(3e-4, 1.0, 60),
-)  # betas: from the best that there is to the cheapest plan
-GATE, ORACLE, FIXED, OTHER = (
-    "#0072b2",
-    "#009e73",
-    "#444444",
-    "#d55e00",
-)  # told apart by colour-blind readers, too
+# Betas: from the best plan of each image to the cheapest.
+CURVE = (0.0, *np.geomspace(3e-4, 1.0, 60))
+# Colour-blind readers can tell these apart.
+GATE, ORACLE, FIXED, OTHER = "#0072b2", "#009e73", "#444444", "#d55e00"
 AXES = {
     "gflops": "GFLOPs per image, mean",
     "ms": "ms per image in the engine, mean",
 }
 
 
-def draw(evaluations: Sequence[Evaluation], folder: Path) -> list[Path]:
-    """evaluations: the bundle's, then that of the comparison if there is one. The files that were
-    written."""
+def draw(all_results: Sequence[BundleResults], folder: Path) -> list[Path]:
+    """all_results: the bundle's, then those of the bundle to compare with, if any. Returns the
+    files that were written."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = [_against_cost(evaluations, cost, folder / f"quality_{cost}.png") for cost in AXES]
-    return [*files, _depths(evaluations[0], folder / "depths.png")]
+    files = [_against_cost(all_results, cost, folder / f"quality_{cost}.png") for cost in AXES]
+    return [*files, _depths(all_results[0], folder / "depths.png")]
 
 
-def _against_cost(evaluations: Sequence[Evaluation], cost: str, path: Path) -> Path:
-    first, *others = evaluations
+def _against_cost(all_results: Sequence[BundleResults], cost: str, path: Path) -> Path:
+    first, *others = all_results
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     name = first.measured.task.measure
     for axes, of_set in ((left, False), (right, True)):
@@ -69,21 +63,21 @@ def _against_cost(evaluations: Sequence[Evaluation], cost: str, path: Path) -> P
     return path
 
 
-def _points(axes: Axes, found: Evaluation, cost: str, of_set: bool) -> None:
-    measured = found.measured
-    gate = [by_beta(measured.scores, found.costs.gflops, beta) for beta in CURVE]
-    oracle = [by_beta(measured.quality, found.costs.gflops, beta) for beta in CURVE]
-    axes.plot(*_curve(found, cost, of_set, oracle), "-", color=ORACLE, label="oracle, every beta")
-    axes.plot(*_curve(found, cost, of_set, gate), "-", color=GATE, label="gate, every beta")
-    promised = [found.policies[f"gate max-loss {asked:g}"] for asked in LOSSES]
+def _points(axes: Axes, results: BundleResults, cost: str, of_set: bool) -> None:
+    measured = results.measured
+    gate = [by_beta(measured.scores, results.costs.gflops, beta) for beta in CURVE]
+    oracle = [by_beta(measured.quality, results.costs.gflops, beta) for beta in CURVE]
+    axes.plot(*_curve(results, cost, of_set, oracle), "-", color=ORACLE, label="oracle, every beta")
+    axes.plot(*_curve(results, cost, of_set, gate), "-", color=GATE, label="gate, every beta")
+    promised = [results.policies[f"gate max-loss {asked:g}"] for asked in LOSSES]
     axes.plot(
-        *_curve(found, cost, of_set, promised),
+        *_curve(results, cost, of_set, promised),
         "o",
         color=GATE,
         markersize=5,
         label="gate, max-loss",
     )
-    x, y = _curve(found, cost, of_set, _fixed(found))
+    x, y = _curve(results, cost, of_set, _fixed(results))
     axes.plot(x, y, "s--", color=FIXED, markersize=5, linewidth=1, label="fixed plans")
     for plan, *at in zip(measured.bundle.manifest.plans, x, y, strict=True):
         axes.annotate(
@@ -96,31 +90,33 @@ def _points(axes: Axes, found: Evaluation, cost: str, of_set: bool) -> None:
         )
 
 
-def _fixed(found: Evaluation) -> list[Shares]:
-    return [found.policies[f"fixed {plan.name}"] for plan in found.measured.bundle.manifest.plans]
+def _fixed(results: BundleResults) -> list[Shares]:
+    return [
+        results.policies[f"fixed {plan.name}"] for plan in results.measured.bundle.manifest.plans
+    ]
 
 
 def _curve(
-    found: Evaluation, cost: str, of_set: bool, policies: Sequence[Shares]
+    results: BundleResults, cost: str, of_set: bool, policies: Sequence[Shares]
 ) -> tuple[list[float], list[float]]:
-    x = [found.costs.of(shares)[cost] for shares in policies]
+    x = [results.costs.of(shares)[cost] for shares in policies]
     if not of_set:
-        return x, [float((shares * found.measured.quality).sum(1).mean()) for shares in policies]
-    counts = found.measured.counts
+        return x, [float((shares * results.measured.quality).sum(1).mean()) for shares in policies]
+    counts = results.measured.counts
     return x, [
-        found.measured.task.of_set(np.einsum("np,np...->...", shares, counts))
+        results.measured.task.of_set(np.einsum("np,np...->...", shares, counts))
         for shares in policies
     ]
 
 
-def _depths(found: Evaluation, path: Path) -> Path:
+def _depths(results: BundleResults, path: Path) -> Path:
     """Share of the images per depth, for each max-loss."""
-    depths = np.array([plan.depth for plan in found.measured.bundle.manifest.plans])
+    depths = np.array([plan.depth for plan in results.measured.bundle.manifest.plans])
     layers = np.arange(1, depths.max() + 1)
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
     colours, width = plt.get_cmap("viridis"), 0.8 / len(LOSSES)
     for place, asked in enumerate(LOSSES):
-        plans = found.policies[f"gate max-loss {asked:g}"].mean(0)
+        plans = results.policies[f"gate max-loss {asked:g}"].mean(0)
         shares = [plans[depths == layer].sum() for layer in layers]
         offset = (place - (len(LOSSES) - 1) / 2) * width
         colour = colours(0.9 - 0.8 * place / (len(LOSSES) - 1))

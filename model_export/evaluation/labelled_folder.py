@@ -1,7 +1,7 @@
 """Any labelled folder, opened for a bundle's task: what `evaluate` measures on.
 
-An image's group, for promises that are to hold in each, is its `seq` or `kind` in meta.json where
-the folder has one, else its name up to the first "_".
+An image's group (promises are to hold in each group) is its `seq` or `kind` in meta.json if there
+is one, else its name up to the first "_".
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def open_labelled(root: Path, below: str, task: str, classes: tuple[str, ...]) -
     groups = groups_in(read_description(root), root)
     if TASKS[task].objects and len(classes) != 1:
         raise DataError(
-            f"{root / wanted} tells no classes apart, and the bundle has {len(classes)}"
+            f"{root / wanted} does not tell classes apart, and the bundle has {len(classes)}"
         )
     return Folder(root, task, classes=classes, palette=(), below=below, groups=groups)
 
 
 def group_of(name: str, groups: Mapping[str, str]) -> str:
-    """groups: those that meta.json tells."""
+    """groups: those in meta.json."""
     return groups.get(name, name.partition("_")[0] if "_" in name else "")

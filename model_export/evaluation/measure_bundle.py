@@ -1,9 +1,9 @@
 """Every plan of a bundle on every image of a folder, by the service's own code: decode, engine,
 masks.
 
-The front runs once per image, then each plan's encoder, decoder and masks. Kept are counts, from
-which the quality of any choice of plans follows, the gate's scores and the times; one small file
-per image where there is a cache, so that work that was stopped goes on where it was.
+The front runs once per image, then each plan's encoder, decoder and masks. The results are counts,
+from which the quality of any choice of plans follows, the gate's scores and the times. A cache has
+one small file per image, so that work that was stopped can continue.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was found for N images and P plans.
+    """The results for N images and P plans.
 
     scores: (N, P) of the gate. counts: (N, P, ...) as the task has them.
     quality: (N, P) 0..1, of each image: mIoU over the classes that it shows, or PQ. mirrored: the
     same of each image's mirror image, a second measurement of one scene, or None. front: (N,) ms;
-    encoder, decoder: (N, P) ms. left_out: names of images that are all void. found: instance task
-    only, N times P `detections`.
+    encoder, decoder: (N, P) ms. left_out: names of images that are all void. detections: N times P
+    tables, as `detections` gives them; none for a task without objects.
     """
 
     bundle: bundle.Bundle
@@ -64,7 +64,7 @@ class Measured:
     encoder: Floats
     decoder: Floats
     left_out: list[str]
-    found: list[list[Floats]]
+    detections: list[list[Floats]]
 
     @property
     def task(self) -> Task:
@@ -72,12 +72,11 @@ class Measured:
 
     def ap50(self, plans: NDArray[np.integer]) -> float | None:
         """plans: (N,) each image's. None for a task without objects."""
-        if not self.found:
+        if not self.detections:
             return None
-        objects = self.counts[:, 0, [1, 3]].sum()  # found or missed, by any plan
-        return average_precision(
-            [image[plan] for image, plan in zip(self.found, plans, strict=True)], objects
-        )
+        objects = self.counts[:, 0, [1, 3]].sum()  # hit or missed, by any plan
+        tables = [image[plan] for image, plan in zip(self.detections, plans, strict=True)]
+        return average_precision(tables, objects)
 
 
 class Meter:
@@ -101,9 +100,9 @@ class Meter:
         file, truth_file = folder.files[index]
         data = file.read_bytes()
         key = hashlib.sha256(data + truth_file.read_bytes()).hexdigest()[:32]
-        kept = self.cache and self.cache / f"{key}{'-mirrored' * mirrored}.npz"
-        if kept and kept.is_file():
-            return _read(kept)
+        cached = self.cache and self.cache / f"{key}{'-mirrored' * mirrored}.npz"
+        if cached and cached.is_file():
+            return _read(cached)
         truth = folder.truth(index)
         if mirrored:
             data, truth = _mirror(data), truth[:, ::-1]
@@ -114,41 +113,41 @@ class Meter:
         if not self.warm:  # the first run of a graph reserves memory
             self.run(frame, truth, 0)
             self.warm = True
-        found = self.run(frame, truth, index)
-        if kept:
-            _write(kept, found)
-        return found
+        arrays = self.run(frame, truth, index)
+        if cached:
+            _write(cached, arrays)
+        return arrays
 
     def run(self, frame: Frame, truth: NDArray[Any], turn: int) -> Arrays:
         """scores (P,), counts (P, ...), front (1,), encoder and decoder (P,) in ms, detections
         (objects, 1 plan + 2).
 
-        turn: which plan comes first, so that none always does.
+        turn: decides which plan comes first, so that it is not always the same.
         """
         plans, clock = self.manifest.plans, time.perf_counter
-        begun = clock()
+        began = clock()
         features, scores = self.stages.front(frame.pixels[None])
-        front = clock() - begun
+        front = clock() - began
         counts: dict[int, NDArray[Any]] = {}
-        found = [np.empty((0, 3))]
+        tables = [np.empty((0, 3))]
         encoder, decoder = np.empty(len(plans)), np.empty(len(plans))
         for index in np.roll(np.arange(len(plans)), -turn).tolist():
-            begun = clock()
+            began = clock()
             encoded = self.stages.encode(plans[index], features)
             between = clock()
             tensors = self.stages.head(encoded)
-            encoder[index], decoder[index] = between - begun, clock() - between
+            encoder[index], decoder[index] = between - began, clock() - between
             own = {name: values[0] for name, values in tensors.items()}
             masks = self.answers.read(own, frame.geometry)
             counts[index], objects = self.judge(masks, truth)
-            found.append(np.insert(objects, 0, index, axis=1))
+            tables.append(np.insert(objects, 0, index, axis=1))
         return {
             "scores": scores[0].astype(np.float64),
             "counts": np.stack([counts[i] for i in range(len(plans))]),
             "front": np.array([front * 1e3]),
             "encoder": encoder * 1e3,
             "decoder": decoder * 1e3,
-            "detections": np.concatenate(found),
+            "detections": np.concatenate(tables),
         }
 
     def judge(self, masks: Masks, truth: NDArray[Any]) -> tuple[NDArray[Any], Floats]:
@@ -161,7 +160,7 @@ class Meter:
         return counts, detections(masks.labels, scores, truth)
 
 
-def measure(
+def measure_bundles(
     bundles: Sequence[Path],
     root: Path,
     below: str,
@@ -170,11 +169,11 @@ def measure(
     *,
     mirrored: bool = False,
 ) -> list[Measured]:
-    """Each bundle on the same images, image by image in turns, so that a change in the machine's
-    load hits all alike.
+    """Every bundle on the same images, image by image in turns, so that a change in the machine's
+    load affects all of them alike.
 
-    mirrored: for the first bundle the mirror images, too; times are those of the images as they
-    are. Raises DataError that names the file or bundle.
+    mirrored: for the first bundle also the mirror images; times are those of the images themselves.
+    Raises DataError that names the file or bundle.
     """
     meters = [Meter(folder, threads, cache) for folder in bundles]
     kinds = [(m.manifest.task, tuple(entry.name for entry in m.manifest.classes)) for m in meters]
@@ -187,13 +186,14 @@ def measure(
     folder = open_labelled(root, below, *kinds[0])
     rows: list[list[Arrays]] = [[] for _ in meters]
     for index in tqdm(range(len(folder)), desc="images", mininterval=2):
-        for meter, found in zip(meters, rows, strict=True):
-            found.append(meter.measure(folder, index))
+        for meter, images in zip(meters, rows, strict=True):
+            images.append(meter.measure(folder, index))
             if mirrored and meter is meters[0]:
-                found[-1]["mirrored"] = meter.measure(folder, index, mirrored=True)["counts"]
+                mirror = meter.measure(folder, index, mirrored=True)
+                images[-1]["mirrored"] = mirror["counts"]
     for meter in meters:
         meter.backend.close()
-    return [_gather(meter, folder, found) for meter, found in zip(meters, rows, strict=True)]
+    return [_gather(meter, folder, images) for meter, images in zip(meters, rows, strict=True)]
 
 
 def _gather(meter: Meter, folder: Folder, rows: list[Arrays]) -> Measured:
@@ -203,12 +203,12 @@ def _gather(meter: Meter, folder: Folder, rows: list[Arrays]) -> Measured:
         raise DataError(f"{folder.files[0][1].parent}: every pixel of every mask is void")
     names = [file.stem for file, _ in folder.files]
     groups = np.array([group_of(name, folder.groups) for name in names])
-    kept = [row for row, there in zip(rows, known, strict=True) if there]
-    found = [row["detections"] for row in kept] if meter.task.objects else []
-    again = [row["mirrored"] for row in kept if "mirrored" in row]
+    judged = [row for row, there in zip(rows, known, strict=True) if there]
+    tables = [row["detections"] for row in judged] if meter.task.objects else []
+    again = [row["mirrored"] for row in judged if "mirrored" in row]
     mirrored = qualities(meter.task, np.stack(again)) if again else None
     stacked = {
-        key: np.stack([row[key] for row in kept]).astype(np.float64)
+        key: np.stack([row[key] for row in judged]).astype(np.float64)
         for key in rows[0]
         if key != "detections"
     }
@@ -224,13 +224,13 @@ def _gather(meter: Meter, folder: Folder, rows: list[Arrays]) -> Measured:
         stacked["encoder"],
         stacked["decoder"],
         [name for name, there in zip(names, known, strict=True) if not there],
-        [[each[each[:, 0] == plan, 1:] for plan in range(quality.shape[1])] for each in found],
+        [[table[table[:, 0] == plan, 1:] for plan in range(quality.shape[1])] for table in tables],
     )
 
 
 def _mirror(data: bytes) -> bytes:
-    """An image file -> a PNG of what it shows, left and right exchanged. What cannot be read is
-    left for the service's own check."""
+    """An image file -> a PNG of its mirror image. A file that cannot be read is left to the
+    service's own check."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             mirrored = ImageOps.mirror(ImageOps.exif_transpose(image).convert("RGB"))
@@ -247,12 +247,12 @@ def _read(path: Path) -> Arrays:
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(
-            f"{path} cannot be read ({error}); remove it, and it is measured again"
+            f"{path} cannot be read ({error}); remove it to measure the image again"
         ) from error
 
 
 def _write(path: Path, arrays: Arrays) -> None:
-    """Whole or not at all: a run may be stopped at any time."""
+    """Complete or not at all: the command may be stopped at any time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     with partial.open("wb") as file:

@@ -1,5 +1,5 @@
-"""Frozen linear probe: how much of a data set's classes a backbone's features already tell, before
-any training.
+"""Frozen linear probe: how well a backbone's features tell a data set's classes apart before any
+training.
 
 A ridge classifier on the features of strides 4 to 32, brought together at stride 8, fitted in
 closed form on pixels of the training images. It checks that weights were loaded right (random ones
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--backbone-weights",
         type=Path,
-        help=".npz; without it the weights are random, as a floor to compare with",
+        help=".npz; without it the weights are random, as a lower bound",
     )
     add("--data", type=Path, help="folder of the data set (not needed for scenes)")
     add("--train", default="camvid:train")
@@ -54,8 +54,8 @@ def features(backbone: nn.Module, pixels: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def fit(backbone: nn.Module, train: Dataset, rows: list[int], canvas: tuple[int, int]) -> Tensor:
-    """Least squares of one-hot labels, classes weighed by the root of their rarity: (C + 1,
-    classes)."""
+    """(C + 1, classes): least squares of one-hot labels, a class weighed by 1 / sqrt(its
+    pixels)."""
     classes = len(train.classes)
     gram: Tensor | float = 0.0
     cross: Tensor | float = 0.0
@@ -95,9 +95,9 @@ def main(args: argparse.Namespace) -> None:
         sample = dev[i]
         pixels, inner = on_canvas(sample, canvas)
         with torch.inference_mode():
-            begun = time.perf_counter()
+            began = time.perf_counter()
             maps = features(backbone, torch.from_numpy(pixels)[None])
-            seconds += time.perf_counter() - begun
+            seconds += time.perf_counter() - began
             scores = torch.einsum("bchw,ck->bkhw", maps, weights)
         total = total + confusion(
             labels_at(scores, canvas, inner, sample.mask.shape), sample.mask, len(dev.classes)

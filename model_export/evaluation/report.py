@@ -1,4 +1,4 @@
-"""An evaluation as people read it: tables; and as programs do: one JSON line."""
+"""An evaluation as tables for people, and as one JSON line for programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Row = dict[str, Any]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they must be; the first one to the left, the others to the right."""
+    """The first column is aligned left, the others right."""
     lines = [list(header), *map(list, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join(

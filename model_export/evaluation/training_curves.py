@@ -1,5 +1,5 @@
-"""curves.png of a run: the loss's terms, and the dev set's quality at some settings of the knobs,
-from log.csv."""
+"""curves.png of a run, from log.csv: the terms of the loss, and the quality on the dev set at some
+settings of the knobs."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ in each group that has `LEAST` units, in the union of the smaller groups, and ov
 those at hand. How much their means differ beyond what their own spread explains (one-way analysis
 of variance, random effects) counts as a part of the standard error.
 
-**Units** are images, or blocks of neighbours where images are near twins (video): twins tell
-nothing new, so n counts blocks.
+**Units** are images, or blocks of neighbours where images are near duplicates (video): duplicates
+tell nothing new, so n counts blocks.
 
 **The gate must not have seen these images.** Scores are out of fold: image i is scored by a gate
 that was fitted without i (and its block), and the quality is that of a network which was not
@@ -52,17 +52,17 @@ ASKED = (0.0025, 0.005, 0.01, 0.02, 0.05)  # levels of max-loss
 CAP = 0.1  # B of the theorem: what the one image not yet seen is allowed to lose
 DEVIATIONS = 1.645  # standard errors: 95 %, one-sided
 LEAST = 20  # units of a group that is controlled by itself
-NUDGE = 1e-4  # how far above the last score a margin may lie: graphs round other than torch does
+NUDGE = 1e-4  # how far above the last score a margin may lie: graphs round unlike torch
 
 Floats = NDArray[np.float64]
 Row = dict[str, float | None]
-# What a growing margin changes, in that order; each (switches,): at which margin, for which image,
-# its loss's change.
+# What a growing margin changes, in that order: at which margin, for which image, and by how much
+# its loss; each (switches,).
 Switches = tuple[Floats, NDArray[np.int64], Floats]
 
 
 class CalibrationError(ValueError):
-    """Scores and qualities that cannot be calibrated; the message names the image or what to
+    """Scores and qualities that cannot be calibrated. The message names the image, or what to
     change."""
 
 
@@ -81,12 +81,12 @@ def margin_table(
     """[{"asked": max-loss, "margin": largest safe margin}], ascending; None: nothing but the full
     plan is safe.
 
-    scores, quality: (N, plans), cheap to dear, the last is the full plan; scores out of fold.
-    groups: (N,) names. blocks: (N,) ids of what is one unit, None = every image is one. cap: losses
-    that were seen count in full, but the image to come is allowed no more than this: the promise is
-    on losses cut off at the cap. deviations: standard errors to spare, 0 = the theorem's bound
-    alone. least: units of a group that is controlled by itself. recordings: whether groups are a
-    few of many, so that images to come are of another one. Raises CalibrationError.
+    scores, quality: (N, plans), from the cheapest to the most expensive, the last is the full plan;
+    scores out of fold. groups: (N,) names. blocks: (N,) ids of what is one unit, None = every image
+    is one. cap: losses that were seen count in full, but the image to come is allowed no more than
+    this: the promise is on losses cut off at the cap. deviations: standard errors to spare, 0 = the
+    theorem's bound alone. least: units of a group that is controlled by itself. recordings: whether
+    groups are a few of many, so that images to come are of another one. Raises CalibrationError.
     """
     scores, quality = np.asarray(scores, np.float64), np.asarray(quality, np.float64)
     groups, units = (
@@ -148,9 +148,8 @@ def _switches(scores: Floats, losses: Floats) -> Switches:
     gaps = scores[:, -1:] - scores[:, :-1]  # a plan is taken once the margin reaches its gap
     order = gaps.argsort(1, kind="stable")
     taken = np.minimum.accumulate(order, axis=1)  # the cheapest of those within the margin
-    changes = np.diff(
-        np.take_along_axis(losses, taken, 1), axis=1, prepend=0.0
-    )  # from the full plan, which loses 0
+    # From the full plan, which loses 0.
+    changes = np.diff(np.take_along_axis(losses, taken, 1), axis=1, prepend=0.0)
     margins = np.take_along_axis(gaps, order, 1).ravel()
     images = np.repeat(np.arange(len(scores)), gaps.shape[1])
     ascending = margins.argsort(kind="stable")
@@ -185,7 +184,7 @@ def _controlled(
     image.
     """
     own = part[switches[1]]
-    at, images, changes = (each[own] for each in switches)
+    at, images, changes = (values[own] for values in switches)
     _, first, unit_of, sizes = np.unique(
         units[part], return_index=True, return_inverse=True, return_counts=True
     )

@@ -3,14 +3,14 @@ cross-validation.
 
 The gate regresses the quality of every plan, so that one gate serves every trade-off at request
 time; ECO-M2F's (arXiv 2404.15244) classifies the best exit for one trade-off. It is a ridge
-regression of the full plan's quality and, apart from it, of what each plan loses against the full
-one: losses decide the plan, and are ten times smaller than the differences between images. How much
-to shrink either is chosen by cross-validation over folds that keep near twins together; where
+regression of the full plan's quality and, separately, of what each plan loses against the full one:
+losses decide the plan, and are ten times smaller than the differences between images. How much to
+shrink either is chosen by cross-validation over folds that keep near duplicates together. Where
 nothing can be predicted, the gate ends up as the mean of each plan.
 
-Images that the network was trained on may be among the targets, too. What it makes of them is
-better than what it makes of others, but which of them lose more is learned from them as well: they
-teach the gate's slopes, and neither its intercepts nor what it promises.
+Images that the network was trained on may be among the targets. Their quality is higher than that
+of other images, but they show as well which images lose more: they determine the gate's slopes, and
+neither its intercepts nor what it promises.
 """
 
 from __future__ import annotations
@@ -21,17 +21,8 @@ from numpy.typing import NDArray
 
 from model_export.network.gate import Gate
 
-STRENGTHS = (
-    0.01,
-    0.03,
-    0.1,
-    0.3,
-    1.0,
-    3.0,
-    10.0,
-    100.0,
-    1e4,
-)  # of the shrinking; the last one leaves the mean alone
+# Of the shrinking; the last one leaves nothing but the mean.
+STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1e4)
 FOLDS = 5
 
 Floats = NDArray[np.float64]
@@ -43,8 +34,8 @@ def ridge(inputs: Floats, targets: Floats, seen: Flags, strength: float) -> tupl
     """inputs (N, D), standardised; targets (N, T) -> weights (D, T) and bias (T,) of the shrunk
     least squares.
 
-    seen: (N,), images that the network was trained on; each part is centred on its own mean, the
-    bias is the others'.
+    seen: (N,), images that the network was trained on. They and the others are each centred on
+    their own mean; the bias is that of the others.
     """
     x, y = centred(inputs, seen), centred(targets, seen)
     # The dual form: there are fewer images than inputs, or about as many.
@@ -55,12 +46,12 @@ def ridge(inputs: Floats, targets: Floats, seen: Flags, strength: float) -> tupl
 
 
 def centred(values: Floats, seen: Flags) -> Floats:
-    """(N, D), each part without its mean."""
-    found = values.copy()
+    """(N, D), seen and unseen images each without their mean."""
+    centred_values = values.copy()
     for part in (seen, ~seen):
         if part.any():
-            found[part] -= values[part].mean(0)
-    return found
+            centred_values[part] -= values[part].mean(0)
+    return centred_values
 
 
 def standardise(inputs: Floats) -> tuple[Floats, Floats]:
@@ -70,8 +61,8 @@ def standardise(inputs: Floats) -> tuple[Floats, Floats]:
 
 
 def fit(inputs: Floats, quality: Floats, seen: Flags, level: float, loss: float) -> Gate:
-    """inputs (N, D), quality (N, plans); level, loss: strengths for the full plan's quality and the
-    others' loss."""
+    """inputs (N, D), quality (N, plans). level, loss: strengths for the full plan's quality and for
+    the others' losses."""
     mean, scale = standardise(inputs)
     x = (inputs - mean) / scale
     full, bias = ridge(x, quality[:, -1:], seen, level)
@@ -94,8 +85,8 @@ def predict(gate: Gate, inputs: Floats) -> Floats:
 def out_of_fold(
     inputs: Floats, quality: Floats, seen: Flags, blocks: Blocks, level: float, loss: float
 ) -> Floats:
-    """(N, plans): each image's prediction by a gate that was fitted without its block and others of
-    its fold."""
+    """(N, plans): each image's prediction by a gate that was fitted without its block and the
+    others of its fold."""
     scores, folds = np.empty_like(quality), blocks % FOLDS
     for fold in range(FOLDS):
         rest = folds != fold
@@ -111,9 +102,9 @@ def cross_validate(
     """The strengths (level, loss), by the squared error out of fold, where the intercept counts for
     nothing.
 
-    loss: of the lowest error; losses decide the plan. level: the strongest whose error is within a
-    standard error of the lowest (Breiman et al. 1984), for large weights pass on what half
-    precision rounds away.
+    loss: of the lowest error, since losses decide the plan. level: the strongest whose error is
+    within a standard error of the lowest (Breiman et al. 1984), since large weights amplify what
+    half precision rounds away.
     """
     levels, losses = [], []
     for strength in STRENGTHS:

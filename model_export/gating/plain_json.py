@@ -1,4 +1,4 @@
-"""Figures as JSON can say them."""
+"""Numbers as JSON can have them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """What JSON can say: five decimals; None for what has no value, since JSON has no nan."""
+    """Floats with five decimals; None for nan and infinity, which JSON lacks."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -2,9 +2,9 @@
 qualities and costs.
 
 A policy is its shares, (images, plans), rows that sum to 1: how much of an image goes to each plan.
-A choice is a row with a single 1; a random policy has fractions, and then every figure is an
-expected value. All figures that add up over images (qualities, costs, counts) are sums over `shares
-* figure`.
+A row of a policy that chooses has a single 1; a random policy has fractions, and then every figure
+is an expected value. All figures that add up over images (qualities, costs, counts) are sums over
+`shares * figure`.
 
 Compared at equal mean cost, from weak to strong: the same plans dealt to the images at random; the
 best mix of fixed plans, which knows the plans' mean qualities on these very images; the oracle,
@@ -28,14 +28,14 @@ Shares = NDArray[np.float64]
 Interval = tuple[float, float]
 
 
-def choice(chosen: NDArray[np.integer], plans: int) -> Shares:
+def all_to_one(chosen: NDArray[np.integer], plans: int) -> Shares:
     """chosen: (N,) index of each image's plan."""
     return np.eye(plans)[chosen]
 
 
 def fixed(images: int, plans: int, plan: int) -> Shares:
     """The same plan for every image; -1 is the full one."""
-    return choice(np.full(images, plan), plans)
+    return all_to_one(np.full(images, plan), plans)
 
 
 def by_beta(scores: NDArray[np.floating], cost: Floats, beta: float) -> Shares:
@@ -45,7 +45,7 @@ def by_beta(scores: NDArray[np.floating], cost: Floats, beta: float) -> Shares:
     scores: (N, plans); true qualities make it an oracle. cost: (plans,), of which the full plan's
     is 1 share.
     """
-    return choice((scores - beta * cost / cost[-1]).argmax(1), scores.shape[1])
+    return all_to_one((scores - beta * cost / cost[-1]).argmax(1), scores.shape[1])
 
 
 def by_margin(scores: NDArray[np.floating], margin: float | None) -> Shares:
@@ -53,7 +53,7 @@ def by_margin(scores: NDArray[np.floating], margin: float | None) -> Shares:
     full plan."""
     safe = scores[:, -1:] - scores <= (-np.inf if margin is None else margin)
     safe[:, -1] = True
-    return choice(safe.argmax(1), scores.shape[1])
+    return all_to_one(safe.argmax(1), scores.shape[1])
 
 
 def dealt_at_random(shares: Shares) -> Shares:
@@ -67,10 +67,10 @@ def best_mix(means: Floats, cost: Floats, budget: float) -> tuple[int, int]:
 
     means: (plans,) mean quality. The budget is at least the cheapest plan's cost.
     """
-    pairs = [(cheap, dear) for cheap in range(len(cost)) for dear in range(cheap, len(cost))]
-    affordable = [pair for pair in pairs if cost[pair[0]] <= budget] or [
-        (0, 0)
-    ]  # the last digit of a mean may miss it
+    plans = range(len(cost))
+    pairs = [(low, high) for low in plans for high in plans[low:]]
+    # The cheapest plan alone, where rounding of the mean misses its cost.
+    affordable = [pair for pair in pairs if cost[pair[0]] <= budget] or [(0, 0)]
     values = [
         float(means[[*pair]] @ mix_parts(cost, pair, np.array([budget]))[0]) for pair in affordable
     ]
@@ -78,11 +78,11 @@ def best_mix(means: Floats, cost: Floats, budget: float) -> tuple[int, int]:
 
 
 def mix_parts(cost: Floats, pair: tuple[int, int], budget: Floats) -> Floats:
-    """budget: (D,) mean costs -> (D, 2) shares of the pair that spend it, as far as the dearer one
-    goes."""
+    """budget: (D,) mean costs -> (D, 2) shares of the pair that spend it, or no more than the more
+    expensive one's cost."""
     gap = cost[pair[1]] - cost[pair[0]]
-    dear = np.ones(len(budget)) if gap == 0 else ((budget - cost[pair[0]]) / gap).clip(0, 1)
-    return np.stack((1 - dear, dear), 1)
+    upper = np.ones(len(budget)) if gap == 0 else ((budget - cost[pair[0]]) / gap).clip(0, 1)
+    return np.stack((1 - upper, upper), 1)
 
 
 def oracle_value(quality: Floats, cost: Floats, budget: Floats, weights: Floats) -> Floats:
@@ -95,7 +95,7 @@ def oracle_value(quality: Floats, cost: Floats, budget: Floats, weights: Floats)
     """
     steps = [(i, *step) for i, row in enumerate(quality) for step in _hull(cost, row)]
     images, costs, gains = (
-        (np.array(each) for each in zip(*steps, strict=True)) if steps else np.zeros((3, 0))
+        (np.array(column) for column in zip(*steps, strict=True)) if steps else np.zeros((3, 0))
     )
     order = np.argsort(-gains / costs, kind="stable")
     images, costs, gains = images[order].astype(np.int64), costs[order], gains[order]
@@ -124,8 +124,8 @@ def _hull(cost: Floats, quality: Floats) -> list[tuple[float, float]]:
 
 
 def resample(units: NDArray[np.integer], draws: int = DRAWS, seed: int = 0) -> Floats:
-    """(draws, N) how often each image counts in a bootstrap sample; those of one unit (near twins)
-    come together."""
+    """(draws, N) how often each image counts in a bootstrap sample; those of one unit (near
+    duplicates) come together."""
     names, members = np.unique(units, return_inverse=True)
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
@@ -147,8 +147,8 @@ class Gain:
     share: of what the oracle wins over it, nan where that is nothing. Intervals are paired: all
     policies on the same resampled images.
 
-    The mix's plans are those that are best on the set itself, and the same in each sample: to
-    choose anew in each would count the luck of that choice twice.
+    The mix's plans are those that are best on the set itself, and the same in each sample: choosing
+    them again in each would count the chance in that choice twice.
     """
 
     quality: float
@@ -163,9 +163,8 @@ class Gain:
 
 def compare(shares: Shares, quality: Floats, cost: Floats, weights: Floats) -> Gain:
     """shares, quality: (N, plans); cost: (plans,); weights: (draws, N) from `resample`."""
-    all_weights = np.concatenate(
-        (np.ones((1, len(quality))), weights)
-    )  # the first case is the images as they are
+    # The first case is the images as they are.
+    all_weights = np.concatenate((np.ones((1, len(quality))), weights))
     total = all_weights.sum(1)
     means = all_weights @ quality / total[:, None]
     own = all_weights @ (shares * quality).sum(1) / total
@@ -178,7 +177,7 @@ def compare(shares: Shares, quality: Floats, cost: Floats, weights: Floats) -> G
         share = np.where(oracle - mix > 1e-9, (own - mix) / (oracle - mix), np.nan)
     won = own - mix
     return Gain(
-        *(float(each[0]) for each in (own, random, mix, oracle, won)),
+        *(float(values[0]) for values in (own, random, mix, oracle, won)),
         interval(won[1:]),
         float(share[0]),
         interval(share[1:]),

@@ -1,7 +1,7 @@
-"""Step C: fit the gate, everything else frozen, and calibrate what a requested max-loss may count
-on.
+"""Step C: fit the gate, with everything else frozen, and calibrate what a requested max-loss may
+promise.
 
-How the gate learns from the targets is in gate_regression.py, what is promised in calibrate.py.
+gate_regression.py has how the gate learns from the targets, calibrate.py what is promised.
 """
 
 from __future__ import annotations
@@ -44,32 +44,32 @@ def add_block_argument(parser: argparse.ArgumentParser) -> None:
         "--block",
         type=int,
         default=1,
-        help="images that follow each other and are near twins, as in video, where each "
-        "group is a recording and the next will be a new one; 1 = none",
+        help="consecutive images that are near duplicates, as in video, where each group is "
+        "a recording and images to come are of a new one; 1 = none",
     )
 
 
 def specs_of(targets: dict[str, Any]) -> NDArray[np.str_]:
-    """(N,): of each image the data set, as it was named to derive-targets."""
+    """(N,): each image's data set, as it was named to derive-targets."""
     specs: NDArray[np.str_] = np.array(str(targets["spec"]).split())[targets["sources"]]
     return specs
 
 
 def alike(targets: dict[str, Any], held: str) -> Flags:
-    """(N,): plain images of a data set of the same kind as the held-out one; data sets are named
-    KIND:SPLIT."""
+    """(N,): whether it is a plain image, of a data set of the same kind as the held-out one; data
+    sets are named KIND:SPLIT."""
     kinds = np.array([spec.partition(":")[0] for spec in specs_of(targets)])
-    found: Flags = (targets["views"] == 0) & (kinds == held.partition(":")[0])
-    return found
+    flags: Flags = (targets["views"] == 0) & (kinds == held.partition(":")[0])
+    return flags
 
 
 def blocks_of(groups: NDArray[np.str_], views: NDArray[np.int64], block: int) -> Blocks:
-    """(N,) of every view: the block of neighbouring images that it belongs to. An image's views
+    """(N,), for every view: the block of neighbouring images that it belongs to. An image's views
     follow its first."""
     first = views == 0
     first[0] = True
-    found: Blocks = contiguous_blocks(groups[first], block)[np.cumsum(first) - 1]
-    return found
+    blocks: Blocks = contiguous_blocks(groups[first], block)[np.cumsum(first) - 1]
+    return blocks
 
 
 def main(args: argparse.Namespace) -> None:
@@ -85,10 +85,10 @@ def main(args: argparse.Namespace) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """All that were measured: inputs (N, D), quality (N, plans), the rest (N,).
+    """All that was measured: inputs (N, D), quality (N, plans), the rest (N,).
 
-    seen: the network was trained on it. fits: the gate learns from it. real: the promise is about
-    images like it.
+    seen: whether the network was trained on the image. fits: whether the gate learns from it. real:
+    whether the promise is about images like it.
     """
 
     inputs: Floats
@@ -112,8 +112,8 @@ def images_of(task: Task, parts: dict[str, dict[str, Any]], block: int) -> Image
     held, groups = len(parts["held"]["names"]), both("groups")
     inputs, quality = both("inputs").astype(np.float64), qualities(task, both("counts"))
     seen = np.append(parts["fit"]["seen"], np.full(held, False))
-    # What is promised is promised for real images like those held out, so views of an image and
-    # data of another kind do not count.
+    # The promise is about real images like those held out: views of an image and data of another
+    # kind do not count.
     real = np.append(alike(parts["fit"], str(parts["held"]["spec"])), np.full(held, True)) & ~seen
     fits = np.arange(len(seen)) < len(seen) - held
     return Images(
@@ -123,8 +123,8 @@ def images_of(task: Task, parts: dict[str, dict[str, Any]], block: int) -> Image
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """scores: (N, plans) of images, out of fold where the gate learned from them. margins: as in
-    calibrate.py."""
+    """scores: (N, plans), out of fold where the gate learned from the image. level, loss: strengths
+    of the shrinking. margins: as in calibrate.py."""
 
     gate: Gate
     level: float
@@ -134,26 +134,26 @@ class Fitted:
 
 
 def can_fit(images: Images) -> bool:
-    """Whether each gate that leaves out a fold has images, too, that the network was not trained
+    """Whether every gate that leaves out a fold still has images that the network was not trained
     on."""
     unseen = np.unique(images.blocks[~images.seen])
     return len(unseen) >= FOLDS and len(np.unique(unseen % FOLDS)) > 1
 
 
 def fit_gate(images: Images, recordings: bool) -> Fitted:
-    """recordings: whether groups are recordings, of which the next will be a new one.
+    """recordings: whether groups are recordings, so that images to come are of a new one.
 
     Raises RunError where there are too few images that the network was not trained on.
     """
     own = images.where(images.fits)
     if not can_fit(own):
-        needs = (
-            f"a gate needs at least {FOLDS} blocks of images that the network was not trained on"
+        raise RunError(
+            f"a gate needs at least {FOLDS} blocks of images that the network was not trained on: "
+            f"give derive-targets more to --fit"
         )
-        raise RunError(f"{needs}: give derive-targets more to --fit")
     level, loss = cross_validate(own.inputs, own.quality, own.seen, own.blocks)
     gate = fit(own.inputs, own.quality, own.seen, level, loss)
-    # Margins count on images that the gate has not seen: out of fold, and the held-out ones.
+    # Margins need images that the gate has not seen: out of fold, and the held-out ones.
     scores = predict(gate, images.inputs)
     scores[images.fits] = out_of_fold(own.inputs, own.quality, own.seen, own.blocks, level, loss)
     real = images.real
@@ -170,46 +170,46 @@ def fit_gate(images: Images, recordings: bool) -> Fitted:
 def fit_and_calibrate(
     config: Config, parts: dict[str, dict[str, Any]], cost: Floats, block: int
 ) -> tuple[Gate, dict[str, Any]]:
-    """The gate and how it was fitted, with "margins", and, on the same images, what it "wins" and
-    the "limit"; of recordings, what the promise comes to on each that is "left_out".
+    """The gate and a report of how it was fitted, with "margins", and, on the same images, what the
+    gate "wins" and the "limit"; for recordings also how the promise is kept on each, "left_out".
 
     parts: targets "fit" and "held". cost: (plans,) GFLOPs. block: as on the command line. Raises
     RunError where there are too few images that the network was not trained on.
     """
     images, recordings = images_of(TASKS[config.task], parts, block), block > 1
-    found, real = fit_gate(images, recordings), images.real
+    fitted, real = fit_gate(images, recordings), images.real
     own = images.where(images.fits)
     report = {
         "images": len(own.seen),
         "images_trained_on": int(own.seen.sum()),
         "calibrated_images": int(real.sum()),
-        "strength_level": found.level,
-        "strength_loss": found.loss,
-        "margins": found.margins,
-        "wins": winnings(found.scores[real], images.quality[real], cost, images.blocks[real]),
+        "strength_level": fitted.level,
+        "strength_loss": fitted.loss,
+        "margins": fitted.margins,
+        "wins": winnings(fitted.scores[real], images.quality[real], cost, images.blocks[real]),
         "limit": limit(own.quality, parts["fit"]["views"], own.real, cost, own.blocks),
         "left_out": left_out(images, cost) if recordings else [],
         "calibrated_on": [str(t["spec"]) for t in parts.values()],
-        "parameters": found.gate.output.weight.numel(),
+        "parameters": fitted.gate.output.weight.numel(),
     }
-    return found.gate, report
+    return fitted.gate, report
 
 
 def left_out(images: Images, cost: Floats) -> list[dict[str, Any]]:
-    """Of each recording what was asked and what its images lost, where neither gate nor margins had
-    met any of it.
+    """For each recording what was asked and what its images lost, with a gate and margins that had
+    not seen any of it.
 
-    Only recordings without which a gate can still be fitted.
+    Only for recordings without which a gate can still be fitted.
     """
     rows = []
     for name in np.unique(images.groups[images.real]):
         others = images.where(images.groups != name)
         if not can_fit(others.where(others.fits)):
             continue
-        found = fit_gate(others, recordings=True)
+        fitted = fit_gate(others, recordings=True)
         judged = images.where(images.real & (images.groups == name))
-        scores = predict(found.gate, judged.inputs)
-        for row in found.margins:
+        scores = predict(fitted.gate, judged.inputs)
+        for row in fitted.margins:
             shares = by_margin(scores, row["margin"])
             lost = (judged.quality[:, -1] - (shares * judged.quality).sum(1)).mean()
             about = {
@@ -225,8 +225,8 @@ def left_out(images: Images, cost: Floats) -> list[dict[str, Any]]:
 def limit(
     quality: Floats, views: NDArray[np.int64], counted: Flags, cost: Floats, blocks: Blocks
 ) -> list[dict[str, Any]]:
-    """As `winnings`, of who is told the mean of each image's other views, and so all but the luck
-    of a single one.
+    """As `winnings`, of an oracle that is told the mean over each image's other views, and so
+    everything but the chance of a single one.
 
     counted: (N,), the plain images to judge on. Empty where they have no other views.
     """
@@ -241,10 +241,10 @@ def limit(
 
 
 def winnings(scores: Floats, quality: Floats, cost: Floats, blocks: Blocks) -> list[dict[str, Any]]:
-    """At each beta, "won" over the best fixed mix of equal cost and its "share" of what an oracle
-    wins, with intervals.
+    """At each beta what is "won" over the best fixed mix of equal cost, and its "share" of what an
+    oracle wins, with intervals.
 
-    scores: out of fold. A share is None where an oracle wins nothing.
+    scores: out of fold. The share is None where an oracle wins nothing.
     """
     weights, rows = resample(blocks), []
     for beta in BETAS:
