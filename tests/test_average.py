@@ -87,7 +87,7 @@ def test_average_refuses_what_cannot_be_averaged(
     )
     for runs, to, message in (
         ([trained_run], out, "name two runs or more"),
-        ([trained_run, tmp_path / "other"], out, "is of another config"),
+        ([trained_run, tmp_path / "other"], out, "has another config"),
         ([trained_run, tmp_path / "none"], out, "is no run"),
         ([trained_run, shifted], shifted, "holds a run that was trained"),
     ):

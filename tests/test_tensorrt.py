@@ -367,21 +367,18 @@ def test_checked_engines_are_marked_and_a_failed_check_leaves_them_unchecked(
     toy_bundle: Path, built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (about,) = engine_cache._sets(built)
-    served, args = (
-        bundle.load(toy_bundle),
-        SimpleNamespace(cache=built, parity="scenes:3:5", data=None),
-    )
+    served = bundle.load(toy_bundle)
 
     def refuses(*_: object) -> dict[str, float]:
         raise BackendError("the chip is another")
 
     monkeypatch.setattr(engine_parity, "check", refuses)
     with pytest.raises(RunError, match="the chip is another"):
-        tensorrt.checked(served, about, args)
+        tensorrt.checked(served, about, built, "scenes:3:5", None)
     assert not next(engine_cache._sets(built)).checked
     monkeypatch.setattr(engine_parity, "check", lambda *_: {"d2": 1e-5})
     try:
-        tensorrt.checked(served, about, args)
+        tensorrt.checked(served, about, built, "scenes:3:5", None)
         found = engine_cache.find(
             built, about.content, [(about.flavour, about.version)], "12.0", mend=""
         )

@@ -1,9 +1,8 @@
-"""Deformable attention as one node of a graph, with today's decomposed form as its body.
+"""Deformable attention as one node of a graph, with its decomposed form as the node's body.
 
-The node is fathom.MsDeformAttn; a local function of the same name, one overload per set of shapes,
-says what it is in ONNX's own operators. ONNX Runtime puts the body in the node's place before it
-optimises anything. TensorRT takes our plugin for it (export/tensorrt.py). So there is one file for
-both.
+The node is fathom.MsDeformAttn. A local function of the same name, one overload per set of shapes,
+defines it in ONNX's own operators. ONNX Runtime replaces the node by the body before it optimises
+anything; TensorRT uses our plugin (export/tensorrt.py). So one file serves both.
 """
 
 from __future__ import annotations
@@ -79,12 +78,10 @@ def nodes_of(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 def forms_of(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, Form]]:
     """Each such node and its form."""
     for node in nodes_of(model):
-        found: dict[str, Any] = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        given = {field.name: found[field.name] for field in fields(Form)}
-        yield (
-            node,
-            Form(**given | {"sizes": tuple(found["sizes"]), "per_image": bool(found["per_image"])}),
-        )
+        values: dict[str, Any] = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        given = {field.name: values[field.name] for field in fields(Form)}
+        typed = {"sizes": tuple(given["sizes"]), "per_image": bool(given["per_image"])}
+        yield node, Form(**given | typed)
 
 
 def add_bodies(model: onnx.ModelProto) -> None:
@@ -98,7 +95,7 @@ def add_bodies(model: onnx.ModelProto) -> None:
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
 
 
-@cache  # the graphs of all plans have the same few
+@cache  # the graphs of all plans share a few forms
 def body(form: Form) -> onnx.FunctionProto:
     """The decomposed form, traced as the network's other parts are."""
     split = (form.queries, form.heads, len(form.shapes), form.points)
@@ -146,8 +143,8 @@ def body(form: Form) -> onnx.FunctionProto:
 
 
 def widened(function: onnx.FunctionProto, kind: int) -> onnx.FunctionProto:
-    """The body for values, offsets and logits stored as `kind`: it counts in float32, as the kernel
-    does."""
+    """The body for values, offsets and logits stored as `kind`: it computes in float32, as the
+    kernel does."""
     wide = onnx.FunctionProto()
     wide.CopyFrom(function)
     renamed = {name: f"{name}_wide" for name in (*INPUTS[:3], "out")}
@@ -163,10 +160,10 @@ def widened(function: onnx.FunctionProto, kind: int) -> onnx.FunctionProto:
 
 
 def with_plain_shapes(nodes: list[onnx.NodeProto], output: str) -> list[onnx.NodeProto]:
-    """The batch in the shape of a Reshape becomes -1, and what computed it goes away: once a call
-    of the body is enough to cost a percent of an encoder's time."""
+    """The batch in the shape of a Reshape becomes -1, and the nodes that computed it go: even once
+    per call of the body they cost a percent of an encoder's time."""
     made_by = {name: node for node in nodes for name in node.output}
-    kept: list[onnx.NodeProto] = []
+    plain: list[onnx.NodeProto] = []
     for node in nodes:
         joined = made_by.get(node.input[1]) if node.op_type == "Reshape" else None
         parts = (
@@ -178,11 +175,11 @@ def with_plain_shapes(nodes: list[onnx.NodeProto], output: str) -> list[onnx.Nod
         if len(free) == 1:
             sizes = [-1 if part.op_type != "Constant" else _constant(part) for part in parts]
             name = f"{node.output[0]}_shape"
-            kept.append(helper.make_node("Constant", [], [name], value_ints=sizes))
+            plain.append(helper.make_node("Constant", [], [name], value_ints=sizes))
             node.input[1] = name
-        kept.append(node)
+        plain.append(node)
     needed, used = {output}, []
-    for node in reversed(kept):
+    for node in reversed(plain):
         if needed.intersection(node.output):
             needed.update(node.input)
             used.append(node)

@@ -1,10 +1,10 @@
 """Whether TensorRT engines compute what ONNX Runtime does: every plan and batch, by the backends of
 the service itself.
 
-Half precision turns over some decisions that hang on a threshold (which tokens pause, where the
-decoder looks), so the limits are on the mean difference and on the share of pixels with the same
-class, not on the largest difference. The gate's scores have two: bf16 moves all of an image alike
-by up to 0.01, and their differences, by which plans are chosen, by less than 0.001.
+Half precision turns over some decisions by threshold (which tokens pause, where the decoder looks),
+so the limits are on the mean difference and on the share of pixels with the same class, not on the
+largest difference. The gate's scores have two limits: bf16 shifts all scores of an image by up to
+0.01, but the differences, by which plans are chosen, by less than 0.001.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from service.engines.tensorrt import TensorRTBackend
 
 @dataclass(frozen=True)
 class Limits:
-    """gate: largest difference of a predicted quality; loss: of the same against the full plan's.
-    mean: of the probabilities. equal: share of pixels alike."""
+    """gate: largest difference of a predicted quality. loss: the same for predicted losses against
+    the full plan. mean: of the probabilities. equal: share of pixels with the same class."""
 
     gate: float
     loss: float
@@ -74,7 +74,7 @@ def compare(
 ) -> dict[str, float]:
     """Each plan and batch twice: the second time over what the first left in memory. Raises
     RunError that names both."""
-    found: dict[str, float] = {}
+    differences: dict[str, float] = {}
     answer = manifest.stages["decoder"].outputs[0].name
     for batch in batches:
         pixels = images[:batch]
@@ -104,8 +104,8 @@ def compare(
                 ):  # in this form nan is refused, too
                     raise RunError(
                         f"{plan.name} at batch {batch}: probabilities differ by {mean:.2e} in the "
-                        f"mean, the class on "
-                        f"{1 - equal:.3%} of the pixels; no engine is accepted"
+                        f"mean, the class on {1 - equal:.3%} of the pixels; no engine is accepted"
                     )
-                found[plan.name] = max(found.get(plan.name, 0.0), float(f"{mean:.3g}"))
-    return found
+                largest = max(differences.get(plan.name, 0.0), float(f"{mean:.3g}"))
+                differences[plan.name] = largest
+    return differences

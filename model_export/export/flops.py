@@ -1,8 +1,8 @@
 """GFLOPs of an exported graph, counted from its nodes. A multiply and an add are 2.
 
-Counted are convolutions, matrix products and the deformable sampling, which papers leave out: 4
-corners and the attention weight are 5 multiply-adds a sampled value. Element-wise work and norms
-are not counted.
+Convolutions, matrix products and the deformable sampling are counted. Papers leave the sampling
+out: 4 corners and the attention weight are 5 multiply-adds per sampled value. Element-wise work and
+norms are not counted.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ SAMPLING = 10  # FLOPs per sampled value
 
 
 def count_gflops(path: Path) -> float:
-    """GFLOPs for one image. Raises ValueError that names a counted node whose shapes cannot be
-    told."""
+    """GFLOPs for one image. Raises ValueError that names a node to count whose shapes are not
+    known."""
     graph = _folded(path).graph
     shapes = {t.name: list(t.dims) for t in graph.initializer}
     for info in (*graph.value_info, *graph.input, *graph.output):
@@ -70,7 +70,7 @@ def _node_flops(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
 
 
 def _einsum_flops(node: onnx.NodeProto, shapes: list[list[int]]) -> int:
-    """Of a product of two: one multiply-add for each combination of the indices."""
+    """Of a product of two operands: one multiply-add for each combination of the indices."""
     terms = (
         next(a.s.decode() for a in node.attribute if a.name == "equation").split("->")[0].split(",")
     )

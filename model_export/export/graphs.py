@@ -1,5 +1,5 @@
-"""What is exported: three stages with tensors in and tensors out. The network itself knows nothing
-of this."""
+"""What is exported: three stages, tensors in and tensors out. The network itself knows nothing
+about it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ ENCODED = ("e8", "e16", "e32")
 
 class Front(nn.Module):
     """image (B, H, W, 3) uint8 -> f4, f8, f16, f32 (B, C, H/s, W/s), quality (B, plans), 0..1, and
-    what the gate saw, gate_input (B, inputs): no stage needs it, but another gate can be fitted
-    from it."""
+    gate_input (B, inputs), what the gate saw: no stage needs it, but another gate can be fitted to
+    it."""
 
     inputs, outputs = ("image",), ("f4", *FEATURES, "quality", "gate_input")
 
@@ -35,7 +35,7 @@ class Front(nn.Module):
 
 
 class Encode(nn.Module):
-    """f8, f16, f32 -> e8, e16, e32 of the same shapes, as the plan has it; and, if it pauses
+    """f8, f16, f32 -> e8, e16, e32 of the same shapes, by the knobs' encoder; and, if it pauses
     tokens, which ones: paused (B, H/8, W/8) uint8, 1 = not updated to the end."""
 
     inputs = FEATURES
@@ -57,10 +57,10 @@ def outputs_of(encoded: Encoded, f8: Tensor) -> tuple[Tensor, ...]:
 
 
 class Encoders(nn.Module):
-    """Encoders of plans that differ in depth alone, traced together: the deepest one runs through
-    all the others.
+    """Encoders of plans that differ in depth alone, traced together: the deepest one contains all
+    the others.
 
-    Outputs are those of each plan, its name and a dot before them.
+    Outputs are those of every plan, prefixed with its name and a dot.
     """
 
     inputs = FEATURES
@@ -76,8 +76,8 @@ class Encoders(nn.Module):
     def forward(self, f8: Tensor, f16: Tensor, f32: Tensor) -> tuple[Tensor, ...]:
         deepest = self.plans[max(self.plans)]
         every = self.model.encoder.run([f32, f16, f8], deepest.depth, deepest.keep, deepest.width)
-        found = {depth: outputs_of(encoded, f8) for depth, encoded in enumerate(every, 1)}
-        return tuple(output for depth in self.plans for output in found[depth])
+        outputs = [outputs_of(encoded, f8) for encoded in every]
+        return tuple(output for depth in self.plans for output in outputs[depth - 1])
 
 
 class Decode(nn.Module):
@@ -107,5 +107,5 @@ def stages_of(model: Segmenter, gate: Gate, plans: Sequence[Knobs]) -> dict[str,
 def examples(stages: dict[str, Stage], images: Tensor) -> dict[str, tuple[Tensor, ...]]:
     """Inputs of the front, of any encoder and of the decoder for images (B, H, W, 3) uint8."""
     f4, *features = stages["front"](images)[: 1 + len(FEATURES)]
-    # An encoder keeps the shapes, so what it takes will do for what it gives.
+    # An encoder keeps the shapes, so its inputs can stand for its outputs.
     return {"front": (images,), "encoders": tuple(features), "decoder": (f4, *features)}

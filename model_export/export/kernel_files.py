@@ -1,9 +1,8 @@
 """The compiled kernels of a bundle: one file for each distinct problem of its graphs and each type
 of storage.
 
-They are PTX for compute capability 8.0, which the driver of any newer chip makes its own code of; a
-build of engines for one chip needs nothing else. Without NVRTC a bundle is written all the same,
-for ONNX Runtime.
+They are PTX for compute capability 8.0, which the driver of any newer chip compiles for itself; to
+build engines nothing else is needed. Without NVRTC the bundle is still written, for ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def problem_of(form: Form, dtype: str) -> Problem:
 
 
 def problems_of(graphs: Iterable[Path]) -> list[Problem]:
-    """Of all graphs, each once, in every type of storage."""
+    """The distinct problems of all graphs, in every type of storage."""
     forms = [
         form for path in graphs for _, form in forms_of(onnx.load(path, load_external_data=False))
     ]
@@ -43,8 +42,8 @@ def problems_of(graphs: Iterable[Path]) -> list[Problem]:
 
 
 def file_name(problem: Problem) -> str:
-    """E.g. "ms_deform_attn-12x15.24x30-float16.ptx.gz"; a subset of the queries has "-some" before
-    the type."""
+    """E.g. "ms_deform_attn-12x15.24x30-float16.ptx.gz"; "-some" before the type
+    stands for a subset of the queries."""
     levels = ".".join(f"{h}x{w}" for h, w in problem.shapes)
     some = ("" if problem.dense else "-some") + (
         "-per-image" if problem.reference_per_image else ""
@@ -53,7 +52,8 @@ def file_name(problem: Problem) -> str:
 
 
 def write_kernels(folder: Path, graphs: Iterable[Path]) -> tuple[KernelFile, ...]:
-    """What manifest.json says of them. Tells people what is missing, and why."""
+    """Write the files, and return what manifest.json says about them. Prints what is missing, and
+    why."""
     problems = problems_of(graphs)
     try:
         nvrtc.version()
@@ -68,8 +68,7 @@ def write_kernels(folder: Path, graphs: Iterable[Path]) -> tuple[KernelFile, ...
             print(f"no CUDA kernel {file_name(problem)}: {error}")
             continue
         ptx = nvrtc.compile_kernel(launch, ARCHITECTURE)
-        (folder / file_name(problem)).write_bytes(
-            gzip.compress(ptx, mtime=0)
-        )  # a sixth, and the same each time
+        # A sixth of the size, and the same bytes each time.
+        (folder / file_name(problem)).write_bytes(gzip.compress(ptx, mtime=0))
         files.append(KernelFile(file_name(problem), "", problem, launch))
     return tuple(files)

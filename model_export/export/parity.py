@@ -1,8 +1,8 @@
 """Whether ONNX Runtime computes what torch does: every stage, plan and batch size that is served,
 on real images.
 
-Each stage is compared on the same input, and each plan from pixels to masks. Both places where the
-network decides by a threshold, which rounding may turn over, are allowed for: the decoder's
+Each stage is compared on the same input, and each plan from pixels to masks. The limits allow for
+the two places where the network decides by a threshold, which rounding can turn over: the decoder's
 attention looks where a mask's logit is above 0, and the encoder pauses the tokens of lowest
 entropy.
 """
@@ -22,7 +22,7 @@ from model_export.export.graphs import ENCODED, FEATURES, Encode, Stage
 from model_export.training.runs import RunError
 
 MAX_ERROR = 1e-3  # of a stage, on the same input
-# of a plan's probabilities: one place of the attention that is masked in one of both costs 1e-3
+# Of a plan's probabilities: one place of the attention that is masked on one side only costs 1e-3.
 MAX_CHAIN = 1e-2
 MIN_EQUAL = 0.999  # share of pixels with the same class, of tokens alike paused
 BATCHES = (1, 2, 4)
@@ -42,7 +42,7 @@ def enforce(
 
 
 class Comparison:
-    """Runs stages on both sides. errors: the largest difference of each so far."""
+    """Runs stages on both sides. errors: the largest difference of each stage so far."""
 
     def __init__(self, folder: Path, stages: dict[str, Stage]) -> None:
         self.stages = stages
@@ -58,7 +58,7 @@ class Comparison:
         """What ONNX Runtime and what torch make of the same input. Raises RunError where they
         differ.
 
-        Of two tokens that are equally unsure, either side may pause the other one. Such an image is
+        Of two tokens with the same entropy the two sides may pause different ones. Such an image is
         left out of the numbers.
         """
         stage = self.stages[name]
@@ -76,13 +76,13 @@ class Comparison:
 
 def in_torch(stage: Stage, inputs: Arrays) -> Arrays:
     out = stage(*(torch.from_numpy(inputs[name]) for name in stage.inputs))
-    each: tuple[Tensor, ...] = out if isinstance(out, tuple) else (out,)
-    return {name: value.numpy() for name, value in zip(stage.outputs, each, strict=True)}
+    outputs: tuple[Tensor, ...] = out if isinstance(out, tuple) else (out,)
+    return {name: value.numpy() for name, value in zip(stage.outputs, outputs, strict=True)}
 
 
 def alike(name: str, ours: Arrays, theirs: Arrays) -> NDArray[np.bool_]:
-    """Which images of the batch pause the same tokens on both sides. Raises RunError where it is no
-    near-tie."""
+    """Which images of the batch pause the same tokens on both sides. Raises RunError where too many
+    differ for ties."""
     if "paused" not in ours:
         return np.ones(len(next(iter(ours.values()))), bool)
     equal = ours["paused"] == theirs["paused"]

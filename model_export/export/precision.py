@@ -1,11 +1,11 @@
-"""A graph of a bundle as TensorRT wants it: constants folded, every type written down, 8-bit
-integers in inputs and outputs only.
+"""A graph of a bundle as TensorRT needs it: constants folded, every type explicit, 8-bit integers
+in inputs and outputs only.
 
-TensorRT 11 is strongly typed: a layer computes in the type of its inputs, so half precision is a
-matter of the ONNX file. The rule: whatever comes before a heavy operator (convolution, matrix
-product, our attention) or is one computes in half precision, and what comes after the last of them
-(the gate, entropies, probabilities) in float32. So do the constants that only our attention's
-reference points are made of, and the gate's own products. Casts go where two such parts meet.
+TensorRT 11 is strongly typed: a layer computes in the type of its inputs, so half precision is
+decided in the ONNX file. The rule: heavy operators (convolution, matrix product, our attention) and
+whatever comes before one compute in half precision, and what comes after the last of them (the
+gate, entropies, probabilities) in float32. So do the constants that serve only our attention's
+reference points, and the gate's own products. Casts stand where two such parts meet.
 """
 
 from __future__ import annotations
@@ -49,19 +49,18 @@ def prepare(path: Path, precision: str) -> onnx.ModelProto:
 
 
 def folded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Without the nodes that depend on nothing but constants: the casts of the weights, positions,
+    """Without the nodes that depend on constants alone: the casts of the weights, positions,
     shapes."""
-    model = onnx.shape_inference.infer_shapes(
-        model, data_prop=True
-    )  # while the bodies tell what comes out of them
+    # While the functions' bodies are there to infer from.
+    model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     functions = list(model.functions)
     del model.functions[:]
     limit = 1 << 30
-    found = onnxscript.optimizer.optimize(
+    optimized = onnxscript.optimizer.optimize(
         model, input_size_limit=limit, output_size_limit=limit, inline=False
     )
-    found.functions.extend(functions)
-    return found
+    optimized.functions.extend(functions)
+    return optimized
 
 
 def types_of(model: onnx.ModelProto) -> dict[str, int]:
@@ -75,8 +74,8 @@ def types_of(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def widen_small_integers(model: onnx.ModelProto, types: dict[str, int]) -> None:
-    """TensorRT takes and gives uint8, but computes nothing with it: inside, an image is float32 and
-    a map of paused tokens is int32."""
+    """TensorRT has uint8 as inputs and outputs, but does not compute with it: inside, an image is
+    float32 and a map of paused tokens is int32."""
     graph = model.graph
     for tensor in graph.initializer:
         if tensor.data_type == TensorProto.UINT8:
@@ -109,15 +108,14 @@ def widen_small_integers(model: onnx.ModelProto, types: dict[str, int]) -> None:
 
 
 class _Halving:
-    """kind: the type in the place of float32."""
+    """kind: the type that replaces float32."""
 
     def __init__(self, model: onnx.ModelProto, types: dict[str, int], kind: int) -> None:
         self.graph, self.types, self.kind = model.graph, types, kind
         self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
         self.half = self._values_before_heavy()
-        self.cast: dict[
-            tuple[str, bool], str
-        ] = {}  # (value, whether half is wanted) -> its name in that type
+        # (value, whether half is wanted) -> its name in that type
+        self.cast: dict[tuple[str, bool], str] = {}
         self.nodes: list[onnx.NodeProto] = []
 
     def run(self) -> None:
@@ -136,18 +134,18 @@ class _Halving:
         del self.graph.node[:], self.graph.value_info[:]
         self.graph.node.extend(self.nodes)
         used = {name for node in self.graph.node for name in node.input}
-        kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
+        needed = [tensor for tensor in self.graph.initializer if tensor.name in used]
         del self.graph.initializer[:]
-        self.graph.initializer.extend(kept)
+        self.graph.initializer.extend(needed)
 
     def _values_before_heavy(self) -> set[str]:
-        """Float values on a way to a heavy operator that leads through floats only, or to a map for
-        the next stage."""
-        found = {value.name for value in self.graph.output if value.name in MAPS}
+        """Float values that lead, through floats only, to a heavy operator or to a map for the next
+        stage."""
+        values = {value.name for value in self.graph.output if value.name in MAPS}
         for node in reversed(self.graph.node):
-            if self._heavy(node) or found.intersection(node.output):
-                found.update(name for _, name in self._floats(node))
-        return found
+            if self._heavy(node) or values.intersection(node.output):
+                values.update(name for _, name in self._floats(node))
+        return values
 
     def _heavy(self, node: onnx.NodeProto) -> bool:
         return node.op_type in HEAVY and not any(name.startswith(GATE) for name in node.input)
@@ -206,12 +204,12 @@ class _Halving:
         return numpy_helper.from_array(values.astype(dtype), name)
 
     def _give(self, name: str, half: bool) -> None:
-        """Let a graph's output have the type that was asked for."""
+        """Let an output of the graph have the type that is wanted."""
         if (name in self.is_half) == half:
             return
         inner = f"{name}_inner"
         for node in self.nodes:
-            node.output[:] = [inner if each == name else each for each in node.output]
+            node.output[:] = [inner if output == name else output for output in node.output]
         _rename(self.nodes, name, inner)
         to = self.kind if half else TensorProto.FLOAT
         self.nodes.append(helper.make_node("Cast", [inner], [name], to=to))

@@ -1,7 +1,7 @@
 """TensorRT engines of a bundle: front, the encoder of every plan and the decoder, for every batch
 size, into a cache.
 
-Each is compared with ONNX Runtime on this machine's GPU before the service takes it. Without a GPU
+Each is compared with ONNX Runtime on this machine's GPU before the service uses it. Without a GPU
 only TensorRT-RTX can build, with --no-check; the service refuses such engines. See `python -m
 service --help` for the cache's setting.
 """
@@ -95,7 +95,7 @@ def batches(text: str) -> tuple[int, ...]:
 def main(args: argparse.Namespace) -> None:
     served = bundle.load(args.bundle)
     flavour = args.flavour or installed_flavour()
-    capability = chip(flavour, args)
+    capability = capability_of(flavour, check=not args.no_check, target=args.target_capability)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         graphs = {
@@ -118,7 +118,7 @@ def main(args: argparse.Namespace) -> None:
     )
     about = engine_cache.save(args.cache, about, plans)
     if not args.no_check:
-        about = checked(served, about, args)
+        about = checked(served, about, args.cache, args.parity, args.data)
     folder = args.cache / about.folder
     print(
         json.dumps({"engines": str(folder), "checked": about.checked, "parity": dict(about.parity)})
@@ -134,27 +134,29 @@ def installed_flavour() -> str:
     )
 
 
-def chip(flavour: str, args: argparse.Namespace) -> str:
+def capability_of(flavour: str, *, check: bool, target: str | None) -> str:
     """The compute capability that engines are for. Raises RunError where there is no GPU to build
-    or check on."""
-    if args.no_check:
+    or check on.
+
+    check: whether the engines will be compared on this machine. target: for this chip only.
+    """
+    if not check:
         if flavour != RTX:
             raise RunError(
-                f"only {RTX} builds without a GPU: leave --no-check out, or take --flavour {RTX}"
+                f"only {RTX} builds without a GPU: leave --no-check out, or use --flavour {RTX}"
             )
-        return args.target_capability or ANY
-    if args.target_capability:
+        return target or ANY
+    if target:
         raise RunError(
-            "--target-capability is for --no-check: engines that are checked are for the GPU that "
-            "is here"
+            "--target-capability is for --no-check: engines that are checked are for the GPU of "
+            "this machine"
         )
     try:
         device = Device()
     except DriverError as error:
         raise RunError(
             f"engines are checked on a GPU, and there is none ({error}). With --no-check --flavour "
-            f"{RTX} they are "
-            "built all the same, and the service refuses them"
+            f"{RTX} they can still be built, and the service refuses them"
         ) from error
     major, minor = device.capability
     device.close()
@@ -164,8 +166,8 @@ def chip(flavour: str, args: argparse.Namespace) -> str:
 def prepared(
     served: Bundle, stage: str, precision: str, flavour: str, folder: Path
 ) -> dict[str, Any]:
-    """A stage's graph as TensorRT takes it, in `folder`: its place, that of the plan, and how many
-    nodes are ours."""
+    """A stage's graph as TensorRT takes it, in `folder`: its path, that of the plan, and how many
+    nodes are our plugin."""
     path = served.root / served.manifest.stages[stage].file
     kernels = {k.problem: k.sha256 for k in served.manifest.kernels}
     model = prepare(path, precision)
@@ -185,7 +187,7 @@ def prepared(
         if flavour != RTX:
             attributes |= {"plugin_namespace": DOMAIN, "aot": 1}
         node.attribute.extend(helper.make_attribute(*item) for item in attributes.items())
-    del model.functions[:]  # parsers differ in whether a body or a plugin comes first
+    del model.functions[:]  # parsers differ in whether the body or the plugin takes precedence
     onnx.save(model, folder / f"{stage}.onnx")
     return {
         "onnx": str(folder / f"{stage}.onnx"),
@@ -202,8 +204,8 @@ def run_builder(
     sizes: tuple[int, ...],
     capability: str | None,
 ) -> str:
-    """Let a process of its own build the plans. Returns TensorRT's version. Raises RunError with
-    its last words."""
+    """Build the plans in a separate process. Returns TensorRT's version. Raises RunError with the
+    process's last messages."""
     job = {
         "flavour": flavour,
         "bundle": str(served.root),
@@ -213,7 +215,7 @@ def run_builder(
     }
     (folder / "job.json").write_text(json.dumps(job))
     command = [sys.executable, "-m", "model_export.export.tensorrt_build", str(folder / "job.json")]
-    version, done, words = "", [], []
+    version, done, messages = "", [], []
     with (
         library_link(flavour, folder) as environment,
         subprocess.Popen(
@@ -223,7 +225,7 @@ def run_builder(
         assert child.stdout is not None
         for line in child.stdout:
             if not line.startswith('{"'):  # TensorRT's own
-                words.append(line.rstrip())
+                messages.append(line.rstrip())
                 continue
             told = json.loads(line)
             version = told.get("version", version)
@@ -238,7 +240,7 @@ def run_builder(
         failed = next((stage for stage in graphs if stage not in done), "none")
         raise RunError(
             f"{flavour} failed at {failed} (exit status {child.returncode}): "
-            + "\n".join(words[-6:] or ["no message"])
+            + "\n".join(messages[-6:] or ["no message"])
         )
     return version
 
@@ -246,8 +248,8 @@ def run_builder(
 @contextmanager
 def library_link(flavour: str, folder: Path) -> Iterator[dict[str, str]]:
     """The builder's environment. TensorRT-RTX's parser opens libtensorrt_rtx.so when it meets a
-    plugin, and aborts where there is only the libtensorrt_rtx.so.1 of the package: a link by that
-    name lies on the path."""
+    plugin, and aborts where there is only the package's libtensorrt_rtx.so.1. So a link by that
+    name is put on the path."""
     environment = dict(os.environ)
     spec = importlib.util.find_spec("tensorrt_rtx_libs") if flavour == RTX else None
     if spec is not None and spec.origin is not None:
@@ -259,11 +261,16 @@ def library_link(flavour: str, folder: Path) -> Iterator[dict[str, str]]:
     yield environment
 
 
-def checked(served: Bundle, about: EngineSet, args: argparse.Namespace) -> EngineSet:
-    """The set once the service's own backend, on these engines, gives what ONNX Runtime does.
-    Raises RunError."""
+def checked(
+    served: Bundle, about: EngineSet, cache: Path, parity: str, data: Path | None
+) -> EngineSet:
+    """The set, marked as checked once the service's own backend gives what ONNX Runtime gives with
+    these engines. Raises RunError.
+
+    parity: the data set to compare on. data: its folder.
+    """
     try:
-        parity = engine_parity.check(served, args.cache, about, args.parity, args.data)
+        differences = engine_parity.check(served, cache, about, parity, data)
     except BackendError as error:
         raise RunError(error.detail) from error
-    return engine_cache.describe(args.cache, replace(about, checked=True, parity=parity))
+    return engine_cache.describe(cache, replace(about, checked=True, parity=differences))

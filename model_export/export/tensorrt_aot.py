@@ -1,9 +1,9 @@
-"""Our deformable attention as a plugin that TensorRT compiles into the engine ahead of time: no
-Python when it runs.
+"""Our deformable attention as a plugin that TensorRT compiles into the engine ahead of time: it
+runs without Python.
 
-TensorRT 10.9 and later. Its decorators read the annotations of the functions, so there are no
-postponed ones here. A node names its kernel by the file's sha256, in the attribute `kernel`, as it
-does for TensorRT-RTX.
+For TensorRT 10.9 and later. Its decorators read the functions' annotations, so they are not
+postponed here. A node names its kernel by the file's sha256, in the attribute `kernel`, as for
+TensorRT-RTX.
 """
 
 import importlib

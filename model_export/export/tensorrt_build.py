@@ -1,10 +1,9 @@
 """The builder's own process: python -m model_export.export.tensorrt_build JOB. `build-trt` starts
 it.
 
-TensorRT may abort the process that it runs in, and TensorRT-RTX's parser looks for a library by a
-name under which its package does not have it, which only the environment of a new process can mend.
-So builds have a process of their own. It writes a plan for each graph and says, one JSON line each,
-how it went.
+TensorRT may abort the process that it runs in, and TensorRT-RTX's parser looks for a library under
+a name that its package does not have, which only the environment of a new process can mend. So a
+separate process builds. It writes a plan for each graph and prints a JSON line about it.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from service.engines.tensorrt_runtime import MODULES
 
 
 class BuildError(RuntimeError):
-    """A graph that TensorRT does not take; the message has the parser's words."""
+    """A graph that TensorRT does not accept. The message has the parser's words."""
 
 
 def main(path: Path) -> None:
@@ -40,7 +39,7 @@ def main(path: Path) -> None:
         tensorrt_aot.register(kernels)
     say({"version": trt.__version__})
     for stage, graph in job["graphs"].items():
-        begun = time.monotonic()
+        began = time.monotonic()
         plan, about = build(
             trt, Path(graph["onnx"]), graph["plugins"], job["batches"], job["capability"]
         )
@@ -50,7 +49,7 @@ def main(path: Path) -> None:
                 "stage": stage,
                 "megabytes": round(len(plan) / 1e6, 2),
                 **about,
-                "seconds": time.monotonic() - begun,
+                "seconds": time.monotonic() - began,
             }
         )
 
@@ -62,17 +61,16 @@ def say(words: Mapping[str, Any]) -> None:
 def build(
     trt: ModuleType, path: Path, plugins: int, batches: Sequence[int], capability: str | None
 ) -> tuple[bytes, dict[str, int]]:
-    """A plan with a profile for each batch size, and how many layers of the network are what.
-    Raises BuildError.
+    """A plan with a profile for each batch size, and how many layers the network has, and of them
+    are plugins. Raises BuildError.
 
-    plugins: how many layers must be ours. capability: build for this chip only, not for all that
-    TensorRT-RTX knows.
+    plugins: how many layers must be our plugin. capability: build for this chip only, not for all
+    that TensorRT-RTX knows.
     """
     logger = trt.Logger(trt.Logger.WARNING)
     builder = trt.Builder(logger)
-    typed = getattr(
-        trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None
-    )  # later versions know nothing else
+    # Later versions have nothing else.
+    typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(path.read_bytes()):
@@ -82,12 +80,10 @@ def build(
     if ours != plugins:
         raise BuildError(f"{ours} layers of the network are our plugin, not {plugins}")
     config = builder.create_builder_config()
-    config.clear_flag(
-        trt.BuilderFlag.TF32
-    )  # fp32 means fp32: the parity gate knows no ten-bit mantissas
-    if hasattr(
-        trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"
-    ):  # only then can a run be recorded in a CUDA graph
+    # fp32 means fp32: the limits of parity are not for ten-bit mantissas.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    # Only then can a run be recorded in a CUDA graph.
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if capability is not None:
         config.num_compute_capabilities = 1

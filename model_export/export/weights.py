@@ -1,4 +1,4 @@
-"""The files of a bundle but for its manifest: one with the weights, and a graph per stage that
+"""The files of a bundle except for its manifest: one with the weights, and a graph per stage that
 refers to it.
 
 The weights lie in one model.safetensors (training/bundle_weights.py), which is the external data of
@@ -31,15 +31,14 @@ from model_export.network.segmenter import Segmenter
 from model_export.training.bundle_weights import WEIGHTS, read_weights, write_weights
 from model_export.training.runs import RunError
 
-# Once a graph, the exporter says of each operator of torchvision that it lacks the package. So does
-# the network.
+# For each graph the exporter warns of every operator of torchvision that the package is missing.
+# The network does not need it.
 logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies in the weights file: its type there, shape, first byte and number of
-    bytes."""
+    """Where a tensor lies in the weights file: type, shape, first byte and number of bytes."""
 
     half: bool
     shape: tuple[int, ...]
@@ -96,7 +95,7 @@ def read_entries(path: Path) -> dict[str, Entry]:
 
 
 def trace(module: Stage | Encoders, example: tuple[Tensor, ...], name: str) -> onnx.ModelProto:
-    """The module as a graph for any batch, with nothing in it of the machine that made it. Raises
+    """The module as a graph for any batch, without traces of the machine that made it. Raises
     RunError."""
     names = module.inputs
     with warnings.catch_warnings():
@@ -114,9 +113,8 @@ def trace(module: Stage | Encoders, example: tuple[Tensor, ...], name: str) -> o
         )
     model = program.model_proto
     graph = model.graph
-    for (
-        value
-    ) in graph.input:  # an int() or len() of a tensor in the network fixes the batch without a word
+    for value in graph.input:
+        # An int() or len() of a tensor in the network would fix the batch silently.
         if not value.type.tensor_type.shape.dim[0].dim_param:
             raise RunError(f"{name}: the batch of {value.name} is not free")
     del model.metadata_props[:], graph.metadata_props[:]
@@ -158,7 +156,7 @@ def cut_out(traced: onnx.ModelProto, plan: str, outputs: Sequence[str]) -> onnx.
 
 
 def write_graph(model: onnx.ModelProto, path: Path, entries: dict[str, Entry]) -> None:
-    """Let the parameters point into the weights file, and save."""
+    """Let the parameters refer to the weights file, and save."""
     graph = model.graph
     casts = [cast for tensor in graph.initializer if (cast := refer(tensor, entries)) is not None]
     nodes = [*casts, *graph.node]
@@ -171,8 +169,8 @@ def write_graph(model: onnx.ModelProto, path: Path, entries: dict[str, Entry]) -
 
 
 def refer(tensor: TensorProto, entries: dict[str, Entry]) -> onnx.NodeProto | None:
-    """Turn an initializer into a reference into the weights file; for fp16 also give the Cast back
-    to fp32."""
+    """Turn an initializer into a reference to the weights file. Returns the Cast back to fp32 where
+    it is fp16."""
     name = tensor.name.removeprefix("model.")
     if name not in entries:
         if tensor.ByteSize() > 4096:
@@ -197,9 +195,9 @@ def refer(tensor: TensorProto, entries: dict[str, Entry]) -> onnx.NodeProto | No
 
 
 def cast_by_type(model: onnx.ModelProto) -> None:
-    """CastLike becomes Cast. ONNX Runtime knows the former as a function, which it resolves too
-    late to see that the bounds of a Clip are constants: it would not fuse it with the Conv before
-    (a third more time for the backbone)."""
+    """CastLike becomes Cast. For ONNX Runtime the former is a function, which it resolves too late
+    to see that the bounds of a Clip are constants: it would not fuse the Clip with the Conv before
+    it, and the backbone would take a third longer."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     types = {
         v.name: v.type.tensor_type.elem_type

@@ -1,8 +1,8 @@
 """Write a bundle: front, decoder and one encoder per plan as ONNX, weights once, parity and cost in
 the manifest.
 
-What torch and the graphs compute is compared on real images before the manifest is written: without
-one, a folder is no bundle.
+The graphs are compared with torch on real images before the manifest is written: without one, a
+folder is no bundle.
 """
 
 from __future__ import annotations
@@ -68,9 +68,8 @@ def main(args: argparse.Namespace) -> None:
     samples = open_samples(args.parity, args.data, config)
     args.out.mkdir(parents=True, exist_ok=True)
     for stale in (*args.out.glob("*.onnx"), *args.out.glob("*.ptx.gz"), args.out / bundle.FILE):
-        stale.unlink(
-            missing_ok=True
-        )  # a folder without a manifest is no bundle: a failed export cannot be served
+        # A folder without a manifest is no bundle: a failed export cannot be served.
+        stale.unlink(missing_ok=True)
     images = np.stack([on_canvas(samples[i], canvas)[0] for i in range(IMAGES)])
     stages = write_stages(args.out, trained, gate, plans, images)
     errors = check_parity(args.out, stages, images)
@@ -101,14 +100,14 @@ def main(args: argparse.Namespace) -> None:
 
 
 def open_samples(spec: str, data: Path | None, config: Config) -> Dataset:
-    """The data set whose images and class names a bundle takes. Raises RunError where it is not the
-    network's."""
+    """The data set with the images and class names for a bundle. Raises RunError where it does not
+    fit the network."""
     samples: Dataset = open_dataset(spec, data)
     if (samples.task, samples.channels) != (config.task, config.classes):
         raise RunError(
             f"{spec} is a data set of the {samples.task} task with {samples.channels} channels, "
-            f"the run's network is "
-            f"{config.task} with {config.classes}; give the data that the run was trained on"
+            f"the run's network is {config.task} with {config.classes}; give the data that the run "
+            f"was trained on"
         )
     if len(samples) < IMAGES:
         raise RunError(f"{spec} has {len(samples)} images; {IMAGES} are needed")
@@ -123,8 +122,7 @@ def calibration(
     parts: dict[str, float],
     errors: dict[str, float],
 ) -> dict[str, Any]:
-    """What was measured on which images: free JSON for people, and for whoever calibrates the
-    bundle anew."""
+    """What was measured on which images: free JSON, for people and for a later calibration."""
     counts, task = held["counts"], TASKS[config.task]
     return {
         "data": str(held["spec"]),

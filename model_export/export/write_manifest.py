@@ -1,5 +1,5 @@
-"""From exported graphs to the manifest of their bundle: tensors, plans, what they cost and are
-worth, provenance."""
+"""From exported graphs to the manifest of their bundle: tensors, plans with cost and quality,
+provenance."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def manifest_of(
     provenance: dict[str, str] | None = None,
     kernels: tuple[bundle.KernelFile, ...] = (),
 ) -> bundle.Manifest:
-    """Of the graphs that lie in `folder`. data: names and colours of the classes. errors: parity of
+    """For the graphs in `folder`. data: has names and colours of the classes. errors: parity of
     each stage."""
     things = TASKS[config.task].objects
     return bundle.Manifest(
@@ -67,13 +67,13 @@ def stage_of(path: Path, error: float) -> bundle.Stage:
     graph = onnx.load(path, load_external_data=False).graph
 
     def specs(values: Iterable[onnx.ValueInfoProto]) -> tuple[bundle.TensorSpec, ...]:
-        found = []
+        tensors = []
         for value in values:
             kind = value.type.tensor_type
             dims = tuple(d.dim_param or d.dim_value for d in kind.shape.dim)
             dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)).name
-            found.append(bundle.TensorSpec(value.name, dtype, ("batch", *dims[1:])))
-        return tuple(found)
+            tensors.append(bundle.TensorSpec(value.name, dtype, ("batch", *dims[1:])))
+        return tuple(tensors)
 
     return bundle.Stage(path.name, "", specs(graph.input), specs(graph.output), error)
 
@@ -91,13 +91,13 @@ def plan_of(knobs: Knobs, parts: dict[str, float], quality: NDArray[np.float64])
 
 
 def worth(quality: NDArray[np.float64]) -> dict[str, Any]:
-    """What a plan's entry says of its quality; quality: on each held-out image, (N,)."""
+    """What a plan's entry says about its quality. quality: on each held-out image, (N,)."""
     quantiles = tuple(round(float(q), 5) for q in np.quantile(quality, QUANTILES))
     return {"quality": round(float(quality.mean()), 5), "quality_quantiles": quantiles}
 
 
 def provenance_of(path: Path | None, arguments: dict[str, Any]) -> dict[str, str]:
-    """path: a JSON file that says it; else what the run's arguments say."""
+    """path: a JSON file with it; None: what the run's arguments tell."""
     if path is not None:
         return {str(k): str(v) for k, v in json.loads(path.read_text()).items()}
     chosen = ("train", "scenes", "steps", "batch", "lr", "crop", "sampling", "distill", "seed")
@@ -111,7 +111,7 @@ def provenance_of(path: Path | None, arguments: dict[str, Any]) -> dict[str, str
 
 
 def revision() -> str:
-    """Of this code, "unknown" where it lies in no repository or git is not installed."""
+    """Of this code; "unknown" where it is not in a repository or git is not installed."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return (

@@ -204,5 +204,5 @@ def check_views(views: int, datasets: Sequence[Dataset]) -> None:
     """Raises DataError where an image cannot have so many views."""
     limits = [most for data in datasets if (most := TASKS[data.task].views) is not None]
     if views < 1 or any(views > most for most in limits):
-        most = f" and, for objects, at most {min(limits)}: turns and mirror images"
-        raise DataError(f"--views {views} must be at least 1{most if limits else ''}")
+        most = f" and, for objects, at most {min(limits)}: turns, mirrored" if limits else ""
+        raise DataError(f"--views {views} must be at least 1{most}")

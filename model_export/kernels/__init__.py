@@ -1,7 +1,7 @@
-"""Our CUDA kernels: sources, how each is launched (launch), how they are compiled (nvrtc) and run
+"""Our CUDA kernels: their sources, how they are launched (launch), compiled (nvrtc) and run
 (on_torch).
 
-A leaf that knows nothing of the network. Every front end (the torch operator, TensorRT's plugins,
-the benchmark) takes the kernel from here, so that there is one source and one launch description.
+A leaf that knows nothing about the network. The torch operator, TensorRT's plugins and the
+benchmark all take the kernel from here, so there is one source and one description of the launch.
 launch and nvrtc need no torch.
 """

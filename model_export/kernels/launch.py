@@ -1,10 +1,10 @@
 """How the kernels are launched: defines, grid, block and the order of the arguments. Pure data, no
 torch.
 
-    problem = Problem(shapes=((32, 32), (64, 64), (128, 128)), heads=8, points=4, width=32,
-    dtype="float16") launch = describe(problem)              # or describe(problem, tactic), with
-    one of tactics(problem) launch.defines, launch.block, launch.grid(batch=2, queries=21504),
-    launch.arguments
+    shapes = ((32, 32), (64, 64), (128, 128))
+    problem = Problem(shapes, heads=8, points=4, width=32, dtype="float16")
+    launch = describe(problem)  # or describe(problem, tactic), with one of tactics(problem)
+    launch.defines, launch.block, launch.grid(batch=2, queries=21504), launch.arguments
 
 `Launch` and `Problem` are the service's types: with the compiled kernel they travel in a bundle's
 manifest.
@@ -12,7 +12,7 @@ manifest.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from service.bundle.kernel import ARGUMENTS, ENTRY, MAX_SIDE, SOURCE, Launch, LaunchError, Problem
@@ -30,22 +30,19 @@ __all__ = [
 ]
 
 BASELINE = "ms_deform_attn_baseline"
-DTYPES = {
-    "float32": 4,
-    "float16": 2,
-    "bfloat16": 2,
-}  # bytes of an element; the kernel counts in float32 always
+# Bytes of an element; the kernel always computes in float32.
+DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
 ACCESS, WARP, MAX_BLOCK, MAX_LEVELS = 16, 32, 1024, 4
 
 
 @dataclass(frozen=True, slots=True)
 class Tactic:
-    """How it is computed: the result is the same but for rounding.
+    """How it is computed. The result is the same except for rounding.
 
-    tile: (wide, high) queries of a block. heads: heads of a block. vectors: 16-byte pieces that a
-    lane carries. resident: blocks that shall fit on a multiprocessor (bounds the registers).
-    packed: mix the four pixels of a sample in packed float16, and only then go on in float32; half
-    of the arithmetic instructions, float16 storage only.
+    tile: (wide, high) queries of a block. heads: of a block. vectors: 16-byte pieces per lane.
+    resident: blocks that should fit on a multiprocessor (bounds the registers). packed: mix the
+    four pixels of a sample in packed float16, then continue in float32; half of the arithmetic
+    instructions, for float16 storage only.
     """
 
     tile: tuple[int, int]
@@ -104,22 +101,22 @@ def describe(problem: Problem, tactic: Tactic | None = None) -> Launch:
 def tactics(problem: Problem) -> list[Tactic]:
     """The ways worth measuring, the default first. LaunchError if there is none."""
     lanes = _lanes(problem, 1)
-    # 512 threads: two blocks of them leave 64 registers each, which is what the unrolled loop wants
-    # without spilling.
+    # 512 threads: two such blocks leave 64 registers per thread, which the unrolled loop needs so
+    # as not to spill.
     wide = {1: (32, 16), 2: (16, 16), 4: (16, 8), 8: (8, 8), 16: (8, 4), 32: (4, 4)}[lanes]
     half = (wide[0], wide[1] // 2) if wide[0] == wide[1] else (wide[0] // 2, wide[1])
-    found = [
+    choices = [
         Tactic(wide, resident=2),
         Tactic(half, resident=5),
         Tactic((wide[0], wide[1] * 2), resident=1),
     ]
     if problem.heads % 2 == 0:  # neighbouring heads share 128-byte lines
-        found.append(Tactic(half, heads=2, resident=2))
+        choices.append(Tactic(half, heads=2, resident=2))
     if lanes > 1:
-        found.append(Tactic(wide, vectors=2, resident=3))
+        choices.append(Tactic(wide, vectors=2, resident=3))
     if problem.dtype == "float16":
-        found += [Tactic(t.tile, t.heads, t.vectors, t.resident, packed=True) for t in found]
-    return found
+        choices += [replace(tactic, packed=True) for tactic in choices]
+    return choices
 
 
 def _lanes(problem: Problem, vectors: int) -> int:

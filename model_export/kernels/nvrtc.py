@@ -1,9 +1,9 @@
-"""Compile the kernels with NVRTC, NVIDIA's compiler as a library: neither a toolkit nor a driver is
+"""Compile the kernels with NVRTC, NVIDIA's compiler as a library: no toolkit and no driver is
 needed.
 
 Install it with `pip install nvidia-cuda-nvrtc`; PyTorch for CUDA brings it along. Its C interface
 is a handful of functions, so ctypes is enough. The version matters for PTX only: a driver refuses
-PTX that a newer CUDA wrote.
+PTX from a newer CUDA.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PACKAGE = "nvidia-cuda-nvrtc"
 
 
 class NvrtcError(RuntimeError):
-    """NVRTC is missing, or refused the source; then the message has the compiler's log."""
+    """NVRTC is missing, or refused the source: then the message has the compiler's log."""
 
 
 def compile_kernel(launch: Launch, arch: str) -> bytes:
@@ -60,7 +60,7 @@ def version() -> str:
 
 @cache
 def _library() -> ctypes.CDLL:
-    """From the Python package; else whatever the system's loader finds (a toolkit)."""
+    """From the Python package, else what the system's loader has (a toolkit)."""
     try:
         files = metadata.files(PACKAGE) or []
     except metadata.PackageNotFoundError:
@@ -69,7 +69,7 @@ def _library() -> ctypes.CDLL:
         str(f.locate()) for f in files if f.name.startswith("libnvrtc") and ".alt." not in f.name
     ]
     if paths:
-        # The builtins first, which sort first: libnvrtc asks for them by their bare name.
+        # The builtins first (they sort first): libnvrtc asks for them by their bare name.
         return _declared([ctypes.CDLL(path) for path in sorted(paths)][-1])
     for name in ("libnvrtc.so.13", "libnvrtc.so"):
         try:

@@ -1,4 +1,4 @@
-"""The fused kernel on torch's CUDA tensors: compiled for the chip at hand, queued on torch's
+"""The fused kernel on torch's CUDA tensors: compiled for the present chip, queued on torch's
 stream."""
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from service.engines.cuda import Kernel
 def compiled(
     problem: launch.Problem, tactic: launch.Tactic, device: torch.device
 ) -> tuple[launch.Problem, launch.Launch, Kernel]:
-    """For this problem on this chip. The first call compiles, a third of a second: not while a CUDA
-    graph records."""
+    """For this problem on this chip. The first call compiles for a third of a second: do not make
+    it while a CUDA graph is recorded."""
     plan = launch.describe(problem, tactic)
     return problem, plan, load(nvrtc.compile_kernel(plan, architecture(device)), plan.entry, device)
 
@@ -49,7 +49,7 @@ def run(
     problem, plan, function = kernel
     batch, queries = logits.shape[:2]
     sampled = (batch, queries, problem.heads, len(problem.shapes), problem.points)
-    # The kernel sees bare pointers: what is not checked here reads or writes memory of others.
+    # The kernel sees bare pointers: without these checks it could touch memory of others.
     expected = {
         "value": (value, (batch, problem.tokens, problem.heads, problem.width), problem.dtype),
         "offsets": (offsets, (*sampled, 2), problem.dtype),
@@ -117,6 +117,6 @@ def run_baseline(
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """Row-major and at an address that 16-byte loads can take; torch's own allocations are."""
+    """Row-major and at an address for 16-byte loads, as torch's own allocations are."""
     tensor = tensor.contiguous()
     return tensor if tensor.data_ptr() % launch.ACCESS == 0 else tensor.clone()

@@ -1,2 +1,2 @@
-"""The network: one file per box of the figure. config -> backbone -> encoder -> decoder, with the
-gate beside them."""
+"""The network, one file per box of the figure: backbone -> encoder -> decoder, and the gate beside
+them."""

@@ -1,8 +1,8 @@
 """MobileNet backbones with ImageNet weights: feature maps at strides 4, 8, 16 and 32.
 
 Both were trained in TensorFlow with 'SAME' padding: at stride 2 on even inputs the pad goes to the
-bottom and right only. Activation is ReLU6. Normalisation of the image is part of the backbone, so
-callers hand over uint8.
+bottom and right only. The activation is ReLU6. Mean and scale of the image's normalisation
+belong to the backbone.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class SameConv(nn.Module):
         )
         self.norm = nn.BatchNorm2d(outputs, eps=1e-3) if norm else None
         self.act = act
-        # Without weights to load, torch's default dies out on the way: stride 32 would start at
+        # Without pretrained weights, torch's default would fade: features at stride 32 would be
         # 1e-7.
         nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu" if act else "linear")
 
@@ -58,8 +58,8 @@ class SameConv(nn.Module):
         return F.relu6(x) if self.act else x
 
     def folded(self) -> tuple[Tensor, Tensor | None]:
-        """Kernel and bias with the frozen norm inside: what is constant per channel need not touch
-        every pixel."""
+        """Kernel and bias with the frozen norm folded in: a constant per channel need not be
+        applied to every pixel."""
         if self.norm is None:
             return self.conv.weight, self.conv.bias
         scale = self.norm.weight * torch.rsqrt(self.norm.running_var + self.norm.eps)
@@ -119,7 +119,7 @@ def _copy_keras(layer: SameConv, arrays: dict[str, np.ndarray], kernel: str, nor
 def _fill(
     target: Tensor, arrays: dict[str, np.ndarray], name: str, axes: tuple[int, ...] | None = None
 ) -> None:
-    """Copy an array, transposed to `axes`. Raises ValueError on another shape, where `copy_` alone
+    """Copy an array, transposed to `axes`. Raises ValueError on another shape, which `copy_` alone
     would broadcast."""
     array = arrays[name].transpose(axes) if axes else arrays[name]
     if array.shape != tuple(target.shape):

@@ -1,4 +1,4 @@
-"""What a network is made of. `tiny()` ships, `standard()` is what it is compared with.
+"""The sizes and parts of a network. `tiny()` is what ships, `standard()` what it is compared with.
 
 `base()` has Mask2Former's published sizes (arXiv 2112.01527).
 """
@@ -21,23 +21,22 @@ def proscale(p1: int, p2: int, p3: int) -> tuple[int, ...]:
 class Config:
     """Sizes of one network.
 
-    schedule: for each encoder layer, how many scales it updates, from the coarsest: 1 = stride 32,
-    2 = 32 and 16,
-        3 = 32, 16 and 8. Its length is the number of layers and of exits.
+    task: a name in tasks.TASKS. classes: the network's channels, as the task has them.
+    schedule: for each encoder layer how many scales it updates, from the coarsest: 1 = stride 32, 2
+        = 32 and 16, 3 = 32, 16 and 8. Its length is the number of layers and of exits.
     recalibration: PRO-SCALE's token re-calibration of a coarse scale by the finest one before its
-    first layer. top_down: a scale that no layer has reached gets the coarser, encoded ones added,
-    so that early exits give the
-        decoder fine features that know what they belong to. Without it they are the backbone's own.
+        first layer.
+    top_down: the coarser, encoded scales are added to a scale that no layer has reached yet, so
+        that early exits give the decoder fine features with context. Without it they are the
+        backbone's own.
     pause_after: after how many layers the token head decides which stride-8 tokens later layers may
-    leave alone
-        (PAUMER, arXiv 2311.00586); None = the network has no such head and never pauses.
+        skip (PAUMER, arXiv 2311.00586); None = the network has no such head and never pauses.
     widths: shares of the encoder's FFN channels that the network is trained to run with, the full
-    one included. pixel_embedding: what follows the stride-4 merge: Mask2Former's 3x3 convolution,
-    PRO-SCALE's light pixel embedding
-        (max-pooling), or a depthwise 3x3 convolution.
+        one included.
+    pixel_embedding: what follows the stride-4 merge: Mask2Former's 3x3 convolution, PRO-SCALE's
+        light pixel embedding (max-pooling), or a depthwise 3x3 convolution.
     matching: "hungarian" as in Mask2Former, or "class": query i answers for class i (MaskFormer's
-    fixed matching,
-        arXiv 2107.06278; semantic task only, queries == classes).
+        fixed matching, arXiv 2107.06278; queries == classes).
     """
 
     name: str
@@ -105,7 +104,7 @@ class Config:
 
 
 def tiny(classes: int = 11) -> Config:
-    """The shipped size: 128 channels, one query per class, made for CPUs; depth, tokens and width
+    """The shipped size: 128 channels, one query per class, made for CPUs. Depth, tokens and width
     can all be cut."""
     return Config(
         name="tiny",

@@ -15,8 +15,8 @@ from model_export.network.position import sine_embedding
 
 @dataclass
 class Prediction:
-    """One head's answer. classes: (B, Q, C + 1) logits, the last is "no object". masks: (B, Q, H/4,
-    W/4) logits."""
+    """The answer of one head. classes: (B, Q, C + 1) logits, the last is "no object". masks: (B, Q,
+    H/4, W/4) logits."""
 
     classes: Tensor
     masks: Tensor
@@ -67,9 +67,8 @@ class Attention(nn.Module):
         v = self.value(value).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         score = q @ k.mT * q.shape[-1] ** -0.5  # (B, M, Q, K)
         if blocked is not None:
-            score = score.masked_fill(
-                blocked.unsqueeze(1), -1e9
-            )  # finite: half precision engines know no -inf
+            # finite: engines in half precision have no -inf
+            score = score.masked_fill(blocked.unsqueeze(1), -1e9)
         return self.output((score.softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 

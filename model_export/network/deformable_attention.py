@@ -1,8 +1,8 @@
 """Multi-scale deformable attention (arXiv 2010.04159, section 4.1): the one definition in torch.
 
 On the CPU it is grid_sample. On CUDA it is one operator, fathom::ms_deform_attn, that runs our
-fused kernel (model_export/kernels); grid_sample remains for what that cannot be compiled
-for. In what is exported to ONNX it is one node, to which the exporter gives a body
+fused kernel (model_export/kernels); grid_sample remains where the kernel cannot be compiled. In
+exported ONNX it is one node, to which the exporter gives a body
 (model_export/export/attention.py).
 """
 
@@ -42,8 +42,8 @@ def deformable_attention(
 def _one_node(
     value: Tensor, offsets: Tensor, logits: Tensor, reference: Tensor, shapes: list[tuple[int, int]]
 ) -> Tensor:
-    """Seen by the exporter only: the result is empty. Inputs are those of the kernel; attributes:
-    attention.Form."""
+    """For the exporter only: the result is empty. The inputs are those of the kernel, the
+    attributes those of attention.Form."""
     batch, _, heads, width = value.shape
     sizes = [side for shape in shapes for side in shape]
     return torch.onnx.ops.symbolic(
@@ -83,8 +83,8 @@ def by_grid_sample(
 
 
 def _by_level(weights: Tensor, levels: int, points: int) -> tuple[Tensor, ...]:
-    """(B, Q, M, L*P) -> per level (B*M, P, Q). The queries come last: sums over points are then
-    sums of long rows."""
+    """(B, Q, M, L*P) -> per level (B*M, P, Q). The queries come last, so that sums over points
+    are sums of long rows."""
     return weights.permute(0, 2, 3, 1).flatten(0, 1).unflatten(1, (levels, points)).unbind(1)
 
 
@@ -95,10 +95,10 @@ def _planes(
     / d offset, (2,)."""
     _, _, heads, width = value.shape
     levels, points = offsets.shape[3:5]
-    # grid_sample wants -1..1: 2 * (reference + offset / size) - 1; counted on flat rows, before the
-    # axes change places
-    each = [(2.0 / wide, 2.0 / height) for height, wide in shapes]
-    steps = torch.tensor(each, dtype=value.dtype, device=value.device)  # (L, 2)
+    # grid_sample takes -1..1: 2 * (reference + offset / size) - 1, computed on flat rows before the
+    # axes are permuted
+    pixels = [(2.0 / wide, 2.0 / height) for height, wide in shapes]
+    steps = torch.tensor(pixels, dtype=value.dtype, device=value.device)  # (L, 2)
     step = steps[:, None].expand(-1, points, -1).flatten().tile(heads)
     flat = offsets.flatten(2) * step + (2 * reference - 1).tile(
         heads * levels * points
@@ -129,7 +129,7 @@ def ms_deform_attn(
 ) -> Tensor:
     """`deformable_attention` as one node of a graph; sizes: h, w of level after level.
 
-    float16 and bfloat16 are storage only: it counts in float32, on every device.
+    float16 and bfloat16 are storage only: it computes in float32, on every device.
     """
     return _by_grid_sample_wide(value, offsets, logits, reference, sizes)
 
@@ -228,9 +228,8 @@ def _(
     )
     try:
         kernel = on_torch.compiled(problem, launch.tactics(problem)[0], value.device)
-    except (
-        launch.LaunchError
-    ):  # float64, more than four levels, or channels that are not whole 16-byte pieces
+    except launch.LaunchError:
+        # float64, more than four levels, or channels that are not whole 16-byte pieces
         return _by_grid_sample_wide(value, offsets, logits, reference, sizes)
     return on_torch.run(kernel, value, offsets, logits, reference.float())
 
@@ -248,7 +247,8 @@ class DeformableAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Heads look in 8 directions, point p at distance p + 1; all points weigh the same."""
+        """Heads look in different directions, point p at distance p + 1; all points weigh the
+        same."""
         angles = torch.arange(self.heads) * (2 * math.pi / self.heads)
         ring = torch.stack((angles.cos(), angles.sin()), -1)
         ring = ring / ring.abs().amax(-1, keepdim=True)  # (M, 2) on the unit square

@@ -1,11 +1,11 @@
 """The encoder: post-norm layers of deformable attention over three scales, with an exit after every
 layer.
 
-A schedule says how many scales each layer updates. (3, 3, 3, 3, 3, 3) is Mask2Former's pixel
-decoder (arXiv 2112.01527); (1, 1, 2, 2, 3, 3) is PRO-SCALE's progressive token length (arXiv
-2404.14657, section 3). Within a layer two more knobs turn at run time: which stride-8 tokens it
-updates (pausing.py) and how many FFN channels it uses (slimmable widths, arXiv 2308.11744).
-LayerNorm has no running statistics, so that every width shares all weights.
+A schedule gives the number of scales that each layer updates. (3, 3, 3, 3, 3, 3) is Mask2Former's
+pixel decoder (arXiv 2112.01527); (1, 1, 2, 2, 3, 3) is PRO-SCALE's progressive token length (arXiv
+2404.14657, section 3). Within a layer there are two more knobs at run time: which stride-8 tokens
+it updates (pausing.py) and how many FFN channels it uses (slimmable widths, arXiv 2308.11744).
+LayerNorm has no running statistics, so all widths share all weights.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from model_export.network.position import reference_points, sine_embedding
 @dataclass(frozen=True)
 class Encoded:
     """maps: strides 32, 16, 8, each (B, C, h, w). tokens: (B, classes, h, w) logits of the token
-    head at stride 8, from the exit on where it has spoken. active: the stride-8 tokens that later
+    head at stride 8, from the exit on where it has run. active: the stride-8 tokens that later
     layers update; None = all of them."""
 
     maps: list[Tensor]
@@ -57,7 +57,7 @@ class EncoderLayer(nn.Module):
         queries = tokens
         if active is not None:
             queries, position, reference = (
-                active.of(each) for each in (tokens, position, reference)
+                active.of(rows) for rows in (tokens, position, reference)
             )
         queries = self.norm1(
             queries + self.attention(queries + position, tokens, reference, shapes)
@@ -130,7 +130,7 @@ class Encoder(nn.Module):
     ) -> Iterator[Encoded]:
         """What `forward` gives for exit 1, 2, .. exit, with every layer run once.
 
-        keep: share of the stride-8 tokens that layers behind `pause_after` still update. threshold:
+        keep: share of the stride-8 tokens that layers after `pause_after` still update. threshold:
         instead, all whose entropy, as a share of its largest possible value, is at least this.
         width: share of the FFN's channels.
         """
@@ -165,15 +165,15 @@ class Encoder(nn.Module):
             yield Encoded(current, logits, active)
 
     def _joining(self, current: list[Tensor], scale: int) -> Tensor:
-        """(B, h * w, C): the tokens of a scale when the schedule reaches it."""
+        """(B, h * w, C): the tokens of a scale at the layer that reaches it first."""
         joining = current[scale]
         if self.recalibration is not None and scale < 2:
             joining = self.recalibration(joining, current[2])
         return joining.flatten(2).mT
 
     def _maps(self, tokens: Tensor, joined: int, maps: list[Tensor]) -> list[Tensor]:
-        """All three maps: from the tokens of the scales reached so far, and from `maps` those of
-        the others."""
+        """All three maps: those of the scales reached so far from the tokens, the others from
+        `maps`."""
         start, done = 0, []
         for m in maps[:joined]:
             height, width = m.shape[-2:]

@@ -2,8 +2,8 @@
 
 ECO-M2F's gate (arXiv 2404.15244) is a linear classifier of the best exit for one trade-off beta, on
 the mean of the coarsest features. This one regresses the quality itself, so that one gate serves
-every trade-off at request time. Its input adds what tells of difficulty: how much the features
-vary, and how unsure a linear token head is, and where.
+every trade-off at request time. Its input also has signs of difficulty: how much the features vary,
+and how unsure a linear token head is, and where.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def _moments(flat: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Gate(nn.Module):
-    """Linear in the standardised inputs: some hundred images of known quality are all that it is
-    ever fitted on.
+    """Linear in the standardised inputs, since it is fitted on no more than some hundred images of
+    known quality.
 
     mean, scale: of the inputs over those images.
     """

@@ -1,5 +1,5 @@
-"""One setting of the three knobs that a network has at run time; with a cost and a quality it
-becomes a plan."""
+"""A setting of the three knobs that a network has at run time. With a cost and a quality it becomes
+a plan."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, order=True, slots=True)
 class Knobs:
-    """depth: encoder layers, 1..K. keep: share of the stride-8 tokens that are still updated once
-    pausing has begun. width: share of the encoder's FFN channels."""
+    """depth: encoder layers, 1..K. keep: share of the stride-8 tokens that are still updated
+    after pausing has started. width: share of the encoder's FFN channels."""
 
     depth: int
     keep: float = 1.0
@@ -18,7 +18,7 @@ class Knobs:
 
     @property
     def name(self) -> str:
-        """d6, d6-k50, d6-k25-w50: only what differs from 1 is named, in percent."""
+        """d6, d6-k50, d6-k25-w50: keep and width only where they are not 1, in percent."""
         parts = [f"d{self.depth}"]
         parts += [
             f"{letter}{100 * v:.3g}"
@@ -30,14 +30,14 @@ class Knobs:
     @classmethod
     def parse(cls, text: str) -> Knobs:
         """The reverse of `name`. Raises ValueError that shows the form."""
-        found = re.fullmatch(r"d([1-9]\d*)(?:-k(\d+(?:\.\d+)?))?(?:-w(\d+(?:\.\d+)?))?", text)
-        # rounded: 18.1 / 100 is not the float 0.181
+        match = re.fullmatch(r"d([1-9]\d*)(?:-k(\d+(?:\.\d+)?))?(?:-w(\d+(?:\.\d+)?))?", text)
+        # Rounded, since 18.1 / 100 is not the float 0.181.
         shares = (
-            [round(float(v) / 100, 9) if v else 1.0 for v in found.groups()[1:]] if found else [0.0]
+            [round(float(v) / 100, 9) if v else 1.0 for v in match.groups()[1:]] if match else [0.0]
         )
-        if found is None or not all(0 < share <= 1 for share in shares):
+        if match is None or not all(0 < share <= 1 for share in shares):
             raise ValueError(
                 f"plan {text!r} must be like d6, d6-k50 or d6-k25-w50: depth, keep and width in "
                 f"percent"
             )
-        return cls(int(found[1]), *shares)
+        return cls(int(match[1]), *shares)

@@ -1,4 +1,3 @@
-"""What the deformable attention is called in ONNX: one node, and an operator of TensorRT by the
-same name."""
+"""The name of the deformable attention as a node in ONNX and as an operator of TensorRT."""
 
 DOMAIN, OPERATOR = "fathom", "MsDeformAttn"

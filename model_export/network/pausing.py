@@ -1,5 +1,5 @@
-"""Pausing easy tokens (PAUMER, arXiv 2311.00586): where a token head is sure, later layers leave
-the token alone.
+"""Pausing easy tokens (PAUMER, arXiv 2311.00586): where a token head is sure, later layers skip the
+token.
 
 Paused tokens keep their value, are still sampled by the others and reach the decoder. Only stride-8
 tokens are paused: they are three quarters of all. The entropy of the head's prediction decides, so
@@ -44,7 +44,7 @@ def entropy(logits: Tensor) -> Tensor:
 class Active:
     """Which tokens are updated. rows: (B, k) int64 positions in the whole sequence; first all
     coarser tokens, `start` of them, then the active ones of stride 8. counted: (B, k) bool, False =
-    a row that only fills up the batch and is put back as it was."""
+    a row that only fills up the batch and keeps its value."""
 
     rows: Tensor
     start: int
@@ -64,8 +64,8 @@ class Active:
         return flat.unflatten(0, (tokens.shape[0], tokens.shape[1]))
 
     def _places(self, tokens: Tensor) -> Tensor:
-        """(B * k,): the rows in the flattened batch. Whole rows are then moved, several times
-        faster than elements."""
+        """(B * k,): the rows in the flattened batch. Whole rows are then moved, which is several
+        times faster than single elements."""
         batch, count = tokens.shape[:2]
         images = torch.arange(batch, dtype=torch.int64, device=self.rows.device)
         return (self.rows + count * images.unsqueeze(1)).flatten()

@@ -1,5 +1,5 @@
 """The whole network: backbone -> projections -> encoder up to an exit -> decoder. The gate is
-fitted apart."""
+fitted separately."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from model_export.network.pausing import TokenHead
 
 
 class Segmenter(nn.Module):
-    """front_head: a token head on the features before the encoder; how unsure it is tells the gate
-    of difficulty."""
+    """front_head: a token head on the features before the encoder. How unsure it is tells the gate
+    about difficulty."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()

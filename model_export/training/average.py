@@ -1,7 +1,7 @@
-"""The mean of several runs' weights, a run of its own: what fine-tunings of one parent learned
-apart, in one network.
+"""The mean of several runs' weights, as a new run: one network with what fine-tunings of one parent
+learned separately.
 
-A bundle may be among them: that from which a run started, for what it still knew better.
+A bundle may be among them, e.g. the one from which a run started, for what it still did better.
 
 Weight averaging ("model soups", Wortsman et al. 2022, arXiv 2203.05482) costs nothing at inference.
 It works for runs that started from the same trained weights (`train-exits --start-from`); others
@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "runs",
         type=Path,
         nargs="+",
-        help="finished runs of one config; canvas and arguments are the first one's; the "
-        "others may be bundles",
+        help="finished runs of one config; canvas and arguments are the first one's; the others "
+        "may be bundles",
     )
     add("--out", type=Path, required=True, help="the new run's folder")
 
@@ -55,21 +55,21 @@ def main(args: argparse.Namespace) -> None:
     for run, model in zip(args.runs, models, strict=True):
         if model.config != config:
             raise RunError(
-                f"{run} is of another config ({model.config}) than {args.runs[0]} ({config})"
+                f"{run} has another config ({model.config}) than {args.runs[0]} ({config})"
             )
     states = [model.state_dict() for model in models]
     with torch.no_grad():
         mean = {
             name: reduce(torch.add, [s[name] for s in states]) / len(states) for name in states[0]
         }
-    before = described(args.out)
-    seen = [each for run in args.runs for each in seen_by(run)]
+    before = read_text(args.out / "run.json")
+    seen = [data for run in args.runs for data in seen_by(run)]
     write_config(
         args.out, config, canvas, arguments | {"averaged": [str(run) for run in args.runs]}, seen
     )
-    if before == described(args.out) and holds(args.out, mean):
+    if before == read_text(args.out / "run.json") and holds(args.out, mean):
         print(
-            f"{args.out}: already the mean of these {len(states)} runs; plans, targets and gate "
+            f"{args.out} is already the mean of these {len(states)} runs; plans, targets and gate "
             f"stay"
         )
         return
@@ -78,9 +78,8 @@ def main(args: argparse.Namespace) -> None:
     print(f"{args.out}: the mean of {len(states)} runs")
 
 
-def described(run: Path) -> str:
-    """run.json as it stands, "" where there is none."""
-    file = run / "run.json"
+def read_text(file: Path) -> str:
+    """ "" where there is no such file."""
     return file.read_text() if file.exists() else ""
 
 

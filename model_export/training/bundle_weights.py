@@ -1,8 +1,8 @@
-"""The weights of a bundle: network and gate in one file, which torch loads again and the graphs
-refer to.
+"""The weights of a bundle: network and gate in one file, which torch can load and the graphs refer
+to.
 
-Matrices in fp16, with the network's own names, the gate's after "gate."; the metadata has config
-and canvas.
+Matrices are fp16. Tensors have the network's own names, those of the gate start with "gate."; the
+metadata has config and canvas.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ GATE = "gate."
 
 
 def write_weights(path: Path, model: Segmenter, gate: Gate, canvas: tuple[int, ...]) -> None:
-    """Matrices and kernels as fp16, vectors (norms, biases) as fp32: a tenth of a percent of the
-    file. The gate stays fp32: it is as small, and tells plans apart by a thousandth."""
+    """Matrices and kernels as fp16, vectors (norms, biases) as fp32: they are a tenth of a percent
+    of the file. The gate stays fp32: it is as small, and tells plans apart by a thousandth."""
     stored = {
         n: (v.half() if v.ndim > 1 else v.float()).contiguous()
         for n, v in model.state_dict().items()
@@ -43,8 +43,8 @@ def read_weights(path: Path) -> tuple[Segmenter, Gate, tuple[int, int]]:
         about = file.metadata() or {}
     if "config" not in about or "canvas" not in about:
         raise RunError(
-            f"{path} does not say which network it is of; repeat `python -m model_export export "
-            f"RUN`"
+            f"{path} does not say which network it belongs to; repeat `python -m model_export "
+            f"export RUN`"
         )
     tensors = {name: value.float() for name, value in load_file(path).items()}
     model = Segmenter(Config.from_dict(json.loads(about["config"])))
@@ -53,9 +53,8 @@ def read_weights(path: Path) -> tuple[Segmenter, Gate, tuple[int, int]]:
         for name in list(tensors)
         if name.startswith(GATE)
     }
-    counts = {
-        n: v for n, v in model.state_dict().items() if not v.is_floating_point()
-    }  # of no use after training
+    # The norms' counts of batches, of no use after training, are not in the file.
+    counts = {n: v for n, v in model.state_dict().items() if not v.is_floating_point()}
     model.load_state_dict(tensors | counts)
     height, width = json.loads(about["canvas"])
     return model.eval(), gate_of(of_gate), (height, width)

@@ -2,7 +2,7 @@
 on sampled points.
 
 Every term is computed per prediction; deep supervision sums it over the decoder's heads. Void
-pixels count nowhere.
+pixels never count.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def sample_points(maps: Tensor, points: Tensor) -> Tensor:
 
 
 def known_at(known: Tensor, points: Tensor) -> Tensor:
-    """known: (N, H, W), 0 or 1; points: (N, P, 2) -> (N, P): 1 where a sample touches neither void
-    nor edge, else 0."""
+    """known: (N, H, W), 0 or 1; points: (N, P, 2) -> (N, P): 0 where a sample touches void or the
+    edge, else 1."""
     return (sample_points(known, points) > 0.999).float()
 
 
@@ -40,7 +40,7 @@ def uncertain_points(
     """PointRend's choice: of `oversample` x count random points the `share` nearest to logit 0, the
     rest at random.
 
-    logits: (N, h, w). known: (N, H, W), 0 where void: what is predicted there must not draw points.
+    logits: (N, h, w). known: (N, H, W), 0 where void: predictions there must not attract points.
     Returns (N, count, 2).
     """
     candidates = torch.rand(logits.shape[0], oversample * count, 2, device=logits.device)
@@ -102,8 +102,8 @@ def set_loss(
 ) -> dict[str, Tensor]:
     """masks: (B, H, W) uint8 -> weighted terms {"class", "bce", "dice", "pixel"}, scalars.
 
-    pixel_weight: weight of the cross-entropy of the semantic probabilities, the form in which they
-    are used; 0 is Mask2Former's own loss. stride, emphasis: of `semantic_cross_entropy`.
+    pixel_weight: weight of the cross-entropy of the semantic probabilities, which are what is used
+    in the end; 0 is Mask2Former's own loss. stride, emphasis: of `semantic_cross_entropy`.
     """
     batch, queries, no_object = *prediction.classes.shape[:2], prediction.classes.shape[2] - 1
     known = (masks != VOID).float()  # (B, H, W)
@@ -119,11 +119,11 @@ def set_loss(
                 if matching == "class"
                 else match(prediction, i, labels, targets, known[i], points)
             )
-            found = hit >= 0
-            wanted[i, hit[found]] = labels[found]
-            rows += [i] * int(found.sum())
-            columns.append(hit[found])
-            truths.append(targets[found])
+            matched = hit >= 0
+            wanted[i, hit[matched]] = labels[matched]
+            rows += [i] * int(matched.sum())
+            columns.append(hit[matched])
+            truths.append(targets[matched])
     weights = torch.ones(no_object + 1, device=masks.device)
     weights[-1] = NO_OBJECT_WEIGHT
     terms = {
@@ -159,9 +159,9 @@ def semantic_cross_entropy(
 ) -> Tensor:
     """Cross-entropy of the normalised semantic probabilities against the nearest labels.
 
-    stride: of the labels, 4 or less; below 4 the probabilities are interpolated as they are for
-    use, which lets a map show more than the averages of its cells. emphasis: (B, H, W), what each
-    pixel counts; None = all alike.
+    stride: of the labels, 4 or less. Below 4 the probabilities are interpolated as they are in use,
+    so that a map can show more than the averages of its cells. emphasis: (B, H, W), the weight of
+    each pixel; None = all alike.
     """
     probabilities = semantic_probabilities(prediction)
     labels, counts = (

@@ -1,7 +1,7 @@
 """A run's folder: config and arguments as JSON, checkpoint, averaged weights as safetensors, CSV
 log.
 
-Then what the later steps found out about these weights: plans, targets, gate, margins.
+Later steps add what belongs to these weights: plans, targets, gate, margins.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ from model_export.network.gate import Gate
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
 
-Trained = tuple[
-    str, Path | None
-]  # a data set, as it was named, and the folder where it lies if it has one
+# A data set, as it was named, and its folder if it has one.
+Trained = tuple[str, Path | None]
 
 
 class RunError(ValueError):
-    """A run's folder that lacks what a step needs; the message names the step that makes it."""
+    """A run's folder that lacks what a step needs. The message names the step that makes it."""
 
 
 def write_config(
@@ -38,8 +37,8 @@ def write_config(
     arguments: dict[str, Any],
     trained: Iterable[Trained],
 ) -> None:
-    """arguments: of the command that made the run. trained: on what the weights were, here and
-    wherever they began."""
+    """arguments: of the command that made the run. trained: all that the weights were trained on,
+    also before this run."""
     run.mkdir(parents=True, exist_ok=True)
     known = [(spec, root and root.resolve()) for spec, root in trained]
     document = {
@@ -60,12 +59,12 @@ def read_config(run: Path) -> tuple[Config, tuple[int, int], dict[str, Any]]:
 
 
 def trained_on(run: Path) -> list[Trained]:
-    """All that the run's weights were trained on, in this run and in those that it began with.
+    """All that the run's weights were trained on, in this run and in those that it started from.
     Raises RunError."""
     document = _read_run(run)
     if "trained_on" not in document:
         raise RunError(
-            f"{run}/run.json does not tell all that the weights were trained on, for it is of an "
+            f"{run}/run.json does not tell all that the weights were trained on, since it is of an "
             f"older version: add "
             '"trained_on": [[DATA SET, FOLDER or null], ...] to it, with what the run started from'
         )
@@ -85,7 +84,7 @@ def _read_run(run: Path) -> dict[str, Any]:
 
 def load_model(run: Path) -> Segmenter:
     """The run's averaged weights, in eval mode. Raises RunError where there are none: random
-    weights are of no use."""
+    weights would be useless."""
     config, _, _ = read_config(run)
     weights = run / "model.safetensors"
     if not weights.exists():
@@ -107,8 +106,8 @@ def save_model(run: Path, state: dict[str, Tensor]) -> None:
 
 
 class Average:
-    """Exponential moving average of a model's weights; early steps count more, so that it starts
-    without a bias."""
+    """Exponential moving average of a model's weights. Early steps count more, so that the first
+    weights leave no bias."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -123,8 +122,7 @@ class Average:
 
 
 def append_log(run: Path, row: dict[str, float | int | str]) -> None:
-    """One row of log.csv; the columns are those of the first row, further ones are refused by
-    csv."""
+    """One row of log.csv. The columns are those of the first row; csv refuses others."""
     path = run / "log.csv"
     if not path.exists():
         _write_log(path, [row])
@@ -145,7 +143,7 @@ def _write_log(path: Path, rows: list[Any]) -> None:
 
 
 def read_log(run: Path) -> list[dict[str, str]]:
-    """Raises RunError where nothing was logged yet."""
+    """Raises RunError where nothing has been logged yet."""
     path = run / "log.csv"
     if not path.exists():
         raise RunError(
@@ -156,13 +154,13 @@ def read_log(run: Path) -> list[dict[str, str]]:
 
 
 def cut_log(run: Path, step: int) -> None:
-    """Drop the rows of steps after `step`: a resumed run does them again."""
+    """Drop the rows after `step`: a resumed run repeats those steps."""
     path = run / "log.csv"
     if not path.exists():  # stopped between its first checkpoint and the row about it
         return
-    kept = [row for row in read_log(run) if int(row["step"]) <= step]
-    if kept:
-        _write_log(path, kept)
+    rows = [row for row in read_log(run) if int(row["step"]) <= step]
+    if rows:
+        _write_log(path, rows)
     else:
         path.unlink()
 
@@ -171,14 +169,14 @@ DERIVED = ("plans.json", "targets-fit.npz", "targets-held.npz", "gate.safetensor
 
 
 def discard_derived(run: Path, after: str = "") -> None:
-    """Remove what later steps found out: all about weights that have changed, or what follows the
-    file `after`."""
+    """Remove the results of later steps: all of them where the weights have changed, or those that
+    follow the file `after`."""
     for name in DERIVED[DERIVED.index(after) + 1 if after else 0 :]:
         (run / name).unlink(missing_ok=True)
 
 
 def write_plans(run: Path, plans: list[Knobs], report: dict[str, Any]) -> None:
-    """plans: from cheap to dear, the full one last. report: how they were found, kept beside
+    """plans: from the cheapest to the full one. report: how they were found, written beside
     them."""
     discard_derived(run, "plans.json")
     (run / "plans.json").write_text(
@@ -187,7 +185,7 @@ def write_plans(run: Path, plans: list[Knobs], report: dict[str, Any]) -> None:
 
 
 def read_plans(run: Path) -> tuple[list[Knobs], dict[str, Any]]:
-    """The chosen plans, from cheap to dear, and the whole report."""
+    """The chosen plans, from the cheapest to the full one, and the whole report."""
     report = _read_json(run / "plans.json", f"search-plans {run}")
     return [Knobs.parse(name) for name in report["plans"]], report
 
@@ -210,7 +208,7 @@ def read_targets(run: Path, part: str) -> dict[str, Any]:
         arrays = {name: archive[name] for name in archive.files}
     if arrays["plans"].tolist() != plans:
         raise RunError(
-            f"{path} is not of the plans of plans.json; repeat `python -m model_export "
+            f"{path} has other plans than plans.json; repeat `python -m model_export "
             f"derive-targets {run}`"
         )
     return arrays
@@ -228,7 +226,7 @@ def read_gate(run: Path) -> tuple[Gate, dict[str, Any]]:
 
 
 def gate_of(weights: dict[str, Tensor]) -> Gate:
-    """The gate of these weights, in eval mode; its sizes are theirs."""
+    """The gate with these weights, in eval mode; its sizes follow from them."""
     plans, inputs = weights["output.weight"].shape
     gate = Gate(inputs, plans)
     gate.load_state_dict(weights)

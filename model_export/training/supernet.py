@@ -1,10 +1,9 @@
-"""What one step of training sees: one batch, dealt among the full network, the smallest and random
-ones between.
+"""One training step: a batch divided among the full network, the smallest and a random one between.
 
 The sandwich rule (US-Nets, arXiv 1903.05134) trains the largest and the smallest configuration and
-random ones in every step. Here each gets images of its own out of one batch, so that a step costs
-no more than that of a single network. On images of the smaller ones the full encoder runs once
-more, without gradients, as the teacher of CI-KD (arXiv 2308.11744): features shall not depend on
+random ones in every step. Here each gets its own images out of one batch, so that a step costs no
+more than that of a single network. On the images of the smaller ones the full encoder runs once
+more, without gradients, as the teacher of CI-KD (arXiv 2308.11744): features should not depend on
 the configuration that made them.
 """
 
@@ -30,8 +29,8 @@ LEAST_KEEP = 0.1
 
 @dataclass(frozen=True)
 class Draw:
-    """Which images of the batch go through which network. threshold: pause by entropy instead of by
-    knobs.keep."""
+    """rows: the images of the batch that go through this network. threshold: pause by entropy
+    instead of by knobs.keep."""
 
     rows: slice
     knobs: Knobs
@@ -39,8 +38,8 @@ class Draw:
 
 
 def random_draw(config: Config, rows: slice, rng: np.random.Generator) -> Draw:
-    """Any depth and width; where the depth allows pausing, half of the draws pause: by a share, or
-    by a threshold."""
+    """Any depth and width. Where the depth allows pausing, three quarters of the draws pause: half
+    of them by a share, half by a threshold."""
     depth, width = int(rng.integers(1, config.exits + 1)), float(rng.choice(config.widths))
     keep, threshold = 1.0, None
     if config.pauses_from is not None and depth >= config.pauses_from and rng.random() < 0.75:
@@ -53,9 +52,9 @@ def random_draw(config: Config, rows: slice, rng: np.random.Generator) -> Draw:
 
 def sandwich(config: Config, batch: int, rng: np.random.Generator) -> list[Draw]:
     """Half of the batch for the full network, a quarter each for a random and the smallest one, at
-    least an image each.
+    least one image each.
 
-    With fewer than three images a step has the full network or a random one, in turn.
+    With fewer than three images a step has either the full network or a random one.
     """
     full = Knobs(config.exits)
     if batch < 3:
@@ -92,8 +91,8 @@ def exit_weights(kind: str, exits: int) -> list[float]:
 @dataclass(frozen=True)
 class Weights:
     """points: sampled per mask. pixel, token, distill: weights of the semantic cross-entropy, of
-    the token heads' at stride 8, and of CI-KD. exits: the loss's weight for every exit. stride: of
-    the semantic cross-entropy's labels."""
+    that of the token heads at stride 8, and of CI-KD. exits: the weight of the loss at every exit.
+    stride: of the labels of the semantic cross-entropy."""
 
     points: int
     pixel: float
@@ -116,7 +115,7 @@ class Supernet(nn.Module):
         """images: (B, H, W, 3) uint8, masks: (B, H, W) uint8 -> weighted terms, scalars; their sum
         is the loss.
 
-        emphasis: (B, H, W), what each pixel counts in the semantic cross-entropy.
+        emphasis: (B, H, W), the weight of each pixel in the semantic cross-entropy.
         """
         lateral, maps = self.model.features(images)
         totals = {"token": self.weights.token * token_loss(self.model.front_head(maps), masks)}
@@ -141,11 +140,11 @@ class Supernet(nn.Module):
         *_, encoded = self.model.encoder.run(
             maps, knobs.depth, knobs.keep, knobs.width, draw.threshold
         )
-        found = []
+        terms = []
         if encoded.tokens is not None:
-            found.append(("token", weights.token * token_loss(encoded.tokens, masks)))
+            terms.append(("token", weights.token * token_loss(encoded.tokens, masks)))
         for prediction in self.model.decoder(lateral, encoded.maps, deep=True):
-            found += set_loss(
+            terms += set_loss(
                 prediction,
                 masks,
                 config.matching,
@@ -157,16 +156,15 @@ class Supernet(nn.Module):
         if weights.distill and (knobs != Knobs(config.exits) or draw.threshold is not None):
             with torch.no_grad():
                 teacher = self.model.encoder(maps, config.exits)
-            scales = config.schedule[
-                knobs.depth - 1
-            ]  # a map that no layer has reached cannot be what it is at the end
-            found.append(("distill", weights.distill * distillation(encoded, teacher, scales)))
-        return found
+            # A map that no layer has reached cannot be what it is at the end.
+            scales = config.schedule[knobs.depth - 1]
+            terms.append(("distill", weights.distill * distillation(encoded, teacher, scales)))
+        return terms
 
 
 def distillation(student: Encoded, teacher: list[Tensor], scales: int) -> Tensor:
-    """Mean squared difference of the maps; those of the encoder are normalised, so it is in units
-    of their variance."""
+    """Mean squared difference of the maps. The encoder's maps are normalised, so its unit is their
+    variance."""
     pairs = zip(student.maps[:scales], teacher[:scales], strict=True)
     return torch.stack([F.mse_loss(ours, theirs) for ours, theirs in pairs]).mean()
 
