@@ -28,7 +28,6 @@ CLASSES: tuple[str, ...] = (
     "Pedestrian",
     "Bicyclist",
 )
-VOID = 255
 SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST = range(
     len(CLASSES)
 )

@@ -19,6 +19,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from model_export.export.compact import compact
+from model_export.export.graph_edits import needed_for, rename
 from model_export.network.deformable_attention import by_grid_sample
 from model_export.network.names import DOMAIN, OPERATOR
 
@@ -148,9 +149,7 @@ def widened(function: onnx.FunctionProto, kind: int) -> onnx.FunctionProto:
     wide = onnx.FunctionProto()
     wide.CopyFrom(function)
     renamed = {name: f"{name}_wide" for name in (*INPUTS[:3], "out")}
-    for node in wide.node:
-        node.input[:] = [renamed.get(name, name) for name in node.input]
-        node.output[:] = [renamed.get(name, name) for name in node.output]
+    rename(wide.node, renamed)
     float32 = onnx.TensorProto.FLOAT
     casts = [helper.make_node("Cast", [name], [renamed[name]], to=float32) for name in INPUTS[:3]]
     nodes = [*casts, *wide.node, helper.make_node("Cast", [renamed["out"]], ["out"], to=kind)]
@@ -178,12 +177,7 @@ def with_plain_shapes(nodes: list[onnx.NodeProto], output: str) -> list[onnx.Nod
             plain.append(helper.make_node("Constant", [], [name], value_ints=sizes))
             node.input[1] = name
         plain.append(node)
-    needed, used = {output}, []
-    for node in reversed(plain):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            used.append(node)
-    return used[::-1]
+    return needed_for({output}, plain)
 
 
 def _constant(node: onnx.NodeProto) -> int:

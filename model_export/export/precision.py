@@ -19,6 +19,7 @@ import onnxscript.optimizer
 from onnx import TensorProto, helper, numpy_helper
 
 from model_export.export.attention import widened
+from model_export.export.graph_edits import rename, types_of
 from model_export.export.graphs import ENCODED, FEATURES
 from model_export.network.names import OPERATOR
 from model_export.training.bundle_weights import GATE
@@ -63,16 +64,6 @@ def folded(model: onnx.ModelProto) -> onnx.ModelProto:
     return optimized
 
 
-def types_of(model: onnx.ModelProto) -> dict[str, int]:
-    """Element type of every value."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    types = {
-        v.name: v.type.tensor_type.elem_type
-        for v in (*graph.value_info, *graph.input, *graph.output)
-    }
-    return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
-
-
 def widen_small_integers(model: onnx.ModelProto, types: dict[str, int]) -> None:
     """TensorRT has uint8 as inputs and outputs, but does not compute with it: inside, an image is
     float32 and a map of paused tokens is int32."""
@@ -94,12 +85,12 @@ def widen_small_integers(model: onnx.ModelProto, types: dict[str, int]) -> None:
     for value in graph.input:
         if types[value.name] == TensorProto.UINT8:
             inner = f"{value.name}_float"
-            _rename(graph.node, value.name, inner)
+            rename(graph.node, {value.name: inner})
             before.append(helper.make_node("Cast", [value.name], [inner], to=TensorProto.FLOAT))
     for value in graph.output:
         if types[value.name] == TensorProto.UINT8:
             inner, between = f"{value.name}_int", f"{value.name}_float"
-            _rename(graph.node, value.name, inner)
+            rename(graph.node, {value.name: inner})
             behind.append(helper.make_node("Cast", [inner], [between], to=TensorProto.FLOAT))
             behind.append(helper.make_node("Cast", [between], [value.name], to=TensorProto.UINT8))
     nodes = [*before, *graph.node, *behind]
@@ -208,14 +199,6 @@ class _Halving:
         if (name in self.is_half) == half:
             return
         inner = f"{name}_inner"
-        for node in self.nodes:
-            node.output[:] = [inner if output == name else output for output in node.output]
-        _rename(self.nodes, name, inner)
+        rename(self.nodes, {name: inner})
         to = self.kind if half else TensorProto.FLOAT
         self.nodes.append(helper.make_node("Cast", [inner], [name], to=to))
-
-
-def _rename(nodes: list[onnx.NodeProto], old: str, new: str) -> None:
-    for node in nodes:
-        node.input[:] = [new if name == old else name for name in node.input]
-        node.output[:] = [new if name == old else name for name in node.output]

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from model_export.export.attention import OPSET, add_bodies, nodes_of
 from model_export.export.compact import compact
+from model_export.export.graph_edits import needed_for, rename, types_of
 from model_export.export.graphs import Encoders, Stage, examples, stages_of
 from model_export.network.gate import Gate
 from model_export.network.knobs import Knobs
@@ -132,26 +133,21 @@ def trace(module: Stage | Encoders, example: tuple[Tensor, ...], name: str) -> o
 def cut_out(traced: onnx.ModelProto, plan: str, outputs: Sequence[str]) -> onnx.ModelProto:
     """The part of `Encoders` that one plan needs, with that plan's own names of the outputs."""
     renamed = {f"{plan}.{name}": name for name in outputs}
-    needed, nodes = set(renamed), []
-    for node in reversed(traced.graph.node):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            nodes.append(node)
+    nodes = needed_for(renamed, traced.graph.node)
+    inputs = {name for node in nodes for name in node.input}
     model = onnx.ModelProto()
     model.CopyFrom(traced)
     graph = model.graph
     del graph.node[:], graph.output[:], graph.initializer[:]
-    graph.node.extend(reversed(nodes))
+    graph.node.extend(nodes)
     graph.output.extend(value for value in traced.graph.output if value.name in renamed)
-    graph.initializer.extend(tensor for tensor in traced.graph.initializer if tensor.name in needed)
+    graph.initializer.extend(tensor for tensor in traced.graph.initializer if tensor.name in inputs)
     overloads = {node.overload for node in nodes_of(model)}
     del model.functions[:]
     model.functions.extend(body for body in traced.functions if body.overload in overloads)
     for value in graph.output:
         value.name = renamed[value.name]
-    for node in graph.node:
-        node.input[:] = [renamed.get(name, name) for name in node.input]
-        node.output[:] = [renamed.get(name, name) for name in node.output]
+    rename(graph.node, renamed)
     return model
 
 
@@ -198,12 +194,7 @@ def cast_by_type(model: onnx.ModelProto) -> None:
     """CastLike becomes Cast. For ONNX Runtime the former is a function, which it resolves too late
     to see that the bounds of a Clip are constants: it would not fuse the Clip with the Conv before
     it, and the backbone would take a third longer."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    types = {
-        v.name: v.type.tensor_type.elem_type
-        for v in (*graph.value_info, *graph.input, *graph.output)
-    }
-    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    types = types_of(model)
     for node in model.graph.node:
         if node.op_type == "CastLike":
             like = node.input.pop()

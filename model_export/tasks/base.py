@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from service.core import Geometry
+
 VOID = 255  # in targets: a pixel that counts nowhere
 
 Labels = NDArray[np.unsignedinteger]
@@ -42,16 +44,10 @@ class Task(Protocol):
         """(H, W) labels -> (H, W): which of the network's channels each pixel is, or VOID."""
         ...
 
-    def predicted(
-        self,
-        probabilities: Tensor,
-        canvas: tuple[int, int],
-        inner: tuple[int, int],
-        size: tuple[int, int],
-    ) -> Labels:
-        """The network's answer in torch -> labels at the image's own size, (height, width).
+    def predicted(self, probabilities: Tensor, geometry: Geometry) -> Labels:
+        """The network's answer in torch, (1, C, h, w) -> labels at the image's own size, (H, W).
 
-        probabilities: (1, C, h, w). inner: (height, width) of the image on the canvas.
+        canvas: (height, width).
         """
         ...
 

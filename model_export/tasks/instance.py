@@ -32,15 +32,7 @@ class Instance:
     def target(self, labels: Labels) -> Mask:
         return core_and_border(labels)
 
-    def predicted(
-        self,
-        probabilities: Tensor,
-        canvas: tuple[int, int],
-        inner: tuple[int, int],
-        size: tuple[int, int],
-    ) -> Labels:
-        height, width = size
-        geometry = Geometry(width, height, inner[1], inner[0], canvas)
+    def predicted(self, probabilities: Tensor, geometry: Geometry) -> Labels:
         labels, _ = instance_map(probabilities[0].cpu().numpy(), geometry)
         return labels
 

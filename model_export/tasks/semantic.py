@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model_export.tasks.base import VOID, Labels, Mask
+from service.core import Geometry
 
 
 class Semantic:
@@ -30,14 +31,10 @@ class Semantic:
     def target(self, labels: Labels) -> Mask:
         return labels
 
-    def predicted(
-        self,
-        probabilities: Tensor,
-        canvas: tuple[int, int],
-        inner: tuple[int, int],
-        size: tuple[int, int],
-    ) -> Labels:
-        return labels_at(probabilities, canvas, inner, size)
+    def predicted(self, probabilities: Tensor, geometry: Geometry) -> Labels:
+        inner = (geometry.scaled_height, geometry.scaled_width)
+        size = (geometry.height, geometry.width)
+        return labels_at(probabilities, geometry.canvas, inner, size)
 
     def counts(self, labels: Labels, truth: Labels, channels: int) -> NDArray[np.int64]:
         return confusion(labels, truth, channels)

@@ -19,6 +19,7 @@ from model_export.network.gate import gate_input
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter, semantic_probabilities
 from model_export.tasks import TASKS
+from service.core import Geometry
 
 
 @torch.inference_mode()
@@ -31,7 +32,9 @@ def counts_by_knobs(
     The backbone runs once, an encoder once for all exits of the same keep and width.
     """
     task, channels = TASKS[model.config.task], model.config.classes
-    pixels, inner = on_canvas(sample, canvas)
+    pixels, (inner_height, inner_width) = on_canvas(sample, canvas)
+    height, width = sample.mask.shape
+    geometry = Geometry(width, height, inner_width, inner_height, canvas)
     lateral, maps = model.features(torch.from_numpy(pixels)[None].to(model.mean.device))
     counts: dict[Knobs, NDArray[Any]] = {}
     for keep, width in dict.fromkeys((k.keep, k.width) for k in knobs):
@@ -39,7 +42,7 @@ def counts_by_knobs(
         for depth, encoded in enumerate(model.encoder.run(maps, max(depths), keep, width), 1):
             if depth in depths:
                 probabilities = semantic_probabilities(model.decoder(lateral, encoded.maps)[-1])
-                labels = task.predicted(probabilities, canvas, inner, sample.mask.shape)
+                labels = task.predicted(probabilities, geometry)
                 counts[depths[depth]] = task.counts(labels, sample.truth, channels)
     seen = gate_input(maps, model.front_head(maps))[0]
     return np.stack([counts[k] for k in knobs]), seen.cpu().numpy()
