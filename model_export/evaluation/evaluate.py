@@ -28,6 +28,7 @@ from model_export.gating.policies import BETAS, Shares, by_beta, by_margin, deal
 from model_export.network.knobs import Knobs
 from model_export.tasks import TASKS, Task, qualities
 from model_export.training.runs import RunError, load_model, read_config, read_gate, read_targets
+from service.engines.choice import BACKENDS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for each image's result: an evaluation that was stopped continues from there",
     )
     own("--figures", type=Path, help="folder for the figures")
+    own("--backend", choices=BACKENDS, help="what runs the graphs; default onnxruntime")
+    own("--engine-cache", type=Path, help="folder of TensorRT engines; default engines")
     own("--threads", type=int, help="threads of the engine; default: all cores")
     own(
         "--block",
@@ -73,8 +76,9 @@ def main(args: argparse.Namespace) -> None:
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     if not (args.folder / "manifest.json").exists():
         if given:
+            flags = [name.replace("_", "-") for name in given]
             raise RunError(
-                f"{args.folder} is no bundle: --{', --'.join(given)} cannot be used with a run"
+                f"{args.folder} is no bundle: --{', --'.join(flags)} cannot be used with a run"
             )
         evaluate_run(args.folder, args.data, args.on)
         return

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from model_export.evaluation.bundle_results import BundleResults, Row
 from model_export.evaluation.figures import draw
-from model_export.evaluation.measure_bundle import measure_bundles
+from model_export.evaluation.measure_bundle import EngineOptions, measure_bundles
 from model_export.evaluation.report import (
     against_table,
     equal_cost_table,
@@ -28,7 +28,8 @@ from model_export.gating.policies import resample
 class BundleOptions:
     """below: a folder inside images/ and that of the labels, "" = none. block: consecutive images
     that are resampled together. draws: bootstrap samples. against: a bundle to compare with.
-    figures: the folder for them. mirrored: measure the mirror images, too."""
+    figures: the folder for them. mirrored: measure the mirror images, too. backend, engine_cache:
+    what runs the graphs."""
 
     below: str = ""
     cache: Path | None = None
@@ -38,13 +39,19 @@ class BundleOptions:
     block: int = 1
     draws: int = 2000
     mirrored: bool = False
+    backend: str = "onnxruntime"
+    engine_cache: Path = Path("engines")
+
+    @property
+    def engine(self) -> EngineOptions:
+        return EngineOptions(self.backend, self.threads, self.engine_cache)
 
 
 def evaluate_bundle(folder: Path, data: Path, options: BundleOptions) -> None:
     """Prints the tables and one JSON line. Raises DataError that names the file."""
     folders = [folder, *([options.against] if options.against else [])]
     measured = measure_bundles(
-        folders, data, options.below, options.threads, options.cache, mirrored=options.mirrored
+        folders, data, options.below, options.engine, options.cache, mirrored=options.mirrored
     )
     weights = resample(contiguous_blocks(measured[0].groups, options.block), options.draws)
     all_results = [BundleResults(of_bundle, weights) for of_bundle in measured]
@@ -57,6 +64,7 @@ def evaluate_bundle(folder: Path, data: Path, options: BundleOptions) -> None:
         "data": str(data / "images" / options.below),
         "images": len(measured[0].names),
         "left_out": measured[0].left_out,
+        "backend": options.backend,
         "threads": options.threads,
         "block": options.block,
         "draws": options.draws,

@@ -29,7 +29,8 @@ from model_export.tasks import TASKS, Task, qualities
 from model_export.tasks.detections import average_precision, detections
 from service import bundle
 from service.core import Frame
-from service.engines.onnxruntime import OnnxRuntimeBackend
+from service.engines.base import Backend
+from service.engines.choice import open_named
 from service.errors import FathomError
 from service.inference.stages import Stages
 from service.pixels.decode import Limits, decode
@@ -79,20 +80,45 @@ class Measured:
         return average_precision(tables, objects)
 
 
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What runs the graphs: a row of the service's table of backends. threads: of one on the CPU.
+
+    engine_cache: folder of TensorRT engines, as build-trt writes it.
+    """
+
+    backend: str = "onnxruntime"
+    threads: int = 1
+    engine_cache: Path = Path("engines")
+
+    def open(self, opened: bundle.Bundle) -> Backend:
+        """For one image at a time. Raises BackendError."""
+        return open_named(
+            self.backend,
+            opened,
+            threads=self.threads,
+            max_batch=1,
+            engine_cache=self.engine_cache,
+        )
+
+
 class Meter:
     """One bundle, open. Raises DataError where it cannot be opened."""
 
-    def __init__(self, folder: Path, threads: int, cache: Path | None) -> None:
+    def __init__(self, folder: Path, engine: EngineOptions, cache: Path | None) -> None:
         try:
             self.bundle = bundle.load(folder)
             self.answers = task_of(self.bundle)
-            self.backend = OnnxRuntimeBackend(self.bundle, threads=threads)
+            self.backend = engine.open(self.bundle)
         except FathomError as error:
             raise DataError(error.detail) from error
         self.manifest = self.bundle.manifest
         self.stages = Stages(self.backend, self.manifest)
         self.task = TASKS[self.manifest.task]
-        self.cache = cache and cache / f"{self.bundle.digest[:16]}-threads{threads}-form{FORM}"
+        name = f"{self.bundle.digest[:16]}-threads{engine.threads}-form{FORM}"
+        if self.backend.name != "onnxruntime":
+            name += f"-{self.backend.name}"
+        self.cache = cache and cache / name
         self.warm = False
 
     def measure(self, folder: Folder, index: int, *, mirrored: bool = False) -> Arrays:
@@ -164,7 +190,7 @@ def measure_bundles(
     bundles: Sequence[Path],
     root: Path,
     below: str,
-    threads: int,
+    engine: EngineOptions,
     cache: Path | None,
     *,
     mirrored: bool = False,
@@ -175,7 +201,7 @@ def measure_bundles(
     mirrored: for the first bundle also the mirror images; times are those of the images themselves.
     Raises DataError that names the file or bundle.
     """
-    meters = [Meter(folder, threads, cache) for folder in bundles]
+    meters = [Meter(folder, engine, cache) for folder in bundles]
     kinds = [(m.manifest.task, tuple(entry.name for entry in m.manifest.classes)) for m in meters]
     for meter, kind in zip(meters, kinds, strict=True):
         if kind != kinds[0]:

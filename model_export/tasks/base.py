@@ -45,10 +45,7 @@ class Task(Protocol):
         ...
 
     def predicted(self, probabilities: Tensor, geometry: Geometry) -> Labels:
-        """The network's answer in torch, (1, C, h, w) -> labels at the image's own size, (H, W).
-
-        canvas: (height, width).
-        """
+        """The network's answer in torch, (1, C, h, w) -> labels at the image's own size, (H, W)."""
         ...
 
     def counts(self, labels: Labels, truth: Labels, channels: int) -> NDArray[Any]:
