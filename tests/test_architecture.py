@@ -303,3 +303,9 @@ def test_starting_the_service_loads_no_training_package() -> None:
         check=False,
     )
     assert (run.returncode, run.stdout.strip(), run.stderr) == (0, "[]", "")
+
+
+def test_an_engine_takes_at_most_sixty_lines() -> None:
+    """The fake one is whole: a new engine is one such file, and a row in engines/choice.py."""
+    fake = (ROOT / "service" / "engines" / "fake.py").read_text("utf-8")
+    assert len(fake.splitlines()) <= 60

@@ -1,204 +1,27 @@
-"""Data sets and how their images reach the network: refusals, splits, augmentation, and the
-service's own geometry."""
+"""Data sets by name: their splits and groups, what they share, generated scenes."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from model_export.data.datasets import (
     PALETTE,
-    VOID,
     CamVid,
     DataError,
-    Folder,
     Nuclei,
     Scenes,
     open_dataset,
     share_images,
 )
-from model_export.data.folders import OBJECT
 from model_export.data.scenes import CLASSES
+from tests.labelled_folders import save_image
 from tests.needs import data_at
-
-
-def _save(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Three images of 8 x 12, in three formats, with masks."""
-    rng = np.random.default_rng(0)
-    for name in ("a.png", "b.JPG", "c.webp"):
-        _save(tmp_path / "images" / name, rng.integers(0, 256, (8, 12, 3), np.uint8))
-        _save(
-            tmp_path / "masks" / f"{name[0]}.png", rng.choice(np.uint8([0, 3, 10, VOID]), (8, 12))
-        )
-    return tmp_path
-
-
-def test_folder_pairs_images_and_masks_by_name(folder: Path) -> None:
-    data = Folder(folder, "semantic")
-    assert [data[i].name for i in range(len(data))] == ["a", "b", "c"]
-    for i, sample in enumerate(data[i] for i in range(3)):
-        assert sample.image.shape == (8, 12, 3)
-        assert np.array_equal(
-            sample.mask, np.asarray(Image.open(folder / "masks" / f"{'abc'[i]}.png"))
-        )
-    assert np.array_equal(data[0].image, np.asarray(Image.open(folder / "images" / "a.png")))
-
-
-def test_folder_reads_palette_masks_as_indices(folder: Path) -> None:
-    mask = Image.open(folder / "masks" / "a.png")
-    mask.putpalette([255 - v for v in range(256) for _ in range(3)])
-    wanted = np.asarray(mask)
-    mask.save(folder / "masks" / "a.png")
-    assert np.array_equal(Folder(folder, "semantic")[0].mask, wanted)
-
-
-def test_folder_turns_images_as_exif_says(folder: Path) -> None:
-    """The mask belongs to the image as it is shown, and the service turns it, too."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    upright = Image.fromarray(
-        np.repeat(np.repeat(np.uint8([[[255, 0, 0], [0, 0, 255]]]), 8, 0), 6, 1)
-    )  # red | blue
-    upright.transpose(Image.Transpose.ROTATE_90).save(
-        folder / "images" / "a.jpg", exif=exif, quality=95
-    )
-    (folder / "images" / "a.png").unlink()
-    image = Folder(folder, "semantic")[0].image
-    assert image.shape == (8, 12, 3)
-    assert image[:, 0, 0].min() > 200 > 50 > image[:, -1, 0].max()
-
-
-def _rgb_mask(root: Path) -> None:
-    _save(root / "masks" / "b.png", np.zeros((8, 12, 3), np.uint8))
-
-
-def _cut(root: Path) -> None:
-    path = root / "images" / "b.JPG"
-    path.write_bytes(path.read_bytes()[:-200])
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (
-            lambda root: (root / "masks" / "b.png").unlink(),
-            r"1 of 3 images have no file in masks/.*masks/b\.png",
-        ),
-        (
-            lambda root: _save(root / "masks" / "b.png", np.zeros((8, 11), np.uint8)),
-            r"masks/b\.png is uint8 \(8, 11\)",
-        ),
-        (
-            lambda root: _save(root / "masks" / "b.png", np.zeros((8, 12), np.uint16)),
-            r"masks/b\.png is .*16",
-        ),
-        (_rgb_mask, r"masks/b\.png is uint8 \(8, 12, 3\)"),
-        (
-            lambda root: _save(root / "masks" / "b.png", np.full((8, 12), 11, np.uint8)),
-            r"masks/b\.png has labels \[11\]",
-        ),
-        (_cut, r"images/b\.JPG is no readable image"),
-        (
-            lambda root: (root / "masks" / "b.png").write_bytes(b"no image"),
-            r"masks/b\.png is no readable image",
-        ),
-        (lambda root: (root / "images").rename(root / "pictures"), r"has no folder images/"),
-        (lambda root: [f.unlink() for f in (root / "images").iterdir()], r"images lacks any image"),
-        (lambda root: (root / "images" / "a.webp").touch(), r"a\.webp would share one"),
-    ],
-)
-def test_folder_refuses_and_names_the_file(
-    folder: Path, damage: Callable[[Path], object], message: str
-) -> None:
-    damage(folder)
-    with pytest.raises(DataError, match=message):
-        Folder(folder, "semantic")[1]
-
-
-@pytest.fixture
-def cells(tmp_path: Path) -> Path:
-    """Two images of 20 x 30 with objects 1, 2 and 65535."""
-    for name in ("a.jpg", "b.png"):
-        objects = np.zeros((20, 30), np.uint16)
-        objects[2:9, 3:10], objects[2:9, 10:18], objects[15, 25] = 1, 2, 65535
-        _save(tmp_path / "images" / name, np.full((20, 30, 3), 99, np.uint8))
-        _save(tmp_path / "instances" / f"{name[0]}.png", objects)
-    return tmp_path
-
-
-def test_instance_folder_gives_objects_and_what_the_network_learns_of_them(cells: Path) -> None:
-    data = Folder(cells, "instance", classes=("object",), palette=(OBJECT,))
-    assert (data.task, data.channels, data.classes, len(data.palette)) == (
-        "instance",
-        3,
-        ("object",),
-        1,
-    )
-    sample = data[1]
-    assert sample.name == "b"
-    assert sample.instances is not None
-    assert sample.instances.dtype == np.uint16
-    assert np.unique(sample.instances).tolist() == [0, 1, 2, 65535]
-    assert np.array_equal(sample.mask == 0, sample.instances == 0)
-    assert np.unique(sample.instances[sample.mask == 1]).tolist() == [1, 2, 65535]
-    assert np.unique(sample.mask).tolist() == [0, 1, 2]
-    assert sample.mask.dtype == np.uint8
-    assert data[1] is sample  # made once
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (
-            lambda root: (root / "instances" / "b.png").unlink(),
-            r"1 of 2 images have no file in instances/.*/b\.png",
-        ),
-        (
-            lambda root: _save(root / "instances" / "b.png", np.zeros((30, 20), np.uint16)),
-            r"instances/b\.png is uint16 \(30, 20\); "
-            r"for .*images/b\.png it must be .*16 bits, \(20, 30\)",
-        ),
-        (
-            lambda root: _save(root / "instances" / "b.png", np.zeros((20, 30), np.uint8)),
-            r"b\.png is uint8.*16 bits",
-        ),
-        (
-            lambda root: _save(root / "instances" / "b.png", np.zeros((20, 30), bool)),
-            r"b\.png is bool.*16 bits",
-        ),
-        (
-            lambda root: _save(root / "instances" / "b.png", np.zeros((20, 30, 3), np.uint8)),
-            r"b\.png is .*, 3\)",
-        ),
-        (
-            lambda root: (root / "instances" / "b.png").write_bytes(b"x"),
-            r"instances/b\.png is no readable image",
-        ),
-        (
-            lambda root: (root / "images").rename(root / "pictures"),
-            r"has no folder images/.*instances/\*\.png",
-        ),
-    ],
-)
-def test_instance_folder_refuses_and_names_the_file(
-    cells: Path, damage: Callable[[Path], object], message: str
-) -> None:
-    damage(cells)
-    with pytest.raises(DataError, match=message):
-        Folder(cells, "instance", classes=("object",), palette=(OBJECT,))[1]
 
 
 def _camvid(root: Path) -> dict[str, list[str]]:
@@ -216,8 +39,10 @@ def _camvid(root: Path) -> dict[str, list[str]]:
     )
     for split, entries in splits.items():
         for entry in entries:
-            _save(root / "images" / split / f"{entry['id']}.png", np.zeros((4, 6, 3), np.uint8))
-            _save(root / "masks" / split / f"{entry['id']}.png", np.zeros((4, 6), np.uint8))
+            save_image(
+                root / "images" / split / f"{entry['id']}.png", np.zeros((4, 6, 3), np.uint8)
+            )
+            save_image(root / "masks" / split / f"{entry['id']}.png", np.zeros((4, 6), np.uint8))
     return frames
 
 
@@ -307,10 +132,10 @@ def _nuclei(root: Path) -> None:
     (root / "meta.json").write_text(json.dumps({"classes": ["nucleus"], "splits": splits}))
     for split, part in splits.items():
         for row in part:
-            _save(
+            save_image(
                 root / "images" / split / f"{row['id']}.png", np.zeros((*row["size"], 3), np.uint8)
             )
-            _save(
+            save_image(
                 root / "instances" / split / f"{row['id']}.png",
                 np.eye(*row["size"], dtype=np.uint16),
             )
@@ -373,11 +198,6 @@ def test_data_sets_share_images_where_a_split_is_in_both(
     spec: str, other: str, shared: bool
 ) -> None:
     assert share_images(spec, other) == share_images(other, spec) == shared
-
-
-def test_folders_of_other_roots_share_nothing(tmp_path: Path) -> None:
-    assert share_images("folder", "folder", tmp_path, tmp_path / "a" / "..")
-    assert not share_images("folder", "folder", tmp_path, tmp_path / "a")
 
 
 def test_nuclei_s_parts_do_not_depend_on_the_order_in_the_file(tmp_path: Path) -> None:
@@ -469,58 +289,6 @@ def test_open_dataset_understands_its_five_kinds(folder: Path, tmp_path: Path) -
     assert len(open_dataset("nuclei", tmp_path / "nuclei")) == len(
         Nuclei(tmp_path / "nuclei", "train")
     )
-
-
-def test_open_dataset_reads_any_folder_of_instances(cells: Path) -> None:
-    data = open_dataset("instances", cells)
-    assert (len(data), data.task, data.channels, data.classes) == (2, "instance", 3, ("object",))
-
-
-def _describe(root: Path, **document: object) -> None:
-    (root / "meta.json").write_text(json.dumps(document))
-
-
-def test_a_folder_s_meta_json_names_its_classes_colours_and_groups(folder: Path) -> None:
-    names = [f"kind {i}" for i in range(11)]
-    _describe(folder, classes=names, splits={"all": [{"id": "a", "seq": "one"}, {"id": "b"}]})
-    data = open_dataset("folder", folder)
-    assert data.classes == tuple(names)
-    assert data.palette[:3] == ((128, 0, 0), (0, 128, 0), (128, 128, 0)), "PASCAL VOC's"
-    assert len(set(data.palette)) == 11
-    assert [data[i].group for i in range(3)] == ["one", "", ""]
-    _describe(folder, classes=names, colors=[[i, 0, 255] for i in range(11)])
-    assert open_dataset("folder", folder).palette[2] == (2, 0, 255)
-    _describe(folder, classes=names[:1])
-    with pytest.raises(DataError, match=r"has labels .*; known are 0\.\.0 and 255"):
-        open_dataset("folder", folder)[0]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[]", "expected {.*or no such file"),
-        ("{", "expected {.*or no such file"),
-        ('{"classes": "road"}', "at most 255 names"),
-        ('{"classes": ["road", "road"]}', "each a different one"),
-        ('{"classes": ["road", "car"], "colors": [[0, 0, 0]]}', "for each of the 2 classes"),
-        ('{"classes": ["road", "car"], "colors": [[0, 0, 0], [0, 0, 256]]}', "of 0 to 255"),
-        ('{"splits": []}', "expected {.*or no such file"),
-    ],
-)
-def test_a_meta_json_that_cannot_be_understood_is_refused_by_name(
-    folder: Path, text: str, message: str
-) -> None:
-    (folder / "meta.json").write_text(text)
-    with pytest.raises(DataError, match=r"meta\.json: .*" + message):
-        open_dataset("folder", folder)
-
-
-def test_objects_are_of_the_one_class_that_meta_json_names(cells: Path) -> None:
-    _describe(cells, classes=["cell"])
-    assert open_dataset("instances", cells).classes == ("cell",)
-    _describe(cells, classes=["cell", "debris"])
-    with pytest.raises(DataError, match="names 2 classes"):
-        open_dataset("instances", cells)
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,13 @@
-"""The CUDA kernels without a GPU: their own source, compiled for the host, against torch; and by
-CUDA's compilers.
-
-The host build (tests/data/cuda_on_host.h) runs a warp's lanes as fibers, so shuffles are the
-kernel's own, too.
-"""
+"""The kernel, compiled for the host, computes what torch does."""
 
 from __future__ import annotations
 
 import ctypes
-import json
-import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -26,43 +17,26 @@ from torch import Tensor
 
 from model_export.kernels import nvrtc
 from model_export.kernels.launch import (
-    ARGUMENTS,
-    ENTRY,
-    LaunchError,
     Problem,
     Tactic,
     describe,
-    tactics,
 )
-from model_export.network.deformable_attention import deformable_attention, ms_deform_attn
-from service.engines import cuda
-from tests.kernel_inputs import Inputs, baseline_inputs, exact, random_inputs, relative
+from model_export.network.deformable_attention import deformable_attention
+from tests.kernel_inputs import (
+    LIMITS,
+    ODD,
+    Inputs,
+    baseline_inputs,
+    exact,
+    limit,
+    random_inputs,
+    relative,
+)
 
 DATA = Path(__file__).parent / "data"
-CHIPS = ("80", "86", "89", "90", "100", "120")
-# Mask2Former's pixel decoder at 1024 x 1024
-LARGE = Problem(((32, 32), (64, 64), (128, 128)), heads=8, points=4, width=32, dtype="float16")
-# Relative to the norm of the exact result. The rounding of the output alone is 2e-4 for float16,
-# 1.7e-3 for bfloat16.
-LIMITS = {"float32": 1e-6, "float16": 3e-4, "packed": 6e-4, "bfloat16": 2e-3}
+
 
 needs_gpp = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
-needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
-
-
-def has_nvrtc() -> bool:
-    try:
-        return bool(metadata.version("nvidia-cuda-nvrtc"))
-    except metadata.PackageNotFoundError:
-        return False
-
-
-needs_nvrtc = pytest.mark.skipif(not has_nvrtc(), reason="nvidia-cuda-nvrtc is not installed")
-
-
-# ----------------------------------------------------------------------------------------------
-# compiled for the host
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +105,6 @@ def on_host(
     return out.reshape(batch, queries, -1)
 
 
-ODD = ((3, 5), (7, 6), (11, 13))
 CASES = {
     "float32": (Problem(ODD, 2, 4, 32, "float32"), None),
     "float32, 16 channels, 3 points, 1 level": (Problem(((5, 9),), 3, 3, 16, "float32"), None),
@@ -153,10 +126,6 @@ CASES = {
     ),
     "bfloat16": (Problem(ODD, 2, 4, 32, "bfloat16"), None),
 }
-
-
-def limit(problem: Problem, tactic: Tactic | None) -> float:
-    return LIMITS["packed" if tactic and tactic.packed else problem.dtype]
 
 
 @needs_gpp
@@ -295,296 +264,3 @@ def test_shim_rounds_as_numpy_and_torch_do(width: str, tmp_path: Path) -> None:
         want = torch.from_numpy(floats).bfloat16().view(torch.int16).numpy().view(np.uint16)
         got = [shim.bfloat(x) & 0xFFFF for x in floats.tolist()]
     assert got == want.tolist()
-
-
-# --------------------------------------------------------------------------------------------------
-# launch
-
-
-def test_launch_covers_every_query_of_every_head_and_image_once() -> None:
-    plan = describe(replace(LARGE, shapes=ODD), Tactic((4, 4)))
-    tiles = 1 * 2 + 2 * 2 + 3 * 4  # of 4 x 4 on 3 x 5, 7 x 6, 11 x 13
-    assert plan.grid(3, plan.tokens) == (tiles, 8, 3)
-    some = describe(replace(LARGE, shapes=ODD, dense=False), Tactic((4, 4)))
-    assert some.grid(2, 33) == (3, 8, 2)
-    assert some.grid(1, 1) == (1, 8, 1)
-    assert plan.block == 4 * 4 * 4
-
-
-def test_launch_refuses_a_number_of_queries_that_it_was_not_compiled_for() -> None:
-    with pytest.raises(LaunchError, match="all 21504 tokens, not for 21503"):
-        describe(LARGE).grid(1, 21503)
-    with pytest.raises(LaunchError, match="batch 0"):
-        describe(LARGE).grid(0, 21504)
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"dtype": "float64"}, "float64"),
-        ({"width": 20}, "20 channels"),
-        ({"width": 48}, "48 channels"),
-        ({"shapes": ()}, "0 levels"),
-        ({"shapes": ((1, 1),) * 5}, "5 levels"),
-        ({"shapes": ((0, 4),)}, "side"),
-        ({"shapes": ((4, 70000),)}, "side"),
-    ],
-)
-def test_launch_refuses_what_the_kernel_cannot_do(change: dict[str, object], says: str) -> None:
-    with pytest.raises(LaunchError, match=says):
-        describe(replace(LARGE, **change))
-
-
-@pytest.mark.parametrize(
-    ("problem", "tactic", "says"),
-    [
-        (LARGE, Tactic((3, 3)), "whole warps"),
-        (LARGE, Tactic((32, 16)), "2048 threads"),
-        (LARGE, Tactic((4, 4), heads=3), "8 heads"),
-        (replace(LARGE, dtype="bfloat16"), Tactic((16, 8), packed=True), "bfloat16"),
-    ],
-)
-def test_launch_refuses_a_tactic_that_does_not_fit(
-    problem: Problem, tactic: Tactic, says: str
-) -> None:
-    with pytest.raises(LaunchError, match=says):
-        describe(problem, tactic)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("width", [8, 16, 32, 64, 128])
-def test_every_offered_tactic_can_be_described(dtype: str, width: int) -> None:
-    problem = replace(LARGE, dtype=dtype, width=width)
-    offered = tactics(problem)
-    assert len(offered) >= 4
-    assert len({describe(problem, tactic) for tactic in offered}) == len(offered)
-
-
-def test_launch_travels_as_json_and_needs_no_torch() -> None:
-    plan = describe(LARGE)
-    assert json.loads(json.dumps(plan.as_dict()))["arguments"] == list(ARGUMENTS)
-    imports = "from model_export.kernels import launch, nvrtc; import service.engines.cuda"
-    code = f"import sys; {imports}; print('torch' in sys.modules)"
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=DATA.parent.parent, capture_output=True, check=True
-    )
-    assert run.stdout.strip() == b"False"
-
-
-# --------------------------------------------------------------------------------------------------
-# compilers
-
-
-@needs_nvcc
-def test_nvcc_compiles_for_every_chip_and_the_large_shape_spills_no_register(
-    tmp_path: Path,
-) -> None:
-    targets = [f"-gencode=arch=compute_{chip},code=sm_{chip}" for chip in CHIPS]
-    for tactic in (tactics(LARGE)[0], Tactic((16, 8), resident=2, packed=True)):
-        plan = describe(LARGE, tactic)
-        flags = [
-            *targets,
-            *(f"-D{d}" for d in plan.defines),
-            "-Werror=all-warnings",
-            "-Xptxas=-v",
-            "-fatbin",
-        ]
-        output = ["-o", str(tmp_path / "out")]
-        run = subprocess.run(
-            ["nvcc", *flags, str(nvrtc.FOLDER / plan.source), *output],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert run.returncode == 0, run.stderr
-        assert set(re.findall(r"for 'sm_(\d+)'", run.stderr)) == set(CHIPS)
-        assert re.findall(r"(\d+) bytes spill stores", run.stderr) == ["0"] * len(CHIPS), run.stderr
-
-
-@needs_nvcc
-@pytest.mark.parametrize("dtype", ["FLOAT32", "FLOAT16", "BFLOAT16"])
-def test_nvcc_compiles_the_baseline(dtype: str, tmp_path: Path) -> None:
-    source, out = str(nvrtc.FOLDER / "ms_deform_attn_baseline.cu"), str(tmp_path / "out")
-    flags = ["-arch=sm_80", f"-D{dtype}", "-Werror=all-warnings", "-cubin"]
-    run = subprocess.run(
-        ["nvcc", *flags, source, "-o", out], capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr
-
-
-@needs_nvrtc
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_nvrtc_alone_compiles_every_tactic_to_ptx(dtype: str) -> None:
-    problem = replace(LARGE, dtype=dtype)
-    for tactic in tactics(problem):
-        text = nvrtc.compile_kernel(describe(problem, tactic), "compute_80").decode()
-        signature = re.search(rf"\.entry {ENTRY}\((.*?)\)", text, re.S)
-        assert signature is not None
-        assert signature[1].count(".param") == len(ARGUMENTS)
-        assert f".maxntid {describe(problem, tactic).block}" in text
-        assert ".local" not in text  # an array that was not unrolled into registers
-        vectors = len(problem.shapes) * problem.points * 4 * tactic.vectors
-        assert (
-            len(re.findall(r"ld\.global\.nc\.v4", text)) == vectors
-        )  # every pixel in 16-byte pieces, nothing else
-        assert len(re.findall(r"st\.global\S*\.v4", text)) == tactic.vectors
-        assert (
-            re.search(r"\b(ld|st)\.(v4|u32|f32)", text) is None
-        )  # an address that was not known to be global
-
-
-@needs_nvrtc
-@pytest.mark.parametrize("chip", CHIPS)
-def test_nvrtc_compiles_a_cubin_for_every_chip(chip: str) -> None:
-    assert nvrtc.compile_kernel(describe(LARGE), f"sm_{chip}")[:4] == b"\x7fELF"
-
-
-@needs_nvrtc
-def test_nvrtc_says_what_it_refused() -> None:
-    with pytest.raises(nvrtc.NvrtcError, match="gpu-architecture"):
-        nvrtc.compile_kernel(describe(LARGE), "sm_1")
-    with pytest.raises(nvrtc.NvrtcError, match="LEVELS"):
-        nvrtc.compile_source("ms_deform_attn.cu", (), "compute_80")
-
-
-def test_missing_nvrtc_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(name: str) -> ctypes.CDLL:
-        raise OSError(name)
-
-    monkeypatch.setattr(nvrtc.metadata, "files", lambda _: None)
-    monkeypatch.setattr(nvrtc.ctypes, "CDLL", nothing)
-    nvrtc._library.cache_clear()
-    with pytest.raises(nvrtc.NvrtcError, match=r"pip install 'fathom\[kernels\]'"):
-        nvrtc.version()
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver")
-def test_missing_driver_is_said() -> None:
-    with pytest.raises(cuda.DriverError, match="no CUDA driver"):
-        cuda.Kernel(b"", ENTRY)
-
-
-# --------------------------------------------------------------------------------------------------
-# the operator
-
-
-SMALL = Problem(((2, 3), (1, 4)), 2, 2, 4, "float32")
-SIZES = [2, 3, 1, 4]
-
-
-def test_operator_passes_torchs_own_checks() -> None:
-    problem = replace(SMALL, dense=False, reference_per_image=True)
-    inputs = [t.requires_grad_() for t in random_inputs(problem, 2, queries=3)]
-    torch.library.opcheck(ms_deform_attn, (*inputs, SIZES))
-
-
-@pytest.mark.parametrize("per_image", [False, True])
-def test_operator_has_the_gradients_of_its_finite_differences(per_image: bool) -> None:
-    problem = replace(SMALL, dense=False, reference_per_image=per_image)
-    inputs = [t.double().requires_grad_() for t in random_inputs(problem, 2, queries=3, spread=0.7)]
-    assert torch.autograd.gradcheck(lambda *tensors: ms_deform_attn(*tensors, SIZES), inputs)
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_operator_counts_in_float32_whatever_the_storage(dtype: str) -> None:
-    problem = replace(SMALL, dtype=dtype)
-    inputs = random_inputs(problem, 2)
-    value = inputs.value.requires_grad_()
-    got = ms_deform_attn(*inputs, SIZES)
-    assert got.dtype == value.dtype
-    assert relative(got.detach(), exact(problem, inputs).detach()) < LIMITS[dtype]
-    got.sum().backward()
-    assert value.grad is not None
-    assert value.grad.dtype == value.dtype
-
-
-def test_operator_is_one_node_of_a_compiled_graph_and_trains_there() -> None:
-    seen: list[str] = []
-
-    def look(graph: torch.fx.GraphModule, _: list[Tensor]) -> torch.fx.GraphModule:
-        seen.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
-        return graph
-
-    def attend(*tensors: Tensor) -> Tensor:
-        return ms_deform_attn(*tensors, SIZES) * 2
-
-    inputs = [t.requires_grad_() for t in random_inputs(SMALL, 2)]
-    torch._dynamo.reset()
-    torch.compile(attend, backend=look, fullgraph=True)(*inputs)
-    assert [name for name in seen if "ms_deform_attn" in name] != []
-    want = torch.autograd.grad(attend(*inputs).square().sum(), inputs)
-    got = torch.autograd.grad(
-        torch.compile(attend, backend="aot_eager", fullgraph=True)(*inputs).square().sum(), inputs
-    )
-    for g, w in zip(got, want, strict=True):
-        assert torch.allclose(g, w, atol=1e-5)
-
-
-# --------------------------------------------------------------------------------------------------
-# a GPU
-
-
-@pytest.mark.gpu
-@needs_gpu
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("shapes", [ODD, ((12, 15), (24, 30), (48, 60))], ids=["odd", "tiny"])
-def test_every_tactic_on_the_gpu_is_torchs_deformable_attention(
-    dtype: str, shapes: tuple[tuple[int, int], ...]
-) -> None:
-    from model_export.kernels import on_torch
-
-    problem = Problem(shapes, 8, 4, 32, dtype)
-    inputs = random_inputs(problem, 2)
-    want = exact(problem, inputs)
-    device = torch.device("cuda", 0)
-    for tactic in tactics(problem):
-        kernel = on_torch.compiled(problem, tactic, device)
-        got = on_torch.run(kernel, *(t.to(device) for t in inputs)).cpu()
-        assert relative(got, want) < limit(problem, tactic), tactic
-    assert (
-        relative(
-            ms_deform_attn(*(t.to(device) for t in inputs), [s for hw in shapes for s in hw]).cpu(),
-            want,
-        )
-        < 2e-3
-    )
-
-
-@pytest.mark.gpu
-@needs_gpu
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_baseline_on_the_gpu_is_torchs_deformable_attention(dtype: str) -> None:
-    from model_export.kernels import on_torch
-
-    problem, device = Problem(ODD, 8, 4, 32, dtype), torch.device("cuda", 0)
-    arrays, want = baseline_inputs(problem, random_inputs(problem, 2))
-    got = on_torch.run_baseline(
-        on_torch.compiled_baseline(dtype, device), *(t.to(device) for t in arrays)
-    )
-    assert relative(got.cpu(), want) < LIMITS[dtype]
-
-
-@pytest.mark.gpu
-@needs_gpu
-def test_gradients_on_the_gpu_are_those_on_the_cpu() -> None:
-    problem = replace(SMALL, width=16)
-    here = [t.requires_grad_() for t in random_inputs(problem, 2)]
-    there = [t.detach().cuda().requires_grad_() for t in here]
-    ours = torch.autograd.grad(ms_deform_attn(*there, SIZES).square().sum(), there)
-    theirs = torch.autograd.grad(ms_deform_attn(*here, SIZES).square().sum(), here)
-    for g, w in zip(ours, theirs, strict=True):
-        assert torch.allclose(g.cpu(), w, atol=1e-4)
-
-
-@pytest.mark.gpu
-@needs_gpu
-def test_kernel_can_be_recorded_in_a_cuda_graph() -> None:
-    problem = replace(SMALL, width=16)
-    inputs = [t.cuda() for t in random_inputs(problem, 2)]
-    want = ms_deform_attn(*inputs, SIZES)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        got = ms_deform_attn(*inputs, SIZES)
-    graph.replay()
-    torch.cuda.synchronize()
-    assert torch.equal(got, want)

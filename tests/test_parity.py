@@ -1,0 +1,131 @@
+"""Parity with torch: what is compared, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model_export.export import parity
+from model_export.export.graphs import stages_of
+from model_export.export.parity import check_parity, enforce
+from model_export.network.gate import Gate
+from model_export.network.knobs import Knobs
+from model_export.network.pausing import Active
+from model_export.network.segmenter import Segmenter
+from model_export.training.bundle_weights import read_weights
+from model_export.training.runs import (
+    RunError,
+)
+from tests.exported import scene_images
+from tests.toy import PLANS, STAGES
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.timeout(900),
+]  # the first test waits for the export
+
+
+def _stages(
+    folder: Path, change: Callable[[Segmenter, Gate], object] | None = None
+) -> dict[str, torch.nn.Module]:
+    model, gate, _ = read_weights(folder / "model.safetensors")
+    if change is not None:
+        with torch.no_grad():
+            change(model, gate)
+    return stages_of(model, gate, [Knobs.parse(name) for name in PLANS])
+
+
+def test_parity_is_measured_on_all_stages_and_enforced(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = check_parity(toy_bundle, _stages(toy_bundle), scene_images(3))
+    assert set(errors) == set(STAGES)
+    assert max(errors.values()) < 1e-3
+    for limit, message in (
+        ("MAX_CHAIN", "encoder-d1-w50 from pixels to masks at batch 1"),
+        ("MAX_ERROR", "front, "),
+    ):
+        monkeypatch.setattr(parity, limit, 0.0)
+        with pytest.raises(
+            RunError, match=rf"{message}.*differs from torch by .*nothing was bundled"
+        ):
+            check_parity(toy_bundle, _stages(toy_bundle), scene_images(3))
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("gate.output.bias", "front, quality"),
+        ("encoder.layers.2.linear2.bias", "encoder-d3"),
+        ("encoder.top_down.1.bias", "encoder-d1-w50, e8"),
+        ("decoder.norm.bias", "decoder, probabilities"),
+    ],
+)
+def test_parity_notices_a_wrong_weight_in_any_stage(
+    toy_bundle: Path, part: str, message: str
+) -> None:
+    def change(model: Segmenter, gate: Gate) -> None:
+        value = (
+            torch.nn.ModuleDict({"gate": gate}).get_parameter(part)
+            if "gate" in part
+            else model.get_parameter(part)
+        )
+        value += torch.linspace(-3, 3, len(value))
+
+    with pytest.raises(RunError, match=message):
+        check_parity(toy_bundle, _stages(toy_bundle, change), scene_images(3))
+
+
+def _swap(pairs: int) -> Callable[[Active, tuple[int, int]], torch.Tensor]:
+    """A map of paused tokens of which, in the first image, so many active ones have changed places
+    with paused ones."""
+    right = Active.paused
+
+    def paused(self: Active, shape: tuple[int, int]) -> torch.Tensor:
+        found = right(self, shape).flatten(1)
+        for value in (0, 1):
+            found[0, (right(self, shape).flatten(1)[0] == value).nonzero().flatten()[:pairs]] = (
+                1 - value
+            )
+        return found.unflatten(1, shape)
+
+    return paused
+
+
+def test_other_paused_tokens_are_refused_but_for_near_ties(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = _stages(toy_bundle)
+    monkeypatch.setattr(Active, "paused", _swap(1))
+    with pytest.raises(
+        RunError, match=r"encoder-d3-k50: ONNX Runtime pauses other tokens than torch, 2\.0833%"
+    ):
+        check_parity(toy_bundle, stages, scene_images(3))
+    monkeypatch.setattr(parity, "MIN_EQUAL", 0.97)  # 2 of 96 tokens are more than 0.1 %
+    assert (
+        check_parity(toy_bundle, stages, scene_images(3))["encoder-d3-k50"] < 1e-3
+    )  # by the other images of the batches
+    monkeypatch.setattr(
+        parity, "BATCHES", (1,)
+    )  # each image is the first one of its batch: none is left to compare
+    with pytest.raises(
+        RunError, match="encoder-d3-k50: no image of --parity pauses the same tokens"
+    ):
+        check_parity(toy_bundle, stages, scene_images(3))
+
+
+def test_parity_limits() -> None:
+    zeros = np.zeros(4, np.float32)
+    enforce("x", zeros, zeros + 0.0009, 1e-3, 0.9995)
+    for theirs, equal in (
+        (zeros + 0.0011, 1.0),
+        (zeros, 0.998),
+        (zeros + np.nan, 1.0),
+        (zeros, np.nan),
+    ):
+        with pytest.raises(RunError, match="x: ONNX Runtime differs"):
+            enforce("x", zeros, theirs, 1e-3, equal)

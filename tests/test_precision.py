@@ -1,0 +1,161 @@
+"""Graphs as TensorRT needs them, and whether engines compute what ONNX Runtime does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+
+from model_export.data.augment import on_canvas
+from model_export.data.datasets import Scenes
+from model_export.export.engine_parity import LIMITS, compare
+from model_export.export.precision import prepare, types_of
+from model_export.training.runs import RunError
+from service import bundle
+from service.engines.base import Arrays, HostTensors, Tensors
+from service.engines.onnxruntime import OnnxRuntimeBackend
+from tests.half_backend import PreparedBackend
+from tests.toy import CANVAS, PLANS, STAGES
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.timeout(900),
+]  # the first test waits for the export
+
+
+SHIPPED = Path(__file__).parents[1] / "trained_weights" / "camvid-tiny"
+
+
+HALF = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+
+
+def images(count: int) -> np.ndarray:
+    scenes = Scenes(count, 9)
+    return np.stack([on_canvas(scenes[i], CANVAS)[0] for i in range(count)])
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_half_precision_ends_at_the_last_heavy_operator(
+    toy_bundle: Path, stage: str, precision: str
+) -> None:
+    half, single = HALF[precision], TensorProto.FLOAT
+    model = prepare(toy_bundle / f"{stage}.onnx", precision)
+    types = types_of(model)
+    for node in model.graph.node:
+        kinds = [types[name] for name in node.input if name]
+        if node.op_type == "MsDeformAttn":
+            assert kinds == [half, half, half, single]  # the reference points keep their places
+        elif any(name.startswith("gate.") for name in node.input):
+            assert set(kinds) <= {single}
+        elif node.op_type in ("Conv", "MatMul", "Gemm", "Einsum"):
+            assert set(kinds) == {half}
+        elif (
+            node.op_type == "LogSoftmax"
+        ):  # the entropy that decides what pauses, or what the gate sees
+            assert kinds == [single]
+        if TensorProto.UINT8 in {*kinds, *(types[name] for name in node.output)}:
+            assert node.op_type == "Cast"
+            outer = {value.name for value in (*model.graph.input, *model.graph.output)}
+            assert outer & {*node.input, *node.output}
+    outer = {
+        value.name: value.type.tensor_type.elem_type
+        for value in (*model.graph.input, *model.graph.output)
+    }
+    for name, kind in outer.items():
+        assert kind == (
+            half
+            if name[0] in "fe"
+            else TensorProto.UINT8
+            if name in ("image", "paused")
+            else single
+        )
+
+
+def test_nothing_that_is_constant_is_left_to_compute(toy_bundle: Path) -> None:
+    before = onnx.load(toy_bundle / "encoder-d3.onnx", load_external_data=False).graph.node
+    model = prepare(toy_bundle / "encoder-d3.onnx", "fp32")
+    assert len(model.graph.node) < len(before) / 3
+    assert not {"Range", "Sin", "Cos", "Constant"} & {node.op_type for node in model.graph.node}
+    assert all(tensor.data_location != TensorProto.EXTERNAL for tensor in model.graph.initializer)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_prepared_graphs_compute_what_the_bundle_s_do(
+    toy_bundle: Path, tmp_path: Path, precision: str
+) -> None:
+    served = bundle.load(toy_bundle)
+    ours, theirs = (
+        PreparedBackend(served, precision, tmp_path),
+        OnnxRuntimeBackend(served, threads=1),
+    )
+    # After three steps of training classes nearly tie everywhere, and so do the tokens that might
+    # be paused.
+    limits = replace(LIMITS[precision], mean=5e-3, equal=0.98)
+    found = compare(ours, theirs, served.manifest, served.manifest.plans, images(2), (1, 2), limits)
+    assert set(found) == set(PLANS)
+    assert max(found[plan] for plan in PLANS if "-k" not in plan) < LIMITS[precision].mean
+    if precision == "fp16":
+        assert min(found.values()) > 0  # it did run in half precision
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["camvid-tiny", "nuclei-tiny"])
+def test_a_shipped_bundle_bears_half_precision(name: str, tmp_path: Path) -> None:
+    """Within the limits of the parity gate, as far as ONNX Runtime rounds where TensorRT would."""
+    served = bundle.load(SHIPPED.parent / name)
+    ours, theirs = PreparedBackend(served, "fp16", tmp_path), OnnxRuntimeBackend(served, threads=1)
+    canvas = (served.manifest.input.height, served.manifest.input.width)
+    scenes = Scenes(2, 5)
+    streets = np.stack([on_canvas(scenes[i], canvas)[0] for i in range(2)])
+    found = compare(
+        ours, theirs, served.manifest, served.manifest.plans, streets, (2,), LIMITS["fp16"]
+    )
+    assert set(found) == {plan.name for plan in served.manifest.plans}
+    assert min(found.values()) > 0
+
+
+class _Off:
+    """A backend of which a part is wrong by `by`."""
+
+    def __init__(self, right: OnnxRuntimeBackend, part: str, by: float) -> None:
+        self.right, self.part, self.by = right, part, by
+
+    def run(self, stage: str, tensors: Tensors | Arrays) -> Tensors:
+        made = self.right.run(stage, tensors)
+        off: dict[str, object] = {}
+        if stage == "front":
+            scores = made["quality"]
+            apart = np.where(np.arange(scores.shape[1]) == 0, self.by, -self.by)
+            off["quality"] = scores + {"gate": self.by, "losses": apart}.get(self.part, 0)
+        elif stage == "decoder" and self.part == "mask":
+            off["probabilities"] = made["probabilities"] + self.by
+        return HostTensors({**made.arrays, **off})
+
+
+@pytest.mark.parametrize(
+    ("part", "by", "match"),
+    [
+        ("gate", 0.002, "gate's scores at batch 1"),
+        ("gate", np.nan, "gate's scores"),
+        ("losses", 0.0008, r"gate's losses at batch 1 differ by 1\.60e-03"),
+        (
+            "mask",
+            0.002,
+            r"d1-w50 at batch 1: probabilities differ by 2\.00e-03.*no engine is accepted",
+        ),
+        ("mask", np.nan, "d1-w50 at batch 1"),
+    ],
+)
+def test_engines_that_compute_something_else_are_not_accepted(
+    toy_bundle: Path, part: str, by: float, match: str
+) -> None:
+    served = bundle.load(toy_bundle)
+    right, manifest = OnnxRuntimeBackend(served, threads=1), served.manifest
+    wrong = _Off(right, part, by)
+    with pytest.raises(RunError, match=match):
+        compare(wrong, right, manifest, manifest.plans, images(1), (1,), LIMITS["fp16"])
