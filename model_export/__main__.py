@@ -58,10 +58,8 @@ def main(argv: list[str]) -> int:
     run = args.__dict__.pop("main")
     try:
         run(args)
-    except (
-        ValueError,
-        FathomError,
-    ) as error:  # bad arguments, data, runs, bundles: it says what to change
+    except (ValueError, FathomError) as error:
+        # Bad arguments, data, runs or bundles: the message says what to change.
         print(f"{argv[0]}: {error}", file=sys.stderr)
         return 1
     return 0

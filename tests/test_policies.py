@@ -132,7 +132,7 @@ def test_interval_is_of_the_known_values() -> None:
 
 
 def world(skill: float, images: int = 200) -> tuple[Floats, Floats, Floats]:
-    """scores, quality, cost: half of the images gain by dear plans, the other half lose."""
+    """scores, quality, cost: half of the images gain by expensive plans, the other half lose."""
     rng = np.random.default_rng(0)
     cost = np.array([1.0, 2.0, 4.0])
     gain = rng.normal(0.005, 0.03, (images, 1)) * np.array([0, 1, 1.5])

@@ -255,7 +255,7 @@ def test_search_measures_what_is_served_and_writes_the_plans(
     table = {row["plan"]: row for row in report["search"]}
     assert set(table) == {"d1-w50", "d2-w50", "d3-k50-w50", "d3"}
     assert all(name in shown for name in table)
-    assert list(table)[-1] == "d3"  # from cheap to dear
+    assert list(table)[-1] == "d3"  # from the cheapest to the full plan
     assert all(
         row["gflops"] > 0 and row["ms"] > 0 and 0 <= row["quality"] <= 1 for row in table.values()
     )
