@@ -244,13 +244,11 @@ def test_arguments_that_do_not_fit_a_run_are_refused(
 
 
 def test_any_backend_of_the_service_can_run_the_graphs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, semantic: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seer = write_bundle(tmp_path / "seer")
-    write_image(tmp_path / "data", "a", np.zeros(GRID, np.uint8), np.zeros(GRID, np.uint8))
-    options = ("--data", tmp_path / "data", "--cache", tmp_path / "cache")
-    _, by_default = run(capsys, seer, *options)
-    _, by_name = run(capsys, seer, *options, "--backend", "fake")
+    options = ("--data", folder, "--cache", tmp_path / "cache")
+    _, by_default = run(capsys, semantic, *options)
+    _, by_name = run(capsys, semantic, *options, "--backend", "fake")
     assert (by_default["backend"], by_name["backend"]) == ("onnxruntime", "fake")
     assert len(list((tmp_path / "cache").iterdir())) == 2  # results of two engines never mix
-    assert "TensorRT" in refused(capsys, seer, *options, "--backend", "tensorrt")
+    assert "TensorRT" in refused(capsys, semantic, *options, "--backend", "tensorrt")

@@ -56,7 +56,7 @@ def test_exported_bundle_is_one_that_the_service_loads(toy_run: Path, toy_bundle
     found = [(plan.name, Knobs(plan.depth, plan.keep, plan.width)) for plan in manifest.plans]
     assert found == [(name, Knobs.parse(name)) for name in PLANS]
     assert dict(manifest.encoder_of) == {name: f"encoder-{name}" for name in PLANS}
-    assert manifest.mask_shape == (11, 16, 24)
+    assert manifest.stages["decoder"].outputs[0].dims == ("batch", 11, 16, 24)
     assert manifest.provenance["backbone"] == "random.npz"
     assert manifest.provenance["data"] == "scenes:4"
     config, _, _ = read_config(toy_run)
@@ -168,7 +168,7 @@ def test_an_instance_bundle_has_things_and_background_core_and_border_of_each(
     manifest = bundle.load(tmp_path / "blobs").manifest
     assert manifest.task == "instance"
     assert [(entry.name, entry.thing) for entry in manifest.classes] == [("blob", True)]
-    assert manifest.mask_shape == (3, 16, 24)
+    assert manifest.stages["decoder"].outputs[0].dims == ("batch", 3, 16, 24)
     assert manifest.plans[0].quality == pytest.approx(1.4 / 2.5)
     assert manifest.margins[0].margin is None
     assert manifest.calibration["trained_on"] == [], "any folder of that name would count"

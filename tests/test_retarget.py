@@ -42,7 +42,7 @@ def test_the_service_s_gate_is_the_new_one(toy_bundle: Path, retargeted: Path) -
     scores = {}
     for folder in (toy_bundle, retargeted):
         backend = OnnxRuntimeBackend(bundle.load(folder), threads=1)
-        scores[folder] = backend.front(pixels)[1]
+        scores[folder] = backend.run("front", {"image": pixels})["quality"]
         backend.close()
     assert np.abs(scores[retargeted] - wanted).max() < 1e-4
     assert np.abs(scores[toy_bundle] - wanted).max() > 1e-3
