@@ -38,8 +38,7 @@ _log = logging.getLogger("fathom")
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Serve until SIGTERM or SIGINT. Returns the exit status; what went wrong is said on standard
-    error."""
+    """Serve until SIGTERM or SIGINT. Returns the exit status; errors go to standard error."""
     form = ""  # not known yet
     try:
         settings = load(argv, environ)
@@ -57,12 +56,12 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 
 def serve(settings: Settings, served: Bundle) -> None:
-    """Serve a verified bundle. Raises SettingsError, and what the engine failed with."""
+    """Serve a verified bundle. Raises SettingsError, or the error that stopped the engine."""
     metrics = Metrics(layers=served.manifest.layers, max_batch=settings.max_batch)
     release = _version()
 
     def open_engine() -> Backend:
-        # On the engine's thread, while the event loop already answers.
+        # Runs on the engine's thread, while the event loop already answers.
         choice = choose_backend(settings, served)
         backend = open_backend(choice, settings, served)
         metrics.build_info(
@@ -76,7 +75,7 @@ def serve(settings: Settings, served: Bundle) -> None:
     app = create_app(settings, segmenter, metrics, version=release, tracing=tracing)
     config = uvicorn.Config(
         app,
-        log_config=None,  # its loggers go where ours go
+        log_config=None,  # uvicorn's loggers use our handler
         access_log=False,  # metrics.observe writes one line per request
         server_header=False,
         lifespan="on",
@@ -92,8 +91,7 @@ def serve(settings: Settings, served: Bundle) -> None:
 
 
 async def _run(server: uvicorn.Server, model: Model, listener: socket.socket) -> None:
-    """Listen at once, so that /healthz answers while the engine warms up; stop when the engine has
-    failed."""
+    """Listen at once, so that /healthz answers during the warm-up; stop when the engine ends."""
     host, port = listener.getsockname()[:2]
     _log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
@@ -107,8 +105,7 @@ async def _run(server: uvicorn.Server, model: Model, listener: socket.socket) ->
 
 
 class _Server(uvicorn.Server):
-    """uvicorn raises a signal again once it has shut down, so that a clean end would look like a
-    crash."""
+    """uvicorn raises a signal again after its shutdown, so a clean end would look like a crash."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -119,8 +116,10 @@ class _Server(uvicorn.Server):
 
 
 def open_tracing(settings: Settings, release: str) -> Tracing | None:
-    """What records spans, if the settings want it. Raises SettingsError when its packages are not
-    installed."""
+    """The recorder of spans, if the settings ask for one.
+
+    Raises SettingsError if its packages are not installed.
+    """
     if not settings.trace_endpoint:
         return None
     try:
@@ -134,7 +133,7 @@ def open_tracing(settings: Settings, release: str) -> Tracing | None:
 
 
 def _listen(settings: Settings) -> socket.socket:
-    """The listening socket. Raises SettingsError when the address cannot be had."""
+    """The listening socket. Raises SettingsError if the address cannot be used."""
     try:
         family, *_, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM

@@ -1,7 +1,7 @@
-"""What a caller may ask for: the keys of a budget, their types and ranges. For every transport.
+"""What a caller may ask for: the keys of a budget, their types and ranges, for every transport.
 
-HTTP fields, parameters of inference protocols and Python arguments all end here as plain values. A
-bundle is not needed to read them: what depends on one, such as its deepest exit, is the policy's.
+HTTP fields, parameters of inference protocols and Python arguments all arrive here as plain values.
+Reading them needs no bundle: the policy checks what depends on one, such as the deepest exit.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class _Number:
         if isinstance(value, bool) or not isinstance(value, kinds):
             raise bad(key, f"must be {'an Integer' if self.whole else 'a number'}")
         number = value if isinstance(value, int) and self.whole else float(value)
-        if not self.low <= number <= self.high:  # in this form NaN is refused, too
+        if not self.low <= number <= self.high:  # this form also refuses NaN
             raise bad(key, f"must be from {self.low:g} to {self.high:g}, but is {value}")
         return number
 
 
-# The policy knows the lowest and the highest depth.
+# The policy checks the range of the depth: it depends on the bundle.
 _NUMBERS = {
     "depth": _Number(float("-inf"), float("inf"), whole=True),
     "gflops": _Number(0.001, 1e6),
@@ -44,7 +44,7 @@ KEYS = (*_NUMBERS, "strict")
 
 
 def budget_of(values: Mapping[str, object]) -> Budget:
-    """The budget of plain values, by KEYS. Raises BadBudget that names the key."""
+    """Build a budget from plain values, by KEYS. Raises BadBudget that names the key."""
     read: dict[str, int | float | bool] = {}
     for key, value in values.items():
         if key in _NUMBERS:
@@ -61,5 +61,5 @@ def budget_of(values: Mapping[str, object]) -> Budget:
 
 
 def bad(key: str, what: str) -> BadBudget:
-    """The error of a key. what: is wrong with it, as the end of a sentence."""
+    """The error for a key. what: what is wrong with it, as the end of a sentence."""
     return BadBudget(f"the key '{key}' {what}", key=key)

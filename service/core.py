@@ -1,4 +1,4 @@
-"""The nouns that travel through the service. Data only: no I/O, no HTTP, no engine.
+"""The data that flows through the service: no I/O, no HTTP, no engine.
 
 bytes + Ask -> Frame -> (front) -> scores -> Decision -> (encoder, head) -> Outcome -> answer
 """
@@ -22,10 +22,10 @@ class Reason(StrEnum):
     """Why a plan was chosen: the closed label set of `Compute-Used` and of the depth histogram."""
 
     GATE = "gate"  # the gate found that this plan is good enough
-    REQUEST = "request"  # the request's depth or gflops ceiling bound
-    NODE = "node"  # the node's ceiling bound
+    REQUEST = "request"  # the request's ceiling on depth or gflops decided
+    NODE = "node"  # the node's ceiling decided
     DEADLINE = "deadline"  # a more expensive plan would have missed the deadline
-    LOAD = "load"  # the queue is filling, the node trades depth for throughput
+    LOAD = "load"  # the queue is filling: the node trades depth for throughput
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Plan:
     width: fraction of the encoder's FFN channels in use (slimmable), 1 = all.
     gflops: front + encoder + decoder for one image; a multiply and an add are 2.
     quality: calibrated mean quality (mIoU or PQ, 0..1) on held-out images.
-    quality_quantiles: the same images' 5, 25, 50, 75 and 95 % quantiles.
+    quality_quantiles: the 5, 25, 50, 75 and 95 % quantiles of the same images' quality.
     """
 
     name: str
@@ -50,11 +50,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Margin:
-    """One row of a bundle's calibration: what the gate must say for a promise on the expected loss
-    to hold.
+    """One row of a bundle's calibration: the margin on the gate's scores that keeps a max-loss.
 
-    asked: a max-loss, 0..1. margin: a plan keeps it if its score is at most so far below the full
-    plan's (negative: if it is so far above); None: no plan but the full one does.
+    asked: a max-loss, 0..1.
+    margin: a plan keeps it if its score is at most this far below the full plan's; if negative, the
+        score must be at least that far above. None: only the full plan keeps it.
     """
 
     asked: float
@@ -65,10 +65,12 @@ class Margin:
 class Budget:
     """Ceilings on compute and time, and a floor on quality. None = not set.
 
-    depth: most encoder layers. gflops: most compute for the image. ms: deadline on the server,
-    queueing included. max_loss: largest accepted expected loss of quality against the full plan
-    (0..1); 0 asks for the most expensive plan that the ceilings allow. strict: refuse the image if
-    that floor is out of reach.
+    depth: most encoder layers.
+    gflops: most compute for the image.
+    ms: deadline on the server, queueing included.
+    max_loss: largest expected loss of quality against the full plan that is accepted, 0..1;
+        0 asks for the most expensive plan that the ceilings allow.
+    strict: refuse the image if that floor is out of reach.
     """
 
     depth: int | None = None
@@ -87,13 +89,12 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Where an image lies inside the canvas: scaled by one factor, anchored at the top left, the
-    rest is padding.
+    """Where an image lies on the canvas: scaled by one factor, at the top left, the rest padding.
 
     width, height: the image as shown (after EXIF orientation), in pixels.
-    scaled_width, scaled_height: its size inside the canvas, in canvas pixels.
-    canvas: (height, width) of that, in pixels.
-    orientation_applied: whether EXIF asked for a rotation or a flip, and it was done.
+    scaled_width, scaled_height: its size on the canvas, in canvas pixels.
+    canvas: (height, width) of the canvas, in pixels.
+    orientation_applied: whether the image was rotated or flipped as its EXIF asks.
     """
 
     width: int
@@ -116,9 +117,10 @@ class Frame:
 class Decision:
     """What the policy chose for one image, and why.
 
-    predicted_quality: the gate's estimate for the chosen plan, 0..1. wanted: the plan that the gate
-    asked for, where a ceiling, the deadline or the load took it away; None: it ran.
-    quality_given_up: the gate's estimate for `wanted` less that for `plan`, never under 0.
+    predicted_quality: the gate's estimate for the chosen plan, 0..1.
+    wanted: the plan that the gate asked for, if a ceiling, the deadline or the load ruled it out;
+        None: it ran.
+    quality_given_up: the gate's estimate for `wanted` minus that for `plan`, never below 0.
     floor_kept: whether `plan` keeps the max-loss that was in force.
     """
 
@@ -132,11 +134,11 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the engine gives for one image.
+    """The engine's result for one image.
 
-    tensors: the head's, by name, without the batch; the bundle's task knows what they mean.
-    paused: the tokens that the plan did not update to the end, (rows, columns) uint8 over the whole
-    canvas, 1 = paused; None where the plan pauses none.
+    tensors: the head's tensors by name, without the batch; the bundle's task gives them a meaning.
+    paused: (rows, columns) uint8 over the whole canvas, 1 = a token that the plan did not update to
+        the end; None if the plan pauses none.
     """
 
     decision: Decision
@@ -147,7 +149,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A stage that has ended. began, ended: in seconds of time.perf_counter."""
+    """A finished stage. began, ended: in seconds of time.perf_counter."""
 
     stage: str
     began: float
@@ -171,14 +173,16 @@ class Progress:
 class Trace:
     """What happened to one request; read once at the edge (metrics, headers, log line).
 
-    Written by one thread alone: the event loop's, or the caller's of the Python API.
+    Only one thread writes to it: the event loop's, or with the Python API the caller's.
 
     stages: seconds per stage, in order of completion (decode, queue, front, encoder, decoder,
-    mask). batch_size: images that ran together through the chosen encoder. began: when each stage
-    began, in seconds of time.perf_counter. size: width and height of the image as shown, in pixels;
-    None until it is decoded. caller: the name of the API key; empty where none is asked for.
-    trace_id: of the distributed trace, 32 hex digits; empty while tracing is off. sampled: whether
-    it is recorded.
+        mask).
+    batch_size: images that ran together through the chosen encoder.
+    began: when each stage began, in seconds of time.perf_counter.
+    size: width and height of the image as shown, in pixels; None until it is decoded.
+    caller: the name of the API key; empty if none is required.
+    trace_id: of the distributed trace, 32 hex digits; empty while tracing is off.
+    sampled: whether the distributed trace is recorded.
     """
 
     request_id: str = ""
@@ -192,7 +196,7 @@ class Trace:
     sampled: bool = False
 
     def add(self, stage: str, began: float, ended: float) -> None:
-        """Note a stage that has ended. began, ended: in seconds of time.perf_counter."""
+        """Note a finished stage. began, ended: in seconds of time.perf_counter."""
         self.began[stage], self.stages[stage] = began, ended - began
 
     def follow(self, progress: Progress) -> None:

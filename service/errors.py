@@ -1,4 +1,4 @@
-"""Every error that a caller can meet. Each class has its HTTP status and problem type (RFC 9457).
+"""Every error that a caller can get. Each class has its HTTP status and problem type (RFC 9457).
 
 FathomError 500
 ├── BundleError               at start: the folder cannot be served
@@ -12,7 +12,7 @@ FathomError 500
 ├── TooLarge 413              bytes, pixels or sides over the limit
 ├── UnsupportedMediaType 415
 ├── UndecodableImage 422
-├── UnsatisfiableBudget 422   the cheapest plan is over a ceiling, or a strict floor out of reach
+├── UnsatisfiableBudget 422   no plan is under the ceilings, or a strict floor is out of reach
 ├── Overloaded 429            the queue is full, or the deadline cannot be met (Retry-After)
 ├── NotReady 503              starting or draining (Retry-After)
 └── DeadlineExceeded 504      the deadline passed while running
@@ -22,11 +22,12 @@ from __future__ import annotations
 
 
 class FathomError(Exception):
-    """Base. `detail` (the message) names what to change; `title` and `status` are the class's.
+    """The base. `detail` (the message) names what to change; `title` and `status` are the class's.
 
-    retry_after: seconds after which a retry has a chance, for statuses that carry `Retry-After`.
+    retry_after: seconds after which a retry has a chance, for statuses with `Retry-After`.
     extra: further members of the problem document, from a closed set per class.
-    shed: full, predicted, expired or draining, if it was refused to protect others; else empty.
+    shed: full, predicted, expired or draining if the request was refused to protect the others;
+        else empty.
     """
 
     status = 500
@@ -60,7 +61,7 @@ class BadHeader(FathomError):
 
 
 class BadBudget(FathomError):
-    """A key of a budget, whichever way that came in; `extra` has the key."""
+    """A wrong key of a budget, for every transport; `extra` has the key."""
 
     status, problem, title = 400, "bad-budget", "A budget cannot be understood"
 

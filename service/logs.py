@@ -1,7 +1,7 @@
 """How the service's log lines look: logfmt for people, or one JSON object per line for collectors.
 
-A message may be a `Line`, an event of named fields: they become `key=value` in the one form and
-members in the other.
+A message may be a `Line`, an event with named fields: logfmt writes them as `key=value`, JSON as
+members.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _log = logging.getLogger("fathom")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A message with fields; None is a field without a value. As text it is the fields in logfmt.
+    """A message with fields; None is a field without a value. Its text is the fields in logfmt.
 
-    It is written when a handler asks for it, so a level that is off costs nothing.
+    The text is made when a handler asks for it, so a level that is off costs nothing.
     """
 
     event: str
@@ -33,15 +33,15 @@ class Line:
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line of JSON: time (RFC 3339, UTC), level, logger, message, the fields, and
-    any exception."""
+    """A record as one line of JSON.
+
+    Its members: time (RFC 3339, UTC), level, logger, message, the fields, and any exception.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         members: dict[str, object] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")[
-                :-6
-            ]
-            + "Z",
+            "time": time.removesuffix("+00:00") + "Z",
             "level": record.levelname,
             "logger": record.name,
         }
@@ -55,23 +55,27 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(level: str, form: str) -> None:
-    """Send every logger's lines to standard error. level, form: the settings log_level and
-    log_format."""
+    """Send every logger's lines to standard error.
+
+    level, form: the settings log_level and log_format.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     if form == "json":
         handler.setFormatter(JsonFormatter())
-        # What Python itself would print as plain text.
+        # Python itself would print these as plain text.
         logging.captureWarnings(True)
         sys.excepthook = lambda *error: _log.critical(
-            "the service ended by an unforeseen error", exc_info=error
+            "the service ended with an unexpected error", exc_info=error
         )
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 def _plain(value: str | float | None) -> str:
-    """A logfmt value: quoted and escaped where needed, so that no caller's text can forge a line or
-    a key."""
+    """A logfmt value.
+
+    Quoted and escaped where needed, so that no caller's text can forge a line or a key.
+    """
     if value is None:
         return "-"
     text = str(value)

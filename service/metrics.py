@@ -1,7 +1,7 @@
-"""Every instrument of the service, in a registry of its own, and the one log line per request.
+"""Every metric of the service, in its own registry, and the one log line per request.
 
-Base units, labels from closed sets only. `observe` reads a request's trace once, when its answer is
-decided.
+Units are base units, and labels come from closed sets. `observe` reads a request's trace once, when
+its answer is decided.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from service.logs import Line
 
 STAGES = ("decode", "queue", "front", "encoder", "decoder", "mask")
 SHED = ("full", "predicted", "expired", "draining")
-# Fine where answers lie on small machines, 10 ms to 2 s; the Prometheus defaults would put half of
-# them in one bucket.
+# Fine-grained from 10 ms to 2 s, where answers on small machines lie: the default buckets of
+# Prometheus would put half of them in one.
 REQUEST_SECONDS = (
     *(0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.125, 0.15, 0.175, 0.2, 0.25),
     *(0.3, 0.35, 0.4, 0.5, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0),
@@ -31,16 +31,17 @@ QUALITY_GIVEN_UP = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 MISSED = ("deadline", "max-loss")
 
 _log = logging.getLogger("fathom.request")
-prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series beside each that nobody reads
+# They would be a second series for each metric, which nobody reads.
+prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 def _leaves(kind: type[FathomError]) -> Iterable[type[FathomError]]:
     yield kind
-    for below in kind.__subclasses__():
-        yield from _leaves(below)
+    for subclass in kind.__subclasses__():
+        yield from _leaves(subclass)
 
 
-# outcome label -> HTTP status. 499: the caller left before the answer, so no status was ever sent.
+# Outcome label -> HTTP status. 499: the caller left before the answer, so no status was sent.
 # 401 is starlette's HTTPException, which carries WWW-Authenticate.
 OUTCOMES = {"ok": 200, "cancelled": 499, "unauthorized": 401} | {
     kind.problem: kind.status for kind in _leaves(FathomError)
@@ -48,8 +49,10 @@ OUTCOMES = {"ok": 200, "cancelled": 499, "unauthorized": 401} | {
 
 
 class Metrics:
-    """layers: K, the encoder's depth; max_batch: most images per batch. Safe to call from several
-    threads."""
+    """All metrics; may be called from several threads.
+
+    layers: K, the encoder's depth. max_batch: most images per batch.
+    """
 
     def __init__(self, *, layers: int, max_batch: int) -> None:
         self.registry = registry = prometheus.CollectorRegistry()
@@ -73,7 +76,7 @@ class Metrics:
         )
         self._depth = prometheus.Histogram(
             "fathom_exit_depth_layers",
-            "Encoder layers that ran for an image, by what decided.",
+            "Encoder layers that ran for an image, by what decided the plan.",
             ["reason"],
             buckets=range(1, layers + 1),
             registry=registry,
@@ -86,14 +89,14 @@ class Metrics:
         )
         self._depth_given_up = prometheus.Histogram(
             "fathom_depth_given_up_layers",
-            "Layers of the plan that the gate wanted less those of the plan that ran; 0: it got "
-            "what it wanted.",
+            "Layers of the plan that the gate wanted minus those of the plan that ran; 0 if the "
+            "wanted one ran.",
             buckets=range(layers),
             registry=registry,
         )
         self._quality_given_up = prometheus.Histogram(
             "fathom_quality_given_up",
-            "Predicted quality of the plan that the gate wanted less that of the plan that ran.",
+            "Predicted quality of the plan that the gate wanted minus that of the plan that ran.",
             buckets=QUALITY_GIVEN_UP,
             registry=registry,
         )
@@ -129,15 +132,15 @@ class Metrics:
             "fathom_inflight", "Images in the engine.", registry=registry
         )
         self.node_budget_gflops = prometheus.Gauge(
-            "fathom_node_budget_gflops", "The node's ceiling; +Inf is none.", registry=registry
+            "fathom_node_budget_gflops", "The node's ceiling; +Inf without one.", registry=registry
         )
         self._build = prometheus.Gauge(
             "fathom_build_info",
-            "Always 1: what runs stands in the labels.",
+            "Always 1; the labels say what runs.",
             ["version", "bundle", "backend", "reason"],
             registry=registry,
         )
-        # Series that exist from the start make rate() right for the first event, too.
+        # A series must exist before its first event, or rate() misses that event.
         for reason in SHED:
             self._shed.labels(reason)
         for decided in Reason:
@@ -151,16 +154,15 @@ class Metrics:
         self._request_seconds.labels("ok")
 
     def observe(self, trace: Trace, outcome: str, seconds: float) -> None:
-        """Count one answered request and log its line. outcome: one of OUTCOMES ("ok", the problem
-        type of its error).
+        """Count one answered request and log its line.
 
-        seconds: from the request's start to its answer. Raises ValueError for an outcome that is
-        not in OUTCOMES.
+        outcome: one of OUTCOMES: "ok", or the problem type of its error; others raise ValueError.
+        seconds: from the request's start to its answer.
         """
         if outcome not in OUTCOMES:
             raise ValueError(f"{outcome!r} is not in the closed set of outcomes")
         self._requests.labels(outcome).inc()
-        # An exemplar of a trace that nobody records would lead nowhere.
+        # An exemplar must point to a trace that is recorded.
         exemplar = {"trace_id": trace.trace_id} if trace.sampled else None
         self._request_seconds.labels(outcome).observe(seconds, exemplar)
         for stage, spent in trace.stages.items():
@@ -178,17 +180,17 @@ class Metrics:
         depth, wanted = decision.plan.depth, decision.wanted
         self._depth.labels(decision.reason.value).observe(depth)
         self._quality.observe(decision.predicted_quality)
-        # A plan of fewer tokens or channels can give up quality and no layer, or even run more
-        # layers.
+        # A plan with fewer tokens or channels can lose quality without losing a layer; it can even
+        # run more layers.
         self._depth_given_up.observe(0 if wanted is None else max(0, wanted.depth - depth))
         self._quality_given_up.observe(decision.quality_given_up)
         if outcome == "ok" and not decision.floor_kept:
             self._budget_missed.labels("max-loss").inc()
 
     def ran(self, decisions: Iterable[Decision]) -> None:
-        """Count encoder batches and compute, of images that ran together.
+        """Count the encoder batches and the compute of images that ran together.
 
-        Compute counts when it is spent, also when nobody waits for the answer any more.
+        Compute counts when it is spent, even if nobody waits for the answer any more.
         """
         plans = [decision.plan for decision in decisions]
         for size in Tally(plan.name for plan in plans).values():
@@ -196,7 +198,7 @@ class Metrics:
         self._gflops.inc(sum(plan.gflops for plan in plans))
 
     def engine_failed(self) -> None:
-        """Count a batch that the engine failed."""
+        """Count a batch that failed in the engine."""
         self._engine_errors.inc()
 
     def shed(self, reason: str) -> None:
@@ -206,27 +208,25 @@ class Metrics:
         self._shed.labels(reason).inc()
 
     def build_info(self, *, version: str, bundle: str, backend: str, reason: str) -> None:
-        """Say what runs: the service's version, the bundle as NAME@DIGEST, the engine and why that
-        one (a Choice's)."""
+        """Say what runs. bundle: NAME@DIGEST. reason: why this engine, as in Choice."""
         self._build.clear()
         self._build.labels(version, bundle, backend, reason).set(1)
 
     def expose(self, accept: str) -> tuple[bytes, str]:
-        """The body of `/metrics` and its type: classic text, or OpenMetrics with exemplars where
-        `accept` asks for it.
+        """The body of `/metrics` and its content type.
 
-        accept: the field's lines, joined by commas. A version in it that is no number counts as
-        none.
+        That is classic text, or OpenMetrics with exemplars if `accept` asks for it. accept: the
+        field's lines, joined by commas; ignored if a version in it is not a number.
         """
         try:
             encode, content_type = choose_encoder(accept)
-        except TypeError:  # what comparing such a version with a number gives
+        except TypeError:  # prometheus_client compares such a version with a number
             encode, content_type = choose_encoder("")
         return encode(self.registry), content_type
 
 
 def _line(trace: Trace, outcome: str, seconds: float) -> Line:
-    """The one line per request. Times are in milliseconds."""
+    """The log line of a request. Times are in milliseconds."""
     decision = trace.decision
     fields: dict[str, str | int | float | None] = {
         "request_id": trace.request_id,
@@ -238,7 +238,6 @@ def _line(trace: Trace, outcome: str, seconds: float) -> Line:
         "total_ms": round(seconds * 1000, 1),
     }
     fields |= {f"{stage}_ms": round(spent * 1000, 1) for stage, spent in trace.stages.items()}
-    fields |= {
-        name: text for name, text in (("key", trace.caller), ("trace_id", trace.trace_id)) if text
-    }
+    optional = {"key": trace.caller, "trace_id": trace.trace_id}
+    fields |= {name: text for name, text in optional.items() if text}
     return Line("request", fields)

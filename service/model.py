@@ -23,8 +23,8 @@ _log = logging.getLogger("fathom")
 class Model:
     """A bundle that is served. `engine` runs it; node_budget may be replaced at any time.
 
-    open_backend: called on the engine's thread. Raises BundleError for a task or a head that this
-    version cannot answer.
+    open_backend: called on the engine's thread.
+    Raises BundleError for a task or a head that this version does not support.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Model:
 
     @property
     def state(self) -> State:
-        """Of the engine."""
+        """The engine's state."""
         return self.engine.state
 
     @property
@@ -79,7 +79,7 @@ class Model:
         self.engine.node_budget = budget
 
     def admit(self, ask: Ask) -> None:
-        """Whether an image with this ask has a chance now; before its bytes are looked at.
+        """Refuse at once, before the image's bytes are read, an ask that has no chance now.
 
         Raises NotReady, BadBudget or UnsatisfiableBudget.
         """
@@ -100,7 +100,7 @@ class Model:
             self.engine.abandon(timeout_s)
 
     def close(self, timeout_s: float) -> None:
-        """`drain` for those who have no event loop."""
+        """`drain` for callers without an event loop."""
         self.engine.begin_drain()
         try:
             self.engine.ended.result(timeout_s)

@@ -6,8 +6,8 @@ Everything that answers images calls this: HTTP, evaluation, and Python programs
         answer = segmenter.segment(photo, gflops=6.5)
         print(answer.decision.plan.name, [segment.label for segment in answer.segments])
 
-`segment` blocks and may be called from many threads at once; what they bring together runs in
-batches. The coroutines are the same steps for an event loop.
+`segment` blocks and may be called from many threads at once; their images run in batches. The
+coroutines are the same steps for an event loop.
 """
 
 from __future__ import annotations
@@ -47,10 +47,9 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Answer:
-    """What one image shows, and what it took. Masks are made when they are first asked for.
+    """What one image shows, and what that cost. Masks are made when they are first read.
 
-    stages: seconds per stage, in order. Attributes that are computed may be asked for in any
-    thread.
+    stages: seconds per stage, in order. Computed attributes may be read in any thread.
     """
 
     outcome: Outcome
@@ -65,7 +64,7 @@ class Answer:
 
     @property
     def geometry(self) -> Geometry:
-        """The image's size, and where it lay on the canvas."""
+        """The image's size, and where it was on the canvas."""
         return self.outcome.geometry
 
     @cached_property
@@ -87,12 +86,12 @@ class Answer:
         return np.asarray(self.labels == segment.value)
 
     def png(self) -> bytes:
-        """The label map as a PNG, as HTTP answers have it."""
+        """The label map as a PNG, as in an HTTP answer."""
         return self.task.to_png(self.labels, self.manifest.classes)
 
     @cached_property
     def paused(self) -> NDArray[np.uint8] | None:
-        """(height, width): 1 where the plan paused tokens early; None if it pauses none.
+        """(height, width): 1 where the plan paused tokens; None if it pauses none.
 
         A pixel belongs to the token that covers its centre.
         """
@@ -119,15 +118,15 @@ class Segmenter:
         max_loss: float | None = None,
         strict: bool = False,
     ) -> Answer:
-        """Segment one image under a budget, as `Compute-Budget` has it, and block until it is done.
+        """Segment one image under a budget and block until it is done. The keys: `Compute-Budget`.
 
-        picture: the bytes of an image file, a Pillow image, or an array, see `from_memory`. Raises
-        the errors of service.errors: BadBudget, UndecodableImage, TooLarge, UnsatisfiableBudget,
+        picture: the bytes of an image file, a Pillow image, or an array, see `from_memory`.
+        Raises these of service.errors: BadBudget, UndecodableImage, TooLarge, UnsatisfiableBudget,
         Overloaded, DeadlineExceeded, NotReady.
         """
         arrived, trace = time.perf_counter(), Trace(uuid.uuid4().hex)
-        given = {"depth": depth, "gflops": gflops, "ms": ms, "max-loss": max_loss}
-        values = {key: value for key, value in given.items() if value is not None}
+        limits = {"depth": depth, "gflops": gflops, "ms": ms, "max-loss": max_loss}
+        values = {key: limit for key, limit in limits.items() if limit is not None}
         ask = Ask(budget_of({**values, "strict": strict}))
         self.model.admit(ask)
         frame = self._frame(picture, "")
@@ -153,9 +152,9 @@ class Segmenter:
     async def run(self, frame: Frame, ask: Ask, trace: Trace, arrived: float) -> Answer:
         """Wait for the image's turn and its result. arrived: perf_counter when the request began.
 
-        Raises NotReady, UnsatisfiableBudget, Overloaded (queue full, deadline out of reach, or
-        passed in the queue) or DeadlineExceeded (passed while running). Cancelling the task takes
-        a waiting image out of the queue.
+        Cancelling the task takes a waiting image out of the queue. Raises NotReady,
+        UnsatisfiableBudget, DeadlineExceeded (it passed while running) or Overloaded (the queue is
+        full, or the deadline cannot be met or passed in the queue).
         """
         engine = self.model.engine
         ticket = engine.submit(frame, ask, arrived, trace.request_id)
@@ -170,7 +169,7 @@ class Segmenter:
         return self._answer(progress, ticket.deadline, trace)
 
     async def in_thread(self, work: Callable[[], _T]) -> _T:
-        """Run what would hold up the event loop in one of the image threads."""
+        """Run work that would block the event loop in one of the image threads."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def start(self) -> None:
@@ -178,12 +177,12 @@ class Segmenter:
         self.model.engine.start()
 
     async def drain(self) -> None:
-        """End within the drain timeout, finishing what was admitted."""
+        """Finish what was admitted, within the drain timeout, and end."""
         await self.model.drain(self._drain_timeout_s)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def close(self) -> None:
-        """`drain` for those who have no event loop."""
+        """`drain` for callers without an event loop."""
         self.model.close(self._drain_timeout_s)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -205,20 +204,20 @@ class Segmenter:
         return from_memory(picture, self._limits, canvas)
 
     def _answer(self, progress: Progress, deadline: float | None, trace: Trace) -> Answer:
-        """The result of an image that is done; an error is raised."""
+        """The answer of a finished image. Raises its error, if it has one."""
         trace.follow(progress)
         if isinstance(progress.result, FathomError):
             raise progress.result
         if deadline is not None and time.perf_counter() > deadline:
             raise missed()
-        assert progress.result is not None  # what is done has a result
+        assert progress.result is not None  # a finished image has a result
         return Answer(progress.result, self.model.manifest, self.model.task, trace.stages)
 
 
 def open_bundle(folder: str | Path, **changes: Any) -> Segmenter:
-    """Open a bundle for this process, and wait until it is warm. Close it by `with` or `close`.
+    """Open a bundle in this process and wait until it is warm. Close it by `with` or `close`.
 
-    changes: settings by their names, e.g. backend="onnxruntime", threads=2, max_loss=0.01; see
+    changes: settings by name, e.g. backend="onnxruntime", threads=2, max_loss=0.01; see
     service.settings. Raises BundleError, BackendError or SettingsError.
     """
     known = [entry.name for entry in fields(Settings)]
@@ -237,7 +236,7 @@ def open_bundle(folder: str | Path, **changes: Any) -> Segmenter:
 
 
 def _remaining_s(ticket: Ticket) -> float | None:
-    """Until the deadline; None: there is none."""
+    """Seconds until the deadline; None without one."""
     if ticket.deadline is None:
         return None
     return max(0.0, ticket.deadline - time.perf_counter())

@@ -1,9 +1,8 @@
-"""One frozen Settings: built once in `__main__` from flags and FATHOM_* variables, then passed as
-an argument.
+"""One frozen Settings object, built once in `__main__` and passed as an argument.
 
-A field's help, range and choices are in its metadata, and nowhere else: the flags and the table in
-docs/reference.md are made from them. Flags beat variables; a FATHOM_* variable that no field has is
-refused with the nearest name.
+It is read from flags and FATHOM_* variables; flags take precedence. An unknown FATHOM_* variable is
+refused, with the nearest name. A field's help, range and choices are in its metadata and nowhere
+else: the flags and the table in docs/reference.md are made from them.
 """
 
 from __future__ import annotations
@@ -29,8 +28,7 @@ def _about(
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything that an operator can choose. Raises SettingsError when a value is out of its
-    range."""
+    """Everything that an operator can choose. Raises SettingsError for a value out of range."""
 
     bundle: Path = field(
         default=Path("trained_weights/camvid-tiny"),
@@ -56,7 +54,7 @@ class Settings:
     threads: int = field(
         default=0,
         metadata=_about(
-            "threads of the engine; 0 follows the container's CPU limit, else the cores given",
+            "threads of the engine; 0 follows the container's CPU limit, else the available cores",
             low=0,
             high=1024,
         ),
@@ -72,7 +70,7 @@ class Settings:
     )
     queue_size: int = field(
         default=32,
-        metadata=_about("most images that wait; one more is answered 429", low=1, high=10_000),
+        metadata=_about("most images that wait; one more gets a 429", low=1, high=10_000),
     )
     max_loss: float = field(
         default=0.005,
@@ -81,15 +79,15 @@ class Settings:
         ),
     )
     node_budget: str = field(
-        default="", metadata=_about("ceilings of this node, in the grammar of Compute-Budget")
+        default="", metadata=_about("ceilings of this node, written as in Compute-Budget")
     )
     node_budget_file: str = field(
         default="",
-        metadata=_about("file with the same grammar that is watched; it beats node-budget"),
+        metadata=_about("file with such ceilings, watched for changes; overrides node-budget"),
     )
     load_start: float = field(
         default=0.5,
-        metadata=_about("fill of the queue from which on plans get cheaper", low=0, high=1),
+        metadata=_about("filled share of the queue above which plans get cheaper", low=0, high=1),
     )
     max_body_bytes: int = field(
         default=20 * 1024 * 1024,
@@ -107,29 +105,29 @@ class Settings:
     )
     body_timeout_s: float = field(
         default=10.0,
-        metadata=_about("seconds in which a request's body must have arrived", low=0.01, high=3600),
+        metadata=_about("seconds within which a request's body must arrive", low=0.01, high=3600),
     )
     drain_timeout_s: float = field(
         default=25.0,
-        metadata=_about("seconds that admitted work gets after SIGTERM", low=0, high=3600),
+        metadata=_about("seconds to finish admitted work after SIGTERM", low=0, high=3600),
     )
     image_threads: int = field(
         default=2, metadata=_about("threads that decode images and encode masks", low=1, high=64)
     )
     api_keys_file: str = field(
         default="",
-        metadata=_about("file of API keys that is watched; without one, no key is asked for"),
+        metadata=_about("file of API keys, watched for changes; without one, no key is required"),
     )
     trace_endpoint: str = field(
         default="",
         metadata=_about(
-            "OTLP/HTTP collector that gets OpenTelemetry spans, as http://HOST:4318; none: off"
+            "OTLP/HTTP collector for OpenTelemetry spans, as http://HOST:4318; without one: off"
         ),
     )
     trace_sample: float = field(
         default=1.0,
         metadata=_about(
-            "share of requests that are traced where the caller has not decided it", low=0, high=1
+            "share of requests that are traced if the caller has not decided", low=0, high=1
         ),
     )
     log_level: str = field(
@@ -156,25 +154,23 @@ class Settings:
 
 
 def load(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
-    """Settings from flags (without the program's name) and FATHOM_* variables; a flag beats its
-    variable.
+    """Settings from flags (without the program's name) and FATHOM_* variables; flags win.
 
-    Raises SettingsError that names the flag or variable; `--help` prints and exits, as argparse
-    does.
+    Raises SettingsError that names the flag or variable. `--help` prints and exits, as in argparse.
     """
     known = {variable(entry.name): entry for entry in fields(Settings)}
-    given: dict[str, object] = {}
+    values: dict[str, object] = {}
     for key, text in environ.items():
         if not key.startswith(PREFIX):
             continue
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            raise SettingsError(f"{key} is no setting: the nearest is {near[0]}")
-        given[known[key].name] = _convert(known[key], text, key)
+            raise SettingsError(f"{key} is not a setting: the nearest is {near[0]}")
+        values[known[key].name] = _convert(known[key], text, key)
     for name, text in vars(_parser().parse_args(argv)).items():
         if text is not None:
-            given[name] = _convert(known[variable(name)], text, flag(name))
-    return Settings(**given)  # type: ignore[arg-type]  # _convert gave each value its field's type
+            values[name] = _convert(known[variable(name)], text, flag(name))
+    return Settings(**values)  # type: ignore[arg-type]  # _convert gave each value its field's type
 
 
 def flag(name: str) -> str:
@@ -199,7 +195,7 @@ def table() -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse that raises what every other wrong setting raises."""
+    """An argparse parser whose errors are SettingsErrors, as for every other wrong setting."""
 
     def error(self, message: str) -> NoReturn:
         raise SettingsError(f"{message} (see --help)")
@@ -217,12 +213,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _help(entry: Field[object]) -> str:
-    choices = entry.metadata["choices"]
-    return (
-        f"{entry.metadata['help']} ({', '.join(choices)})"
-        if choices
-        else str(entry.metadata["help"])
-    )
+    text, choices = str(entry.metadata["help"]), entry.metadata["choices"]
+    return f"{text} ({', '.join(choices)})" if choices else text
 
 
 def _convert(entry: Field[object], text: str, source: str) -> object:
@@ -240,6 +232,6 @@ def _check(entry: Field[object], value: object) -> None:
     choices = entry.metadata["choices"]
     if choices and value not in choices:
         raise SettingsError(f"{name} is {value!r}: it must be one of {', '.join(choices)}")
-    # Written so that NaN fails, too.
+    # This form also refuses NaN.
     if isinstance(value, (int, float)) and low is not None and not low <= value <= high:
         raise SettingsError(f"{name} is {value}: it must be from {low} to {high}")
