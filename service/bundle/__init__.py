@@ -1,5 +1,6 @@
-"""The bundle: a folder that the service can serve, and its contract, `manifest.json`. Standard
-library only.
+"""The bundle: a folder that the service can serve, and its contract, `manifest.json`.
+
+Uses the standard library only.
 """
 
 from service.bundle.folder import FILE, Bundle, load, remade, save

@@ -1,6 +1,6 @@
 """Reading and writing a bundle's folder.
 
-`load` verifies every file against its sha256 before anything is opened; `save` is for exporters.
+`load` verifies the sha256 of every file before anything is opened. `save` is for exporters.
 """
 
 from __future__ import annotations
@@ -15,12 +15,7 @@ from typing import Any, NoReturn
 
 from service.bundle.checks import check
 from service.bundle.kernel import KernelFile
-from service.bundle.manifest import (
-    SCHEMA,
-    BundleFile,
-    Manifest,
-    Stage,
-)
+from service.bundle.manifest import SCHEMA, BundleFile, Manifest, Stage
 from service.bundle.typed_json import build
 from service.errors import BundleError
 
@@ -37,8 +32,10 @@ class Bundle:
 
 
 def load(folder: Path) -> Bundle:
-    """Read and verify a bundle. Raises BundleError that names the file or key and the command that
-    mends it."""
+    """Read and verify a bundle.
+
+    Raises BundleError that names the file or key, and the command that makes the bundle again.
+    """
     try:
         content = (folder / FILE).read_bytes()
         manifest = _parse(json.loads(content, parse_constant=_no_constant))
@@ -49,22 +46,21 @@ def load(folder: Path) -> Bundle:
         )
         for entry in entries:
             if _sha256(folder, entry.file) != entry.sha256:
-                raise BundleError(f"{entry.file}: its sha256 is not the manifest's")
+                raise BundleError(f"{entry.file}: its sha256 is not the one in the manifest")
     except BundleError as error:
         raise remade(folder, error.detail) from error
     except OSError as error:
         raise remade(folder, f"{error.filename}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise remade(folder, f"{FILE}: no JSON ({error})") from error
+        raise remade(folder, f"{FILE}: it is not valid JSON ({error})") from error
     return Bundle(folder, manifest, hashlib.sha256(content).hexdigest())
 
 
 def save(folder: Path, manifest: Manifest) -> Bundle:
-    """Write manifest.json with each file's sha256, computed here, after the same checks as `load`
-    makes.
+    """Write manifest.json with the sha256 of each file, after the same checks as in `load`.
 
-    Raises BundleError for what could not be loaded again; then nothing is written. OSError when the
-    disk refuses.
+    Raises BundleError, and writes nothing, if `load` would refuse the result; OSError if writing
+    fails.
     """
     value = dataclasses.asdict(manifest)
     encoder_of = value.pop("encoder_of")
@@ -73,7 +69,7 @@ def save(folder: Path, manifest: Manifest) -> Bundle:
     for plan in value["plans"]:
         plan["encoder"] = encoder_of.get(plan["name"], "")
     if not value["kernels"]:
-        del value["kernels"]  # a bundle without them stays one that older services read
+        del value["kernels"]  # older services read bundles without this key
     text = json.dumps({"schema": SCHEMA} | value, indent=1, allow_nan=False) + "\n"
     checked = _parse(json.loads(text))
     partial = folder / (FILE + ".partial")
@@ -83,7 +79,7 @@ def save(folder: Path, manifest: Manifest) -> Bundle:
 
 
 def _parse(value: Any) -> Manifest:
-    """The content of manifest.json, checked. Raises BundleError that names the key."""
+    """Check the content of manifest.json and build it. Raises BundleError that names the key."""
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         schema = value.get("schema") if isinstance(value, dict) else value
         raise BundleError(f"schema: {schema!r}, but this service reads {SCHEMA}")
@@ -102,19 +98,19 @@ def _parse(value: Any) -> Manifest:
 
 
 def remade(folder: Path, detail: str) -> BundleError:
-    """The error that names the command which makes the bundle again."""
+    """An error with the command that makes the bundle again."""
     return BundleError(
         f"{folder}: {detail}. Make it again with: python -m model_export export RUN -o {folder}"
     )
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise BundleError(f"{FILE}: {name} is no number")
+    raise BundleError(f"{FILE}: {name} is not a number")
 
 
 def _sha256(folder: Path, name: str) -> str:
     path = (folder / name).resolve()
-    # An absolute name, "..", or a link to elsewhere.
+    # It does with an absolute name, "..", or a link to elsewhere.
     if not name or not path.is_relative_to(folder.resolve()):
         raise BundleError(f"{name!r}: the name leaves the folder")
     if not path.is_file():

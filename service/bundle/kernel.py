@@ -1,8 +1,7 @@
-"""A compiled CUDA kernel as a bundle carries it: what it computes and how it is launched. The
-standard library only.
+"""A compiled CUDA kernel in a bundle: what it computes and how it is launched.
 
-Whoever compiles a kernel (model_export) and whoever runs one take these types from here, so that
-there is one description of a launch.
+The compiling side (model_export) and the running side share these types, so that a launch has one
+description. Uses the standard library only.
 """
 
 from __future__ import annotations
@@ -11,25 +10,24 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 ENTRY, SOURCE = "ms_deform_attn", "ms_deform_attn.cu"
-# Outputs last and one 32-bit integer before them: TensorRT's ahead-of-time plugins can pass no
-# other order.
+# The outputs come last, with one 32-bit integer before them: the only order that TensorRT's
+# ahead-of-time plugins can pass.
 ARGUMENTS = ("value", "offsets", "logits", "reference", "queries", "out")
 MAX_SIDE = 65535
 
 
 class LaunchError(ValueError):
-    """The kernel cannot be built for this problem, or not be launched in this way; the message says
-    which limit."""
+    """The kernel cannot be built or launched like this; the message names the limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is computed, known when the kernel is compiled. Batch and number of queries are known at
-    the launch.
+    """What is known when the kernel is compiled. The launch adds batch and number of queries.
 
-    shapes: (h, w) of each level. width: channels of a head. dense: the queries are the tokens of
-    all levels, in their order; otherwise they are any subset. reference_per_image: reference points
-    (B, Q, 2), not (Q, 2).
+    shapes: (h, w) of each level.
+    width: channels of a head.
+    dense: whether the queries are all levels' tokens, in their order, or any subset of them.
+    reference_per_image: whether the reference points are (B, Q, 2) or (Q, 2).
     """
 
     shapes: tuple[tuple[int, int], ...]
@@ -47,11 +45,11 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One compiled kernel's needs. Dynamic shared memory: none."""
+    """How one compiled kernel is launched. It uses no dynamic shared memory."""
 
     defines: tuple[str, ...]  # "NAME" or "NAME=value", for -D
     block: int
-    per_block: int  # queries
+    per_block: int  # queries per block
     tiles: int | None  # blocks along x; None: as many as the queries need
     tokens: int
     head_groups: int
@@ -74,8 +72,7 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class KernelFile:
-    """One compiled kernel of a bundle: gzipped PTX, which every chip from the one that it was
-    compiled for takes."""
+    """One compiled kernel of a bundle: gzipped PTX, for its target chip and all later ones."""
 
     file: str
     sha256: str

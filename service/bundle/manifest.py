@@ -1,4 +1,4 @@
-"""`manifest.json` as an object: its types."""
+"""The types of `manifest.json`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCHEMA = 2
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """dims: sizes; a string is a size that varies, and the first one is always "batch"."""
+    """A tensor of a graph. dims: a string is a size that varies; the first is always "batch"."""
 
     name: str
     dtype: str
@@ -23,8 +23,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One exported graph. parity: largest absolute difference from the network that it was exported
-    from."""
+    """One exported graph. parity: its largest absolute difference from the network in torch."""
 
     file: str
     sha256: str
@@ -34,14 +33,16 @@ class Stage:
 
     @property
     def paused(self) -> TensorSpec | None:
-        """Of an encoder that pauses tokens: its map of them, (batch, rows, columns) uint8 over the
-        canvas."""
+        """The map of paused tokens, (batch, rows, columns) uint8 over the canvas.
+
+        None unless the stage is an encoder that pauses tokens.
+        """
         return next((spec for spec in self.outputs if spec.name == "paused"), None)
 
 
 @dataclass(frozen=True, slots=True)
 class BundleFile:
-    """A file that the graphs refer to, e.g. their weights."""
+    """A file that graphs refer to, e.g. their weights."""
 
     file: str
     sha256: str
@@ -58,8 +59,7 @@ class ClassInfo:
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """The canvas, in pixels. pad: the RGB colour right of and below an image that does not fill
-    it."""
+    """The canvas, in pixels. pad: the RGB colour of the part that an image does not fill."""
 
     height: int
     width: int
@@ -72,10 +72,12 @@ class InputSpec:
 class Manifest:
     """manifest.json as an object.
 
-    plans: from cheap to dear, the last one is the full plan; encoder_of: plan's name -> stage's
-    name. margins: the calibration of max-loss, ascending in `asked`; without any, all but the full
-    plan is unsafe. kernels: compiled for the graphs' nodes of our own, if any; engines are built
-    with them, and some run them.
+    plans: from cheapest to most expensive; the last one is the full plan.
+    encoder_of: plan's name -> stage's name.
+    margins: the calibration of max-loss, ascending in `asked`; without it only the full plan keeps
+        a max-loss.
+    kernels: for custom nodes in the graphs, if any: TensorRT engines are built with them, and some
+        engines launch them.
     """
 
     name: str

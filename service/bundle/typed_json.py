@@ -1,4 +1,4 @@
-"""JSON values -> dataclasses, strictly by their annotations."""
+"""Strict conversion of JSON values to dataclasses, by their annotations."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _T = TypeVar("_T")
 
 
 def build(kind: type[_T], value: Any, where: str) -> _T:
-    """JSON -> the annotated type. where: the path of keys so far.
+    """Build the annotated type from a JSON value. where: the path of keys so far.
 
-    Raises BundleError for an unknown or missing key and a wrong type, by the key's path.
+    Raises BundleError that names the path, for an unknown or missing key or a wrong type.
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
@@ -41,7 +41,7 @@ def build(kind: type[_T], value: Any, where: str) -> _T:
         )
     elif origin is Mapping and isinstance(value, dict):
         built = {key: build(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    elif kind is Any or type(value) is kind:  # type(), since True is an int to isinstance
+    elif kind is Any or type(value) is kind:  # not isinstance(): True is an int
         built = value
     elif kind is float and type(value) is int:
         built = float(value)
