@@ -1,8 +1,8 @@
-"""A Pillow image of any mode -> Frame: turned, scaled and padded to fill the canvas.
+"""Turns, scales and pads a Pillow image of any mode to fill the canvas.
 
-What is transparent lies on white. 16 bits become 8 by scaling. CMYK follows Adobe's polarity, as in
-browsers. The image is scaled by one factor, up or down, to fit the canvas, and anchored at its top
-left.
+Transparent pixels are blended with white. 16 bits become 8 by scaling. CMYK follows Adobe's
+polarity, as in browsers. The image is scaled by one factor, up or down, to fit the canvas, and lies
+at its top left.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TURNS = {
 def to_canvas(image: Image.Image, spec: InputSpec, orientation: int = 1) -> Frame:
     """Turn, scale and pad a Pillow image of any mode. orientation: EXIF's 1..8; others count as 1.
 
-    Raises UndecodableImage: Pillow decodes only now, if it has not yet.
+    Raises UndecodableImage: Pillow may decode only now.
     """
     turn = TURNS.get(orientation)
     turned = orientation in (5, 6, 7, 8)
@@ -39,14 +39,14 @@ def to_canvas(image: Image.Image, spec: InputSpec, orientation: int = 1) -> Fram
     scale = min(spec.width / width, spec.height / height)
     scaled_width, scaled_height = max(1, round(width * scale)), max(1, round(height * scale))
     size = (scaled_height, scaled_width) if turned else (scaled_width, scaled_height)
-    # JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time; twice the size leaves the
-    # filter its work.
+    # A JPEG can be decoded at 1/2, 1/4 or 1/8 in a fraction of the time. Twice the final size
+    # leaves enough detail for the filter.
     with pillow_errors():
         drafted = image.draft(None, (2 * size[0], 2 * size[1]))
         image.load()
         image = _eight_bits(image)
     if image.size != size:
-        # The stored image's exact extent: sides may not divide by 8.
+        # The exact extent of the stored image: its sides may not be divisible by 8.
         box = drafted[1] if drafted else None
         image = image.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
     if turn is not None:
@@ -69,10 +69,9 @@ def to_canvas(image: Image.Image, spec: InputSpec, orientation: int = 1) -> Fram
 
 @contextmanager
 def pillow_errors() -> Iterator[None]:
-    """Whatever the decoders raise on bytes that a stranger wrote becomes an error that the stranger
-    can read.
+    """Turn whatever the decoders raise on a caller's bytes into an error for that caller.
 
-    Pillow's messages are left out: they hold addresses of objects.
+    Pillow's messages are left out: they contain addresses of objects.
     """
     try:
         yield
@@ -81,28 +80,23 @@ def pillow_errors() -> Iterator[None]:
     except MemoryError:
         raise
     except Exception as error:
-        cut = isinstance(error, OSError) and "truncated" in str(error)
-        detail = (
-            "The file ends too early"
-            if cut
-            else "The bytes are no JPEG, PNG or WebP image that can be read"
-        )
-        raise UndecodableImage(detail) from error
+        if isinstance(error, OSError) and "truncated" in str(error):
+            raise UndecodableImage("The file ends too early") from error
+        raise UndecodableImage("The bytes are not a readable JPEG, PNG or WebP image") from error
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Any mode -> L, RGB or RGBA. The mode "I;16" holds 0..65535, which convert() would cut off at
-    255."""
+    """Any mode -> L, RGB or RGBA. "I;16" holds 0..65535, which convert() would cut off at 255."""
     key = image.info.get("transparency")
     if image.mode == "I;16":
         gray = image.point(lambda value: value * (1 / 257) + 0.5).convert("L")
         if isinstance(key, int):
-            # The value that stands for transparent.
+            # The key is the value of transparent pixels.
             gray.paste(255, mask=Image.fromarray(np.asarray(image) == key))
         return gray
     if image.has_transparency_data:
         if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
-            # 16 bits, as the pixels were.
+            # The key has 16 bits, as the pixels had.
             image.info["transparency"] = tuple(value >> 8 for value in key)
         return image.convert("RGBA")
     if image.mode in ("L", "RGB"):

@@ -1,11 +1,11 @@
-"""Bytes of an image file -> Frame: limits, decoding, orientation.
+"""Decodes the bytes of an image file into a Frame: limits, decoding, orientation.
 
-Rules, for all three formats alike; those of `canvas` come after them:
+The rules are the same for all three formats; those of `canvas` follow them:
 - Pixels and sides are checked from the header, before any pixel is decoded. Of an animation, the
   first frame counts.
 - Orientation comes from the tag 0x0112 of the EXIF block (JPEG APP1, PNG eXIf, WebP EXIF) and from
-  nowhere else, not from XMP or text chunks. EXIF that cannot be understood is ignored: it says
-  nothing about the pixels.
+  nowhere else, not from XMP or text chunks. Malformed EXIF is ignored: it says nothing about the
+  pixels.
 - Colour profiles are not applied.
 """
 
@@ -26,7 +26,7 @@ from service.core import Frame
 from service.errors import TooLarge, UndecodableImage, UnsupportedMediaType
 from service.pixels.canvas import TURNS, pillow_errors, to_canvas
 
-# Importing a plugin registers its format; Pillow would import all of them in the middle of the
+# Importing a plugin registers its format. Otherwise Pillow would import all plugins during the
 # first request.
 _PLUGINS = (
     JpegImagePlugin.JpegImageFile,
@@ -34,11 +34,10 @@ _PLUGINS = (
     WebPImagePlugin.WebPImageFile,
 )
 FORMATS = {"image/jpeg": "JPEG", "image/png": "PNG", "image/webp": "WEBP"}
-# A progressive JPEG of 25 MP can spend milliseconds on a scan of 64 bytes; encoders write about ten
+# A scan of 64 bytes can cost milliseconds in a progressive JPEG of 25 MP. Encoders write about ten
 # scans.
 MAX_SCANS = 200
-# Complaints about metadata carry the caller's values: each would be printed and remembered for
-# good.
+# Warnings about metadata contain the caller's values: each would be printed and remembered forever.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 Picture: TypeAlias = Image.Image | NDArray[np.uint8 | np.uint16]
@@ -46,7 +45,7 @@ Picture: TypeAlias = Image.Image | NDArray[np.uint8 | np.uint16]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """In pixels, for the image as stored. max_side and min_side hold for both sides."""
+    """In pixels, for the image as stored. max_side and min_side apply to both sides."""
 
     max_pixels: int
     max_side: int
@@ -56,9 +55,8 @@ class Limits:
 def decode(data: bytes, content_type: str, limits: Limits, spec: InputSpec) -> Frame:
     """The first frame of an image file on the canvas.
 
-    content_type: one of FORMATS, or "" to go by the bytes alone. Raises UnsupportedMediaType (415)
-    for another type or when the bytes are of another format than it says, TooLarge (413),
-    UndecodableImage (422).
+    content_type: one of FORMATS, or "" to detect the format from the bytes alone. Raises TooLarge,
+    UndecodableImage, and UnsupportedMediaType for another type or bytes of another format.
     """
     with pillow_errors():
         image = Image.open(io.BytesIO(data), formats=tuple(FORMATS.values()))
@@ -66,19 +64,19 @@ def decode(data: bytes, content_type: str, limits: Limits, spec: InputSpec) -> F
     _check_size(image, data, limits)
     with pillow_errors():
         if image.format == "PNG":
-            image.load()  # first of all, since an eXIf chunk may stand after the pixels
+            image.load()  # before EXIF is read: an eXIf chunk may follow the pixels
     return to_canvas(image, spec, _orientation(image.info.get("exif")))
 
 
 def from_memory(picture: Picture, limits: Limits, spec: InputSpec) -> Frame:
     """A decoded picture on the canvas.
 
-    picture: a Pillow image, whose EXIF orientation is applied; or an array: (height, width, 3) RGB,
+    picture: a Pillow image (its EXIF orientation is applied) or an array: (height, width, 3) RGB,
     (height, width, 4) RGBA or (height, width) gray uint8, or (height, width) gray uint16. Raises
-    UndecodableImage for another array, TooLarge.
+    TooLarge, and UndecodableImage for another array.
     """
     if isinstance(picture, Image.Image):
-        # A copy: scaling may use the file's own reduced sizes, which changes an open image.
+        # A copy, since decoding at a reduced size changes the caller's image.
         image, exif = picture.copy(), picture.info.get("exif")
     else:
         image, exif = _from_array(picture), None
@@ -98,7 +96,7 @@ def _from_array(array: NDArray[np.uint8 | np.uint16]) -> Image.Image:
 
 
 def _check_type(image: Image.Image, content_type: str) -> None:
-    # MPO: a JPEG with further images behind it.
+    # MPO is a JPEG with further images behind it.
     actual = "JPEG" if image.format == "MPO" else image.format
     if content_type and FORMATS.get(content_type) != actual:
         raise UnsupportedMediaType(
@@ -127,8 +125,7 @@ def _check_sides(image: Image.Image, limits: Limits) -> None:
 
 
 def _orientation(exif: object) -> int:
-    """EXIF's tag 0x0112 in the first directory, 1..8; 1 if it is absent or the block is
-    malformed."""
+    """EXIF's tag 0x0112 in the first directory, 1..8; 1 if it is absent or the block malformed."""
     if not isinstance(exif, bytes):
         return 1
     tiff = exif.removeprefix(b"Exif\0\0")

@@ -13,14 +13,14 @@ from service.core import Color
 
 
 def palette(labels: NDArray[np.uint8], colors: Sequence[Color]) -> bytes:
-    """A palette PNG: pixel values are the labels, shown in these colours."""
+    """A palette PNG: the pixel values are the labels, shown in these colours."""
     image = Image.fromarray(labels)
     image.putpalette(bytes(value for color in colors for value in color))
     return _written(image)
 
 
 def gray(labels: NDArray[np.uint16]) -> bytes:
-    """A grayscale PNG of 16 bits: pixel values are the labels."""
+    """A 16-bit grayscale PNG: the pixel values are the labels."""
     return _written(Image.fromarray(labels))
 
 

@@ -1,8 +1,8 @@
-"""From the decoder's cells back to the image's own size, in bands of rows that bound the memory.
+"""Resamples the decoder's cells to the image's own size, in bands of rows that bound the memory.
 
-The cells cover the whole canvas, the image its top left part. A pixel of the image takes its value
-by bilinear interpolation between the centres of the cells, as `interpolate(align_corners=False)`
-does in torch.
+The cells cover the whole canvas, the image only its top left part. The value of a pixel is the
+bilinear interpolation between the centres of the cells, as with torch's
+`interpolate(align_corners=False)`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from service.core import Geometry
 
-BAND_PIXELS = 1 << 19  # image pixels per band of rows: bounds the memory that a large image takes
+BAND_PIXELS = 1 << 19  # image pixels per band of rows; bounds the memory for a large image
 
 
 class Axis(NamedTuple):
-    """For each pixel along an axis: the two cells around its centre, and the second's weight."""
+    """Per pixel along an axis: the two cells around its centre, and the weight of the second."""
 
     first: NDArray[np.intp]
     second: NDArray[np.intp]
@@ -54,13 +54,13 @@ def most_probable(probabilities: NDArray[np.float32], geometry: Geometry) -> NDA
     """The most probable channel of each pixel: (C, h, w) -> (height, width) uint8.
 
     Ties go to the lower channel. Where the four cells around a pixel agree on a channel, so does
-    every mixture of them: only the pixels on borders between channels are interpolated. The result
-    is the same as from interpolating all of them.
+    every mixture of them, so only the pixels at borders between channels are interpolated. The
+    result is the same as if all were.
     """
     cells = probabilities.argmax(axis=0).astype(np.uint8)  # (h, w)
     right, below = np.roll(cells, -1, axis=1), np.roll(cells, -1, axis=0)
-    # Of a cell and the next ones. The last row and column have no next one; there, roll compares
-    # with the first, which can only cost time.
+    # A cell and its next neighbours. In the last row and column, roll compares with the first,
+    # which can only cost time.
     agree = (cells == right) & (cells == below) & (cells == np.roll(below, -1, axis=1))
     channels = len(probabilities)
     flat = np.ascontiguousarray(probabilities.transpose(1, 2, 0)).reshape(-1, channels)  # (h*w, C)
@@ -80,7 +80,7 @@ def most_probable(probabilities: NDArray[np.float32], geometry: Geometry) -> NDA
 
 
 def nearest(grid: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
-    """(rows, columns) over the canvas -> (height, width): the value that covers each centre."""
+    """(rows, columns) over the canvas -> (height, width): the value at the centre of each pixel."""
     rows, columns = (
         (np.arange(size) + 0.5) * (scaled / size) * (cells / canvas)
         for size, scaled, cells, canvas in zip(
@@ -97,7 +97,7 @@ def nearest(grid: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
 def mix(
     a: NDArray[np.float32], b: NDArray[np.float32], weight: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """a + (b - a) * weight, in place of b."""
+    """a + (b - a) * weight, written into b."""
     b -= a
     b *= weight
     b += a
@@ -109,7 +109,7 @@ def _part(axis: Axis, part: slice) -> Axis:
 
 
 def _axis(size: int, scaled: int, canvas: int, cells: int) -> Axis:
-    """The image's `size` pixels cover `scaled` of `canvas` pixels; those cover all the cells."""
+    """The image's `size` pixels cover `scaled` pixels of the canvas; the cells cover all of it."""
     centre = (np.arange(size) + 0.5) * (scaled / size) * (cells / canvas) - 0.5
     centre = centre.clip(0, cells - 1)
     first = centre.astype(np.intp)

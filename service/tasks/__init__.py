@@ -1,6 +1,6 @@
-"""TASKS: what a head can answer, one module per task. The only place where tasks differ.
+"""TASKS: what a head can answer, one module per task. Tasks differ here and nowhere else.
 
-A new task is a module with a class like the two below, and a row in the table.
+A new task is a module with a class like these two, and a row in the table.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TASKS: dict[str, Task] = {task.name: task for task in (Semantic(), Instance())}
 
 
 def task_of(bundle: Bundle) -> Task:
-    """The bundle's task, once its classes and its head have been checked. Raises BundleError."""
+    """The bundle's task, after a check of its classes and its head. Raises BundleError."""
     manifest = bundle.manifest
     try:
         task = TASKS.get(manifest.task)

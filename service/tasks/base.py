@@ -1,4 +1,4 @@
-"""What a task is: how a head's tensors become masks, and what its answers look like."""
+"""What a task is: how a head's tensors become masks, and what the answers look like."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ Dims: TypeAlias = tuple[int | str, ...]  # of a TensorSpec, the batch first
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """One class or object of an image. value: what stands for it in the label map.
+    """One class or object of an image.
 
-    id: what the answer calls it, from 1 on. score: how certain it is, 0..1, as the task defines it.
+    value: its value in the label map.
+    id: its id in the answer, from 1 on.
+    score: how certain it is, 0..1, as the task defines it.
     """
 
     value: int
@@ -37,7 +39,9 @@ class Region:
 class Segment:
     """A region with its pixels, at the image's own size.
 
-    id: from 1 on. value: what stands for it in the label map. score: 0..1, as the task defines it.
+    id: from 1 on.
+    value: its value in the label map.
+    score: how certain it is, 0..1, as the task defines it.
     mask: its run lengths, with its area and its box, in pixels.
     """
 
@@ -50,9 +54,11 @@ class Segment:
 
 
 class Masks:
-    """What the image shows. labels: (height, width), a value per region. regions: made when asked.
+    """What the image shows.
 
-    A PNG needs the label map alone, and scores can cost as much as the map.
+    labels: (height, width), one value per region.
+    regions: made when they are first read. A PNG needs only the label map, and scores can cost as
+        much as the map.
     """
 
     def __init__(self, labels: Labels, regions: Callable[[], Sequence[Region]]) -> None:
@@ -63,7 +69,7 @@ class Masks:
         return self._regions()
 
     def segments(self, classes: Sequence[ClassInfo]) -> list[Segment]:
-        """The regions with names and run lengths, by id."""
+        """The regions with their names and run lengths, in order of id."""
         values = np.array([region.value for region in self.regions], np.intp)
         return [
             Segment(
@@ -83,12 +89,12 @@ class Task(Protocol):
 
     @property
     def name(self) -> str:
-        """As manifests and answers have it."""
+        """The name in manifests and answers."""
         ...
 
     @property
     def objects(self) -> bool:
-        """Whether a segment is one object, which has a colour of its own, rather than a class."""
+        """Whether a segment is one object, with its own colour, or a whole class."""
         ...
 
     @property
@@ -97,11 +103,11 @@ class Task(Protocol):
         ...
 
     def check(self, classes: Sequence[ClassInfo], outputs: Sequence[TensorSpec]) -> None:
-        """Whether a head with these outputs can answer. Raises BundleError that names the key."""
+        """Check that a head with these outputs fits. Raises BundleError that names the key."""
         ...
 
     def read(self, tensors: Tensors, geometry: Geometry) -> Masks:
-        """A head's tensors for one image, without the batch, -> masks at the image's own size."""
+        """Masks at the image's own size, from a head's tensors for one image (no batch axis)."""
         ...
 
     def to_png(self, labels: Labels, classes: Sequence[ClassInfo]) -> bytes:
@@ -111,15 +117,15 @@ class Task(Protocol):
     def made_up(
         self, images: NDArray[np.uint8], certainty: NDArray[np.float64], dims: Dims
     ) -> NDArray[np.float32]:
-        """What the fake engine's head answers for B images, (B, *dims[1:]).
+        """The answer of the fake engine's head for B images, (B, *dims[1:]).
 
-        Brightness decides: the darkest of equal bands comes first. certainty: (B,), 0..1.
+        Brightness decides, in bands of equal width, the darkest first. certainty: (B,), 0..1.
         """
         ...
 
 
 def check_planes(outputs: Sequence[TensorSpec], channels: int, what: str) -> None:
-    """The head must give one stack of planes, whatever its name. Raises BundleError."""
+    """Check that the head gives one stack of planes, of any name. Raises BundleError."""
     dims = outputs[0].dims if len(outputs) == 1 else ()
     sized = all(isinstance(size, int) and size > 0 for size in dims[1:])
     if len(dims) != 4 or not sized or dims[1] != channels:

@@ -1,8 +1,7 @@
 """The instance task: an object per pixel, and one segment per object.
 
-The head gives the probabilities of the background, then of core and border of each class,
-(1 + 2 * classes, h, w). How they become objects, and what an object's score is, stands in
-`instance_objects`.
+The head gives the probabilities of the background, then of the core and the border of each class,
+(1 + 2 * classes, h, w). `instance_objects` turns them into objects with scores.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ class Instance:
 
     name = "instance"
     objects = True
-    png = "the object's id in gray of 16 bits, 0 being the background"
+    png = "the object's id as 16-bit gray, 0 is the background"
 
     def check(self, classes: Sequence[ClassInfo], outputs: Sequence[TensorSpec]) -> None:
         if not all(entry.thing for entry in classes):
@@ -44,7 +43,7 @@ class Instance:
     def made_up(
         self, images: NDArray[np.uint8], certainty: NDArray[np.float64], dims: Dims
     ) -> NDArray[np.float32]:
-        """A cell whose neighbours are of its own band is core, another one border."""
+        """A cell is core if its neighbours are of the same band, else border."""
         channels, height, width = (int(size) for size in dims[1:])
         brightness = made_up.brightness(images, height, width)
         band = (brightness * ((channels + 1) // 2) / 256).astype(np.intp)

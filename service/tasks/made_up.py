@@ -1,4 +1,4 @@
-"""What the fake engine answers: deterministic tensors from an image's own pixels, for tests."""
+"""The answers of the fake engine: deterministic tensors from an image's own pixels, for tests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def scores(images: Images, depths: NDArray[np.float64]) -> NDArray[np.float32]:
 
 
 def paused(images: Images, grid: TensorSpec, share: float) -> NDArray[np.uint8]:
-    """(B, rows, columns): 1 for this share of the cells, the darkest."""
+    """(B, rows, columns): 1 for the darkest cells, as many as `share` says."""
     rows, columns = (int(size) for size in grid.dims[1:])
     cells = brightness(images, rows, columns).reshape(len(images), -1)
     order = cells.argsort(axis=1, kind="stable")
@@ -30,7 +30,7 @@ def paused(images: Images, grid: TensorSpec, share: float) -> NDArray[np.uint8]:
 
 
 def brightness(images: Images, height: int, width: int) -> NDArray[np.float64]:
-    """(B, height, width), 0..255: the mean of one pixel per cell."""
+    """(B, height, width), 0..255: the mean of the channels of one pixel per cell."""
     rows = np.arange(height) * images.shape[1] // height
     columns = np.arange(width) * images.shape[2] // width
     return np.asarray(images[:, rows][:, :, columns].mean(axis=3))
@@ -39,9 +39,12 @@ def brightness(images: Images, height: int, width: int) -> NDArray[np.float64]:
 def planes(
     likely: NDArray[np.intp], certainty: NDArray[np.float64], channels: int
 ) -> NDArray[np.float32]:
-    """(B, h, w) -> probabilities (B, channels, h, w). certainty: (B,) of the likely channel."""
-    sure = (certainty if channels > 1 else np.ones_like(certainty))[:, None, None, None]
-    rest = (1 - sure) / max(channels - 1, 1)
+    """Probabilities (B, channels, h, w) from the likely channels (B, h, w).
+
+    certainty: (B,), the probability of the likely channel; the others share the rest.
+    """
+    highest = (certainty if channels > 1 else np.ones_like(certainty))[:, None, None, None]
+    rest = (1 - highest) / max(channels - 1, 1)
     stack = np.tile(rest, (1, channels, *likely.shape[1:])).astype(np.float32)
-    np.put_along_axis(stack, likely[:, None], sure.astype(np.float32), axis=1)
+    np.put_along_axis(stack, likely[:, None], highest.astype(np.float32), axis=1)
     return stack

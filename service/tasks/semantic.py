@@ -48,7 +48,7 @@ class Semantic:
 def _regions(
     labels: NDArray[np.uint8], probabilities: NDArray[np.float32], geometry: Geometry
 ) -> list[Region]:
-    """One per class that occurs, by class id."""
+    """One region per class that occurs, in order of class id."""
     areas, sums = _areas_and_confidence(labels, probabilities, geometry)
     occurring = np.flatnonzero(areas).tolist()
     return [Region(k, i, k, float(sums[k] / areas[k])) for i, k in enumerate(occurring, 1)]
@@ -57,7 +57,7 @@ def _regions(
 def _areas_and_confidence(
     labels: NDArray[np.uint8], probabilities: NDArray[np.float32], geometry: Geometry
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Per class, its pixels and the sum of its own probability over them, both (C,)."""
+    """Per class, the number of its pixels and its probability summed over them, both (C,)."""
     classes, height, width = probabilities.shape
     flat = probabilities.reshape(-1)
     areas, sums = np.zeros(classes, np.intp), np.zeros(classes)
