@@ -1,7 +1,7 @@
-"""What a plan costs on this node: measured at warm-up, then kept current by what really runs.
-Milliseconds per image.
+"""What a plan costs on this node, in milliseconds per image.
 
-Deadlines are promised from these figures, and `/plans` shows them.
+Costs are measured during the warm-up and then updated by the batches that run. They decide which
+deadlines can be met, and `/plans` shows them.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _log = logging.getLogger("fathom.costs")
 
 
 class Cost:
-    """One stage: the warm-up's measurement, and how far what runs has moved away from it.
+    """The cost of one stage: the warm-up's measurement, and how far later runs moved it.
 
-    The move is forgotten with time. Without that, one slow run could close a plan to every request
-    with a deadline, and a plan that nobody may choose is never measured again.
+    The move decays with time. Otherwise one slow run could close a plan to every request with a
+    deadline, and a plan that is never chosen is never measured again.
     """
 
     def __init__(self, base_ms: float) -> None:
@@ -35,20 +35,26 @@ class Cost:
         self._moved = self._seen = 0.0
 
     def ms(self, now: float) -> float:
-        """now: in seconds of time.perf_counter."""
+        """Milliseconds per image. now: in seconds of time.perf_counter."""
         return self._base + self._moved * float(0.5 ** ((now - self._seen) / HALF_LIFE_S))
 
     def add(self, seconds: float, images: int, now: float) -> None:
-        """A batch took this long. An image alone takes longer than its share of a batch, so a share
-        counts only if it is more."""
+        """Note how long a batch took.
+
+        An image alone takes longer than its share of a batch, so a share counts only if it is more.
+        """
         known, share = self.ms(now), seconds * 1000 / images
         if images == 1 or share > known:
             self._moved, self._seen = known + WEIGHT * (share - known) - self._base, now
 
 
 class Costs:
-    """front: features and gate. rest: encoder and head per plan, the cheapest first. mean_ms:
-    engine time per image."""
+    """The costs of all stages.
+
+    front: features and gate.
+    rest: encoder and head per plan, the cheapest first.
+    mean_ms: mean engine time per image.
+    """
 
     def __init__(self, front_ms: float, rest_ms: dict[Plan, float]) -> None:
         self.front = Cost(front_ms)
@@ -56,7 +62,7 @@ class Costs:
         self.mean_ms = front_ms + sum(rest_ms.values()) / max(1, len(rest_ms))
 
     def served(self, seconds: float, images: int) -> None:
-        """A whole batch took this long: moves the mean."""
+        """Update the mean with the time of a whole batch."""
         self.mean_ms += WEIGHT * (seconds * 1000 / images - self.mean_ms)
 
     def plan_ms(self) -> dict[str, float]:
@@ -66,11 +72,11 @@ class Costs:
 
 
 def warm_up(stages: Stages, max_batch: int) -> Costs:
-    """Measure every plan for one image, and run the cheapest at the largest batch that is served.
+    """Measure every plan for one image, and run the cheapest with the largest batch.
 
-    The first run of a stage pays for its memory, so front, most expensive encoder and head run
-    twice, and the better time counts. The other encoders find that memory: they run once, and again
-    if they took longer than a more expensive one.
+    The first run of a stage allocates its memory, so the front, the most expensive encoder and the
+    head run twice, and the better time counts. The other encoders reuse that memory: they run once,
+    and again if they took longer than a more expensive one.
     """
     plans, canvas = stages.manifest.plans, stages.manifest.input
     image = np.zeros((1, canvas.height, canvas.width, 3), np.uint8)

@@ -1,7 +1,7 @@
-"""The engine thread: it opens, warms, runs and closes the backend, and nobody else touches it.
+"""The engine thread: it alone opens, warms up, runs and closes the backend.
 
-Other threads submit, expire and withdraw. Between them and the engine lie the queue, under one
-lock, and a future per image. Everything that the engine measured travels in a Progress.
+Other threads submit, expire and withdraw images. They share two things with the engine: the queue,
+under one lock, and a future per image. A Progress carries what the engine measured.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _log = logging.getLogger("fathom.engine")
 
 @dataclass(slots=True, eq=False)
 class Ticket(Place):
-    """An image that was admitted. progress: so far; done: the same once there is a result."""
+    """An admitted image. progress: what is known so far. done: the same, once there is a result."""
 
     job: Job
     request_id: str
@@ -45,8 +45,8 @@ class Ticket(Place):
 class Engine:
     """See the module. node_budget may be replaced at any time; state and failure are for reading.
 
-    warm: done when the engine is open and warm, or has the error that it failed with. ended: done
-    when it has ended, after a drain or because of `failure`.
+    warm: done when the engine is open and warm; has the error if that failed.
+    ended: done when the engine has ended, after a drain or because of `failure`.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Engine:
         self.warm: Future[None] = Future()
         self.ended: Future[None] = Future()
         for milestone in (self.warm, self.ended):
-            milestone.set_running_or_notify_cancel()  # nobody who waits for it can cancel it
+            milestone.set_running_or_notify_cancel()  # so that no waiter can cancel it
         self._open_backend, self._manifest, self._policy = open_backend, manifest, policy
         self._batch_wait_s, self._metrics = batch_wait_s, metrics
         self._costs = Costs(0.0, {})  # empty until the warm-up is done
@@ -77,12 +77,12 @@ class Engine:
 
     @property
     def plan_ms(self) -> Mapping[str, float]:
-        """Engine time of one image per plan, in ms, as measured on this node; empty until then."""
+        """Engine time per image and plan in ms, measured on this node; empty until it is warm."""
         return self._costs.plan_ms()
 
     def start(self) -> None:
         """Start the thread. Call once."""
-        # A daemon: an engine that hangs must not keep the process from ending after its drain.
+        # A daemon: an engine that hangs must not keep the process alive after its drain.
         threading.Thread(target=self._live, name="engine", daemon=True).start()
 
     def check_ready(self) -> None:
@@ -113,12 +113,12 @@ class Engine:
         return ticket
 
     def expire(self, ticket: Ticket) -> FathomError:
-        """What to tell the caller of an image whose deadline has passed; it leaves the queue."""
+        """Take an image that missed its deadline out of the queue. Returns its caller's error."""
         with self._changed:
             return self._queue.expire(ticket)
 
     def withdraw(self, ticket: Ticket) -> None:
-        """Nobody waits for this image any more: it leaves the queue, if it is still there."""
+        """Take an image that nobody waits for out of the queue, if it is still there."""
         with self._changed:
             self._queue.withdraw(ticket)
 
@@ -130,7 +130,7 @@ class Engine:
             self._changed.notify()
 
     def abandon(self, timeout_s: float) -> None:
-        """The drain took longer than timeout_s: whatever was admitted gets NotReady."""
+        """End a drain that took longer than timeout_s: admitted images get NotReady."""
         with self._changed:
             left = self._queue.clear()
         _log.warning("drain: %d admitted images were not finished in %g s", len(left), timeout_s)
@@ -152,7 +152,7 @@ class Engine:
             self.warm.set_result(None)
             while tickets := self._next():
                 self._run(pipeline, tickets)
-        except Exception as error:  # noqa: BLE001  # whatever stops the engine ends the service
+        except Exception as error:  # noqa: BLE001  # any error here ends the service
             self._failed(error)
         finally:
             try:
@@ -163,7 +163,7 @@ class Engine:
 
     def _failed(self, error: Exception) -> None:
         known = error if isinstance(error, FathomError) else None
-        # An error of ours says what to change; where in the code it came up helps nobody.
+        # A FathomError says what to change: its stack would help nobody.
         failure = known or BackendError(f"{type(error).__name__}: {error}")
         _log.error("the engine stopped: %s", failure.detail, exc_info=None if known else error)
         with self._changed:
@@ -175,7 +175,7 @@ class Engine:
             _fail(ticket, NotReady("The engine stopped.", retry_after=1))
 
     def _next(self) -> list[Ticket]:
-        """Wait for work and take what runs together; empty when draining and nothing is left."""
+        """Wait for the next batch; empty once the engine drains and nothing is left."""
         queue, wait_s = self._queue, self._batch_wait_s
         with self._changed:
             queue.running = []
@@ -188,13 +188,13 @@ class Engine:
                     for ticket in batch:
                         spans = (Span("queue", ticket.queued, now),)
                         ticket.progress = replace(ticket.progress, spans=spans)
-                        # A caller that has left before cannot cancel the others' batch later.
+                        # A caller that leaves now cannot cancel the batch for the others.
                         ticket.done.set_running_or_notify_cancel()
                     return batch
             return []
 
     def _run(self, pipeline: Pipeline, tickets: Sequence[Ticket]) -> None:
-        """Run a batch and answer it. What the backend raises fails this batch only."""
+        """Run a batch and answer it. An error of the backend fails only this batch."""
         began, left = time.perf_counter(), {ticket.job: ticket for ticket in tickets}
         try:
             for step in pipeline.run(list(left), self.node_budget, self._queue.fill):
@@ -205,7 +205,7 @@ class Engine:
                     _publish(left[job], progress)
                     if progress.result is not None:
                         del left[job]
-        except Exception:  # noqa: BLE001  # concerns these images only; the next batch may be fine
+        except Exception:  # noqa: BLE001  # only these images fail; the next batch may be fine
             self._metrics.engine_failed()
             ids = ", ".join(ticket.request_id for ticket in left.values())
             _log.exception("the engine failed on the requests %s", ids)
@@ -219,7 +219,7 @@ _RETRY_AFTER_S = {"starting": 2.0, "draining": 1.0, "failed": 30.0}
 
 
 def _publish(ticket: Ticket, progress: Progress) -> None:
-    """Add what was measured to what the ticket knows; a result ends the waiting."""
+    """Add what was measured to the ticket; a result wakes its waiter."""
     queued = ticket.progress.spans[:1]
     ticket.progress = replace(progress, spans=(*queued, *progress.spans))
     if progress.result is not None:

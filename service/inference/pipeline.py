@@ -1,6 +1,6 @@
-"""The spine: front -> choose -> encoder -> head, for one batch of images. No queue, no file.
+"""The pipeline for one batch of images: front -> choose -> encoder -> head. No queue, no file.
 
-Every image gets the plan that its own scores and budget call for; images of equal plan run
+Every image gets the plan that its own scores and budget call for. Images with the same plan run
 together.
 """
 
@@ -23,7 +23,7 @@ from service.inference.stages import Stages
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """One image to segment. deadline: in seconds of time.perf_counter; None: there is none."""
+    """One image to segment. deadline: in seconds of time.perf_counter, if it has one."""
 
     frame: Frame
     ask: Ask
@@ -34,16 +34,16 @@ Step: TypeAlias = list[tuple[Job, Progress]]
 
 
 class Pipeline:
-    """Holds no state but the costs, which it keeps current."""
+    """Has no state but the costs, which it keeps current."""
 
     def __init__(self, stages: Stages, policy: Policy, costs: Costs) -> None:
         self._stages, self._policy, self._costs = stages, policy, costs
 
     def run(self, jobs: Sequence[Job], node: Budget, fill: float) -> Iterator[Step]:
-        """What happened to the jobs, as it happens: the decisions, then the results plan by plan.
+        """Yield each job's progress: first the decisions, then the results, plan by plan.
 
-        jobs: the most urgent first; fill: of the queue, 0..1. A job that no plan fits fails alone.
-        What the backend raises goes through.
+        jobs: the most urgent first. fill: filled share of the queue, 0..1. If no plan fits a job,
+        only that job fails. Errors of the backend are not caught.
         """
         began = time.perf_counter()
         features, scores = self._stages.front(np.stack([job.frame.pixels for job in jobs]))
@@ -57,8 +57,8 @@ class Pipeline:
         for row, job in enumerate(jobs):
             left_ms = None if job.deadline is None else 1000 * (job.deadline - now) - promised_ms
             # Later images may join this one, and n images take at most n times as long as one.
-            company = len(jobs) - row
-            costs_ms = [cost.ms(now) * company for cost in self._costs.rest.values()]
+            together = len(jobs) - row
+            costs_ms = [cost.ms(now) * together for cost in self._costs.rest.values()]
             pressure = Pressure(fill, left_ms)
             try:
                 quality = scores[row].tolist()
@@ -85,16 +85,20 @@ class Pipeline:
     ) -> Step:
         began = time.perf_counter()
         encoded = self._stages.encode(plan, features)
-        between = time.perf_counter()
+        encoder_ended = time.perf_counter()
         tensors = self._stages.head(encoded)
         now = time.perf_counter()
         count, paused = len(group), self._stages.paused(plan, encoded)
         self._costs.rest[plan].add(now - began, count, now)
-        spans = (front, Span("encoder", began, between), Span("decoder", between, now))
+        spans = (
+            front,
+            Span("encoder", began, encoder_ended),
+            Span("decoder", encoder_ended, now),
+        )
         step: Step = []
         for row, (job, decision) in enumerate(group):
-            own = {name: values[row] for name, values in tensors.items()}
-            still = None if paused is None else paused[row]
-            outcome = Outcome(decision, job.frame.geometry, own, still)
+            answer = {name: values[row] for name, values in tensors.items()}
+            image_paused = None if paused is None else paused[row]
+            outcome = Outcome(decision, job.frame.geometry, answer, image_paused)
             step.append((job, Progress(spans, decision, count, outcome)))
         return step

@@ -1,7 +1,7 @@
 """Which plan an image gets, and why. Pure functions on plain numbers: no engine, clock or state.
 
-A floor on quality says which plan is wanted; ceilings say which plans are allowed. Ceilings beat
-the floor.
+A floor on quality says which plan is wanted; ceilings say which plans are allowed. Ceilings take
+precedence.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from service.errors import DeadlineExceeded, UnsatisfiableBudget
 class Pressure:
     """What can keep an image from the plan that it would get on an idle node.
 
-    fill: of the queue, 0..1. remaining_ms: until the image's deadline; None: there is none.
+    fill: filled share of the queue, 0..1. remaining_ms: until the image's deadline, if it has one.
     """
 
     fill: float = 0.0
@@ -28,12 +28,12 @@ class Pressure:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What is constant while a bundle is served.
+    """The choice of a plan, with what is constant while a bundle is served.
 
-    plans: the cheapest first; the last one is the full plan. margins: how far below the full plan's
-    a score may be, per max-loss, ascending. default_max_loss: the floor when neither the request
-    nor the node sets one. load_start: fill of the queue from which on the most expensive plans are
-    closed one by one.
+    plans: the cheapest first; the last one is the full plan.
+    margins: per max-loss, ascending: how far a score may be below the full plan's.
+    default_max_loss: the floor if neither the request nor the node sets one.
+    load_start: filled share of the queue above which load closes plans, the most expensive first.
     """
 
     plans: tuple[Plan, ...]
@@ -48,15 +48,15 @@ class Policy:
             raise bad("depth", f"must be from 1 to {deepest}, but is {budget.depth}")
 
     def affordable(self, request: Budget, node: Budget) -> set[int]:
-        """The plans under the depth and gflops ceilings of both, by index.
+        """The indices of the plans under both budgets' ceilings on depth and gflops.
 
-        Raises UnsatisfiableBudget when there is none.
+        Raises UnsatisfiableBudget if there are none.
         """
-        kept = self._under(request) & self._under(node)
-        if not kept:
-            whose = "this node's" if self._under(request) else "the request's"
-            raise _unsatisfiable(f"No plan is under {whose} ceilings", self.plans[0])
-        return kept
+        affordable = self._under(request) & self._under(node)
+        if not affordable:
+            owner = "this node's" if self._under(request) else "the request's"
+            raise _unsatisfiable(f"No plan is under {owner} ceilings", self.plans[0])
+        return affordable
 
     def choose(
         self,
@@ -68,11 +68,13 @@ class Policy:
     ) -> Decision:
         """The cheapest plan that keeps the floor, if the ceilings allow it; else the best allowed.
 
-        scores: the gate's predicted quality per plan, 0..1; costs_ms: what each plan still needs
-        after the front. Raises UnsatisfiableBudget when no plan is under the depth and gflops
-        ceilings, or when a strict floor is out of reach; DeadlineExceeded when no plan fits into
-        the time that remains. Load never refuses: one plan stays open, and a strict request, which
-        would rather wait than lose quality, is not made cheaper by it.
+        scores: the gate's predicted quality per plan, 0..1.
+        costs_ms: the time that each plan still needs after the front.
+
+        Load never refuses an image: one plan stays open. It never makes a strict request cheaper,
+        since that prefers waiting to losing quality. Raises UnsatisfiableBudget if no plan is under
+        the ceilings on depth and gflops, or if a strict floor is out of reach; DeadlineExceeded if
+        no plan fits into the time that remains.
         """
         request, plans, full = ask.budget, self.plans, len(self.plans) - 1
         affordable = self.affordable(request, node)
@@ -102,7 +104,7 @@ class Policy:
         chosen = next((plan for plan in allowed if keeps_floor(plan)), None)
         if chosen is None and request.strict:
             raise _unsatisfiable(
-                "The floor max-loss is out of reach under the ceilings, and strict asks for it",
+                "max-loss cannot be kept under the ceilings, and the request is strict",
                 plans[wanted],
             )
         if chosen is None:
@@ -131,9 +133,9 @@ class Policy:
         }
 
     def _open_plans(self, fill: float) -> int:
-        """How many plans, from the cheapest on, load leaves open.
+        """How many plans load leaves open; the cheapest stay.
 
-        All up to load_start, then linearly down to one when the queue is full.
+        All up to load_start, then linearly fewer, down to one for a full queue.
         """
         start, count = self.load_start, len(self.plans)
         if fill <= start:
@@ -145,8 +147,8 @@ class Policy:
 def margin_for(max_loss: float, margins: Sequence[Margin]) -> float | None:
     """The margin on the gate's scores that keeps the expected loss within max_loss.
 
-    None: only the full plan does. margins: ascending in `asked`; between two rows the lower one
-    holds, and below the first one there is no promise.
+    None: only the full plan keeps it. margins: ascending in `asked`. Between two rows the lower one
+    applies; below the first one only the full plan is safe.
     """
     return next((row.margin for row in reversed(margins) if row.asked <= max_loss), None)
 

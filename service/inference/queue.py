@@ -1,7 +1,7 @@
 """The queue as a plain data structure: admission, order, batches, expiry.
 
-It takes the time as an argument, in seconds of one clock, and knows neither threads nor asyncio:
-its owner guards it with a lock, and a test drives it by hand.
+It gets the time as an argument, in seconds of one clock, and knows neither threads nor asyncio: its
+owner guards it with a lock, and a test drives it by hand.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from service.errors import DeadlineExceeded, FathomError, Overloaded
 
 # An image without a deadline queues as if it had this one, so that the others cannot starve it.
 PATIENCE_S = 10.0
-# Of Retry-After, so that those who were refused together do not come back together.
+# A random factor for Retry-After: callers refused together must not come back together.
 SPREAD = (1.0, 1.5)
 
 
 @dataclass(slots=True, eq=False)
 class Place:
-    """One image's place. arrived: when its request began. deadline: None: there is none."""
+    """One image's place. arrived: when its request began. deadline: None for an image without."""
 
     arrived: float
     deadline: float | None
-    order: tuple[float, int] = field(default=(0.0, 0), init=False)  # due time, then arrival
+    order: tuple[float, int] = field(default=(0.0, 0), init=False)  # due time, then admission
     started: bool = field(default=False, init=False)
 
     def slack_ms(self, now: float) -> float:
-        """Until the deadline; infinite without one."""
+        """Milliseconds until the deadline; infinite without one."""
         return math.inf if self.deadline is None else (self.deadline - now) * 1000
 
 
@@ -40,10 +40,14 @@ P = TypeVar("P", bound=Place)
 
 
 class Queue(Generic[P]):
-    """waiting: the most urgent first. running: the batch at hand, since `began`.
+    """See the module.
 
-    size: most images that wait. max_batch: most images that run together. mean_ms: engine time of
-    one image, kept current by the owner. spread: a factor for each Retry-After.
+    waiting: the images that wait, the most urgent first.
+    running: the batch that runs, since `began`.
+    size: most images that wait.
+    max_batch: most images that run together.
+    mean_ms: mean engine time per image, kept current by the owner.
+    spread: gives a factor for each Retry-After.
     """
 
     def __init__(
@@ -62,18 +66,18 @@ class Queue(Generic[P]):
 
     @property
     def fill(self) -> float:
-        """Which part of the places is taken, 0..1."""
+        """The filled share of the queue, 0..1."""
         return len(self.waiting) / self.size
 
     @property
     def full(self) -> bool:
-        """Whether a batch is complete."""
+        """Whether enough images wait for a full batch."""
         return len(self.waiting) >= self.max_batch
 
     def admit(self, place: P, now: float, cheapest_ms: float) -> None:
-        """Take a place. cheapest_ms: what the image needs at least.
+        """Add an image. cheapest_ms: the least time that it needs.
 
-        Raises Overloaded when the queue is full or the deadline cannot be met.
+        Raises Overloaded if the queue is full or the deadline cannot be met.
         """
         due = place.arrived + PATIENCE_S if place.deadline is None else place.deadline
         place.order = (due, next(self._numbers))
@@ -96,12 +100,12 @@ class Queue(Generic[P]):
         insort(self.waiting, place, key=_order)
 
     def withdraw(self, place: P) -> None:
-        """Give a place back before its turn: its caller left. Later, or twice, does nothing."""
+        """Remove an image whose caller left. Does nothing if it is no longer waiting."""
         if place in self.waiting:
             self.waiting.remove(place)
 
     def expire(self, place: P) -> FathomError:
-        """The deadline passed: the place is given back, and what its caller is told."""
+        """Remove an image that missed its deadline. Returns the error for its caller."""
         if place.started:
             return missed()
         self.withdraw(place)
@@ -112,11 +116,11 @@ class Queue(Generic[P]):
         )
 
     def take(self, now: float, slowest_ms: float) -> list[P]:
-        """The next batch, which runs from now on; empty when there is none.
+        """Start the next batch; empty if no image waits.
 
-        Company must not push the most urgent image to a cheaper plan: its slack limits the batch.
-        slowest_ms: what the most expensive plan takes. What is past its deadline is left out; its
-        caller's own timer answers it.
+        A larger batch must not force the most urgent image to a cheaper plan, so its slack limits
+        the batch. slowest_ms: the time of the most expensive plan. Images past their deadlines are
+        left out; their callers' own timers answer them.
         """
         self.waiting = [place for place in self.waiting if place.slack_ms(now) > 0]
         if not self.waiting:
@@ -130,13 +134,13 @@ class Queue(Generic[P]):
         return self.running
 
     def clear(self) -> list[P]:
-        """Give up everything, and say what that was."""
+        """Give up all waiting and running images, and return them."""
         left = [*self.waiting, *self.running]
         self.waiting = []
         return left
 
     def _busy_ms(self, now: float) -> float:
-        """What is left of the batch at hand."""
+        """The time until the running batch should be done."""
         return max(0.0, len(self.running) * self.mean_ms - (now - self.began) * 1000)
 
     def _retry_after(self, now: float) -> float:

@@ -1,6 +1,6 @@
-"""A bundle's stages on an engine: the front, then a plan's encoder and the head.
+"""A bundle's stages on an engine: the front, then a plan's encoder, then the head.
 
-The pipeline, the warm-up and every evaluation run a bundle by these three steps.
+The pipeline, the warm-up and every evaluation run a bundle through these steps.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Stages:
         return self.backend.run(self.manifest.encoder_of[plan.name], features)
 
     def paused(self, plan: Plan, encoded: Tensors) -> NDArray[np.uint8] | None:
-        """Which tokens the plan's encoder paused, (B, rows, columns), 1 = paused.
+        """The tokens that the plan's encoder paused, (B, rows, columns), 1 = paused.
 
-        None where the plan pauses none.
+        None if the plan pauses none.
         """
         stage = self.manifest.stages[self.manifest.encoder_of[plan.name]]
         return None if stage.paused is None else encoded["paused"]
