@@ -20,7 +20,7 @@ from model_export.data.datasets import (
     share_images,
 )
 from model_export.data.scenes import CLASSES
-from tests.labelled_folders import save_image
+from tests.labelled_folders import save_image, write_folder
 from tests.needs import data_at
 
 
@@ -267,7 +267,8 @@ def test_scenes_are_a_function_of_seed_and_index_and_cover_the_clutter() -> None
     assert max(b - a for a, b in pairwise(clutter)) < 0.4 / 20
 
 
-def test_open_dataset_understands_its_five_kinds(folder: Path, tmp_path: Path) -> None:
+def test_open_dataset_understands_its_five_kinds(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "folder")
     scenes = open_dataset("scenes:5:7", None)
     assert (len(scenes), scenes[0].name) == (5, "scene-7-0")
     bare = open_dataset("scenes:9:7:0.5", None)

@@ -17,7 +17,12 @@ from model_export.data.datasets import (
     share_images,
 )
 from model_export.data.folders import OBJECT
-from tests.labelled_folders import save_image
+from tests.labelled_folders import save_image, write_folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_folder(tmp_path)
 
 
 def test_folder_pairs_images_and_masks_by_name(folder: Path) -> None:

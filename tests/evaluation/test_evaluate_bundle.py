@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from service.core import Margin
-from tests.evaluated import (
+from tests.evaluation.seer import (
     BLIND,
     COLUMNS,
     by_name,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.small_bundle import GRID, write_bundle, write_image
+from tests.small_bundle import GRID
 from tests.toy import command, last_json
 
 Row = dict[str, Any]
@@ -34,18 +33,6 @@ def blind(blue: int, red: int) -> float:
 
 
 BLIND = [blind(*columns) for columns in COLUMNS.values()]
-
-
-@pytest.fixture
-def semantic(tmp_path: Path) -> Path:
-    return write_bundle(tmp_path / "seer")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    for name, columns in COLUMNS.items():
-        write_image(tmp_path / "data", name, cells(*columns), cells(*columns))
-    return tmp_path / "data"
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[str, Row]:

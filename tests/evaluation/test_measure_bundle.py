@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from model_export.evaluation.measure_bundle import Meter
-from tests.evaluated import (
+from tests.evaluation.seer import (
     BLIND,
     COLUMNS,
     by_name,
