@@ -152,7 +152,8 @@ def test_what_auto_took_must_work_and_names_the_command_where_it_does_not(
     settings = Settings(engine_cache=engines_for(fake_bundle, tmp_path))
     chosen = choose_backend(settings, fake_bundle, gpu=lambda: CHIP)
     with pytest.raises(
-        BackendError, match=r"tensorrt 11\.0, .*; here is tensorrt 10\.9.*model_export build-trt"
+        BackendError,
+        match=r"tensorrt 11\.0, .*; this machine has tensorrt 10\.9.*model_export build-trt",
     ):
         open_backend(chosen, settings, fake_bundle)
 
@@ -189,7 +190,7 @@ def test_a_backend_is_opened_by_its_name_without_settings(
     assert backend.name == "onnxruntime"
     backend.close()
     with pytest.raises(
-        BackendError, match="'cpu' is no backend: choose one of onnxruntime, onnxruntime-cuda, "
+        BackendError, match="'cpu' is not a backend: choose one of onnxruntime, onnxruntime-cuda, "
     ):
         open_named("cpu", onnx_bundle, **limits)
 

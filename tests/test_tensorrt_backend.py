@@ -282,7 +282,7 @@ def test_what_cannot_be_recorded_is_queued_each_time_and_said_once(
             _, quality = front(opened.backend, mean_images(mean))
             assert quality[0, -1] == pytest.approx(mean / 255)
     assert [record.getMessage() for record in caplog.records] == [
-        "front cannot be recorded as a CUDA graph: it is queued anew each time"
+        "front cannot be recorded as a CUDA graph: each run queues its kernels"
     ]
     assert len(opened.device.graphs) == 3 * 5 * 3
     assert opened.device.calls[-4:] == ["to device", "front", "to host", "wait"]
@@ -327,7 +327,7 @@ def test_a_driver_that_refuses_to_free_is_told_of_and_the_rest_is_given_back(
     device = opened.device
     device.free = refuse  # type: ignore[method-assign]
     opened.backend.close()
-    assert "the CUDA driver took nothing back: CUDA driver error 700" in caplog.text
+    assert "the CUDA driver refused to free something: CUDA driver error 700" in caplog.text
     assert (device.graphs, device.streams, device.closed) == ({}, 0, 1)
 
 
@@ -363,11 +363,15 @@ def test_no_driver_no_package_no_engines(fake_bundle: Bundle, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("changes", "words", "match"),
     [
-        ({"version": "10.9"}, {}, r"are for tensorrt 10\.9, .*here is tensorrt 11.*build-trt"),
+        (
+            {"version": "10.9"},
+            {},
+            r"are for tensorrt 10\.9, .*this machine has tensorrt 11.*build-trt",
+        ),
         (
             {"capability": "9.0"},
             {},
-            r"compute capability 9\.0; here is .* capability 8\.9\. .*build-trt",
+            r"compute capability 9\.0; this machine has .* capability 8\.9\. .*build-trt",
         ),
         ({"flavour": "tensorrt-rtx"}, {}, r"are for tensorrt-rtx 11.*build-trt"),
         ({"checked": False}, {}, "never compared with ONNX Runtime.*build-trt"),
@@ -380,7 +384,7 @@ def test_no_driver_no_package_no_engines(fake_bundle: Bundle, tmp_path: Path) ->
         (
             {},
             {"free_memory": 100_000, "max_batch": 4},
-            "not enough free memory.*build-trt .* --precision fp16 --batches 1",
+            "too little free memory.*build-trt .* --precision fp16 --batches 1",
         ),
     ],
 )
@@ -403,7 +407,7 @@ def test_memory_that_runs_out_for_a_graph_names_the_command_too(
 
     fill(fake_bundle, tmp_path)
     monkeypatch.setattr(FakeDevice, "begin_capture", full)
-    refused(fake_bundle, tmp_path, "not enough free memory.*build engines for smaller batches")
+    refused(fake_bundle, tmp_path, "too little free memory.*build engines for smaller batches")
 
 
 def test_a_plan_that_was_changed_or_is_missing_is_refused(
@@ -414,7 +418,7 @@ def test_a_plan_that_was_changed_or_is_missing_is_refused(
     refused(
         fake_bundle,
         tmp_path,
-        r"decoder\.plan: its sha256 is not that of engines\.json\. .*build-trt",
+        r"decoder\.plan: its sha256 is not the one in engines\.json\. .*build-trt",
     )
     (folder / "decoder.plan").unlink()
     refused(fake_bundle, tmp_path, r"decoder\.plan: No such file.*build-trt")
@@ -434,7 +438,11 @@ def test_an_engine_of_other_tensors_or_without_a_stage_is_refused(
         for stage in fake_bundle.manifest.stages
     }
     engine_cache.save(tmp_path, engine_set(fake_bundle), plans)
-    refused(fake_bundle, tmp_path, r"front\.plan: its tensors are not the manifest's\. .*build-trt")
+    refused(
+        fake_bundle,
+        tmp_path,
+        r"front\.plan: its tensors are not those in the manifest\. .*build-trt",
+    )
     engine_cache.save(tmp_path, engine_set(fake_bundle), {"front": b"front"})
     refused(fake_bundle, tmp_path, "there is no engine for encoder-d1.*build-trt")
 

@@ -1,4 +1,4 @@
-"""What the pipeline needs of an engine: named stages, each from tensors to tensors."""
+"""What the pipeline needs from an engine: named stages, each from tensors to tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from service.bundle import Stage, TensorSpec
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
-Kept = TypeVar("Kept")  # what a backend knows of tensors on its device
+Handles = TypeVar("Handles")  # what a backend holds for tensors on its device
 
 
 class Tensors(Protocol):
@@ -29,8 +29,8 @@ class Tensors(Protocol):
 class Backend(Protocol):
     """An engine with a bundle's stages open. Called from one thread only.
 
-    Whatever has to be compiled, recorded or allocated for a batch size is made while it opens, so
-    that no request pays for it.
+    Opening it compiles, records and allocates all that a batch size needs, so that no request pays
+    for it.
     """
 
     @property
@@ -39,25 +39,25 @@ class Backend(Protocol):
         ...
 
     def run(self, stage: str, tensors: Tensors | Arrays) -> Tensors:
-        """Run a stage of the manifest on a batch of B images; it is done when this returns.
+        """Run a stage of the manifest on a batch of B images, and return when it is done.
 
         tensors: for the front {"image": (B, H, W, 3) uint8} in host memory; for every other stage
-        what an earlier one returned. What comes back holds the stage's outputs, and what was passed
-        in for the stages after it. Raises KeyError if they lack one of the stage's inputs,
-        TypeError if they are another backend's, and ValueError if they are more images than the
-        backend was opened for, or were overwritten since.
+        the result of an earlier one. The result holds the stage's outputs, and those inputs that
+        later stages read. Raises KeyError if an input of the stage is missing, TypeError for
+        another backend's tensors, and ValueError for more images than the backend was opened for
+        or for tensors that were overwritten since.
         """
         ...
 
     def close(self) -> None:
-        """Free everything. Twice does no harm."""
+        """Free everything. Calling it twice does no harm."""
         ...
 
 
 def passed_on(stages: Mapping[str, Stage]) -> frozenset[TensorSpec]:
-    """The tensors that one stage writes and another reads. They stay where the engine is.
+    """The tensors that one stage writes and another reads. They stay on the engine's device.
 
-    Every other output is read by the service alone.
+    Only the service reads the other outputs.
     """
     written = {spec for stage in stages.values() for spec in stage.outputs}
     return frozenset(written & {spec for stage in stages.values() for spec in stage.inputs})
@@ -85,39 +85,39 @@ def on_host(tensors: Tensors | Arrays) -> Arrays:
     raise TypeError(f"tensors of another backend: {type(tensors).__name__}")
 
 
-class Owner(Protocol[Kept]):
+class Owner(Protocol[Handles]):
     """A backend whose tensors are on a device."""
 
-    def take(self, kept: Kept, rows: Sequence[int]) -> Kept:
+    def take(self, handles: Handles, rows: Sequence[int]) -> Handles:
         """Copy these rows on the device. Raises ValueError if they were overwritten."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceTensors(Generic[Kept]):
+class DeviceTensors(Generic[Handles]):
     """B = `count` images on a device.
 
-    kept: their tensors there that later stages read. answers: the outputs of the last stage that
-    nobody else reads, name -> (B, ...) in host memory.
+    handles: their tensors there that later stages read.
+    answers: the last stage's outputs that no stage reads, name -> (B, ...) in host memory.
     """
 
-    owner: Owner[Kept]
+    owner: Owner[Handles]
     count: int
-    kept: Kept
+    handles: Handles
     answers: Arrays
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self.answers[name]
 
-    def take(self, rows: Sequence[int]) -> DeviceTensors[Kept]:
+    def take(self, rows: Sequence[int]) -> DeviceTensors[Handles]:
         if not all(0 <= row < self.count for row in rows):
             raise IndexError(f"rows {list(rows)} of {self.count}")
-        kept, answers = self.owner.take(self.kept, rows), rows_of(self.answers, rows)
-        return DeviceTensors(self.owner, len(rows), kept, answers)
+        handles, answers = self.owner.take(self.handles, rows), rows_of(self.answers, rows)
+        return DeviceTensors(self.owner, len(rows), handles, answers)
 
 
-def on_device(tensors: Tensors, owner: Owner[Kept]) -> DeviceTensors[Kept]:
-    """A backend's own tensors. Raises TypeError for another's."""
+def on_device(tensors: Tensors, owner: Owner[Handles]) -> DeviceTensors[Handles]:
+    """The tensors, checked to belong to `owner`. Raises TypeError for another backend's."""
     if not isinstance(tensors, DeviceTensors) or tensors.owner is not owner:
         raise TypeError(f"tensors of another backend: {type(tensors).__name__}")
     return tensors
@@ -128,7 +128,7 @@ def rows_of(arrays: Arrays, rows: Sequence[int]) -> Arrays:
 
 
 def fitting(sizes: Sequence[int], count: int) -> int:
-    """The smallest of ascending batch sizes that holds so many images. Raises ValueError."""
+    """The smallest of ascending batch sizes that holds `count` images. Raises ValueError."""
     if not 1 <= count <= sizes[-1]:
         raise ValueError(f"{count} images: the engines take 1 to {sizes[-1]}")
     return next(size for size in sizes if size >= count)

@@ -1,8 +1,8 @@
-"""Which backend serves: the one that was asked for, or with `auto` the best that is ready here.
+"""Which backend serves: the one in the settings, or with `auto` the best that is ready here.
 
-It is decided once, and the log says why. `auto` looks at what is installed and built, and opens
-nothing to find out. What it chose must then work: an engine that does not fit, or a library that is
-missing, ends the start with an error; no slower backend takes over unseen.
+It is chosen once, and the log says why. `auto` looks at what is installed and built; it opens
+nothing. The choice must then work: an engine that does not fit, or a missing library, ends the
+start with an error. No slower backend takes over silently.
 """
 
 from __future__ import annotations
@@ -28,8 +28,12 @@ _log = logging.getLogger("fathom")
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """backend: a row of BACKENDS. reason: label of `build_info`, one of asked, engines,
-    cuda-provider, no-gpu, no-gpu-runtime. why: the same for people."""
+    """The backend that was chosen.
+
+    backend: a row of BACKENDS.
+    reason: a label of `build_info`: asked, engines, cuda-provider, no-gpu or no-gpu-runtime.
+    why: the reason for people.
+    """
 
     backend: str
     reason: str
@@ -43,7 +47,7 @@ def installed(module: str) -> bool:
 def choose_backend(
     settings: Settings, served: Bundle, *, gpu: Callable[[], str] = gpu_name
 ) -> Choice:
-    """Raises BackendError where the folder of engines cannot be read."""
+    """The backend to serve with. Raises BackendError if the folder of engines cannot be read."""
     if settings.backend != "auto":
         return Choice(settings.backend, "asked", "--backend asks for it")
     try:
@@ -51,9 +55,9 @@ def choose_backend(
     except DriverError as error:
         return Choice("onnxruntime", "no-gpu", f"there is no GPU to use ({error})")
     if not any(map(installed, MODULES.values())):
-        lacking = "TensorRT is not installed"
+        missing = "TensorRT is not installed"
     elif not engine_cache.holds(settings.engine_cache, engine_cache.content_of(served.manifest)):
-        lacking = (
+        missing = (
             f"{settings.engine_cache} has no TensorRT engines for this bundle "
             "(build-trt makes them)"
         )
@@ -64,16 +68,16 @@ def choose_backend(
             f"{settings.engine_cache} has engines for this bundle, and {name} is here",
         )
     if CUDA_PROVIDER in _providers():
-        return Choice("onnxruntime-cuda", "cuda-provider", f"{name} is here, and {lacking}")
+        return Choice("onnxruntime-cuda", "cuda-provider", f"{name} is here, and {missing}")
     why = (
-        f"{name} stays idle: {lacking}, "
-        f"and onnxruntime with its {CUDA_PROVIDER} (fathom[gpu]) is not installed"
+        f"{name} stays idle: {missing}, and onnxruntime with its {CUDA_PROVIDER} (fathom[gpu]) "
+        "is not installed"
     )
     return Choice("onnxruntime", "no-gpu-runtime", why)
 
 
 def open_backend(choice: Choice, settings: Settings, served: Bundle) -> Backend:
-    """The chosen backend, and only that. Raises BackendError."""
+    """Open the chosen backend, and no other. Raises BackendError."""
     level = logging.WARNING if choice.reason == "no-gpu-runtime" else logging.INFO
     _log.log(level, "backend %s: %s", choice.backend, choice.why)
     return open_named(
@@ -88,13 +92,15 @@ def open_backend(choice: Choice, settings: Settings, served: Bundle) -> Backend:
 def open_named(
     name: str, served: Bundle, *, threads: int, max_batch: int, engine_cache: Path
 ) -> Backend:
-    """A row of BACKENDS, opened for a verified bundle. Imports its libraries.
+    """Open a row of BACKENDS for a verified bundle. Imports its libraries.
 
-    threads: of an engine on the CPU, at least 1. max_batch: most images that run together.
-    engine_cache: folder of TensorRT engines. Raises BackendError.
+    threads: for an engine on the CPU, at least 1.
+    max_batch: most images that run together.
+    engine_cache: folder of TensorRT engines.
+    Raises BackendError.
     """
     if name not in BACKENDS:
-        raise BackendError(f"{name!r} is no backend: choose one of {', '.join(BACKENDS)}")
+        raise BackendError(f"{name!r} is not a backend: choose one of {', '.join(BACKENDS)}")
     return BACKENDS[name](served, Limits(threads, max_batch, engine_cache))
 
 

@@ -12,18 +12,18 @@ CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
 def resolve_threads(asked: int, cpu_max: Path = CPU_MAX) -> int:
-    """Engine threads: `asked` if positive, else the container's CPU limit, never more than the
-    cores given to us.
+    """Engine threads: `asked` if positive, else the CPU limit, at most the available cores.
 
-    cpu_max: cgroup v2's file "QUOTA PERIOD" in microseconds, or "max PERIOD" for no limit; absent
-    outside of cgroup v2. A limit of 1.5 CPUs gives one thread: a second one would spend half of
-    each period throttled.
+    cpu_max: cgroup v2's file "QUOTA PERIOD" in microseconds, or "max PERIOD" for no limit; missing
+    without cgroup v2. A limit of 1.5 CPUs gives one thread: a second one would be throttled for
+    half of each period.
     """
     if asked > 0:
         return asked
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    )
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
     try:
         quota, period = cpu_max.read_text(encoding="ascii").split()
         limit = cores if quota == "max" else max(1, int(quota) // int(period))

@@ -1,8 +1,8 @@
 """The CUDA driver by ctypes, which releases the GIL in each call: kernels, memory, streams, graphs.
 
-Only functions whose interface never changes. Addresses, streams and graphs are plain integers.
-`Device` takes the primary context, the one that every CUDA library of the process shares; it
-belongs to the thread that made it.
+It uses only functions with a stable interface. Addresses, streams and graphs are plain integers.
+`Device` takes the primary context, which all CUDA libraries of a process share; a `Device` belongs
+to the thread that made it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import ctypes
 from functools import cache
 
 OUT_OF_MEMORY = 2
-_THREAD_LOCAL = 1  # a capture that other threads' work does not disturb
+_THREAD_LOCAL = 1  # a mode of capture that other threads' work does not disturb
 _MAJOR, _MINOR = 75, 76  # attributes of a device
 
 
 class DriverError(RuntimeError):
-    """There is no CUDA driver, or it refused; the message has the driver's own words."""
+    """There is no CUDA driver, or it refused a call; the message is the driver's own."""
 
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
@@ -27,10 +27,9 @@ Argument = ctypes.c_void_p | ctypes.c_int
 
 
 class Kernel:
-    """One entry of a PTX text or a cubin, loaded into the current context for as long as the
-    process lives.
+    """One entry of a PTX text or a cubin, loaded into the current context for the process's life.
 
-    The caller has a CUDA context and keeps the arguments' memory alive until the stream is done.
+    The caller has a CUDA context, and keeps the arguments' memory alive until the stream is done.
     """
 
     def __init__(self, image: bytes, entry: str) -> None:
@@ -43,8 +42,7 @@ class Kernel:
     def launch(
         self, grid: tuple[int, int, int], block: int, stream: int, *arguments: Argument
     ) -> None:
-        """Queue it on a stream (0 is the default one). Device pointers as c_void_p, numbers as
-        c_int."""
+        """Queue it on a stream (0: the default one). Device pointers: c_void_p; numbers: c_int."""
         cuda, current = _library(), ctypes.c_void_p()
         _check(cuda, cuda.cuCtxGetCurrent(ctypes.byref(current)))
         if not current:  # a thread that has not used CUDA before
@@ -55,7 +53,7 @@ class Kernel:
 
 
 def gpu_name(ordinal: int = 0) -> str:
-    """What the driver calls a GPU; makes no context. Raises DriverError."""
+    """The driver's name of a GPU. Makes no context. Raises DriverError."""
     cuda, device, text = _library(), ctypes.c_int(), ctypes.create_string_buffer(256)
     _check(cuda, cuda.cuInit(ctypes.c_uint(0)))
     _check(cuda, cuda.cuDeviceGet(ctypes.byref(device), ctypes.c_int(ordinal)))
@@ -64,8 +62,7 @@ def gpu_name(ordinal: int = 0) -> str:
 
 
 class Device:
-    """A GPU whose primary context is current in this thread. Raises DriverError, as all of its
-    methods do."""
+    """A GPU, its primary context current in this thread. All methods raise DriverError."""
 
     def __init__(self, ordinal: int = 0) -> None:
         self._cuda = _library()
@@ -82,34 +79,35 @@ class Device:
 
     @property
     def free_memory(self) -> int:
-        """Bytes that nobody uses now."""
+        """Free bytes on the device."""
         total = ctypes.c_uint64()
         return self._made(ctypes.c_uint64(), "cuMemGetInfo_v2", ctypes.byref(total))
 
     def allocate(self, size: int) -> int:
-        """Bytes of device memory, zeros, aligned to 256."""
+        """Device memory, filled with zeros and aligned to 256 bytes. size: in bytes."""
         address = self._made(ctypes.c_uint64(), "cuMemAlloc_v2", ctypes.c_size_t(size))
         target = ctypes.c_uint64(address)
         self._call("cuMemsetD8_v2", target, ctypes.c_ubyte(0), ctypes.c_size_t(size))
-        self._call("cuCtxSynchronize")  # the default stream set them, and ours does not wait for it
+        # The default stream sets the zeros, and ours does not wait for it.
+        self._call("cuCtxSynchronize")
         return address
 
     def free(self, address: int) -> None:
         self._call("cuMemFree_v2", ctypes.c_uint64(address))
 
     def allocate_host(self, size: int) -> int:
-        """Bytes of pinned host memory: copies from and to it do not block."""
+        """Pinned host memory: copies from and to it do not block. size: in bytes."""
         return self._made(ctypes.c_void_p(), "cuMemAllocHost_v2", ctypes.c_size_t(size))
 
     def free_host(self, address: int) -> None:
         self._call("cuMemFreeHost", ctypes.c_void_p(address))
 
     def make_stream(self) -> int:
-        independent = ctypes.c_uint(1)  # of the default stream
+        independent = ctypes.c_uint(1)  # it does not wait for the default stream
         return self._made(ctypes.c_void_p(), "cuStreamCreate", independent)
 
     def wait(self, stream: int) -> None:
-        """Until all that was queued is done."""
+        """Wait until all queued work is done."""
         self._call("cuStreamSynchronize", ctypes.c_void_p(stream))
 
     def free_stream(self, stream: int) -> None:
@@ -143,11 +141,11 @@ class Device:
         )
 
     def begin_capture(self, stream: int) -> None:
-        """What is queued from here on is written down, not run."""
+        """From here on, queued work is recorded instead of run."""
         self._call("cuStreamBeginCapture_v2", ctypes.c_void_p(stream), ctypes.c_int(_THREAD_LOCAL))
 
     def end_capture(self, stream: int) -> int:
-        """The graph of what was queued, ready to launch."""
+        """The graph of the recorded work, ready to launch."""
         recorded = ctypes.c_void_p()
         self._call("cuStreamEndCapture", ctypes.c_void_p(stream), ctypes.byref(recorded))
         try:
@@ -164,7 +162,7 @@ class Device:
         self._call("cuGraphExecDestroy", ctypes.c_void_p(graph))
 
     def close(self) -> None:
-        # The context may die now, and must not stay current.
+        # The release may destroy the context, so it must not stay current.
         self._call("cuCtxSetCurrent", ctypes.c_void_p())
         self._call("cuDevicePrimaryCtxRelease_v2", self._device)
 

@@ -1,4 +1,4 @@
-"""What a backend holds on a GPU, given back together: memory there, pinned host memory, streams."""
+"""What a backend holds for a GPU, freed together: device memory, pinned host memory, streams."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _log = logging.getLogger("fathom")
 class Held:
     """Everything that was taken, in order; `release` goes backwards and closes the device last.
 
-    device: opens it. user: who needs it, for the BackendError that is raised where there is none.
+    device: opens the GPU. user: who needs it, for the BackendError if there is no GPU.
     """
 
     def __init__(self, device: Callable[[], Device], user: str) -> None:
@@ -32,16 +32,16 @@ class Held:
         self._back: list[Callable[[], None]] = [self.device.close]
 
     def also(self, give_back: Callable[[], None]) -> None:
-        """Call this on release, before what was taken earlier is given back."""
+        """Call this on release, before anything that was taken earlier is given back."""
         self._back.append(give_back)
 
     def stream(self) -> int:
-        made = self.device.make_stream()
-        self.also(lambda: self.device.free_stream(made))
-        return made
+        stream = self.device.make_stream()
+        self.also(lambda: self.device.free_stream(stream))
+        return stream
 
     def on_device(self, size: int) -> int:
-        """The address of so many bytes, at least one; they are zeros."""
+        """The address of `size` zero bytes, at least one."""
         address = self.device.allocate(max(size, 1))
         self.also(lambda: self.device.free(address))
         return address
@@ -58,31 +58,31 @@ class Held:
         return raw.view(dtype).reshape(shape)
 
     def release(self) -> None:
-        """Give everything back. Twice does no harm.
+        """Give everything back. Calling it twice does no harm.
 
-        A driver that refuses is logged: after a kernel has failed, it refuses everything.
+        If the driver refuses, that is only logged: after a failed kernel it refuses everything.
         """
         while self._back:
             give_back = self._back.pop()
             try:
                 give_back()
             except DriverError as error:
-                _log.warning("the CUDA driver took nothing back: %s", error)
+                _log.warning("the CUDA driver refused to free something: %s", error)
 
 
 @contextmanager
-def refusals_as_errors(mend: str) -> Iterator[None]:
+def refusals_as_errors(build_command: str) -> Iterator[None]:
     """Turn the driver's refusals into BackendError.
 
-    If memory ran out, it says how to build engines that need less. mend: the command that builds.
+    If memory ran out, it says how to build engines that need less, by `build_command`.
     """
     try:
         yield
     except DriverError as error:
         if error.status == OUT_OF_MEMORY:
             raise BackendError(
-                "the GPU has not enough free memory for this bundle. Free some, or build engines "
-                "for smaller batches "
-                f"or in half precision: {mend} --precision fp16 --batches 1"
+                "the GPU has too little free memory for this bundle. Free some, or build engines "
+                "for smaller batches or in half precision: "
+                f"{build_command} --precision fp16 --batches 1"
             ) from error
         raise BackendError(f"the CUDA driver refused: {error}") from error

@@ -2,7 +2,7 @@
 
     CACHE/<flavour>-<version>-<capability>-<precision>-<key>/engines.json and a plan for each stage
 
-`build-trt` writes it and the backend reads it. Nothing here touches a GPU.
+`build-trt` writes them and the backend reads them. Nothing here touches a GPU.
 """
 
 from __future__ import annotations
@@ -20,16 +20,20 @@ from service.bundle.typed_json import build
 from service.errors import BackendError, BundleError
 
 FILE, SCHEMA = "engines.json", 1
-ANY = "any"  # an engine for every chip that its TensorRT knows
+ANY = "any"  # the capability of an engine for every chip that its TensorRT supports
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSet:
-    """What engines.json says.
+    """The content of engines.json.
 
-    content: of the bundle, see `content_of`. capability: "9.0", or "any". batches: sizes that the
-    engines have a profile for, ascending. checked: whether every plan and batch was compared with
-    ONNX Runtime on a GPU. parity: plan -> the largest difference then. files: a plan per stage.
+    content: the bundle's, see `content_of`.
+    flavour, version: of TensorRT.
+    capability: the chip's compute capability, e.g. "9.0", or "any".
+    batches: the batch sizes that the engines have a profile for, ascending.
+    checked: whether every plan and batch size was compared with ONNX Runtime on a GPU.
+    parity: plan -> the largest difference in that comparison.
+    files: stage -> its TensorRT plan.
     """
 
     content: str
@@ -44,7 +48,7 @@ class EngineSet:
 
     @property
     def folder(self) -> str:
-        """Its name: readable, and with a key of everything that the engines depend on."""
+        """The folder's name: readable, and with a hash of all that the engines depend on."""
         parts = (
             self.content,
             self.flavour,
@@ -58,7 +62,7 @@ class EngineSet:
 
 
 def content_of(manifest: Manifest) -> str:
-    """A hash of what engines are made of: graphs, weights and kernels, and the canvas."""
+    """A hash of all that engines are built from: graphs, weights, kernels and the canvas."""
     parts = [(name, stage.sha256) for name, stage in manifest.stages.items()]
     parts += [(entry.file, entry.sha256) for entry in manifest.files]
     parts = sorted(parts + [(kernel.file, kernel.sha256) for kernel in manifest.kernels])
@@ -70,7 +74,7 @@ def save(cache: Path, about: EngineSet, plans: Mapping[str, bytes]) -> EngineSet
     """Write the plans and, last, engines.json. Returns the set with its files."""
     folder = cache / about.folder
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE).unlink(missing_ok=True)  # a folder without it is no build
+    (folder / FILE).unlink(missing_ok=True)  # without it, the folder does not count as a build
     files = {}
     for stage, plan in plans.items():
         (folder / f"{stage}.plan").write_bytes(plan)
@@ -91,8 +95,10 @@ def describe(cache: Path, about: EngineSet) -> EngineSet:
 
 
 def holds(cache: Path, content: str) -> bool:
-    """Whether there are engines for a bundle, whether they fit or not. Raises BackendError for a
-    file that cannot be read."""
+    """Whether there are engines for a bundle, even if they do not fit this machine.
+
+    Raises BackendError for a file that cannot be read.
+    """
     return any(engines.content == content for engines in _sets(cache))
 
 
@@ -101,9 +107,13 @@ def find(
 ) -> EngineSet:
     """The engines for a bundle on this machine.
 
-    installed: (flavour, version) of each TensorRT here. mend: the command that builds. Of several,
-    half precision comes first, then the order of `installed`; engines that were not compared with
-    ONNX Runtime are never taken. Raises BackendError that says what does not fit, and `mend`.
+    Half precision comes first, then the order of `installed`. Engines that were not compared with
+    ONNX Runtime are never taken.
+
+    installed: (flavour, version) of each TensorRT here.
+    capability: the compute capability of the GPU here.
+    mend: the command that builds engines.
+    Raises BackendError that says what does not fit, and `mend`.
     """
     ours = [engines for engines in _sets(cache) if engines.content == content]
     if not ours:
@@ -115,14 +125,13 @@ def find(
         and engines.capability in (ANY, capability)
     ]
     if not fitting:
-        there = "; ".join(
+        built = "; ".join(
             f"{e.flavour} {e.version}, compute capability {e.capability}" for e in ours
         )
         here = " or ".join(f"{flavour} {version}" for flavour, version in installed)
         raise BackendError(
-            f"{cache}: the engines of this bundle are for {there}; here is {here}, compute "
-            f"capability {capability}. "
-            f"Build them anew with: {mend}"
+            f"{cache}: the engines of this bundle are for {built}; this machine has {here}, "
+            f"compute capability {capability}. Rebuild them with: {mend}"
         )
     checked = [engines for engines in fitting if engines.checked]
     if not checked:
@@ -138,22 +147,20 @@ def find(
 
 
 def read(cache: Path, about: EngineSet, stage: str, *, mend: str) -> bytes:
-    """A stage's plan, verified. Raises BackendError."""
+    """A stage's TensorRT plan, verified. Raises BackendError."""
     entry = about.files.get(stage)
     if entry is None:
         raise BackendError(
-            f"{cache / about.folder}: there is no engine for {stage}. Build them anew with: {mend}"
+            f"{cache / about.folder}: there is no engine for {stage}. Rebuild them with: {mend}"
         )
     path = cache / about.folder / entry.file
     try:
         plan = path.read_bytes()
     except OSError as error:
-        raise BackendError(
-            f"{path}: {error.strerror}. Build the engines anew with: {mend}"
-        ) from error
+        raise BackendError(f"{path}: {error.strerror}. Rebuild the engines with: {mend}") from error
     if hashlib.sha256(plan).hexdigest() != entry.sha256:
         raise BackendError(
-            f"{path}: its sha256 is not that of {FILE}. Build the engines anew with: {mend}"
+            f"{path}: its sha256 is not the one in {FILE}. Rebuild the engines with: {mend}"
         )
     return plan
 

@@ -1,4 +1,4 @@
-"""A backend without an engine, for tests: answers made up from the image's own pixels."""
+"""A backend without an engine, for tests: it makes up its answers from the image's own pixels."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ class FakeBackend:
         self._delay_s, self._quality = dict(delay_s or {}), quality
 
     def run(self, stage: str, tensors: Tensors | Arrays) -> HostTensors:
-        given = on_host(tensors)
-        images, made = given["image"], dict[str, NDArray[Any]]()  # (B, H, W, 3)
+        inputs = on_host(tensors)
+        images, outputs = inputs["image"], dict[str, NDArray[Any]]()  # (B, H, W, 3)
         time.sleep(self._delay_s.get(stage, 0.0) * len(images))
         if stage == "front":
-            made["quality"] = made_up.scores(images, self._depths)
+            outputs["quality"] = made_up.scores(images, self._depths)
             if self._quality is not None:
-                made["quality"][:] = self._quality
+                outputs["quality"][:] = self._quality
         elif stage in self._plans:
             plan, grid = self._plans[stage], self._stages[stage].paused
-            # Deeper plans are more certain, so that a test sees from the answer which plan ran.
+            # Deeper plans are more certain, so that the answer tells a test which plan ran.
             certainty = 0.5 + 0.4 * plan.depth / next(reversed(self._plans.values())).depth
-            made["certainty"] = np.full(len(images), certainty)
+            outputs["certainty"] = np.full(len(images), certainty)
             if grid is not None:
-                made["paused"] = made_up.paused(images, grid, 1 - plan.keep)
+                outputs["paused"] = made_up.paused(images, grid, 1 - plan.keep)
         else:
             (spec,) = self._stages[stage].outputs
-            made[spec.name] = self._task.made_up(images, given["certainty"], spec.dims)
-        return HostTensors({**given, **made})
+            outputs[spec.name] = self._task.made_up(images, inputs["certainty"], spec.dims)
+        return HostTensors({**inputs, **outputs})
 
     def close(self) -> None:
-        """Nothing is held."""
+        """There is nothing to free."""

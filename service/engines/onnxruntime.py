@@ -1,8 +1,9 @@
 """ONNX Runtime on the CPU: one session per graph, one memory arena for all of them.
 
-One stage runs at a time. So the threads of a session sleep when it is done (by default they spin
-on, and take the cores from the next session), and all sessions share one arena (by default each
-keeps the memory of its largest batch). Memory patterns are off, so nothing is made per batch size.
+Only one stage runs at a time. Therefore the threads of a session sleep when it is done; by default
+they keep spinning and take the cores from the next session. All sessions share one arena; by
+default each keeps the memory of its largest batch. Memory patterns are off, so that no batch size
+allocates anything of its own.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uin
 class OnnxRuntimeBackend:
     """Opens every graph of a verified bundle.
 
-    threads: per session, at least 1. Raises BackendError that names the file, and the tensor where
-    it is not the manifest's.
+    threads: per session, at least 1. Raises BackendError that names the file, and the tensor if one
+    differs from the manifest.
     """
 
     name = "onnxruntime"
@@ -38,12 +39,12 @@ class OnnxRuntimeBackend:
         }
 
     def run(self, stage: str, tensors: Tensors | Arrays) -> HostTensors:
-        given, about = on_host(tensors), self._stages[stage]
+        available, about = on_host(tensors), self._stages[stage]
         outputs = [spec.name for spec in about.outputs]
-        inputs = {spec.name: given[spec.name] for spec in about.inputs}
+        inputs = {spec.name: available[spec.name] for spec in about.inputs}
         values = self._sessions[stage].run(outputs, inputs)
-        kept = {name: array for name, array in given.items() if name in self._passed_on}
-        return HostTensors({**kept, **dict(zip(outputs, values, strict=True))})
+        passed_on = {name: array for name, array in available.items() if name in self._passed_on}
+        return HostTensors({**passed_on, **dict(zip(outputs, values, strict=True))})
 
     def close(self) -> None:
         self._sessions = {}
@@ -51,8 +52,10 @@ class OnnxRuntimeBackend:
 
 @functools.cache
 def _share_arena() -> None:
-    """Once per process, as ONNX Runtime has it: the CPU arena that sessions with use_env_allocators
-    share."""
+    """Make the CPU arena that all sessions with use_env_allocators share.
+
+    ONNX Runtime accepts it once per process.
+    """
     memory = ort.OrtMemoryInfo(
         "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
     )
@@ -63,7 +66,7 @@ def _open(root: Path, stage: Stage, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    # It would keep a plan of its memory per batch size, and saves no time here.
+    # Memory patterns keep a plan per batch size, and save no time here.
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -81,16 +84,18 @@ def _open(root: Path, stage: Stage, threads: int) -> ort.InferenceSession:
 
 
 def compare(
-    file: str, kind: str, specs: Sequence[TensorSpec], found: Sequence[ort.NodeArg]
+    file: str, kind: str, specs: Sequence[TensorSpec], arguments: Sequence[ort.NodeArg]
 ) -> None:
-    """The manifest's tensors must be the graph's, whatever their order. A size that varies may have
-    any name."""
+    """Check that the graph has the manifest's tensors, in any order.
+
+    A size that varies may have any name. Raises BackendError that names the tensor.
+    """
     wanted = {spec.name: (spec.dtype, _sizes(spec.dims)) for spec in specs}
-    given = {arg.name: (_DTYPES.get(arg.type, arg.type), _sizes(arg.shape)) for arg in found}
-    for name in sorted(wanted.keys() | given.keys()):
-        if wanted.get(name) != given.get(name):
+    actual = {arg.name: (_DTYPES.get(arg.type, arg.type), _sizes(arg.shape)) for arg in arguments}
+    for name in sorted(wanted.keys() | actual.keys()):
+        if wanted.get(name) != actual.get(name):
             raise BackendError(
-                f"{file}: {kind} {name!r} is {given.get(name, 'missing')}, the manifest has "
+                f"{file}: {kind} {name!r} is {actual.get(name, 'missing')}, the manifest has "
                 f"{wanted.get(name, 'none')}"
             )
 

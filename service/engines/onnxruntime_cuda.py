@@ -1,13 +1,13 @@
-"""ONNX Runtime on a GPU by its CUDA provider: no kernel of ours; tensors stay on the GPU by
-io-binding.
+"""ONNX Runtime on a GPU by its CUDA provider, without kernels of our own.
 
-A session has one batch size. With the batch known, ONNX Runtime works out every shape while it
-opens a graph; left open, it would compute shapes on the CPU at each run, and could not be told to
-refuse nodes that the GPU cannot run. It is told so: no node falls back to the CPU unseen.
+Tensors stay on the GPU by io-binding. A session has one batch size, so ONNX Runtime knows every
+shape when it opens a graph. Otherwise it would compute shapes on the CPU in each run, and could not
+be told to refuse nodes that the GPU cannot run. It is told to: no node falls back to the CPU
+silently.
 
 Every session runs once when the backend opens: the first run searches for cuDNN's algorithms and
-takes the memory that later ones use again. Each session keeps its own weights and activations, for
-every batch size; the log says what that came to.
+allocates the memory that later runs reuse. Each session has its own weights and activations, for
+every batch size; the log has their total.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from service.engines.onnxruntime import compare
 from service.errors import BackendError
 
 PROVIDER = "CUDAExecutionProvider"
-# TensorFloat-32 keeps 10 bits of a number: the gate's margins were calibrated with more.
+# TensorFloat-32 keeps 10 bits of the mantissa; the gate's margins were calibrated with more.
 OPTIONS = {"device_id": "0", "use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
-Values: TypeAlias = Mapping[TensorSpec, Any]  # `ort.OrtValue` (size of a session, ...) on the GPU
+Values: TypeAlias = Mapping[TensorSpec, Any]  # `ort.OrtValue` (a session's size, ...) on the GPU
 _log = logging.getLogger("fathom")
 
 
 class OnnxRuntimeCudaBackend:
     """Opens every graph of a verified bundle for the batches 1, 2, 4, ... up to max_batch.
 
-    Other batches are filled up to the next size. device, provider, place: for tests. Raises
+    Other batches are padded to the next size. device, provider, place: for tests. Raises
     BackendError that says what is missing, or names the file.
     """
 
@@ -56,8 +56,8 @@ class OnnxRuntimeCudaBackend:
     ) -> None:
         if provider not in ort.get_available_providers():
             raise BackendError(
-                f"onnxruntime {ort.__version__} has no {provider}: in place of fathom[cpu], pip "
-                f"install 'fathom[gpu]'"
+                f"onnxruntime {ort.__version__} has no {provider}: instead of fathom[cpu], "
+                "pip install 'fathom[gpu]'"
             )
         self._place, self._stages = place, bundle.manifest.stages
         self._passed_on, self._sizes = passed_on(self._stages), sizes_up_to(max_batch)
@@ -90,7 +90,7 @@ class OnnxRuntimeCudaBackend:
         )
 
     def _run_each(self, size: int) -> None:
-        """The first run of each session of a size, on zeros. Raises BackendError."""
+        """Run each session of a size for the first time, on zeros. Raises BackendError."""
         specs = {spec for stage in self._stages.values() for spec in stage.inputs}
         zeros = {spec: self._on_gpu(np.zeros(_shape(spec, size), spec.dtype)) for spec in specs}
         for name, stage in self._stages.items():
@@ -108,23 +108,23 @@ class OnnxRuntimeCudaBackend:
             inputs = {spec: tensors[spec.name] for spec in self._stages[stage].inputs}
             images = len(next(iter(inputs.values())))
             size = fitting(self._sizes, images)
-            given: Values = {spec: self._on_gpu(_filled(inputs[spec], size)) for spec in inputs}
+            values: Values = {spec: self._on_gpu(_filled(inputs[spec], size)) for spec in inputs}
         else:
-            own = on_device(tensors, self)
-            images, given = own.count, own.kept
+            batch = on_device(tensors, self)
+            images, values = batch.count, batch.handles
             size = fitting(self._sizes, images)
-        made = {**given, **self._execute(stage, size, given)}
+        values = {**values, **self._execute(stage, size, values)}
         answers = {
-            spec.name: made[spec].numpy()[:images]
+            spec.name: values[spec].numpy()[:images]
             for spec in self._stages[stage].outputs
             if spec not in self._passed_on
         }
-        kept = {spec: value for spec, value in made.items() if spec in self._passed_on}
-        return DeviceTensors(self, images, kept, answers)
+        handles = {spec: value for spec, value in values.items() if spec in self._passed_on}
+        return DeviceTensors(self, images, handles, answers)
 
-    def take(self, kept: Values, rows: Sequence[int]) -> Values:
+    def take(self, handles: Values, rows: Sequence[int]) -> Values:
         size, taken = fitting(self._sizes, len(rows)), dict[TensorSpec, Any]()
-        for spec, source in kept.items():
+        for spec, source in handles.items():
             shape, dtype = _shape(spec, size), np.dtype(spec.dtype)
             taken[spec] = ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, self._place, 0)
             row_bytes = dtype.itemsize * prod(shape[1:])
@@ -139,15 +139,15 @@ class OnnxRuntimeCudaBackend:
     def close(self) -> None:
         self._held.release()
 
-    def _execute(self, name: str, size: int, given: Values) -> Values:
-        """A stage's outputs: on the GPU those that are passed on, on the host the others."""
+    def _execute(self, name: str, size: int, values: Values) -> Values:
+        """A stage's outputs: those that are passed on are on the GPU, the others on the host."""
         stage, session = self._stages[name], self._sessions[name, size]
         binding = session.io_binding()
         for spec in stage.inputs:
-            binding.bind_ortvalue_input(spec.name, given[spec])
+            binding.bind_ortvalue_input(spec.name, values[spec])
         for spec in stage.outputs:
             binding.bind_output(spec.name, self._place if spec in self._passed_on else "cpu", 0)
-        session.run_with_iobinding(binding)  # returns when the GPU is done
+        session.run_with_iobinding(binding)  # returns once the GPU is done
         return dict(zip(stage.outputs, binding.get_outputs(), strict=True))
 
     def _on_gpu(self, values: NDArray[Any]) -> Any:
@@ -164,21 +164,20 @@ def open_session(root: Path, stage: Stage, size: int, provider: str) -> ort.Infe
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     varying = str(stage.inputs[0].dims[0])
     options.add_free_dimension_override_by_name(varying, size)
-    given: list[str | tuple[str, dict[str, str]]] = [provider]
+    providers: list[str | tuple[str, dict[str, str]]] = [provider]
     if provider == PROVIDER:
-        given = [(provider, OPTIONS)]
+        providers = [(provider, OPTIONS)]
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        # Without `enable_fallback`, Python's half of ONNX Runtime would try once more, on the CPU.
+        # By default ONNX Runtime's Python code would try again on the CPU.
         session = ort.InferenceSession(
-            root / stage.file, options, providers=given, enable_fallback=0
+            root / stage.file, options, providers=providers, enable_fallback=0
         )
     except Exception as error:  # ONNX Runtime's exceptions have no common base of their own
         raise BackendError(
             f"{stage.file}: ONNX Runtime {ort.__version__} cannot open it on the GPU: {error}. "
-            f"Nodes on the CPU can "
-            "also mean that its CUDA libraries were not found (the log has their names): pip "
-            "install 'fathom[gpu]'"
+            "Nodes on the CPU can also mean that its CUDA libraries were not found (the log has "
+            "their names): pip install 'fathom[gpu]'"
         ) from error
     compare(stage.file, "input", _sized(stage.inputs, size), session.get_inputs())
     compare(stage.file, "output", _sized(stage.outputs, size), session.get_outputs())
@@ -194,6 +193,6 @@ def _shape(spec: TensorSpec, size: int) -> tuple[int, ...]:
 
 
 def _filled(images: NDArray[Any], size: int) -> NDArray[Any]:
-    """With images of zeros after them, so that a session of this size takes them."""
+    """Pad with images of zeros to the batch size of a session."""
     rest = np.zeros((size - len(images), *images.shape[1:]), images.dtype)
     return np.concatenate((images, rest))

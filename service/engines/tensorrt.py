@@ -1,10 +1,9 @@
 """TensorRT: engines from the cache, tensors that stay on the GPU, CUDA graphs for all stages.
 
-One thread, one stream. All that a request needs on the device is made when the backend opens: the
-engines, the activations of the largest stage, the tensors for the largest batch (in each place
-those that pass between stages), and what TensorRT and the driver keep for each context and graph.
-The log says how many bytes that came to; no request adds to them. Tensors can be used until they
-are written again in their place.
+There is one thread and one stream. All device memory is allocated when the backend opens, and the
+log has its size; no request adds to it. It holds the engines, the activations of the largest stage,
+the tensors of the largest batch (those between stages once per place), and what TensorRT and the
+driver keep for each context and graph. Tensors stay valid until the next write to their place.
 """
 
 from __future__ import annotations
@@ -29,10 +28,12 @@ _log = logging.getLogger("fathom")
 
 
 class TensorRTBackend:
-    """Opens the engines that `build-trt` made of a verified bundle.
+    """Opens the engines that `build-trt` built for a verified bundle.
 
-    max_batch: most images of a call. only: take this set, though it was never compared with ONNX
-    Runtime. device, runtimes: for tests. Raises BackendError that names the command which mends it.
+    max_batch: most images per call.
+    only: take this set, even if it was never compared with ONNX Runtime.
+    device, runtimes: for tests.
+    Raises BackendError with the command that builds the right engines.
     """
 
     def __init__(
@@ -46,11 +47,11 @@ class TensorRTBackend:
         runtimes: Callable[[], Iterator[Runtime]] = installed,
     ) -> None:
         self._stages = bundle.manifest.stages
-        mend = f"python -m model_export build-trt {bundle.root} --cache {cache}"
+        build_command = f"python -m model_export build-trt {bundle.root} --cache {cache}"
         self._held = Held(device, "TensorRT")
         try:
-            with refusals_as_errors(mend):
-                self._open(bundle, cache, max_batch, only, list(runtimes()), mend)
+            with refusals_as_errors(build_command):
+                self._open(bundle, cache, max_batch, only, list(runtimes()), build_command)
         except BackendError:
             self.close()
             raise
@@ -62,7 +63,7 @@ class TensorRTBackend:
         max_batch: int,
         only: EngineSet | None,
         runtimes: list[Runtime],
-        mend: str,
+        build_command: str,
     ) -> None:
         if not runtimes:
             raise BackendError(
@@ -71,19 +72,21 @@ class TensorRTBackend:
             )
         held, device = self._held, self._held.device
         free, capability = device.free_memory, "{}.{}".format(*device.capability)
-        there = [(runtime.flavour, runtime.version) for runtime in runtimes]
+        available = [(runtime.flavour, runtime.version) for runtime in runtimes]
         content = engine_cache.content_of(bundle.manifest)
-        chosen = only or engine_cache.find(cache, content, there, capability, mend=mend)
-        self._batches = served_sizes(chosen.batches, max_batch, cache, mend)
-        runtime = next(each for each in runtimes if each.flavour == chosen.flavour)
+        chosen = only or engine_cache.find(
+            cache, content, available, capability, mend=build_command
+        )
+        self._batches = served_sizes(chosen.batches, max_batch, cache, build_command)
+        runtime = next(r for r in runtimes if r.flavour == chosen.flavour)
         self.name = f"{chosen.flavour}-{chosen.precision}"
         kernels = {k.sha256: Compiled.read(bundle.root, k) for k in bundle.manifest.kernels}
         engines: dict[str, Engine] = {}
         held.also(engines.clear)
         for stage in self._stages:
-            plan = engine_cache.read(cache, chosen, stage, mend=mend)
+            plan = engine_cache.read(cache, chosen, stage, mend=build_command)
             engines[stage] = runtime.open(f"{chosen.folder}/{stage}.plan", plan, kernels)
-        compare(self._stages, engines, chosen.folder, mend)
+        compare(self._stages, engines, chosen.folder, build_command)
         stream = held.stream()
         self._places = Places(held, stream, self._stages, engines, self._batches[-1])
         self._graphs = Graphs(held, stream, engines, self._places, self._batches)
@@ -103,40 +106,43 @@ class TensorRTBackend:
             batch = fitting(self._batches, images)
             placed = self._places.upload(stage, tensors, images)
         else:
-            own = on_device(tensors, self)
-            images, placed = own.count, own.kept
+            received = on_device(tensors, self)
+            images, placed = received.count, received.handles
             batch = fitting(self._batches, images)
         self._places.check(placed, self._stages[stage].inputs)
         self._graphs.run(stage, batch, placed.place)
-        kept = self._places.after(stage, placed)
-        return DeviceTensors(self, images, kept, self._places.answers(stage, images))
+        placed = self._places.after(stage, placed)
+        return DeviceTensors(self, images, placed, self._places.answers(stage, images))
 
-    def take(self, kept: Placed, rows: Sequence[int]) -> Placed:
+    def take(self, handles: Placed, rows: Sequence[int]) -> Placed:
         fitting(self._batches, len(rows))
-        self._places.check(kept)
-        return self._places.take(kept, rows)
+        self._places.check(handles)
+        return self._places.take(handles, rows)
 
     def close(self) -> None:
         self._held.release()
 
 
 def served_sizes(
-    batches: tuple[int, ...], max_batch: int, cache: Path, mend: str
+    batches: tuple[int, ...], max_batch: int, cache: Path, build_command: str
 ) -> tuple[int, ...]:
-    """The engines' batch sizes up to the one that holds `max_batch` images. Raises BackendError."""
+    """The engines' batch sizes up to the one that fits `max_batch` images. Raises BackendError."""
     if max_batch > batches[-1]:
         sizes = ",".join(str(size) for size in (*batches, max_batch))
         raise BackendError(
             f"{cache}: the engines take {batches[-1]} images at once, the service may bring "
-            f"{max_batch}. Build them anew with: {mend} --batches {sizes}"
+            f"{max_batch}. Rebuild them with: {build_command} --batches {sizes}"
         )
     return batches[: batches.index(fitting(batches, max_batch)) + 1]
 
 
 def compare(
-    stages: Mapping[str, Stage], engines: Mapping[str, Engine], folder: str, mend: str
+    stages: Mapping[str, Stage], engines: Mapping[str, Engine], folder: str, build_command: str
 ) -> None:
-    """The plans' tensors must be the manifest's; between stages they may be of another type."""
+    """Check that the engines have the manifest's tensors. Raises BackendError.
+
+    Those between stages may be of another type.
+    """
     between = passed_on(stages)
     for name, stage in stages.items():
         tensors = engines[name].tensors
@@ -148,6 +154,6 @@ def compare(
         )
         if not same:
             raise BackendError(
-                f"{folder}/{name}.plan: its tensors are not the manifest's. Build it anew with: "
-                f"{mend}"
+                f"{folder}/{name}.plan: its tensors are not those in the manifest. Rebuild it "
+                f"with: {build_command}"
             )

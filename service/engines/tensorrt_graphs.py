@@ -1,4 +1,4 @@
-"""All that TensorRT can be asked to run, recorded at start: contexts and CUDA graphs."""
+"""All work that TensorRT may have to do, recorded at start: contexts and CUDA graphs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _log = logging.getLogger("fathom")
 
 
 class Graphs:
-    """Each stage for each batch size, with a context for both and a graph per place.
+    """One context for each stage and batch size, and one graph for each of its places.
 
-    All stages share one block of memory for their activations, as no two of them run at once.
-    recorded: how many graphs there are.
+    All stages share one block of memory for their activations, since no two run at once. recorded:
+    the number of graphs.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class Graphs:
                         unrecorded[stage] = None
         for stage in unrecorded:
             _log.warning(
-                "%s cannot be recorded as a CUDA graph: it is queued anew each time", stage
+                "%s cannot be recorded as a CUDA graph: each run queues its kernels", stage
             )
 
     def run(self, stage: str, batch: int, place: str) -> None:
-        """Queue a stage for a batch of one of the sizes."""
+        """Queue a stage for a batch of one of the recorded sizes."""
         self._runs[stage, batch, place]()
 
     def _queue(self, context: Context, addresses: Mapping[str, int]) -> None:
@@ -60,9 +60,9 @@ class Graphs:
         context.enqueue(self._stream)
 
     def _recording(self, context: Context, queue: Callable[[], None]) -> Callable[[], None] | None:
-        """Launches a graph of the work; None where it cannot be recorded."""
+        """A function that launches the work as a graph; None if it cannot be recorded."""
         device, stream = self._held.device, self._stream
-        queue()  # what is loaded at the first run must not be loaded while recording
+        queue()  # the first run loads things, which must not happen while recording
         device.wait(stream)
         if not context.can_capture(stream):
             return None
@@ -73,7 +73,7 @@ class Graphs:
             graph = device.end_capture(stream)
             self._held.also(partial(device.free_graph, graph))
         launch = partial(device.launch_graph, graph, stream)
-        launch()  # the driver puts a graph on the device when it is first launched
+        launch()  # the first launch uploads the graph to the device
         device.wait(stream)
         self.recorded += 1
         return launch

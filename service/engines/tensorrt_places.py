@@ -1,8 +1,8 @@
-"""Where the tensors of TensorRT's stages lie: at fixed addresses, so that work can be recorded.
+"""The memory of the tensors of TensorRT's stages, at fixed addresses so that work can be recorded.
 
-There is memory for a tensor that one stage writes and another reads in each of a few *places*. The
-stage that reads images writes into the first; taking rows copies them into the next; every other
-stage reads and writes in the place where its input is. Images and answers have one address.
+A tensor that one stage writes and another reads has memory in each of a few *places*. The stage
+that reads images writes to the first place. Taking rows copies them to the next one. Every other
+stage reads and writes in the place where its input is. Images and answers have one address each.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ PLACES = ("front", "taken", "taken again")
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Tensors in a place, each with the number of the write that made it."""
+    """Tensors in a place, each with the number of the write that produced it."""
 
     place: str
     writes: Mapping[TensorSpec, int]
 
 
 class Places:
-    """Memory for all tensors of a bundle, each for `most` images, on the device and pinned."""
+    """Device memory and pinned memory for all tensors of a bundle, each for `most` images."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Places:
         return {spec.name: self._address[place, spec] for spec in specs}
 
     def upload(self, stage: str, arrays: Arrays, images: int) -> Placed:
-        """Queue the copy of a stage's inputs from host memory."""
+        """Queue a copy of a stage's inputs from host memory."""
         specs = self._stages[stage].inputs
         for spec in specs:
             staged = self._host[spec][:images]
@@ -82,7 +82,7 @@ class Places:
         return Placed(PLACES[0], self._written(PLACES[0], specs))
 
     def check(self, placed: Placed, read: Sequence[TensorSpec] = ()) -> None:
-        """Raises KeyError if one of those to read is not there, ValueError if any is stale."""
+        """Raises KeyError if a tensor to read is missing, ValueError if any was overwritten."""
         for spec in read:
             if spec not in placed.writes:
                 raise KeyError(f"there is no {spec.name} among these tensors")
@@ -92,14 +92,14 @@ class Places:
             )
 
     def after(self, stage: str, placed: Placed) -> Placed:
-        """What lies there once a stage has run."""
+        """The tensors in the place after a stage has run there."""
         written = self._written(placed.place, self._stages[stage].outputs)
         all_writes = {**placed.writes, **written}
-        kept = {spec: write for spec, write in all_writes.items() if spec in self._passed_on}
-        return Placed(placed.place, kept)
+        passed_on = {spec: write for spec, write in all_writes.items() if spec in self._passed_on}
+        return Placed(placed.place, passed_on)
 
     def answers(self, stage: str, images: int) -> Arrays:
-        """A stage's outputs that no other reads, in host memory. Waits for all that was queued."""
+        """A stage's outputs that no stage reads, in host memory. Waits for all queued work."""
         specs = [spec for spec in self._stages[stage].outputs if spec in self._host]
         for spec in specs:
             staged = self._host[spec][:images]
@@ -110,7 +110,7 @@ class Places:
         return {spec.name: self._host[spec][:images].copy() for spec in specs}
 
     def take(self, placed: Placed, rows: Sequence[int]) -> Placed:
-        """Queue the copy of these rows into another place."""
+        """Queue a copy of these rows to another place."""
         target = PLACES[1] if placed.place != PLACES[1] else PLACES[2]
         for spec in placed.writes:
             source, size = self._address[placed.place, spec], self._row_bytes[spec]

@@ -1,9 +1,8 @@
-"""Our deformable attention as a TensorRT plugin in Python: it tells the builder shapes and launches
-our kernel.
+"""Our deformable attention as a TensorRT plugin in Python: it gives shapes and launches our kernel.
 
-It is for TensorRT-RTX, which has no plugins that are compiled ahead of time. No Python runs when a
-CUDA graph is replayed. An ONNX node, and with it an engine, names its kernel by the file's sha256;
-the kernels themselves are in the bundle.
+It is for TensorRT-RTX, which has no ahead-of-time plugins. Replaying a CUDA graph runs no Python.
+An ONNX node, and so an engine, names its kernel by the file's sha256; the kernels are in the
+bundle.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ NAME, VERSION, NAMESPACE, FIELD = "MsDeformAttn", "1", "", "kernel"
 
 @dataclass
 class Compiled:
-    """A kernel's PTX. Its first launch compiles it for the chip, which must not be in a capture."""
+    """A kernel's PTX. The first launch compiles it for the chip, so it must not be in a capture."""
 
     about: KernelFile
     image: bytes
@@ -33,7 +32,7 @@ class Compiled:
 
     @classmethod
     def read(cls, folder: Path, about: KernelFile) -> Compiled:
-        """From a bundle's folder, whose files were verified."""
+        """Read a kernel from a bundle's folder; its files were verified."""
         return cls(about, gzip.decompress((folder / about.file).read_bytes()))
 
     def launch(self, batch: int, queries: int, inputs: list[int], out: int, stream: int) -> None:
@@ -66,8 +65,8 @@ def _creator(trt: ModuleType) -> Any:
             self.kernels: dict[str, Compiled] = {}
 
         def create_plugin(self, name: str, fields: Any, phase: Any) -> Any:
-            given = {entry.name: bytes(entry.data.tobytes()) for entry in fields}
-            return plugin(self.kernels, given[FIELD].decode().rstrip("\0"))
+            values = {entry.name: bytes(entry.data.tobytes()) for entry in fields}
+            return plugin(self.kernels, values[FIELD].decode().rstrip("\0"))
 
     creator = Creator()
     trt.get_plugin_registry().register_creator(creator, NAMESPACE)
@@ -103,17 +102,17 @@ def _plugin_class(trt: ModuleType) -> Any:
 
         def supports_format_combination(self, place: int, both: Any, count: int) -> bool:
             stored = self.kernels[self.key].about.problem.dtype
-            wanted = "float32" if place == 3 else stored  # the reference points
+            wanted = "float32" if place == 3 else stored  # 3: the reference points
             tensor = both[place].desc
             return (
                 tensor.format == trt.TensorFormat.LINEAR and type_name(trt, tensor.type) == wanted
             )
 
         def configure_plugin(self, inputs: Any, outputs: Any) -> None:
-            """The kernel already has the shapes."""
+            """Nothing to do: the kernel has the shapes."""
 
         def on_shape_change(self, inputs: Any, outputs: Any) -> None:
-            """Each launch reads the batch and the number of queries."""
+            """Nothing to do: each launch reads the batch and the number of queries."""
 
         def get_fields_to_serialize(self) -> Any:
             return trt.PluginFieldCollection(
@@ -124,7 +123,7 @@ def _plugin_class(trt: ModuleType) -> Any:
             return []
 
         def set_tactic(self, tactic: int) -> None:
-            """There is only one."""
+            """Nothing to do: there is only one tactic."""
 
         def attach_to_context(self, context: Any) -> Any:
             return self.clone()
@@ -133,16 +132,16 @@ def _plugin_class(trt: ModuleType) -> Any:
             return Plugin(self.kernels, self.key)
 
         def enqueue(
-            self, given: Any, made: Any, inputs: Any, outputs: Any, workspace: Any, stream: int
+            self, specs: Any, out_specs: Any, inputs: Any, outputs: Any, workspace: Any, stream: int
         ) -> None:
-            batch, queries = given[1].dims[0], given[1].dims[1]
+            batch, queries = specs[1].dims[0], specs[1].dims[1]
             self.kernels[self.key].launch(batch, queries, list(inputs), outputs[0], stream)
 
     return Plugin
 
 
 def type_name(trt: ModuleType, kind: Any) -> str:
-    """TensorRT's type by its usual name, e.g. float16."""
+    """The usual name of TensorRT's type, e.g. float16."""
     names = {
         "FLOAT": "float32",
         "HALF": "float16",

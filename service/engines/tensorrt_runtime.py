@@ -1,7 +1,7 @@
 """TensorRT or TensorRT-RTX, whichever is installed: opens plans and runs them.
 
-The only file that knows their API. It checks whatever can be checked before a call: some versions
-abort on a plan that does not fit this chip or driver.
+Only this file knows their API. It checks all that it can before a call: some versions abort on a
+plan that does not fit this chip or driver.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from service.engines import tensorrt_plugin
 from service.engines.tensorrt_plugin import Compiled, type_name
 from service.errors import BackendError
 
-# flavour -> the package to import
+# Flavour -> the package to import.
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 SIZES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1}
 _log = logging.getLogger("fathom")
@@ -25,7 +25,7 @@ _log = logging.getLogger("fathom")
 
 @dataclass(frozen=True, slots=True)
 class EngineTensor:
-    """dims: without the batch."""
+    """A tensor of an engine. dims: without the batch."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -47,8 +47,10 @@ class Runtime:
         self.version: str = module.__version__
 
     def open(self, name: str, plan: bytes, kernels: Mapping[str, Compiled]) -> Engine:
-        """kernels: those that its plugins may launch, by sha256. Raises BackendError that names the
-        plan. There must be a driver."""
+        """Open a plan. There must be a driver.
+
+        kernels: sha256 -> kernel, for the plan's plugins. Raises BackendError that names the plan.
+        """
         trt = self._trt
         if self.flavour == "tensorrt-rtx":
             tensorrt_plugin.register(trt, kernels)
@@ -68,7 +70,7 @@ class Runtime:
 
 
 class Engine:
-    """An open plan. scratch: bytes that a run needs beside its tensors, in any profile."""
+    """An open plan. scratch: bytes that a run needs besides its tensors, in any profile."""
 
     def __init__(self, trt: ModuleType, name: str, runtime: Any, engine: Any) -> None:
         self._trt, self.name = trt, name
@@ -83,10 +85,10 @@ class Engine:
         )
 
     def context(self, profile: int, batch: int, stream: int) -> Context:
-        """For one profile and its batch. Its memory is the caller's."""
+        """A context for one profile and its batch size. The caller provides its memory."""
         trt, engine = self._trt, self._engine
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        # RTX compiles for a shape when it first sees it.
+        # By default RTX compiles for a shape when it first sees it.
         if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
             config = engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
@@ -125,15 +127,15 @@ class Context:
         self._name, self._context = name, context
 
     def bind(self, addresses: Mapping[str, int], scratch: int, scratch_bytes: int) -> None:
-        """Where its tensors and its own memory lie from now on."""
+        """Set the addresses of its tensors and of its own memory."""
         self._context.set_device_memory(scratch, scratch_bytes)
         for name, address in addresses.items():
             if not self._context.set_tensor_address(name, address):
                 raise BackendError(f"{self._name}: tensor {name} cannot lie at {address:#x}")
 
     def can_capture(self, stream: int) -> bool:
-        ask = getattr(self._context, "is_stream_capturable", None)
-        return ask is None or bool(ask(stream))
+        is_capturable = getattr(self._context, "is_stream_capturable", None)
+        return is_capturable is None or bool(is_capturable(stream))
 
     def enqueue(self, stream: int) -> None:
         if not self._context.execute_async_v3(stream):
@@ -141,7 +143,7 @@ class Context:
 
 
 def installed() -> Iterator[Runtime]:
-    """Every flavour whose package can be imported."""
+    """The flavours with a package that can be imported."""
     for flavour, name in MODULES.items():
         try:
             yield Runtime(flavour, importlib.import_module(name))
