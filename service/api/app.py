@@ -1,4 +1,4 @@
-"""create_app: the routes around a Segmenter, and what starts and ends with them."""
+"""create_app: the HTTP routes around a Segmenter, and what starts and stops with the server."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from service.metrics import Metrics
 from service.segmenting import Segmenter
 from service.settings import Settings
 
-if TYPE_CHECKING:  # it needs packages that are not there unless tracing is wanted
+if TYPE_CHECKING:  # its packages are installed only for tracing
     from service.api.tracing import Tracing
 
-# FastAPI (0.165, fastapi/telemetry) would record by itself as soon as a global OpenTelemetry
-# provider is set or FASTAPI_OTEL_AUTO_CONFIGURE is true: a span for every path, probes and scrapes
-# too, more below each for its own work, a second duration histogram, and logs with the messages and
-# stacks of exceptions. It knows no stage, and answers no traceparent. Ours are in tracing.py and
-# metrics.py; with all of this off, its wrapper calls the app and nothing else.
+# FastAPI (0.165, fastapi/telemetry) has its own telemetry. A global OpenTelemetry provider or
+# FASTAPI_OTEL_AUTO_CONFIGURE turns it on: a span for every path, probes and scrapes too, with spans
+# for its own work below, a second duration histogram, and logs with the messages and stacks of
+# exceptions. It does not know the stages, and does not answer with a traceparent. tracing.py and
+# metrics.py do that instead; with all of this off, FastAPI's wrapper just calls the app.
 _TELEMETRY = TelemetryConfig(tracing=False, metrics=False, logs=False, auto_configure=False)
 
 
@@ -50,10 +50,10 @@ def create_app(
     version: str = "unknown",
     tracing: Tracing | None = None,
 ) -> FastAPI:
-    """The service over HTTP. Starting it starts the segmenter; ending it drains that, and ends the
-    tracing.
+    """The service over HTTP.
 
-    Raises SettingsError for a node budget or API keys that cannot be understood.
+    Its start starts the segmenter; its end drains the segmenter and closes the tracing. Raises
+    SettingsError for a node budget or API keys that cannot be understood.
     """
     model = segmenter.model
     model.node_budget = node_budget.from_setting(settings.node_budget, model)
@@ -61,13 +61,15 @@ def create_app(
     guard = [] if keys is None else [Depends(keys.require)]
     described = openapi.segment()
     if guard:
-        described["responses"][401] = openapi.failure("No API key, or none that is known")
+        described["responses"][401] = openapi.failure("No API key, or an unknown one")
     app = FastAPI(
         title="Fathom",
         version=version,
-        summary="Segments each image with only as much compute as it needs "
-        "and as its caller can afford.",
-        # the stock page loads its scripts from elsewhere; pages() has one that does not
+        summary=(
+            "Segments each image with only as much compute as it needs "
+            "and as its caller can afford."
+        ),
+        # FastAPI's page loads its scripts from elsewhere; the page of pages() does not.
         docs_url=None,
         redoc_url=None,
         telemetry=_TELEMETRY,
@@ -89,13 +91,13 @@ def create_app(
     app.include_router(operations(settings, model, metrics, guard))
     app.include_router(inference_protocol(model, version, guard))
     app.include_router(pages())
-    stock = app.openapi
-    app.openapi = lambda: openapi.complete(stock())  # type: ignore[method-assign]
+    fastapi_openapi = app.openapi
+    app.openapi = lambda: openapi.complete(fastapi_openapi())  # type: ignore[method-assign]
     return app
 
 
 def _keys(settings: Settings, metrics: Metrics) -> ApiKeys | None:
-    """The API keys, if there are any; a request without one is counted."""
+    """The API keys, if the settings have a file of them. A request that they refuse is counted."""
     if not settings.api_keys_file:
         return None
     refused = partial(observe, metrics, outcome="unauthorized")
@@ -110,7 +112,7 @@ async def _lifespan(
     tracing: Tracing | None,
     app: FastAPI,
 ) -> AsyncIterator[None]:
-    """While the server runs: the segmenter, and the watchers of the files that may change."""
+    """Run the segmenter and the watchers of files for as long as the server runs."""
     segmenter.start()
     watching: list[Coroutine[object, object, None]] = []
     if settings.node_budget_file:
@@ -132,18 +134,16 @@ async def _lifespan(
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
-    """The one handler of errors; what is not foreseen goes to the middleware's last net."""
+    """Answer every expected error. The middleware catches the unexpected ones."""
     request_id: str = request.state.trace.request_id
     if isinstance(error, FathomError):
         return problem(error, request_id)
     if isinstance(error, HTTPException):
         status = HTTPStatus(error.status_code)
         slug = status.phrase.lower().replace(" ", "-")
-        detail = (
-            error.detail
-            if error.detail != status.phrase
-            else f"{request.method} {request.scope['path']}: {status.phrase}"
-        )
+        detail = error.detail
+        if detail == status.phrase:
+            detail = f"{request.method} {request.scope['path']}: {detail}"
         return document(status, slug, status.phrase, detail, request_id, error.headers)
     return problem(
         BadQuery("A parameter of the path or the query cannot be understood"), request_id

@@ -1,11 +1,10 @@
-"""API keys: who may ask, from a watched file that holds no key, only names and digests.
+"""API keys, from a watched file with names and digests but no keys.
 
     # NAME    sha256:HEX, of `printf %s "$KEY" | sha256sum`
     camera-7  sha256:...
 
-A name may stand on several lines, so that a key is replaced by adding the new one, moving the
-callers, and taking the old one out. A caller sends its key as `Authorization: Bearer KEY` or as
-`X-API-Key: KEY`.
+A name may have several lines. So a key is replaced by adding the new one, moving the callers, and
+removing the old one. A caller sends its key as `Authorization: Bearer KEY` or as `X-API-Key: KEY`.
 """
 
 from __future__ import annotations
@@ -29,7 +28,8 @@ from service.settings import flag
 
 MAX_BYTES = 256 * 1024  # about 2500 keys
 _LINE = re.compile(r"([A-Za-z0-9._-]{1,64})[ \t]+sha256:([0-9A-Fa-f]{64})")
-_NO_KEY = hashlib.sha256(b"").digest()  # what a forgotten variable gives: it would let everybody in
+# The digest of an unset variable in the command above; it would let everybody in.
+_NO_KEY = hashlib.sha256(b"").digest()
 _BEARER = HTTPBearer(auto_error=False, description="An API key of this service")
 _HEADER = APIKeyHeader(
     name="X-API-Key", auto_error=False, description="The same key in a field of its own"
@@ -38,21 +38,19 @@ _HEADER = APIKeyHeader(
 
 @dataclass(frozen=True, slots=True)
 class Keyring:
-    """keys: (name, SHA-256 of a key). As text it says the names only."""
+    """The known keys. keys: (name, SHA-256 of a key). Its text has only the names."""
 
     keys: tuple[tuple[str, bytes], ...]
 
     def name_of(self, key: str) -> str | None:
-        """The name of a key; None if it is not one of ours. The time it takes does not depend on
-        which one it is."""
-        digest = hashlib.sha256(
-            key.encode("latin-1")
-        ).digest()  # header fields are latin-1: this gives their bytes
-        found = None
-        for name, known in self.keys:
-            if hmac.compare_digest(digest, known):
-                found = name
-        return found
+        """The name of a key; None if it is unknown. The time does not depend on the key."""
+        # Header fields were decoded as latin-1: this restores their bytes.
+        digest = hashlib.sha256(key.encode("latin-1")).digest()
+        owner = None
+        for name, known_digest in self.keys:
+            if hmac.compare_digest(digest, known_digest):
+                owner = name
+        return owner
 
     def __str__(self) -> str:
         names = ", ".join(dict.fromkeys(name for name, _ in self.keys))
@@ -62,9 +60,9 @@ class Keyring:
 
 
 def parse_keys(text: str) -> Keyring:
-    """The file's lines; blank ones and those that begin with # count for nothing.
+    """The keys of the file's lines; blank lines and those that begin with # are ignored.
 
-    Raises SettingsError that names the line, never what stands in it.
+    Raises SettingsError with the number of the line, never its content.
     """
     keys: dict[bytes, str] = {}
     for number, line in enumerate(text.splitlines(), start=1):
@@ -73,8 +71,7 @@ def parse_keys(text: str) -> Keyring:
         match = _LINE.fullmatch(line.strip())
         if match is None:
             raise SettingsError(
-                f"line {number} must be NAME sha256:HEX, HEX being the key's SHA-256 in 64 hex "
-                f"digits"
+                f"line {number} must be NAME sha256:HEX, with the key's SHA-256 in 64 hex digits"
             )
         digest = bytes.fromhex(match[2])
         if digest == _NO_KEY:
@@ -83,24 +80,24 @@ def parse_keys(text: str) -> Keyring:
             raise SettingsError(f"line {number} has the digest of a line before it")
         keys[digest] = match[1]
     if not keys:
-        raise SettingsError("there is no key in it")
+        raise SettingsError("it has no keys")
     return Keyring(tuple((name, digest) for digest, name in keys.items()))
 
 
 class ApiKeys:
-    """The keys that are in force. `require` is a dependency of every route that needs one.
+    """The keys in force. `require` is a dependency of every route that needs one.
 
     path: the setting api_keys_file. on_refusal: called with a request that gets 401. Raises
-    SettingsError for a file that is empty, unreadable or wrong; one that becomes so later leaves
-    the keys as they were.
+    SettingsError for a file that is empty, unreadable or wrong. If it becomes so later, the last
+    keys stay in force.
     """
 
     def __init__(self, path: Path, on_refusal: Callable[[Request], None]) -> None:
         self._source = Source(path, parse_keys, MAX_BYTES)
-        found = self._source.read()
-        if isinstance(found, Unusable):
-            raise SettingsError(f"{flag('api_keys_file')} {path}: {found.why}")
-        self._ring, self._on_refusal = found, on_refusal
+        keyring = self._source.read()
+        if isinstance(keyring, Unusable):
+            raise SettingsError(f"{flag('api_keys_file')} {path}: {keyring.why}")
+        self._keyring, self._on_refusal = keyring, on_refusal
 
     async def require(
         self,
@@ -108,20 +105,19 @@ class ApiKeys:
         bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
         header: Annotated[str | None, Security(_HEADER)],
     ) -> None:
-        """Note the key's name in the request's trace. Raises HTTPException (401); the body is not
-        read before.
+        """Note the key's name in the request's trace, before the body is read.
 
-        X-API-Key counts where both are given: an ingress may use Authorization for itself.
+        X-API-Key counts if both fields are there: an ingress may use Authorization for itself.
+        Raises HTTPException (401).
         """
         key = header or (bearer.credentials if bearer else "")
-        name = self._ring.name_of(key)
+        name = self._keyring.name_of(key)
         if name is None:
             self._on_refusal(request)
-            detail = (
-                "The API key is not known"
-                if key
-                else "Send an API key, as Authorization: Bearer or as X-API-Key"
-            )
+            if key:
+                detail = "The API key is not known"
+            else:
+                detail = "Send an API key, as Authorization: Bearer or as X-API-Key"
             raise HTTPException(401, detail, headers={"WWW-Authenticate": 'Bearer realm="fathom"'})
         request.state.trace.caller = name
 
@@ -129,5 +125,5 @@ class ApiKeys:
         """Follow the file until cancelled."""
         await watch(self._source, self._apply)
 
-    def _apply(self, ring: Keyring) -> None:
-        self._ring = ring
+    def _apply(self, keyring: Keyring) -> None:
+        self._keyring = keyring

@@ -1,7 +1,7 @@
-"""The request's body -> the bytes of one image and their type, within limits of size, time and
-memory.
+"""Reads the bytes and the type of one image from a request's body.
 
-Bytes are counted as they stream in, whatever Content-Length says. Nothing is written to disk.
+Size, time and memory are limited. Bytes are counted as they stream in, whatever Content-Length
+says. Nothing is written to disk.
 """
 
 from __future__ import annotations
@@ -26,35 +26,37 @@ from service.errors import (
 from service.pixels.decode import FORMATS
 
 FORM = "multipart/form-data"
-HELD_BODIES = (
-    8  # bodies of the largest size that may be in memory together, arriving or waiting for a thread
-)
-MAX_FIELDS = 8  # fields beside the file; they are ignored, each may hold a kilobyte
-# It would write a line for every byte that a stranger puts in the wrong place.
+# Bodies of the largest size that may be in memory together, arriving or waiting for a thread.
+HELD_BODIES = 8
+MAX_FIELDS = 8  # fields besides the file; they are ignored, and each may have a kilobyte
+# It would log a line for every misplaced byte of a caller.
 logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """content_type: one of FORMATS, or "" if a form's part does not say."""
+    """The image of a request. content_type: one of FORMATS, or "" if a form's part has none."""
 
     data: bytes
     content_type: str
 
 
 class _InMemoryParser(MultiPartParser):
-    # A container's file system may be read-only, and the body's size is limited already.
+    # Never to disk: it may be read-only, and the body's size is limited anyway.
     spool_max_size = 0
 
     def close(self) -> None:
-        """Close every file: parse() leaves one open whose part does not end."""
+        """Close every file: parse() leaves the file of an unfinished part open."""
         for file in self._files_to_close_on_error:
             file.close()
 
 
 class Intake:
-    """Reads bodies. max_bytes: of one body. timeout_s: until one must have arrived. max_waiting:
-    bodies that have arrived and are not decoded yet.
+    """Reads bodies.
+
+    max_bytes: the most bytes of a body.
+    timeout_s: the time within which a body must arrive.
+    max_waiting: the most bodies that have arrived and are not decoded yet.
     """
 
     def __init__(self, *, max_bytes: int, timeout_s: float, max_waiting: int) -> None:
@@ -63,8 +65,7 @@ class Intake:
 
     @asynccontextmanager
     async def receive(self, request: Request) -> AsyncIterator[Upload]:
-        """The upload; its bytes count as held until the block ends, which should be when they are
-        decoded.
+        """Receive an upload. Its bytes count as held until the block ends: decode them inside.
 
         Raises UnsupportedMediaType, TooLarge, RequestTimeout, Overloaded, UndecodableImage (a form
         without exactly one file) and starlette's ClientDisconnect.
@@ -90,9 +91,8 @@ class Intake:
                 held += len(chunk)
                 self._held_bytes += len(chunk)
                 if held > self._max_bytes or self._held_bytes > HELD_BODIES * self._max_bytes:
-                    async for _ in (
-                        stream
-                    ):  # a client that still sends would lose an early answer with its connection
+                    # A client that is still sending would lose an early answer.
+                    async for _ in stream:
                         pass
                     raise self._too_large() if held > self._max_bytes else self._overloaded()
                 yield chunk
@@ -115,7 +115,7 @@ class Intake:
             self._held_bytes -= held
 
     def _overloaded(self) -> Overloaded:
-        return Overloaded("Too many images arrive at the same time", shed="full", retry_after=1)
+        return Overloaded("Too many images are arriving at once", shed="full", retry_after=1)
 
     def _too_large(self) -> TooLarge:
         return TooLarge(f"The body has more than {self._max_bytes} bytes")
@@ -129,7 +129,7 @@ async def _raw(stream: AsyncGenerator[bytes, None], kind: str) -> Upload:
 
 
 async def _file(request: Request, stream: AsyncGenerator[bytes, None]) -> Upload:
-    """The one file of a form; fields beside it are ignored."""
+    """The one file of a form; its other fields are ignored."""
     parser = _InMemoryParser(
         request.headers, stream, max_files=1, max_fields=MAX_FIELDS, max_part_size=1024
     )

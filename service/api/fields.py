@@ -4,7 +4,7 @@
     Compute-Used: depth=2, of=6, gflops=4.1, reason=request
     Compute-Used: depth=6, of=6, keep=0.25, width=0.5, gflops=5.2, reason=gate
 
-http_sf does the parsing. Parameters, which have no meaning here, are refused below.
+http_sf does the parsing. Parameters are refused below: they have no meaning here.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from service.core import Budget, Decision
 from service.errors import BadBudget, BadHeader
 
 FIELD = "Compute-Budget"
-MAX_LENGTH = 1024  # characters; all keys with values of full length take about 100
+MAX_LENGTH = 1024  # characters; all keys with their longest values take about 100
 
 
 def parse_budget(lines: Sequence[str]) -> Budget:
-    """The field's lines, in their order, as one Budget. None, or only empty ones: no limits.
+    """The budget in the field's lines, in their order. Without a line that has text: no limits.
 
-    Raises BadHeader (400) that names the key; nothing else. A key that is repeated counts by its
-    last value, as the format says.
+    The last value of a repeated key counts, as the format says. Raises only BadHeader (400), which
+    names the key.
     """
     text = ", ".join(line for line in (line.strip(" \t") for line in lines) if line)
     if not text:
@@ -41,7 +41,7 @@ def parse_budget(lines: Sequence[str]) -> Budget:
 
 @contextmanager
 def names_the_header() -> Iterator[None]:
-    """What is wrong with a budget is wrong with the header here: BadBudget becomes BadHeader."""
+    """Turn BadBudget into BadHeader: here the budget came in the header."""
     try:
         yield
     except BadBudget as error:
@@ -50,15 +50,17 @@ def names_the_header() -> Iterator[None]:
 
 
 def format_used(decision: Decision, of: int) -> str:
-    """The value of `Compute-Used`.
+    """The value of `Compute-Used`. of: the bundle's deepest exit.
 
-    of: the bundle's deepest exit. keep and width are left out where they are 1.
+    keep and width are left out if they are 1.
     """
     plan, reason = decision.plan, http_sf.Token(decision.reason.value)
     shares = (("keep", plan.keep), ("width", plan.width))
-    less = {key: Decimal(share) for key, share in shares if share < 1}
+    reduced = {key: Decimal(share) for key, share in shares if share < 1}
     gflops = Decimal(plan.gflops)
-    return http_sf.ser({"depth": plan.depth, "of": of, **less, "gflops": gflops, "reason": reason})
+    return http_sf.ser(
+        {"depth": plan.depth, "of": of, **reduced, "gflops": gflops, "reason": reason}
+    )
 
 
 def _value(key: str, value: object, parameters: object) -> object:
@@ -70,9 +72,9 @@ def _value(key: str, value: object, parameters: object) -> object:
 
 
 def _parse(text: str) -> dict[str, tuple[object, object]]:
-    """key -> (value, parameters).
+    """Parse to key -> (value, parameters).
 
-    Any failure of the parser is a BadBudget that names the member it stumbled over.
+    Any failure of the parser becomes BadBudget with the key of the wrong member.
     """
     try:
         return _dictionary(text)

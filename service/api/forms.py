@@ -1,4 +1,4 @@
-"""The forms of an answer, one row each; which one `Accept` asks for, and what `include` adds."""
+"""The forms of an answer, one row each: which one `Accept` selects, and what `include` adds."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ Rendered: TypeAlias = tuple[bytes, Span]
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """render: the body of an answer, and the stage "mask". It runs outside of the event loop.
+    """One form of an answer.
 
+    render: makes the body and times the stage "mask". It runs outside the event loop.
     includes: what `include` may add.
     """
 
@@ -51,7 +52,7 @@ def negotiate(accept: Sequence[str]) -> Form:
     """The form that the lines of `Accept` prefer; among equals, or without a line, the first one.
 
     A form's weight is that of the most specific range that matches it (RFC 9110, 12.5.1). Raises
-    NotAcceptable, or BadHeader for a weight that is no number from 0 to 1.
+    NotAcceptable, or BadHeader for a weight that is not a number from 0 to 1.
     """
     ranges = [_range(entry) for line in accept for entry in line.split(",") if entry.strip()]
     if not ranges:
@@ -69,8 +70,8 @@ def included(query: Sequence[tuple[str, str]], form: Form) -> Set[str]:
     for key, value in query:
         if key != "include":
             raise BadQuery(
-                f"The query has the key '{key}', but the only one is 'include': "
-                f"the budget goes into {FIELD}",
+                f"The query has the key '{key}', but the only key is 'include'; "
+                f"the budget belongs in {FIELD}",
                 key=key,
             )
         if value not in INCLUDES:
@@ -79,7 +80,7 @@ def included(query: Sequence[tuple[str, str]], form: Form) -> Set[str]:
             )
         if value not in form.includes:
             raise BadQuery(
-                f"include={value} adds to JSON, but the answer is to be {form.media_type}", key=key
+                f"include={value} adds to JSON, but the answer would be {form.media_type}", key=key
             )
     return {value for _, value in query}
 

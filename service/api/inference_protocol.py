@@ -12,7 +12,7 @@ from service.api import schemas
 from service.bundle import TensorSpec
 from service.model import Model
 
-_DATATYPES = {"uint8": "UINT8", "float32": "FP32"}  # the protocol's names of bundles' dtypes
+_DATATYPES = {"uint8": "UINT8", "float32": "FP32"}  # dtype -> the protocol's name
 
 
 def inference_protocol(

@@ -1,7 +1,8 @@
-"""Around every request: its id and trace, header fields of every answer, problem documents, the
-last net for errors.
+"""The middleware around every request.
 
-Pure ASGI: behind starlette's BaseHTTPMiddleware a handler would not see its client leave.
+It gives the request an id and a trace, adds the common header fields, and turns unexpected errors
+into problem documents. It is pure ASGI: behind starlette's BaseHTTPMiddleware a handler would not
+see its client leave.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from service.core import Trace
 from service.errors import FathomError, RequestTimeout
 
 REQUEST_ID = "X-Request-Id"
-# The page shows photos and masks that it made itself (blob:); everything else comes from here.
+# The page shows photos and masks that it makes itself (blob:); all else comes from this service.
 POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; "
     "object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
@@ -34,11 +35,11 @@ _log = logging.getLogger("fathom.http")
 
 
 class Edge:
-    """Gives the request a trace (`request.state.trace`, `request.state.arrived`) and the answer its
-    common fields.
+    """Gives the request a trace and the answer its common header fields.
 
-    of: the bundle's deepest exit, for `Compute-Used`. A handler may name what its answer depends on
-    in `request.state.vary`; errors carry it, too.
+    The trace is `request.state.trace`, the time of arrival `request.state.arrived`. A handler may
+    put the answer's `Vary` in `request.state.vary`; errors have it, too. of: the bundle's deepest
+    exit, for `Compute-Used`.
     """
 
     def __init__(self, app: ASGIApp, of: int) -> None:
@@ -48,8 +49,8 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(REQUEST_ID, "")
-        trace = Trace(request_id=given if _ID.fullmatch(given) else uuid.uuid4().hex)
+        sent_id = Headers(scope=scope).get(REQUEST_ID, "")
+        trace = Trace(request_id=sent_id if _ID.fullmatch(sent_id) else uuid.uuid4().hex)
         state = scope.setdefault("state", {})
         state |= {"trace": trace, "arrived": time.perf_counter(), "vary": ""}
         started = False
@@ -90,12 +91,12 @@ class Edge:
 
 
 def problem(error: FathomError, request_id: str) -> Response:
-    """The answer to an error that a caller can meet."""
+    """The answer to an error, as a problem document."""
     headers: dict[str, str] = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     if isinstance(error, RequestTimeout):
-        headers["Connection"] = "close"  # what still comes is not worth waiting for
+        headers["Connection"] = "close"  # do not wait for the rest of the body
     return document(
         error.status, error.problem, error.title, error.detail, request_id, headers, error.extra
     )

@@ -1,8 +1,7 @@
-"""The node's ceilings: from the settings, and from a watched file that Kubernetes can change
-without a restart.
+"""The node's ceilings, from the settings and from a watched file.
 
-The file holds lines of the grammar of `Compute-Budget` and nothing else; an empty file sets no
-ceiling.
+Kubernetes can change the file without a restart. Its lines are values of `Compute-Budget`; an empty
+file sets no ceiling.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ MAX_BYTES = 4096
 
 
 def read(text: str, model: Model) -> Budget:
-    """The budget of such lines. Raises BadHeader that names the key."""
+    """The budget of the file's lines. Raises BadHeader that names the key."""
     budget = parse_budget(text.splitlines())
     with names_the_header():
         model.policy.check(budget)

@@ -1,5 +1,7 @@
-"""What /openapi.json says about /segment, made from the table of forms, the image formats and the
-error tree."""
+"""The part of /openapi.json about /segment.
+
+It is made from the table of forms, the image formats and the error tree.
+"""
 
 from __future__ import annotations
 
@@ -54,12 +56,12 @@ _HEADERS = {
         "depth=2, of=6, gflops=4.1, reason=request",
     ),
     "Server-Timing": ("Milliseconds per stage", "decode;dur=2.1, queue;dur=0.1, front;dur=21.4"),
-    "X-Request-Id": ("The request's id, echoed or made", "3f1c9a"),
+    "X-Request-Id": ("The request's id, the caller's or a new one", "3f1c9a"),
 }
 
 
 def segment() -> dict[str, Any]:
-    """The arguments of the route /segment that describe it."""
+    """The arguments of the route /segment for its description."""
     headers = {
         name: {"description": text, "schema": {"type": "string"}, "example": example}
         for name, (text, example) in _HEADERS.items()
@@ -101,8 +103,7 @@ def failure(description: str) -> dict[str, Any]:
 
 
 def complete(schema: dict[str, Any]) -> dict[str, Any]:
-    """FastAPI's document with our problem documents in the place of its own validation errors,
-    which nobody gets."""
+    """FastAPI's document, with our problem documents instead of its validation errors."""
     schemas = schema["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
@@ -115,8 +116,10 @@ def complete(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _titles() -> dict[int, list[str]]:
-    """Status -> titles of the errors that a caller can meet; those without a status of their own
-    stop the start."""
+    """Status -> titles of the errors that a caller can get.
+
+    Errors without a status of their own end the start, so no caller gets them.
+    """
     titles: dict[int, list[str]] = {FathomError.status: [FathomError.title]}
     for kind in FathomError.__subclasses__():
         if kind.status != FathomError.status:
@@ -132,11 +135,12 @@ def _request_body() -> dict[str, Any]:
 
 def _parameters() -> list[dict[str, Any]]:
     budget = (
-        "Ceilings and a floor, all optional (RFC 9651 Dictionary). depth: most encoder layers. "
+        "Ceilings and a floor, all optional (RFC 9651 Dictionary). "
+        "depth: most encoder layers. "
         "gflops: most compute. "
-        "ms: deadline on the server, from 1 to 600000. max-loss: expected loss against the full "
-        "plan that is accepted, "
-        "from 0 to 1. strict: rather refuse than miss that floor."
+        "ms: deadline on the server, from 1 to 600000. "
+        "max-loss: expected loss against the full plan that is accepted, from 0 to 1. "
+        "strict: refuse the image if that floor is out of reach."
     )
     return [
         _header("Compute-Budget", budget, "depth=3, gflops=6.5, ms=80, max-loss=0.01"),
@@ -149,8 +153,8 @@ def _parameters() -> list[dict[str, Any]]:
         {
             "name": "include",
             "in": "query",
-            "description": "paused: adds to JSON which part of the image the encoder paused, null "
-            "if none",
+            "description": "paused: adds to JSON the part of the image that the encoder paused; "
+            "null if none",
             "schema": {"type": "string", "enum": sorted(INCLUDES)},
             "example": "paused",
         },
@@ -158,11 +162,10 @@ def _parameters() -> list[dict[str, Any]]:
 
 
 def _header(name: str, description: str, example: str) -> dict[str, Any]:
-    schema = {"type": "string"}
     return {
         "name": name,
         "in": "header",
         "description": description,
-        "schema": schema,
+        "schema": {"type": "string"},
         "example": example,
     }

@@ -1,4 +1,4 @@
-"""What people, Kubernetes and Prometheus ask for: plans, health, metrics."""
+"""The routes for operators, Kubernetes and Prometheus: plans, health, metrics."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from service.settings import Settings
 def operations(
     settings: Settings, model: Model, metrics: Metrics, guard: Sequence[params.Depends] = ()
 ) -> APIRouter:
-    """The routes. guard: the dependencies of what needs an API key."""
+    """The routes. guard: the dependencies of those that need an API key."""
     router = APIRouter(tags=["operations"])
 
     @router.get("/plans", dependencies=guard)
     async def plans() -> schemas.Plans:
-        """The plans with their prices on this node, the classes and the limits."""
+        """The plans with their costs on this node, the classes and the limits."""
         return schemas.plans(model, settings)
 
     @router.get("/healthz")
     async def healthz() -> dict[str, str]:
-        """The process lives."""
+        """The process is alive."""
         return {"status": "alive"}
 
     @router.get(
@@ -45,7 +45,7 @@ def operations(
         responses={200: {"content": {"text/plain": {}, "application/openmetrics-text": {}}}},
     )
     async def exposition(request: Request) -> Response:
-        """Prometheus' text format, or OpenMetrics where Accept asks for it."""
+        """Prometheus' text format, or OpenMetrics if Accept asks for it."""
         body, content_type = metrics.expose(",".join(request.headers.getlist("accept")))
         return Response(body, headers={"Content-Type": content_type, "Vary": "Accept"})
 

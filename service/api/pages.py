@@ -1,4 +1,4 @@
-"""The page at / and its files, held in memory: no request ever names a file of the disk."""
+"""The page at / and its files, served from memory: no request can name a file on disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TYPES = {
 
 
 def pages(folder: Path = WEB) -> APIRouter:
-    """The routes of the files in a folder; /docs is docs.html."""
+    """The routes for the files in a folder; /docs is docs.html."""
     files = {
         path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix in _TYPES
     }

@@ -1,5 +1,4 @@
-"""Wire types: what JSON answers hold, as models from which both the answers and /openapi.json are
-made."""
+"""The types of JSON answers. The answers and /openapi.json are made from them."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ TASK_NOTES = "; ".join(
 
 
 class Wire(BaseModel):
-    """Base: frozen, and closed, so that a typing error in a key is found by the first test."""
+    """The base: frozen, and closed so that the first test finds a misspelled key."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,7 +31,7 @@ class ImageInfo(Wire):
     width: int
     height: int
     orientation_applied: bool = Field(
-        description="EXIF asked for a turn or a flip, and it was done"
+        description="The image was rotated or flipped as its EXIF asks"
     )
 
 
@@ -46,8 +45,8 @@ class Rle(Wire):
 class Segment(Wire):
     """One segment of the image: all pixels of a class, or one object.
 
-    box: [x, y, width, height] in pixels; score: mean probability over a class's pixels, confidence
-    in an object.
+    box: [x, y, width, height] in pixels. score: for a class the mean probability over its pixels,
+    for an object the confidence in it.
     """
 
     id: int
@@ -71,8 +70,7 @@ class Usage(Wire):
 
 
 class Paused(Wire):
-    """Where the encoder stopped early: the part of the image whose tokens it paused. share: of the
-    pixels, 0..1."""
+    """The part of the image where the encoder paused tokens. share: of the pixels, 0..1."""
 
     share: float
     rle: Rle
@@ -88,13 +86,12 @@ class Segmentation(Wire):
     timing_ms: dict[str, float]
     paused: Paused | None = Field(
         default=None,
-        description="With include=paused only; null if the plan paused nothing, keep being 1",
+        description="Only with include=paused; null if the plan pauses nothing (its keep is 1)",
     )
 
 
 class PlanInfo(Wire):
-    """A plan and its price. ms: one image on this node, as measured; null until the engine is
-    warm."""
+    """A plan and its cost. ms: for one image on this node; null until the engine is warm."""
 
     name: str
     depth: int
@@ -120,7 +117,7 @@ class BundleName(Wire):
 
 
 class LimitsInfo(Wire):
-    """What an image may be: bytes of the body, pixels, and pixels of a side."""
+    """The limits of an image: bytes of the body, pixels in all, pixels per side."""
 
     max_body_bytes: int
     max_pixels: int
@@ -129,7 +126,7 @@ class LimitsInfo(Wire):
 
 
 class Plans(Wire):
-    """The answer of /plans: all that a page needs to offer a budget."""
+    """The answer of /plans: all that a page needs to let a user set a budget."""
 
     plans: list[PlanInfo]
     task: str
@@ -140,7 +137,7 @@ class Plans(Wire):
 
 
 class Problem(BaseModel):
-    """RFC 9457. Some problems have further members, such as the header and key that were wrong."""
+    """RFC 9457. Some problems have further members, such as the wrong header and key."""
 
     type: str
     title: str
@@ -197,21 +194,21 @@ def plans(model: Model, settings: Settings) -> Plans:
     )
 
 
-def segment(found: tasks.Segment) -> Segment:
-    """A segment as JSON has it."""
+def segment(result: tasks.Segment) -> Segment:
+    """A segment in its JSON form."""
     return Segment(
-        id=found.id,
-        class_id=found.class_id,
-        label=found.label,
-        score=round(found.score, 4),
-        area=found.mask.area,
-        box=found.mask.box,
-        rle=_rle(found.mask),
+        id=result.id,
+        class_id=result.class_id,
+        label=result.label,
+        score=round(result.score, 4),
+        area=result.mask.area,
+        box=result.mask.box,
+        rle=_rle(result.mask),
     )
 
 
 def paused(mask: NDArray[np.uint8] | None) -> Paused | None:
-    """(height, width), 1 = paused, as JSON has it."""
+    """The JSON form of a map (height, width), 1 = paused."""
     if mask is None:
         return None
     (runs,) = run_lengths(mask, np.array([1]))
@@ -221,7 +218,7 @@ def paused(mask: NDArray[np.uint8] | None) -> Paused | None:
 def segmentation(
     answer: Answer, segments: list[Segment], paused: Paused | None, mask: Span
 ) -> Segmentation:
-    """The JSON answer. mask: the stage in which the segments were made."""
+    """The JSON answer. mask: the stage that made the segments."""
     geometry, decision = answer.geometry, answer.decision
     stages = {**answer.stages, mask.stage: mask.ended - mask.began}
     return Segmentation(

@@ -1,4 +1,4 @@
-"""POST /segment: the request's fields, body and answer around a Segmenter."""
+"""POST /segment: from the request's fields and body to the answer of a Segmenter."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 
 
 class SegmentRoute:
-    """The handler, described in openapi.py."""
+    """The handler; openapi.py describes the route."""
 
     def __init__(self, segmenter: Segmenter, intake: Intake, metrics: Metrics) -> None:
         self._segmenter, self._intake, self._metrics = segmenter, intake, metrics
@@ -64,14 +64,14 @@ class SegmentRoute:
 
 
 def observe(metrics: Metrics, request: Request, outcome: str) -> None:
-    """Count a request that is over, and log its line."""
+    """Count a finished request, and log its line."""
     trace: Trace = request.state.trace
     trace.trace_id, trace.sampled = getattr(request.state, "traced", ("", False))
     metrics.observe(trace, outcome, time.perf_counter() - request.state.arrived)
 
 
 async def _while_connected(request: Request, work: Coroutine[object, object, _T]) -> _T:
-    """The result of `work`, which is cancelled when the client leaves: ClientDisconnect is raised.
+    """The result of `work`. If the client leaves, cancel it and raise ClientDisconnect.
 
     The request's body must have been read.
     """

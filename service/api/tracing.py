@@ -1,9 +1,8 @@
-"""OpenTelemetry spans of /segment: one for the request, one below it for each stage, sent to a
-collector by OTLP/HTTP.
+"""OpenTelemetry spans of /segment: one for the request and one below it per stage, by OTLP/HTTP.
 
-Imported only when tracing is asked for: the SDK and the exporter are the optional extra `tracing`.
-What the standard OTEL_* variables say about the exporter (headers, certificates), the queue and the
-resource holds, too.
+Imported only if tracing is on: the SDK and the exporter are the optional extra `tracing`. The
+standard OTEL_* variables for the exporter (headers, certificates), the queue and the resource apply
+as well.
 """
 
 from __future__ import annotations
@@ -29,10 +28,9 @@ from service.errors import SettingsError
 from service.settings import flag
 
 ROUTE = ("POST", "/segment")
-FLUSH_S = 2.0  # what a collector that is up needs is milliseconds
-_MAX_LENGTH = (
-    512  # of traceparent and tracestate; longer ones are never right, and OpenTelemetry logs each
-)
+FLUSH_S = 2.0  # a working collector needs milliseconds
+# Of traceparent and tracestate: longer ones are never valid, and OpenTelemetry would log each.
+_MAX_LENGTH = 512
 _W3C = TraceContextTextMapPropagator()
 
 
@@ -41,11 +39,12 @@ def exporter(endpoint: str) -> OTLPSpanExporter:
     try:
         url = urlsplit(endpoint)
         right = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
-    except ValueError:  # a port or an IPv6 address that is none
+    except ValueError:  # an invalid port or IPv6 address
         right = False
     if not right:
         raise SettingsError(
-            f"{flag('trace_endpoint')} is {endpoint!r}: it must be a URL such as http://collector:4318"
+            f"{flag('trace_endpoint')} is {endpoint!r}: it must be a URL such as "
+            "http://collector:4318"
         )
     return OTLPSpanExporter(
         endpoint if url.path.strip("/") else f"{endpoint.rstrip('/')}/v1/traces"
@@ -53,26 +52,25 @@ def exporter(endpoint: str) -> OTLPSpanExporter:
 
 
 class Tracing:
-    """Records requests and sends them in batches from a thread of its own; a full queue drops
-    spans, never waits.
+    """Records requests and sends them in batches from its own thread.
 
-    sample: share of the requests without a `traceparent` that are recorded; a caller's trace keeps
-    its own flag.
+    A full queue drops spans and never waits. sample: the recorded share of the requests without a
+    `traceparent`; a caller's trace keeps its own flag.
     """
 
     def __init__(self, to: SpanExporter, *, sample: float, version: str) -> None:
-        # Never made the global one: FastAPI, and any library that looks for that, would record
-        # every request again.
+        # Not the global provider: FastAPI and other libraries would use that and record every
+        # request again.
         self._provider = TracerProvider(
             sampler=ParentBased(TraceIdRatioBased(sample)),
             resource=Resource.create({"service.name": "fathom", "service.version": version}),
-            shutdown_on_exit=False,  # it waits up to 30 s; close() has a limit
+            shutdown_on_exit=False,  # that waits up to 30 s; close() has its own limit
         )
         self._provider.add_span_processor(BatchSpanProcessor(to))
         self._tracer = self._provider.get_tracer("fathom", version)
 
     def around(self, app: ASGIApp) -> ASGIApp:
-        """The middleware, outermost, so that every answer to a segmentation carries `traceparent`.
+        """The outermost middleware, so that every answer of /segment has a `traceparent`.
 
         It leaves (trace id, whether it is sampled) in `request.state.traced`.
         """
@@ -104,27 +102,25 @@ class Tracing:
         return traced
 
     def _begin(self, headers: Headers) -> Span:
-        """A span that continues the caller's trace, or begins a new one where `traceparent` is
-        missing or malformed."""
+        """Begin a span in the caller's trace, or in a new one without a valid `traceparent`."""
         carrier = {}
         for name in ("traceparent", "tracestate"):
             lines = headers.getlist(name)
-            if (
-                lines
-                and sum(map(len, lines)) <= _MAX_LENGTH
-                and (name == "tracestate" or len(lines) == 1)
-            ):
+            short = sum(map(len, lines)) <= _MAX_LENGTH
+            if lines and short and (name == "tracestate" or len(lines) == 1):
                 carrier[name] = ",".join(lines)
         return self._tracer.start_span(" ".join(ROUTE), _W3C.extract(carrier), SpanKind.SERVER)
 
     def _end(self, span: Span, trace: Trace, status: int) -> None:
-        """End a request's span, with its stages below it. status: 0 if the caller left before the
-        answer began."""
+        """End a request's span, with its stages below it.
+
+        status: of the answer; 0 if the caller left before it began.
+        """
         if not span.is_recording():
             span.end()
             return
-        # The stages ran in other threads, in batches, before anybody knew that they were over:
-        # their times are kept as perf_counter's, and become wall-clock times here.
+        # The stages ran earlier, in batches in other threads. Their times are perf_counter's and
+        # become wall-clock times here.
         offset = time.time_ns() - time.perf_counter_ns()
         context = set_span_in_context(span)
         for stage, seconds in trace.stages.items():
@@ -147,10 +143,8 @@ class Tracing:
         span.end()
 
     async def close(self, limit_s: float) -> None:
-        """Send what is left, for at most limit_s seconds; a collector that does not answer loses
-        it."""
-        # The provider's own shutdown waits for 30 s. A daemon, so that the process can end before
-        # it does.
+        """Send the remaining spans, within limit_s seconds; what is not sent by then is lost."""
+        # The provider's own shutdown waits for 30 s. A daemon, so that the process can end first.
         ended = threading.Event()
 
         def shut_down() -> None:
@@ -162,13 +156,13 @@ class Tracing:
 
 
 def _of_image(trace: Trace) -> dict[str, str | int | float | Sequence[int]]:
-    """What is known of the image and its plan."""
-    found: dict[str, str | int | float | Sequence[int]] = {}
+    """The attributes for the image and its plan, as far as they are known."""
+    attributes: dict[str, str | int | float | Sequence[int]] = {}
     if trace.size is not None:
-        found |= {"fathom.image.width": trace.size[0], "fathom.image.height": trace.size[1]}
+        attributes |= {"fathom.image.width": trace.size[0], "fathom.image.height": trace.size[1]}
     if trace.decision is not None:
         plan = trace.decision.plan
-        found |= {
+        attributes |= {
             "fathom.plan": plan.name,
             "fathom.depth": plan.depth,
             "fathom.gflops": plan.gflops,
@@ -176,4 +170,4 @@ def _of_image(trace: Trace) -> dict[str, str | int | float | Sequence[int]]:
             "fathom.predicted_quality": trace.decision.predicted_quality,
             "fathom.batch_size": trace.batch_size,
         }
-    return found
+    return attributes

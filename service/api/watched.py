@@ -1,7 +1,7 @@
-"""A small file that changes while the service runs: read once a second, whatever its times and its
-inode say.
+"""Watches a small file that may change while the service runs.
 
-Kubernetes changes a mounted ConfigMap or Secret by swapping a link to a folder.
+It is read once a second, whatever its times and inode say: Kubernetes changes a mounted ConfigMap
+or Secret by swapping a link to a folder.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ _log = logging.getLogger("fathom.watched")
 
 @dataclass(frozen=True, slots=True)
 class Source(Generic[_T]):
-    """What to read. max_bytes: more cannot be such a file; the wrong path must not fill the memory.
+    """A file and how to read it.
 
-    parse: the text -> its meaning, whose str() is logged and so must hold no secret. It raises
-    FathomError.
+    parse: turns the text into a value. The value's str() is logged, so it must have no secrets.
+        Raises FathomError.
+    max_bytes: a larger file is refused, so that a wrong path cannot fill the memory.
     """
 
     path: Path
@@ -33,7 +34,7 @@ class Source(Generic[_T]):
     max_bytes: int
 
     def read(self) -> _T | Unusable:
-        """The file's meaning, or what is wrong with it."""
+        """The file's value, or what is wrong with it."""
         try:
             with self.path.open("rb") as file:
                 data = file.read(self.max_bytes + 1)
@@ -56,23 +57,23 @@ class Unusable:
 async def watch(
     source: Source[_T], apply: Callable[[_T], None], period_s: float = PERIOD_S
 ) -> None:
-    """Call `apply` with the file's meaning now and after each change, until cancelled.
+    """Call `apply` with the file's value now and after each change, until cancelled.
 
-    A file that is missing or cannot be understood changes nothing: what it last meant stays, and
-    one error line says why. Mending the file applies it again. A change counts once two looks agree
-    on it: a file that is being written in place is empty for a moment, and an empty one can mean a
-    lot.
+    A file that is missing or cannot be understood changes nothing: its last value stays in force,
+    and one error line says why. Once the file is right again, its value is applied again. A change
+    counts when two reads in a row agree: a file that is written in place is empty for a moment, and
+    an empty file can be valid.
     """
-    last: _T | Unusable | None = None
-    before: _T | Unusable | None = None
+    accepted: _T | Unusable | None = None
+    previous: _T | Unusable | None = None
     while True:
-        found = await asyncio.to_thread(source.read)
-        if found != last and (last is None or found == before):
-            if isinstance(found, Unusable):
-                _log.error("%s: %s. What it last said stays in force.", source.path, found.why)
+        value = await asyncio.to_thread(source.read)
+        if value != accepted and (accepted is None or value == previous):
+            if isinstance(value, Unusable):
+                _log.error("%s: %s. Its last value stays in force.", source.path, value.why)
             else:
-                _log.info("%s: %s", source.path, found)
-                apply(found)
-            last = found
-        before = found
+                _log.info("%s: %s", source.path, value)
+                apply(value)
+            accepted = value
+        previous = value
         await asyncio.sleep(period_s)

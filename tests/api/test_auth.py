@@ -344,14 +344,14 @@ def test_changed_keys_are_in_force_within_five_seconds_and_a_broken_file_keeps_t
                     await asyncio.sleep(0.05)
             after = [await status(KEY)]
             file.write_text("")
-            while "no key in it" not in caplog.text:
+            while "it has no keys" not in caplog.text:
                 await asyncio.sleep(0.05)
             return [*before, *after, await status("new")]
 
     with caplog.at_level(logging.INFO):
         assert asyncio.run(session()) == [200, 401, 401, 200]
     assert [
-        record.levelname for record in caplog.records if "no key in it" in record.getMessage()
+        record.levelname for record in caplog.records if "it has no keys" in record.getMessage()
     ] == ["ERROR"]
     assert any("keys in force: 1 (camera-7)" in message for message in caplog.messages)
 

@@ -94,7 +94,7 @@ def test_a_query_is_refused_by_name_instead_of_ignored(fake_manifest: Manifest) 
         ("include=", "application/json", "''"),
         ("include=paused,masks", "application/json", "'paused,masks'"),
         ("include=paused&include=x", "application/json", "'x'"),
-        ("include=paused", "image/png", "the answer is to be image/png"),
+        ("include=paused", "image/png", "the answer would be image/png"),
         ("Include=paused", "application/json", "'Include'"),
     ],
 )
