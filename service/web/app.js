@@ -1,4 +1,4 @@
-/** The page: wires the photo, the budget, the reading and the strip to the service. */
+/** The page: connects the photo, the budget, the result and the strip of plans with the service. */
 
 import { BudgetForm } from "./budget.js";
 import { Problem, curlLine, getPlans, segment } from "./client.js";
@@ -10,7 +10,7 @@ import { Stage } from "./stage.js";
 import { Strip } from "./strip.js";
 
 const $ = (id) => document.getElementById(id);
-const SETTLE_MS = 300; // arrow keys on a slider come in bursts: wait for their end before asking again
+const SETTLE_MS = 300; // arrow keys on a slider come in bursts: wait for the last one before a request
 
 const problem = {
   timer: 0,
@@ -21,7 +21,7 @@ const problem = {
   /**
    * @param {unknown} error
    * @param {() => void} [again] what a retry does
-   * @param {boolean} [alone] whether it happens by itself, once the service's Retry-After has passed
+   * @param {boolean} [alone] whether to retry automatically once the service's Retry-After has passed
    */
   show(error, again, alone = false) {
     this.hide();
@@ -71,7 +71,7 @@ class App {
     this.limited(false);
   }
 
-  /** The limits changed; ask again once they have settled. */
+  /** The limits changed; segment again once they have settled. */
   limited(settled) {
     const header = this.form.header();
     $("header-sent").textContent = header ? `Compute-Budget: ${header}` : "no Compute-Budget: the gate decides";
@@ -100,7 +100,7 @@ class App {
     await this.run();
   }
 
-  /** Too large a body is refused before it is sent: some browsers show a broken connection instead of the 413. */
+  /** Refuse a body that is too large before it is sent: some browsers show a broken connection instead of the 413. */
   #checkSize() {
     const most = this.info.limits.max_body_bytes;
     if (this.file.size <= most) return;
@@ -117,7 +117,7 @@ class App {
     this.strip.stop("Cancelled.");
     const control = (this.running = new AbortController());
     const limits = this.form.values();
-    this.#writeCurl(); // a key may have come
+    this.#writeCurl(); // there may be a key by now
     problem.hide();
     $("busy").hidden = false;
     try {
@@ -140,7 +140,7 @@ class App {
     this.strip.mark(result);
   }
 
-  /** Masks and figures of an earlier answer must not stand beside the news that there is none. */
+  /** Show an error, and remove the masks and figures of an earlier answer. */
   #failed(error, again) {
     problem.show(error, again);
     if (error.name === "AbortError") return;
@@ -162,7 +162,7 @@ class App {
   }
 }
 
-/** Choosing, dropping and pasting all end in open(file). */
+/** Choosing, dropping and pasting all call open(file). */
 function takeFiles(open) {
   $("file").addEventListener("change", (event) => {
     if (event.target.files[0]) open(event.target.files[0]);
@@ -182,21 +182,22 @@ function takeFiles(open) {
 }
 
 async function copyCurl() {
-  const said = (words) => {
+  const label = (words) => {
     $("copy").textContent = words;
     setTimeout(() => { $("copy").textContent = "Copy"; }, 1500);
   };
   try {
     await navigator.clipboard.writeText($("curl").textContent);
-    said("Copied");
+    label("Copied");
   } catch {
-    getSelection().selectAllChildren($("curl")); // no clipboard outside of https and localhost
-    said("Selected");
+    getSelection().selectAllChildren($("curl")); // there is no clipboard outside https and localhost
+    label("Selected");
   }
 }
 
 let begin;
-const app = new Promise((resolve) => { begin = resolve; }); // a photo that comes before the plans, or the key, waits
+// A photo that comes before the plans or the key waits for this promise.
+const app = new Promise((resolve) => { begin = resolve; });
 
 async function start() {
   problem.hide();

@@ -1,4 +1,4 @@
-/** The four limits: sliders filled from the plans, and the Compute-Budget field that they make. */
+/** The four limits: sliders with ranges from the plans, and the Compute-Budget field that they make. */
 
 import { short } from "./format.js";
 
@@ -16,12 +16,12 @@ const logarithmic = (low, high, steps, round) => ({
   share: (value) => Math.log(value / low) / Math.log(high / low),
 });
 
-/** Three decimals at most, as the header's format allows; fewer where they would be noise. */
+/** At most three decimals, as the header's format allows; fewer for larger values. */
 const tidy = (value) => Number(value.toFixed(value < 1 ? 3 : value < 10 ? 2 : value < 100 ? 1 : 0));
 
 /**
- * How each limit is drawn. `cost` is what a plan spends of it, null if that was not measured yet; a limit without
- * `cost` is no ceiling on plans.
+ * How each limit is drawn. `cost` is what a plan spends of it, null if that was not measured yet. A limit without
+ * `cost` is not a ceiling on plans.
  */
 const LIMITS = [
   {
@@ -106,7 +106,7 @@ export class BudgetForm {
     return mark;
   }
 
-  /** The limits that are on: {key: value}. */
+  /** The active limits: {key: value}. */
   values() {
     const on = this.rows.filter((row) => row.on.checked);
     return Object.fromEntries(on.map((row) => [row.limit.key, row.scale.value(Number(row.range.value))]));
@@ -117,7 +117,7 @@ export class BudgetForm {
     return Object.entries(this.values()).map(([key, value]) => `${key}=${value}`).join(", ");
   }
 
-  /** Names of the limits that rule a plan out. */
+  /** The names of the limits that rule a plan out. */
   excludedBy(plan) {
     const values = this.values();
     const over = LIMITS.filter((limit) => limit.cost && limit.key in values && limit.cost(plan) > values[limit.key]);

@@ -1,8 +1,8 @@
-/** The page's calls. The photo goes to /segment and nowhere else. */
+/** The page's requests. The photo goes to /segment and nowhere else. */
 
 import { hasKey, keyFields } from "./key.js";
 
-/** What went wrong, in the words of problem+json (RFC 9457) where the service gave them. */
+/** What went wrong, in the words of the service's problem+json (RFC 9457) if there is one. */
 export class Problem extends Error {
   constructor({ title, detail = "", status = 0, retryAfter = null, requestId = "" }) {
     super(detail || title);
@@ -13,7 +13,7 @@ export class Problem extends Error {
 const unreachable = () =>
   new Problem({ title: "The service cannot be reached", detail: "No answer came back. Is it still running?" });
 
-/** Seconds from a Retry-After field (delay or date), or null. */
+/** The seconds of a Retry-After field (delay or date), or null. */
 function retrySeconds(field) {
   if (!field) return null;
   const seconds = /^\d+$/.test(field.trim()) ? Number(field) : (Date.parse(field) - Date.now()) / 1000;
@@ -32,7 +32,7 @@ async function problemOf(response) {
   });
 }
 
-/** @throws {Problem} also for a broken connection; an abort passes through as AbortError */
+/** @throws {Problem} also for a broken connection; an abort stays an AbortError */
 async function call(path, options) {
   let response;
   try {
@@ -45,7 +45,7 @@ async function call(path, options) {
   return response;
 }
 
-/** Plans, classes and limits of the bundle that is served, once the engine is warm and every plan's time is known. */
+/** The plans, classes and limits of the bundle, once the engine is warm and every plan's time is known. */
 export async function getPlans() {
   await call("readyz");
   return (await call("plans", { headers: { Accept: "application/json", ...keyFields() } })).json();
@@ -55,7 +55,7 @@ const path = (include) => (include ? `segment?include=${include}` : "segment");
 
 /**
  * Segment one image.
- * @param {File} file sent as it is
+ * @param {File} file sent unchanged
  * @param {string} budget value of Compute-Budget, "" to send none
  * @param {string} include what to add to the answer, "" for nothing
  * @param {AbortSignal} signal
@@ -78,7 +78,7 @@ export async function segment(file, budget, include, signal) {
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-/** The same request for a shell: it shows the answer's header fields and keeps the JSON. The key is a variable. */
+/** The same request for a shell. It prints the answer's header fields and saves the JSON. The key is a variable. */
 export function curlLine(file, budget, include) {
   const parts = ["curl -sS -D - -o segments.json"];
   parts.push(`-H ${quoted(`Content-Type: ${file?.type || "image/jpeg"}`)}`);

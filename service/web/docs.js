@@ -1,9 +1,9 @@
-/** The API, drawn from /openapi.json: what each path takes and gives. Text only; nothing is fetched from elsewhere. */
+/** The API's page, made from /openapi.json: what each path takes and returns. Nothing is fetched from elsewhere. */
 
 function node(tag, attributes = {}, ...children) {
-  const made = Object.assign(document.createElement(tag), attributes);
-  made.append(...children.filter((child) => child !== null));
-  return made;
+  const element = Object.assign(document.createElement(tag), attributes);
+  element.append(...children.filter((child) => child !== null));
+  return element;
 }
 
 const code = (text) => node("code", {}, text);
@@ -15,7 +15,7 @@ function table(title, rows) {
   return node("div", {}, node("h3", {}, title), node("table", {}, node("tbody", {}, ...rows.map(cells))));
 }
 
-/** A schema, with what it refers to in its place. */
+/** A schema with its references resolved. */
 function resolved(schema, all) {
   if (Array.isArray(schema)) return schema.map((item) => resolved(item, all));
   if (schema === null || typeof schema !== "object") return schema;
@@ -36,18 +36,19 @@ function answer([status, response], all) {
   return [code(status), parts];
 }
 
-function operation(path, method, it, all) {
-  const title = node("summary", {}, code(`${method.toUpperCase()} ${path}`), ` ${it.description ?? it.summary ?? ""}`);
-  const parameters = (it.parameters ?? []).map((one) => [code(one.name), [`${one.in}. ${one.description ?? ""} `, code(one.example ?? "")]]);
-  const body = it.requestBody ? [[code("body"), [types(it.requestBody.content)]]] : [];
-  const answers = Object.entries(it.responses).map((entry) => answer(entry, all));
-  return node("details", { open: path === "/segment" }, title, table("Takes", [...body, ...parameters]), table("Gives", answers));
+function operation(path, method, described, all) {
+  const title = node("summary", {}, code(`${method.toUpperCase()} ${path}`), ` ${described.description ?? described.summary ?? ""}`);
+  const parameters = (described.parameters ?? [])
+    .map((parameter) => [code(parameter.name), [`${parameter.in}. ${parameter.description ?? ""} `, code(parameter.example ?? "")]]);
+  const body = described.requestBody ? [[code("body"), [types(described.requestBody.content)]]] : [];
+  const answers = Object.entries(described.responses).map((entry) => answer(entry, all));
+  return node("details", { open: path === "/segment" }, title, table("Request", [...body, ...parameters]), table("Answers", answers));
 }
 
 const api = await (await fetch("openapi.json")).json();
 document.getElementById("about").textContent = `${api.info.summary} Version ${api.info.version}.`;
 for (const [path, methods] of Object.entries(api.paths)) {
-  for (const [method, it] of Object.entries(methods)) {
-    document.getElementById("operations").append(operation(path, method, it, api.components.schemas));
+  for (const [method, described] of Object.entries(methods)) {
+    document.getElementById("operations").append(operation(path, method, described, api.components.schemas));
   }
 }

@@ -1,9 +1,9 @@
-/** Numbers and small pieces of the page, written one way everywhere. */
+/** Shared helpers: numbers and small elements look the same everywhere. */
 
 /** About three significant digits: 0.123, 4.12, 31.4, 1520. */
 export const short = (value) => value.toFixed(value < 1 ? 3 : value < 10 ? 2 : value < 100 ? 1 : 0);
 
-/** A share 0..1 as per cent; what is there but tiny does not become zero. */
+/** A share 0..1 in per cent; a tiny one does not become zero. */
 export function percent(share) {
   if (share > 0 && share < 0.001) return "< 0.1 %";
   return `${(share * 100).toFixed(1)} %`;
@@ -14,7 +14,7 @@ export function bytes(count) {
   return `${(count / 1e6).toFixed(1)} MB`;
 }
 
-/** An element with a class and text; everything from outside reaches the page as text, never as HTML. */
+/** An element with a class and text. Text from outside stays text and never becomes HTML. */
 export function element(tag, className = "", text = "") {
   const node = document.createElement(tag);
   if (className) node.className = className;
@@ -24,10 +24,10 @@ export function element(tag, className = "", text = "") {
 
 export const rgb = (color) => `rgb(${color.join(" ")})`;
 
-/** What a plan leaves out beside layers, in per cent as in its name: "k25 w50"; "" where it uses all. */
+/** A plan's keep and width in per cent, as in its name: "k25 w50". Shares of 100 % are left out. */
 export const knobs = ({ keep, width }) =>
   [["k", keep], ["w", width]].filter(([, share]) => share < 1)
     .map(([letter, share]) => letter + Number((100 * share).toPrecision(3))).join(" ");
 
-/** Sum of the stages that the service timed, in milliseconds. */
+/** The sum of the service's stages, in milliseconds. */
 export const serverMs = (timing) => Object.values(timing).reduce((sum, ms) => sum + ms, 0);

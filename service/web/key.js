@@ -1,9 +1,9 @@
-/** The API key: asked for when the service answers 401, kept for this tab only, sent in a header field. */
+/** The API key: requested after a 401, stored for this tab only, sent in a header field. */
 
 const $ = (id) => document.getElementById(id);
 const NAME = "fathom-api-key";
 
-/** What `use` gives; null in a browser that stores nothing for this page. The key then lasts until a reload. */
+/** The result of `use`; null if the browser stores nothing for this page. The key then lasts until a reload. */
 function stored(use) {
   try {
     return use(sessionStorage);
@@ -13,8 +13,8 @@ function stored(use) {
 }
 
 let key = stored((storage) => storage.getItem(NAME)) ?? "";
-let again = null; // what waits for a key
-let before = null; // what had the focus when the form came
+let again = null; // the retry that waits for a key
+let before = null; // the element that had the focus when the form appeared
 
 function keep(value) {
   key = value;
@@ -23,7 +23,10 @@ function keep(value) {
 
 export const hasKey = () => key !== "";
 
-/** The key's header field, if there is a key: its UTF-8 bytes, as a shell sends them; fetch takes a byte a letter. */
+/**
+ * The key's header field, if there is a key. It has the key's UTF-8 bytes, as a shell sends them; fetch takes one
+ * character per byte.
+ */
 export function keyFields() {
   if (!key) return {};
   return { "X-API-Key": Array.from(new TextEncoder().encode(key), (byte) => String.fromCharCode(byte)).join("") };
@@ -32,7 +35,7 @@ export function keyFields() {
 /**
  * Show the form. A key that was sent is forgotten, and the form says why it was refused.
  * @param {Problem} problem of the refusal
- * @param {() => Promise<void>} retry what to do with the key; it comes back here if that one is refused, too
+ * @param {() => Promise<void>} retry what to do with the new key; calls this function again if that is refused
  */
 export function askKey(problem, retry) {
   const [form, field, active] = [$("key"), $("key-field"), document.activeElement];
@@ -43,7 +46,7 @@ export function askKey(problem, retry) {
   keep("");
   again = retry;
   form.hidden = false;
-  if (!appears && !form.contains(active)) return; // at work elsewhere on the page
+  if (!appears && !form.contains(active)) return; // the user is busy elsewhere on the page
   field.focus();
   field.select();
 }

@@ -1,19 +1,19 @@
-/** Which segment every pixel of an answer belongs to, and pictures of it. */
+/** The segment of every pixel of an answer, and pictures of the segments. */
 
 import { paintRle } from "./rle.js";
 
-/** 0xAABBGGRR, the byte order of ImageData seen as 32-bit words (every browser runs on little-endian machines). */
+/** 0xAABBGGRR: the byte order of ImageData as 32-bit words (all browsers run on little-endian machines). */
 const word = ([red, green, blue], alpha) => ((alpha << 24) | (blue << 16) | (green << 8) | red) >>> 0;
 
-const FAINT = 56; // alpha of what is not singled out
+const FAINT = 56; // alpha of classes other than the selected one
 const INSIDE = 140; // alpha of an object within its outline
 const CHANGED = word([255, 46, 154], 255);
 const DIMMED = word([4, 18, 27], 150);
 const HATCH = word([255, 255, 255], 200);
 
 /**
- * One colour per object, RGB, 0..255. The golden angle puts the hues of a few ids in a row far apart; where it comes
- * back to about the same hue, 5, 8 or 13 ids later, the lightness differs.
+ * One colour per object, RGB, 0..255. The golden angle puts the hues of consecutive ids far apart. About the same hue
+ * returns 5, 8 or 13 ids later, with another lightness.
  */
 function objectColor(id) {
   const [hue, lightness, chroma] = [(id * 137.508) % 360, 0.48 + 0.1 * (id % 3), 0.3];
@@ -26,7 +26,7 @@ function objectColor(id) {
 export class Labels {
   /**
    * @param {object} answer the JSON of /segment
-   * @param {boolean} objects whether a segment is one object (/plans says so): it gets a colour of its own
+   * @param {boolean} objects whether a segment is one object, as in /plans: it then has its own colour
    */
   constructor(answer, objects) {
     this.segments = answer.segments;
@@ -45,17 +45,17 @@ export class Labels {
     return this.segments[this.map[x * this.height + y] - 1];
   }
 
-  /** RGB of a segment: an object has its own colour, else it is the class's. */
+  /** RGB of a segment: an object's own colour, else the class's. */
   color(segment, colors) {
     return this.objects ? objectColor(segment.id) : (colors[segment.class_id] ?? [128, 128, 128]);
   }
 
-  /** Class per entry of the map's values; -1 for "no segment". */
+  /** The class for each value of the map; -1 for "no segment". */
   classes() {
     return Int16Array.from([-1, ...this.segments.map((segment) => segment.class_id)]);
   }
 
-  /** Share (0..1) of pixels whose class differs from the other result's. */
+  /** The share (0..1) of pixels that have another class in the other result. */
   difference(other) {
     if (other.map.length !== this.map.length) throw new RangeError("the results differ in size");
     const [mine, theirs] = [this.classes(), other.classes()];
@@ -66,11 +66,11 @@ export class Labels {
 
   /**
    * Paint the segments' colours into a canvas, at most `longest` pixels on the longer side (nearest pixel). Objects are
-   * paler within their outlines, so that those that touch stay apart.
+   * paler inside their outlines, so that touching objects look separate.
    * @param {HTMLCanvasElement} canvas
    * @param {[number, number, number][]} colors per class id
    * @param {{longest?: number, only?: number | null, against?: Labels | null}} how only: the class id that stays
-   *   opaque; against: paint just the pixels whose class differs from that result
+   *   opaque; against: paint only the pixels that have another class in that result
    */
   paint(canvas, colors, { longest = 2048, only = null, against = null } = {}) {
     const mine = this.classes();
@@ -89,7 +89,7 @@ export class Labels {
     });
   }
 
-  /** Hatch where the encoder paused; there must be something paused. */
+  /** Hatch the part that the encoder paused. There must be one. */
   paintPaused(canvas, { longest = 2048 } = {}) {
     const map = new Uint8Array(this.map.length);
     paintRle(this.paused.rle, map, 1);
@@ -102,8 +102,8 @@ export class Labels {
 
   /**
    * @param {(at: number, left: number, right: number, above: number, below: number, x: number, y: number) => number}
-   *   paint the word of a pixel of the canvas: the places in the map of it and of its neighbours within the image, a
-   *   line's width away, and where it lies
+   *   paint returns the word of a pixel of the canvas. It gets the indices in the map of the pixel and of its
+   *   neighbours in the image, one line width away, and the pixel's position
    */
   #draw(canvas, longest, paint) {
     const scale = Math.min(1, longest / Math.max(this.width, this.height));

@@ -1,4 +1,4 @@
-/** The sounding: which plan an image took, why, and what it cost. */
+/** The result: which plan an image took, why, and what that cost. */
 
 import { element, knobs, serverMs, short } from "./format.js";
 
@@ -11,18 +11,18 @@ function why(reason, isFull, limits) {
   const deadline = limits.ms ? `the deadline of ${short(limits.ms)} ms` : "the node's deadline";
   const ceilings = list(["depth", "gflops"].filter((key) => key in limits));
   return {
-    gate: limits["max-loss"] === 0 ? "No loss was allowed, so it went all the way down."
-      : isFull ? "The gate expects too great a loss from any cheaper plan."
-      : "The gate expects that a dearer plan would gain too little to be worth it.",
-    request: `The gate asked for more, but this request's limit on ${ceilings || "compute"} ends here.`,
-    node: "The gate asked for more, but this node's own limit ends here.",
-    deadline: `A dearer plan was expected to miss ${deadline}.`,
-    load: "The queue is filling: this node trades quality for throughput for now.",
+    gate: limits["max-loss"] === 0 ? "No loss was allowed, so the full plan ran."
+      : isFull ? "The gate expects too large a loss from any cheaper plan."
+      : "The gate expects that a more expensive plan would gain too little to be worth it.",
+    request: `The gate asked for a more expensive plan, but this request's limit on ${ceilings || "compute"} rules it out.`,
+    node: "The gate asked for a more expensive plan, but this node's own limit rules it out.",
+    deadline: `A more expensive plan was expected to miss ${deadline}.`,
+    load: "The queue is filling, so this node trades quality for throughput for now.",
   }[reason] ?? `Reason: ${reason}.`;
 }
 
 export class Reading {
-  /** @param {object[]} plans cheap to dear */
+  /** @param {object[]} plans from cheapest to most expensive */
   constructor(plans) {
     this.plans = plans;
     this.rows = plans.map((plan, index) => {
@@ -43,7 +43,7 @@ export class Reading {
     $("knobs").hidden = !plans.some(knobs);
   }
 
-  /** Which plans the limits leave. */
+  /** Show which plans the limits leave. */
   afford(excludedBy) {
     let left = 0;
     this.rows.forEach((row, index) => {
@@ -68,24 +68,24 @@ export class Reading {
     $("request-id").textContent = requestId || "–";
   }
 
-  /** Nothing was measured: say what came back instead. */
+  /** There is no result: show what came back instead. */
   fail(problem) {
     this.clear();
-    $("why").textContent = "No sounding: the service refused, or could not answer.";
+    $("why").textContent = "No result: the service refused the image or could not answer.";
     this.#answered(`${problem.status || ""} ${problem.title ?? problem.message}`.trim(), problem.requestId);
   }
 
-  /** @param {object} result of client.segment; limits: what was sent */
+  /** @param {object} result of client.segment, and the limits that were sent */
   show({ answer, used, requestId, roundTripMs, limits }) {
     const { plan, depth, of, gflops, reason, predicted_quality: quality } = answer.usage;
-    const taken = this.plans.findIndex((one) => one.name === plan);
-    const less = knobs(this.plans[taken]);
+    const taken = this.plans.findIndex((candidate) => candidate.name === plan);
+    const reduced = knobs(this.plans[taken]);
     this.rows.forEach((row, index) => {
       row.dataset.reach = index < taken ? "passed" : index === taken ? "taken" : "beyond";
       if (index === taken) row.setAttribute("aria-current", "true");
       else row.removeAttribute("aria-current");
     });
-    $("depth-taken").replaceChildren("depth ", element("b", "", String(depth)), ` of ${of}`, ...(less ? [element("small", "", less)] : []));
+    $("depth-taken").replaceChildren("depth ", element("b", "", String(depth)), ` of ${of}`, ...(reduced ? [element("small", "", reduced)] : []));
     $("depth-taken").append(element("span", `reason ${reason}`, reason));
     $("why").textContent = why(reason, taken === this.plans.length - 1, limits);
     $("gflops").textContent = short(gflops);

@@ -1,9 +1,10 @@
 /**
- * COCO's compressed run lengths, as `rle.counts` of an answer.
+ * COCO's compressed run lengths, the `rle.counts` of an answer.
  *
  * Runs of "outside" and "inside" alternate, "outside" first, down the columns of the image. A run is a signed number in
- * base 32, least significant digit first: five bits a character (code - 48), bit 5 says that another character follows,
- * bit 4 of the last one is the sign. From the fourth run on, the number is the difference to the run two before it.
+ * base 32, least significant digit first. A character (code - 48) has five bits; its bit 5 says that another character
+ * follows. Bit 4 of the last character is the sign. From the fourth run on, the number is the difference to the run two
+ * before it.
  */
 
 /**

@@ -1,4 +1,4 @@
-/** The photo, the masks and paused areas over it, the probe under the pointer, and the legend. */
+/** The photo with the masks and paused areas over it, the probe at the pointer, and the legend. */
 
 import { element, percent, rgb } from "./format.js";
 
@@ -8,7 +8,7 @@ export class Stage {
   /** @param {{name: string, color: number[]}[]} classes */
   constructor(classes) {
     this.classes = classes;
-    this.colors = classes.map((one) => one.color);
+    this.colors = classes.map(({ color }) => color);
     this.labels = null;
     this.only = null;
     this.spot = [0.5, 0.5];
@@ -32,7 +32,7 @@ export class Stage {
     this.clear();
   }
 
-  /** Show a photo without masks. Resolves to whether this browser can draw it. */
+  /** Show a photo without masks. Resolves to true if this browser can draw it. */
   async load(file) {
     this.clear();
     const photo = $("photo");
@@ -52,7 +52,7 @@ export class Stage {
     $("frame").style.setProperty("--ratio", String(width / height));
   }
 
-  /** Take the masks away; the legend becomes the key of what could be found. */
+  /** Remove the masks; the legend then lists all classes. */
   clear() {
     this.labels = null;
     this.only = null;
@@ -72,7 +72,7 @@ export class Stage {
     this.#hideProbe();
   }
 
-  /** Lay a result's masks over the photo. turned: the service followed an orientation in the file. */
+  /** Show a result's masks over the photo. turned: whether the service applied an orientation in the file. */
   show(labels, turned) {
     this.labels = labels;
     this.only = null;
@@ -95,8 +95,8 @@ export class Stage {
   }
 
   /**
-   * Service and browser both turn a photo as its EXIF says; where they disagree, the masks cannot lie right. Some
-   * browsers do not look into WebP files for it, and half a turn or a flip does not show in the sizes.
+   * Service and browser both turn a photo as its EXIF says. If they disagree, the masks are in the wrong place. Some
+   * browsers ignore EXIF in WebP files, and half a turn or a flip does not change the sizes.
    */
   #compareSizes(turned) {
     const { width, height } = this.labels;
@@ -107,12 +107,12 @@ export class Stage {
     const same = across === width && down === height;
     $("size-note").hidden = !across || (same && !(turned && this.type === "image/webp"));
     $("size-note").textContent = same
-      ? "The service turned this photo as its EXIF says. If your browser did not, the masks lie wrong here."
+      ? "The service turned this photo as its EXIF says. If your browser did not, the masks are in the wrong place."
       : `The service read ${width} × ${height} pixels, this browser shows ${across} × ${down}: ` +
-        "they disagree about the photo’s orientation, so the masks lie wrong here.";
+        "they disagree about the photo’s orientation, so the masks are in the wrong place.";
   }
 
-  /** Name the class or object at a place, given as shares of width and height. */
+  /** Name the class or object at a point, given as shares of width and height. */
   probe(across, down) {
     if (!this.labels) return;
     const { width, height } = this.labels;
@@ -148,23 +148,23 @@ export class Stage {
     this.probe(this.spot[0] + step[0] * reach, this.spot[1] + step[1] * reach);
   }
 
-  /** One entry per class that is there, by area; pressing one singles it out. */
+  /** One entry per class in the result, by area; pressing one shows only that class. */
   #legend() {
     const pixels = this.labels.width * this.labels.height;
-    const found = new Map();
+    const present = new Map();
     for (const segment of this.labels.segments) {
-      const entry = found.get(segment.class_id) ?? { label: segment.label, area: 0, weighted: 0, count: 0 };
+      const entry = present.get(segment.class_id) ?? { label: segment.label, area: 0, weighted: 0, count: 0 };
       entry.count += 1;
       entry.area += segment.area;
       entry.weighted += segment.area * segment.score;
-      found.set(segment.class_id, entry);
+      present.set(segment.class_id, entry);
     }
-    const rows = [...found].sort(([, a], [, b]) => b.area - a.area).map(([id, entry]) => {
+    const rows = [...present].sort(([, a], [, b]) => b.area - a.area).map(([id, entry]) => {
       const button = element("button", "entry");
       button.type = "button";
       button.dataset.classId = String(id);
       button.setAttribute("aria-pressed", "false");
-      button.title = `Mean score ${(entry.weighted / entry.area).toFixed(2)}. Press to single it out.`;
+      button.title = `Mean score ${(entry.weighted / entry.area).toFixed(2)}. Press to show only this class.`;
       const count = this.labels.objects ? `${entry.count} · ` : "";
       const share = element("span", "share", count + percent(entry.area / pixels));
       const sign = swatch(this.colors[id]);
@@ -178,11 +178,11 @@ export class Stage {
       return item;
     });
     $("legend").replaceChildren(...rows);
-    const absent = this.classes.filter((_, id) => !found.has(id)).map((one) => one.name);
+    const absent = this.classes.filter((_, id) => !present.has(id)).map(({ name }) => name);
     const { length } = this.labels.segments;
     $("legend-title").textContent = this.labels.objects ? "Objects" : "Classes";
     $("legend-facts").textContent = this.labels.objects ? `${length} found`
-      : `${found.size} of ${this.classes.length} found`;
+      : `${present.size} of ${this.classes.length} found`;
     $("absent").textContent = absent.length ? `Not found: ${absent.join(", ")}.` : "";
   }
 

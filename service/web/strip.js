@@ -1,16 +1,16 @@
-/** The same image by every plan, side by side: one request after the other, the full plan first, to compare with. */
+/** The same image with every plan, side by side: one request after the other, first the full plan to compare with. */
 
 import { Problem, segment } from "./client.js";
 import { element, knobs, percent, serverMs, short } from "./format.js";
 import { Labels } from "./labels.js";
 
 const $ = (id) => document.getElementById(id);
-const LONGEST = 400; // of a card's picture, in pixels
+const LONGEST = 400; // the longer side of a card's picture, in pixels
 
 export class Strip {
   /**
-   * @param {{plans: object[], objects: boolean}} info of GET /plans; its plans from the cheapest on
-   * @param {string} include what each answer shall hold beside the masks
+   * @param {{plans: object[], objects: boolean}} info of GET /plans; its plans, the cheapest first
+   * @param {string} include what each answer should have besides the masks
    * @param {number[][]} colors per class id
    * @param {(result: object) => void} chosen a card was pressed: show its result
    */
@@ -26,7 +26,7 @@ export class Strip {
     $("changes").addEventListener("change", () => this.cards.forEach((card) => this.#draw(card)));
   }
 
-  /** End a run; what is there stays. */
+  /** End a run; finished cards stay. */
   stop(words = "") {
     if (!this.running) return;
     this.running.abort();
@@ -40,7 +40,7 @@ export class Strip {
     for (const card of this.cards) if (!card.result) card.node.className = "card idle";
   }
 
-  /** Show which card, if any, is the result on the stage. */
+  /** Mark the card, if any, of the result that is shown. */
   mark(result) {
     for (const card of this.cards) card.node.setAttribute("aria-pressed", String(card.result === result));
   }
@@ -65,7 +65,8 @@ export class Strip {
       for (const [done, card] of order.entries()) {
         $("strip-status").textContent = `${done} of ${order.length} done`;
         card.node.className = "card running";
-        const limits = { gflops: Math.ceil(card.plan.gflops * 1000) / 1000, "max-loss": 0 }; // the dearest up to there
+        // With max-loss=0 the service takes the most expensive plan under this ceiling.
+        const limits = { gflops: Math.ceil(card.plan.gflops * 1000) / 1000, "max-loss": 0 };
         const budget = `gflops=${limits.gflops}, max-loss=0`;
         const result = await segment(file, budget, this.include, control.signal);
         if (this.running !== control) return;
@@ -74,7 +75,7 @@ export class Strip {
       }
       this.#end(`${order.length} of ${order.length} done. Press one to look at it.`);
     } catch (error) {
-      if (this.running !== control) return; // stopped by hand: said already
+      if (this.running !== control) return; // stopped by hand: the status says so already
       this.#end(error instanceof Problem ? error.title : "Stopped.");
       throw error;
     }
@@ -98,7 +99,7 @@ export class Strip {
     return card;
   }
 
-  /** Everything is compared with the last card, which came first. */
+  /** Show a card's result, compared with the last card's, which ran first. */
   #fill(card) {
     const { answer, labels } = card.result;
     const full = this.cards.at(-1).result;

@@ -183,4 +183,4 @@ def test_a_photo_that_the_browser_may_not_have_turned_is_pointed_out(visit: Visi
     for orientation in (3, 6):
         visit.open(turned("WEBP", orientation), "photo.webp", "image/webp")
         visit.segmented()
-        expect(visit.page.locator("#size-note")).to_contain_text("masks lie wrong")
+        expect(visit.page.locator("#size-note")).to_contain_text("masks are in the wrong place")
