@@ -379,7 +379,7 @@ def test_no_driver_no_package_no_engines(fake_bundle: Bundle, tmp_path: Path) ->
         (
             {},
             {"max_batch": 8},
-            r"take 4 images at once, the service may bring 8.*build-trt .* --batches 1,2,4,8",
+            r"take 4 images at once, but the service may send 8.*build-trt .* --batches 1,2,4,8",
         ),
         (
             {},

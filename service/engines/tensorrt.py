@@ -130,7 +130,7 @@ def served_sizes(
     if max_batch > batches[-1]:
         sizes = ",".join(str(size) for size in (*batches, max_batch))
         raise BackendError(
-            f"{cache}: the engines take {batches[-1]} images at once, the service may bring "
+            f"{cache}: the engines take {batches[-1]} images at once, but the service may send "
             f"{max_batch}. Rebuild them with: {build_command} --batches {sizes}"
         )
     return batches[: batches.index(fitting(batches, max_batch)) + 1]
