@@ -98,10 +98,14 @@ def test_engines_that_nobody_checked_are_kept_but_refused(toy_bundle: Path, buil
         BackendError, match=r"never compared with ONNX Runtime.*python -m model_export build-trt"
     ):
         engine_cache.find(
-            built, about.content, here, "8.9", mend=f"python -m model_export build-trt {toy_bundle}"
+            built,
+            about.content,
+            here,
+            "8.9",
+            build_command=f"python -m model_export build-trt {toy_bundle}",
         )
     for stage in STAGES:
-        assert len(engine_cache.read(built, about, stage, mend="")) > 1000
+        assert len(engine_cache.read(built, about, stage, build_command="")) > 1000
 
 
 @without_gpu
@@ -111,7 +115,7 @@ def test_without_a_driver_the_runtime_refuses_and_does_not_abort(
     with pytest.raises(BackendError, match="TensorRT needs a GPU: no CUDA driver"):
         TensorRTBackend(bundle.load(toy_bundle), cache=built)
     (about,) = engine_cache._sets(built)
-    plan = engine_cache.read(built, about, "encoder-d3", mend="")
+    plan = engine_cache.read(built, about, "encoder-d3", build_command="")
     runtime = next(each for each in tensorrt_runtime.installed() if each.flavour == "tensorrt-rtx")
     assert runtime.version == about.version
     for damaged in (plan, plan[:100], b"no plan"):  # the guard before the call that would abort
@@ -230,7 +234,7 @@ def test_checked_engines_are_marked_and_a_failed_check_leaves_them_unchecked(
     try:
         tensorrt.checked(served, about, built, "scenes:3:5", None)
         found = engine_cache.find(
-            built, about.content, [(about.flavour, about.version)], "12.0", mend=""
+            built, about.content, [(about.flavour, about.version)], "12.0", build_command=""
         )
         assert (found.checked, found.parity) == (True, {"d2": 1e-5})
     finally:

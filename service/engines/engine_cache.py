@@ -103,7 +103,12 @@ def holds(cache: Path, content: str) -> bool:
 
 
 def find(
-    cache: Path, content: str, installed: Sequence[tuple[str, str]], capability: str, *, mend: str
+    cache: Path,
+    content: str,
+    installed: Sequence[tuple[str, str]],
+    capability: str,
+    *,
+    build_command: str,
 ) -> EngineSet:
     """The engines for a bundle on this machine.
 
@@ -112,12 +117,14 @@ def find(
 
     installed: (flavour, version) of each TensorRT here.
     capability: the compute capability of the GPU here.
-    mend: the command that builds engines.
-    Raises BackendError that says what does not fit, and `mend`.
+    build_command: the command that builds engines.
+    Raises BackendError that says what does not fit, and `build_command`.
     """
     ours = [engines for engines in _sets(cache) if engines.content == content]
     if not ours:
-        raise BackendError(f"{cache}: no TensorRT engines for this bundle. Build them with: {mend}")
+        raise BackendError(
+            f"{cache}: no TensorRT engines for this bundle. Build them with: {build_command}"
+        )
     fitting = [
         engines
         for engines in ours
@@ -131,13 +138,13 @@ def find(
         here = " or ".join(f"{flavour} {version}" for flavour, version in installed)
         raise BackendError(
             f"{cache}: the engines of this bundle are for {built}; this machine has {here}, "
-            f"compute capability {capability}. Rebuild them with: {mend}"
+            f"compute capability {capability}. Rebuild them with: {build_command}"
         )
     checked = [engines for engines in fitting if engines.checked]
     if not checked:
         raise BackendError(
             f"{cache}: the engines were built without a GPU and never compared with ONNX Runtime. "
-            f"Build them on this machine with: {mend}"
+            f"Build them on this machine with: {build_command}"
         )
     preferred = ("fp16", "bf16", "fp32")
     return min(
@@ -146,21 +153,25 @@ def find(
     )
 
 
-def read(cache: Path, about: EngineSet, stage: str, *, mend: str) -> bytes:
+def read(cache: Path, about: EngineSet, stage: str, *, build_command: str) -> bytes:
     """A stage's TensorRT plan, verified. Raises BackendError."""
     entry = about.files.get(stage)
     if entry is None:
         raise BackendError(
-            f"{cache / about.folder}: there is no engine for {stage}. Rebuild them with: {mend}"
+            f"{cache / about.folder}: there is no engine for {stage}. "
+            f"Rebuild them with: {build_command}"
         )
     path = cache / about.folder / entry.file
     try:
         plan = path.read_bytes()
     except OSError as error:
-        raise BackendError(f"{path}: {error.strerror}. Rebuild the engines with: {mend}") from error
+        raise BackendError(
+            f"{path}: {error.strerror}. Rebuild the engines with: {build_command}"
+        ) from error
     if hashlib.sha256(plan).hexdigest() != entry.sha256:
         raise BackendError(
-            f"{path}: its sha256 is not the one in {FILE}. Rebuild the engines with: {mend}"
+            f"{path}: its sha256 is not the one in {FILE}. "
+            f"Rebuild the engines with: {build_command}"
         )
     return plan
 

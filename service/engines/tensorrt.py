@@ -75,7 +75,7 @@ class TensorRTBackend:
         available = [(runtime.flavour, runtime.version) for runtime in runtimes]
         content = engine_cache.content_of(bundle.manifest)
         chosen = only or engine_cache.find(
-            cache, content, available, capability, mend=build_command
+            cache, content, available, capability, build_command=build_command
         )
         self._batches = served_sizes(chosen.batches, max_batch, cache, build_command)
         runtime = next(r for r in runtimes if r.flavour == chosen.flavour)
@@ -84,7 +84,7 @@ class TensorRTBackend:
         engines: dict[str, Engine] = {}
         held.also(engines.clear)
         for stage in self._stages:
-            plan = engine_cache.read(cache, chosen, stage, mend=build_command)
+            plan = engine_cache.read(cache, chosen, stage, build_command=build_command)
             engines[stage] = runtime.open(f"{chosen.folder}/{stage}.plan", plan, kernels)
         compare(self._stages, engines, chosen.folder, build_command)
         stream = held.stream()

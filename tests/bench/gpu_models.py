@@ -117,12 +117,12 @@ def engines_of(served: Bundle, cache: Path, left: Callable[[], float]) -> Engine
         "--batches",
         sizes,
     ]
-    content, mend = engine_cache.content_of(served.manifest), f"python {' '.join(words)}"
+    content, build_command = engine_cache.content_of(served.manifest), f"python {' '.join(words)}"
     try:
-        return engine_cache.find(cache, content, there, chip, mend=mend)
+        return engine_cache.find(cache, content, there, chip, build_command=build_command)
     except BackendError:
         build(words, left())
-        return engine_cache.find(cache, content, there, chip, mend=mend)
+        return engine_cache.find(cache, content, there, chip, build_command=build_command)
 
 
 def build(words: list[str], seconds: float) -> None:

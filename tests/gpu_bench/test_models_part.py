@@ -151,9 +151,9 @@ def test_engines_are_built_where_the_cache_has_none(
     built: list[list[str]] = []
     about = SimpleNamespace(batches=(1, 2, 4), precision="fp16")
 
-    def find(cache: Path, content: str, there: Any, chip: str, *, mend: str) -> Any:
+    def find(cache: Path, content: str, there: Any, chip: str, *, build_command: str) -> Any:
         assert (cache, there, chip) == (tmp_path, [("tensorrt", "11.4")], "9.0")
-        assert mend.startswith("python -m model_export build-trt")
+        assert build_command.startswith("python -m model_export build-trt")
         if not built:
             raise BackendError("none")
         return about
