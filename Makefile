@@ -85,6 +85,6 @@ prove-docker: $(TEST)/.ready
 	$(TEST)/bin/python docker/prove.py
 
 bench-picture: $(TEST)/.ready
-	$(TEST)/bin/python tests/bench/picture.py --bundle "$(BUNDLE)"
+	$(TEST)/bin/python tests/bench/picture.py
 
 include trained_weights/recipes.mk
