@@ -43,7 +43,7 @@ TRAINING = {
     "transformers",
 }
 # Modules that stand on those packages: a test file that imports one of them may need them, too.
-NEEDS_TRAINING = ("model_export", "tests.bench.gpu", "tests.gpu_bench")
+NEEDS_TRAINING = ("model_export", "tests.bench.gpu", "tests.bench.picture", "tests.gpu_bench")
 HEIGHT, WIDTH, DEPTHS = 48, 64, (1, 2, 3, 4)
 
 
@@ -69,7 +69,9 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
 def imported(node: ast.AST) -> list[str]:
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
-    return [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+    if isinstance(node, ast.ImportFrom) and node.module:
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return []
 
 
 @pytest.hookimpl(wrapper=True)
