@@ -70,9 +70,8 @@ def plain(name: str) -> str:
 
 def main(files: list[str]) -> None:
     for file in map(Path, files):
-        blocks = re.split(
-            r"(?m)^(?=\S)", file.read_text()
-        )  # a pin with the hashes below it, or a comment
+        # A pin with the hashes below it, or a comment.
+        blocks = re.split(r"(?m)^(?=\S)", file.read_text())
         pins = {plain(m[1]): m[0] for block in blocks if (m := re.match(r"([^\s=]+)==\S+", block))}
         wheels = chosen([pin for name, pin in pins.items() if name not in NO_WHEEL])
         lines = []

@@ -220,8 +220,8 @@ def depth() -> list[Panel]:
 def latency() -> list[Panel]:
     """Where does the time go?"""
     about = {
-        "p50": "The usual image. decode and mask are CPU work of the rim, front, encoder and "
-        "decoder are the engine.",
+        "p50": "The usual image. decode and mask run beside the engine; front, encoder and "
+        "decoder run in it.",
         "p95": "If queue leads, there are too few replicas; if a stage of the engine does, too "
         "little CPU or GPU.",
         "p99": "The slowest. A queue here and not at p50 means bursts: a lower load-start or more "
@@ -426,9 +426,8 @@ def fathom() -> model.Dashboard:
         variable.sort(model.VariableSort.ALPHABETICAL_ASC).refresh(
             model.VariableRefresh.ON_TIME_RANGE_CHANGED
         )
-        if (
-            several
-        ):  # `.*` also fits where the label is absent, as `namespace` is outside of Kubernetes
+        # `.*` also fits where the label is absent, as `namespace` is outside of Kubernetes.
+        if several:
             variable.multi(True).include_all(True).all_value(".*")
             variable.current(model.VariableOption(text="All", value="$__all"))
         board.with_variable(variable)

@@ -2,8 +2,8 @@
 them.
 
 The image's colours are the decoder's probabilities, cell by cell: red, green and blue are classes
-0, 1, 2, or background, core and rim. The cheap plan d1 takes blue for red; d2 sees everything. The
-gate knows how much blue there is.
+0, 1, 2, or background, core and border. The cheap plan d1 takes blue for red; d2 sees everything.
+The gate knows how much blue there is.
 """
 
 from __future__ import annotations

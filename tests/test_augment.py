@@ -67,10 +67,11 @@ def test_labels_that_lie_right_of_the_image_do_so_in_mirrored_crops(
         right = np.average(np.nonzero(labels == 1)[1]) - place
         assert right == pytest.approx(2, abs=0.6)
         sides.add(bool(place > np.average(np.nonzero(known)[1])))
+    # The post is left of the middle as it is, right of it in the mirror.
     assert sides == {
         False,
         True,
-    }  # the post is left of the middle as it is, right of it in the mirror
+    }
 
 
 def test_random_crop_pads_with_void_where_the_source_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,9 +83,8 @@ def test_random_crop_pads_with_void_where_the_source_ends(monkeypatch: pytest.Mo
         )
         assert np.array_equal((image == PAD).all(-1), mask == VOID)
         rows, columns = np.nonzero(mask != VOID)
-        assert len(rows) == (np.ptp(rows) + 1) * (
-            np.ptp(columns) + 1
-        )  # one rectangle, all of it known
+        # One rectangle, all of it known.
+        assert len(rows) == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
         assert 0.7 * 30 * 40 < len(rows) < 1.4 * 30 * 40  # the whole source, at about its own size
         void += int((mask == VOID).sum())
     assert void > 0
@@ -146,11 +146,12 @@ def test_jitter_changes_colours_and_moves_nothing() -> None:
     changed = jitter(image, np.random.default_rng(3))
     assert not np.array_equal(changed, image)
     both = np.concatenate([changed, image], -1)
+    # Each colour becomes one other colour, wherever it stands.
     for pixels in (
         image,
         changed,
         both,
-    ):  # each colour becomes one other colour, wherever it stands
+    ):
         assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) == len(PAINT)
 
 

@@ -178,9 +178,8 @@ def test_a_simulated_replica_sheds_waits_and_cheapens_as_the_real_one_does(
         load_start=0.0,
         max_loss=0.0,
     )
-    policy = replace(
-        policy, seconds=tuple(s - fleet.BESIDE_ENGINE_S for s in policy.seconds)
-    )  # nothing is decoded
+    # Nothing is decoded.
+    policy = replace(policy, seconds=tuple(s - fleet.BESIDE_ENGINE_S for s in policy.seconds))
     tally, pod = fleet.Tally([0] * policy.queue_size), fleet.Replica(0, 0, 0)
     pod.serve(arrivals, math.inf, policy, tally)
     pod.look(policy, tally)

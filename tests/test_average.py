@@ -62,9 +62,8 @@ def test_a_bundle_may_be_among_them_but_not_the_first(
 ) -> None:
     out, before = tmp_path / "mean", load_file(shifted / "model.safetensors")
     assert command("average", shifted, toy_bundle, "--out", out) == 0
-    after = load_file(
-        out / "model.safetensors"
-    )  # the bundle is of the run that was shifted, in fp16
+    # The bundle is of the run that was shifted, in fp16.
+    after = load_file(out / "model.safetensors")
     assert all(torch.allclose(after[name], before[name] - 0.5, atol=2e-3) for name in before)
     write_config(shifted, *read_config(shifted), [("camvid:dev", tmp_path)])
     assert command("average", shifted, toy_bundle, "--out", out) == 0

@@ -39,9 +39,8 @@ class World:
         groups = rng.choice(list(self.factors), images)
         factor = np.array([self.factors[g] for g in groups])[:, None]
         means, fading = np.array(self.means), np.linspace(1, 0, len(self.means))
-        hard = (
-            rng.normal(size=(images, 1)) * fading * self.spread
-        )  # shared by all plans of an image
+        # Shared by all plans of an image.
+        hard = rng.normal(size=(images, 1)) * fading * self.spread
         noise = rng.normal(size=(images, len(means))) * fading * self.spread / 3
         return 0.7 - means - self.skill * hard, 0.7 - (means * factor + hard + noise), groups
 
@@ -115,9 +114,8 @@ def test_good_gate_has_power_even_where_the_cheap_plan_alone_would_break_the_pro
     assert (lost.mean(0) <= ASKED).all()
     lost, useless, _ = simulate(World(), images=120, draws=20)
     assert (lost.mean(0) <= ASKED).all()
-    assert (
-        skilled.mean(0)[1] < 2.0
-    )  # at 0.005; fixed, the first three plans lose 0.006 and more, the next is 3
+    # At 0.005; fixed, the first three plans lose 0.006 and more, the next is 3.
+    assert skilled.mean(0)[1] < 2.0
     assert useless.mean(0)[1] >= 3.0
 
 
@@ -135,9 +133,8 @@ def test_promise_holds_in_every_group_though_the_whole_set_would_allow_more() ->
     world = World(skill=0.3, spread=0.01, factors={"easy": 0.2, "easier": 0.1, "hard": 2.0})
     lost, _, worst = simulate(world, images=300, draws=25)
     assert (worst.mean(0) <= ASKED).all()
-    _, _, ignored = simulate(
-        world, images=300, draws=25, least=10_000
-    )  # no group is large enough: only all together
+    # No group is large enough: only all together.
+    _, _, ignored = simulate(world, images=300, draws=25, least=10_000)
     assert (ignored.mean(0) > ASKED).any()
     assert (lost.mean(0) <= ASKED).all()
 
@@ -243,10 +240,11 @@ def test_margin_is_the_largest_whose_controlled_risk_meets_the_level(
 
 
 def test_cap_alone_forbids_what_few_images_cannot_promise() -> None:
+    # The cheap plan never loses anything.
     scores, quality = (
         np.full((15, 2), 0.7),
         np.full((15, 2), 0.7),
-    )  # the cheap plan never loses anything
+    )
     groups = np.full(15, "g")
     assert [row["margin"] is None for row in margin_table(scores, quality, groups)] == [
         True,
@@ -255,9 +253,8 @@ def test_cap_alone_forbids_what_few_images_cannot_promise() -> None:
         False,
         False,
     ]
-    assert (
-        margin_table(scores, quality, groups, cap=0.03)[0]["margin"] is not None
-    )  # 0.03 / 16 < 0.0025
+    # 0.03 / 16 < 0.0025.
+    assert margin_table(scores, quality, groups, cap=0.03)[0]["margin"] is not None
 
 
 def test_loss_above_the_cap_counts_in_full_where_it_was_seen() -> None:

@@ -42,9 +42,8 @@ def test_services_are_pinned_locked_down_and_on_loopback(name: str) -> None:
     assert service["read_only"] is True
     assert (service["cap_drop"], service["security_opt"]) == (["ALL"], ["no-new-privileges:true"])
     assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory", "pids"}
-    assert (
-        "pids_limit" not in service
-    )  # Compose refuses it beside those limits; the schema does not
+    # Compose refuses it beside those limits; the schema does not.
+    assert "pids_limit" not in service
     for port in service["ports"]:
         assert re.fullmatch(r"127\.0\.0\.1:(\d+):\1", port), port
     assert "privileged" not in service

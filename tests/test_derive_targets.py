@@ -182,9 +182,8 @@ def test_targets_of_other_plans_are_refused(
     run = shutil.copytree(toy_run, tmp_path / "run")
     write_plans(run, [Knobs(1), Knobs(3)], {})
     assert command("train-gate", run) == 1
-    assert (
-        "derive-targets" in capsys.readouterr().err
-    )  # they are gone with the plans that they were of
+    # They are gone with the plans that they were of.
+    assert "derive-targets" in capsys.readouterr().err
 
 
 def test_derive_targets_measures_nothing_before_all_it_was_given_is_right(

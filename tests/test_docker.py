@@ -129,9 +129,8 @@ def test_the_images_start_the_service_with_settings_that_it_knows() -> None:
     settings = load([], variables("base", "runtime", "serving", "gpu"))
     assert (settings.host, settings.port) == ("0.0.0.0", Settings().port)
     assert of("EXPOSE") == [str(Settings().port)]
-    assert f"{Settings().bundle} {Settings().bundle}" in of(
-        "COPY", "runtime"
-    )  # into the folder that it runs in
+    # Into the folder that it runs in.
+    assert f"{Settings().bundle} {Settings().bundle}" in of("COPY", "runtime")
     assert of("WORKDIR", "base") == ["/opt/fathom"]
 
 

@@ -70,9 +70,8 @@ def test_encoder_layers_look_at_as_many_levels_as_the_schedule_says(encoder: Enc
 def test_encoder_treats_each_image_of_a_batch_alone(encoder: Encoder) -> None:
     maps = random_maps()
     both, second = encoder(maps, 6), encoder([m[1:] for m in maps], 6)
-    assert (
-        max(worst(b[1:], s) for b, s in zip(both, second, strict=True)) < 1e-4
-    )  # six layers amplify rounding
+    # Six layers amplify rounding.
+    assert max(worst(b[1:], s) for b, s in zip(both, second, strict=True)) < 1e-4
 
 
 @torch.no_grad()

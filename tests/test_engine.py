@@ -417,16 +417,14 @@ def test_a_deadline_out_of_reach_is_429_before_any_work(fake_manifest: Manifest)
             world.engine._queue.mean_ms = 100_000.0
             waiting = world.submit(1)
             await settle()
-            error = await failure(
-                world.submit(2, Budget(ms=50_000)), Overloaded
-            )  # 100 s until the engine is free
+            # 100 s until the engine is free.
+            error = await failure(world.submit(2, Budget(ms=50_000)), Overloaded)
             assert "cannot be met" in error.detail
             assert error.retry_after is not None
             assert error.retry_after >= 100
             assert error.shed == "predicted"
-            later = world.submit(
-                3, Budget(ms=150_000)
-            )  # image 1 has no deadline, but its turn comes first
+            # Image 1 has no deadline, but its turn comes first.
+            later = world.submit(3, Budget(ms=150_000))
             await failure(later, Overloaded)
             world.release()
             await asyncio.gather(first, waiting)
@@ -441,9 +439,8 @@ def test_the_cheapest_plan_of_the_prediction_is_the_cheapest_that_the_budget_all
         plans = tuple(replace(plan, depth=5 - plan.depth) for plan in fake_manifest.plans)
         async with ready(replace(fake_manifest, plans=plans)) as world:
             world.engine._costs = Costs(0.0, {plan: 1000 * plan.gflops for plan in plans})
-            await failure(
-                world.submit(1, Budget(depth=1, ms=4_000)), Overloaded
-            )  # the plan of depth 1 takes 5 s
+            # The plan of depth 1 takes 5 s.
+            await failure(world.submit(1, Budget(depth=1, ms=4_000)), Overloaded)
 
     play(scenario())
 

@@ -36,10 +36,11 @@ from service.errors import BundleError
 from tests.exported import CPU, scene_images
 from tests.toy import CANVAS, PLANS, STAGES, Stripes, command, toy
 
+# The first test waits for the export.
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.timeout(900),
-]  # the first test waits for the export
+]
 
 
 def test_exported_bundle_is_one_that_the_service_loads(toy_run: Path, toy_bundle: Path) -> None:
@@ -156,9 +157,8 @@ def test_an_instance_bundle_has_things_and_background_core_and_border_of_each(
     )
     save_model(run, Segmenter(config).state_dict())
     write_plans(run, [Knobs(1)], {})
-    counts = np.tile(
-        np.array([1.4, 2.0, 1.0, 0.0]), (5, 1, 1)
-    )  # two found at a mean IoU of 0.7, one too many
+    # Two found at a mean IoU of 0.7, one too many.
+    counts = np.tile(np.array([1.4, 2.0, 1.0, 0.0]), (5, 1, 1))
     arrays = {"counts": counts, "plans": np.array(["d1"]), "spec": np.array("blobs")}
     write_targets(run, "fit", arrays)
     write_targets(run, "held", arrays)

@@ -12,9 +12,8 @@ from model_export.export.flops import count_gflops
 from service import bundle
 from tests.toy import PLANS, STAGES
 
-pytestmark = pytest.mark.timeout(
-    600
-)  # the first test that needs the toy bundle waits for its export
+# The first test that needs the toy bundle waits for its export.
+pytestmark = pytest.mark.timeout(600)
 
 
 def _graph(

@@ -37,10 +37,11 @@ from service.errors import BundleError
 from tests.exported import CPU
 from tests.toy import CANVAS, PLANS, STAGES, toy
 
+# The first test waits for the export.
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.timeout(900),
-]  # the first test waits for the export
+]
 
 
 def test_weights_are_stored_once(toy_run: Path, toy_bundle: Path) -> None:
@@ -238,9 +239,8 @@ def test_without_a_compiler_a_bundle_has_no_kernels_and_says_so(
     manifest = replace(bundle.load(toy_bundle).manifest, kernels=())
     folder = shutil.copytree(toy_bundle, tmp_path / "plain")
     bundle.save(folder, manifest)
-    assert "kernels" not in json.loads(
-        (folder / "manifest.json").read_text()
-    )  # as older services know it
+    # As older services know it.
+    assert "kernels" not in json.loads((folder / "manifest.json").read_text())
     assert bundle.load(folder).manifest.kernels == ()
 
 

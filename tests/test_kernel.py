@@ -240,9 +240,8 @@ def test_shim_rounds_as_numpy_and_torch_do(width: str, tmp_path: Path) -> None:
     shim = ctypes.CDLL(str(library))
     shim.widen.restype = ctypes.c_float
     shim.half.argtypes = shim.bfloat.argtypes = [ctypes.c_float]
-    halves = (
-        np.arange(0, 0x7C01, 3, dtype=np.uint16).view(np.float16).astype(np.float32)
-    )  # zero to infinity
+    # Zero to infinity.
+    halves = np.arange(0, 0x7C01, 3, dtype=np.uint16).view(np.float16).astype(np.float32)
     if width == "half_to_float":
         bits = range(0, 0x7C01, 3)
         assert [shim.widen(b) for b in bits] == halves.tolist()

@@ -172,13 +172,11 @@ def test_nvrtc_alone_compiles_every_tactic_to_ptx(dtype: str) -> None:
         assert f".maxntid {describe(problem, tactic).block}" in text
         assert ".local" not in text  # an array that was not unrolled into registers
         vectors = len(problem.shapes) * problem.points * 4 * tactic.vectors
-        assert (
-            len(re.findall(r"ld\.global\.nc\.v4", text)) == vectors
-        )  # every pixel in 16-byte pieces, nothing else
+        # Every pixel in 16-byte pieces, nothing else.
+        assert len(re.findall(r"ld\.global\.nc\.v4", text)) == vectors
         assert len(re.findall(r"st\.global\S*\.v4", text)) == tactic.vectors
-        assert (
-            re.search(r"\b(ld|st)\.(v4|u32|f32)", text) is None
-        )  # an address that was not known to be global
+        # An address that was not known to be global.
+        assert re.search(r"\b(ld|st)\.(v4|u32|f32)", text) is None
 
 
 @needs_nvrtc

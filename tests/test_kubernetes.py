@@ -16,12 +16,13 @@ from tests.manifests import BUILDS, K8S, Object, build, one
 from tests.needs import data_at
 
 VERSIONS = ("1.35", "1.36", "1.37")
+# Their schemas are not at hand.
 UNCHECKED = {
     "Gateway",
     "HTTPRoute",
     "BackendTrafficPolicy",
     "ClientTrafficPolicy",
-}  # their schemas are not at hand
+}
 
 
 @pytest.fixture(params=BUILDS)
@@ -124,9 +125,8 @@ def test_server_side_apply_finds_nothing_to_stumble_over(built: list[Object]) ->
 
     for each in built:
         assert "status" not in each
-        if (
-            each["kind"] != "PrometheusRule"
-        ):  # its rules are a list by name in which names may repeat
+        # Its rules are a list by name in which names may repeat.
+        if each["kind"] != "PrometheusRule":
             walk(each, each["kind"])
     assert "replicas" not in one(built, "Deployment")["spec"]  # it is the autoscaler's
 

@@ -64,9 +64,8 @@ def test_one_autoscaler_and_never_two(built: list[Object]) -> None:
 def test_settings_and_ports_are_the_service_s_own(built: list[Object]) -> None:
     settings = settings_of(built)
     assert settings.host == "0.0.0.0"
-    assert (
-        pod_of(built)["enableServiceLinks"] is False
-    )  # FATHOM_PORT=tcp://... would stop the start
+    # FATHOM_PORT=tcp://... would stop the start.
+    assert pod_of(built)["enableServiceLinks"] is False
     (port,) = container_of(built)["ports"]
     assert port["containerPort"] == settings.port
     assert one(built, "Service")["spec"]["ports"][0]["targetPort"] == port["name"]
@@ -174,9 +173,8 @@ def test_every_selector_finds_the_pods(built: list[Object]) -> None:
     for monitor in of_kind(built, "ServiceMonitor"):
         found = one(built, "Service")["metadata"]["labels"]
         assert monitor["spec"]["selector"]["matchLabels"].items() <= found.items()
-        assert (
-            found[monitor["spec"]["jobLabel"]] == "fathom"
-        )  # the job that the triggers and alerts ask for
+        # The job that the triggers and alerts ask for.
+        assert found[monitor["spec"]["jobLabel"]] == "fathom"
 
 
 def test_a_rollout_takes_nothing_away_and_nodes_can_be_drained(built: list[Object]) -> None:

@@ -181,9 +181,8 @@ def test_what_is_predicted_on_void_counts_nowhere(
         torch.randn(1, 4, CLASSES + 1),
     )
     elsewhere = masks.clone()
-    elsewhere[:, :, 5:] = change(
-        masks[:, :, 5:]
-    )  # rows 5 to 7: farther from known pixels than a sample reaches
+    # Rows 5 to 7: farther from known pixels than a sample reaches.
+    elsewhere[:, :, 5:] = change(masks[:, :, 5:])
     seen = masks.clone()
     seen[:, :, :3] = change(masks[:, :, :3])
     losses = []

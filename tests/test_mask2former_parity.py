@@ -68,9 +68,8 @@ def build_reference() -> nn.Module:
     )
     torch.manual_seed(3)
     model = transformers.Mask2FormerForUniversalSegmentation(config).eval()
-    with (
-        torch.no_grad()
-    ):  # the usual start has zeros (offset weights, biases) that would hide a mix-up
+    # The usual start has zeros (offset weights, biases) that would hide a mix-up.
+    with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape)
             if "embed" in name and "mask_embedder" not in name:
@@ -182,10 +181,11 @@ def ours(reference: nn.Module) -> Segmenter:
         network = Segmenter(config).eval()
     missing, unexpected = network.load_state_dict(converted(reference), strict=False)
     assert not unexpected
+    # Everything else came from the reference.
     assert {name.split(".")[0] for name in missing} == {
         "backbone",
         "front_head",
-    }  # everything else came from the reference
+    }
     return network
 
 

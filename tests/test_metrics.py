@@ -107,9 +107,8 @@ def test_what_was_given_up_against_what_the_gate_wanted_is_counted(metrics: Metr
     assert value(metrics, "fathom_quality_given_up_bucket", le="0.02") == 1
     assert value(metrics, "fathom_quality_given_up_bucket", le="0.05") == 2
     assert value(metrics, "fathom_quality_given_up_sum") == 0.03
-    metrics.observe(
-        Trace(decision=Decision(deep, Reason.NODE, 0.83, PLAN)), "ok", 0.1
-    )  # more layers than were wanted
+    # More layers than were wanted.
+    metrics.observe(Trace(decision=Decision(deep, Reason.NODE, 0.83, PLAN)), "ok", 0.1)
     assert value(metrics, "fathom_depth_given_up_layers_bucket", le="0.0") == 2
 
 
@@ -172,9 +171,8 @@ def test_missed_budgets_are_counted_by_kind_once_a_request(metrics: Metrics) -> 
     metrics.observe(Trace(decision=broken), "ok", 0.1)
     metrics.observe(traced(), "ok", 0.1)
     assert [value(metrics, "fathom_budget_missed_total", kind=kind) for kind in MISSED] == [0, 1]
-    metrics.observe(
-        Trace(decision=broken), "deadline-exceeded", 0.1
-    )  # there is no answer whose quality could be low
+    # There is no answer whose quality could be low.
+    metrics.observe(Trace(decision=broken), "deadline-exceeded", 0.1)
     metrics.observe(Trace(decision=broken), "internal", 0.1)
     assert [value(metrics, "fathom_budget_missed_total", kind=kind) for kind in MISSED] == [1, 1]
     assert value(metrics, "fathom_budget_missed_total", kind="deadline") == 1
@@ -252,9 +250,8 @@ def test_every_error_has_an_outcome_with_its_status(metrics: Metrics) -> None:
 
 def test_the_page_is_prometheus_text_with_every_documented_name(metrics: Metrics) -> None:
     metrics.build_info(version="0", bundle="b@1", backend="fake", reason="asked")
-    metrics.build_info(
-        version="1", bundle="b@2", backend="fake", reason="asked"
-    )  # replaces the first
+    # Replaces the first.
+    metrics.build_info(version="1", bundle="b@2", backend="fake", reason="asked")
     families = {
         family.name: family
         for family in text_string_to_metric_families(metrics.expose("")[0].decode())

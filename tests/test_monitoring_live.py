@@ -40,10 +40,11 @@ from tests.pictures import flat
 from tests.processes import until
 from tests.traffic import PHOTOS, Traffic, noise, service
 
+# The first test waits for all that is watched.
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(480),
-]  # the first test waits for all that is watched
+]
 DCGM_LABELS = {
     "gpu": "0",
     "UUID": "GPU-1",
@@ -131,9 +132,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
                 until_fired(api, "FathomShedding", "FathomQueueWait", "FathomEngineErrors")
                 until_fired(api, "FathomErrorBudgetBurn", "FathomLatencyBudgetBurn")
             until(lambda: good.answered > len(VARIED), 60, "the real engine")
-            budget.write_text(
-                f"gflops={(COSTS[0] + COSTS[1]) / 2:.3f}"
-            )  # between the cheapest plan and the next
+            # Between the cheapest plan and the next.
+            budget.write_text(f"gflops={(COSTS[0] + COSTS[1]) / 2:.3f}")
             with bad.running(4, lambda i: (NOISE, "max-loss=0")):
                 until_fired(
                     api, "FathomQualityDegraded", "FathomFloorMisses", "FathomNodeBudgetBinds"

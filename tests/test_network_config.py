@@ -53,9 +53,8 @@ def test_config_refuses_widths_without_the_full_one_or_out_of_range(
 
 def test_config_knows_the_first_exit_that_can_pause_any_token() -> None:
     assert tiny().pauses_from == 5
-    assert (
-        replace(tiny(), pause_after=2).pauses_from == 5
-    )  # before, no layer updates tokens of stride 8
+    # Before, no layer updates tokens of stride 8.
+    assert replace(tiny(), pause_after=2).pauses_from == 5
     assert replace(tiny(), pause_after=5).pauses_from == 6
     assert replace(standard(), pause_after=0).pauses_from == 1
     assert standard().pauses_from is None

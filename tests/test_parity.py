@@ -23,10 +23,11 @@ from model_export.training.runs import (
 from tests.exported import scene_images
 from tests.toy import PLANS, STAGES
 
+# The first test waits for the export.
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.timeout(900),
-]  # the first test waits for the export
+]
 
 
 def _stages(
@@ -106,12 +107,10 @@ def test_other_paused_tokens_are_refused_but_for_near_ties(
     ):
         check_parity(toy_bundle, stages, scene_images(3))
     monkeypatch.setattr(parity, "MIN_EQUAL", 0.97)  # 2 of 96 tokens are more than 0.1 %
-    assert (
-        check_parity(toy_bundle, stages, scene_images(3))["encoder-d3-k50"] < 1e-3
-    )  # by the other images of the batches
-    monkeypatch.setattr(
-        parity, "BATCHES", (1,)
-    )  # each image is the first one of its batch: none is left to compare
+    # By the other images of the batches.
+    assert check_parity(toy_bundle, stages, scene_images(3))["encoder-d3-k50"] < 1e-3
+    # Each image is the first one of its batch: none is left to compare.
+    monkeypatch.setattr(parity, "BATCHES", (1,))
     with pytest.raises(
         RunError, match="encoder-d3-k50: no image of --parity pauses the same tokens"
     ):

@@ -100,9 +100,8 @@ def test_a_threshold_of_zero_pauses_nothing(pausing: Encoder) -> None:
     assert paused[-1].active is not None
     assert not paused[-1].active.paused((8, 12)).any()
     for a, b in zip(plain, paused, strict=True):
-        assert (
-            max(worst(x, y) for x, y in zip(a.maps, b.maps, strict=True)) < 1e-4
-        )  # the rows' order alone differs
+        # The rows' order alone differs.
+        assert max(worst(x, y) for x, y in zip(a.maps, b.maps, strict=True)) < 1e-4
 
 
 @torch.no_grad()
@@ -214,6 +213,5 @@ def test_every_combination_of_knobs_runs_and_each_knob_cuts_the_work(pausing: En
             assert cost > flops[depth, keep, width / 2]
         if keep > 0.25:
             less = flops[depth, keep / 2, width]
-            assert (
-                cost > less if depth >= 4 else cost == less
-            )  # up to the third layer nothing is paused
+            # Up to the third layer nothing is paused.
+            assert cost > less if depth >= 4 else cost == less

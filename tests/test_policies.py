@@ -160,9 +160,8 @@ def test_fixed_plan_on_the_hull_wins_nothing_and_a_dealt_one_is_as_good_as_rando
     weights = resample(np.arange(len(quality)), 100)
     first = compare(fixed(len(quality), 3, 0), quality, cost, weights)
     assert first.won == pytest.approx(0, abs=1e-12)
-    assert np.isnan(
-        first.share
-    )  # at the lowest cost there is no choice, so nothing for the oracle either
+    # At the lowest cost there is no choice, so nothing for the oracle either.
+    assert np.isnan(first.share)
     dealt = compare(dealt_at_random(by_beta(quality, cost, 0.01)), quality, cost, weights)
     assert dealt.quality == pytest.approx(dealt.random)
     assert dealt.quality == pytest.approx(quality.mean(0) @ by_beta(quality, cost, 0.01).mean(0))

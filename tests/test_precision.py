@@ -21,10 +21,11 @@ from service.engines.onnxruntime import OnnxRuntimeBackend
 from tests.half_backend import PreparedBackend
 from tests.toy import CANVAS, PLANS, STAGES
 
+# The first test waits for the export.
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.timeout(900),
-]  # the first test waits for the export
+]
 
 
 SHIPPED = Path(__file__).parents[1] / "trained_weights" / "camvid-tiny"
@@ -54,9 +55,8 @@ def test_half_precision_ends_at_the_last_heavy_operator(
             assert set(kinds) <= {single}
         elif node.op_type in ("Conv", "MatMul", "Gemm", "Einsum"):
             assert set(kinds) == {half}
-        elif (
-            node.op_type == "LogSoftmax"
-        ):  # the entropy that decides what pauses, or what the gate sees
+        # The entropy that decides what pauses, or what the gate sees.
+        elif node.op_type == "LogSoftmax":
             assert kinds == [single]
         if TensorProto.UINT8 in {*kinds, *(types[name] for name in node.output)}:
             assert node.op_type == "Cast"

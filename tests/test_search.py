@@ -129,11 +129,12 @@ def test_a_more_expensive_plan_must_be_better_by_more_than_noise() -> None:
         Candidate(Knobs(3), 3, 3, 0.6011),
     ]
     candidates += [Candidate(Knobs(4), 4, 4, 0.6012)]
+    # The full plan stays, whatever it is worth.
     assert depths(choose_plans(candidates, 9)) == [
         1,
         3,
         4,
-    ]  # the full plan stays, whatever it is worth
+    ]
 
 
 def test_a_plan_that_does_less_but_is_slower_than_a_better_one_is_left_out() -> None:
@@ -189,11 +190,12 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(
         measure_quality(tmp_path, model, _Data(), "scenes:3:8", CANVAS, plans)
     stopping = False
     counts = measure_quality(tmp_path, model, _Data(), "scenes:3:8", CANVAS, plans)
+    # The first image once only, the void one never.
     assert seen == [
         "scene-8-0",
         "scene-8-2",
         "scene-8-2",
-    ]  # the first image once only, the void one never
+    ]
     wanted = [counts_by_knobs(model, _Data()[i], CANVAS, plans)[0] for i in (0, 2)]
     assert np.array_equal(counts, np.stack(wanted))
     assert np.array_equal(

@@ -90,11 +90,12 @@ def test_every_parameter_learns_from_the_deepest_exit() -> None:
     idle = {name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()}
     of_heads = {name for name in idle if name.startswith(("front_head.", "encoder.token_head."))}
     assert len(of_heads) == 12
+    # A key's bias shifts all scores of a row alike: softmax does not see it.
     assert idle - of_heads <= {
         f"decoder.layers.{i}.{part}.key.bias"
         for i in range(4)
         for part in ("cross", "self_attention")
-    }  # a key's bias shifts all scores of a row alike: softmax does not see it
+    }
 
 
 @torch.no_grad()

@@ -25,10 +25,11 @@ from service.engines.tensorrt_plugin import Compiled
 from service.errors import BackendError
 from tests.toy import STAGES, command, last_json
 
+# The first test waits for the export.
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.timeout(900),
-]  # the first test waits for the export
+]
 
 
 SHIPPED = Path(__file__).parents[1] / "trained_weights" / "camvid-tiny"

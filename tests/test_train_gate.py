@@ -105,9 +105,8 @@ def test_report_says_what_a_gate_wins_on_images_that_it_has_not_seen() -> None:
 
 def test_the_limit_is_what_knowing_other_views_wins_on_the_plain_ones() -> None:
     rng, cost = np.random.default_rng(0), np.array([5.0, 9.0])
-    own = rng.normal(
-        0, 0.03, 80
-    )  # what an image gains by the expensive plan; each view adds its luck
+    # What an image gains by the expensive plan; each view adds its luck.
+    own = rng.normal(0, 0.03, 80)
     luck = rng.normal(0, 0.03, (80, 8))
     gain = (own[:, None] + luck).ravel()
     quality, views = np.stack((np.full(640, 0.7), 0.7 + gain), 1), np.tile(np.arange(8), 80)

@@ -38,9 +38,8 @@ def test_a_bundle_is_made_by_one_command_that_runs_every_step(name: str) -> None
         "export",
     ]
     options = [parser_of(words[0]).parse_args(words[1:]) for words in found]
-    if (
-        name == "camvid-tiny-standard"
-    ):  # it starts from the adaptive bundle, and takes the weights that fit
+    # It starts from the adaptive bundle, and takes the weights that fit.
+    if name == "camvid-tiny-standard":
         assert (options[0].config, options[0].partly) == ("standard", True)
         assert options[0].start_from == Path("trained_weights/camvid-tiny")
     else:

@@ -208,9 +208,8 @@ class Painter:
             ]
             self.poly(label, edge, colour)
 
-        strip(
-            None, -self.half - 0.2, self.half + 0.2, scale(slab, 1.18)
-        )  # kerb stones, part of the pavement
+        # Kerb stones, part of the pavement.
+        strip(None, -self.half - 0.2, self.half + 0.2, scale(slab, 1.18))
         strip(ROAD, -self.half, self.half, tarmac)
         if self.junction is not None:
             z0, z1 = self.junction

@@ -69,9 +69,8 @@ def building(p: Painter, side: int, x: float, z0: float, z1: float) -> None:
     frame, glass = scale((222, 220, 212), u(0.7, 1.05)), u(0.25, 0.6)
     for col in range(int((z1 - z0 - 0.8) / pitch)):
         a = z0 + 0.8 + col * pitch
-        if (
-            a < 2 or p.focal * abs(x) * wide / (a * a) < 1.5
-        ):  # invisible or below a pixel and a half
+        # Invisible or below a pixel and a half.
+        if a < 2 or p.focal * abs(x) * wide / (a * a) < 1.5:
             continue
         for row in range(1 if shop else 0, floors):
             lo, hi, b = row * storey + 0.9, row * storey + 0.9 + tall, a + wide

@@ -29,9 +29,8 @@ def car(p: Painter, x: float, z: float, way: int, paint: Colour, van: bool) -> N
     street."""
     shape, glass = list(_VAN if van else _SALOON), (1, 3)
     long, half = shape[-1][0], 1.0 if van else 0.88
-    back = way == -1 or (
-        way == 0 and p.rng.random() < 0.5
-    )  # the bonnet is at the near (or left) end
+    # The bonnet is at the near (or left) end.
+    back = way == -1 or (way == 0 and p.rng.random() < 0.5)
     if back:
         shape, glass = [(long - a, b) for a, b in shape[::-1]], (2, 4)
     flank = -1.0 if way == 0 or x > 0 else 1.0

@@ -99,9 +99,8 @@ def compare(
                     float(np.abs(p - q).mean()),
                     float((p.argmax(1) == q.argmax(1)).mean()),
                 )
-                if not (
-                    mean <= limits.mean and equal >= limits.equal
-                ):  # in this form nan is refused, too
+                # In this form nan is refused, too.
+                if not (mean <= limits.mean and equal >= limits.equal):
                     raise RunError(
                         f"{plan.name} at batch {batch}: probabilities differ by {mean:.2e} in the "
                         f"mean, the class on {1 - equal:.3%} of the pixels; no engine is accepted"

@@ -26,10 +26,11 @@ def register(kernels: Mapping[str, Compiled]) -> None:
         reference: trtp.TensorDesc,
         kernel: str,
     ) -> trtp.TensorDesc:
+        # (B, S, M, D), (B, Q, M, L, P, 2)
         of_value, of_offsets = (
             value.shape_expr,
             offsets.shape_expr,
-        )  # (B, S, M, D), (B, Q, M, L, P, 2)
+        )
         return trtp.from_shape_expr(
             (of_value[0], of_offsets[1], of_value[2] * of_value[3]), value.dtype
         )

@@ -100,9 +100,8 @@ def _planes(
     pixels = [(2.0 / wide, 2.0 / height) for height, wide in shapes]
     steps = torch.tensor(pixels, dtype=value.dtype, device=value.device)  # (L, 2)
     step = steps[:, None].expand(-1, points, -1).flatten().tile(heads)
-    flat = offsets.flatten(2) * step + (2 * reference - 1).tile(
-        heads * levels * points
-    )  # (B, Q, M*L*P*2)
+    # (B, Q, M*L*P*2)
+    flat = offsets.flatten(2) * step + (2 * reference - 1).tile(heads * levels * points)
     grids = (
         flat.unflatten(2, (heads, levels, points, 2))
         .permute(0, 2, 3, 4, 1, 5)
@@ -183,16 +182,14 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             False,
             [True, True],
         )
-        to_value.append(
-            to_plane.flatten(2).unflatten(0, (batch, heads)).permute(0, 3, 1, 2)
-        )  # (B, h*w, M, D)
+        # (B, h*w, M, D)
+        to_value.append(to_plane.flatten(2).unflatten(0, (batch, heads)).permute(0, 3, 1, 2))
         to_grid = to_grid.unflatten(0, (batch, heads))  # (B, M, P, Q, 2)
         to_offsets.append((to_grid * step).permute(0, 3, 1, 2, 4))  # (B, Q, M, P, 2)
         of_images = 2 * to_grid.sum((1, 2))  # (B, Q, 2)
         to_reference = to_reference + (of_images if reference.ndim == 3 else of_images.sum(0))
-    direct = (
-        torch.stack(to_weights).unflatten(1, (batch, heads)).permute(1, 4, 2, 0, 3).flatten(3)
-    )  # (B, Q, M, L*P)
+    # (B, Q, M, L*P)
+    direct = torch.stack(to_weights).unflatten(1, (batch, heads)).permute(1, 4, 2, 0, 3).flatten(3)
     to_logits = weights * (direct - (weights * direct).sum(-1, keepdim=True))
     grads = (
         torch.cat(to_value, 1),

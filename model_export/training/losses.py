@@ -70,9 +70,8 @@ def match(
     Where T > Q, the targets that are left without a query get -1.
     """
     spots = torch.rand(1, points, 2, device=targets.device)
-    logits = sample_points(
-        prediction.masks[index], spots.expand(prediction.masks.shape[1], -1, -1)
-    )  # (Q, P)
+    # (Q, P)
+    logits = sample_points(prediction.masks[index], spots.expand(prediction.masks.shape[1], -1, -1))
     truth = sample_points(targets, spots.expand(len(targets), -1, -1))  # (T, P)
     weight = known_at(known[None], spots)[0]  # (P,)
     positive, negative = F.softplus(-logits) * weight, F.softplus(logits) * weight

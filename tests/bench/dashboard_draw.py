@@ -107,9 +107,8 @@ def _lines(card: Axes, room: Room, panel: Panel, data: Data, span: Span) -> None
     else:
         for i, (legend, series) in enumerate(data):
             times, values = np.asarray(series["values"], float).T
-            gaps = (
-                np.flatnonzero(np.diff(times) > 1.5) + 1
-            )  # absent series leave a gap, as in Grafana
+            # Absent series leave a gap, as in Grafana.
+            gaps = np.flatnonzero(np.diff(times) > 1.5) + 1
             axes.plot(
                 np.insert(times, gaps, np.nan) - span[0],
                 np.insert(values, gaps, np.nan),

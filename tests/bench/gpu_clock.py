@@ -23,12 +23,13 @@ import torch
 from service.bundle import Bundle
 
 Work = Callable[[], Any]
+# What torch, Triton's compiler and the driver raise.
 ERRORS = (
     RuntimeError,
     ValueError,
     OSError,
     ImportError,
-)  # what torch, Triton's compiler and the driver raise
+)
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,8 @@ class CudaClock:
     def record(self, works: Sequence[Work], launches: int) -> Recorded:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(
-            side
-        ):  # what loads or compiles late must be over before the recording
+        # What loads or compiles late must be over before the recording.
+        with torch.cuda.stream(side):
             for work in (*works, *works):
                 work()
         torch.cuda.current_stream().wait_stream(side)

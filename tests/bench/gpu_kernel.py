@@ -47,10 +47,11 @@ from tests.bench.gpu_layers import (
 from tests.kernel_inputs import Inputs, baseline_inputs, exact, random_inputs, relative
 
 SPREAD = 2.5  # standard deviation of the offsets, in pixels
+# The cold inputs are so many times the largest cache, but no more sets than that.
 CACHES, SETS = (
     4,
     400,
-)  # the cold inputs are so many times the largest cache, but no more sets than that
+)
 GRID_SETS = 20  # enough for what writes far more than it reads
 Json = dict[str, Any]
 

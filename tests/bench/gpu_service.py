@@ -26,11 +26,12 @@ from tests.bench.gpu_layers import NO_TIME
 from tests.bench.latency import only, photos, post
 from tests.bench.served import served
 
+# The last one is the CPU, to compare with.
 BACKENDS = (
     "onnxruntime-cuda",
     "tensorrt",
     "onnxruntime",
-)  # the last one is the CPU, to compare with
+)
 GATE = "max-loss=0.005"  # the service's own default: the gate decides
 CALLERS, WARM, REQUESTS, SECONDS = 16, 32, 800, 8.0
 

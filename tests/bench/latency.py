@@ -70,7 +70,7 @@ def used(response: httpx.Response) -> dict[str, str]:
 
 
 def only(plan: dict[str, Any]) -> str:
-    """The Compute-Budget under which a plan is the dearest that is allowed, and asked for."""
+    """The Compute-Budget under which a plan is the most expensive one allowed, and asked for."""
     return f"gflops={math.ceil(plan['gflops'] * 1000) / 1000:g}, max-loss=0"
 
 

@@ -32,7 +32,7 @@ from tests.bench.served import Served, served  # noqa: E402
 
 CALLERS, CORES = 4, 2
 WIDE = ((1, 24), (4, 18))  # batch, width of its column
-MEASURED = 4  # plans of the bundle: the cheapest, the dearest, and two between
+MEASURED = 4  # plans of the bundle: the cheapest, the most expensive, and two between
 
 
 def cpu_seconds(
@@ -51,7 +51,7 @@ def cpu_seconds(
 
 
 def spread(names: list[str]) -> list[str]:
-    """Of names from cheap to dear, MEASURED that are evenly apart; all where they are fewer."""
+    """Of names from the cheapest on, MEASURED that are evenly apart; all where they are fewer."""
     last, steps = len(names) - 1, MEASURED - 1
     return [names[i] for i in sorted({round(last * step / steps) for step in range(MEASURED)})]
 

@@ -13,12 +13,13 @@ from tests.toy import command, last_json
 Row = dict[str, Any]
 
 
+# Of blue and red, of 12; the rest is green.
 COLUMNS = {
     "a_0": (0, 6),
     "a_1": (0, 4),
     "b_0": (3, 5),
     "b_1": (6, 3),
-}  # of blue and red, of 12; the rest is green
+}
 
 
 def cells(blue: int, red: int) -> np.ndarray:

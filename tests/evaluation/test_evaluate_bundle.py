@@ -63,9 +63,8 @@ def test_gate_is_compared_at_equal_cost_with_chance_fixed_plans_and_oracle(
     assert (equal["oracle"], equal["share_of_oracle"]) == (1, 1)
     assert equal["won"] == pytest.approx(1 - half, abs=1e-4)
     assert equal["won_interval"][0] <= equal["won"] <= equal["won_interval"][1]
-    assert (
-        rows["fixed d1"]["at_equal_cost"]["share_of_oracle"] is None
-    )  # no oracle can win at the lowest cost
+    # No oracle can win at the lowest cost.
+    assert rows["fixed d1"]["at_equal_cost"]["share_of_oracle"] is None
     assert rows["oracle beta 0"]["image_quality"] == 1
     assert rows["gate max-loss 0.01"]["random_quality"] < rows["gate max-loss 0.01"]["quality"]
 
@@ -109,14 +108,14 @@ def test_max_loss_is_asked_and_got_in_all_and_in_each_group(
         0.005,
         0.2,
     ]
+    # Below the table: the full plan.
     assert (promises[0.005]["got"], promises[0.005]["kept"]) == (
         0,
         True,
-    )  # below the table: the full plan
+    )
     assert promises[0.01]["got"] == 0
-    wide = promises[
-        0.05
-    ]  # by its predicted loss of 3 / 12 and more, no image of blue columns is within 0.2
+    # By its predicted loss of 3 / 12 and more, no image of blue columns is within 0.2.
+    wide = promises[0.05]
     assert wide["got"] == 0
     assert {name: part["images"] for name, part in wide["groups"].items()} == {"a": 2, "b": 2}
     assert "full only" in shown

@@ -232,10 +232,11 @@ def test_results_of_another_machine_are_not_mixed(
     assert gpu.main(["--only", "models", "--out", str(out)]) == 2
     assert "--out holds other results (gpu was a chip, is another chip)" in capsys.readouterr().err
     assert gpu.main(["--only", "models", "--out", str(out), "--again"]) == 0
+    # Those of the other machine are gone.
     assert json.loads(out.read_text()).keys() == {
         "machine",
         "models",
-    }  # those of the other machine are gone
+    }
 
 
 def test_a_module_that_cannot_be_imported_takes_none_with_it(

@@ -17,9 +17,8 @@ from tests.page.visits import Visit, opened, serving
 @pytest.fixture(scope="package")
 def tab() -> Iterator[Page]:
     """A fresh one costs more than most tests."""
-    expect.set_options(
-        timeout=10_000
-    )  # the machine may be busy; what holds at once still passes at once
+    # The machine may be busy; what holds at once still passes at once.
+    expect.set_options(timeout=10_000)
     with chromium() as browser:
         page = browser.new_page(reduced_motion="reduce")
         page.set_default_timeout(10_000)

@@ -79,9 +79,8 @@ def test_all_positions_of_the_sliders_make_a_header_that_the_service_accepts(vis
         for budget in budgets[:: len(budgets) // 25]:
             sent = {"Content-Type": "image/png", "Compute-Budget": budget}
             status = client.post("/segment", content=picture(32, 24), headers=sent).status_code
-            assert status in (200, 422, 429, 504), (
-                budget
-            )  # understood: 400 is for a header that is not
+            # Understood: 400 is for a header that is not.
+            assert status in (200, 422, 429, 504), budget
 
 
 def test_every_plan_has_a_card_that_shows_what_differs_from_the_full_plan(visit: Visit) -> None:

@@ -26,9 +26,8 @@ pytestmark = [
 def test_run_lengths_decode_as_the_reference_decodes_them(visit: Visit) -> None:
     random = np.random.default_rng(5)
     masks = [random.random((17, 23)) < share for share in (0.0, 0.02, 0.5, 0.98, 1.0)]
-    blocks = np.kron(
-        random.random((3, 5)) < 0.5, np.ones((70, 40))
-    )  # runs of more than one digit, both signs
+    # Runs of more than one digit, both signs.
+    blocks = np.kron(random.random((3, 5)) < 0.5, np.ones((70, 40)))
     for mask in (*masks, blocks > 0):
         encoded = coco.encode(np.asfortranarray(mask, np.uint8))
         rle = {"size": encoded["size"], "counts": encoded["counts"].decode()}
@@ -46,6 +45,7 @@ def test_run_lengths_decode_as_the_reference_decodes_them(visit: Visit) -> None:
 
 
 def test_run_lengths_that_do_not_fit_the_image_are_refused(visit: Visit) -> None:
+    # Too few, too many, cut off, no digit, negative.
     wrong = [
         "",
         "0",
@@ -56,7 +56,7 @@ def test_run_lengths_that_do_not_fit_the_image_are_refused(visit: Visit) -> None
         "d",
         "\x7f",
         "4O",
-    ]  # too few, too many, cut off, no digit, negative
+    ]
     said = visit.page.evaluate(
         """async (all) => {
             const { paintRle } = await import("/static/rle.js");
@@ -87,9 +87,8 @@ def test_the_legend_lists_the_classes_with_their_share_and_singles_one_out(
     visit: Visit, fake_manifest: Manifest
 ) -> None:
     key = visit.page.locator("#legend li")
-    expect(key).to_have_text(
-        ["Road", "Building", "Car", "Sky"]
-    )  # before: what the bundle tells apart
+    # Before: what the bundle tells apart.
+    expect(key).to_have_text(["Road", "Building", "Car", "Sky"])
     visit.open(picture())
     visit.segmented()
     found = {
