@@ -7,6 +7,7 @@ FathomError 500
 ├── BadHeader 400             a header field cannot be understood
 ├── BadBudget 400             a key of a budget cannot be understood
 ├── BadQuery 400
+├── BadInference 400          an inference request of the Open Inference Protocol
 ├── NotAcceptable 406
 ├── RequestTimeout 408        the body did not arrive in time
 ├── TooLarge 413              bytes, pixels or sides over the limit
@@ -68,6 +69,10 @@ class BadBudget(FathomError):
 
 class BadQuery(FathomError):
     status, problem, title = 400, "bad-query", "A query parameter cannot be understood"
+
+
+class BadInference(FathomError):
+    status, problem, title = 400, "bad-inference", "An inference request cannot be understood"
 
 
 class NotAcceptable(FathomError):

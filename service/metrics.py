@@ -7,6 +7,7 @@ its answer is decided.
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter as Tally
 from collections.abc import Iterable
 
@@ -56,6 +57,7 @@ class Metrics:
 
     def __init__(self, *, layers: int, max_batch: int) -> None:
         self.registry = registry = prometheus.CollectorRegistry()
+        self.last_answer_s = 0.0  # when the last "ok" was counted, in seconds of time.time
         prometheus.ProcessCollector(registry=registry)
         self._requests = prometheus.Counter(
             "fathom_requests_total", "Answered requests.", ["outcome"], registry=registry
@@ -162,6 +164,8 @@ class Metrics:
         if outcome not in OUTCOMES:
             raise ValueError(f"{outcome!r} is not in the closed set of outcomes")
         self._requests.labels(outcome).inc()
+        if outcome == "ok":
+            self.last_answer_s = time.time()
         # An exemplar must point to a trace that is recorded.
         exemplar = {"trace_id": trace.trace_id} if trace.sampled else None
         self._request_seconds.labels(outcome).observe(seconds, exemplar)

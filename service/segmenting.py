@@ -141,10 +141,11 @@ class Segmenter:
             engine.withdraw(ticket)
         return self._answer(progress, ticket.deadline, trace)
 
-    async def decode(self, data: bytes, content_type: str, trace: Trace) -> Frame:
-        """The bytes of an image file -> a frame. content_type: one of FORMATS, or ""."""
+    async def decode(self, picture: bytes | Picture, content_type: str, trace: Trace) -> Frame:
+        """A picture, as `segment` takes it -> a frame. content_type: of bytes; one of FORMATS, or
+        ""."""
         began = time.perf_counter()
-        frame = await self.in_thread(lambda: self._frame(data, content_type))
+        frame = await self.in_thread(lambda: self._frame(picture, content_type))
         trace.add("decode", began, time.perf_counter())
         trace.size = frame.geometry.width, frame.geometry.height
         return frame

@@ -22,7 +22,7 @@ LAYERS = {
     "service": [
         *("errors", "core", "ask", "settings", "logs", "metrics"),
         *("bundle", "pixels", "tasks", "engines", "inference"),
-        *("model", "segmenting", "api", "__main__"),
+        *("model", "segmenting", "open_inference", "api", "grpc", "__main__"),
     ],
     "model_export": [
         *("kernels", "network", "tasks", "data", "training"),
@@ -52,7 +52,10 @@ SHARED_BY = {"network": set[str](), "kernels": {"bundle.kernel", "engines.cuda"}
 
 # Third-party package -> the modules or packages of the service that may import it.
 THIRD_PARTY: dict[str, set[str]] = {
-    "numpy": {"core", "pixels", "tasks", "engines", "inference", "segmenting", "api.schemas"},
+    "numpy": {
+        *("core", "pixels", "tasks", "engines", "inference", "segmenting", "open_inference"),
+        "api.schemas",
+    },
     "fastapi": {"api"},
     "starlette": {"api"},
     "pydantic": {"api"},

@@ -21,8 +21,8 @@ from starlette.responses import Response
 from service.api import node_budget, openapi
 from service.api.auth import ApiKeys
 from service.api.body import Intake
-from service.api.inference_protocol import inference_protocol
 from service.api.middleware import Edge, document, problem
+from service.api.open_inference import open_inference
 from service.api.operations import operations
 from service.api.pages import pages
 from service.api.segment import SegmentRoute, observe
@@ -89,7 +89,9 @@ def create_app(
     route = SegmentRoute(segmenter, intake, metrics)
     app.post("/segment", dependencies=guard, **described)(route.segment)
     app.include_router(operations(settings, model, metrics, guard))
-    app.include_router(inference_protocol(model, version, guard))
+    app.include_router(
+        open_inference(settings, segmenter, intake, metrics, version=version, guard=guard)
+    )
     app.include_router(pages())
     fastapi_openapi = app.openapi
     app.openapi = lambda: openapi.complete(fastapi_openapi())  # type: ignore[method-assign]
@@ -136,15 +138,15 @@ async def _lifespan(
 async def _on_error(request: Request, error: Exception) -> Response:
     """Answer every expected error. The middleware catches the unexpected ones."""
     request_id: str = request.state.trace.request_id
+    path: str = request.scope["path"]
     if isinstance(error, FathomError):
-        return problem(error, request_id)
+        return problem(error, request_id, path)
     if isinstance(error, HTTPException):
         status = HTTPStatus(error.status_code)
         slug = status.phrase.lower().replace(" ", "-")
         detail = error.detail
         if detail == status.phrase:
-            detail = f"{request.method} {request.scope['path']}: {detail}"
-        return document(status, slug, status.phrase, detail, request_id, error.headers)
-    return problem(
-        BadQuery("A parameter of the path or the query cannot be understood"), request_id
-    )
+            detail = f"{request.method} {path}: {detail}"
+        return document(status, slug, status.phrase, detail, request_id, path, error.headers)
+    detail = "A parameter of the path or the query cannot be understood"
+    return problem(BadQuery(detail), request_id, path)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -25,6 +27,7 @@ from service.errors import (
 )
 from service.pixels.decode import FORMATS
 
+_T = TypeVar("_T")
 FORM = "multipart/form-data"
 # Bodies of the largest size that may be in memory together, arriving or waiting for a thread.
 HELD_BODIES = 8
@@ -77,6 +80,25 @@ class Intake:
             )
         if request.headers.get("content-encoding", "identity") != "identity":
             raise UnsupportedMediaType("The body must not have a content encoding")
+        stream = request.stream()
+        read = (lambda data: _file(request, data)) if kind == FORM else partial(_raw, kind)
+        async with self.hold(request, stream, stream, read) as upload:
+            yield upload
+
+    @asynccontextmanager
+    async def hold(
+        self,
+        request: Request,
+        stream: AsyncGenerator[bytes, None],
+        decoded: AsyncGenerator[bytes, None],
+        read: Callable[[AsyncGenerator[bytes, None]], Awaitable[_T]],
+    ) -> AsyncIterator[_T]:
+        """What `read` makes of a body; its bytes count as held until the block ends.
+
+        stream: the request's. decoded: the same without its content encoding, whose bytes are those
+        that count. Raises TooLarge, RequestTimeout, Overloaded, what `read` raises, and
+        ClientDisconnect.
+        """
         if self._waiting >= self._max_waiting:
             raise self._overloaded()
         declared = request.headers.get("content-length", "")
@@ -86,8 +108,7 @@ class Intake:
 
         async def counted() -> AsyncGenerator[bytes, None]:
             nonlocal held
-            stream = request.stream()
-            async for chunk in stream:
+            async for chunk in decoded:
                 held += len(chunk)
                 self._held_bytes += len(chunk)
                 if held > self._max_bytes or self._held_bytes > HELD_BODIES * self._max_bytes:
@@ -100,15 +121,14 @@ class Intake:
         try:
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    stream = counted()
-                    upload = await (_file(request, stream) if kind == FORM else _raw(stream, kind))
+                    held_body = await read(counted())
             except TimeoutError as error:
                 raise RequestTimeout(
                     f"The body did not arrive within {self._timeout_s:g} s"
                 ) from error
             self._waiting += 1
             try:
-                yield upload
+                yield held_body
             finally:
                 self._waiting -= 1
         finally:
@@ -121,11 +141,16 @@ class Intake:
         return TooLarge(f"The body has more than {self._max_bytes} bytes")
 
 
-async def _raw(stream: AsyncGenerator[bytes, None], kind: str) -> Upload:
+async def whole(stream: AsyncGenerator[bytes, None]) -> bytes:
+    """All of a stream."""
     data = bytearray()
     async for chunk in stream:
         data += chunk
-    return Upload(bytes(data), kind)
+    return bytes(data)
+
+
+async def _raw(kind: str, stream: AsyncGenerator[bytes, None]) -> Upload:
+    return Upload(await whole(stream), kind)
 
 
 async def _file(request: Request, stream: AsyncGenerator[bytes, None]) -> Upload:

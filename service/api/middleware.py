@@ -71,7 +71,9 @@ class Edge:
             if started:
                 raise
             response = problem(
-                FathomError("The request failed for a reason inside the service"), trace.request_id
+                FathomError("The request failed for a reason inside the service"),
+                trace.request_id,
+                scope["path"],
             )
             await response(scope, receive, send_with_fields)
 
@@ -90,15 +92,22 @@ class Edge:
             headers["Compute-Used"] = format_used(trace.decision, self._of)
 
 
-def problem(error: FathomError, request_id: str) -> Response:
-    """The answer to an error, as a problem document."""
+def problem(error: FathomError, request_id: str, path: str = "") -> Response:
+    """The answer to an error, as a problem document. path: the request's."""
     headers: dict[str, str] = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     if isinstance(error, RequestTimeout):
         headers["Connection"] = "close"  # do not wait for the rest of the body
     return document(
-        error.status, error.problem, error.title, error.detail, request_id, headers, error.extra
+        error.status,
+        error.problem,
+        error.title,
+        error.detail,
+        request_id,
+        path,
+        headers,
+        error.extra,
     )
 
 
@@ -108,10 +117,15 @@ def document(
     title: str,
     detail: str,
     request_id: str,
+    path: str = "",
     headers: Mapping[str, str] | None = None,
     extra: Mapping[str, object] | None = None,
 ) -> Response:
-    """A problem document (RFC 9457). extra: its further members."""
+    """A problem document (RFC 9457). extra: its further members.
+
+    Below /v2 it has the member `error` of the Open Inference Protocol, whose clients look for that
+    in JSON of the plain type only.
+    """
     members: dict[str, object] = {
         "type": f"urn:fathom:problem:{slug}",
         "title": title,
@@ -119,7 +133,10 @@ def document(
         "detail": detail,
         "instance": f"urn:fathom:request:{request_id}",
     }
+    kind = "application/problem+json"
+    if path == "/v2" or path.startswith("/v2/"):
+        members, kind = {"error": detail} | members, "application/json"
     body = json.dumps(
         members | {key: value for key, value in (extra or {}).items() if key not in members}
     )
-    return Response(body, status, dict(headers or {}), "application/problem+json")
+    return Response(body, status, dict(headers or {}), kind)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from service.api.body import FORM
 from service.api.forms import FORMS, INCLUDES
 from service.api.schemas import TASK_NOTES, Problem, Segmentation
-from service.errors import FathomError
+from service.errors import BadInference, FathomError
 from service.pixels.decode import FORMATS
 from service.tasks import TASKS
 
@@ -76,8 +76,8 @@ def segment() -> dict[str, Any]:
             "content": content,
         }
     }
-    for status, titles in sorted(_titles().items()):
-        responses[status] = failure(" / ".join(titles))
+    for status, names in sorted(titles(BadInference).items()):
+        responses[status] = failure(" / ".join(names))
         if status in RETRIED:
             responses[status]["headers"] = {
                 "Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}
@@ -110,19 +110,19 @@ def complete(schema: dict[str, Any]) -> dict[str, Any]:
     schemas["Problem"] = Problem.model_json_schema()
     for path, operations in schema["paths"].items():
         for operation in operations.values():
-            if path != "/segment":
+            if path != "/segment" and not path.endswith("/infer"):
                 operation["responses"].pop("422", None)
     return schema
 
 
-def _titles() -> dict[int, list[str]]:
-    """Status -> titles of the errors that a caller can get.
+def titles(*others: type[FathomError]) -> dict[int, list[str]]:
+    """Status -> titles of the errors that a caller can get. others: errors of other paths.
 
     Errors without a status of their own end the start, so no caller gets them.
     """
     titles: dict[int, list[str]] = {FathomError.status: [FathomError.title]}
     for kind in FathomError.__subclasses__():
-        if kind.status != FathomError.status:
+        if kind.status != FathomError.status and kind not in others:
             titles.setdefault(kind.status, []).append(kind.title)
     return titles
 

@@ -146,24 +146,6 @@ class Problem(BaseModel):
     instance: str
 
 
-class Tensor(Wire):
-    """Open Inference Protocol v2: a tensor's metadata; -1 is a size that varies."""
-
-    name: str
-    datatype: str
-    shape: list[int]
-
-
-class ModelMetadata(Wire):
-    """Open Inference Protocol v2: a model's metadata."""
-
-    name: str
-    versions: list[str]
-    platform: str
-    inputs: list[Tensor]
-    outputs: list[Tensor]
-
-
 def plans(model: Model, settings: Settings) -> Plans:
     """The answer of /plans."""
     manifest = model.manifest

@@ -54,11 +54,11 @@ class SegmentRoute:
             self._segmenter.model.admit(ask)
         async with self._intake.receive(request) as upload:
             decoding = self._segmenter.decode(upload.data, upload.content_type, trace)
-            frame = await _while_connected(request, decoding)
+            frame = await while_connected(request, decoding)
         running = self._segmenter.run(frame, ask, trace, request.state.arrived)
-        answer = await _while_connected(request, running)
+        answer = await while_connected(request, running)
         rendering = self._segmenter.in_thread(lambda: form.render(answer, include))
-        body, span = await _while_connected(request, rendering)
+        body, span = await while_connected(request, rendering)
         trace.add(span.stage, span.began, span.ended)
         return Response(body, media_type=form.media_type)
 
@@ -70,7 +70,7 @@ def observe(metrics: Metrics, request: Request, outcome: str) -> None:
     metrics.observe(trace, outcome, time.perf_counter() - request.state.arrived)
 
 
-async def _while_connected(request: Request, work: Coroutine[object, object, _T]) -> _T:
+async def while_connected(request: Request, work: Coroutine[object, object, _T]) -> _T:
     """The result of `work`. If the client leaves, cancel it and raise ClientDisconnect.
 
     The request's body must have been read.

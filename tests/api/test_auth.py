@@ -269,7 +269,13 @@ def test_health_metrics_and_the_files_of_the_page_ask_for_no_key(
     assert ask(guarded(fake_manifest, file)[0], scope(path=path))[0] == 200
 
 
-@pytest.mark.parametrize("path", ["/plans", "/v2", "/v2/models/fake"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/plans", "/v2", "/v2/models", "/v2/models/stats", "/v2/models/fake"),
+        *("/v2/models/fake/config", "/v2/models/fake/stats", "/v2/models/fake/versions/1"),
+    ],
+)
 def test_what_tells_about_the_model_asks_for_a_key(
     fake_manifest: Manifest, file: Path, path: str
 ) -> None:
@@ -295,6 +301,7 @@ def test_a_new_route_must_say_whether_it_asks_for_a_key(
             "/v2/health/live",
             "/v2/health/ready",
             "/v2/models/{name}/ready",
+            "/v2/models/{name}/versions/{version}/ready",
         ),
     }
 

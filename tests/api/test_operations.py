@@ -48,23 +48,6 @@ def test_not_ready_is_503_with_retry_after_on_every_path(
     assert get(app, "/healthz")[0] == get(app, "/v2/health/live")[0] == 200
 
 
-def test_open_inference_protocol_paths_describe_the_model(fake_manifest: Manifest) -> None:
-    app, _, _ = stubbed(fake_manifest)
-    assert json.loads(get(app, "/v2")[2]) == {
-        "name": "fathom",
-        "version": "unknown",
-        "extensions": [],
-    }
-    assert json.loads(get(app, "/v2/health/ready")[2]) == {"ready": True}
-    model = json.loads(get(app, "/v2/models/fake")[2])
-    assert model["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, 48, 64, 3]}]
-    assert model["outputs"] == [
-        {"name": "probabilities", "datatype": "FP32", "shape": [-1, 4, 12, 16]}
-    ]
-    assert json.loads(get(app, "/v2/models/fake/ready")[2]) == {"name": "fake", "ready": True}
-    assert get(app, "/v2/models/other")[0] == get(app, "/v2/models/other/ready")[0] == 404
-
-
 def test_metrics_are_a_plain_route(fake_manifest: Manifest) -> None:
     status, headers, content = get(stubbed(fake_manifest)[0], "/metrics")
     assert (status, headers["content-type"].split(";")[0]) == (200, "text/plain")

@@ -1,0 +1,152 @@
+"""What /openapi.json says about the paths below /v2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.responses import Response
+
+from service.api.openapi import RETRIED, titles
+from service.errors import BadHeader, BadQuery, NotAcceptable
+from service.open_inference.request import IMAGE, LABELS, PIXELS, SEGMENTS
+
+_NAMED = {"type": "object", "required": ["name"]}
+_SCALAR = {"anyOf": [{"type": kind} for kind in ("string", "number", "boolean")]}
+_TENSOR = {
+    "name": {"type": "string"},
+    "datatype": {"type": "string"},
+    "shape": {"type": "array", "items": {"type": "integer"}},
+    "parameters": {"type": "object", "additionalProperties": _SCALAR},
+    "data": {"type": "array", "items": {}},
+}
+_PARAMETERS = {
+    "type": "object",
+    "description": "The keys of Compute-Budget, timeout in microseconds, binary_data_output",
+    "properties": {
+        "depth": {"type": "integer"},
+        "gflops": {"type": "number"},
+        "ms": {"type": "number"},
+        "max_loss": {"type": "number"},
+        "strict": {"type": "boolean"},
+        "timeout": {"type": "integer"},
+        "binary_data_output": {"type": "boolean"},
+    },
+}
+_REQUEST = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {
+        "id": {"type": "string"},
+        "parameters": _PARAMETERS,
+        "inputs": {
+            "type": "array",
+            "description": f"One tensor, '{IMAGE}' or '{PIXELS}'",
+            "minItems": 1,
+            "maxItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["name", "datatype", "shape"],
+                "properties": _TENSOR
+                | {
+                    "name": {"type": "string", "enum": [IMAGE, PIXELS]},
+                    "datatype": {"type": "string", "enum": ["BYTES", "UINT8"]},
+                },
+            },
+        },
+        "outputs": {
+            "type": "array",
+            "items": _NAMED
+            | {
+                "properties": {
+                    "name": {"type": "string", "enum": [LABELS, SEGMENTS]},
+                    "parameters": {
+                        "type": "object",
+                        "properties": {"binary_data": {"type": "boolean"}},
+                    },
+                }
+            },
+        },
+    },
+}
+_RESPONSE = {
+    "type": "object",
+    "required": ["model_name", "outputs"],
+    "properties": {
+        "model_name": {"type": "string"},
+        "model_version": {"type": "string"},
+        "id": {"type": "string"},
+        "parameters": {"type": "object", "additionalProperties": _SCALAR},
+        "outputs": {"type": "array", "items": {"type": "object", "properties": _TENSOR}},
+    },
+}
+_EXAMPLE = {
+    "inputs": [{"name": IMAGE, "datatype": "BYTES", "shape": [1], "data": ["/9j/4AAQSkZJRg..."]}],
+    "outputs": [{"name": SEGMENTS}],
+    "parameters": {"gflops": 6.5},
+}
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {"error": {"type": "string"}},
+}
+_SUMMARIES = {
+    "": "Metadata of the model: its inputs and outputs",
+    "/ready": "Whether the model takes work",
+    "/config": "Triton's model configuration",
+    "/stats": "Triton's statistics",
+    "/infer": "Segment one or several images",
+    "index": "The models and their states",
+}
+
+
+def described(path: str) -> dict[str, Any]:
+    """The arguments of a route of the model that describe it. path: below the model's own."""
+    found: dict[str, Any] = {"summary": _SUMMARIES[path], "responses": {404: error("Unknown")}}
+    if path == "/ready":
+        found["responses"][503] = error("Starting, draining or failed")
+    if path == "/infer":
+        found |= _infer()
+    return found
+
+
+def error(description: str) -> dict[str, Any]:
+    """An answer with the protocol's member `error`."""
+    return {"description": description, "content": {"application/json": {"schema": _ERROR}}}
+
+
+def _infer() -> dict[str, Any]:
+    responses: dict[int, Any] = {
+        200: {
+            "description": "The outputs, with what each image took in the parameters",
+            "content": {
+                "application/json": {"schema": _RESPONSE},
+                "application/octet-stream": _BINARY,
+            },
+        },
+        404: error("Unknown model or version"),
+    }
+    for status, names in titles(BadHeader, BadQuery, NotAcceptable).items():
+        responses[status] = error(" / ".join(names))
+        if status in RETRIED:
+            responses[status]["headers"] = {
+                "Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}
+            }
+    length = {
+        "name": "Inference-Header-Content-Length",
+        "in": "header",
+        "description": "Bytes of JSON before the binary data; 0: the body is one image file",
+        "schema": {"type": "integer", "minimum": 0},
+    }
+    content = {
+        "application/json": {"schema": _REQUEST, "example": _EXAMPLE},
+        "application/octet-stream": _BINARY,
+    }
+    return {
+        "response_class": Response,
+        "responses": responses,
+        "openapi_extra": {
+            "parameters": [length],
+            "requestBody": {"required": True, "content": content},
+        },
+    }

@@ -1,0 +1,214 @@
+"""Images -> the protocol's output tensors, around a Segmenter."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.core import Ask, Frame, Span, Trace
+from service.errors import BadInference, FathomError, TooLarge
+from service.metrics import Metrics
+from service.open_inference.request import LABELS, SEGMENTS, Pixels, Wanted
+from service.segmenting import Answer, Segmenter
+from service.tasks import Segment
+
+VERSION = "1"  # as clients expect one: a number. The bundle's revision names the same model
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An output. data: of BYTES, its elements; else an array of the shape."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: list[bytes] | NDArray[Any]
+
+    def raw(self) -> bytes:
+        """The binary form: little endian, an element of BYTES behind its length."""
+        if isinstance(self.data, list):
+            return b"".join(len(text).to_bytes(4, "little") + text for text in self.data)
+        return np.ascontiguousarray(self.data).tobytes()
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer to a request. parameters: what it took."""
+
+    model_name: str
+    id: str
+    parameters: Mapping[str, str | int | float]
+    outputs: Sequence[Tensor]
+    model_version: str = VERSION
+
+
+def datatype_of_labels(objects: bool) -> str:
+    """objects: whether the task's label map holds ids of objects rather than of classes."""
+    return "INT32" if objects else "UINT8"
+
+
+def traces_of(trace: Trace, images: int) -> list[Trace]:
+    """A trace per image: the request's own where it has one image."""
+    if images == 1:
+        return [trace]
+    return [
+        Trace(trace.request_id, caller=trace.caller, trace_id=trace.trace_id, sampled=trace.sampled)
+        for _ in range(images)
+    ]
+
+
+async def decode_all(
+    segmenter: Segmenter, pictures: Sequence[bytes | Pixels], traces: Sequence[Trace]
+) -> list[Frame]:
+    """The pictures on the canvas, one after the other, so that nobody else waits for all of them.
+
+    Raises what `Segmenter.decode` raises; the message names the image, counted from 0.
+    """
+    frames: list[Frame] = []
+    for picture, trace in zip(pictures, traces, strict=True):
+        with _naming_image(len(frames), len(pictures)):
+            frames.append(await segmenter.decode(picture, "", trace))
+    return frames
+
+
+def check_labels(frames: Sequence[Frame], outputs: Sequence[str], max_pixels: int) -> None:
+    """Whether these images fit into one label map. Raises BadInference or TooLarge."""
+    if LABELS not in outputs:
+        return
+    sizes = {(frame.geometry.width, frame.geometry.height) for frame in frames}
+    if len(sizes) > 1:
+        shown = ", ".join(f"{width} x {height}" for width, height in sorted(sizes))
+        raise BadInference(
+            f"the images have different sizes ({shown}), which one '{LABELS}' tensor cannot hold: "
+            f"request the output '{SEGMENTS}' alone, or send images of one size"
+        )
+    ((width, height),) = sizes
+    if len(frames) * width * height > max_pixels:
+        raise TooLarge(
+            f"'{LABELS}' of {len(frames)} images of {width} x {height} would have more than "
+            f"{max_pixels} pixels: request '{SEGMENTS}' alone, or send fewer images"
+        )
+
+
+async def run_all(
+    segmenter: Segmenter,
+    frames: Sequence[Frame],
+    ask: Ask,
+    traces: Sequence[Trace],
+    arrived: float,
+) -> list[Answer]:
+    """Each image takes its own place in the queue and has its own plan; the first error takes the
+    others out. Raises what `Segmenter.run` raises."""
+    tasks = [
+        asyncio.ensure_future(segmenter.run(frame, ask, trace, arrived))
+        for frame, trace in zip(frames, traces, strict=True)
+    ]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def reply(answers: Sequence[Answer], wanted: Wanted) -> tuple[Reply, list[Span]]:
+    """The tensors that are wanted, and the stage "mask" of each image. It takes a while: call it in
+    a thread."""
+    spans: list[Span] = []
+    for answer in answers:
+        began = time.perf_counter()
+        if LABELS in wanted.outputs:
+            answer.labels  # noqa: B018  # made here, and kept by the answer
+        if SEGMENTS in wanted.outputs:
+            answer.segments  # noqa: B018
+        spans.append(Span("mask", began, time.perf_counter()))
+    outputs = [_OUTPUTS[name](answers) for name in wanted.outputs]
+    name = answers[0].manifest.name
+    return Reply(name, wanted.id, _used(answers), outputs), spans
+
+
+@contextmanager
+def counted(
+    metrics: Metrics, traces: list[Trace], arrived: float, *gone: type[BaseException]
+) -> Iterator[None]:
+    """Count what happens inside as /segment counts: an image each when all is well, else one
+    request. traces: filled by then. gone: raised when the caller has left."""
+    outcome = FathomError.problem
+    try:
+        yield
+        outcome = "ok"
+    except FathomError as error:
+        outcome = error.problem
+        if error.shed:
+            metrics.shed(error.shed)
+        raise
+    except BaseException as error:
+        if isinstance(error, (asyncio.CancelledError, *gone)):
+            outcome = "cancelled"
+        raise
+    finally:
+        for trace in traces if outcome == "ok" else traces[:1]:
+            metrics.observe(trace, outcome, time.perf_counter() - arrived)
+
+
+def _labels(answers: Sequence[Answer]) -> Tensor:
+    objects = answers[0].task.objects
+    maps = np.stack([answer.labels for answer in answers])  # (N, height, width)
+    array = maps.astype(np.dtype("<i4") if objects else np.uint8, copy=False)
+    return Tensor(LABELS, datatype_of_labels(objects), array.shape, array)
+
+
+def _segments(answers: Sequence[Answer]) -> Tensor:
+    texts = [json.dumps([_segment(found) for found in answer.segments]) for answer in answers]
+    return Tensor(SEGMENTS, "BYTES", (len(texts),), [text.encode() for text in texts])
+
+
+_OUTPUTS: dict[str, Callable[[Sequence[Answer]], Tensor]] = {LABELS: _labels, SEGMENTS: _segments}
+
+
+def _segment(found: Segment) -> dict[str, object]:
+    """A segment as the JSON of /segment has it."""
+    return {
+        "id": found.id,
+        "class_id": found.class_id,
+        "label": found.label,
+        "score": round(found.score, 4),
+        "area": found.mask.area,
+        "box": found.mask.box,
+        "rle": found.mask.as_json(),
+    }
+
+
+def _used(answers: Sequence[Answer]) -> dict[str, str | int | float]:
+    """What each image took, as JSON, and for a single image as plain values too."""
+    usage: list[dict[str, str | int | float]] = [
+        {
+            "plan": answer.decision.plan.name,
+            "depth": answer.decision.plan.depth,
+            "of": answer.manifest.layers,
+            "gflops": answer.decision.plan.gflops,
+            "reason": answer.decision.reason.value,
+            "predicted_quality": round(answer.decision.predicted_quality, 4),
+        }
+        for answer in answers
+    ]
+    single = usage[0] if len(usage) == 1 else {}
+    return {**single, "usage": json.dumps(usage)}
+
+
+@contextmanager
+def _naming_image(index: int, images: int) -> Iterator[None]:
+    try:
+        yield
+    except FathomError as error:
+        if images > 1:
+            error.detail = f"Image {index}: {error.detail}"
+        raise

@@ -1,0 +1,239 @@
+"""The HTTP form of the protocol: JSON, and tensors as bytes behind it (the binary extension).
+
+In JSON, an element of a BYTES tensor is a string: an image file in base64. Numbers may be nested by
+the shape or flat.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import BadInference
+from service.open_inference.infer import Reply, Tensor
+from service.open_inference.request import (
+    IMAGE,
+    LABELS,
+    MAX_IMAGES,
+    SEGMENTS,
+    Input,
+    Request,
+    elements,
+    shown,
+    wanted,
+)
+
+MAX_HEADER = 64 * 1024  # bytes of JSON before binary data
+# What a document may hold: empty ones cost sixty bytes each, and three in the text.
+MAX_STRINGS, MAX_CONTAINERS = 4096, 1_000_000
+_DEEPEST = 8  # of nested lists: four axes, and what more people write by mistake
+_CHUNK = 1 << 16  # numbers that are written together
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A request, and which outputs its answer shall have as binary data."""
+
+    request: Request
+    binary: frozenset[str]
+
+
+def parse(body: bytes, header_length: str) -> Sent:
+    """The body of a request.
+
+    header_length: the field Inference-Header-Content-Length: the bytes of JSON before the binary
+    data. Empty: all of them; 0: none, the body is one image file. Raises BadInference, BadBudget.
+    """
+    if not header_length:
+        return _parse(body, b"")
+    if not header_length.isascii() or not header_length.isdecimal() or len(header_length) > 10:
+        raise BadInference("Inference-Header-Content-Length must be a number of bytes")
+    length = int(header_length)
+    if length > len(body):
+        raise BadInference(
+            f"Inference-Header-Content-Length is {length}, but the body has {len(body)} bytes"
+        )
+    if length == 0:
+        file = Input(IMAGE, "BYTES", [1], files=[body])
+        return Sent(Request(wanted("", {}, []), file), frozenset())
+    if length > MAX_HEADER and length < len(body):
+        raise BadInference(f"the JSON before the binary data has more than {MAX_HEADER} bytes")
+    return _parse(body[:length], body[length:])
+
+
+def only_ready(body: bytes) -> bool:
+    """The body of a question for the repository's index: whether it wants ready models alone."""
+    return bool(body) and _flag(_load(body), "ready", False)
+
+
+def write(reply: Reply, binary: frozenset[str]) -> tuple[bytes, int | None]:
+    """The body of an answer, and the bytes of JSON before its binary data; None: it has none."""
+    texts: list[str] = []
+    buffers: list[bytes] = []
+    for tensor in reply.outputs:
+        head: dict[str, Any] = {
+            "name": tensor.name,
+            "datatype": tensor.datatype,
+            "shape": list(tensor.shape),
+        }
+        if tensor.name in binary:
+            data = tensor.raw()
+            head["parameters"] = {"binary_data_size": len(data)}
+            buffers.append(data)
+            texts.append(json.dumps(head))
+        else:
+            texts.append(f'{json.dumps(head)[:-1]}, "data": [{",".join(_values(tensor))}]}}')
+    members = {"model_name": reply.model_name, "model_version": reply.model_version}
+    if reply.id:
+        members["id"] = reply.id
+    start = json.dumps({**members, "parameters": reply.parameters})[:-1]
+    text = f'{start}, "outputs": [{", ".join(texts)}]}}'.encode()
+    return b"".join([text, *buffers]), len(text) if buffers else None
+
+
+def _values(tensor: Tensor) -> Iterator[str]:
+    """The JSON of a tensor's values, in pieces: a large photo has as many numbers as pixels."""
+    if isinstance(tensor.data, list):
+        yield from (json.dumps(element.decode()) for element in tensor.data)
+        return
+    flat: NDArray[np.integer[Any]] = tensor.data.ravel()
+    for start in range(0, flat.size, _CHUNK):
+        yield json.dumps(flat[start : start + _CHUNK].tolist(), separators=(",", ":"))[1:-1]
+
+
+def _parse(text: bytes, rest: bytes) -> Sent:
+    document = _load(text)
+    parameters = document.get("parameters", {})
+    outputs = _objects(document.get("outputs", []), "outputs")
+    names = [output.get("name") for output in outputs]
+    asked = wanted(document.get("id", ""), parameters, names)
+    whole = _flag(parameters, "binary_data_output", False)
+    binary = {
+        name
+        for name, output in zip(names, outputs, strict=True)
+        if _flag(_of_output(name, output), "binary_data", whole)
+    }
+    if not outputs and whole:
+        binary = {LABELS, SEGMENTS}
+    inputs = _objects(document.get("inputs"), "inputs")
+    if len(inputs) != 1:
+        raise BadInference(f"there are {len(inputs)} inputs: send one, 'image' or 'pixels'")
+    return Sent(Request(asked, _input(inputs[0], rest)), frozenset(map(str, binary)))
+
+
+def _load(text: bytes) -> dict[str, Any]:
+    if text.count(b'"') > 2 * MAX_STRINGS or text.count(b"[") + text.count(b"{") > MAX_CONTAINERS:
+        raise BadInference("the JSON has too many strings, lists or objects")
+    try:
+        document = json.loads(text.decode("utf-8"), parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise BadInference("the body is no JSON object, or not in UTF-8") from error
+    if not isinstance(document, dict):
+        raise BadInference("the body must be a JSON object")
+    return document
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(text)  # NaN and Infinity are not JSON
+
+
+def _objects(value: object, what: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise BadInference(f"{what} must be a list of objects")
+    if len(value) > MAX_IMAGES:
+        raise BadInference(f"{what} has too many entries")
+    return value
+
+
+def _flag(parameters: Mapping[str, object], name: str, otherwise: bool) -> bool:
+    value = parameters.get(name, otherwise)
+    if not isinstance(value, bool):
+        raise BadInference(f"the parameter '{name}' must be true or false")
+    return value
+
+
+def _of_output(name: object, output: Mapping[str, Any]) -> Mapping[str, object]:
+    """The parameters of a requested output."""
+    return _parameters(output, f"the output {shown(name)}", {"binary_data"})
+
+
+def _parameters(tensor: Mapping[str, Any], whose: str, known: set[str]) -> Mapping[str, object]:
+    found = tensor.get("parameters", {})
+    if not isinstance(found, dict):
+        raise BadInference(f"the parameters of {whose} must be an object")
+    for key in found.keys() - known:
+        why = "shared memory is not offered" if key.startswith("shared_memory") else "is unknown"
+        raise BadInference(f"the parameter {shown(key)} of {whose}: {why}")
+    return found
+
+
+def _input(tensor: Mapping[str, Any], rest: bytes) -> Input:
+    name, datatype = tensor.get("name"), tensor.get("datatype")
+    if not isinstance(name, str) or not isinstance(datatype, str):
+        raise BadInference("an input must have a name and a datatype, as strings")
+    whose = f"the input {shown(name)}"
+    shape = _shape(tensor.get("shape"), whose)
+    size = _parameters(tensor, whose, {"binary_data_size"}).get("binary_data_size")
+    if size is None:
+        if rest:
+            raise BadInference(f"the body has {len(rest)} bytes more than the request speaks of")
+        return _from_json(name, datatype, shape, tensor.get("data"))
+    if type(size) is not int or size != len(rest):
+        raise BadInference(
+            f"binary_data_size of {whose} is {shown(size)}, but the binary data has {len(rest)} "
+            "bytes"
+        )
+    if "data" in tensor:
+        raise BadInference(f"{whose} has data and a binary_data_size: send one of them")
+    if datatype == "BYTES":
+        return Input(name, datatype, shape, files=elements(rest, shape[0] if shape else 1))
+    return Input(name, datatype, shape, values=rest)
+
+
+def _shape(value: object, whose: str) -> list[int]:
+    sizes = value if isinstance(value, list) else []
+    right = all(type(size) is int and 0 <= size < 2**31 for size in sizes)
+    if isinstance(value, list) and len(sizes) <= _DEEPEST and right:
+        return sizes
+    raise BadInference(f"the shape of {whose} must be a list of sizes")
+
+
+def _from_json(name: str, datatype: str, shape: list[int], data: object) -> Input:
+    whose = f"the data of the input {shown(name)}"
+    found: list[Any] = []
+    _flatten(data, found, whose, _DEEPEST)
+    if datatype == "BYTES":
+        return Input(name, datatype, shape, files=[_file(value, whose) for value in found])
+    try:
+        return Input(name, datatype, shape, values=bytes(found))
+    except (TypeError, ValueError) as error:
+        raise BadInference(f"{whose} must be integers from 0 to 255") from error
+
+
+def _flatten(data: object, into: list[Any], whose: str, deepest: int) -> None:
+    if not isinstance(data, list) or not deepest:
+        raise BadInference(f"{whose} must be a list, flat or nested by its shape")
+    if not any(isinstance(entry, list) for entry in data):
+        into += data
+        return
+    for entry in data:
+        _flatten(entry, into, whose, deepest - 1)
+
+
+def _file(value: object, whose: str) -> bytes:
+    try:
+        if isinstance(value, str):
+            return base64.b64decode(value.encode("ascii"), validate=True)
+    except (UnicodeEncodeError, binascii.Error):
+        pass
+    raise BadInference(
+        f"{whose} must be strings: image files in base64. Bytes as they are go behind "
+        "the JSON (the protocol's binary data)"
+    )
