@@ -22,6 +22,7 @@ import uvicorn
 
 from service import bundle, logs
 from service.api.app import create_app
+from service.api.auth import ApiKeys
 from service.bundle import Bundle
 from service.engines.base import Backend
 from service.engines.choice import choose_backend, open_backend
@@ -33,6 +34,7 @@ from service.settings import Settings, flag, load
 
 if TYPE_CHECKING:
     from service.api.tracing import Tracing
+    from service.grpc.server import GrpcServer
 
 _log = logging.getLogger("fathom")
 
@@ -73,6 +75,7 @@ def serve(settings: Settings, served: Bundle) -> None:
     tracing = open_tracing(settings, release)
     segmenter = Segmenter(model, settings)
     app = create_app(settings, segmenter, metrics, version=release, tracing=tracing)
+    beside = open_grpc(settings, segmenter, metrics, release, app.state.keys)
     config = uvicorn.Config(
         app,
         log_config=None,  # uvicorn's loggers use our handler
@@ -85,7 +88,12 @@ def serve(settings: Settings, served: Bundle) -> None:
         _listen(settings) as listener,
         asyncio.Runner(loop_factory=config.get_loop_factory()) as runner,
     ):
+        if beside is not None:
+            port = runner.run(beside.start(f"{settings.host}:{settings.grpc_port}"))
+            _log.info("gRPC on port %d", port)
         runner.run(_run(_Server(config), model, listener))
+        if beside is not None:
+            runner.run(beside.stop())
     if model.engine.failure is not None:
         raise model.engine.failure
 
@@ -130,6 +138,23 @@ def open_tracing(settings: Settings, release: str) -> Tracing | None:
             "install Fathom with its extra `tracing`, as in pip install 'fathom[tracing]'"
         ) from error
     return Tracing(exporter(settings.trace_endpoint), sample=settings.trace_sample, version=release)
+
+
+def open_grpc(
+    settings: Settings, segmenter: Segmenter, metrics: Metrics, release: str, keys: ApiKeys | None
+) -> GrpcServer | None:
+    """The transport beside HTTP, if the settings want it. Raises SettingsError when its packages
+    are not installed."""
+    if not settings.grpc_port:
+        return None
+    try:
+        from service.grpc.server import GrpcServer
+    except ImportError as error:
+        raise SettingsError(
+            f"{flag('grpc_port')} needs packages that are not installed ({error.name}): "
+            "install Fathom with its extra `grpc`, as in pip install 'fathom[grpc]'"
+        ) from error
+    return GrpcServer(settings, segmenter, metrics, version=release, keys=keys)
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -39,6 +39,10 @@ class Settings:
         default=8000,
         metadata=_about("port to listen on; 0 takes a free one and logs it", low=0, high=65535),
     )
+    grpc_port: int = field(
+        default=0,
+        metadata=_about("gRPC port of the Open Inference Protocol; 0: off", low=0, high=65535),
+    )
     backend: str = field(
         default="auto",
         metadata=_about(

@@ -61,6 +61,8 @@ THIRD_PARTY: dict[str, set[str]] = {
     "pydantic": {"api"},
     "http_sf": {"api.fields"},
     "opentelemetry": {"api.tracing"},
+    "grpc": {"grpc"},
+    "google": {"grpc"},
     "PIL": {"pixels"},
     "cv2": {"tasks.instance_objects"},
     "pycocotools": {"pixels.rle"},

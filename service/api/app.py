@@ -75,6 +75,7 @@ def create_app(
         telemetry=_TELEMETRY,
         lifespan=partial(_lifespan, settings, segmenter, keys, tracing),
     )
+    app.state.keys = keys  # for transports beside this one
     app.add_middleware(Edge, of=model.manifest.layers)
     if tracing is not None:
         app.add_middleware(tracing.around)

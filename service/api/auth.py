@@ -99,6 +99,10 @@ class ApiKeys:
             raise SettingsError(f"{flag('api_keys_file')} {path}: {keyring.why}")
         self._keyring, self._on_refusal = keyring, on_refusal
 
+    def name_of(self, key: str) -> str | None:
+        """The name of a key that is in force; None if it is none."""
+        return self._keyring.name_of(key)
+
     async def require(
         self,
         request: Request,
@@ -111,7 +115,7 @@ class ApiKeys:
         Raises HTTPException (401).
         """
         key = header or (bearer.credentials if bearer else "")
-        name = self._keyring.name_of(key)
+        name = self.name_of(key)
         if name is None:
             self._on_refusal(request)
             if key:

@@ -22,14 +22,13 @@ from service.errors import UnsupportedMediaType
 from service.metrics import Metrics
 from service.open_inference import description, rest
 from service.open_inference.infer import (
-    check_labels,
     counted,
-    decode_all,
+    most_images,
     reply,
     run_all,
-    traces_of,
+    take,
 )
-from service.open_inference.request import MAX_IMAGES, Wanted
+from service.open_inference.request import Wanted
 from service.segmenting import Segmenter
 from service.settings import Settings
 
@@ -58,7 +57,7 @@ class InferRoute:
     ) -> None:
         self._segmenter, self._intake, self._metrics = segmenter, intake, metrics
         self._max_pixels = settings.max_pixels
-        self.max_images = min(MAX_IMAGES, settings.queue_size)
+        self.max_images = most_images(settings)
 
     async def infer(self, request: Request) -> Response:
         trace: Trace = request.state.trace
@@ -94,13 +93,14 @@ class InferRoute:
         """What a body wants, its images, and the outputs to be answered as binary data. traces:
         becomes one per image."""
         sent = await self._segmenter.in_thread(partial(rest.parse, data, header_length))
-        wanted = sent.request.wanted
-        self._segmenter.model.admit(wanted.ask)
-        pictures = sent.request.input.pictures(self.max_images)
-        traces[:] = traces_of(traces[0], len(pictures))
-        frames = await decode_all(self._segmenter, pictures, traces)
-        check_labels(frames, wanted.outputs, self._max_pixels)
-        return wanted, frames, sent.binary
+        frames = await take(
+            self._segmenter,
+            sent.request,
+            traces,
+            max_images=self.max_images,
+            max_pixels=self._max_pixels,
+        )
+        return sent.request.wanted, frames, sent.binary
 
 
 def open_inference(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.errors import NotReady
 from service.metrics import OUTCOMES, Metrics
 from service.model import Model
 from service.open_inference.infer import VERSION, datatype_of_labels
@@ -117,15 +116,15 @@ def statistics(model: Model, metrics: Metrics) -> dict[str, Any]:
 
 def index(model: Model, only_ready: bool = False) -> list[dict[str, str]]:
     """The repository: the one model, which nobody can load or unload."""
-    try:
-        model.engine.check_ready()
-    except NotReady as error:
-        if only_ready:
-            return []
-        state, reason = "UNAVAILABLE", error.detail
-    else:
-        state, reason = "READY", ""
-    return [{"name": model.manifest.name, "version": VERSION, "state": state, "reason": reason}]
+    found = {"name": model.manifest.name, "version": VERSION, "state": "READY", "reason": ""}
+    if not is_ready(model):
+        found |= {"state": "UNAVAILABLE", "reason": f"The service is {model.state}"}
+    return [] if only_ready and not is_ready(model) else [found]
+
+
+def is_ready(model: Model) -> bool:
+    """Whether it takes work."""
+    return model.state == "ready"
 
 
 def _tensor(name: str, datatype: str, shape: list[int]) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from service.core import Ask, Frame, Span, Trace
 from service.errors import BadInference, FathomError, TooLarge
 from service.metrics import Metrics
-from service.open_inference.request import LABELS, SEGMENTS, Pixels, Wanted
+from service.open_inference.request import LABELS, MAX_IMAGES, SEGMENTS, Request, Wanted
 from service.segmenting import Answer, Segmenter
+from service.settings import Settings
 from service.tasks import Segment
 
 VERSION = "1"  # as clients expect one: a number. The bundle's revision names the same model
@@ -55,47 +56,31 @@ def datatype_of_labels(objects: bool) -> str:
     return "INT32" if objects else "UINT8"
 
 
-def traces_of(trace: Trace, images: int) -> list[Trace]:
-    """A trace per image: the request's own where it has one image."""
-    if images == 1:
-        return [trace]
-    return [
-        Trace(trace.request_id, caller=trace.caller, trace_id=trace.trace_id, sampled=trace.sampled)
-        for _ in range(images)
-    ]
-
-
-async def decode_all(
-    segmenter: Segmenter, pictures: Sequence[bytes | Pixels], traces: Sequence[Trace]
+async def take(
+    segmenter: Segmenter,
+    request: Request,
+    traces: list[Trace],
+    *,
+    max_images: int,
+    max_pixels: int,
 ) -> list[Frame]:
-    """The pictures on the canvas, one after the other, so that nobody else waits for all of them.
+    """Admit a request and decode its images, one after the other, so that nobody else waits for all
+    of them.
 
-    Raises what `Segmenter.decode` raises; the message names the image, counted from 0.
+    traces: the request's own; becomes one per image. max_pixels: of the label map. Raises
+    BadInference, and what `Model.admit` and `Segmenter.decode` raise; the message names the image,
+    counted from 0.
     """
+    segmenter.model.admit(request.wanted.ask)
+    pictures = request.input.pictures(max_images)
+    traces[:] = _traces(traces[0], len(pictures))
     frames: list[Frame] = []
     for picture, trace in zip(pictures, traces, strict=True):
         with _naming_image(len(frames), len(pictures)):
             frames.append(await segmenter.decode(picture, "", trace))
+    if LABELS in request.wanted.outputs:
+        _check_labels(frames, max_pixels)
     return frames
-
-
-def check_labels(frames: Sequence[Frame], outputs: Sequence[str], max_pixels: int) -> None:
-    """Whether these images fit into one label map. Raises BadInference or TooLarge."""
-    if LABELS not in outputs:
-        return
-    sizes = {(frame.geometry.width, frame.geometry.height) for frame in frames}
-    if len(sizes) > 1:
-        shown = ", ".join(f"{width} x {height}" for width, height in sorted(sizes))
-        raise BadInference(
-            f"the images have different sizes ({shown}), which one '{LABELS}' tensor cannot hold: "
-            f"request the output '{SEGMENTS}' alone, or send images of one size"
-        )
-    ((width, height),) = sizes
-    if len(frames) * width * height > max_pixels:
-        raise TooLarge(
-            f"'{LABELS}' of {len(frames)} images of {width} x {height} would have more than "
-            f"{max_pixels} pixels: request '{SEGMENTS}' alone, or send fewer images"
-        )
 
 
 async def run_all(
@@ -157,6 +142,38 @@ def counted(
     finally:
         for trace in traces if outcome == "ok" else traces[:1]:
             metrics.observe(trace, outcome, time.perf_counter() - arrived)
+
+
+def most_images(settings: Settings) -> int:
+    """Of one request: more than the queue has places could never be answered."""
+    return min(MAX_IMAGES, settings.queue_size)
+
+
+def _traces(trace: Trace, images: int) -> list[Trace]:
+    """A trace per image: the request's own where it has one image."""
+    if images == 1:
+        return [trace]
+    return [
+        Trace(trace.request_id, caller=trace.caller, trace_id=trace.trace_id, sampled=trace.sampled)
+        for _ in range(images)
+    ]
+
+
+def _check_labels(frames: Sequence[Frame], max_pixels: int) -> None:
+    """Whether these images fit into one label map. Raises BadInference or TooLarge."""
+    sizes = {(frame.geometry.width, frame.geometry.height) for frame in frames}
+    if len(sizes) > 1:
+        shown = ", ".join(f"{width} x {height}" for width, height in sorted(sizes))
+        raise BadInference(
+            f"the images have different sizes ({shown}), which one '{LABELS}' tensor cannot hold: "
+            f"request the output '{SEGMENTS}' alone, or send images of one size"
+        )
+    ((width, height),) = sizes
+    if len(frames) * width * height > max_pixels:
+        raise TooLarge(
+            f"'{LABELS}' of {len(frames)} images of {width} x {height} would have more than "
+            f"{max_pixels} pixels: request '{SEGMENTS}' alone, or send fewer images"
+        )
 
 
 def _labels(answers: Sequence[Answer]) -> Tensor:

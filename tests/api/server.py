@@ -38,7 +38,7 @@ class Server:
 
     def __init__(self, app: LiveApp, gate: threading.Event, http: httpx.Client) -> None:
         self.url, self.metrics, self.loop = app.url, app.metrics, app.loop
-        self.model = app.segmenter.model
+        self.segmenter, self.model = app.segmenter, app.segmenter.model
         self.gate, self.http = gate, http
 
     def post(

@@ -1,0 +1,200 @@
+"""The calls of the protocol around a Segmenter, in the event loop that serves HTTP."""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import grpc
+
+from service.api.auth import ApiKeys
+from service.core import Trace
+from service.errors import BadInference, FathomError, SettingsError
+from service.grpc.messages import MESSAGES, SERVICE
+from service.metrics import Metrics
+from service.open_inference import description
+from service.open_inference.infer import Reply, counted, most_images, reply, run_all, take
+from service.open_inference.request import Input, Request, elements, shown, wanted
+from service.segmenting import Segmenter
+from service.settings import Settings, flag
+
+GRACE_S = 1.0  # for answers that are on their way when the engine has ended
+_OPEN = {"ServerLive", "ServerReady", "ModelReady"}  # to those without a key
+_KINDS = {str: "string_param", int: "int64_param", float: "double_param"}
+
+
+class GrpcServer:
+    """version: the service's. keys: None asks for none."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        segmenter: Segmenter,
+        metrics: Metrics,
+        *,
+        version: str,
+        keys: ApiKeys | None,
+    ) -> None:
+        self._settings, self._segmenter, self._metrics = settings, segmenter, metrics
+        self._model, self._keys = segmenter.model, keys
+        self._server: Any = None
+        self._told: dict[str, Callable[[], dict[str, Any]]] = {
+            "ServerLive": lambda: {"live": True},
+            "ServerReady": lambda: {"ready": description.is_ready(self._model)},
+            "ModelReady": lambda: {"ready": description.is_ready(self._model)},
+            "ServerMetadata": lambda: description.server(version),
+            "ModelMetadata": lambda: description.metadata(self._model),
+        }
+
+    async def start(self, address: str) -> int:
+        """Listen on HOST:PORT; the port that it is. Raises SettingsError."""
+        handlers = {name: self._handler(name) for name in (*self._told, "ModelInfer")}
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", self._settings.max_body_bytes),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),
+            ],
+            # More than these could only wait for places in the queue, each with its images.
+            maximum_concurrent_rpcs=self._settings.queue_size + self._settings.max_batch,
+        )
+        generic = grpc.method_handlers_generic_handler(SERVICE, handlers)
+        self._server.add_generic_rpc_handlers((generic,))
+        try:
+            port: int = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise SettingsError(f"{flag('grpc_port')}: cannot listen on {address}") from error
+        await self._server.start()
+        return port
+
+    async def stop(self) -> None:
+        """End; what the engine has answered is still sent."""
+        await self._server.stop(GRACE_S)
+
+    def _handler(self, name: str) -> Any:
+        async def call(message: Any, context: Any) -> Any:
+            trace = Trace(uuid.uuid4().hex)
+            if name not in _OPEN:
+                await self._authorize(trace, context)
+            await self._check_names(message, context)
+            if name in self._told:
+                return MESSAGES[f"{name}Response"](**self._told[name]())
+            try:
+                return await self._infer(message, trace, context)
+            except FathomError as error:
+                again = error.retry_after
+                fields = () if again is None else (("retry-after", str(math.ceil(again) or 1)),)
+                await context.abort(_code(error), error.detail, fields)
+
+        return grpc.unary_unary_rpc_method_handler(
+            call,
+            request_deserializer=MESSAGES[f"{name}Request"].FromString,
+            response_serializer=MESSAGES[f"{name}Response"].SerializeToString,
+        )
+
+    async def _authorize(self, trace: Trace, context: Any) -> None:
+        if self._keys is None:
+            return
+        fields = dict(context.invocation_metadata())
+        scheme, _, bearer = str(fields.get("authorization", "")).partition(" ")
+        key = str(fields.get("x-api-key", "")) or (bearer if scheme.lower() == "bearer" else "")
+        name = self._keys.name_of(key)
+        if name is None:
+            self._metrics.observe(trace, "unauthorized", 0.0)
+            text = "Send an API key that is known, as authorization: Bearer or as x-api-key"
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, text)
+        trace.caller = name or ""
+
+    async def _check_names(self, message: Any, context: Any) -> None:
+        """The model and the version, in the messages that have them."""
+        fields = {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
+        name, versions = self._model.manifest.name, description.versions(self._model)
+        if fields.get("model_name", fields.get("name", name)) != name:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"The only model is {name}")
+        if fields.get("model_version", fields.get("version", "")) not in ("", *versions):
+            text = f"The model's versions are {' and '.join(versions)}"
+            await context.abort(grpc.StatusCode.NOT_FOUND, text)
+
+    async def _infer(self, message: Any, trace: Trace, context: Any) -> Any:
+        arrived, traces = time.perf_counter(), [trace]
+        with counted(self._metrics, traces, arrived):
+            self._model.engine.check_ready()
+            request = _request(message, context.time_remaining())
+            frames = await take(
+                self._segmenter,
+                request,
+                traces,
+                max_images=most_images(self._settings),
+                max_pixels=self._settings.max_pixels,
+            )
+            asked = request.wanted
+            del request, message  # the images are on the canvas: they need not wait as bytes, too
+            answers = await run_all(self._segmenter, frames, asked.ask, traces, arrived)
+            found, spans = await self._segmenter.in_thread(lambda: reply(answers, asked))
+            for image, span in zip(traces, spans, strict=True):
+                image.add(span.stage, span.began, span.ended)
+            return _response(found)
+
+
+def _code(error: FathomError) -> grpc.StatusCode:
+    known = {
+        429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+        500: grpc.StatusCode.INTERNAL,
+        503: grpc.StatusCode.UNAVAILABLE,
+        504: grpc.StatusCode.DEADLINE_EXCEEDED,
+    }
+    return known.get(error.status, grpc.StatusCode.INVALID_ARGUMENT)
+
+
+def _request(message: Any, remaining_s: float | None) -> Request:
+    """remaining_s: until the caller's own deadline. Raises BadInference and BadBudget."""
+    found = wanted(message.id, _plain(message.parameters), [out.name for out in message.outputs])
+    if remaining_s is not None:
+        left, budget = max(1.0, remaining_s * 1000), found.ask.budget
+        budget = replace(budget, ms=left if budget.ms is None else min(left, budget.ms))
+        found = replace(found, ask=replace(found.ask, budget=budget))
+    if len(message.inputs) != 1:
+        raise BadInference(f"there are {len(message.inputs)} inputs: send one")
+    (tensor,) = message.inputs
+    # Both belong to HTTP, and KServe's client sends them here, too.
+    for entry in (tensor, *message.outputs):
+        for key in _plain(entry.parameters).keys() - {"binary_data_size", "binary_data"}:
+            raise BadInference(f"the parameter {shown(key)} of {shown(entry.name)} is unknown")
+    raw, shape = list(message.raw_input_contents), list(tensor.shape)
+    if len(raw) > 1 or (raw and tensor.HasField("contents")) or min(shape, default=0) < 0:
+        raise BadInference("the input must have a shape, and contents or raw contents")
+    if tensor.datatype == "BYTES":
+        count = shape[0] if shape else 1
+        files = elements(raw[0], count) if raw else list(tensor.contents.bytes_contents)
+        return Request(found, Input(tensor.name, "BYTES", shape, files=files))
+    try:
+        values = raw[0] if raw else bytes(tensor.contents.uint_contents)
+    except ValueError as error:
+        raise BadInference("the values of the input must be from 0 to 255") from error
+    return Request(found, Input(tensor.name, tensor.datatype, shape, values=values))
+
+
+def _plain(parameters: Iterable[Any]) -> dict[str, object]:
+    chosen = ((entry, entry.value.WhichOneof("parameter_choice")) for entry in parameters)
+    return {entry.key: getattr(entry.value, kind) if kind else None for entry, kind in chosen}
+
+
+def _response(found: Reply) -> Any:
+    return MESSAGES["ModelInferResponse"](
+        model_name=found.model_name,
+        model_version=found.model_version,
+        id=found.id,
+        parameters=[
+            {"key": key, "value": {_KINDS[type(value)]: value}}
+            for key, value in found.parameters.items()
+        ],
+        outputs=[
+            {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
+            for tensor in found.outputs
+        ],
+        raw_output_contents=[tensor.raw() for tensor in found.outputs],
+    )

@@ -1,0 +1,336 @@
+"""The protocol over gRPC: the same answers as over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.api.auth import ApiKeys
+from service.bundle import Manifest
+from service.core import Trace
+from service.errors import SettingsError
+from service.settings import Settings
+from tests.api.server import Gated, Server, running
+from tests.needs import missing
+from tests.open_inference.asking import document, elements, infer
+from tests.open_inference.test_clients import run
+from tests.pictures import flat, quarters
+
+try:
+    import grpc
+
+    from service.grpc.messages import MESSAGES, SERVICE
+    from service.grpc.server import GrpcServer
+except ImportError:
+    missing_grpc = True
+else:
+    missing_grpc = False
+
+QUARTERS = quarters(64, 48)
+
+
+@pytest.fixture(autouse=True)
+def _needed() -> None:
+    if missing_grpc:
+        missing("GRPC", "grpcio is not installed (the extra grpc)")
+
+
+@contextmanager
+def beside(server: Server, keys: Any = None, **settings: Any) -> Iterator[str]:
+    """The transport in the loop of a running service; its address."""
+    segmenter = server.segmenter
+
+    async def start() -> tuple[Any, int]:
+        made = GrpcServer(Settings(**settings), segmenter, server.metrics, version="1.2", keys=keys)
+        return made, await made.start("127.0.0.1:0")
+
+    made, port = asyncio.run_coroutine_threadsafe(start(), server.loop).result(20)
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        asyncio.run_coroutine_threadsafe(made.stop(), server.loop).result(20)
+
+
+class Caller:
+    """Calls by name, with messages as keyword arguments."""
+
+    def __init__(self, address: str) -> None:
+        self.channel = grpc.insecure_channel(
+            address, options=[("grpc.max_send_message_length", -1)]
+        )
+
+    def method(self, call: str) -> Any:
+        return self.channel.unary_unary(
+            f"/{SERVICE}/{call}",
+            request_serializer=MESSAGES[f"{call}Request"].SerializeToString,
+            response_deserializer=MESSAGES[f"{call}Response"].FromString,
+        )
+
+    def __call__(self, call: str, /, metadata: Any = (), timeout: float = 20, **fields: Any) -> Any:
+        message = MESSAGES[f"{call}Request"](**fields)
+        return self.method(call)(message, timeout=timeout, metadata=metadata)
+
+    def refused(self, code: str, call: str = "ModelInfer", /, **fields: Any) -> tuple[str, Any]:
+        with pytest.raises(grpc.RpcError) as caught:
+            self(call, **fields)
+        error: Any = caught.value
+        assert error.code().name == code, error.details()
+        return error.details(), dict(error.trailing_metadata())
+
+
+@pytest.fixture
+def live(server: Server) -> Iterator[SimpleNamespace]:
+    with beside(server) as address:
+        yield SimpleNamespace(call=Caller(address), server=server, address=address)
+
+
+def image(*files: bytes) -> dict[str, Any]:
+    return {
+        "model_name": "fake",
+        "inputs": [{"name": "image", "datatype": "BYTES", "shape": [len(files)]}],
+        "raw_input_contents": [elements(files)],
+    }
+
+
+def parameter(key: str, **value: Any) -> dict[str, Any]:
+    return {"key": key, "value": value}
+
+
+def test_answers_are_those_of_http(live: SimpleNamespace) -> None:
+    found = live.call("ModelInfer", **image(QUARTERS, QUARTERS), id="seven")
+    over_http = infer(live.server, document(QUARTERS, QUARTERS)).json()
+    assert (found.model_name, found.model_version, found.id) == ("fake", "1", "seven")
+    labels, segments = over_http["outputs"]
+    assert [(out.name, out.datatype, list(out.shape)) for out in found.outputs] == [
+        (out["name"], out["datatype"], out["shape"]) for out in (labels, segments)
+    ]
+    raw = found.raw_output_contents
+    assert np.frombuffer(raw[0], np.uint8).tolist() == labels["data"]
+    assert raw[1] == elements([text.encode() for text in segments["data"]])
+    used = {entry.key: entry.value.string_param for entry in found.parameters}
+    assert json.loads(used["usage"]) == json.loads(over_http["parameters"]["usage"])
+
+
+def test_contents_may_be_typed_or_raw(live: SimpleNamespace) -> None:
+    pixels = np.asarray(Image.open(io.BytesIO(QUARTERS)).convert("RGB"))
+    tensor = {"name": "pixels", "datatype": "UINT8", "shape": [1, *pixels.shape]}
+    named = {"model_name": "fake", "model_version": "1"}
+    answers = [
+        live.call("ModelInfer", **image(QUARTERS)),
+        live.call(
+            "ModelInfer",
+            model_name="fake",
+            inputs=[
+                {
+                    "name": "image",
+                    "datatype": "BYTES",
+                    "shape": [1],
+                    "contents": {"bytes_contents": [QUARTERS]},
+                }
+            ],
+        ),
+        live.call("ModelInfer", **named, inputs=[tensor], raw_input_contents=[pixels.tobytes()]),
+        live.call(
+            "ModelInfer",
+            **named,
+            inputs=[tensor | {"contents": {"uint_contents": pixels.ravel().tolist()}}],
+        ),
+    ]
+    assert len({answer.raw_output_contents[0] for answer in answers}) == 1
+
+
+def test_the_ask_stands_in_the_parameters_of_any_kind(live: SimpleNamespace) -> None:
+    for given, plan in (
+        ([parameter("depth", int64_param=2), parameter("max_loss", double_param=0.0)], "d2"),
+        ([parameter("gflops", string_param="3.5"), parameter("max_loss", int64_param=0)], "d2"),
+        ([parameter("max_loss", string_param="0"), parameter("strict", bool_param=True)], "d4"),
+        ([parameter("depth", uint64_param=1)], "d1"),
+    ):
+        found = live.call("ModelInfer", **image(flat()), parameters=given)
+        used = {entry.key: entry.value for entry in found.parameters}
+        assert used["plan"].string_param == plan
+        assert used["gflops"].double_param > 0
+        assert used["depth"].int64_param == int(plan[1])
+
+
+def test_only_requested_outputs_are_given(live: SimpleNamespace) -> None:
+    found = live.call("ModelInfer", **image(flat()), outputs=[{"name": "segments"}])
+    assert [out.name for out in found.outputs] == ["segments"]
+
+
+def test_metadata_and_readiness(live: SimpleNamespace) -> None:
+    assert live.call("ServerLive").live
+    assert live.call("ServerReady").ready
+    assert live.call("ModelReady", name="fake", version="1").ready
+    assert live.call("ServerMetadata").version == "1.2"
+    found = live.call("ModelMetadata", name="fake")
+    over_http = live.server.http.get("/v2/models/fake").json()
+    assert [(out.name, list(out.shape)) for out in found.inputs] == [
+        (out["name"], out["shape"]) for out in over_http["inputs"]
+    ]
+    assert list(found.versions) == over_http["versions"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "part"),
+    [
+        (image(flat()) | {"model_name": "other"}, "NOT_FOUND", "only model is fake"),
+        (image(flat()) | {"model_version": "7"}, "NOT_FOUND", "versions are 1"),
+        (image(b"no image"), "INVALID_ARGUMENT", "image"),
+        (image(flat(), b""), "INVALID_ARGUMENT", "Image 1"),
+        (image() | {"inputs": []}, "INVALID_ARGUMENT", "0 inputs"),
+        (image(flat()) | {"raw_input_contents": [b"x", b"y"]}, "INVALID_ARGUMENT", "contents"),
+        (image(flat()) | {"raw_input_contents": [b"\xff"]}, "INVALID_ARGUMENT", "BYTES"),
+        (
+            image(flat()) | {"parameters": [parameter("dept", int64_param=1)]},
+            "INVALID_ARGUMENT",
+            "did you mean 'depth'",
+        ),
+        (image(flat()) | {"parameters": [parameter("depth")]}, "INVALID_ARGUMENT", "depth"),
+        (image(flat()) | {"outputs": [{"name": "x"}]}, "INVALID_ARGUMENT", "'x'"),
+        (
+            image(flat())
+            | {
+                "outputs": [
+                    {"name": "labels", "parameters": [parameter("classification", int64_param=1)]}
+                ]
+            },
+            "INVALID_ARGUMENT",
+            "'classification'",
+        ),
+        (
+            {
+                "model_name": "fake",
+                "inputs": [
+                    {
+                        "name": "pixels",
+                        "datatype": "UINT8",
+                        "shape": [1, 1, 3],
+                        "contents": {"uint_contents": [1, 2, 256]},
+                    }
+                ],
+            },
+            "INVALID_ARGUMENT",
+            "0 to 255",
+        ),
+        (
+            {
+                "model_name": "fake",
+                "inputs": [{"name": "pixels", "datatype": "UINT8", "shape": [-1, -1, 3]}],
+            },
+            "INVALID_ARGUMENT",
+            "shape",
+        ),
+    ],
+)
+def test_errors_are_named_and_have_their_codes(
+    live: SimpleNamespace, fields: dict[str, Any], code: str, part: str
+) -> None:
+    details, _ = live.call.refused(code, **fields)
+    assert part in details
+
+
+def test_a_full_queue_says_when_to_come_back(fake_manifest: Manifest) -> None:
+    with running(fake_manifest, queue_size=1, max_batch=1) as server, beside(server) as address:
+        server.gate.clear()
+        call = Caller(address)
+        method = call.method("ModelInfer")
+        request = MESSAGES["ModelInferRequest"](**image(flat()))
+        first = method.future(request)
+        server.until("fathom_inflight", 1)
+        second = method.future(request)
+        server.until("fathom_queue_depth", 1)
+        details, trailing = call.refused("RESOURCE_EXHAUSTED", **image(flat()))
+        assert "queue is full" in details
+        assert int(trailing["retry-after"]) >= 1
+        second.cancel()
+        server.until("fathom_queue_depth", 0)
+        server.until("fathom_requests_total", 1, outcome="cancelled")
+        server.gate.set()
+        assert first.result(20).outputs
+        server.until("fathom_requests_total", 1, outcome="ok")
+
+
+def test_the_callers_deadline_is_the_images(fake_manifest: Manifest) -> None:
+    with (
+        running(fake_manifest, delay_s={"front": 0.5}) as server,
+        beside(server) as address,
+    ):
+        details, _ = Caller(address).refused("RESOURCE_EXHAUSTED", **image(flat()), timeout=0.2)
+        assert "deadline" in details
+
+
+def test_messages_are_limited(server: Server) -> None:
+    with beside(server, max_body_bytes=10_000) as address:
+        Caller(address).refused("RESOURCE_EXHAUSTED", **image(bytes(20_000)))
+
+
+def test_keys_are_asked_for(server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text(f"me sha256:{hashlib.sha256(b'secret').hexdigest()}\n")
+    keys = ApiKeys(path, lambda _: None)
+    with beside(server, keys) as address:
+        call = Caller(address)
+        assert call("ServerReady").ready
+        for name, fields in (("ModelMetadata", {"name": "fake"}), ("ModelInfer", image(flat()))):
+            for metadata in ((), (("x-api-key", "other"),), (("authorization", "Basic secret"),)):
+                call.refused("UNAUTHENTICATED", name, **fields, metadata=metadata)
+            for metadata in ((("x-api-key", "secret"),), (("authorization", "Bearer secret"),)):
+                assert call(name, metadata, **fields)
+        assert server.value("fathom_requests_total", outcome="unauthorized") == 6
+
+
+def test_an_address_that_is_taken_is_a_setting_that_is_wrong(live: SimpleNamespace) -> None:
+    async def start() -> None:
+        made = GrpcServer(
+            Settings(), live.server.segmenter, live.server.metrics, version="1", keys=None
+        )
+        await made.start(live.address)
+
+    future = asyncio.run_coroutine_threadsafe(start(), live.server.loop)
+    with pytest.raises(SettingsError, match="--grpc-port"):
+        future.result(20)
+
+
+def test_an_unforeseen_error_tells_nothing(
+    fake_manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("a secret of the inside")
+
+    with running(fake_manifest) as server, beside(server) as address:
+        monkeypatch.setattr(Gated, "run", broken)
+        details, _ = Caller(address).refused("INTERNAL", **image(flat()))
+        assert "secret" not in details
+
+
+def test_every_call_of_tritons_grpc_client(live: SimpleNamespace, tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    path.write_bytes(QUARTERS)
+    printed = run("triton_grpc_calls.py", "tritonclient.grpc", live.address, str(path))
+    assert "calls that the protocol has: 6" in printed
+
+
+def test_every_call_of_kserves_grpc_client(live: SimpleNamespace, tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    path.write_bytes(QUARTERS)
+    printed = run("kserve_grpc_calls.py", "kserve", live.address, str(path))
+    assert "all calls: 5" in printed
+
+
+def test_traces_of_one_request_share_its_id() -> None:
+    from service.open_inference.infer import _traces
+
+    many = _traces(Trace("seven", caller="me"), 3)
+    assert [(trace.request_id, trace.caller) for trace in many] == [("seven", "me")] * 3
