@@ -22,8 +22,9 @@ HERE = Path(__file__).parent
 DEFAULT = HERE.parent.parent / ".venv" / "clients" / "bin" / "python"
 
 
-def run(script: str, module: str, *arguments: str) -> str:
-    """What a script prints. Skips where its client is not installed; REQUIRE_CLIENTS."""
+def run(script: str, module: str, *arguments: str, sent: str = "") -> str:
+    """What a script prints. sent: to its standard input. Skips where its client is not installed;
+    REQUIRE_CLIENTS."""
     python = os.environ.get("CLIENTS_PYTHON", str(DEFAULT))
     if not Path(python).exists():
         missing("CLIENTS", f"there is no {python}: make test-clients")
@@ -32,6 +33,7 @@ def run(script: str, module: str, *arguments: str) -> str:
         missing("CLIENTS", f"{module} is not installed for {python}")
     done = subprocess.run(
         [python, str(HERE / script), *arguments],
+        input=sent,
         capture_output=True,
         text=True,
         timeout=100,
