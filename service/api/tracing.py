@@ -8,6 +8,7 @@ as well.
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -27,7 +28,8 @@ from service.core import Trace
 from service.errors import SettingsError
 from service.settings import flag
 
-ROUTE = ("POST", "/segment")
+METHOD, SEGMENT, INFER = "POST", "/segment", "/v2/models/{name}/infer"  # what is recorded
+_INFER = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
 FLUSH_S = 2.0  # a working collector needs milliseconds
 # Of traceparent and tracestate: longer ones are never valid, and OpenTelemetry would log each.
 _MAX_LENGTH = 512
@@ -70,16 +72,17 @@ class Tracing:
         self._tracer = self._provider.get_tracer("fathom", version)
 
     def around(self, app: ASGIApp) -> ASGIApp:
-        """The outermost middleware, so that every answer of /segment has a `traceparent`.
+        """The outermost middleware, so that every answer to images has a `traceparent`.
 
         It leaves (trace id, whether it is sampled) in `request.state.traced`.
         """
 
         async def traced(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] != "http" or (scope["method"], scope["path"]) != ROUTE:
+            route = _route(scope)
+            if not route:
                 await app(scope, receive, send)
                 return
-            span = self._begin(Headers(scope=scope))
+            span = self._begin(Headers(scope=scope), route)
             context = span.get_span_context()
             state = scope.setdefault("state", {})
             state["traced"] = (f"{context.trace_id:032x}", context.trace_flags.sampled)
@@ -97,11 +100,11 @@ class Tracing:
             try:
                 await app(scope, receive, send_with_parent)
             finally:
-                self._end(span, state.get("trace", Trace()), status)
+                self._end(span, state.get("trace", Trace()), route, status)
 
         return traced
 
-    def _begin(self, headers: Headers) -> Span:
+    def _begin(self, headers: Headers, route: str) -> Span:
         """Begin a span in the caller's trace, or in a new one without a valid `traceparent`."""
         carrier = {}
         for name in ("traceparent", "tracestate"):
@@ -109,9 +112,9 @@ class Tracing:
             short = sum(map(len, lines)) <= _MAX_LENGTH
             if lines and short and (name == "tracestate" or len(lines) == 1):
                 carrier[name] = ",".join(lines)
-        return self._tracer.start_span(" ".join(ROUTE), _W3C.extract(carrier), SpanKind.SERVER)
+        return self._tracer.start_span(f"{METHOD} {route}", _W3C.extract(carrier), SpanKind.SERVER)
 
-    def _end(self, span: Span, trace: Trace, status: int) -> None:
+    def _end(self, span: Span, trace: Trace, route: str, status: int) -> None:
         """End a request's span, with its stages below it.
 
         status: of the answer; 0 if the caller left before it began.
@@ -127,10 +130,9 @@ class Tracing:
             start = offset + round(trace.began[stage] * 1e9)
             child = self._tracer.start_span(stage, context, start_time=start)
             child.end(start + round(seconds * 1e9))
-        method, route = ROUTE
         span.set_attributes(
             {
-                "http.request.method": method,
+                "http.request.method": METHOD,
                 "http.route": route,
                 "fathom.request_id": trace.request_id,
             }
@@ -153,6 +155,15 @@ class Tracing:
 
         threading.Thread(target=shut_down, name="tracing", daemon=True).start()
         await asyncio.to_thread(ended.wait, min(limit_s, FLUSH_S))
+
+
+def _route(scope: Scope) -> str:
+    """The route of a request that segments; empty for others."""
+    if scope["type"] != "http" or scope["method"] != METHOD:
+        return ""
+    if scope["path"] == SEGMENT:
+        return SEGMENT
+    return INFER if _INFER.fullmatch(scope["path"]) else ""
 
 
 def _of_image(trace: Trace) -> dict[str, str | int | float | Sequence[int]]:

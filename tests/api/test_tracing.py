@@ -75,6 +75,23 @@ def test_a_span_tells_plan_reason_image_and_status(world: World) -> None:
     assert world.servers[0].resource.attributes["service.name"] == "fathom"
 
 
+def test_inference_requests_are_spans_of_their_own_route(world: World) -> None:
+    headers = {"inference-header-content-length": "0"}
+    answers = world.ask(
+        scope("POST", "/v2/models/fake/infer", headers),
+        scope("POST", "/v2/models/fake/versions/1/infer", headers),
+        scope("POST", "/v2/models/fake"),
+        scope("POST", "/v2/repository/index"),
+    )
+    assert [answer[0] for answer in answers] == [200, 200, 405, 400]
+    assert len(world.servers) == 2
+    for span in world.servers:
+        assert span.name == "POST /v2/models/{name}/infer"
+        assert [stage.name for stage in world.below(span)] == list(STAGES)
+    ids = {f"{span.context.trace_id:032x}" for span in world.servers}
+    assert {parent_of(answer)[0] for answer in answers[:2]} == ids
+
+
 def test_images_of_one_batch_have_spans_of_their_own_in_traces_of_their_own(world: World) -> None:
     world.ask(*(post(x_request_id=f"r{number}") for number in range(3)))
     assert len({span.context.trace_id for span in world.servers}) == 3
