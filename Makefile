@@ -1,6 +1,7 @@
 # make serve [PORT= HOST= BUNDLE=]   the service, in an environment without torch
 # make test [TESTS="pytest arguments"]   the whole suite with coverage, or what TESTS names
 # make test-service [TESTS=]   the service's tests, in an environment without torch; the others skip
+# make test-clients   unmodified clients of Triton and KServe against the service, in an environment of their own
 # make lint   ruff (rules, format) and mypy --strict
 # make weights NAME= DATA= BACKBONE=   train and export a bundle of trained_weights/ anew
 # make bench-latency   latency per depth, start and memory of the real service
@@ -23,9 +24,10 @@ PYTHON = python3
 SERVE = .venv/serve
 TEST = .venv/test
 TEST_SERVICE = .venv/test-service
+CLIENTS = .venv/clients
 
 .DEFAULT_GOAL = help
-.PHONY: help serve test test-service lint bench-latency bench-dashboard bench-autoscale bench-pod bench-gpu bench-picture prove-docker
+.PHONY: help serve test test-service test-clients lint bench-latency bench-dashboard bench-autoscale bench-pod bench-gpu bench-picture prove-docker
 .DELETE_ON_ERROR:
 
 help:
@@ -43,6 +45,9 @@ test-service: $(TEST_SERVICE)/.ready
 	  echo "$(TEST_SERVICE) has torch: remove that folder, and it is made anew." >&2; exit 1; }
 	$(TEST_SERVICE)/bin/python -m pytest $(TESTS)
 
+test-clients: $(TEST_SERVICE)/.ready $(CLIENTS)/.ready
+	REQUIRE_CLIENTS=1 $(TEST_SERVICE)/bin/python -m pytest tests/open_inference tests/test_kserve_example.py
+
 lint: $(TEST)/.ready
 	$(TEST)/bin/ruff check .
 	$(TEST)/bin/ruff format --check .
@@ -52,8 +57,9 @@ lint: $(TEST)/.ready
 $(SERVE)/.ready: EXTRA = cpu
 $(TEST)/.ready: EXTRA = test
 $(TEST_SERVICE)/.ready: EXTRA = test-service
+$(CLIENTS)/.ready: EXTRA = test-clients
 $(TEST)/.ready: NOTE = PyTorch is a large download.
-$(SERVE)/.ready $(TEST)/.ready $(TEST_SERVICE)/.ready: pyproject.toml
+$(SERVE)/.ready $(TEST)/.ready $(TEST_SERVICE)/.ready $(CLIENTS)/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
 	  echo "Fathom needs Python 3.11, 3.12 or 3.13, but '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)." >&2; \
 	  echo "Name a fitting one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }

@@ -89,8 +89,9 @@ def serve(settings: Settings, served: Bundle) -> None:
         asyncio.Runner(loop_factory=config.get_loop_factory()) as runner,
     ):
         if beside is not None:
-            port = runner.run(beside.start(f"{settings.host}:{settings.grpc_port}"))
-            _log.info("gRPC on port %d", port)
+            host = f"[{settings.host}]" if ":" in settings.host else settings.host
+            port = runner.run(beside.start(f"{host}:{settings.grpc_port}"))
+            _log.info("listening on %s:%d for gRPC", host, port)
         runner.run(_run(_Server(config), model, listener))
         if beside is not None:
             runner.run(beside.stop())

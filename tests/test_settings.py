@@ -18,6 +18,7 @@ OTHER: dict[str, tuple[str, object]] = {
     "bundle": ("some/where", Path("some/where")),
     "host": ("0.0.0.0", "0.0.0.0"),
     "port": ("0", 0),
+    "grpc_port": ("9000", 9000),
     "backend": ("fake", "fake"),
     "engine_cache": ("/var/cache/fathom", Path("/var/cache/fathom")),
     "threads": ("3", 3),

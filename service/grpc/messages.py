@@ -1,5 +1,5 @@
-"""The protocol's messages, from their published field numbers (open-inference-protocol, Apache-2.0;
-the parameters' numbers 4 and 5 are Triton's).
+"""The protocol's messages, from their published field numbers (open_inference_grpc.proto of
+kserve/open-inference-protocol, Apache-2.0).
 
 Their classes live in a pool of their own, so that a process can also hold somebody else's generated
 code for the same names. On the wire a nested message looks like any other, and a map like a list of

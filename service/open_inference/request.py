@@ -123,7 +123,7 @@ def wanted(request_id: object, parameters: object, outputs: Sequence[object]) ->
 def ask_of(parameters: object) -> Ask:
     """The ask in a request's parameters. Raises BadInference, or BadBudget that names the key.
 
-    Numbers may be strings: KServe's gRPC parameters have no fractions.
+    Numbers may be strings: KServe's gRPC client cannot send fractions.
     """
     if not isinstance(parameters, Mapping):
         raise BadInference("the parameters must be an object")

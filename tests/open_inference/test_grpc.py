@@ -6,6 +6,10 @@ import asyncio
 import hashlib
 import io
 import json
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,16 +20,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service import __main__ as entry
 from service.api.auth import ApiKeys
-from service.bundle import Manifest
+from service.bundle import Bundle, Manifest
 from service.core import Trace
 from service.errors import SettingsError
+from service.open_inference.infer import _traces
 from service.settings import Settings
 from tests.api.server import Gated, Server, running
 from tests.needs import missing
 from tests.open_inference.asking import document, elements, infer
 from tests.open_inference.test_clients import run
 from tests.pictures import flat, quarters
+from tests.processes import ROOT, STRICT_SERVICE, environment, until
 
 try:
     import grpc
@@ -329,8 +336,35 @@ def test_every_call_of_kserves_grpc_client(live: SimpleNamespace, tmp_path: Path
     assert "all calls: 5" in printed
 
 
-def test_traces_of_one_request_share_its_id() -> None:
-    from service.open_inference.infer import _traces
+def test_a_process_serves_both_ports_and_ends_on_sigterm(fake_bundle: Bundle) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [*STRICT_SERVICE, "--grpc-port", str(port), "--backend", "fake"]
+    with subprocess.Popen(
+        [*command, "--bundle", str(fake_bundle.root)],
+        cwd=ROOT,
+        env=environment(),
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            call = Caller(f"127.0.0.1:{port}")
+            grpc.channel_ready_future(call.channel).result(30)
+            until(lambda: call("ServerReady").ready, 30)
+            assert call("ModelInfer", **image(flat())).outputs
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
 
+
+def test_without_the_extra_the_setting_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "service.grpc.server", None)
+    wanted: Any = None  # nothing but the settings is looked at
+    with pytest.raises(SettingsError, match="extra `grpc`"):
+        entry.open_grpc(Settings(grpc_port=8001), wanted, wanted, "1", None)
+    assert entry.open_grpc(Settings(), wanted, wanted, "1", None) is None
+
+
+def test_traces_of_one_request_share_its_id() -> None:
     many = _traces(Trace("seven", caller="me"), 3)
     assert [(trace.request_id, trace.caller) for trace in many] == [("seven", "me")] * 3
