@@ -152,6 +152,7 @@ def test_the_service_answers_hostile_requests_with_4xx(
         (b"[" * 100_000, "JSON"),
         (b"[" * 2_000_000, "too many"),
         (b'{"a": [' + b'"",' * 9000 + b'""]}', "too many"),
+        (b"[" + b"1," * 4_000_001 + b"1]", "binary data"),
         (b'{"inputs": 3}', "list of objects"),
         (b'{"inputs": [{}, {}]}', "send one"),
         (b'{"inputs": [{"name": 1}]}', "name and a datatype"),
