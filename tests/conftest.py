@@ -33,6 +33,7 @@ __all__ = [
 
 TRAINING = {
     "accelerate",
+    "cv2",
     "matplotlib",
     "onnxscript",
     "safetensors",

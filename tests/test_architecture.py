@@ -64,7 +64,6 @@ THIRD_PARTY: dict[str, set[str]] = {
     "grpc": {"grpc"},
     "google": {"grpc"},
     "PIL": {"pixels"},
-    "cv2": {"tasks.instance_objects"},
     "pycocotools": {"pixels.rle"},
     "prometheus_client": {"metrics"},
     "onnxruntime": {"engines.choice", "engines.onnxruntime", "engines.onnxruntime_cuda"},

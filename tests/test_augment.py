@@ -18,7 +18,7 @@ from model_export.data.datasets import VOID, Folder, Sample
 from model_export.tasks.semantic import labels_at
 from service.bundle import InputSpec
 from service.pixels.decode import Limits, decode, to_canvas
-from service.pixels.resample import most_probable
+from service.pixels.most_probable import most_probable
 
 # Colours no two of which mix to a third, and none of which is the padding's.
 PAINT = np.uint8([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [0, 255, 255]])
@@ -198,7 +198,7 @@ def test_evaluated_labels_are_the_served_labels(height: int, width: int) -> None
     )
     _, inner = on_canvas(sample, (96, 128))
     frame = to_canvas(Image.fromarray(sample.image), CANVAS)
-    served = most_probable(probabilities[0].numpy(), frame.geometry)
+    served = most_probable(probabilities[0].numpy(), frame.geometry).labels()
     ours = labels_at(probabilities, (96, 128), inner, (height, width))
     assert ours.shape == served.shape == (height, width)
     assert (ours == served).mean() >= 0.999

@@ -13,13 +13,24 @@ from numpy.typing import NDArray
 from model_export.tasks.core_and_border import core_and_border
 from model_export.tasks.panoptic_quality import match_counts
 from service.core import Geometry
-from service.pixels import resample
-from service.pixels.resample import most_probable
+from service.pixels import most_probable as interpolated
+from service.pixels.most_probable import most_probable
+from service.pixels.runs import Runs
 from service.tasks import Region, instance_objects
-from service.tasks.instance_objects import instance_map
 
 CANVAS = (128, 160)
 CELLS = (32, 40)
+
+
+def instance_map(
+    probabilities: NDArray[np.float32], geometry: Geometry
+) -> tuple[NDArray[np.uint16], list[Region]]:
+    """The label map instead of its runs."""
+    runs, regions = instance_objects.instance_map(probabilities, geometry)
+    labels = runs.labels()
+    assert np.array_equal(Runs.of(labels).starts, runs.starts)
+    assert labels.dtype == np.uint16
+    return labels, regions
 
 
 def _geometry(height: int, width: int, canvas: tuple[int, int] = CANVAS) -> Geometry:
@@ -211,16 +222,16 @@ def test_outline_is_that_of_the_interpolated_probabilities() -> None:
     probabilities, geometry = _ideal(truth)
     labels, _ = instance_map(probabilities, geometry)
     two = np.stack([probabilities[0], probabilities[1] + probabilities[2]])
-    wanted = most_probable(two, geometry) == 1
+    wanted = most_probable(two, geometry).labels() == 1
     assert np.count_nonzero((labels > 0) != wanted) < 1e-3 * wanted.size
     assert np.count_nonzero(np.diff(wanted.astype(int))) > 1000
 
 
-def test_bands_of_rows_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bands_of_columns_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     probabilities, geometry = _ideal(_discs(150, 220, 20))
     labels, found = instance_map(probabilities, geometry)
-    for pixels in (1, 7 * 220):
-        monkeypatch.setattr(resample, "BAND_PIXELS", pixels)
+    for values in (1, 7 * 33 * 2):
+        monkeypatch.setattr(interpolated, "BAND_VALUES", values)
         again, same = instance_map(probabilities, geometry)
         assert np.array_equal(labels, again)
         assert found == same
@@ -239,7 +250,8 @@ def test_memory_for_a_large_image_is_its_label_map_and_little_more() -> None:
     probabilities, _ = _ideal(_discs(128, 160, 14))
     geometry = _geometry(4500, 5600)
     tracemalloc.start()
-    labels, _ = instance_map(probabilities, geometry)
+    runs, _ = instance_objects.instance_map(probabilities, geometry)
+    labels = runs.labels()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < labels.nbytes + (24 << 20)

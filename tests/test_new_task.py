@@ -35,6 +35,9 @@ class Saliency:
     def check(self, classes: Sequence[ClassInfo], outputs: Sequence[TensorSpec]) -> None:
         check_planes(outputs, 1, "1")
 
+    def channels(self, classes: Sequence[ClassInfo]) -> list[str]:
+        return ["salient"]
+
     def read(self, tensors: Tensors, geometry: Geometry) -> Masks:
         (plane,) = tensors["salient"]
         labels = 255 * nearest((plane > plane.mean()).astype(np.uint8), geometry)

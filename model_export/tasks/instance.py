@@ -33,8 +33,8 @@ class Instance:
         return core_and_border(labels)
 
     def predicted(self, probabilities: Tensor, geometry: Geometry) -> Labels:
-        labels, _ = instance_map(probabilities[0].cpu().numpy(), geometry)
-        return labels
+        runs, _ = instance_map(probabilities[0].cpu().numpy(), geometry)
+        return runs.labels()
 
     def counts(self, labels: Labels, truth: Labels, channels: int) -> NDArray[np.float64]:
         return match_counts(labels, truth)

@@ -10,6 +10,7 @@ from service import tasks
 from service.core import Span
 from service.model import Model
 from service.pixels.rle import RunLengths, run_lengths
+from service.pixels.runs import Runs
 from service.segmenting import Answer
 from service.settings import Settings
 
@@ -193,8 +194,8 @@ def paused(mask: NDArray[np.uint8] | None) -> Paused | None:
     """The JSON form of a map (height, width), 1 = paused."""
     if mask is None:
         return None
-    (runs,) = run_lengths(mask, np.array([1]))
-    return Paused(share=round(float(mask.mean()), 4), rle=_rle(runs))
+    (only,) = run_lengths(Runs.of(mask), [1])
+    return Paused(share=round(float(mask.mean()), 4), rle=_rle(only))
 
 
 def segmentation(

@@ -1,4 +1,4 @@
-"""Resamples the decoder's cells to the image's own size, in bands of rows that bound the memory.
+"""Resamples the decoder's cells to the image's own size.
 
 The cells cover the whole canvas, the image only its top left part. The value of a pixel is the
 bilinear interpolation between the centres of the cells, as with torch's
@@ -7,7 +7,6 @@ bilinear interpolation between the centres of the cells, as with torch's
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -15,83 +14,74 @@ from numpy.typing import NDArray
 
 from service.core import Geometry
 
-BAND_PIXELS = 1 << 19  # image pixels per band of rows; bounds the memory for a large image
-
 
 class Axis(NamedTuple):
-    """Per pixel along an axis: the two cells around its centre, and the weight of the second."""
+    """Per pixel along an axis: the two cells around its centre, and the weight of the second.
+
+    tops: (strips + 1,) where the pixels between the same two centres of cells begin; in such a
+    strip the weight rises by equal steps, or stays 0. The last one is the number of pixels.
+    """
 
     first: NDArray[np.intp]
     second: NDArray[np.intp]
     weight: NDArray[np.float32]
+    tops: NDArray[np.intp]
+
+    def at(self, pixels: NDArray[np.intp] | slice) -> Axis:
+        """The same of some pixels; of strips they know nothing."""
+        return Axis(
+            self.first[pixels], self.second[pixels], self.weight[pixels], np.zeros(0, np.intp)
+        )
 
 
-class Band(NamedTuple):
-    """Rows [top, bottom) of the image, and the cells around its pixels."""
-
-    top: int
-    bottom: int
-    rows: Axis
-    columns: Axis
-
-
-def rows_of(height: int, width: int) -> Iterator[slice]:
-    """The rows of an image, band by band."""
-    step = max(1, BAND_PIXELS // width)
-    return (slice(top, min(top + step, height)) for top in range(0, height, step))
-
-
-def bands(geometry: Geometry, cells: tuple[int, int]) -> Iterator[Band]:
-    """The image, band by band. cells: (rows, columns) that cover the canvas."""
+def axes(geometry: Geometry, cells: tuple[int, int]) -> tuple[Axis, Axis]:
+    """The image's rows and columns. cells: (rows, columns) that cover the canvas."""
     height, width = geometry.canvas
-    rows = _axis(geometry.height, geometry.scaled_height, height, cells[0])
-    columns = _axis(geometry.width, geometry.scaled_width, width, cells[1])
-    for part in rows_of(geometry.height, geometry.width):
-        yield Band(part.start, part.stop, _part(rows, part), columns)
+    return (
+        axis(geometry.height, geometry.scaled_height / height * cells[0], cells[0]),
+        axis(geometry.width, geometry.scaled_width / width * cells[1], cells[1]),
+    )
 
 
-def most_probable(probabilities: NDArray[np.float32], geometry: Geometry) -> NDArray[np.uint8]:
-    """The most probable channel of each pixel: (C, h, w) -> (height, width) uint8.
+def axis(size: int, extent: float, cells: int) -> Axis:
+    """`size` pixels that cover `extent` of the cells, from the first one on."""
+    centre = (np.arange(size) + 0.5) * (extent / size) - 0.5
+    tops = np.r_[np.flatnonzero(np.diff(np.floor(centre), prepend=-2)), size]
+    centre = centre.clip(0, cells - 1)
+    first = centre.astype(np.intp)
+    weight = (centre - first).astype(np.float32)
+    return Axis(first, np.minimum(first + 1, cells - 1), weight, tops)
 
-    Ties go to the lower channel. Where the four cells around a pixel agree on a channel, so does
-    every mixture of them, so only the pixels at borders between channels are interpolated. The
-    result is the same as if all were.
+
+def sample(plane: NDArray[np.float32], rows: Axis, columns: Axis) -> NDArray[np.float32]:
+    """(h, w) cells -> (pixels of rows, pixels of columns)."""
+    across = mix(plane[:, columns.first], plane[:, columns.second], columns.weight)
+    return mix(across[rows.first], across[rows.second], rows.weight[:, None])
+
+
+def covering(grid: tuple[int, int], geometry: Geometry) -> tuple[NDArray[np.intp], ...]:
+    """The row and the column of the cell that covers each pixel's centre, (height,) and (width,).
+
+    grid: the (rows, columns) of cells over the whole canvas.
     """
-    cells = probabilities.argmax(axis=0).astype(np.uint8)  # (h, w)
-    right, below = np.roll(cells, -1, axis=1), np.roll(cells, -1, axis=0)
-    # A cell and its next neighbours. In the last row and column, roll compares with the first,
-    # which can only cost time.
-    agree = (cells == right) & (cells == below) & (cells == np.roll(below, -1, axis=1))
-    channels = len(probabilities)
-    flat = np.ascontiguousarray(probabilities.transpose(1, 2, 0)).reshape(-1, channels)  # (h*w, C)
-    labels = np.empty((geometry.height, geometry.width), np.uint8)
-    for band in bands(geometry, cells.shape):
-        (y0, y1, fy), (x0, x1, fx) = band.rows, band.columns
-        part = labels[band.top : band.bottom]
-        part[:] = cells[y0][:, x0]
-        y, x = np.nonzero(~agree[y0][:, x0])
-        first, second = y0[y] * cells.shape[1], y1[y] * cells.shape[1]
-        left, right_of = x0[x], x1[x]
-        across, down = fx[x, None], fy[y, None]
-        upper = mix(flat.take(first + left, axis=0), flat.take(first + right_of, axis=0), across)
-        lower = mix(flat.take(second + left, axis=0), flat.take(second + right_of, axis=0), across)
-        part[y, x] = mix(upper, lower, down).argmax(axis=1)
-    return labels
-
-
-def nearest(grid: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
-    """(rows, columns) over the canvas -> (height, width): the value at the centre of each pixel."""
     rows, columns = (
         (np.arange(size) + 0.5) * (scaled / size) * (cells / canvas)
         for size, scaled, cells, canvas in zip(
             (geometry.height, geometry.width),
             (geometry.scaled_height, geometry.scaled_width),
-            grid.shape,
+            grid,
             geometry.canvas,
             strict=True,
         )
     )
-    return np.asarray(grid[rows.astype(np.intp)][:, columns.astype(np.intp)])
+    return rows.astype(np.intp), columns.astype(np.intp)
+
+
+def nearest(grid: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
+    """(rows, columns) over the canvas -> (height, width): the value at the centre of each pixel."""
+    height, width = grid.shape
+    rows, columns = covering((height, width), geometry)
+    return np.asarray(grid[rows][:, columns])
 
 
 def mix(
@@ -102,15 +92,3 @@ def mix(
     b *= weight
     b += a
     return b
-
-
-def _part(axis: Axis, part: slice) -> Axis:
-    return Axis(axis.first[part], axis.second[part], axis.weight[part])
-
-
-def _axis(size: int, scaled: int, canvas: int, cells: int) -> Axis:
-    """The image's `size` pixels cover `scaled` pixels of the canvas; the cells cover all of it."""
-    centre = (np.arange(size) + 0.5) * (scaled / size) * (cells / canvas) - 0.5
-    centre = centre.clip(0, cells - 1)
-    first = centre.astype(np.intp)
-    return Axis(first, np.minimum(first + 1, cells - 1), (centre - first).astype(np.float32))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
+
+from service.pixels.runs import Positions, Runs, grouped
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,27 +26,21 @@ class RunLengths:
         return {"size": list(self.size), "counts": self.counts}
 
 
-def run_lengths(labels: NDArray[np.unsignedinteger], values: NDArray[np.intp]) -> list[RunLengths]:
+def run_lengths(runs: Runs, values: Sequence[int] | Positions) -> list[RunLengths]:
     """COCO's run lengths of the pixels of each value, for all values in one pass.
 
     The result is that of `coco.encode(labels == value)`, which would read the whole image once per
     object: six seconds for 400 objects in 1.4 megapixels.
     """
-    pixels = labels.T.ravel()  # COCO counts down the columns
-    changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
-    starts, ends = np.r_[0, changes], np.r_[changes, pixels.size]  # of all runs
-    order = np.argsort(pixels[starts], kind="stable")  # the runs, value by value
-    sorted_values = pixels[starts[order]]
-    first = np.searchsorted(sorted_values, values, "left")
-    last = np.searchsorted(sorted_values, values, "right")
+    starts, ends = runs.starts, runs.ends
+    size = int(ends[-1])
     masks: list[RunLengths] = []
-    for low, high in zip(first, last, strict=True):
-        inside = order[low:high]  # the runs of this value
+    for inside in grouped(runs.values, values):
         edges = np.zeros(2 * inside.size + 2, np.intp)  # outside and inside alternate
-        edges[1:-1:2], edges[2:-1:2], edges[-1] = starts[inside], ends[inside], pixels.size
-        runs = np.diff(edges)
-        runs = runs if runs[-1] else runs[:-1]  # an empty last one is left out
-        masks.append(_encoded(labels.shape, runs))
+        edges[1:-1:2], edges[2:-1:2], edges[-1] = starts[inside], ends[inside], size
+        lengths = np.diff(edges)
+        lengths = lengths if lengths[-1] else lengths[:-1]  # an empty last one is left out
+        masks.append(_encoded(runs.shape, lengths))
     return masks
 
 

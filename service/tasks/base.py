@@ -14,6 +14,7 @@ from service.bundle import ClassInfo, TensorSpec
 from service.core import Geometry
 from service.errors import BundleError
 from service.pixels.rle import RunLengths, run_lengths
+from service.pixels.runs import Runs
 
 Tensors: TypeAlias = Mapping[str, NDArray[Any]]
 Labels: TypeAlias = NDArray[np.unsignedinteger]
@@ -56,13 +57,23 @@ class Segment:
 class Masks:
     """What the image shows.
 
-    labels: (height, width), one value per region.
+    label_map: one value per region, as runs or as an array (height, width).
     regions: made when they are first read. A PNG needs only the label map, and scores can cost as
         much as the map.
     """
 
-    def __init__(self, labels: Labels, regions: Callable[[], Sequence[Region]]) -> None:
-        self.labels, self._regions = labels, regions
+    def __init__(self, label_map: Runs | Labels, regions: Callable[[], Sequence[Region]]) -> None:
+        self._label_map, self._regions = label_map, regions
+
+    @cached_property
+    def labels(self) -> Labels:
+        """The label map, (height, width)."""
+        return self._label_map.labels() if isinstance(self._label_map, Runs) else self._label_map
+
+    @cached_property
+    def runs(self) -> Runs:
+        """The label map as runs down the columns."""
+        return self._label_map if isinstance(self._label_map, Runs) else Runs.of(self._label_map)
 
     @cached_property
     def regions(self) -> Sequence[Region]:
@@ -70,7 +81,7 @@ class Masks:
 
     def segments(self, classes: Sequence[ClassInfo]) -> list[Segment]:
         """The regions with their names and run lengths, in order of id."""
-        values = np.array([region.value for region in self.regions], np.intp)
+        values = [region.value for region in self.regions]
         return [
             Segment(
                 region.id,
@@ -80,7 +91,7 @@ class Masks:
                 region.score,
                 mask,
             )
-            for region, mask in zip(self.regions, run_lengths(self.labels, values), strict=True)
+            for region, mask in zip(self.regions, run_lengths(self.runs, values), strict=True)
         ]
 
 
@@ -104,6 +115,10 @@ class Task(Protocol):
 
     def check(self, classes: Sequence[ClassInfo], outputs: Sequence[TensorSpec]) -> None:
         """Check that a head with these outputs fits. Raises BundleError that names the key."""
+        ...
+
+    def channels(self, classes: Sequence[ClassInfo]) -> list[str]:
+        """What the planes of the head's tensor stand for, in order."""
         ...
 
     def read(self, tensors: Tensors, geometry: Geometry) -> Masks:

@@ -32,10 +32,14 @@ class Instance:
             raise BundleError("classes: those of the instance task must be things")
         check_planes(outputs, 1 + 2 * len(classes), "1 + 2 * classes")
 
+    def channels(self, classes: Sequence[ClassInfo]) -> list[str]:
+        parts = [f"{entry.name} {part}" for entry in classes for part in ("core", "border")]
+        return ["background", *parts]
+
     def read(self, tensors: Tensors, geometry: Geometry) -> Masks:
         (probabilities,) = tensors.values()
-        labels, regions = instance_map(probabilities, geometry)
-        return Masks(labels, lambda: regions)
+        runs, regions = instance_map(probabilities, geometry)
+        return Masks(runs, lambda: regions)
 
     def to_png(self, labels: Labels, classes: Sequence[ClassInfo]) -> bytes:
         return png.gray(labels.astype(np.uint16))

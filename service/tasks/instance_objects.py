@@ -11,20 +11,22 @@ it. Cores of different objects do not touch, so:
 
 All this runs on a grid a little finer than the decoder's cells, whatever the image's size: finer
 detail does not exist, and it bounds time and memory. Only the foreground's outline and the ids are
-looked up at the image's own size, in bands of rows.
+looked up at the image's own size, as runs.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from service.core import Geometry
-from service.pixels.resample import rows_of
+from service.pixels.most_probable import largest, most_probable
+from service.pixels.resample import axis, sample
+from service.pixels.runs import Runs
 from service.tasks.base import Region
+from service.tasks.connected import Components, Flags, Ids, grow, largest_around
 
 FINE = 2  # points of the grid per cell, along each side
 MOST = 65535  # objects that ids of 16 bits can name
@@ -32,17 +34,11 @@ MOST = 65535  # objects that ids of 16 bits can name
 LEVELS = (0.5, 0.55, 0.6, 0.65, 0.7)
 PART_CELLS = 3  # the cells that each part must have there
 
-_CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
-_SQUARE = cv2.getStructuringElement(cv2.MORPH_RECT, (3, 3))
-cv2.setNumThreads(1)  # each request's masks are made in a thread of their own
-
-_Flags = NDArray[np.bool_]
-_Ids = NDArray[np.int32]
 _Labels = NDArray[np.uint16]
 _Plane = NDArray[np.float32]
 
 
-def instance_map(probabilities: _Plane, geometry: Geometry) -> tuple[_Labels, list[Region]]:
+def instance_map(probabilities: _Plane, geometry: Geometry) -> tuple[Runs, list[Region]]:
     """The label map of one image, (height, width) at its own size, and its objects.
 
     probabilities: (1 + 2 * classes, h, w) over the whole canvas, 0..1. In the label map 0 is the
@@ -61,12 +57,14 @@ def instance_map(probabilities: _Plane, geometry: Geometry) -> tuple[_Labels, li
         )
     )
     size = (max(1, round(FINE * cells[0])), max(1, round(FINE * cells[1])))
-    grid = np.stack(
-        [_sample(plane, (cells[0] / size[0], cells[1] / size[1]), size) for plane in probabilities]
+    rows, columns = (
+        axis(points, extent, count)
+        for points, extent, count in zip(size, cells, probabilities.shape[1:], strict=True)
     )
+    grid = np.stack([sample(plane, rows, columns) for plane in probabilities])
     cell = FINE * FINE  # in points of the grid
     things = grid[1::2] + grid[2::2]  # (classes, *size)
-    kinds, certainty = things.argmax(axis=0), things.max(axis=0)
+    kinds, certainty, _ = largest(things)
     foreground = certainty > grid[0]
     objects = np.zeros(size, np.int32)
     classes = [0]  # by id; the background's entry is never read
@@ -88,128 +86,76 @@ def instance_map(probabilities: _Plane, geometry: Geometry) -> tuple[_Labels, li
     large[0] = False
     numbered = _numbers(large)[objects]
     # At the image's own size an outline can be half a point farther out.
-    np.copyto(numbered, cv2.dilate(numbered, _SQUARE), where=~foreground)
+    np.copyto(numbered, largest_around(numbered), where=~foreground)
     margin = (probabilities[1::2] + probabilities[2::2]).max(axis=0) - probabilities[0]
-    labels, shown = _at_own_size(numbered, margin, (geometry.height, geometry.width), cells)
-    rows = np.flatnonzero(large)[shown[1:]]
-    return labels, [
-        Region(i, i, classes[k], float(scores[k])) for i, k in enumerate(rows.tolist(), 1)
+    runs = _at_own_size(numbered, margin, geometry)
+    shown = np.zeros(int(numbered.max()) + 1, np.bool_)
+    shown[runs.values] = True
+    shown[0] = False
+    # If the image has fewer pixels than the grid has points, objects fall between them.
+    kept = np.flatnonzero(large)[np.flatnonzero(shown) - 1]
+    return runs.renamed(_numbers(shown)), [
+        Region(i, i, classes[k], float(scores[k])) for i, k in enumerate(kept.tolist(), 1)
     ]
 
 
-def _cores(certainty: _Plane, least: float) -> _Flags:
+def _cores(certainty: _Plane, least: float) -> Flags:
     """Where the cores are: parts connected at one of LEVELS that do not come apart at a higher one.
 
     certainty: (h, w), of core against border, 0 outside. least: pixels that a part must have. This
     walks the component tree of the levels, as a watershed does, once up and once down.
     """
-    levels = [_components(certainty > level) for level in LEVELS]
-    areas = [np.bincount(labels.ravel(), minlength=count + 1) for labels, count in levels]
-    parents = [np.zeros(levels[0][1] + 1, np.intp)]
-    for (below, _), (labels, count) in pairwise(levels):
-        parent = np.zeros(count + 1, np.intp)
-        parent[labels] = below  # a component lies entirely in one of the level below
+    levels = [Components.of(certainty > level) for level in LEVELS]
+    parents = [np.zeros(levels[0].total + 1, np.intp)]
+    for below, level in pairwise(levels):
+        parent = np.zeros(level.total + 1, np.intp)
+        parent[level.ids] = below.at(level.starts)  # it lies in one of the level below
         parents.append(parent)
-    large = [(area >= least) & (np.arange(len(area)) > 0) for area in areas]
+    large = [level.areas() >= least for level in levels]
+    for flags in large:
+        flags[0] = False
     large[0][1:] = True
     # The number of parts that a component comes apart into.
-    ends = [np.ones(count + 1, np.intp) for _, count in levels]
+    ends = [np.ones(level.total + 1, np.intp) for level in levels]
     for k in range(len(levels) - 1, 0, -1):
         parts = np.bincount(parents[k][large[k]], ends[k][large[k]], minlength=len(ends[k - 1]))
         ends[k - 1] = np.maximum(parts.astype(np.intp), 1)
     cores, reached = np.zeros(certainty.shape, np.bool_), large[0]
-    for k, (labels, _) in enumerate(levels):
+    for k, level in enumerate(levels):
         if k:
             reached = large[k] & (reached & (ends[k - 1] > 1))[parents[k]]
-        cores |= (reached & (ends[k] == 1))[labels]
+        chosen = (reached & (ends[k] == 1))[level.ids]
+        if chosen.any():
+            cores |= level.painted(chosen.astype(np.int32)) > 0
     return cores
 
 
-def _objects(inside: _Flags, core: _Flags) -> tuple[_Ids, int]:
+def _objects(inside: Flags, core: Flags) -> tuple[Ids, int]:
     """Ids (h, w), 0 outside and 1.. inside, and their count.
 
     There is one per connected core, and one per connected part that no core reaches.
     """
-    labels, cores = _components(core)
-    labels = _grow(labels, inside)
-    unreached = inside & (labels == 0)
-    others, more = _components(unreached)
-    np.copyto(labels, others + cores, where=unreached)
-    return labels, cores + more
+    cores = Components.of(core)
+    labels = grow(cores.painted(cores.ids), inside)
+    others = Components.of(inside & (labels == 0))
+    labels += others.painted(others.ids + np.int32(cores.total))
+    return labels, cores.total + others.total
 
 
-def _components(flags: _Flags) -> tuple[_Ids, int]:
-    """The 4-connected components: ids (h, w), 0 outside and 1.. inside, and their count."""
-    count, labels = cv2.connectedComponents(flags.view(np.uint8), connectivity=4, ltype=cv2.CV_32S)
-    return np.asarray(labels, np.int32), count - 1
+def _at_own_size(objects: _Labels, margin: _Plane, geometry: Geometry) -> Runs:
+    """The label map.
 
-
-def _grow(labels: _Ids, inside: _Flags) -> _Ids:
-    """Grow the labels pixel by pixel over what is inside and free.
-
-    The distance from corner to corner bounds the steps, and so the time.
-    """
-    grown = labels.astype(np.float32)  # OpenCV cannot dilate int32
-    free, count = inside & (labels == 0), -1
-    for _ in range(sum(inside.shape)):
-        before, count = count, int(free.sum())
-        if count == before:
-            break
-        np.copyto(grown, cv2.dilate(grown, _CROSS), where=free)
-        free = inside & (grown == 0)
-    return grown.astype(np.int32)
-
-
-def _at_own_size(
-    objects: _Labels, margin: _Plane, size: tuple[int, int], cells: tuple[float, float]
-) -> tuple[_Labels, _Flags]:
-    """The label map, renumbered without objects that have no pixel left; and which ids have one.
-
-    objects: ids on the grid.
+    objects: ids on the grid, which covers the image.
     margin: probability of the foreground minus that of the background, on the decoder's cells.
-    size: (height, width) of the image.
-    cells: (rows, columns) of cells that the image covers.
     """
-    height, width = size
-    lines = ((np.arange(height) + 0.5) * (objects.shape[0] / height)).astype(np.intp)
-    columns = ((np.arange(width) + 0.5) * (objects.shape[1] / width)).astype(np.intp)
-    labels = np.empty(size, np.uint16)
-    shown = np.zeros(int(objects.max()) + 1, np.bool_)
-    for rows in rows_of(height, width):
-        foreground = _sample(
-            margin,
-            (cells[0] / height, cells[1] / width),
-            (rows.stop - rows.start, width),
-            rows.start,
-        )
-        np.multiply(objects[lines[rows]][:, columns], foreground > 0, out=labels[rows])
-        shown[labels[rows]] = True
-    # If the image has fewer pixels than the grid has points, objects fall between them.
-    if not shown[1:].all():
-        shown[0] = False
-        table = _numbers(shown)
-        for rows in rows_of(height, width):
-            labels[rows] = table[labels[rows]]
-    return labels, shown
+    rows, columns = (
+        ((np.arange(pixels) + 0.5) * (points / pixels)).astype(np.intp)
+        for pixels, points in zip((geometry.height, geometry.width), objects.shape, strict=True)
+    )
+    foreground = most_probable(np.stack([np.zeros_like(margin), margin]), geometry)
+    return Runs.looked_up(objects, rows, columns).within(foreground)
 
 
-def _numbers(keep: _Flags) -> _Labels:
+def _numbers(keep: Flags) -> _Labels:
     """Old id -> new id: 1, 2, ... for those to keep, else 0."""
     return np.where(keep, np.cumsum(keep), 0).astype(np.uint16)
-
-
-def _sample(
-    plane: _Plane, step: tuple[float, float], size: tuple[int, int], top: int = 0
-) -> _Plane:
-    """Interpolate between the centres of cells: `size` pixels from row `top` on, bilinear.
-
-    step: cells per pixel (rows, columns).
-    """
-    (y, x), (height, width) = step, size
-    # (column, row) of a pixel -> (column, row) of a cell
-    matrix = np.array([[x, 0, 0.5 * x - 0.5], [0, y, (top + 0.5) * y - 0.5]])
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    sampled = cv2.warpAffine(
-        plane, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE
-    )
-    return np.asarray(sampled, np.float32)

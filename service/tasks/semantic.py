@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from service.bundle import ClassInfo, TensorSpec
 from service.core import Geometry
 from service.pixels import png
-from service.pixels.resample import bands, mix, most_probable
+from service.pixels.most_probable import most_probable
+from service.pixels.runs import Runs
+from service.pixels.sums import areas_and_sums
 from service.tasks import made_up
 from service.tasks.base import Dims, Labels, Masks, Region, Tensors, check_planes
 
@@ -29,10 +31,13 @@ class Semantic:
     def check(self, classes: Sequence[ClassInfo], outputs: Sequence[TensorSpec]) -> None:
         check_planes(outputs, len(classes), "classes")
 
+    def channels(self, classes: Sequence[ClassInfo]) -> list[str]:
+        return [entry.name for entry in classes]
+
     def read(self, tensors: Tensors, geometry: Geometry) -> Masks:
         (probabilities,) = tensors.values()  # (C, h, w)
-        labels = most_probable(probabilities, geometry)
-        return Masks(labels, lambda: _regions(labels, probabilities, geometry))
+        runs = most_probable(probabilities, geometry)
+        return Masks(runs, lambda: _regions(runs, probabilities, geometry))
 
     def to_png(self, labels: Labels, classes: Sequence[ClassInfo]) -> bytes:
         return png.palette(labels.astype(np.uint8), [entry.color for entry in classes])
@@ -45,30 +50,8 @@ class Semantic:
         return made_up.planes((brightness * classes / 256).astype(np.intp), certainty, classes)
 
 
-def _regions(
-    labels: NDArray[np.uint8], probabilities: NDArray[np.float32], geometry: Geometry
-) -> list[Region]:
+def _regions(runs: Runs, probabilities: NDArray[np.float32], geometry: Geometry) -> list[Region]:
     """One region per class that occurs, in order of class id."""
-    areas, sums = _areas_and_confidence(labels, probabilities, geometry)
+    areas, sums = areas_and_sums(runs, probabilities, geometry)
     occurring = np.flatnonzero(areas).tolist()
     return [Region(k, i, k, float(sums[k] / areas[k])) for i, k in enumerate(occurring, 1)]
-
-
-def _areas_and_confidence(
-    labels: NDArray[np.uint8], probabilities: NDArray[np.float32], geometry: Geometry
-) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Per class, the number of its pixels and its probability summed over them, both (C,)."""
-    classes, height, width = probabilities.shape
-    flat = probabilities.reshape(-1)
-    areas, sums = np.zeros(classes, np.intp), np.zeros(classes)
-    for band in bands(geometry, (height, width)):
-        (y0, y1, fy), (x0, x1, fx) = band.rows, band.columns
-        part = labels[band.top : band.bottom].astype(np.intp)
-        plane = part * (height * width)
-        upper, lower = plane + (y0 * width)[:, None], plane + (y1 * width)[:, None]
-        above = mix(flat.take(upper + x0), flat.take(upper + x1), fx)
-        under = mix(flat.take(lower + x0), flat.take(lower + x1), fx)
-        areas += np.bincount(part.ravel(), minlength=classes)
-        confidence = mix(above, under, fy[:, None])
-        sums += np.bincount(part.ravel(), confidence.ravel(), minlength=classes)
-    return areas, sums

@@ -1,0 +1,113 @@
+"""Connected parts of a grid and their growth, in numpy: no image library for three small steps."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Flags: TypeAlias = NDArray[np.bool_]
+Ids: TypeAlias = NDArray[np.int32]
+Positions: TypeAlias = NDArray[np.intp]
+
+
+class Components(NamedTuple):
+    """The parts of a grid (h, w) whose points share an edge, `total` of them.
+
+    They are numbered from 1 on by their first point in the order of reading. starts, ends: (n,)
+    runs of points along the rows, as y * (w + 1) + x; ids: (n,), whose they are.
+    """
+
+    shape: tuple[int, ...]
+    starts: Positions
+    ends: Positions
+    ids: Ids
+    total: int
+
+    @classmethod
+    def of(cls, flags: Flags) -> Components:
+        height, width = flags.shape
+        step = width + 1  # a free point ends every row
+        padded = np.zeros(height * step + 1, np.int8)
+        padded[1:].reshape(height, step)[:, :width] = flags
+        edges = np.flatnonzero(padded[1:] != padded[:-1])
+        starts, ends = edges[::2], edges[1::2]
+        low = np.searchsorted(ends, starts + step, "right")
+        high = np.searchsorted(starts, ends + step, "left")
+        touching = np.maximum(high - low, 0)  # runs of the next row
+        upper = np.repeat(np.arange(len(starts)), touching)
+        lower = np.arange(len(upper)) + np.repeat(low - (np.cumsum(touching) - touching), touching)
+        roots = _roots(len(starts), upper, lower)
+        first = roots == np.arange(len(roots))
+        ids = np.cumsum(first, dtype=np.int32)[roots]
+        return cls(flags.shape, starts, ends, ids, int(first.sum()))
+
+    def areas(self) -> Positions:
+        """(total + 1,) by id, in points; 0 of the background."""
+        lengths = np.bincount(self.ids, self.ends - self.starts, self.total + 1)
+        return lengths.astype(np.intp)
+
+    def at(self, starts: Positions) -> Ids:
+        """The ids at points that lie in some part."""
+        return self.ids[np.searchsorted(self.starts, starts, "right") - 1]
+
+    def painted(self, values: Ids) -> Ids:
+        """(h, w): for each point the value of its run, values: (n,), and 0 outside."""
+        height, width = self.shape
+        step = width + 1
+        edges = np.empty(2 * len(self.starts) + 1, np.intp)
+        edges[:-1:2], edges[1::2], edges[-1] = self.starts, self.ends, height * step
+        drawn = np.zeros(len(edges), np.int32)
+        drawn[1::2] = values
+        grid = np.repeat(drawn, np.diff(edges, prepend=0)).reshape(height, step)
+        return np.ascontiguousarray(grid[:, :width])
+
+
+def grow(labels: Ids, inside: Flags) -> Ids:
+    """The labels, not 0, point by point over what is inside and free (0), all at one speed; where
+    two meet, the larger one goes on."""
+    height, width = labels.shape
+    step = width + 2
+    grown = np.zeros((height + 2, step), np.int32)
+    grown[1:-1, 1:-1] = labels
+    free = np.zeros(grown.shape, np.bool_)
+    free[1:-1, 1:-1] = inside & (labels == 0)
+    edge = np.zeros(grown.shape, np.bool_)  # labels beside a free point
+    edge[1:-1, 1:-1] = free[:-2, 1:-1] | free[2:, 1:-1] | free[1:-1, :-2] | free[1:-1, 2:]
+    flat, room = grown.ravel(), free.ravel()
+    turn = np.empty(flat.shape, np.intp)
+    front = np.flatnonzero(edge & (grown > 0))
+    while front.size:
+        points = np.concatenate((front - step, front - 1, front + 1, front + step))
+        reached = room[points]
+        points = points[reached]
+        np.maximum.at(flat, points, np.tile(flat[front], 4)[reached])
+        room[points] = False
+        turn[points] = np.arange(len(points))
+        front = points[turn[points] == np.arange(len(points))]  # each once
+    return np.ascontiguousarray(grown[1:-1, 1:-1])
+
+
+def largest_around(labels: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """(h, w): of a point and the eight around it."""
+    padded = np.pad(labels, 1)
+    rows = np.maximum(np.maximum(padded[:-2], padded[1:-1]), padded[2:])
+    return np.maximum(np.maximum(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:])
+
+
+def _roots(count: int, first: Positions, second: Positions) -> Positions:
+    """(count,): for each the lowest index that it is joined with, by pairs of the two lists."""
+    roots = np.arange(count)
+    while True:
+        one, other = roots[first], roots[second]
+        apart = one != other
+        if not apart.any():
+            return roots
+        one, other = one[apart], other[apart]
+        np.minimum.at(roots, np.maximum(one, other), np.minimum(one, other))
+        while True:
+            further = roots[roots]
+            if np.array_equal(further, roots):
+                break
+            roots = further
