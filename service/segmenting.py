@@ -16,21 +16,18 @@ import asyncio
 import difflib
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotInTime
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
+from service.answer import Answer
 from service.ask import budget_of
-from service.bundle import Manifest, load
-from service.core import Ask, Decision, Frame, Geometry, Outcome, Progress, Trace
+from service.bundle import load
+from service.core import Ask, Frame, Progress, Trace
 from service.engines.choice import choose_backend, open_backend
 from service.errors import FathomError, SettingsError
 from service.inference.engine import Ticket
@@ -38,65 +35,11 @@ from service.inference.queue import missed
 from service.metrics import Metrics
 from service.model import Model
 from service.pixels.decode import Limits, Picture, decode, from_memory
-from service.pixels.resample import nearest
 from service.settings import Settings
-from service.tasks import Masks, Segment, Task
+
+__all__ = ["Answer", "Segmenter", "open_bundle"]
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What one image shows, and what that cost. Masks are made when they are first read.
-
-    stages: seconds per stage, in order. Computed attributes may be read in any thread.
-    """
-
-    outcome: Outcome
-    manifest: Manifest
-    task: Task
-    stages: Mapping[str, float]
-
-    @property
-    def decision(self) -> Decision:
-        """The plan that ran, and why."""
-        return self.outcome.decision
-
-    @property
-    def geometry(self) -> Geometry:
-        """The image's size, and where it was on the canvas."""
-        return self.outcome.geometry
-
-    @cached_property
-    def masks(self) -> Masks:
-        return self.task.read(self.outcome.tensors, self.geometry)
-
-    @property
-    def labels(self) -> NDArray[np.unsignedinteger]:
-        """(height, width) at the image's own size: class ids, or object ids with 0 = background."""
-        return self.masks.labels
-
-    @cached_property
-    def segments(self) -> list[Segment]:
-        """The classes or objects of the image, by id."""
-        return self.masks.segments(self.manifest.classes)
-
-    def mask(self, segment: Segment) -> NDArray[np.bool_]:
-        """(height, width): where a segment is."""
-        return np.asarray(self.labels == segment.value)
-
-    def png(self) -> bytes:
-        """The label map as a PNG, as in an HTTP answer."""
-        return self.task.to_png(self.labels, self.manifest.classes)
-
-    @cached_property
-    def paused(self) -> NDArray[np.uint8] | None:
-        """(height, width): 1 where the plan paused tokens; None if it pauses none.
-
-        A pixel belongs to the token that covers its centre.
-        """
-        grid = self.outcome.paused
-        return None if grid is None else nearest(grid, self.geometry)
 
 
 class Segmenter:

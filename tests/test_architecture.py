@@ -21,7 +21,7 @@ MAX_LINES = {"service": 250, "model_export": 350}
 LAYERS = {
     "service": [
         *("errors", "core", "ask", "settings", "logs", "metrics"),
-        *("bundle", "pixels", "tasks", "engines", "inference"),
+        *("bundle", "pixels", "tasks", "answer", "engines", "inference"),
         *("model", "segmenting", "open_inference", "api", "grpc", "__main__"),
     ],
     "model_export": [
@@ -52,10 +52,7 @@ SHARED_BY = {"network": set[str](), "kernels": {"bundle.kernel", "engines.cuda"}
 
 # Third-party package -> the modules or packages of the service that may import it.
 THIRD_PARTY: dict[str, set[str]] = {
-    "numpy": {
-        *("core", "pixels", "tasks", "engines", "inference", "segmenting", "open_inference"),
-        "api.schemas",
-    },
+    "numpy": {"core", "pixels", "tasks", "answer", "engines", "inference", "open_inference"},
     "fastapi": {"api"},
     "starlette": {"api"},
     "pydantic": {"api"},

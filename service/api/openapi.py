@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from service.api.body import FORM
 from service.api.forms import FORMS, INCLUDES
-from service.api.schemas import TASK_NOTES, Problem, Segmentation
+from service.api.schemas import TASK_NOTES, Problem, Wire
 from service.errors import BadInference, FathomError
 from service.pixels.decode import FORMATS
 from service.tasks import TASKS
@@ -66,12 +66,14 @@ def segment() -> dict[str, Any]:
         name: {"description": text, "schema": {"type": "string"}, "example": example}
         for name, (text, example) in _HEADERS.items()
     }
-    content: dict[str, Any] = {form.media_type: {"schema": _BINARY} for form in FORMS}
-    content["application/json"] = {"example": _EXAMPLE}
+    content: dict[str, Any] = {
+        form.media_type: {"schema": _reference(form.model) if form.model else _BINARY}
+        for form in FORMS
+    }
+    content["application/json"]["example"] = _EXAMPLE
     responses: dict[int, Any] = {
         200: {
             "description": "The segmented image",
-            "model": Segmentation,
             "headers": headers,
             "content": content,
         }
@@ -82,11 +84,12 @@ def segment() -> dict[str, Any]:
             responses[status]["headers"] = {
                 "Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}
             }
+    forms = "; ".join(f"{form.media_type}: {form.holds}" for form in FORMS)
     pixels = "; ".join(f"{task.name}: {task.png}" for task in TASKS.values())
     return {
         "summary": "Segment one image",
         "description": "Masks of one image, with the compute that the image needs and its budget "
-        f"allows. JSON: {TASK_NOTES}. PNG, per pixel: {pixels}.",
+        f"allows. {forms}. Segments: {TASK_NOTES}. Label map, per pixel: {pixels}.",
         "tags": ["segment"],
         "response_class": Response,
         "responses": responses,
@@ -108,11 +111,18 @@ def complete(schema: dict[str, Any]) -> dict[str, Any]:
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     schemas["Problem"] = Problem.model_json_schema()
+    for model in (form.model for form in FORMS if form.model):
+        own = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= own.pop("$defs", {}) | {model.__name__: own}
     for path, operations in schema["paths"].items():
         for operation in operations.values():
             if path != "/segment" and not path.endswith("/infer"):
                 operation["responses"].pop("422", None)
     return schema
+
+
+def _reference(model: type[Wire]) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
 
 
 def titles(*others: type[FathomError]) -> dict[int, list[str]]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from service import tasks
+from service.answer import Answer
 from service.core import Span
 from service.model import Model
 from service.pixels.rle import RunLengths, run_lengths
 from service.pixels.runs import Runs
-from service.segmenting import Answer
 from service.settings import Settings
 
 TASK_NOTES = "; ".join(
@@ -190,12 +188,13 @@ def segment(result: tasks.Segment) -> Segment:
     )
 
 
-def paused(mask: NDArray[np.uint8] | None) -> Paused | None:
+def paused(runs: Runs | None) -> Paused | None:
     """The JSON form of a map (height, width), 1 = paused."""
-    if mask is None:
+    if runs is None:
         return None
-    (only,) = run_lengths(Runs.of(mask), [1])
-    return Paused(share=round(float(mask.mean()), 4), rle=_rle(only))
+    (mask,) = run_lengths(runs, [1])
+    height, width = runs.shape
+    return Paused(share=round(mask.area / (height * width), 4), rle=_rle(mask))
 
 
 def segmentation(

@@ -63,9 +63,7 @@ class Runs:
 
     def split(self, positions: Positions) -> tuple[Positions, Labels]:
         """Starts and values of the runs, each begun anew at these ascending places, too."""
-        starts = np.concatenate((self.starts, positions))
-        starts.sort(kind="stable")  # two ascending lists: they are only merged
-        starts = starts[np.r_[True, starts[1:] != starts[:-1]]]
+        starts = merged(self.starts, positions)
         return starts, self.at(starts)
 
     def by_column(self) -> tuple[Positions, Positions, Labels]:
@@ -95,6 +93,13 @@ class Runs:
             columns = np.repeat(self.values[first:last], np.diff(edges))
             labels[:, left : left + _TILE] = columns.reshape(-1, height).T
         return labels
+
+
+def merged(first: Positions, second: Positions) -> Positions:
+    """Two ascending lists as one, without duplicates. Much faster than numpy's union1d."""
+    positions = np.concatenate((first, second))
+    positions.sort(kind="stable")  # which finds that the lists are sorted
+    return np.asarray(positions[np.append(True, positions[1:] != positions[:-1])])
 
 
 def grouped(values: Labels, wanted: Sequence[int] | Positions) -> list[Positions]:

@@ -35,6 +35,14 @@ from service.errors import (
         (["image/*;q=0.9, image/png;q=0.1, application/json;q=0.5"], "application/json"),
         (["text/html, application/xhtml+xml, */*;q=0.8"], "application/json"),
         (["image/png;level=1;q=0.7"], "image/png"),
+        (["image/png;profile=overlay"], "image/png;profile=overlay"),
+        (['image/png; profile="overlay"; q=0.3, text/html'], "image/png;profile=overlay"),
+        (["image/png;q=0.5, image/png;profile=overlay"], "image/png;profile=overlay"),
+        (["image/png, image/png;profile=overlay;q=0.5"], "image/png"),
+        (["application/geo+json"], "application/geo+json"),
+        (["application/vnd.coco.panoptic+json"], "application/vnd.coco.panoptic+json"),
+        (["application/x-npz, */*;q=0.1"], "application/x-npz"),
+        (["application/*"], "application/json"),
     ],
 )
 def test_accept_chooses_the_form_of_the_highest_weight(lines: list[str], expected: str) -> None:
@@ -42,7 +50,15 @@ def test_accept_chooses_the_form_of_the_highest_weight(lines: list[str], expecte
 
 
 @pytest.mark.parametrize(
-    "line", ["text/html", "image/webp", "image/png;q=0", "*/*;q=0", "application/*;q=0, text/*"]
+    "line",
+    [
+        "text/html",
+        "image/webp",
+        "image/png;q=0",
+        "image/png;profile=x",
+        "*/*;q=0",
+        "application/*;q=0, text/*",
+    ],
 )
 def test_accept_without_an_offered_form_is_406_and_names_what_is_offered(line: str) -> None:
     with pytest.raises(NotAcceptable) as caught:

@@ -15,6 +15,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from service.api.forms import FORMS
 from service.bundle import Manifest
 from tests.api.server import Server, rejected, running
 from tests.pictures import encoded, png_chunk, quarters
@@ -73,7 +74,7 @@ def test_404_and_405_are_problem_documents(server: Server) -> None:
 @pytest.mark.parametrize("accept", ["text/html", "image/webp", "image/png;q=0"])
 def test_406_form(server: Server, accept: str) -> None:
     document = rejected(server.post(quarters(), {"Accept": accept}), 406, "not-acceptable")
-    assert document["offered"] == ["application/json", "image/png"]
+    assert document["offered"] == [form.media_type for form in FORMS]
 
 
 def test_408_slow_body_and_the_connection_is_closed(fake_manifest: Manifest) -> None:
