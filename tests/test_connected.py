@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.tasks.connected import Components, Flags, Ids, grow, largest_around
+from service.pixels.runs import Runs
+from service.tasks.connected import (
+    Components,
+    Flags,
+    Ids,
+    grow,
+    in_one_piece,
+    largest_around,
+)
 
 
 def flags(seed: int) -> Flags:
@@ -79,3 +87,16 @@ def test_largest_around_is_that_of_the_neighbours(shape: tuple[int, int]) -> Non
     padded = np.pad(labels, 1)
     expected = np.lib.stride_tricks.sliding_window_view(padded, (3, 3)).max(axis=(2, 3))
     assert np.array_equal(largest_around(labels), expected)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_of_each_value_only_the_largest_piece_is_left(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, rng.integers(1, 6), rng.integers(1, 20, 2)).astype(np.uint16)
+    left = in_one_piece(Runs.of(labels)).labels()
+    assert np.array_equal(left[left > 0], labels[left > 0])
+    for value in set(np.unique(labels).tolist()) - {0}:
+        pieces = flooded(labels == value)
+        areas = np.bincount(pieces.ravel())[1:]
+        assert flooded(left == value).max() == 1
+        assert (left == value).sum() == areas.max()

@@ -15,6 +15,7 @@ from model_export.tasks.panoptic_quality import match_counts
 from service.core import Geometry
 from service.pixels import most_probable as interpolated
 from service.pixels.most_probable import most_probable
+from service.pixels.polygons import polygons
 from service.pixels.rle import run_lengths
 from service.pixels.runs import Runs
 from service.tasks import Region, instance_objects
@@ -201,7 +202,7 @@ def test_image_without_objects_and_image_that_is_one() -> None:
 
 
 @pytest.mark.parametrize("size", [(128, 160), (31, 200), (300, 77), (1, 1), (2, 9), (700, 900)])
-def test_ids_have_no_gap_and_each_has_a_pixel_whatever_the_network_says(
+def test_ids_have_no_gap_and_each_is_one_piece_whatever_the_network_says(
     size: tuple[int, int],
 ) -> None:
     """In an image that is much smaller than the canvas, objects fall between its pixels."""
@@ -214,6 +215,8 @@ def test_ids_have_no_gap_and_each_has_a_pixel_whatever_the_network_says(
         assert _consistent(labels, found)
         assert {each.class_id for each in found} <= {*range((channels - 1) // 2)}
         assert all(0 <= each.score <= 1 for each in found)
+        parts = polygons(Runs.of(labels), [each.id for each in found])
+        assert [len(part) for part in parts] == [1] * len(found)
 
 
 def test_outline_is_that_of_the_interpolated_probabilities() -> None:

@@ -7,6 +7,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from service.pixels.runs import Runs
+
 Flags: TypeAlias = NDArray[np.bool_]
 Ids: TypeAlias = NDArray[np.int32]
 Positions: TypeAlias = NDArray[np.intp]
@@ -33,12 +35,7 @@ class Components(NamedTuple):
         padded[1:].reshape(height, step)[:, :width] = flags
         edges = np.flatnonzero(padded[1:] != padded[:-1])
         starts, ends = edges[::2], edges[1::2]
-        low = np.searchsorted(ends, starts + step, "right")
-        high = np.searchsorted(starts, ends + step, "left")
-        touching = np.maximum(high - low, 0)  # runs of the next row
-        upper = np.repeat(np.arange(len(starts)), touching)
-        lower = np.arange(len(upper)) + np.repeat(low - (np.cumsum(touching) - touching), touching)
-        roots = _roots(len(starts), upper, lower)
+        roots = _roots(len(starts), *_touching(starts, ends, step))
         first = roots == np.arange(len(roots))
         ids = np.cumsum(first, dtype=np.int32)[roots]
         return cls(flags.shape, starts, ends, ids, int(first.sum()))
@@ -62,6 +59,26 @@ class Components(NamedTuple):
         drawn[1::2] = values
         grid = np.repeat(drawn, np.diff(edges, prepend=0)).reshape(height, step)
         return np.ascontiguousarray(grid[:, :width])
+
+
+def in_one_piece(runs: Runs) -> Runs:
+    """The label map with only the largest piece of each value, of equals the first; 0 elsewhere."""
+    starts, ends, values = runs.by_column()
+    inside = np.flatnonzero(values)
+    begins, stops, own = starts[inside], ends[inside], values[inside]
+    one, other = _touching(begins, stops, runs.shape[0])
+    same = own[one] == own[other]
+    roots = _roots(len(inside), one[same], other[same])
+    areas = np.bincount(roots, stops - begins, len(inside))
+    order = np.lexsort(
+        (-areas, own)
+    )  # stable: of each value the largest piece, the first one, first
+    _, largest = np.unique(own[order], return_index=True)
+    kept = np.zeros(len(inside), np.bool_)
+    kept[order[largest]] = True
+    pieces = values.copy()
+    pieces[inside[~kept[roots]]] = 0
+    return Runs.joined(runs.shape, starts, pieces)
 
 
 def grow(labels: Ids, inside: Flags) -> Ids:
@@ -94,6 +111,19 @@ def largest_around(labels: NDArray[np.uint16]) -> NDArray[np.uint16]:
     padded = np.pad(labels, 1)
     rows = np.maximum(np.maximum(padded[:-2], padded[1:-1]), padded[2:])
     return np.maximum(np.maximum(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:])
+
+
+def _touching(starts: Positions, ends: Positions, step: int) -> tuple[Positions, Positions]:
+    """The pairs of runs that share an edge in neighbouring lines: the earlier ones, the later ones.
+
+    step: from a point to its neighbour in the next line. No run goes on in the next line.
+    """
+    low = np.searchsorted(ends, starts + step, "right")
+    high = np.searchsorted(starts, ends + step, "left")
+    count = np.maximum(high - low, 0)
+    one = np.repeat(np.arange(len(starts)), count)
+    other = np.arange(len(one)) + np.repeat(low - (np.cumsum(count) - count), count)
+    return one, other
 
 
 def _roots(count: int, first: Positions, second: Positions) -> Positions:

@@ -8,6 +8,7 @@ it. Cores of different objects do not touch, so:
 - It grows over the foreground of its class, all cores at the same speed.
 - Foreground that no core reaches is an object, too.
 - Objects no larger than one cell of the decoder are dropped.
+- At the image's own size an object is its largest piece.
 
 All this runs on a grid a little finer than the decoder's cells, whatever the image's size: finer
 detail does not exist, and it bounds time and memory. Only the foreground's outline and the ids are
@@ -26,7 +27,7 @@ from service.pixels.most_probable import largest, most_probable
 from service.pixels.resample import axis, sample
 from service.pixels.runs import Runs
 from service.tasks.base import Region
-from service.tasks.connected import Components, Flags, Ids, grow, largest_around
+from service.tasks.connected import Components, Flags, Ids, grow, in_one_piece, largest_around
 
 FINE = 2  # points of the grid per cell, along each side
 MOST = 65535  # objects that ids of 16 bits can name
@@ -153,7 +154,8 @@ def _at_own_size(objects: _Labels, margin: _Plane, geometry: Geometry) -> Runs:
         for pixels, points in zip((geometry.height, geometry.width), objects.shape, strict=True)
     )
     foreground = most_probable(np.stack([np.zeros_like(margin), margin]), geometry)
-    return Runs.looked_up(objects, rows, columns).within(foreground)
+    # Where an outline is finer than the grid, it can cut off crumbs of an object.
+    return in_one_piece(Runs.looked_up(objects, rows, columns).within(foreground))
 
 
 def _numbers(keep: Flags) -> _Labels:
