@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
-from service.core import Budget
+from service.core import Budget, ValueRange
 from service.errors import BadBudget
 
 
@@ -58,6 +58,15 @@ def budget_of(values: Mapping[str, object]) -> Budget:
         else:
             raise bad(key, "must be a Boolean: strict, strict=?1 or strict=?0")
     return Budget(**read)  # type: ignore[arg-type]  # each key was read as its field's type
+
+
+def value_range_of(value: object) -> ValueRange:
+    """How deep samples become 8 bits: full or auto. Raises BadBudget for another value."""
+    if value == "full":
+        return "full"
+    if value == "auto":
+        return "auto"
+    raise bad("value_range", "must be 'full' or 'auto'")
 
 
 def bad(key: str, what: str) -> BadBudget:

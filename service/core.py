@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from service.errors import FathomError
 
 Color: TypeAlias = tuple[int, int, int]  # RGB, 0..255
+# How samples of more than eight bits become eight: over their full range, or over the range that
+# the image uses (percentiles), as for microscopes.
+ValueRange: TypeAlias = Literal["full", "auto"]
 
 
 class Reason(StrEnum):
@@ -85,6 +88,7 @@ class Ask:
     """What one caller wants of one image, however it came in."""
 
     budget: Budget = Budget()
+    value_range: ValueRange = "full"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,9 @@ class Geometry:
     scaled_width, scaled_height: its size on the canvas, in canvas pixels.
     canvas: (height, width) of the canvas, in pixels.
     orientation_applied: whether the image was rotated or flipped as its EXIF asks.
+    damaged: pixels of the file are missing or do not match their checksum.
+    narrow_range: its 16-bit values use under a quarter of their range, and were taken over the full
+    one: a value range of "auto" would show more.
     """
 
     width: int
@@ -103,6 +110,8 @@ class Geometry:
     scaled_height: int
     canvas: tuple[int, int]
     orientation_applied: bool = False
+    damaged: bool = False
+    narrow_range: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,9 +25,9 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from service.answer import Answer
-from service.ask import budget_of
+from service.ask import budget_of, value_range_of
 from service.bundle import load
-from service.core import Ask, Frame, Progress, Trace
+from service.core import Ask, Frame, Progress, Trace, ValueRange
 from service.engines.choice import choose_backend, open_backend
 from service.errors import FathomError, SettingsError
 from service.inference.engine import Ticket
@@ -60,19 +60,21 @@ class Segmenter:
         ms: float | None = None,
         max_loss: float | None = None,
         strict: bool = False,
+        value_range: ValueRange = "full",
     ) -> Answer:
         """Segment one image under a budget and block until it is done. The keys: `Compute-Budget`.
 
         picture: the bytes of an image file, a Pillow image, or an array, see `from_memory`.
+        value_range: "auto" scales 16-bit samples by the range that the image uses.
         Raises these of service.errors: BadBudget, UndecodableImage, TooLarge, UnsatisfiableBudget,
         Overloaded, DeadlineExceeded, NotReady.
         """
         arrived, trace = time.perf_counter(), Trace(uuid.uuid4().hex)
         limits = {"depth": depth, "gflops": gflops, "ms": ms, "max-loss": max_loss}
         values = {key: limit for key, limit in limits.items() if limit is not None}
-        ask = Ask(budget_of({**values, "strict": strict}))
+        ask = Ask(budget_of({**values, "strict": strict}), value_range_of(value_range))
         self.model.admit(ask)
-        frame = self._frame(picture, "")
+        frame = self._frame(picture, "", ask)
         trace.add("decode", arrived, time.perf_counter())
         engine = self.model.engine
         ticket = engine.submit(frame, ask, arrived, trace.request_id)
@@ -84,11 +86,13 @@ class Segmenter:
             engine.withdraw(ticket)
         return self._answer(progress, ticket.deadline, trace)
 
-    async def decode(self, picture: bytes | Picture, content_type: str, trace: Trace) -> Frame:
+    async def decode(
+        self, picture: bytes | Picture, content_type: str, trace: Trace, ask: Ask
+    ) -> Frame:
         """A picture, as `segment` takes it -> a frame. content_type: of bytes; one of FORMATS, or
         ""."""
         began = time.perf_counter()
-        frame = await self.in_thread(lambda: self._frame(picture, content_type))
+        frame = await self.in_thread(lambda: self._frame(picture, content_type, ask))
         trace.add("decode", began, time.perf_counter())
         trace.size = frame.geometry.width, frame.geometry.height
         return frame
@@ -141,11 +145,11 @@ class Segmenter:
     ) -> None:
         self.close()
 
-    def _frame(self, picture: bytes | Picture, content_type: str) -> Frame:
+    def _frame(self, picture: bytes | Picture, content_type: str, ask: Ask) -> Frame:
         canvas = self.model.manifest.input
         if isinstance(picture, bytes | bytearray | memoryview):
-            return decode(bytes(picture), content_type, self._limits, canvas)
-        return from_memory(picture, self._limits, canvas)
+            return decode(bytes(picture), content_type, self._limits, canvas, ask.value_range)
+        return from_memory(picture, self._limits, canvas, ask.value_range)
 
     def _answer(self, progress: Progress, deadline: float | None, trace: Trace) -> Answer:
         """The answer of a finished image. Raises its error, if it has one."""

@@ -61,6 +61,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "grpc": {"grpc"},
     "google": {"grpc"},
     "PIL": {"pixels"},
+    "pillow_heif": {"pixels.readers"},
     "pycocotools": {"pixels.rle"},
     "prometheus_client": {"metrics"},
     "onnxruntime": {"engines.choice", "engines.onnxruntime", "engines.onnxruntime_cuda"},

@@ -25,7 +25,7 @@ from service.errors import (
     UndecodableImage,
     UnsupportedMediaType,
 )
-from service.pixels.decode import FORMATS
+from service.pixels.formats import FORMATS, unsupported
 
 _T = TypeVar("_T")
 FORM = "multipart/form-data"
@@ -75,9 +75,7 @@ class Intake:
         """
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != FORM and kind not in FORMATS:
-            raise UnsupportedMediaType(
-                f"The content type is {kind or 'not given'}: send {', '.join(FORMATS)} or {FORM}"
-            )
+            raise unsupported(kind, FORM)
         if request.headers.get("content-encoding", "identity") != "identity":
             raise UnsupportedMediaType("The body must not have a content encoding")
         stream = request.stream()

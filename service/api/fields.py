@@ -17,10 +17,11 @@ from decimal import Decimal
 import http_sf
 
 from service.ask import bad, budget_of
-from service.core import Budget, Decision
+from service.core import Budget, Decision, ValueRange
 from service.errors import BadBudget, BadHeader
 
 FIELD = "Compute-Budget"
+VALUE_RANGE = "Value-Range"
 MAX_LENGTH = 1024  # characters; all keys with their longest values take about 100
 
 
@@ -37,6 +38,18 @@ def parse_budget(lines: Sequence[str]) -> Budget:
         raise BadHeader(f"{FIELD} has {len(text)} characters, more than {MAX_LENGTH}", header=FIELD)
     with names_the_header():
         return budget_of({key: _value(key, *member) for key, member in _parse(text).items()})
+
+
+def parse_value_range(lines: Sequence[str]) -> ValueRange:
+    """The lines of `Value-Range`; none: full. Raises BadHeader (400)."""
+    values = {line.strip(" \t").lower() for line in lines}
+    if values <= {"full"}:
+        return "full"
+    if values == {"auto"}:
+        return "auto"
+    raise BadHeader(
+        f"{VALUE_RANGE} is '{', '.join(lines)[:40]}': it must be full or auto", header=VALUE_RANGE
+    )
 
 
 @contextmanager

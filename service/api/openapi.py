@@ -13,14 +13,20 @@ from service.api.body import FORM
 from service.api.forms import FORMS, INCLUDES
 from service.api.schemas import TASK_NOTES, Problem, Wire
 from service.errors import BadInference, FathomError
-from service.pixels.decode import FORMATS
+from service.pixels.formats import FORMATS
 from service.tasks import TASKS
 
 _BINARY = {"type": "string", "format": "binary"}
 PROBLEM = "application/problem+json"
 RETRIED = (429, 503)  # the statuses that come with Retry-After
 _EXAMPLE = {
-    "image": {"width": 480, "height": 360, "orientation_applied": False},
+    "image": {
+        "width": 480,
+        "height": 360,
+        "orientation_applied": False,
+        "damaged": False,
+        "hint": None,
+    },
     "task": "semantic",
     "segments": [
         {
@@ -159,6 +165,15 @@ def _parameters() -> list[dict[str, Any]]:
             f"The answer's form: {' or '.join(form.media_type for form in FORMS)}",
             "image/png",
         ),
+        {
+            **_header(
+                "Value-Range",
+                "How 16-bit samples become 8: over the full range, or (auto) over the range that "
+                "the image uses, from its 0.1th to its 99.9th percentile, as for microscopes",
+                "auto",
+            ),
+            "schema": {"type": "string", "enum": ["full", "auto"]},
+        },
         _header("X-Request-Id", "Echoed if it matches [A-Za-z0-9._-]{1,64}", "3f1c9a"),
         {
             "name": "include",

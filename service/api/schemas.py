@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from service import tasks
 from service.answer import Answer
+from service.api.image_info import ImageInfo, Wire, image_info
 from service.core import Span
 from service.model import Model
 from service.pixels.rle import RunLengths, run_lengths
@@ -16,22 +17,6 @@ TASK_NOTES = "; ".join(
     f"{task.name}: a segment per {'object' if task.objects else 'class'}"
     for task in tasks.TASKS.values()
 )
-
-
-class Wire(BaseModel):
-    """The base: frozen, and closed so that the first test finds a misspelled key."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ImageInfo(Wire):
-    """The image as shown, in pixels."""
-
-    width: int
-    height: int
-    orientation_applied: bool = Field(
-        description="The image was rotated or flipped as its EXIF asks"
-    )
 
 
 class Rle(Wire):
@@ -204,11 +189,7 @@ def segmentation(
     geometry, decision = answer.geometry, answer.decision
     stages = {**answer.stages, mask.stage: mask.ended - mask.began}
     return Segmentation(
-        image=ImageInfo(
-            width=geometry.width,
-            height=geometry.height,
-            orientation_applied=geometry.orientation_applied,
-        ),
+        image=image_info(geometry),
         task=answer.task.name,
         segments=segments,
         usage=Usage(

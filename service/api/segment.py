@@ -12,7 +12,13 @@ from starlette.responses import Response
 
 from service.api import forms
 from service.api.body import Intake
-from service.api.fields import FIELD, names_the_header, parse_budget
+from service.api.fields import (
+    FIELD,
+    VALUE_RANGE,
+    names_the_header,
+    parse_budget,
+    parse_value_range,
+)
 from service.core import Ask, Trace
 from service.errors import FathomError
 from service.metrics import Metrics
@@ -28,7 +34,7 @@ class SegmentRoute:
         self._segmenter, self._intake, self._metrics = segmenter, intake, metrics
 
     async def segment(self, request: Request) -> Response:
-        request.state.vary = f"Accept, {FIELD}"
+        request.state.vary = f"Accept, {FIELD}, {VALUE_RANGE}"
         outcome = FathomError.problem
         try:
             response = await self._segment(request, request.state.trace)
@@ -49,11 +55,14 @@ class SegmentRoute:
         # Whatever can be refused is refused before the body is read.
         form = forms.negotiate(request.headers.getlist("accept"))
         include = forms.included(request.query_params.multi_items(), form)
-        ask = Ask(parse_budget(request.headers.getlist(FIELD)))
+        ask = Ask(
+            parse_budget(request.headers.getlist(FIELD)),
+            parse_value_range(request.headers.getlist(VALUE_RANGE)),
+        )
         with names_the_header():
             self._segmenter.model.admit(ask)
         async with self._intake.receive(request) as upload:
-            decoding = self._segmenter.decode(upload.data, upload.content_type, trace)
+            decoding = self._segmenter.decode(upload.data, upload.content_type, trace, ask)
             frame = await while_connected(request, decoding)
         running = self._segmenter.run(frame, ask, trace, request.state.arrived)
         answer = await while_connected(request, running)

@@ -77,7 +77,7 @@ async def take(
     frames: list[Frame] = []
     for picture, trace in zip(pictures, traces, strict=True):
         with _naming_image(len(frames), len(pictures)):
-            frames.append(await segmenter.decode(picture, "", trace))
+            frames.append(await segmenter.decode(picture, "", trace, request.wanted.ask))
     if LABELS in request.wanted.outputs:
         _check_labels(frames, max_pixels)
     return frames

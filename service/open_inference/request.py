@@ -17,7 +17,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from service.ask import KEYS, budget_of
+from service.ask import KEYS, budget_of, value_range_of
 from service.core import Ask
 from service.errors import BadBudget, BadInference
 
@@ -26,6 +26,7 @@ LABELS, SEGMENTS = "labels", "segments"  # the outputs
 MAX_IMAGES = 16  # of one request
 MAX_ID = 1024  # characters
 TIMEOUT = "timeout"  # in microseconds
+VALUE_RANGE = "value_range"
 IGNORED = frozenset(
     {"sequence_id", "sequence_start", "sequence_end", "priority", "binary_data_output"}
 )
@@ -131,15 +132,16 @@ def ask_of(parameters: object) -> Ask:
     for name, value in parameters.items():
         if name in _BUDGET:
             values[_BUDGET[name]] = _plain(name, value)
-        elif name not in IGNORED and name != TIMEOUT:
+        elif name not in IGNORED and name not in (TIMEOUT, VALUE_RANGE):
             raise _unknown(name)
     try:
         budget = budget_of(values | _deadline(parameters.get(TIMEOUT), values.get("ms")))
+        value_range = value_range_of(parameters.get(VALUE_RANGE, "full"))
     except BadBudget as error:
         name = str(error.extra["key"]).replace("-", "_")
         detail = error.detail.replace(f"'{error.extra['key']}'", f"'{name}'")
         raise BadBudget(f"parameters: {detail}", key=name) from error
-    return Ask(budget)
+    return Ask(budget, value_range)
 
 
 def _plain(name: str, value: object) -> object:

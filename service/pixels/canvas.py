@@ -1,21 +1,19 @@
-"""Turns, scales and pads a Pillow image of any mode to fill the canvas.
+"""A Pillow image of any mode -> Frame: turned, scaled and padded to fill the canvas, in sRGB.
 
-Transparent pixels are blended with white. 16 bits become 8 by scaling. CMYK follows Adobe's
-polarity, as in browsers. The image is scaled by one factor, up or down, to fit the canvas, and lies
-at its top left.
+What is transparent lies on white. 16 bits become 8 by scaling. CMYK without a profile follows
+Adobe's polarity, as in browsers. The image is scaled by one factor, up or down, to fit the canvas,
+and anchored at its top left. Its colour profile is applied to the scaled pixels: a canvas has few.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image
 
 from service.bundle import InputSpec
-from service.core import Frame, Geometry
-from service.errors import TooLarge, UndecodableImage
+from service.core import Frame, Geometry, ValueRange
+from service.pixels import color, value_range
+from service.pixels.opened import Opened, kind_of, loader, pillow_errors
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -28,27 +26,52 @@ TURNS = {
 }
 
 
-def to_canvas(image: Image.Image, spec: InputSpec, orientation: int = 1) -> Frame:
-    """Turn, scale and pad a Pillow image of any mode. orientation: EXIF's 1..8; others count as 1.
+def to_canvas(
+    image: Image.Image,
+    spec: InputSpec,
+    orientation: int = 1,
+    values: ValueRange = "full",
+) -> Frame:
+    """Turn, scale and pad a decoded Pillow image of any mode, and convert it by its own profile.
 
-    Raises UndecodableImage: Pillow may decode only now.
+    orientation: EXIF's 1..8; others count as 1. values: how 16 bits become 8.
     """
+    profile = image.info.get("icc_profile")
+    opened = Opened(
+        image,
+        image.format or "image",
+        loader(image),
+        profile=profile if isinstance(profile, bytes) else None,
+        kind=kind_of(image.mode),
+        deep=image.mode == "I;16",
+    )
+    return opened_to_canvas(opened, spec, orientation, values)
+
+
+def opened_to_canvas(
+    opened: Opened, spec: InputSpec, orientation: int, values: ValueRange
+) -> Frame:
+    """Decode an image file, turn, scale, convert and pad it. Raises UndecodableImage."""
     turn = TURNS.get(orientation)
     turned = orientation in (5, 6, 7, 8)
-    width, height = image.size[::-1] if turned else image.size
+    width, height = opened.image.size[::-1] if turned else opened.image.size
     scale = min(spec.width / width, spec.height / height)
     scaled_width, scaled_height = max(1, round(width * scale)), max(1, round(height * scale))
     size = (scaled_height, scaled_width) if turned else (scaled_width, scaled_height)
-    # A JPEG can be decoded at 1/2, 1/4 or 1/8 in a fraction of the time. Twice the final size
-    # leaves enough detail for the filter.
-    with pillow_errors():
-        drafted = image.draft(None, (2 * size[0], 2 * size[1]))
-        image.load()
-        image = _eight_bits(image)
+    # JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time; twice the size leaves the
+    # filter its work.
+    with pillow_errors(opened.name):
+        drafted = opened.image.draft(None, (2 * size[0], 2 * size[1]))
+        image, damaged = opened.load()
+        narrow = opened.deep and value_range.is_narrow(image)
+        transform = color.transform_of(opened.profile, opened.kind)
+        if image.mode != "CMYK" or transform is None:
+            image = _eight_bits(image, opened, values)
     if image.size != size:
-        # The exact extent of the stored image: its sides may not be divisible by 8.
+        # The stored image's exact extent: sides may not divide by 8.
         box = drafted[1] if drafted else None
         image = image.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
+    image = color.to_srgb(image, transform)
     if turn is not None:
         image = image.transpose(turn)
     if image.mode == "RGBA":
@@ -63,42 +86,32 @@ def to_canvas(image: Image.Image, spec: InputSpec, orientation: int = 1) -> Fram
         scaled_height,
         canvas=(spec.height, spec.width),
         orientation_applied=turn is not None,
+        damaged=damaged,
+        narrow_range=narrow and values == "full",
     )
     return Frame(pixels, geometry)
 
 
-@contextmanager
-def pillow_errors() -> Iterator[None]:
-    """Turn whatever the decoders raise on a caller's bytes into an error for that caller.
-
-    Pillow's messages are left out: they contain addresses of objects.
-    """
-    try:
-        yield
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise TooLarge("The image has too many pixels") from error
-    except MemoryError:
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and "truncated" in str(error):
-            raise UndecodableImage("The file ends too early") from error
-        raise UndecodableImage("The bytes are not a readable JPEG, PNG or WebP image") from error
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Any mode -> L, RGB or RGBA. "I;16" holds 0..65535, which convert() would cut off at 255."""
+def _eight_bits(image: Image.Image, opened: Opened, values: ValueRange) -> Image.Image:
+    """Any mode -> L, RGB or RGBA. The mode "I;16" holds 0..65535, which convert() would cut off at
+    255."""
     key = image.info.get("transparency")
     if image.mode == "I;16":
-        gray = image.point(lambda value: value * (1 / 257) + 0.5).convert("L")
+        if values == "auto":
+            gray = value_range.gray_auto(image)
+        else:
+            gray = image.point(lambda value: value * (1 / 257) + 0.5).convert("L")
         if isinstance(key, int):
-            # The key is the value of transparent pixels.
+            # The value that stands for transparent.
             gray.paste(255, mask=Image.fromarray(np.asarray(image) == key))
         return gray
     if image.has_transparency_data:
         if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
-            # The key has 16 bits, as the pixels had.
+            # 16 bits, as the pixels were.
             image.info["transparency"] = tuple(value >> 8 for value in key)
-        return image.convert("RGBA")
-    if image.mode in ("L", "RGB"):
+        image = image.convert("RGBA")
+    if values == "auto" and opened.low_bytes is not None:
+        image = value_range.colour_auto(image, opened.low_bytes())
+    if image.mode in ("L", "RGB", "RGBA"):
         return image
     return image.convert("L" if image.mode == "1" else "RGB")

@@ -1,17 +1,18 @@
-"""Decodes the bytes of an image file into a Frame: limits, decoding, orientation.
+"""Bytes of an image file -> Frame: limits, decoding, orientation.
 
-The rules are the same for all three formats; those of `canvas` follow them:
-- Pixels and sides are checked from the header, before any pixel is decoded. Of an animation, the
-  first frame counts.
-- Orientation comes from the tag 0x0112 of the EXIF block (JPEG APP1, PNG eXIf, WebP EXIF) and from
-  nowhere else, not from XMP or text chunks. Malformed EXIF is ignored: it says nothing about the
-  pixels.
-- Colour profiles are not applied.
+Rules, for all formats alike; those of `canvas` come after them:
+- Pixels and sides are checked from the header, before any pixel is decoded. Of an animation or of
+  several pages, the first counts.
+- Orientation comes from the tag 0x0112 of the EXIF block (JPEG APP1, PNG eXIf, WebP EXIF, TIFF's
+  own tag) and from nowhere else, not from XMP or text chunks; HEIF and AVIF have properties of
+  their own for it. EXIF that cannot be understood is ignored: it says nothing about the pixels.
+- Colour profiles are applied, see `color`; a broken one is ignored.
+- What says nothing about the pixels cannot refuse a file. Pixels that are damaged are decoded as
+  far as browsers do, and the frame says so.
 """
 
 from __future__ import annotations
 
-import io
 import struct
 import warnings
 from dataclasses import dataclass
@@ -19,25 +20,18 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import Image
 
 from service.bundle import InputSpec
-from service.core import Frame
+from service.core import Frame, ValueRange
 from service.errors import TooLarge, UndecodableImage, UnsupportedMediaType
-from service.pixels.canvas import TURNS, pillow_errors, to_canvas
+from service.pixels.canvas import TURNS, opened_to_canvas, to_canvas
+from service.pixels.formats import FORMATS, sniff
+from service.pixels.opened import pillow_errors
+from service.pixels.readers import READERS
 
-# Importing a plugin registers its format. Otherwise Pillow would import all plugins during the
-# first request.
-_PLUGINS = (
-    JpegImagePlugin.JpegImageFile,
-    PngImagePlugin.PngImageFile,
-    WebPImagePlugin.WebPImageFile,
-)
-FORMATS = {"image/jpeg": "JPEG", "image/png": "PNG", "image/webp": "WEBP"}
-# A scan of 64 bytes can cost milliseconds in a progressive JPEG of 25 MP. Encoders write about ten
-# scans.
-MAX_SCANS = 200
-# Warnings about metadata contain the caller's values: each would be printed and remembered forever.
+# Complaints about metadata carry the caller's values: each would be printed and remembered for
+# good.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 Picture: TypeAlias = Image.Image | NDArray[np.uint8 | np.uint16]
@@ -45,43 +39,54 @@ Picture: TypeAlias = Image.Image | NDArray[np.uint8 | np.uint16]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """In pixels, for the image as stored. max_side and min_side apply to both sides."""
+    """In pixels, for the image as stored. max_side and min_side hold for both sides."""
 
     max_pixels: int
     max_side: int
     min_side: int
 
 
-def decode(data: bytes, content_type: str, limits: Limits, spec: InputSpec) -> Frame:
+def decode(
+    data: bytes,
+    content_type: str,
+    limits: Limits,
+    spec: InputSpec,
+    values: ValueRange = "full",
+) -> Frame:
     """The first frame of an image file on the canvas.
 
-    content_type: one of FORMATS, or "" to detect the format from the bytes alone. Raises TooLarge,
-    UndecodableImage, and UnsupportedMediaType for another type or bytes of another format.
+    content_type: one of FORMATS, or "" to go by the bytes alone. values: how 16 bits become 8.
+    Raises UnsupportedMediaType (415) for another type or when the bytes are of another format than
+    it says, TooLarge (413), UndecodableImage (422).
     """
-    with pillow_errors():
-        image = Image.open(io.BytesIO(data), formats=tuple(FORMATS.values()))
-    _check_type(image, content_type)
-    _check_size(image, data, limits)
-    with pillow_errors():
-        if image.format == "PNG":
-            image.load()  # before EXIF is read: an eXIf chunk may follow the pixels
-    return to_canvas(image, spec, _orientation(image.info.get("exif")))
+    name = sniff(data)
+    if content_type and FORMATS.get(content_type) != name:
+        raise UnsupportedMediaType(
+            f"The content type says {content_type}, but the bytes are {name}"
+        )
+    with pillow_errors(name):
+        opened = READERS[name](data)
+    _check_sides(opened.image, limits)
+    return opened_to_canvas(opened, spec, _orientation(opened.exif), values)
 
 
-def from_memory(picture: Picture, limits: Limits, spec: InputSpec) -> Frame:
+def from_memory(
+    picture: Picture, limits: Limits, spec: InputSpec, values: ValueRange = "full"
+) -> Frame:
     """A decoded picture on the canvas.
 
-    picture: a Pillow image (its EXIF orientation is applied) or an array: (height, width, 3) RGB,
-    (height, width, 4) RGBA or (height, width) gray uint8, or (height, width) gray uint16. Raises
-    TooLarge, and UndecodableImage for another array.
+    picture: a Pillow image, whose EXIF orientation and colour profile are applied; or an array:
+    (height, width, 3) RGB, (height, width, 4) RGBA or (height, width) gray uint8, or (height,
+    width) gray uint16. values: how 16 bits become 8. Raises UndecodableImage for another array,
+    TooLarge.
     """
     if isinstance(picture, Image.Image):
-        # A copy, since decoding at a reduced size changes the caller's image.
+        # A copy: scaling may use the file's own reduced sizes, which changes an open image.
         image, exif = picture.copy(), picture.info.get("exif")
     else:
         image, exif = _from_array(picture), None
     _check_sides(image, limits)
-    return to_canvas(image, spec, _orientation(exif))
+    return to_canvas(image, spec, _orientation(exif), values)
 
 
 def _from_array(array: NDArray[np.uint8 | np.uint16]) -> Image.Image:
@@ -93,21 +98,6 @@ def _from_array(array: NDArray[np.uint8 | np.uint16]) -> Image.Image:
             "or uint8 or uint16 (height, width)"
         )
     return Image.fromarray(np.ascontiguousarray(array))
-
-
-def _check_type(image: Image.Image, content_type: str) -> None:
-    # MPO is a JPEG with further images behind it.
-    actual = "JPEG" if image.format == "MPO" else image.format
-    if content_type and FORMATS.get(content_type) != actual:
-        raise UnsupportedMediaType(
-            f"The content type says {content_type}, but the bytes are {actual}"
-        )
-
-
-def _check_size(image: Image.Image, data: bytes, limits: Limits) -> None:
-    _check_sides(image, limits)
-    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
-        raise UndecodableImage(f"The JPEG has more than {MAX_SCANS} scans")
 
 
 def _check_sides(image: Image.Image, limits: Limits) -> None:
@@ -125,7 +115,8 @@ def _check_sides(image: Image.Image, limits: Limits) -> None:
 
 
 def _orientation(exif: object) -> int:
-    """EXIF's tag 0x0112 in the first directory, 1..8; 1 if it is absent or the block malformed."""
+    """EXIF's tag 0x0112 in the first directory, 1..8; 1 if it is absent or the block is
+    malformed."""
     if not isinstance(exif, bytes):
         return 1
     tiff = exif.removeprefix(b"Exif\0\0")

@@ -26,7 +26,13 @@ def test_json_is_the_default_and_holds_what_is_documented(server: Server) -> Non
     response = server.post(quarters(), {"Compute-Budget": "depth=2", "X-Request-Id": "my-id.1"})
     assert (response.status_code, response.headers["content-type"]) == (200, "application/json")
     answer = response.json()
-    assert answer["image"] == {"width": 64, "height": 48, "orientation_applied": False}
+    assert answer["image"] == {
+        "width": 64,
+        "height": 48,
+        "orientation_applied": False,
+        "damaged": False,
+        "hint": None,
+    }
     assert answer["task"] == "semantic"
     assert [segment["label"] for segment in answer["segments"]] == [
         "Road",
@@ -47,7 +53,7 @@ def test_json_is_the_default_and_holds_what_is_documented(server: Server) -> Non
     assert set(answer["timing_ms"]) == {"decode", "queue", "front", "encoder", "decoder", "mask"}
     assert response.headers["compute-used"] == "depth=2, of=4, gflops=3.0, reason=request"
     assert response.headers["x-request-id"] == "my-id.1"
-    assert response.headers["vary"] == "Accept, Compute-Budget"
+    assert response.headers["vary"] == "Accept, Compute-Budget, Value-Range"
     stages = re.findall(r"(\w+);dur=([\d.]+)", response.headers["server-timing"])
     assert {name: float(ms) for name, ms in stages} == answer["timing_ms"]
 
@@ -166,6 +172,8 @@ def test_masks_lie_on_the_image_as_shown_for_every_exif_orientation(
         "width": width,
         "height": height,
         "orientation_applied": orientation != 1,
+        "damaged": False,
+        "hint": None,
     }
     assert found.shape == (height, width)
 
@@ -222,3 +230,28 @@ def test_every_answer_is_counted_by_its_outcome(fake_manifest: Manifest) -> None
 
 def test_plans_are_priced_in_milliseconds_once_the_engine_is_warm(server: Server) -> None:
     assert all(plan["ms"] > 0 for plan in json.loads(server.http.get("/plans").text)["plans"])
+
+
+def narrow() -> bytes:
+    return encoded(Image.fromarray(np.linspace(0, 4095, 48 * 64).astype(np.uint16).reshape(48, 64)))
+
+
+def test_a_narrow_range_is_hinted_at_and_auto_scales_it(server: Server) -> None:
+    hint = server.post(narrow()).json()["image"]["hint"]
+    assert "Value-Range: auto" in hint
+    answer = server.post(narrow(), {"Value-Range": "auto"}).json()
+    assert answer["image"]["hint"] is None
+
+
+@pytest.mark.parametrize("value", ["percentile", "", "auto, full", "1"])
+def test_another_value_range_is_400_and_named(server: Server, value: str) -> None:
+    response = server.post(quarters(), {"Value-Range": value})
+    assert response.status_code == 400
+    assert response.json()["header"] == "Value-Range"
+
+
+def test_a_damaged_image_is_answered_and_said(server: Server) -> None:
+    data = quarters(480, 360)
+    answer = server.post(data[: len(data) * 2 // 3])
+    assert answer.status_code == 200
+    assert answer.json()["image"]["damaged"] is True

@@ -14,6 +14,7 @@ from service.bundle import Manifest
 from service.errors import (
     FathomError,
 )
+from service.pixels.formats import FORMATS
 from tests.api.asgi import ask, get, scope, stubbed
 
 
@@ -108,12 +109,7 @@ def api(fake_manifest: Manifest) -> dict[str, Any]:
 
 def test_openapi_describes_bodies_forms_budget_and_every_error(api: dict[str, Any]) -> None:
     segment = api["paths"]["/segment"]["post"]
-    assert set(segment["requestBody"]["content"]) == {
-        "image/jpeg",
-        "image/png",
-        "image/webp",
-        "multipart/form-data",
-    }
+    assert set(segment["requestBody"]["content"]) == {*FORMATS, "multipart/form-data"}
     parameters = {parameter["name"]: parameter for parameter in segment["parameters"]}
     assert "Compute-Budget" in parameters
     assert (parameters["include"]["in"], parameters["include"]["schema"]["enum"]) == (

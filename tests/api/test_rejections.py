@@ -125,7 +125,7 @@ def test_415_type(server: Server, content_type: str) -> None:
 
 def test_415_bytes_of_another_format_than_the_type_says(server: Server) -> None:
     document = rejected(server.post(quarters(kind="WEBP")), 415, "unsupported-media-type")
-    assert "WEBP" in document["detail"]
+    assert "WebP" in document["detail"]
 
 
 def test_415_encoded_body(server: Server) -> None:

@@ -1,0 +1,82 @@
+"""Image files for tests, made by hand where Pillow does not write them."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+from service.bundle import InputSpec
+from service.core import Frame, ValueRange
+from service.pixels.decode import Limits, decode
+
+LIMITS = Limits(max_pixels=25_000_000, max_side=8192, min_side=1)
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def photo(width: int = 160, height: int = 120) -> Image.Image:
+    """Smooth and colourful, dark at the left and light at the right."""
+    y, x = np.mgrid[0:height, 0:width]
+    blue = 128 + 110 * np.sin(x / 19) * np.cos(y / 17)
+    stacked = np.stack([x * 255 / width, y * 255 / height, blue], axis=2)
+    return Image.fromarray(stacked.astype(np.uint8))
+
+
+def file(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def read(
+    data: bytes, content_type: str = "", values: ValueRange = "full", limits: Limits = LIMITS
+) -> Frame:
+    """On a canvas that shows pixels of a photo() as they are."""
+    return decode(
+        data, content_type, limits, InputSpec(120, 160, "uint8", "NHWC", (9, 9, 9)), values
+    )
+
+
+def difference(first: Frame, second: Frame) -> float:
+    """Mean difference in levels."""
+    return float(np.abs(first.pixels.astype(int) - second.pixels).mean())
+
+
+def chunk(name: bytes, content: bytes, damage: int = 0) -> bytes:
+    """A PNG's chunk. damage: added to its checksum."""
+    checksum = (zlib.crc32(name + content) + damage) & 0xFFFFFFFF
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
+
+
+def with_chunks(data: bytes, *chunks: bytes) -> bytes:
+    """A PNG with chunks behind its IHDR."""
+    return data[:33] + b"".join(chunks) + data[33:]
+
+
+def png(width: int, height: int, depth: int, colour: int, rows: bytes, interlace: int = 0) -> bytes:
+    """rows: filter byte and samples of every row."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace)
+    pixels = chunk(b"IDAT", zlib.compress(rows))
+    return SIGNATURE + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b"")
+
+
+def adam7(image: Image.Image) -> bytes:
+    """An interlaced PNG of an RGB image."""
+    pixels, rows = np.asarray(image), b""
+    passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2)]
+    for left, top, across, down in [*passes, (0, 1, 1, 2)]:
+        rows += b"".join(b"\0" + row.tobytes() for row in pixels[top::down, left::across])
+    return png(image.width, image.height, 8, 2, rows, interlace=1)
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    """A JPEG's segment."""
+    return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+
+
+def with_segments(data: bytes, *segments: bytes) -> bytes:
+    """A JPEG with segments behind its SOI."""
+    return data[:2] + b"".join(segments) + data[2:]

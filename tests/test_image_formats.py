@@ -1,0 +1,245 @@
+"""AVIF, HEIF and TIFF: each behind its own media type, within the same limits."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from service.errors import FathomError, TooLarge, UndecodableImage, UnsupportedMediaType
+from service.pixels import formats
+from service.pixels.decode import Limits
+from service.pixels.formats import FORMATS, sniff, unsupported
+from service.pixels.readers import READERS
+from tests.image_files import difference, file, photo, read
+
+TYPES = {"TIFF": "image/tiff", "AVIF": "image/avif", "HEIF": "image/heic"}
+PHOTO = read(file(photo()))
+
+
+def heif(image: Image.Image, **options: object) -> bytes:
+    pytest.importorskip("pillow_heif", reason="the extra 'heif' is not installed")
+    return file(image, "HEIF", **options)
+
+
+def of(kind: str, image: Image.Image, **options: object) -> bytes:
+    return heif(image, **options) if kind == "HEIF" else file(image, kind, **options)
+
+
+def test_every_format_has_a_reader() -> None:
+    assert set(FORMATS.values()) <= set(READERS)
+    assert list(FORMATS)[:3] == ["image/jpeg", "image/png", "image/webp"]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_each_is_read_by_its_type_and_without_one(kind: str) -> None:
+    data = of(kind, photo(), quality=90)
+    for content_type in (TYPES[kind], ""):
+        assert difference(read(data, content_type), PHOTO) < 2
+    with pytest.raises(UnsupportedMediaType, match=f"the bytes are {kind}"):
+        read(data, "image/png")
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_limits_come_from_the_header(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = of(kind, photo(640, 480))
+
+    def load(self: object) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    for limits in (Limits(300_000, 8192, 1), Limits(10**7, 600, 1)):
+        with pytest.raises(TooLarge, match="640 x 480"):
+            read(data, "", limits=limits)
+    with pytest.raises(UndecodableImage, match="under 500"):
+        read(data, "", limits=Limits(10**7, 8192, 500))
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_orientation_is_applied_once(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    geometry = read(of(kind, photo(), exif=exif.tobytes())).geometry
+    assert (geometry.width, geometry.height) == (120, 160)
+
+
+def test_a_type_whose_extra_is_missing_is_415_and_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "_MISSING", {"HEIF": "the extra 'heif'"})
+    data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    with pytest.raises(UnsupportedMediaType, match="the extra 'heif'"):
+        sniff(data)
+    assert "the extra 'heif'" in unsupported("image/heic").detail
+    assert "image/jpeg" in unsupported("image/gif", "multipart/form-data").detail
+
+
+@pytest.mark.skipif("image/heic" in FORMATS, reason="the extra 'heif' is installed")
+def test_without_the_extra_heic_is_not_offered() -> None:
+    assert "pip install" in unsupported("image/heic").detail
+    with pytest.raises(UnsupportedMediaType, match="heif"):
+        read(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+
+
+@pytest.mark.parametrize(
+    ("brand", "compatible", "name"),
+    [(b"avif", b"mif1", "AVIF"), (b"mif1", b"avif", "AVIF"), (b"avis", b"msf1", "AVIF")],
+)
+def test_brands_tell_avif_from_heif(brand: bytes, compatible: bytes, name: str) -> None:
+    assert sniff(b"\0\0\0\x18ftyp" + brand + bytes(4) + compatible * 2) == name
+
+
+# -- TIFF ------------------------------------------------------------------------------------------
+
+GRAY16 = Image.fromarray((np.asarray(photo())[..., 2].astype(np.uint16) << 8) + 7)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "packbits"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_modes_and_compressions_of_tiff(mode: str, compression: str | None) -> None:
+    image = GRAY16 if mode == "I;16" else photo().convert(mode)
+    frame = read(file(image, "TIFF", compression=compression), "image/tiff")
+    png_image = photo().convert("RGB") if mode == "CMYK" else image
+    assert difference(frame, read(file(png_image))) <= (1 if mode in ("CMYK", "LA") else 0)
+
+
+@pytest.mark.parametrize("compression", ["jpeg", "tiff_ccitt", "group4", "zstd", "webp", "lzma"])
+def test_other_compressions_are_refused_by_name(compression: str) -> None:
+    image = photo().convert("1" if "ccitt" in compression or compression == "group4" else "RGB")
+    try:
+        data = file(image, "TIFF", compression=compression)
+    except (OSError, RuntimeError):
+        pytest.skip(f"this Pillow writes no {compression}")
+    with pytest.raises(UndecodableImage, match=r"compression .* LZW, Deflate, PackBits"):
+        read(data)
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_other_samples_are_refused_by_name(mode: str) -> None:
+    with pytest.raises(UndecodableImage, match="unsigned integers of 8 or 16 bits"):
+        read(file(photo().convert("L").convert(mode), "TIFF"))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_gray_of_16_bits_in_both_orders_and_polarities(order: str, photometric: int) -> None:
+    samples = np.tile(np.linspace(0, 65535, 160).astype(np.uint16), (120, 1))
+    stored = 65535 - samples if photometric == 0 else samples
+    data = tiff(order, {262: (3, [photometric])}, stored.astype(order + "u2").tobytes())
+    pixels = read(data).pixels[..., 0].astype(int)
+    assert np.abs(pixels - samples / 257).max() <= 1
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_auto_keeps_all_bits_of_colours_in_tiff(order: str) -> None:
+    ramp = np.tile(np.linspace(100, 4095, 160).astype(np.uint16), (120, 1))
+    colours = np.stack([ramp, ramp, ramp], axis=2)
+    further = {258: (3, [16, 16, 16]), 262: (3, [2]), 277: (3, [3])}
+    data = tiff(order, further, colours.astype(order + "u2").tobytes())
+    assert read(data).geometry.narrow_range
+    pixels = read(data, values="auto").pixels.astype(int)
+    assert np.abs(pixels - ((colours - 100.0) / 3995 * 255)).max() <= 2
+
+
+def test_of_several_pages_the_first_counts() -> None:
+    data = file(photo(), "TIFF", save_all=True, append_images=[Image.new("RGB", (999, 9))])
+    assert (read(data).pixels == PHOTO.pixels).all()
+
+
+def test_tags_that_claim_the_whole_file_take_no_memory() -> None:
+    """A directory of tags that each point to all bytes of the file."""
+    further = dict.fromkeys(range(40000, 40900), (7, None))
+    pixels = bytes(160 * 120 * 2)
+    data = tiff("<", further, pixels + bytes(1_000_000), claimed=900_000)
+    assert read(data).geometry.width == 160
+    many = tiff("<", {tag: (3, [1]) for tag in range(40_000, 42_000)}, pixels)
+    with pytest.raises(UndecodableImage, match="more than 1000 tags"):
+        read(many)
+
+
+@pytest.mark.parametrize(
+    "further",
+    [
+        {322: (4, [2**31 - 1]), 323: (4, [2**31 - 1]), 324: (4, [8]), 325: (4, [9])},
+        {273: (4, [2**32 - 1])},
+        {279: (4, [2**32 - 1])},
+        {256: (4, [2**31 - 1])},
+        {256: (4, [0])},
+        {258: (3, [64])},
+        {277: (3, [65535])},
+        {278: (4, [0])},
+        {258: (3, None)},
+        {320: (3, None)},
+    ],
+)
+def test_hostile_directories_raise_our_own_errors(
+    further: dict[int, tuple[int, list[int] | None]],
+) -> None:
+    with contextlib.suppress(TooLarge, UndecodableImage):
+        read(tiff("<", further, bytes(160 * 120 * 2), claimed=2**31))
+
+
+def tiff(
+    order: str,
+    further: dict[int, tuple[int, list[int] | None]],
+    pixels: bytes,
+    claimed: int = 0,
+) -> bytes:
+    """A TIFF of 160 x 120 gray 16-bit pixels by hand. further: tag -> (type, values); None: a
+    `claimed` number of values that begin at the file's start."""
+    tags: dict[int, tuple[int, list[int] | None]] = {
+        256: (4, [160]),
+        257: (4, [120]),
+        258: (3, [16]),
+        259: (3, [1]),
+        262: (3, [1]),
+        273: (4, [8]),
+        277: (3, [1]),
+        278: (4, [120]),
+        279: (4, [len(pixels)]),
+    }
+    tags |= further
+    start = 8 + len(pixels)
+    tail = start + 2 + 12 * len(tags) + 4
+    directory, values = struct.pack(order + "H", len(tags)), b""
+    for tag, (kind, entries) in sorted(tags.items()):
+        letter = {3: "H", 4: "I", 7: "B"}[kind]
+        if entries is None:
+            directory += struct.pack(order + "HHII", tag, kind, claimed, 0)
+            continue
+        packed = struct.pack(f"{order}{len(entries)}{letter}", *entries)
+        head = struct.pack(order + "HHI", tag, kind, len(entries))
+        if len(packed) <= 4:
+            directory += head + packed.ljust(4, b"\0")
+        else:
+            directory += head + struct.pack(order + "I", tail + len(values))
+            values += packed
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    return mark + struct.pack(order + "I", start) + pixels + directory + bytes(4) + values
+
+
+@settings(max_examples=100, deadline=None)
+@given(changes=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=8))
+def test_damaged_heif_raises_nothing_but_our_own_errors(changes: list[tuple[int, int]]) -> None:
+    data = bytearray(heif(photo(64, 48)))
+    for place, value in changes:
+        data[place % len(data)] = value
+    try:
+        read(bytes(data), "", limits=Limits(1_000_000, 8192, 1))
+    except FathomError as error:
+        assert error.status in (413, 415, 422)  # noqa: PT017
+
+
+def test_the_formats_are_loaded_at_start_and_no_others() -> None:
+    code = "import service.pixels.decode, PIL.Image as I; print(sorted(I.ID))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    names = set(re.findall("[A-Z0-9]+", run.stdout))
+    assert (
+        {"JPEG", "PNG", "WEBP", "TIFF", "AVIF"} <= names <= {*names} - {"GIF", "BMP", "PSD", "EPS"}
+    )
