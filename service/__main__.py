@@ -23,14 +23,16 @@ import uvicorn
 from service import bundle, logs
 from service.api.app import create_app
 from service.api.auth import ApiKeys
+from service.api.http1.connection import protocol
 from service.bundle import Bundle
+from service.command_line import load
 from service.engines.base import Backend
 from service.engines.choice import choose_backend, open_backend
 from service.errors import FathomError, SettingsError
 from service.metrics import Metrics
 from service.model import Model
 from service.segmenting import Segmenter
-from service.settings import Settings, flag, load
+from service.settings import Settings, flag
 
 if TYPE_CHECKING:
     from service.api.tracing import Tracing
@@ -82,6 +84,8 @@ def serve(settings: Settings, served: Bundle) -> None:
         access_log=False,  # metrics.observe writes one line per request
         server_header=False,
         lifespan="on",
+        http=protocol(settings),
+        ws="none",
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
     )
     with (
@@ -133,10 +137,15 @@ def open_tracing(settings: Settings, release: str) -> Tracing | None:
         return None
     try:
         from service.api.tracing import Tracing, exporter
+
+        if settings.trace_protocol == "grpc":
+            from service.api.tracing_grpc import exporter  # type: ignore[assignment]
     except ImportError as error:
+        extra = "tracing-grpc" if settings.trace_protocol == "grpc" else "tracing"
         raise SettingsError(
             f"{flag('trace_endpoint')} needs packages that are not installed ({error.name}): "
-            "install Fathom with its extra `tracing`, as in pip install 'fathom[tracing]'"
+            f"install Fathom with its extra `{extra}`, as in pip install 'fathom[{extra}]', or set "
+            "OTEL_SDK_DISABLED=true"
         ) from error
     return Tracing(exporter(settings.trace_endpoint), sample=settings.trace_sample, version=release)
 

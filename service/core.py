@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import ROUND_CEILING, Decimal
 from enum import StrEnum
 from typing import Any, Literal, TypeAlias
 
@@ -49,6 +50,17 @@ class Plan:
     gflops: float
     quality: float
     quality_quantiles: tuple[float, ...] = ()
+
+    @property
+    def price(self) -> float:
+        """The GFLOPs as they are told, everywhere: sent back as a ceiling, they buy this plan."""
+        return told(self.gflops)
+
+
+def told(number: float) -> float:
+    """A cost as a ceiling that allows it, in the three decimals that a header can hold (RFC 9651):
+    rounded up."""
+    return float(Decimal(str(number)).quantize(Decimal("0.001"), ROUND_CEILING))
 
 
 @dataclass(frozen=True, slots=True)

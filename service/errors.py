@@ -8,8 +8,9 @@ FathomError 500
 ├── BadBudget 400             a key of a budget cannot be understood
 ├── BadQuery 400
 ├── BadInference 400          an inference request of the Open Inference Protocol
+├── ForeignOrigin 403         a page of an origin that is not allowed
 ├── NotAcceptable 406
-├── RequestTimeout 408        the body did not arrive in time
+├── RequestTimeout 408        the body came to a halt
 ├── TooLarge 413              bytes, pixels or sides over the limit
 ├── UnsupportedMediaType 415
 ├── UndecodableImage 422
@@ -73,6 +74,10 @@ class BadQuery(FathomError):
 
 class BadInference(FathomError):
     status, problem, title = 400, "bad-inference", "An inference request cannot be understood"
+
+
+class ForeignOrigin(FathomError):
+    status, problem, title = 403, "foreign-origin", "Pages of this origin may not ask"
 
 
 class NotAcceptable(FathomError):

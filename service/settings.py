@@ -1,18 +1,13 @@
 """One frozen Settings object, built once in `__main__` and passed as an argument.
 
-It is read from flags and FATHOM_* variables; flags take precedence. An unknown FATHOM_* variable is
-refused, with the nearest name. A field's help, range and choices are in its metadata and nowhere
-else: the flags and the table in docs/reference.md are made from them.
+command_line.py reads it from flags and variables. A field's help, range and choices are in its
+metadata and nowhere else: the flags and the table in docs/reference.md are made from them.
 """
 
 from __future__ import annotations
 
-import argparse
-import difflib
-from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import NoReturn
 
 from service.errors import SettingsError
 
@@ -107,9 +102,40 @@ class Settings:
     min_side: int = field(
         default=16, metadata=_about("shortest side of an image, in pixels", low=1, high=65535)
     )
+    head_timeout_s: float = field(
+        default=10.0,
+        metadata=_about(
+            "seconds within which the head of a request must arrive", low=0.01, high=3600
+        ),
+    )
     body_timeout_s: float = field(
         default=10.0,
-        metadata=_about("seconds within which a request's body must arrive", low=0.01, high=3600),
+        metadata=_about(
+            "seconds without progress after which a request's body is given up", low=0.01, high=3600
+        ),
+    )
+    body_min_rate: int = field(
+        default=4096,
+        metadata=_about(
+            "bytes per second that a body must bring if it takes longer than that",
+            low=1,
+            high=2**31,
+        ),
+    )
+    keep_alive_s: float = field(
+        default=125.0,
+        metadata=_about(
+            "seconds that a connection may be idle; more than in the proxy in front",
+            low=0.01,
+            high=86_400,
+        ),
+    )
+    cors_origins: str = field(
+        default="",
+        metadata=_about(
+            "origins whose pages may send requests, as https://HOST[:PORT], separated by spaces; * "
+            "is all"
+        ),
     )
     drain_timeout_s: float = field(
         default=25.0,
@@ -125,7 +151,15 @@ class Settings:
     trace_endpoint: str = field(
         default="",
         metadata=_about(
-            "OTLP/HTTP collector for OpenTelemetry spans, as http://HOST:4318; without one: off"
+            "OTLP collector for OpenTelemetry spans, as http://HOST:4318; without one, that of "
+            "OTEL_EXPORTER_OTLP_ENDPOINT, or off"
+        ),
+    )
+    trace_protocol: str = field(
+        default="http/protobuf",
+        metadata=_about(
+            "how spans are sent; grpc needs the extra tracing-grpc",
+            choices=("http/protobuf", "grpc"),
         ),
     )
     trace_sample: float = field(
@@ -157,26 +191,6 @@ class Settings:
             )
 
 
-def load(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
-    """Settings from flags (without the program's name) and FATHOM_* variables; flags win.
-
-    Raises SettingsError that names the flag or variable. `--help` prints and exits, as in argparse.
-    """
-    known = {variable(entry.name): entry for entry in fields(Settings)}
-    values: dict[str, object] = {}
-    for key, text in environ.items():
-        if not key.startswith(PREFIX):
-            continue
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            raise SettingsError(f"{key} is not a setting: the nearest is {near[0]}")
-        values[known[key].name] = _convert(known[key], text, key)
-    for name, text in vars(_parser().parse_args(argv)).items():
-        if text is not None:
-            values[name] = _convert(known[variable(name)], text, flag(name))
-    return Settings(**values)  # type: ignore[arg-type]  # _convert gave each value its field's type
-
-
 def flag(name: str) -> str:
     """The flag of a field: max_batch -> --max-batch."""
     return "--" + name.replace("_", "-")
@@ -185,50 +199,6 @@ def flag(name: str) -> str:
 def variable(name: str) -> str:
     """The environment variable of a field: max_batch -> FATHOM_MAX_BATCH."""
     return PREFIX + name.upper()
-
-
-def table() -> str:
-    """The settings as a Markdown table, for docs/reference.md."""
-    rows = ["| flag | variable | default | meaning |", "|---|---|---|---|"]
-    for entry in fields(Settings):
-        default = f"`{entry.default}`" if str(entry.default) else "none"
-        rows.append(
-            f"| `{flag(entry.name)}` | `{variable(entry.name)}` | {default} | {_help(entry)} |"
-        )
-    return "\n".join(rows) + "\n"
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are SettingsErrors, as for every other wrong setting."""
-
-    def error(self, message: str) -> NoReturn:
-        raise SettingsError(f"{message} (see --help)")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m service", description="Serve a bundle over HTTP.", allow_abbrev=False
-    )
-    for entry in fields(Settings):
-        # Text only: flags and variables go through the same conversion and give the same messages.
-        text = f"{_help(entry)} [{entry.default}]".replace("%", "%%")
-        parser.add_argument(flag(entry.name), metavar=entry.name.upper(), help=text)
-    return parser
-
-
-def _help(entry: Field[object]) -> str:
-    text, choices = str(entry.metadata["help"]), entry.metadata["choices"]
-    return f"{text} ({', '.join(choices)})" if choices else text
-
-
-def _convert(entry: Field[object], text: str, source: str) -> object:
-    kind = type(entry.default)
-    try:
-        return kind(text)  # type: ignore[call-arg]
-    except ValueError as error:
-        raise SettingsError(
-            f"{source} is {text!r}: it must be {'a number' if kind is float else 'an integer'}"
-        ) from error
 
 
 def _check(entry: Field[object], value: object) -> None:

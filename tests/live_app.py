@@ -15,6 +15,7 @@ import httpx
 import uvicorn
 
 from service.api.app import create_app
+from service.api.http1.connection import protocol
 from service.bundle import Bundle, Manifest
 from service.engines.base import Backend
 from service.metrics import Metrics
@@ -44,7 +45,15 @@ def live_app(
     model = Model(Bundle(Path(), manifest, ""), settings, metrics, open_backend)
     segmenter = Segmenter(model, settings)
     app = create_app(settings, segmenter, metrics)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"))
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        http=protocol(settings),
+        ws="none",
+    )
+    server = uvicorn.Server(config)
     loop = asyncio.new_event_loop()
     # With its protocol named, asyncio switches Nagle's algorithm off: it can hold back a body for
     # 40 ms.

@@ -20,7 +20,7 @@ MAX_LINES = {"service": 250, "model_export": 350}
 # From low to high: a module imports what stands before its own row, and its own package.
 LAYERS = {
     "service": [
-        *("errors", "core", "ask", "settings", "logs", "metrics"),
+        *("errors", "core", "ask", "settings", "command_line", "logs", "metrics"),
         *("bundle", "pixels", "tasks", "answer", "engines", "inference"),
         *("model", "segmenting", "open_inference", "api", "grpc", "__main__"),
     ],
@@ -57,7 +57,8 @@ THIRD_PARTY: dict[str, set[str]] = {
     "starlette": {"api"},
     "pydantic": {"api"},
     "http_sf": {"api.fields"},
-    "opentelemetry": {"api.tracing"},
+    "h11": {"api.http1"},
+    "opentelemetry": {"api.tracing", "api.tracing_grpc"},
     "grpc": {"grpc"},
     "google": {"grpc"},
     "PIL": {"pixels"},

@@ -17,7 +17,8 @@ import jsonschema
 import pytest
 import yaml
 
-from service.settings import Settings, load
+from service.command_line import load
+from service.settings import Settings
 from tests.observed import free_port, program
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from service.bundle import Manifest
-from service.settings import load
+from service.command_line import load
 from tests.api.server import running
 from tests.manifests import K8S, Object
 from tests.needs import missing

@@ -12,9 +12,10 @@ from starlette.testclient import TestClient
 
 from service.api.fields import parse_budget
 from service.bundle import Manifest
+from service.command_line import load
 from service.inference.policy import Policy
 from service.metrics import Metrics
-from service.settings import Settings, load
+from service.settings import Settings
 from tests.manifests import BUILDS, ROOT, Object, build, container_of, of_kind, one, pod_of, strings
 from tests.serving import app_of
 

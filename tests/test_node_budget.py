@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from service.api.node_budget import from_setting, watch
+from service.api.node_budget import at_start, watch
 from service.api.watched import Source, Unusable
 from service.bundle import Bundle, Manifest
 from service.core import Budget
@@ -84,13 +84,34 @@ async def watching(path: Path, node: Node) -> AsyncIterator[Watched]:
 
 
 def test_the_setting_has_the_grammar_of_the_header(node: Node) -> None:
-    assert from_setting("depth=3, ms=80", node) == Budget(depth=3, ms=80.0)
-    assert from_setting("", node) == Budget()
+    assert at_start("depth=3, ms=80", "", node) == Budget(depth=3, ms=80.0)
+    assert at_start("", "", node) == Budget()
 
 
-def test_a_wrong_setting_stops_the_start_and_names_flag_and_key(node: Node) -> None:
-    with pytest.raises(SettingsError, match=r"--node-budget.*'depth'"):
-        from_setting("depth=9", node)
+def test_the_file_beats_the_setting_from_the_start(node: Node, tmp_path: Path) -> None:
+    (tmp_path / "budget").write_text("depth=4\n")
+    assert at_start("depth=3", str(tmp_path / "budget"), node) == Budget(depth=4)
+    (tmp_path / "budget").write_text("")
+    assert at_start("depth=3", str(tmp_path / "budget"), node) == Budget()
+
+
+@pytest.mark.parametrize(("text", "key"), [("depth=9", "depth"), ("depth=3, strict", "strict")])
+def test_a_wrong_setting_or_file_stops_the_start_and_names_flag_and_key(
+    node: Node, tmp_path: Path, text: str, key: str
+) -> None:
+    with pytest.raises(SettingsError, match=rf"--node-budget: .*'{key}'"):
+        at_start(text, "", node)
+    (tmp_path / "budget").write_text(text)
+    with pytest.raises(SettingsError, match=rf"--node-budget-file .*'{key}'"):
+        at_start("", str(tmp_path / "budget"), node)
+
+
+@pytest.mark.parametrize("name", ["missing", "."])
+def test_a_file_that_is_not_there_stops_the_start(node: Node, tmp_path: Path, name: str) -> None:
+    with pytest.raises(
+        SettingsError, match=r"--node-budget-file .*: (No such file|Is a directory)"
+    ):
+        at_start("", str(tmp_path / name), node)
 
 
 def test_a_change_of_the_file_is_applied(node: Node, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from model_export.__main__ import COMMANDS, parser_of
-from service import settings
+from service import command_line, settings
 from service.core import Decision, Plan, Reason, Trace
 from service.metrics import SHED, STAGES, Metrics
 
@@ -88,12 +88,12 @@ def metrics_table() -> str:
 
 
 def test_settings_table_is_the_one_that_the_settings_give() -> None:
-    expected = settings.table().strip()
+    expected = command_line.table().strip()
     assert block("settings") == expected, f"must read:\n{expected}"
 
 
 def test_settings_table_names_every_field_with_its_default_and_help() -> None:
-    rows = {row.split("|")[1].strip(" `"): row for row in settings.table().splitlines()}
+    rows = {row.split("|")[1].strip(" `"): row for row in command_line.table().splitlines()}
     for entry in fields(settings.Settings):
         row = rows[settings.flag(entry.name)]
         assert settings.variable(entry.name) in row
@@ -240,4 +240,4 @@ def test_commands_are_found_in_code_only(text: str, found: list[tuple[str, str]]
 
 
 if __name__ == "__main__":
-    print(settings.table(), metrics_table(), sep="\n")
+    print(command_line.table(), metrics_table(), sep="\n")

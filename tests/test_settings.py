@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from service.command_line import load, table
 from service.engines.cpu_limit import resolve_threads
 from service.errors import SettingsError
-from service.settings import Settings, flag, load, table, variable
+from service.settings import Settings, flag, variable
 
 # A value that is not the default for every field, as text and as the object that it must become.
 OTHER: dict[str, tuple[str, object]] = {
@@ -33,11 +34,16 @@ OTHER: dict[str, tuple[str, object]] = {
     "max_pixels": ("4096", 4096),
     "max_side": ("640", 640),
     "min_side": ("1", 1),
+    "head_timeout_s": ("0.5", 0.5),
     "body_timeout_s": ("0.5", 0.5),
+    "body_min_rate": ("1000", 1000),
+    "keep_alive_s": ("700", 700.0),
+    "cors_origins": ("https://app.example", "https://app.example"),
     "drain_timeout_s": ("1", 1.0),
     "image_threads": ("1", 1),
     "api_keys_file": ("keys", "keys"),
     "trace_endpoint": ("http://collector:4318", "http://collector:4318"),
+    "trace_protocol": ("grpc", "grpc"),
     "trace_sample": ("0.01", 0.01),
     "log_level": ("debug", "debug"),
     "log_format": ("json", "json"),
@@ -103,6 +109,52 @@ def test_what_is_wrong_is_refused_by_its_name(
     with pytest.raises(SettingsError) as caught:
         load(argv, environ)
     assert [word for word in words if word not in caught.value.detail] == []
+
+
+OTLP = "OTEL_EXPORTER_OTLP_"
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({f"{OTLP}ENDPOINT": "http://c:4318"}, {"trace_endpoint": "http://c:4318/v1/traces"}),
+        ({f"{OTLP}ENDPOINT": "http://c/otel/"}, {"trace_endpoint": "http://c/otel/v1/traces"}),
+        (
+            {f"{OTLP}ENDPOINT": "http://c:4317", f"{OTLP}PROTOCOL": "grpc"},
+            {"trace_endpoint": "http://c:4317", "trace_protocol": "grpc"},
+        ),
+        (
+            {f"{OTLP}ENDPOINT": "http://a", f"{OTLP}TRACES_ENDPOINT": "http://b/traces"},
+            {"trace_endpoint": "http://b/traces"},
+        ),
+        (
+            {f"{OTLP}ENDPOINT": "http://a", "FATHOM_TRACE_ENDPOINT": "http://b"},
+            {"trace_endpoint": "http://b"},
+        ),
+        ({f"{OTLP}ENDPOINT": "http://a", "OTEL_TRACES_EXPORTER": "none"}, {}),
+        ({"FATHOM_TRACE_ENDPOINT": "http://a", "OTEL_SDK_DISABLED": "true"}, {}),
+        ({f"{OTLP}PROTOCOL": "http/json"}, {}),
+        ({"OTEL_TRACES_SAMPLER": "always_off"}, {"trace_sample": 0.0}),
+        ({"OTEL_TRACES_SAMPLER": "parentbased_always_on"}, {"trace_sample": 1.0}),
+        (
+            {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.25"},
+            {"trace_sample": 0.25},
+        ),
+        (
+            {"OTEL_TRACES_SAMPLER": "traceidratio", "FATHOM_TRACE_SAMPLE": "0.5"},
+            {"trace_sample": 0.5},
+        ),
+    ],
+)
+def test_the_standard_variables_of_opentelemetry_are_settings_that_others_beat(
+    environ: dict[str, str], expected: dict[str, object]
+) -> None:
+    assert load([], environ) == dataclasses.replace(Settings(), **expected)  # type: ignore[arg-type]
+
+
+def test_a_wrong_standard_variable_is_refused_by_its_name() -> None:
+    with pytest.raises(SettingsError, match="OTEL_TRACES_SAMPLER_ARG"):
+        load([], {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "half"})
 
 
 def test_settings_cannot_be_changed() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from http import HTTPStatus
@@ -24,9 +24,10 @@ from service.api.body import Intake
 from service.api.middleware import Edge, document, problem
 from service.api.open_inference import open_inference
 from service.api.operations import operations
+from service.api.origins import Origins
 from service.api.pages import pages
 from service.api.segment import SegmentRoute, observe
-from service.errors import BadQuery, FathomError
+from service.errors import BadQuery, FathomError, ForeignOrigin
 from service.metrics import Metrics
 from service.segmenting import Segmenter
 from service.settings import Settings
@@ -53,10 +54,10 @@ def create_app(
     """The service over HTTP.
 
     Its start starts the segmenter; its end drains the segmenter and closes the tracing. Raises
-    SettingsError for a node budget or API keys that cannot be understood.
+    SettingsError for a node budget, API keys or origins that cannot be understood.
     """
     model = segmenter.model
-    model.node_budget = node_budget.from_setting(settings.node_budget, model)
+    model.node_budget = node_budget.at_start(settings.node_budget, settings.node_budget_file, model)
     keys = _keys(settings, metrics)
     guard = [] if keys is None else [Depends(keys.require)]
     described = openapi.segment()
@@ -72,11 +73,14 @@ def create_app(
         # FastAPI's page loads its scripts from elsewhere; the page of pages() does not.
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # to an absolute URL that the caller's Host would make up
         telemetry=_TELEMETRY,
         lifespan=partial(_lifespan, settings, segmenter, keys, tracing),
     )
     app.state.keys = keys  # for transports beside this one
-    app.add_middleware(Edge, of=model.manifest.layers)
+    foreign = partial(observe, metrics, outcome=ForeignOrigin.problem)
+    origins = Origins(settings.cors_origins)
+    app.add_middleware(Edge, of=model.manifest.layers, origins=origins, on_foreign=foreign)
     if tracing is not None:
         app.add_middleware(tracing.around)
     app.add_exception_handler(FathomError, _on_error)
@@ -85,6 +89,7 @@ def create_app(
     intake = Intake(
         max_bytes=settings.max_body_bytes,
         timeout_s=settings.body_timeout_s,
+        min_rate=settings.body_min_rate,
         max_waiting=settings.queue_size,
     )
     route = SegmentRoute(segmenter, intake, metrics)
@@ -148,6 +153,15 @@ async def _on_error(request: Request, error: Exception) -> Response:
         detail = error.detail
         if detail == status.phrase:
             detail = f"{request.method} {path}: {detail}"
-        return document(status, slug, status.phrase, detail, request_id, path, error.headers)
+        headers = _with_head(error.headers)
+        return document(status, slug, status.phrase, detail, request_id, path, headers)
     detail = "A parameter of the path or the query cannot be understood"
     return problem(BadQuery(detail), request_id, path)
+
+
+def _with_head(headers: Mapping[str, str] | None) -> dict[str, str]:
+    """`Allow` of a 405: every path that answers GET answers HEAD."""
+    fields = dict(headers or {})
+    if "GET" in (allowed := fields.get("Allow", "")) and "HEAD" not in allowed:
+        fields["Allow"] = f"{allowed}, HEAD"
+    return fields

@@ -7,33 +7,29 @@ says. Nothing is written to disk.
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from service.errors import (
-    Overloaded,
-    RequestTimeout,
-    TooLarge,
-    UndecodableImage,
-    UnsupportedMediaType,
-)
+from service.api.multipart import image_of
+from service.errors import Overloaded, RequestTimeout, TooLarge, UnsupportedMediaType
 from service.pixels.formats import FORMATS, unsupported
 
 _T = TypeVar("_T")
 FORM = "multipart/form-data"
+# Types that say less than the bytes do, and names that were never registered: the bytes decide.
+BY_BYTES = frozenset(
+    {
+        *("application/octet-stream", "binary/octet-stream", "image/*"),
+        *("image/jpg", "image/pjpeg", "image/jfif", "image/x-png", "image/x-webp"),
+    }
+)
 # Bodies of the largest size that may be in memory together, arriving or waiting for a thread.
 HELD_BODIES = 8
-MAX_FIELDS = 8  # fields besides the file; they are ignored, and each may have a kilobyte
-# It would log a line for every misplaced byte of a caller.
-logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,26 +40,20 @@ class Upload:
     content_type: str
 
 
-class _InMemoryParser(MultiPartParser):
-    # Never to disk: it may be read-only, and the body's size is limited anyway.
-    spool_max_size = 0
-
-    def close(self) -> None:
-        """Close every file: parse() leaves the file of an unfinished part open."""
-        for file in self._files_to_close_on_error:
-            file.close()
-
-
 class Intake:
     """Reads bodies.
 
     max_bytes: the most bytes of a body.
-    timeout_s: the time within which a body must arrive.
+    timeout_s: the time without progress after which a body is given up.
+    min_rate: bytes per second of a body that takes longer than that, see `_Pace`.
     max_waiting: the most bodies that have arrived and are not decoded yet.
     """
 
-    def __init__(self, *, max_bytes: int, timeout_s: float, max_waiting: int) -> None:
-        self._max_bytes, self._timeout_s, self._max_waiting = max_bytes, timeout_s, max_waiting
+    def __init__(
+        self, *, max_bytes: int, timeout_s: float, min_rate: float, max_waiting: int
+    ) -> None:
+        self._max_bytes, self._max_waiting = max_bytes, max_waiting
+        self._timeout_s, self._min_rate = timeout_s, min_rate
         self._held_bytes = self._waiting = 0
 
     @asynccontextmanager
@@ -71,16 +61,15 @@ class Intake:
         """Receive an upload. Its bytes count as held until the block ends: decode them inside.
 
         Raises UnsupportedMediaType, TooLarge, RequestTimeout, Overloaded, UndecodableImage (a form
-        without exactly one file) and starlette's ClientDisconnect.
+        without exactly one image) and starlette's ClientDisconnect.
         """
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != FORM and kind not in FORMATS:
-            raise unsupported(kind, FORM)
-        if request.headers.get("content-encoding", "identity") != "identity":
+        kind = _media_type(request.headers.get("content-type"))
+        if kind != FORM and kind not in FORMATS and kind not in BY_BYTES:
+            raise unsupported(kind, "application/octet-stream", FORM)
+        if not _is_plain(request.headers.getlist("content-encoding")):
             raise UnsupportedMediaType("The body must not have a content encoding")
-        stream = request.stream()
         read = (lambda data: _file(request, data)) if kind == FORM else partial(_raw, kind)
-        async with self.hold(request, stream, stream, read) as upload:
+        async with self.hold(request, request.stream(), read) as upload:
             yield upload
 
     @asynccontextmanager
@@ -88,13 +77,12 @@ class Intake:
         self,
         request: Request,
         stream: AsyncGenerator[bytes, None],
-        decoded: AsyncGenerator[bytes, None],
         read: Callable[[AsyncGenerator[bytes, None]], Awaitable[_T]],
     ) -> AsyncIterator[_T]:
         """What `read` makes of a body; its bytes count as held until the block ends.
 
-        stream: the request's. decoded: the same without its content encoding, whose bytes are those
-        that count. Raises TooLarge, RequestTimeout, Overloaded, what `read` raises, and
+        stream: the request's, without its content encoding. What remains of a body that is refused
+        is the server's. Raises TooLarge, RequestTimeout, Overloaded, what `read` raises, and
         ClientDisconnect.
         """
         if self._waiting >= self._max_waiting:
@@ -104,25 +92,27 @@ class Intake:
             raise self._too_large()
         held = 0
 
-        async def counted() -> AsyncGenerator[bytes, None]:
+        async def counted(pace: _Pace) -> AsyncGenerator[bytes, None]:
             nonlocal held
-            async for chunk in decoded:
+            async for chunk in stream:
+                pace.moved(len(chunk))
                 held += len(chunk)
                 self._held_bytes += len(chunk)
-                if held > self._max_bytes or self._held_bytes > HELD_BODIES * self._max_bytes:
-                    # A client that is still sending would lose an early answer.
-                    async for _ in stream:
-                        pass
-                    raise self._too_large() if held > self._max_bytes else self._overloaded()
+                if held > self._max_bytes:
+                    raise self._too_large()
+                if self._held_bytes > HELD_BODIES * self._max_bytes:
+                    raise self._overloaded()
                 yield chunk
 
         try:
             try:
-                async with asyncio.timeout(self._timeout_s):
-                    held_body = await read(counted())
+                async with asyncio.timeout(self._timeout_s) as limit:
+                    pace = _Pace(limit, self._timeout_s, self._min_rate)
+                    held_body = await read(counted(pace))
             except TimeoutError as error:
                 raise RequestTimeout(
-                    f"The body did not arrive within {self._timeout_s:g} s"
+                    f"The body came to a halt for {self._timeout_s:g} s, or was slower than "
+                    f"{self._min_rate:g} bytes per second"
                 ) from error
             self._waiting += 1
             try:
@@ -148,22 +138,40 @@ async def whole(stream: AsyncGenerator[bytes, None]) -> bytes:
 
 
 async def _raw(kind: str, stream: AsyncGenerator[bytes, None]) -> Upload:
-    return Upload(await whole(stream), kind)
+    return Upload(await whole(stream), "" if kind in BY_BYTES else kind)
 
 
 async def _file(request: Request, stream: AsyncGenerator[bytes, None]) -> Upload:
-    """The one file of a form; its other fields are ignored."""
-    parser = _InMemoryParser(
-        request.headers, stream, max_files=1, max_fields=MAX_FIELDS, max_part_size=1024
-    )
-    try:
-        form = await parser.parse()
-        files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-        if len(files) != 1:
-            raise UndecodableImage("The form has no file: send the image as its one file")
-        kind = (files[0].content_type or "").partition(";")[0].strip().lower()
-        return Upload(await files[0].read(), "" if kind == "application/octet-stream" else kind)
-    except MultiPartException as error:
-        raise UndecodableImage(f"The form cannot be read: {error.message}") from error
-    finally:
-        parser.close()
+    """The one image of a form; its other fields are ignored."""
+    data, content_type = await image_of(request.headers, stream)
+    kind = _media_type(content_type)
+    return Upload(data, "" if kind in BY_BYTES else kind)
+
+
+class _Pace:
+    """How long a body may take: timeout_s at first and after any progress, but less for progress of
+    less than min_rate bytes per second.
+
+    So a sound body of any size passes, a halt ends it after timeout_s, and a byte now and then does
+    not keep it alive: it takes timeout_s + size / min_rate at most.
+    """
+
+    def __init__(self, limit: asyncio.Timeout, timeout_s: float, min_rate: float) -> None:
+        self._limit, self._timeout_s, self._min_rate = limit, timeout_s, min_rate
+
+    def moved(self, count: int) -> None:
+        """Bytes came."""
+        before, now = self._limit.when(), asyncio.get_running_loop().time()
+        assert before is not None  # it was given one
+        self._limit.reschedule(min(before + count / self._min_rate, now + self._timeout_s))
+
+
+def _media_type(line: str | None) -> str:
+    """The type of a Content-Type line, without its parameters."""
+    return (line or "").partition(";")[0].strip().lower()
+
+
+def _is_plain(lines: Sequence[str]) -> bool:
+    """Whether the lines of Content-Encoding name no encoding."""
+    codings = {coding.strip().lower() for line in lines for coding in line.split(",")}
+    return codings <= {"identity", ""}

@@ -65,8 +65,6 @@ async def _inflated(
                     yield piece
                 await asyncio.sleep(0)
     except (zlib.error, BadInference) as error:
-        async for _ in stream:  # a client that still sends would lose its answer
-            pass
         raise wrong from error
     if not unpacker.eof:
         raise wrong

@@ -70,7 +70,7 @@ def format_used(decision: Decision, of: int) -> str:
     plan, reason = decision.plan, http_sf.Token(decision.reason.value)
     shares = (("keep", plan.keep), ("width", plan.width))
     reduced = {key: Decimal(share) for key, share in shares if share < 1}
-    gflops = Decimal(plan.gflops)
+    gflops = Decimal(str(plan.price))
     return http_sf.ser(
         {"depth": plan.depth, "of": of, **reduced, "gflops": gflops, "reason": reason}
     )

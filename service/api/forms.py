@@ -10,8 +10,8 @@ from typing import TypeAlias
 from service.answer import Answer
 from service.api import interchange, schemas
 from service.api.fields import FIELD
+from service.api.image_info import Wire
 from service.api.interchange import Told
-from service.api.schemas import Wire
 from service.core import Span
 from service.errors import BadHeader, BadQuery, NotAcceptable
 

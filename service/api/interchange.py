@@ -8,7 +8,8 @@ from typing import Literal
 from pydantic import Field
 
 from service.answer import Answer
-from service.api.schemas import ImageInfo, Usage, Wire
+from service.api.image_info import ImageInfo, Wire
+from service.api.schemas import Usage
 from service.pixels.polygons import Polygon
 
 

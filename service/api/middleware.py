@@ -1,8 +1,8 @@
 """The middleware around every request.
 
 It gives the request an id and a trace, adds the common header fields, and turns unexpected errors
-into problem documents. It is pure ASGI: behind starlette's BaseHTTPMiddleware a handler would not
-see its client leave.
+into problem documents. HEAD is answered as GET without the body. It is pure ASGI: behind
+starlette's BaseHTTPMiddleware a handler would not see its client leave.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.fields import format_used
+from service.api.origins import Origins
 from service.core import Trace
-from service.errors import FathomError, RequestTimeout
+from service.errors import FathomError, ForeignOrigin, RequestTimeout
 
 REQUEST_ID = "X-Request-Id"
 # The page shows photos and masks that it makes itself (blob:); all else comes from this service.
@@ -39,31 +40,47 @@ class Edge:
 
     The trace is `request.state.trace`, the time of arrival `request.state.arrived`. A handler may
     put the answer's `Vary` in `request.state.vary`; errors have it, too. of: the bundle's deepest
-    exit, for `Compute-Used`.
+    exit, for `Compute-Used`. on_foreign: called with a request that gets 403 because of its origin.
     """
 
-    def __init__(self, app: ASGIApp, of: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        of: int,
+        origins: Origins | None = None,
+        on_foreign: Callable[[Request], None] = lambda _request: None,
+    ) -> None:
         self._app, self._of = app, of
+        self._origins, self._on_foreign = origins or Origins(), on_foreign
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        sent_id = Headers(scope=scope).get(REQUEST_ID, "")
+        headers = Headers(scope=scope)
+        sent_id = headers.get(REQUEST_ID, "")
         trace = Trace(request_id=sent_id if _ID.fullmatch(sent_id) else uuid.uuid4().hex)
         state = scope.setdefault("state", {})
         state |= {"trace": trace, "arrived": time.perf_counter(), "vary": ""}
         started = False
+        bodiless = scope["method"] == "HEAD"
+        if bodiless:
+            scope = {**scope, "method": "GET"}
 
         async def send_with_fields(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                self._add_fields(MutableHeaders(scope=message), trace, state["vary"])
+                fields = MutableHeaders(scope=message)
+                self._add_fields(fields, trace, state["vary"])
+                self._origins.add_fields(headers, fields)
+            elif bodiless:
+                message = {**message, "body": b""}
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_fields)
+            answer = self._answer(scope, headers, trace) or self._app
+            await answer(scope, receive, send_with_fields)
         except ClientDisconnect:
             return  # nobody is left to answer
         except Exception:
@@ -76,6 +93,14 @@ class Edge:
                 scope["path"],
             )
             await response(scope, receive, send_with_fields)
+
+    def _answer(self, scope: Scope, headers: Headers, trace: Trace) -> Response | None:
+        """The answer that takes the place of the app's, if there is one."""
+        try:
+            return self._origins.answer(scope["method"], headers)
+        except ForeignOrigin as error:
+            self._on_foreign(Request(scope))
+            return problem(error, trace.request_id, scope["path"])
 
     def _add_fields(self, headers: MutableHeaders, trace: Trace, vary: str) -> None:
         headers[REQUEST_ID] = trace.request_id

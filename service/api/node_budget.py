@@ -10,6 +10,7 @@ from pathlib import Path
 
 from service.api import watched
 from service.api.fields import names_the_header, parse_budget
+from service.ask import bad
 from service.core import Budget
 from service.errors import BadHeader, SettingsError
 from service.model import Model
@@ -23,15 +24,28 @@ def read(text: str, model: Model) -> Budget:
     budget = parse_budget(text.splitlines())
     with names_the_header():
         model.policy.check(budget)
+        if budget.strict:
+            raise bad("strict", "has no meaning for a node: it is for requests")
     return budget
 
 
-def from_setting(text: str, model: Model) -> Budget:
-    """The setting `node_budget`. Raises SettingsError that names the key."""
+def at_start(text: str, path: str, model: Model) -> Budget:
+    """The budget that is in force when the service starts: the file's, or else the setting's.
+
+    text, path: the settings node_budget and node_budget_file. Raises SettingsError for either of
+    them that cannot be understood, or a file that is not there; one that becomes so later leaves
+    the budget as it was.
+    """
     try:
-        return read(text, model)
+        budget = read(text, model)
     except BadHeader as error:
         raise SettingsError(f"{flag('node_budget')}: {error.detail}") from error
+    if not path:
+        return budget
+    found = _source(Path(path), model).read()
+    if isinstance(found, watched.Unusable):
+        raise SettingsError(f"{flag('node_budget_file')} {path}: {found.why}")
+    return found
 
 
 async def watch(path: Path, model: Model, period_s: float = watched.PERIOD_S) -> None:
@@ -43,5 +57,8 @@ async def watch(path: Path, model: Model, period_s: float = watched.PERIOD_S) ->
     def apply(budget: Budget) -> None:
         model.node_budget = budget
 
-    source = watched.Source(path, lambda text: read(text, model), MAX_BYTES)
-    await watched.watch(source, apply, period_s)
+    await watched.watch(_source(path, model), apply, period_s)
+
+
+def _source(path: Path, model: Model) -> watched.Source[Budget]:
+    return watched.Source(path, lambda text: read(text, model), MAX_BYTES)

@@ -68,7 +68,7 @@ class InferRoute:
             # Whatever can be refused is refused before the body is read.
             self._segmenter.model.engine.check_ready()
             body = _body(request)
-            async with self._intake.hold(request, *body, whole) as data:
+            async with self._intake.hold(request, body, whole) as data:
                 header = request.headers.get(HEADER_LENGTH, "")
                 taking = self._take(data, header, traces)
                 wanted, frames, binary = await while_connected(request, taking)
@@ -159,7 +159,7 @@ def open_inference(
 
     @router.post("/repository/index", dependencies=guard, **openapi_inference.described("index"))
     async def index(request: Request) -> JSONResponse:
-        async with intake.hold(request, *_body(request), whole) as data:
+        async with intake.hold(request, _body(request), whole) as data:
             return JSONResponse(description.index(model, rest.only_ready(data)))
 
     async def statistics() -> JSONResponse:
@@ -199,17 +199,15 @@ def _refusal(why: str) -> Callable[[], Any]:
     return refuse
 
 
-def _body(request: Request) -> tuple[AsyncGenerator[bytes, None], AsyncGenerator[bytes, None]]:
-    """The body's stream, and the same without its content encoding. Raises
-    UnsupportedMediaType."""
+def _body(request: Request) -> AsyncGenerator[bytes, None]:
+    """The body's stream without its content encoding. Raises UnsupportedMediaType."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in _TYPES:
         raise UnsupportedMediaType(
             f"The content type is {kind}: send {' or '.join(filter(None, _TYPES))}"
         )
-    stream = request.stream()
     encoding = ",".join(request.headers.getlist("content-encoding"))
-    return stream, encodings.decoded(stream, encoding)
+    return encodings.decoded(request.stream(), encoding)
 
 
 def _answer(content: bytes, header_length: int | None, encoding: str) -> Response:

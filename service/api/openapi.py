@@ -11,7 +11,8 @@ from starlette.responses import Response
 
 from service.api.body import FORM
 from service.api.forms import FORMS, INCLUDES
-from service.api.schemas import TASK_NOTES, Problem, Wire
+from service.api.image_info import Wire
+from service.api.schemas import TASK_NOTES, Problem
 from service.errors import BadInference, FathomError
 from service.pixels.formats import FORMATS
 from service.tasks import TASKS
@@ -145,7 +146,8 @@ def titles(*others: type[FathomError]) -> dict[int, list[str]]:
 
 def _request_body() -> dict[str, Any]:
     form = {"type": "object", "properties": {"file": _BINARY}, "required": ["file"]}
-    content: dict[str, Any] = {kind: {"schema": _BINARY} for kind in FORMATS}
+    kinds = (*FORMATS, "application/octet-stream")
+    content: dict[str, Any] = {kind: {"schema": _BINARY} for kind in kinds}
     return {"required": True, "content": content | {FORM: {"schema": form}}}
 
 

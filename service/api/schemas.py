@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 from service import tasks
 from service.answer import Answer
 from service.api.image_info import ImageInfo, Wire, image_info
-from service.core import Span
+from service.core import Span, told
 from service.model import Model
 from service.pixels.rle import RunLengths, run_lengths
 from service.pixels.runs import Runs
@@ -133,7 +133,7 @@ class Problem(BaseModel):
 def plans(model: Model, settings: Settings) -> Plans:
     """The answer of /plans."""
     manifest = model.manifest
-    measured = {name: round(ms, 3) for name, ms in model.plan_ms.items()}
+    measured = {name: told(ms) for name, ms in model.plan_ms.items()}
     return Plans(
         plans=[
             PlanInfo(
@@ -141,7 +141,7 @@ def plans(model: Model, settings: Settings) -> Plans:
                 depth=plan.depth,
                 keep=plan.keep,
                 width=plan.width,
-                gflops=plan.gflops,
+                gflops=plan.price,
                 quality=plan.quality,
                 ms=measured.get(plan.name),
             )
@@ -196,7 +196,7 @@ def segmentation(
             plan=decision.plan.name,
             depth=decision.plan.depth,
             of=answer.manifest.layers,
-            gflops=decision.plan.gflops,
+            gflops=decision.plan.price,
             reason=decision.reason.value,
             predicted_quality=round(decision.predicted_quality, 4),
         ),

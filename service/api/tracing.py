@@ -1,8 +1,8 @@
 """OpenTelemetry spans of /segment: one for the request and one below it per stage, by OTLP/HTTP.
 
-Imported only if tracing is on: the SDK and the exporter are the optional extra `tracing`. The
-standard OTEL_* variables for the exporter (headers, certificates), the queue and the resource apply
-as well.
+Imported only if tracing is on: the SDK and the exporter are the optional extra `tracing`; over gRPC
+see tracing_grpc.py. The standard OTEL_* variables for the exporter (headers, certificates), the
+queue and the resource apply as well; those for endpoint, protocol and sampler become settings.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import re
 import threading
 import time
 from collections.abc import Sequence
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
@@ -31,13 +31,21 @@ from service.settings import flag
 METHOD, SEGMENT, INFER = "POST", "/segment", "/v2/models/{name}/infer"  # what is recorded
 _INFER = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
 FLUSH_S = 2.0  # a working collector needs milliseconds
-# Of traceparent and tracestate: longer ones are never valid, and OpenTelemetry would log each.
+# Of what a caller says. A longer traceparent is never valid, and OpenTelemetry would log each.
 _MAX_LENGTH = 512
 _W3C = TraceContextTextMapPropagator()
 
 
 def exporter(endpoint: str) -> OTLPSpanExporter:
     """The exporter to a collector: its base URL, or the URL of its traces. Raises SettingsError."""
+    url = checked(endpoint)
+    return OTLPSpanExporter(
+        endpoint if url.path.strip("/") else f"{endpoint.rstrip('/')}/v1/traces"
+    )
+
+
+def checked(endpoint: str) -> SplitResult:
+    """The parts of a collector's URL. Raises SettingsError."""
     try:
         url = urlsplit(endpoint)
         right = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
@@ -48,9 +56,7 @@ def exporter(endpoint: str) -> OTLPSpanExporter:
             f"{flag('trace_endpoint')} is {endpoint!r}: it must be a URL such as "
             "http://collector:4318"
         )
-    return OTLPSpanExporter(
-        endpoint if url.path.strip("/") else f"{endpoint.rstrip('/')}/v1/traces"
-    )
+    return url
 
 
 class Tracing:
@@ -65,7 +71,7 @@ class Tracing:
         # request again.
         self._provider = TracerProvider(
             sampler=ParentBased(TraceIdRatioBased(sample)),
-            resource=Resource.create({"service.name": "fathom", "service.version": version}),
+            resource=_resource(version),
             shutdown_on_exit=False,  # that waits up to 30 s; close() has its own limit
         )
         self._provider.add_span_processor(BatchSpanProcessor(to))
@@ -100,7 +106,7 @@ class Tracing:
             try:
                 await app(scope, receive, send_with_parent)
             finally:
-                self._end(span, state.get("trace", Trace()), route, status)
+                self._end(span, scope, route, state.get("trace", Trace()), status)
 
         return traced
 
@@ -114,7 +120,7 @@ class Tracing:
                 carrier[name] = ",".join(lines)
         return self._tracer.start_span(f"{METHOD} {route}", _W3C.extract(carrier), SpanKind.SERVER)
 
-    def _end(self, span: Span, trace: Trace, route: str, status: int) -> None:
+    def _end(self, span: Span, scope: Scope, route: str, trace: Trace, status: int) -> None:
         """End a request's span, with its stages below it.
 
         status: of the answer; 0 if the caller left before it began.
@@ -131,11 +137,8 @@ class Tracing:
             child = self._tracer.start_span(stage, context, start_time=start)
             child.end(start + round(seconds * 1e9))
         span.set_attributes(
-            {
-                "http.request.method": METHOD,
-                "http.route": route,
-                "fathom.request_id": trace.request_id,
-            }
+            _of_request(scope, route)
+            | {"fathom.request_id": trace.request_id}
             | _of_image(trace)
             | ({"http.response.status_code": status} if status else {"error.type": "cancelled"})
         )
@@ -166,6 +169,37 @@ def _route(scope: Scope) -> str:
     return INFER if _INFER.fullmatch(scope["path"]) else ""
 
 
+def _resource(version: str) -> Resource:
+    """The sender of the spans. OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES take precedence."""
+    ours = {"service.name": "fathom", "service.version": version}
+    given = OTELResourceDetector().detect().attributes
+    return Resource.create({key: text for key, text in ours.items() if key not in given})
+
+
+def _of_request(scope: Scope, route: str) -> dict[str, str | int | float | Sequence[int]]:
+    """The attributes of the stable semantic conventions for HTTP server spans."""
+    headers = Headers(scope=scope)
+    host, _, port = headers.get("host", "").rpartition(":")
+    if not port.isdecimal():
+        host, port = headers.get("host", ""), ""
+    texts = {
+        "http.request.method": METHOD,
+        "http.route": route,
+        "url.path": scope["path"],
+        "url.query": scope["query_string"].decode("latin-1"),
+        "url.scheme": scope["scheme"],
+        "network.protocol.version": scope["http_version"],
+        "client.address": scope["client"][0] if scope["client"] else "",
+        "server.address": host,
+        "user_agent.original": headers.get("user-agent", ""),
+    }
+    attributes: dict[str, str | int | float | Sequence[int]] = {}
+    attributes |= {key: text[:_MAX_LENGTH] for key, text in texts.items() if text}
+    if port:
+        attributes["server.port"] = int(port[:5])
+    return attributes
+
+
 def _of_image(trace: Trace) -> dict[str, str | int | float | Sequence[int]]:
     """The attributes for the image and its plan, as far as they are known."""
     attributes: dict[str, str | int | float | Sequence[int]] = {}
@@ -176,7 +210,7 @@ def _of_image(trace: Trace) -> dict[str, str | int | float | Sequence[int]]:
         attributes |= {
             "fathom.plan": plan.name,
             "fathom.depth": plan.depth,
-            "fathom.gflops": plan.gflops,
+            "fathom.gflops": plan.price,
             "fathom.reason": trace.decision.reason.value,
             "fathom.predicted_quality": trace.decision.predicted_quality,
             "fathom.batch_size": trace.batch_size,

@@ -156,6 +156,6 @@ def margin_for(max_loss: float, margins: Sequence[Margin]) -> float | None:
 def _unsatisfiable(detail: str, plan: Plan) -> UnsatisfiableBudget:
     return UnsatisfiableBudget(
         f"{detail}: the cheapest plan that would do is {plan.name}, "
-        f"depth={plan.depth} and gflops={plan.gflops:g}.",
-        cheapest={"plan": plan.name, "depth": plan.depth, "gflops": plan.gflops},
+        f"depth={plan.depth} and gflops={plan.price}.",
+        cheapest={"plan": plan.name, "depth": plan.depth, "gflops": plan.price},
     )

@@ -66,7 +66,7 @@ export class Strip {
         $("strip-status").textContent = `${done} of ${order.length} done`;
         card.node.className = "card running";
         // With max-loss=0 the service takes the most expensive plan under this ceiling.
-        const limits = { gflops: Math.ceil(card.plan.gflops * 1000) / 1000, "max-loss": 0 };
+        const limits = { gflops: card.plan.gflops, "max-loss": 0 };
         const budget = `gflops=${limits.gflops}, max-loss=0`;
         const result = await segment(file, budget, this.include, control.signal);
         if (this.running !== control) return;

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect, Request
 
-from service.api.body import HELD_BODIES, Intake
+from service.api.body import BY_BYTES, HELD_BODIES, Intake
 from service.errors import (
     FathomError,
     Overloaded,
@@ -21,9 +21,16 @@ from service.errors import (
 )
 from tests.api.asgi import GONE, PNG, Headers, body, scope
 
+_LIMITS: dict[str, Any] = {
+    "max_bytes": 1000,
+    "timeout_s": 0.1,
+    "min_rate": 100_000,
+    "max_waiting": 2,
+}
+
 
 def intake(**changes: Any) -> Intake:
-    return Intake(**{"max_bytes": 1000, "timeout_s": 0.1, "max_waiting": 2} | changes)
+    return Intake(**_LIMITS | changes)
 
 
 def request(headers: Headers, *messages: dict[str, Any]) -> Request:
@@ -95,6 +102,7 @@ def test_fields_beside_the_file_of_a_form_are_ignored() -> None:
     [
         END,
         part("note", b"hello", None, None) + END,
+        part("file", b"\x89PNG\r\n", None, None) + part("b", b"2") + END,
         part("a", b"1") + part("b", b"2") + END,
         b"".join(part("note", b"", None, None) for _ in range(9)) + part("file", b"data") + END,
         b"no form at all",
@@ -105,6 +113,59 @@ def test_fields_beside_the_file_of_a_form_are_ignored() -> None:
 def test_a_form_without_exactly_one_file_is_422(data: bytes) -> None:
     with pytest.raises(UndecodableImage):
         receive(intake(), FORM, body(data))
+
+
+PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(3000)
+
+
+@pytest.mark.parametrize("size", [1, 7, 500, 10_000])
+@pytest.mark.parametrize(
+    ("data", "kind", "expected"),
+    [
+        (PICTURE, None, (PICTURE, "")),
+        (PICTURE, "text/plain", (PICTURE, "text/plain")),
+        (PICTURE[:100], None, (PICTURE[:100], "")),
+        (b"\xff\xd8\xff\xe0" + PICTURE, "image/jpg", (b"\xff\xd8\xff\xe0" + PICTURE, "")),
+        (b"damaged", "image/jpeg", (b"damaged", "image/jpeg")),
+    ],
+)
+def test_a_part_without_a_filename_is_taken_if_it_alone_is_an_image(
+    size: int, data: bytes, kind: str | None, expected: tuple[bytes, str]
+) -> None:
+    form = part("note", b"hello", None, None) + part("photo", data, None, kind) + END
+    pieces = [form[i : i + size] for i in range(0, len(form), size)]
+    messages = [*(body(piece, True) for piece in pieces), body(b"")]
+    assert receive(intake(max_bytes=10_000, timeout_s=5), FORM, *messages) == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (part("photo", b"aGVsbG8=" * 400, None, None), ["'photo'", "filename is missing"]),
+        (part("note", b"hello", None, None), ["'note'", "with a filename"]),
+        (b"", ["no parts"]),
+        (part("a", PICTURE, None, None) + part("b", PICTURE, None, None), ["'b'", "second image"]),
+        (part("x" * 1000, b"y" * 2000, None, None), ["'xxxx"]),
+    ],
+)
+def test_a_form_without_one_image_says_which_part_lacks_what(data: bytes, words: list[str]) -> None:
+    with pytest.raises(UndecodableImage) as caught:
+        receive(intake(max_bytes=20_000), FORM, body(data + END))
+    assert [word for word in words if word not in caught.value.detail] == []
+    assert len(caught.value.detail) < 300
+
+
+@pytest.mark.parametrize("kind", sorted(BY_BYTES))
+def test_types_that_say_less_than_the_bytes_are_taken_by_the_bytes(kind: str) -> None:
+    assert receive(intake(), {"content-type": kind.upper()}, body(b"a")) == (b"a", "")
+    form = part("file", b"data", kind=kind) + END
+    assert receive(intake(), FORM, body(form)) == (b"data", "")
+
+
+@pytest.mark.parametrize("coding", ["identity", "Identity", " IDENTITY ", "identity, identity", ""])
+def test_no_encoding_is_none_however_it_is_written(coding: str) -> None:
+    headers = PNG | {"content-encoding": coding}
+    assert receive(intake(), headers, body(b"a")) == (b"a", "image/png")
 
 
 def test_a_form_without_a_boundary_is_422() -> None:
@@ -157,7 +218,7 @@ def test_a_declared_length_over_the_limit_is_refused_without_reading() -> None:
 @pytest.mark.parametrize(
     "headers", [PNG, PNG | {"content-length": "5"}, PNG | {"content-length": "-5"}, FORM]
 )
-def test_bytes_are_counted_whatever_the_length_says_and_read_to_the_end(headers: Headers) -> None:
+def test_bytes_are_counted_whatever_the_length_says(headers: Headers) -> None:
     with pytest.raises(TooLarge):
         receive(
             intake(),

@@ -109,7 +109,11 @@ def api(fake_manifest: Manifest) -> dict[str, Any]:
 
 def test_openapi_describes_bodies_forms_budget_and_every_error(api: dict[str, Any]) -> None:
     segment = api["paths"]["/segment"]["post"]
-    assert set(segment["requestBody"]["content"]) == {*FORMATS, "multipart/form-data"}
+    assert set(segment["requestBody"]["content"]) == {
+        *FORMATS,
+        "application/octet-stream",
+        "multipart/form-data",
+    }
     parameters = {parameter["name"]: parameter for parameter in segment["parameters"]}
     assert "Compute-Budget" in parameters
     assert (parameters["include"]["in"], parameters["include"]["schema"]["enum"]) == (

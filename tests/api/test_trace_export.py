@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -161,6 +162,44 @@ def test_without_the_packages_asking_for_tracing_is_a_wrong_setting_that_names_t
     with pytest.raises(SettingsError, match=r"--trace-endpoint.*'fathom\[tracing\]'"):
         entry.open_tracing(Settings(trace_endpoint="http://127.0.0.1:4318"), "1")
     assert entry.open_tracing(Settings(), "1") is None
+
+
+def test_spans_over_grpc_need_an_extra_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(trace_endpoint="http://127.0.0.1:4317", trace_protocol="grpc")
+    monkeypatch.delitem(sys.modules, "service.api.tracing_grpc", raising=False)
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.grpc", None)
+    with pytest.raises(SettingsError, match=r"--trace-endpoint.*'fathom\[tracing-grpc\]'"):
+        entry.open_tracing(settings, "1")
+
+
+def test_spans_arrive_over_grpc(fake_manifest: Manifest) -> None:
+    grpc = pytest.importorskip("grpc", reason="needs the extra tracing-grpc")
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc")
+    from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as service
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+        ExportTraceServiceResponse,
+    )
+
+    from service.api.tracing_grpc import exporter as over_grpc
+
+    got: list[ExportTraceServiceRequest] = []
+
+    class Collector(service.TraceServiceServicer):
+        def Export(self, request: Any, context: Any) -> Any:  # noqa: N802
+            got.append(request)
+            return ExportTraceServiceResponse()
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    service.add_TraceServiceServicer_to_server(Collector(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        world = World(fake_manifest, over_grpc(f"http://127.0.0.1:{port}"))
+        assert world.ask(post())[0][0] == 200
+    finally:
+        server.stop(None)
+    spans = [s for r in got for e in r.resource_spans for p in e.scope_spans for s in p.spans]
+    assert {span.name for span in spans} == {"POST /segment", *STAGES}
 
 
 def test_the_service_starts_without_the_packages_and_does_not_load_them_where_they_are() -> None:

@@ -64,6 +64,11 @@ def test_a_span_tells_plan_reason_image_and_status(world: World) -> None:
         "http.route": "/segment",
         "http.response.status_code": 200,
         "fathom.request_id": "r1",
+        "url.path": "/segment",
+        "url.scheme": "http",
+        "network.protocol.version": "1.1",
+        "client.address": "127.0.0.1",
+        "server.address": "test",
         "fathom.image.width": 64,
         "fathom.image.height": 48,
         "fathom.plan": "d1",
@@ -90,6 +95,57 @@ def test_inference_requests_are_spans_of_their_own_route(world: World) -> None:
         assert [stage.name for stage in world.below(span)] == list(STAGES)
     ids = {f"{span.context.trace_id:032x}" for span in world.servers}
     assert {parent_of(answer)[0] for answer in answers[:2]} == ids
+
+
+def test_a_span_tells_the_request_by_the_semantic_conventions(world: World) -> None:
+    given = post(User_Agent="cam/1") | {"query_string": b"include=paused"}
+    given["headers"] = [(b"host", b"fathom.example:8443"), *given["headers"][1:]]
+    world.ask(given)
+    found = dict(world.servers[0].attributes or {})
+    expected = {
+        "http.request.method": "POST",
+        "http.route": "/segment",
+        "http.response.status_code": 200,
+        "url.path": "/segment",
+        "url.query": "include=paused",
+        "url.scheme": "http",
+        "network.protocol.version": "1.1",
+        "client.address": "127.0.0.1",
+        "server.address": "fathom.example",
+        "server.port": 8443,
+        "user_agent.original": "cam/1",
+    }
+    assert {key: found.get(key) for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, ("fathom", "1")),
+        ({"OTEL_SERVICE_NAME": "masks"}, ("masks", "1")),
+        (
+            {"OTEL_RESOURCE_ATTRIBUTES": "service.name=masks,service.version=7,team=a"},
+            ("masks", "7"),
+        ),
+        (
+            {"OTEL_RESOURCE_ATTRIBUTES": "service.name=a", "OTEL_SERVICE_NAME": "masks"},
+            ("masks", "1"),
+        ),
+    ],
+)
+def test_the_services_name_is_the_one_that_opentelemetrys_variables_give_it(
+    fake_manifest: Manifest,
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    expected: tuple[str, str],
+) -> None:
+    for name, text in variables.items():
+        monkeypatch.setenv(name, text)
+    world = World(fake_manifest)
+    world.ask(post())
+    resource = world.servers[0].resource.attributes
+    assert (resource["service.name"], resource["service.version"]) == expected
+    assert resource.get("team") == ("a" if "team" in str(variables) else None)
 
 
 def test_images_of_one_batch_have_spans_of_their_own_in_traces_of_their_own(world: World) -> None:

@@ -34,7 +34,8 @@ sys.path.insert(0, str(ROOT))
 
 from service import bundle  # noqa: E402
 from service.bundle import Manifest  # noqa: E402
-from service.settings import Settings, load  # noqa: E402
+from service.command_line import load  # noqa: E402
+from service.settings import Settings  # noqa: E402
 from tests.bench import autoscaler, fleet  # noqa: E402
 from tests.bench.day import SLO_S, Day, Scaling, World, simulate  # noqa: E402
 

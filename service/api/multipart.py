@@ -1,0 +1,126 @@
+"""The one image of a multipart/form-data body, in memory alone.
+
+Browsers and HTTP libraries give a file a filename; programs that write their forms by hand often
+forget it. So an image is also a part without a filename whose type or first bytes are an image's.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Mapping
+from tempfile import SpooledTemporaryFile
+
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser, MultipartPart
+
+from service.errors import UndecodableImage
+
+MAX_FIELDS = 8  # parts beside the image; they are ignored
+MAX_FIELD_BYTES = 1024  # of each of them
+# JPEG, PNG, WebP, TIFF of both byte orders; that of HEIC and AVIF stands behind a length
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"RIFF", b"II*\0", b"MM\0*")
+# It would write a line for every byte that a stranger puts in the wrong place.
+logging.getLogger("python_multipart").setLevel(logging.ERROR)
+
+
+async def image_of(
+    headers: Mapping[str, str], stream: AsyncGenerator[bytes, None]
+) -> tuple[bytes, str]:
+    """The image's bytes and the content type of its part, which may be empty.
+
+    headers: of the request. Raises UndecodableImage for a form without exactly one image, and what
+    the stream raises.
+    """
+    parser = _Parser(
+        Headers(headers),
+        stream,
+        max_files=1,
+        max_fields=MAX_FIELDS,
+        max_part_size=MAX_FIELD_BYTES,
+    )
+    try:
+        await parser.parse()
+        if parser.image is None:
+            raise UndecodableImage(parser.what_is_missing())
+        return await parser.image.read(), parser.image.content_type or ""
+    except MultiPartException as error:
+        raise UndecodableImage(f"The form cannot be read: {error.message}") from error
+    finally:
+        parser.close()
+
+
+class _Parser(MultiPartParser):
+    """image: of the part that is one."""
+
+    # A container's file system may be read-only, and the body's size is limited already.
+    spool_max_size = 0
+    image: UploadFile | None = None
+
+    def close(self) -> None:
+        """Close every file: parse() leaves one open whose part does not end."""
+        for file in self._files_to_close_on_error:
+            file.close()
+
+    def what_is_missing(self) -> str:
+        """For a form without an image."""
+        names = [_shown(name) for name, _ in self.items]
+        if not names:
+            return "The form has no parts: send the image as one, with a filename"
+        return (
+            f"No part of the form is an image or has a filename, only {', '.join(names)}: send the "
+            "image as a part with a filename"
+        )
+
+    def on_headers_finished(self) -> None:
+        part = self._current_part
+        super().on_headers_finished()  # a second file is refused here
+        if part.file is not None:
+            self._take(part)
+        elif _type_of(part).startswith("image/"):
+            self._promote(part)
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        part = self._current_part
+        if part.file is None and len(part.data) + end - start > self.max_part_size:
+            if not _begins_as_image((part.data[:16] + data[start : start + 16])[:16]):
+                raise MultiPartException(
+                    f"the part {_shown(part.field_name)} is no image and has more than "
+                    f"{self.max_part_size} bytes. If it is the image, its filename is missing, "
+                    "and it must be an image file as it is, not text"
+                )
+            self._promote(part)
+        super().on_part_data(data, start, end)
+
+    def on_part_end(self) -> None:
+        part = self._current_part
+        if part.file is None and _begins_as_image(part.data):
+            self._promote(part)
+        super().on_part_end()
+
+    def _promote(self, part: MultipartPart) -> None:
+        """A part without a filename is the image."""
+        file = SpooledTemporaryFile[bytes](max_size=self.spool_max_size)
+        self._files_to_close_on_error.append(file)
+        self._current_fields -= 1
+        headers = Headers(raw=part.item_headers)
+        part.file = UploadFile(file=file, size=0, filename="", headers=headers)  # type: ignore[arg-type]
+        self._take(part)
+        self._file_parts_to_write.append((part, bytes(part.data)))
+
+    def _take(self, part: MultipartPart) -> None:
+        if self.image is not None:
+            raise MultiPartException(f"the part {_shown(part.field_name)} is a second image")
+        self.image = part.file
+
+
+def _begins_as_image(data: bytes | bytearray) -> bool:
+    return data.startswith(_BEGINNINGS) or data[4:8] == b"ftyp"
+
+
+def _type_of(part: MultipartPart) -> str:
+    fields = dict(part.item_headers)
+    return fields.get(b"content-type", b"").decode("latin-1").strip().lower()
+
+
+def _shown(name: str) -> str:
+    return repr(name[:40])
