@@ -211,7 +211,7 @@ def _used(answers: Sequence[Answer]) -> dict[str, str | int | float]:
             "plan": answer.decision.plan.name,
             "depth": answer.decision.plan.depth,
             "of": answer.manifest.layers,
-            "gflops": answer.decision.plan.gflops,
+            "gflops": answer.decision.plan.price,
             "reason": answer.decision.reason.value,
             "predicted_quality": round(answer.decision.predicted_quality, 4),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import replace
 
@@ -46,6 +47,8 @@ def test_every_place_tells_the_same_number_and_it_buys_the_plan(
     dear = replace(second, gflops=cost * 1.5 + 1)
     manifest = replace(fake_manifest, plans=(first, dear, *fake_manifest.plans[2:]))
     manifest = replace(manifest, plans=tuple(sorted(manifest.plans, key=lambda p: p.gflops)))
+    encoded = base64.b64encode(quarters()).decode()
+    image = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [encoded]}
     with running(manifest, max_loss=0.0) as server:
         for plan in server.http.get("/plans").json()["plans"]:
             ceiling = {"Compute-Budget": f"gflops={plan['gflops']}, max-loss=0"}
@@ -56,6 +59,15 @@ def test_every_place_tells_the_same_number_and_it_buys_the_plan(
             (spent,) = [part for part in field.split(", ") if part.startswith("gflops=")]
             again = server.post(quarters(), {"Compute-Budget": f"{spent}, max-loss=0"})
             assert again.json()["usage"]["plan"] == plan["name"]
+            inference = server.http.post(
+                f"/v2/models/{manifest.name}/infer",
+                json={
+                    "inputs": [image],
+                    "outputs": [{"name": "segments"}],
+                    "parameters": {"gflops": plan["gflops"], "max_loss": 0},
+                },
+            ).json()["parameters"]
+            assert (inference["plan"], inference["gflops"]) == (plan["name"], plan["gflops"])
         cheapest = server.post(quarters(), {"Compute-Budget": "gflops=0.001"})
         if cheapest.status_code == 422:
             told_cost = cheapest.json()["cheapest"]["gflops"]
