@@ -60,9 +60,6 @@ def create_app(
     model.node_budget = node_budget.at_start(settings.node_budget, settings.node_budget_file, model)
     keys = _keys(settings, metrics)
     guard = [] if keys is None else [Depends(keys.require)]
-    described = openapi.segment()
-    if guard:
-        described["responses"][401] = openapi.failure("No API key, or an unknown one")
     app = FastAPI(
         title="Fathom",
         version=version,
@@ -76,6 +73,7 @@ def create_app(
         redirect_slashes=False,  # to an absolute URL that the caller's Host would make up
         telemetry=_TELEMETRY,
         lifespan=partial(_lifespan, settings, segmenter, keys, tracing),
+        generate_unique_id_function=openapi.operation_id,
     )
     app.state.keys = keys  # for transports beside this one
     foreign = partial(observe, metrics, outcome=ForeignOrigin.problem)
@@ -93,6 +91,7 @@ def create_app(
         max_waiting=settings.queue_size,
     )
     route = SegmentRoute(segmenter, intake, metrics)
+    described = openapi.segment(model.manifest.layers)
     app.post("/segment", dependencies=guard, **described)(route.segment)
     app.include_router(operations(settings, model, metrics, guard))
     app.include_router(

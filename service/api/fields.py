@@ -52,6 +52,26 @@ def parse_value_range(lines: Sequence[str]) -> ValueRange:
     )
 
 
+def pattern(layers: int) -> str:
+    """A regular expression for the usual spellings of a budget, for clients that check before they
+    send: whatever matches is understood. layers: the bundle's deepest exit.
+
+    RFC 9651 has a few more spellings, such as leading zeros.
+    """
+    thousandths = r"(?:\.[0-9]{1,3})?"
+    small = "0[.](?:[1-9][0-9]{0,2}|0[1-9][0-9]?|00[1-9])"  # 0.001 to 0.999
+    member = "|".join(
+        (
+            f"depth=(?:{'|'.join(map(str, range(1, layers + 1)))})",
+            f"gflops=(?:[1-9][0-9]{{0,5}}{thousandths}|{small})",
+            f"ms=(?:[1-9][0-9]{{0,4}}{thousandths}|[1-5][0-9]{{5}}{thousandths}|600000)",
+            f"max-loss=(?:0{thousandths}|1)",
+            r"strict(?:=\?[01])?",
+        )
+    )
+    return rf"^(?:(?:{member})(?:[ \t]*,[ \t]*(?:{member}))*)?$"
+
+
 @contextmanager
 def names_the_header() -> Iterator[None]:
     """Turn BadBudget into BadHeader: here the budget came in the header."""

@@ -69,7 +69,7 @@ class InferRoute:
             self._segmenter.model.engine.check_ready()
             body = _body(request)
             async with self._intake.hold(request, body, whole) as data:
-                header = request.headers.get(HEADER_LENGTH, "")
+                header = request.headers.get(HEADER_LENGTH)
                 taking = self._take(data, header, traces)
                 wanted, frames, binary = await while_connected(request, taking)
             running = run_all(self._segmenter, frames, wanted.ask, traces, request.state.arrived)
@@ -88,7 +88,7 @@ class InferRoute:
             return _answer(content, header_length, encoding)
 
     async def _take(
-        self, data: bytes, header_length: str, traces: list[Trace]
+        self, data: bytes, header_length: str | None, traces: list[Trace]
     ) -> tuple[Wanted, list[Frame], frozenset[str]]:
         """What a body wants, its images, and the outputs to be answered as binary data. traces:
         becomes one per image."""
@@ -137,7 +137,7 @@ def open_inference(
                 handler,
                 methods=[method],
                 dependencies=[*keys, *map(Depends, checks)],
-                **openapi_inference.described(path),
+                **openapi_inference.described(path, model.manifest.layers),
             )
 
     @router.get("", dependencies=guard)
@@ -157,7 +157,11 @@ def open_inference(
     async def models() -> dict[str, list[str]]:
         return {"models": [model.manifest.name]}
 
-    @router.post("/repository/index", dependencies=guard, **openapi_inference.described("index"))
+    @router.post(
+        "/repository/index",
+        dependencies=guard,
+        **openapi_inference.described("index", model.manifest.layers),
+    )
     async def index(request: Request) -> JSONResponse:
         async with intake.hold(request, _body(request), whole) as data:
             return JSONResponse(description.index(model, rest.only_ready(data)))

@@ -5,21 +5,25 @@ It is made from the table of forms, the image formats and the error tree.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+from fastapi.routing import APIRoute
 from starlette.responses import Response
 
+from service.api import openapi_answers
 from service.api.body import FORM
+from service.api.fields import MAX_LENGTH, pattern
 from service.api.forms import FORMS, INCLUDES
 from service.api.image_info import Wire
+from service.api.openapi_answers import failure
 from service.api.schemas import TASK_NOTES, Problem
 from service.errors import BadInference, FathomError
 from service.pixels.formats import FORMATS
 from service.tasks import TASKS
 
 _BINARY = {"type": "string", "format": "binary"}
-PROBLEM = "application/problem+json"
-RETRIED = (429, 503)  # the statuses that come with Retry-After
+_IMAGE_FORM = {"type": "object", "properties": {"file": _BINARY}, "required": ["file"]}
 _EXAMPLE = {
     "image": {
         "width": 480,
@@ -63,14 +67,21 @@ _HEADERS = {
         "depth=2, of=6, gflops=4.1, reason=request",
     ),
     "Server-Timing": ("Milliseconds per stage", "decode;dur=2.1, queue;dur=0.1, front;dur=21.4"),
-    "X-Request-Id": ("The request's id, the caller's or a new one", "3f1c9a"),
 }
 
 
-def segment() -> dict[str, Any]:
-    """The arguments of the route /segment for its description."""
+def segment(layers: int) -> dict[str, Any]:
+    """The arguments of the route /segment for its description.
+
+    layers: the bundle's deepest exit.
+    """
     headers = {
-        name: {"description": text, "schema": {"type": "string"}, "example": example}
+        name: {
+            "description": text,
+            "required": True,
+            "schema": {"type": "string"},
+            "example": example,
+        }
         for name, (text, example) in _HEADERS.items()
     }
     content: dict[str, Any] = {
@@ -87,37 +98,33 @@ def segment() -> dict[str, Any]:
     }
     for status, names in sorted(titles(BadInference).items()):
         responses[status] = failure(" / ".join(names))
-        if status in RETRIED:
-            responses[status]["headers"] = {
-                "Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}
-            }
     forms = "; ".join(f"{form.media_type}: {form.holds}" for form in FORMS)
     pixels = "; ".join(f"{task.name}: {task.png}" for task in TASKS.values())
     return {
         "summary": "Segment one image",
         "description": "Masks of one image, with the compute that the image needs and its budget "
-        f"allows. {forms}. Segments: {TASK_NOTES}. Label map, per pixel: {pixels}.",
+        f"allows. Accept picks the form. {forms}. Segments: {TASK_NOTES}. "
+        f"Label map, per pixel: {pixels}.",
         "tags": ["segment"],
         "response_class": Response,
         "responses": responses,
-        "openapi_extra": {"parameters": _parameters(), "requestBody": _request_body()},
+        "openapi_extra": {"parameters": _parameters(layers), "requestBody": _request_body()},
     }
 
 
-def failure(description: str) -> dict[str, Any]:
-    """The description of a problem document, for a route's `responses`."""
-    return {
-        "description": description,
-        "content": {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-    }
+def operation_id(route: APIRoute) -> str:
+    """The path's words: `segment`, `v2_models_name`. Generated clients name their functions so."""
+    return "_".join(re.findall(r"\w+", route.path))
 
 
 def complete(schema: dict[str, Any]) -> dict[str, Any]:
-    """FastAPI's document, with our problem documents instead of its validation errors."""
+    """FastAPI's document, with our problem documents instead of its validation errors, and with
+    what every operation can answer."""
     schemas = schema["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     schemas["Problem"] = Problem.model_json_schema()
+    schemas["ImageForm"] = _IMAGE_FORM
     for model in (form.model for form in FORMS if form.model):
         own = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= own.pop("$defs", {}) | {model.__name__: own}
@@ -125,6 +132,7 @@ def complete(schema: dict[str, Any]) -> dict[str, Any]:
         for operation in operations.values():
             if path != "/segment" and not path.endswith("/infer"):
                 operation["responses"].pop("422", None)
+            openapi_answers.add(path, operation)
     return schema
 
 
@@ -145,13 +153,14 @@ def titles(*others: type[FathomError]) -> dict[int, list[str]]:
 
 
 def _request_body() -> dict[str, Any]:
-    form = {"type": "object", "properties": {"file": _BINARY}, "required": ["file"]}
     kinds = (*FORMATS, "application/octet-stream")
     content: dict[str, Any] = {kind: {"schema": _BINARY} for kind in kinds}
-    return {"required": True, "content": content | {FORM: {"schema": form}}}
+    encoding = {"file": {"contentType": ", ".join(kinds)}}
+    form = {"schema": {"$ref": "#/components/schemas/ImageForm"}, "encoding": encoding}
+    return {"required": True, "content": content | {FORM: form}}
 
 
-def _parameters() -> list[dict[str, Any]]:
+def _parameters(layers: int) -> list[dict[str, Any]]:
     budget = (
         "Ceilings and a floor, all optional (RFC 9651 Dictionary). "
         "depth: most encoder layers. "
@@ -160,22 +169,15 @@ def _parameters() -> list[dict[str, Any]]:
         "max-loss: expected loss against the full plan that is accepted, from 0 to 1. "
         "strict: refuse the image if that floor is out of reach."
     )
+    written = {"pattern": pattern(layers), "maxLength": MAX_LENGTH}
+    value_range = (
+        "How 16-bit samples become 8: over the full range, or (auto) over the range that the image "
+        "uses, from its 0.1th to its 99.9th percentile, as for microscopes"
+    )
+    # No Accept here: OpenAPI ignores it as a parameter, and takes it from the answers' types.
     return [
-        _header("Compute-Budget", budget, "depth=3, gflops=6.5, ms=80, max-loss=0.01"),
-        _header(
-            "Accept",
-            f"The answer's form: {' or '.join(form.media_type for form in FORMS)}",
-            "image/png",
-        ),
-        {
-            **_header(
-                "Value-Range",
-                "How 16-bit samples become 8: over the full range, or (auto) over the range that "
-                "the image uses, from its 0.1th to its 99.9th percentile, as for microscopes",
-                "auto",
-            ),
-            "schema": {"type": "string", "enum": ["full", "auto"]},
-        },
+        _header("Compute-Budget", budget, "depth=3, gflops=6.5, ms=500, max-loss=0.01", **written),
+        _header("Value-Range", value_range, "auto", enum=["full", "auto"]),
         _header("X-Request-Id", "Echoed if it matches [A-Za-z0-9._-]{1,64}", "3f1c9a"),
         {
             "name": "include",
@@ -188,11 +190,11 @@ def _parameters() -> list[dict[str, Any]]:
     ]
 
 
-def _header(name: str, description: str, example: str) -> dict[str, Any]:
+def _header(name: str, description: str, example: str, **schema: object) -> dict[str, Any]:
     return {
         "name": name,
         "in": "header",
         "description": description,
-        "schema": {"type": "string"},
+        "schema": {"type": "string", **schema},
         "example": example,
     }

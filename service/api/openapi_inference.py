@@ -6,9 +6,10 @@ from typing import Any
 
 from starlette.responses import Response
 
-from service.api.openapi import RETRIED, titles
+from service.api.openapi import titles
+from service.api.openapi_answers import error
 from service.errors import BadHeader, BadQuery, NotAcceptable
-from service.open_inference.request import IMAGE, LABELS, PIXELS, SEGMENTS
+from service.open_inference.request import IGNORED, IMAGE, LABELS, MAX_ID, PIXELS, SEGMENTS
 
 _NAMED = {"type": "object", "required": ["name"]}
 _SCALAR = {"anyOf": [{"type": kind} for kind in ("string", "number", "boolean")]}
@@ -19,25 +20,20 @@ _TENSOR = {
     "parameters": {"type": "object", "additionalProperties": _SCALAR},
     "data": {"type": "array", "items": {}},
 }
-_PARAMETERS = {
-    "type": "object",
-    "description": "The keys of Compute-Budget, timeout in microseconds, binary_data_output",
-    "properties": {
-        "depth": {"type": "integer"},
-        "gflops": {"type": "number"},
-        "ms": {"type": "number"},
-        "max_loss": {"type": "number"},
-        "strict": {"type": "boolean"},
-        "timeout": {"type": "integer"},
-        "binary_data_output": {"type": "boolean"},
-    },
+_PARAMETERS: dict[str, Any] = {
+    **{key: {} for key in sorted(IGNORED)},
+    "gflops": {"type": "number", "minimum": 0.001, "maximum": 1e6},
+    "ms": {"type": "number", "minimum": 1, "maximum": 600_000},
+    "max_loss": {"type": "number", "minimum": 0, "maximum": 1},
+    "strict": {"type": "boolean"},
+    "timeout": {"type": "integer", "minimum": 0},
+    "binary_data_output": {"type": "boolean"},
 }
-_REQUEST = {
+_REQUEST: dict[str, Any] = {
     "type": "object",
     "required": ["inputs"],
     "properties": {
-        "id": {"type": "string"},
-        "parameters": _PARAMETERS,
+        "id": {"type": "string", "maxLength": MAX_ID},
         "inputs": {
             "type": "array",
             "description": f"One tensor, '{IMAGE}' or '{PIXELS}'",
@@ -61,6 +57,7 @@ _REQUEST = {
                     "name": {"type": "string", "enum": [LABELS, SEGMENTS]},
                     "parameters": {
                         "type": "object",
+                        "additionalProperties": False,
                         "properties": {"binary_data": {"type": "boolean"}},
                     },
                 }
@@ -85,11 +82,6 @@ _EXAMPLE = {
     "parameters": {"gflops": 6.5},
 }
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
-_ERROR = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {"error": {"type": "string"}},
-}
 _SUMMARIES = {
     "": "Metadata of the model: its inputs and outputs",
     "/ready": "Whether the model takes work",
@@ -100,22 +92,33 @@ _SUMMARIES = {
 }
 
 
-def described(path: str) -> dict[str, Any]:
-    """The arguments of a route of the model that describe it. path: below the model's own."""
+def described(path: str, layers: int) -> dict[str, Any]:
+    """The arguments of a route of the model that describe it.
+
+    path: below the model's own. layers: the bundle's deepest exit.
+    """
     found: dict[str, Any] = {"summary": _SUMMARIES[path], "responses": {404: error("Unknown")}}
     if path == "/ready":
         found["responses"][503] = error("Starting, draining or failed")
     if path == "/infer":
-        found |= _infer()
+        found |= _infer(layers)
     return found
 
 
-def error(description: str) -> dict[str, Any]:
-    """An answer with the protocol's member `error`."""
-    return {"description": description, "content": {"application/json": {"schema": _ERROR}}}
+def _request(layers: int) -> dict[str, Any]:
+    """The schema of a request. layers: the bundle's deepest exit."""
+    depth = {"type": "integer", "minimum": 1, "maximum": layers}
+    parameters = {
+        "type": "object",
+        "description": "The keys of Compute-Budget, timeout in microseconds, binary_data_output. "
+        "Numbers may be strings.",
+        "additionalProperties": False,
+        "properties": {"depth": depth, **_PARAMETERS},
+    }
+    return _REQUEST | {"properties": {"parameters": parameters, **_REQUEST["properties"]}}
 
 
-def _infer() -> dict[str, Any]:
+def _infer(layers: int) -> dict[str, Any]:
     responses: dict[int, Any] = {
         200: {
             "description": "The outputs, with what each image took in the parameters",
@@ -128,10 +131,6 @@ def _infer() -> dict[str, Any]:
     }
     for status, names in titles(BadHeader, BadQuery, NotAcceptable).items():
         responses[status] = error(" / ".join(names))
-        if status in RETRIED:
-            responses[status]["headers"] = {
-                "Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}
-            }
     length = {
         "name": "Inference-Header-Content-Length",
         "in": "header",
@@ -139,7 +138,7 @@ def _infer() -> dict[str, Any]:
         "schema": {"type": "integer", "minimum": 0},
     }
     content = {
-        "application/json": {"schema": _REQUEST, "example": _EXAMPLE},
+        "application/json": {"schema": _request(layers), "example": _EXAMPLE},
         "application/octet-stream": _BINARY,
     }
     return {

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api import schemas
-from service.api.openapi import failure
+from service.api.openapi_answers import failure
 from service.metrics import Metrics
 from service.model import Model
 from service.settings import Settings
@@ -31,9 +31,7 @@ def operations(
         """The process is alive."""
         return {"status": "alive"}
 
-    @router.get(
-        "/readyz", responses={503: failure("Starting, draining or failed; with Retry-After")}
-    )
+    @router.get("/readyz", responses={503: failure("Starting, draining or failed")})
     async def readyz() -> dict[str, str]:
         """The engine is open and warm."""
         model.engine.check_ready()

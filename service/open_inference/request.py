@@ -151,6 +151,8 @@ def _plain(name: str, value: object) -> object:
         if not isinstance(value, bool):
             raise BadBudget("parameters: the key 'strict' must be true or false", key=name)
         return value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # in JSON, 2.0 is an integer
     if isinstance(value, str) and _INTEGER.fullmatch(value):
         return int(value)
     if isinstance(value, str) and _DECIMAL.fullmatch(value):
@@ -164,9 +166,7 @@ def _deadline(timeout: object, ms: object) -> dict[str, object]:
         return {}
     number = _plain(TIMEOUT, timeout)
     if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-        raise BadBudget(
-            f"parameters: the key '{TIMEOUT}' must be a whole number of microseconds", key=TIMEOUT
-        )
+        raise BadBudget(f"the key '{TIMEOUT}' must be a whole number of microseconds", key=TIMEOUT)
     limit = min(max(number / 1000, 1.0), _LONGEST_MS)
     if number == 0 or (ms is not None and not isinstance(ms, int | float)):
         return {}

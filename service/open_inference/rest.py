@@ -45,13 +45,13 @@ class Sent:
     binary: frozenset[str]
 
 
-def parse(body: bytes, header_length: str) -> Sent:
+def parse(body: bytes, header_length: str | None) -> Sent:
     """The body of a request.
 
     header_length: the field Inference-Header-Content-Length: the bytes of JSON before the binary
-    data. Empty: all of them; 0: none, the body is one image file. Raises BadInference, BadBudget.
+    data. None: all of them; 0: none, the body is one image file. Raises BadInference, BadBudget.
     """
-    if not header_length:
+    if header_length is None:
         return _parse(body, b"")
     if not header_length.isascii() or not header_length.isdecimal() or len(header_length) > 10:
         raise BadInference("Inference-Header-Content-Length must be a number of bytes")

@@ -137,6 +137,7 @@ def test_answers_are_packed_only_where_the_caller_says_so(server: Server, field:
     [
         ({"depth": 2}, "d2"),
         ({"depth": "2"}, "d2"),
+        ({"depth": 2.0}, "d2"),  # an integer, as JSON has them
         ({"gflops": 3.5}, "d2"),
         ({"gflops": "3.5"}, "d2"),
         ({"gflops": 3}, "d2"),
@@ -144,6 +145,7 @@ def test_answers_are_packed_only_where_the_caller_says_so(server: Server, field:
         ({"max_loss": "0", "strict": "true"}, "d4"),
         ({"ms": 60000, "timeout": 50_000_000, "max_loss": 0}, "d4"),
         ({"timeout": 0, "max_loss": 0}, "d4"),
+        ({"timeout": 50_000_000.0, "max_loss": 0}, "d4"),
         ({"sequence_id": 7, "sequence_start": True, "sequence_end": True, "depth": 1}, "d1"),
         ({"priority": 3, "depth": 1}, "d1"),
     ],
@@ -180,6 +182,11 @@ def test_a_parameter_that_is_wrong_is_named(
     message = refused(infer(server, document(flat(), parameters=parameters)))
     for name in names:
         assert name in message
+    assert message.count("parameters") <= 1
+
+
+def test_an_empty_length_of_the_json_is_refused(server: Server) -> None:
+    assert LENGTH in refused(infer(server, document(flat()), {LENGTH: ""}))
 
 
 def test_a_budget_below_every_plan_is_422_with_the_cheapest(server: Server) -> None:
