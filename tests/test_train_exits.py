@@ -352,7 +352,7 @@ def test_scenes_cannot_be_mixed_with_other_classes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "model_export.training.train_exits.open_dataset", lambda spec, root: Stripes()
+        "model_export.training.train_exits.open_dataset", lambda spec, root, cache: Stripes()
     )
     assert command(*train_words, "--out", tmp_path / "run", "--scenes", "0.1") == 1
     assert "leave it out" in capsys.readouterr().err

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from model_export.data import scenes
-from model_export.data.folders import OBJECT, PALETTE, DataError, Folder, Sample
+from model_export.data.cache import SampleCache
+from model_export.data.folders import OBJECT, PALETTE, Folder
 from model_export.data.meta_json import groups_in, open_folder, open_instances, read_description
+from model_export.data.sample import DataError, Sample
 from model_export.tasks import VOID
 
 __all__ = [
@@ -258,12 +260,13 @@ def refuse_shared(
         )
 
 
-def open_dataset(spec: str, root: Path | None) -> Dataset:
-    """spec: one of SPECS; all but the scenes read `root`."""
+def open_dataset(spec: str, root: Path | None, cache: SampleCache | None = None) -> Dataset:
+    """spec: one of SPECS; all but the scenes read `root`. cache: shared with other data sets; None:
+    one of its own."""
     kind, _, rest = spec.partition(":")
     if kind == "scenes":
         return _scenes(spec)
-    makers: dict[str, Callable[[Path], Dataset]] = {
+    makers: dict[str, Callable[[Path], Folder]] = {
         "camvid": lambda r: CamVid(r, rest or "train"),
         "nuclei": lambda r: Nuclei(r, rest or "train"),
         "folder": lambda r: open_folder(r, rest),
@@ -273,7 +276,10 @@ def open_dataset(spec: str, root: Path | None) -> Dataset:
         raise DataError(f"unknown data set {spec!r}; choose {SPECS}")
     if root is None:
         raise DataError(f"data set {spec!r} needs --data FOLDER")
-    return makers[kind](root)
+    data = makers[kind](root)
+    if cache is not None:
+        data.cache = cache
+    return data
 
 
 def _scenes(spec: str) -> Scenes:

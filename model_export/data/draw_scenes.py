@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from model_export.data.datasets import BARE, Scenes
-from model_export.data.folders import DataError
+from model_export.data.sample import DataError
 
 FIFTHS = 5
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
+from model_export.data.cache import SampleCache
+from model_export.data.sample import DataError, Sample, read_image
 from model_export.data.scenes import CLASSES
 from model_export.tasks import TASKS, VOID
 from model_export.tasks.base import Labels
@@ -32,34 +32,6 @@ OBJECT = (86, 180, 233)
 
 Colours = tuple[tuple[int, int, int], ...]
 Groups = Mapping[str, str]
-
-
-class DataError(ValueError):
-    """A data folder that cannot be used. The message names the file and what to change."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """image: (H, W, 3) uint8 RGB. mask: (H, W) uint8, each pixel's channel of the network, 255 =
-    void.
-
-    Semantic: the mask has the classes. Instance: it has background, core and border of objects
-    (tasks/core_and_border.py), and instances are (H, W) uint16, 0 = background, k = object k.
-    group: the same for images that are alike, e.g. frames of one video. labels_right: how many
-    pixels the labels lie to the right of what the image shows.
-    """
-
-    name: str
-    image: NDArray[np.uint8]
-    mask: NDArray[np.uint8]
-    instances: NDArray[np.uint16] | None = None
-    group: str = ""
-    labels_right: float = 0.0
-
-    @property
-    def truth(self) -> Labels:
-        """(H, W) labels that an answer is compared with."""
-        return self.mask if self.instances is None else self.instances
 
 
 class Folder:
@@ -89,13 +61,13 @@ class Folder:
         self.channels = self._kind.channels(len(classes))
         self.groups, self.labels_right = groups or {}, labels_right
         self.files = pairs(root, self._kind.folder, names, below)
-        self._load = lru_cache(maxsize=1024)(self._sample)
+        self.cache = SampleCache()
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Sample:
-        return self._load(index)
+        return self.cache.get((self, index), lambda: self._sample(index))
 
     def group_of(self, index: int) -> str:
         """The image's group, empty where it has none."""
@@ -120,9 +92,8 @@ class Folder:
     def _read(self, index: int) -> tuple[NDArray[np.uint8], Labels]:
         """Image and labels, of one size."""
         image_file, file = self.files[index]
-        # Labels are of what is shown, so the image is turned as its EXIF says.
-        image = np.asarray(ImageOps.exif_transpose(open_image(image_file)).convert("RGB"))
-        labels, bits = np.asarray(open_image(file)), self._kind.bits
+        image = read_image(image_file)
+        labels, bits = np.asarray(open_labels(file)), self._kind.bits
         if labels.dtype != f"uint{bits}" or labels.shape != image.shape[:2]:
             needs = f"one channel of {bits} bits, {image.shape[:2]}"
             raise DataError(
@@ -164,8 +135,8 @@ def pairs(
     return known
 
 
-def open_image(file: Path) -> Image.Image:
-    """Decoded. Raises DataError that names the file."""
+def open_labels(file: Path) -> Image.Image:
+    """Decoded, the values as they are stored. Raises DataError that names the file."""
     try:
         with Image.open(file) as image:
             image.load()

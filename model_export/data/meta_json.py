@@ -11,9 +11,9 @@ from model_export.data.folders import (
     OBJECT,
     PALETTE,
     Colours,
-    DataError,
     Folder,
 )
+from model_export.data.sample import DataError
 from model_export.data.scenes import CLASSES
 from model_export.tasks import VOID
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from model_export.data.datasets import DataError, Folder
@@ -33,7 +33,7 @@ from service.engines.base import Backend
 from service.engines.choice import open_named
 from service.errors import FathomError
 from service.inference.stages import Stages
-from service.pixels.decode import Limits, decode
+from service.pixels.decode import Limits, decode, decode_full
 from service.tasks import Masks, task_of
 
 LIMITS = Limits(max_pixels=25_000_000, max_side=8192, min_side=16)  # the service's defaults
@@ -258,9 +258,8 @@ def _mirror(data: bytes) -> bytes:
     """An image file -> a PNG of its mirror image. A file that cannot be read is left to the
     service's own check."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            mirrored = ImageOps.mirror(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, ValueError):
+        mirrored = Image.fromarray(np.ascontiguousarray(decode_full(data, LIMITS).pixels[:, ::-1]))
+    except FathomError:
         return data
     encoded = io.BytesIO()
     mirrored.save(encoded, "PNG", compress_level=1)

@@ -11,8 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -22,23 +21,17 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from model_export.data.augment import parse_size
-from model_export.data.datasets import SPECS, Dataset, Scenes, open_dataset
+from model_export.data.cache import SampleCache
+from model_export.data.datasets import Dataset, Scenes, open_dataset
 from model_export.network.segmenter import Segmenter
 from model_export.tasks import TASKS
-from model_export.training.batches import Batches, chances, draw_batch
-from model_export.training.initial_weights import (
-    InitialOptions,
-    add_initial_arguments,
-    initial_model,
-    seen_by,
-)
+from model_export.training.batches import chances, draw_batch
+from model_export.training.initial_weights import initial_model
 from model_export.training.optimizer import parameter_groups, rate
 from model_export.training.quality import dev_quality
 from model_export.training.runs import (
     Average,
     RunError,
-    Trained,
     append_log,
     cut_log,
     discard_derived,
@@ -47,150 +40,9 @@ from model_export.training.runs import (
     write_config,
 )
 from model_export.training.supernet import SAMPLING, TERMS, Supernet, Weights, exit_weights
+from model_export.training.train_options import SCENES, Options, add_arguments
 
-SCENES = 100_000  # to draw from, with --scenes
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "--out",
-        type=Path,
-        required=True,
-        help="the run's folder; an unfinished run continues",
-    )
-    add("--data", type=Path, help="folder of the data set (not needed for scenes)")
-    add("--train", default="scenes:256", help=f"data set to train on: {SPECS}")
-    add("--dev", default="scenes:32:1", help="data set to watch the quality on, never trained on")
-    add_initial_arguments(parser)
-    add(
-        "--scenes",
-        type=float,
-        default=0.0,
-        help="share of generated scenes mixed into every batch (CamVid's classes)",
-    )
-    add("--crop", default="256x352", help="height x width of the training crops")
-    add(
-        "--zoom",
-        type=float,
-        nargs=2,
-        default=(0.6, 1.6),
-        help="range of the crops' scale relative to that on the canvas",
-    )
-    add(
-        "--balance",
-        type=float,
-        default=0.0,
-        help="draw images of small groups more often: 1 = all groups equally often",
-    )
-    add(
-        "--turn",
-        action="store_true",
-        help="also turn crops by right angles (microscopy, aerial views)",
-    )
-    add("--steps", type=int, default=6000)
-    add("--batch", type=int, default=4, help="per process")
-    add("--lr", type=float, default=4e-4)
-    add("--backbone-lr", type=float, default=0.2, help="factor of --lr for the backbone")
-    add("--decay", type=float, default=0.05, help="weight decay; 0 on norms, biases and embeddings")
-    add("--points", type=int, default=2048, help="sampled points per mask")
-    add(
-        "--pixel-weight",
-        type=float,
-        default=2.0,
-        help="weight of the semantic cross-entropy; 0 = Mask2Former's loss",
-    )
-    add(
-        "--pixel-stride",
-        type=int,
-        choices=(1, 2, 4),
-        default=4,
-        help="stride of the labels in the semantic cross-entropy",
-    )
-    add(
-        "--gap-weight",
-        type=float,
-        default=1.0,
-        help="weight in it of the pixels where two objects meet (instance task)",
-    )
-    add("--token-weight", type=float, default=1.0, help="weight of the token heads' cross-entropy")
-    add(
-        "--distill",
-        type=float,
-        default=1.0,
-        help="weight of distillation from the full encoder; 0 = none",
-    )
-    add(
-        "--sampling",
-        choices=sorted(SAMPLING),
-        default="sandwich",
-        help="which networks a step trains",
-    )
-    add(
-        "--exit-weight",
-        choices=("linear", "uniform"),
-        default="uniform",
-        help="loss weight by depth, mean 1",
-    )
-    add("--ema", type=float, default=0.999)
-    add("--seed", type=int, default=0)
-    add(
-        "--check-every",
-        type=int,
-        default=1000,
-        help="steps between checkpoints, each with an evaluation on the dev set",
-    )
-    add(
-        "--stop-after",
-        type=float,
-        default=math.inf,
-        help="minutes after which to write a checkpoint and stop; run it again to continue",
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options(InitialOptions):
-    """The arguments above."""
-
-    out: Path
-    data: Path | None
-    train: str
-    dev: str
-    scenes: float
-    crop: str
-    zoom: Sequence[float]
-    balance: float
-    turn: bool
-    steps: int
-    batch: int
-    lr: float
-    backbone_lr: float
-    decay: float
-    points: int
-    pixel_weight: float
-    pixel_stride: int
-    gap_weight: float
-    token_weight: float
-    distill: float
-    sampling: str
-    exit_weight: str
-    ema: float
-    seed: int
-    check_every: int
-    stop_after: float
-
-    def batches(self) -> Batches:
-        """Raises ValueError that names what is wrong."""
-        low, high = self.zoom
-        return Batches(
-            self.batch, self.scenes, parse_size(self.crop), (low, high), self.turn, self.gap_weight
-        )
-
-    def seen(self) -> list[Trained]:
-        """All that the weights will have been trained on."""
-        start = seen_by(self.start_from) if self.start_from else ()
-        scenes = [(f"scenes:{SCENES}:{self.seed + 17}", None)] if self.scenes else []
-        return [(self.train, self.data), *start, *scenes]
+__all__ = ["add_arguments", "main", "train"]
 
 
 def main(args: argparse.Namespace) -> None:
@@ -293,8 +145,11 @@ def train(options: Options) -> None:
 
 def open_data(options: Options) -> tuple[Dataset, Dataset, Scenes]:
     """What to train on, the dev set, and the scenes to mix in. Raises DataError, RunError."""
-    data = open_dataset(options.train, options.data)
-    dev = open_dataset(options.dev, options.data)
+    if not 0 <= options.cache_mb < math.inf:
+        raise RunError(f"--cache-mb {options.cache_mb} must be 0 (keep nothing) or more")
+    cache = SampleCache(options.cache_mb)
+    data = open_dataset(options.train, options.data, cache)
+    dev = open_dataset(options.dev, options.data, cache)
     scenes = Scenes(SCENES, seed=options.seed + 17)
     if options.scenes and data.classes != scenes.classes:
         raise RunError(

@@ -27,7 +27,7 @@ from service.core import Frame, ValueRange
 from service.errors import TooLarge, UndecodableImage, UnsupportedMediaType
 from service.pixels.canvas import TURNS, opened_to_canvas, to_canvas
 from service.pixels.formats import FORMATS, sniff
-from service.pixels.opened import pillow_errors
+from service.pixels.opened import Opened, pillow_errors
 from service.pixels.readers import READERS
 
 # Complaints about metadata carry the caller's values: each would be printed and remembered for
@@ -59,6 +59,24 @@ def decode(
     Raises UnsupportedMediaType (415) for another type or when the bytes are of another format than
     it says, TooLarge (413), UndecodableImage (422).
     """
+    opened = _opened(data, content_type, limits)
+    return opened_to_canvas(opened, spec, _orientation(opened.exif), values)
+
+
+def decode_full(data: bytes, limits: Limits) -> Frame:
+    """An image file as shown, at its own size.
+
+    It is what `decode` gives on a canvas of that size, so training sees what is served. Raises
+    UnsupportedMediaType, TooLarge and UndecodableImage.
+    """
+    opened = _opened(data, "", limits)
+    orientation = _orientation(opened.exif)
+    width, height = opened.image.size[::-1] if orientation in (5, 6, 7, 8) else opened.image.size
+    own = InputSpec(height, width, "uint8", "NHWC", (0, 0, 0))  # nothing is left to pad
+    return opened_to_canvas(opened, own, orientation, "full")
+
+
+def _opened(data: bytes, content_type: str, limits: Limits) -> Opened:
     name = sniff(data)
     if content_type and FORMATS.get(content_type) != name:
         raise UnsupportedMediaType(
@@ -67,7 +85,7 @@ def decode(
     with pillow_errors(name):
         opened = READERS[name](data)
     _check_sides(opened.image, limits)
-    return opened_to_canvas(opened, spec, _orientation(opened.exif), values)
+    return opened
 
 
 def from_memory(

@@ -1,0 +1,64 @@
+"""One image with its labels, and the error of data that cannot be used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_export.tasks.base import Labels
+from service.errors import FathomError
+from service.pixels.decode import Limits, decode_full
+
+# The service's limits guard it against strangers. Whoever trains chose the files.
+UNLIMITED = Limits(max_pixels=1 << 40, max_side=1 << 20, min_side=1)
+
+
+class DataError(ValueError):
+    """A data folder that cannot be used. The message names the file and what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """image: (H, W, 3) uint8 RGB. mask: (H, W) uint8, each pixel's channel of the network, 255 =
+    void.
+
+    Semantic: the mask has the classes. Instance: it has background, core and border of objects
+    (tasks/core_and_border.py), and instances are (H, W) uint16, 0 = background, k = object k.
+    group: the same for images that are alike, e.g. frames of one video. labels_right: how many
+    pixels the labels lie to the right of what the image shows.
+    """
+
+    name: str
+    image: NDArray[np.uint8]
+    mask: NDArray[np.uint8]
+    instances: NDArray[np.uint16] | None = None
+    group: str = ""
+    labels_right: float = 0.0
+
+    @property
+    def truth(self) -> Labels:
+        """(H, W) labels that an answer is compared with."""
+        return self.mask if self.instances is None else self.instances
+
+    @property
+    def size(self) -> int:
+        """Bytes in memory."""
+        return sum(
+            plane.nbytes for plane in (self.image, self.mask, self.instances) if plane is not None
+        )
+
+
+def read_image(file: Path) -> NDArray[np.uint8]:
+    """(H, W, 3) RGB, as the service decodes the file. Raises DataError that names it."""
+    try:
+        frame = decode_full(file.read_bytes(), UNLIMITED)
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}") from error
+    except FathomError as error:
+        raise DataError(f"{file} is no readable image: {error.detail}") from error
+    if frame.geometry.damaged:  # the service shows what is left; nobody should learn from it
+        raise DataError(f"{file} is no readable image: its pixels are damaged or end too early")
+    return frame.pixels
