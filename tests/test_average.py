@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from model_export.data.scenes import CLASSES
 from model_export.export.write_manifest import provenance_of
 from model_export.training.runs import load_model, read_config, trained_on, write_config
 from tests.toy import Words, command
@@ -65,7 +66,7 @@ def test_a_bundle_may_be_among_them_but_not_the_first(
     # The bundle is of the run that was shifted, in fp16.
     after = load_file(out / "model.safetensors")
     assert all(torch.allclose(after[name], before[name] - 0.5, atol=2e-3) for name in before)
-    write_config(shifted, *read_config(shifted), [("camvid:dev", tmp_path)])
+    write_config(shifted, *read_config(shifted), [("camvid:dev", tmp_path)], CLASSES)
     assert command("average", shifted, toy_bundle, "--out", out) == 0
     assert trained_on(out) == [("camvid:dev", tmp_path), ("scenes:4", None)]
     assert command("average", toy_bundle, shifted, "--out", tmp_path / "other") == 1

@@ -11,7 +11,13 @@ import torch
 
 from model_export.data.augment import on_canvas
 from model_export.data.datasets import VOID, DataError, Sample, Scenes
-from model_export.gating.derive_targets import DataOptions, measure_parts, measure_plans, view_of
+from model_export.gating.derive_targets import (
+    DataOptions,
+    Network,
+    measure_parts,
+    measure_plans,
+    view_of,
+)
 from model_export.gating.train_gate import blocks_of
 from model_export.network.gate import gate_input
 from model_export.network.knobs import Knobs
@@ -124,12 +130,9 @@ def test_objects_have_no_more_views_than_orientations(
         "model_export.gating.derive_targets.open_dataset", lambda spec, root: _Corner()
     )
     options = DataOptions(None, ["corner"], "another", 9, 0)
+    network = Network(load_model(toy_run), CANVAS, Path("none"), [], ["corner"])
     with pytest.raises(DataError, match="--views 9 must be at least 1 and, for objects, at most 8"):
-        next(
-            measure_parts(
-                load_model(toy_run), [Knobs(3)], CANVAS, options, [], Path("none"), Path("none")
-            )
-        )
+        next(measure_parts(network, [Knobs(3)], options, Path("none")))
 
 
 def test_targets_that_were_stopped_go_on_where_they_were(

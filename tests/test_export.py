@@ -153,7 +153,12 @@ def test_an_instance_bundle_has_things_and_background_core_and_border_of_each(
         ("train", "scenes", "steps", "batch", "lr", "crop", "sampling", "distill", "seed"), 0
     )
     write_config(
-        run, config, CANVAS, arguments | {"backbone_weights": None}, [("instances:small", tmp_path)]
+        run,
+        config,
+        CANVAS,
+        arguments | {"backbone_weights": None},
+        [("instances:small", tmp_path)],
+        ["blob"],
     )
     save_model(run, Segmenter(config).state_dict())
     write_plans(run, [Knobs(1)], {})

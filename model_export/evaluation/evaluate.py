@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from model_export.data.class_names import refuse_other_classes
 from model_export.data.datasets import open_dataset
 from model_export.evaluation.evaluate_bundle import BundleOptions, evaluate_bundle
 from model_export.evaluation.training_curves import plot_run
@@ -27,7 +28,14 @@ from model_export.gating.derive_targets import measure_plans
 from model_export.gating.policies import BETAS, Shares, by_beta, by_margin, dealt_at_random, fixed
 from model_export.network.knobs import Knobs
 from model_export.tasks import TASKS, Task, qualities
-from model_export.training.runs import RunError, load_model, read_config, read_gate, read_targets
+from model_export.training.runs import (
+    RunError,
+    classes_of,
+    load_model,
+    read_config,
+    read_gate,
+    read_targets,
+)
 from service.engines.choice import BACKENDS
 
 
@@ -154,6 +162,11 @@ def evaluate_run(run: Path, data: Path | None, on: str | None) -> None:
     plans = [Knobs.parse(name) for name in targets["plans"].tolist()]
     if on is not None:
         dataset = open_dataset(on, data)
+        if dataset.task != config.task:
+            raise RunError(f"--on {on} is of the {dataset.task} task, the run of {config.task}")
+        refuse_other_classes(
+            f"--on {on}", dataset.classes, classes_of(run), "the run", "name data of its classes"
+        )
         targets, classes = (
             measure_plans(model, plans, [dataset], on, canvas, 1, 0) | {"spec": np.array(on)},
             dataset.classes,

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from model_export.data.class_names import refuse_other_classes
 from model_export.data.datasets import DataError, Folder
-from model_export.data.meta_json import groups_in, read_description
+from model_export.data.meta_json import classes_in, groups_in, read_description
 from model_export.tasks import TASKS
 
 
@@ -29,7 +30,16 @@ def open_labelled(root: Path, below: str, task: str, classes: tuple[str, ...]) -
                     f"{root / other / below} does not fit the bundle: its task is {task}, it needs "
                     f"{wanted}/"
                 )
-    groups = groups_in(read_description(root), root)
+    meta = read_description(root)
+    named, groups = classes_in(meta, root)[0], groups_in(meta, root)
+    if named:
+        refuse_other_classes(
+            str(root / "meta.json"),
+            named,
+            classes,
+            "the bundle",
+            "give it a folder of the classes that it was made for",
+        )
     if TASKS[task].objects and len(classes) != 1:
         raise DataError(
             f"{root / wanted} does not tell classes apart, and the bundle has {len(classes)}"

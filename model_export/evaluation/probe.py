@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from model_export.data.augment import on_canvas, parse_size
+from model_export.data.class_names import refuse_other_classes
 from model_export.data.datasets import VOID, Dataset, open_dataset
 from model_export.network.backbone import BACKBONES, load_pretrained
 from model_export.tasks.semantic import confusion, labels_at, mean_iou
@@ -88,6 +89,13 @@ def main(args: argparse.Namespace) -> None:
     if args.backbone_weights:
         load_pretrained(backbone, args.backbone_weights)
     train, dev = open_dataset(args.train, args.data), open_dataset(args.dev, args.data)
+    refuse_other_classes(
+        f"--dev {args.dev}",
+        dev.classes,
+        train.classes,
+        f"--train {args.train}",
+        "name a --dev of the same classes",
+    )
     rows = np.linspace(0, len(train) - 1, min(args.images, len(train))).round().astype(int).tolist()
     weights = fit(backbone, train, rows, canvas)
     total, seconds = 0, 0.0

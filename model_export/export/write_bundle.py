@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from model_export.data.augment import on_canvas
+from model_export.data.class_names import refuse_other_classes
 from model_export.data.datasets import Dataset, is_nameless, open_dataset
 from model_export.export.flops import count_gflops
 from model_export.export.kernel_files import write_kernels
@@ -25,6 +27,7 @@ from model_export.network.config import Config
 from model_export.tasks import TASKS, qualities
 from model_export.training.runs import (
     RunError,
+    classes_of,
     load_model,
     read_config,
     read_gate,
@@ -65,7 +68,7 @@ def main(args: argparse.Namespace) -> None:
     trained, (plans, search) = load_model(args.run), read_plans(args.run)
     held = read_targets(args.run, "held")
     gate, fitted = read_gate(args.run)
-    samples = open_samples(args.parity, args.data, config)
+    samples = open_samples(args.parity, args.data, config, classes_of(args.run))
     args.out.mkdir(parents=True, exist_ok=True)
     for stale in (*args.out.glob("*.onnx"), *args.out.glob("*.ptx.gz"), args.out / bundle.FILE):
         # A folder without a manifest is no bundle: a failed export cannot be served.
@@ -99,9 +102,10 @@ def main(args: argparse.Namespace) -> None:
     print(json.dumps({"bundle": str(args.out), "megabytes": round(size, 2), "parity": errors}))
 
 
-def open_samples(spec: str, data: Path | None, config: Config) -> Dataset:
-    """The data set with the images and class names for a bundle. Raises RunError where it does not
-    fit the network."""
+def open_samples(spec: str, data: Path | None, config: Config, classes: Sequence[str]) -> Dataset:
+    """The data set with the images and class names for a bundle. classes: the run's.
+
+    Raises RunError or DataError where it does not fit the network."""
     samples: Dataset = open_dataset(spec, data)
     if (samples.task, samples.channels) != (config.task, config.classes):
         raise RunError(
@@ -109,6 +113,9 @@ def open_samples(spec: str, data: Path | None, config: Config) -> Dataset:
             f"the run's network is {config.task} with {config.classes}; give the data that the run "
             f"was trained on"
         )
+    refuse_other_classes(
+        spec, samples.classes, classes, "the run", "give the data that the run was trained on"
+    )
     if len(samples) < IMAGES:
         raise RunError(f"{spec} has {len(samples)} images; {IMAGES} are needed")
     return samples

@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from model_export.data.augment import jitter, random_crop
+from model_export.data.class_names import refuse_other_classes
 from model_export.data.datasets import (
     VOID,
     DataError,
@@ -34,6 +35,7 @@ from model_export.training.quality import counts_by_knobs
 from model_export.training.runs import (
     RunError,
     Trained,
+    classes_of,
     load_model,
     read_config,
     read_plans,
@@ -152,27 +154,35 @@ def main(args: argparse.Namespace) -> None:
     _, canvas, _ = read_config(args.run)
     model, (plans, _), place = load_model(args.run), read_plans(args.run), args.run / "targets"
     weights = args.run / "model.safetensors"
-    parts = measure_parts(model, plans, canvas, options, trained_on(args.run), weights, place)
+    network = Network(model, canvas, weights, trained_on(args.run), classes_of(args.run))
+    parts = measure_parts(network, plans, options, place)
     for part, targets in parts:
         write_targets(args.run, part, targets)
 
 
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What is measured. canvas: (height, width). weights: its file. trained: its data sets, as far
+    as they are known. classes: their names, in the order of the labels."""
+
+    model: Segmenter
+    canvas: tuple[int, int]
+    weights: Path
+    trained: Sequence[Trained]
+    classes: Sequence[str]
+
+
 def measure_parts(
-    model: Segmenter,
-    plans: list[Knobs],
-    canvas: tuple[int, int],
-    options: DataOptions,
-    trained: Sequence[Trained],
-    weights: Path,
-    place: Path,
+    network: Network, plans: list[Knobs], options: DataOptions, place: Path
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """("held", targets), then ("fit", targets), of the data sets that the options name, with
     "spec", their names, and "seen", (N,): whether the network was trained on the image, as far as
-    `trained`, its data sets, tells.
+    is known.
 
-    weights: the network's file. place: where results lie until all are there:
-    PLACE-held.partial.npz, PLACE-fit.partial.npz. Raises DataError, RunError.
+    place: where results lie until all are there: PLACE-held.partial.npz, PLACE-fit.partial.npz.
+    Raises DataError, RunError.
     """
+    model, canvas, trained = network.model, network.canvas, network.trained
     parts = (("held", [options.held], 1), ("fit", options.fit, options.views))
     for spec, root in trained:
         refuse_shared("--held", options.held, options.data, spec, root, "the network")
@@ -182,13 +192,16 @@ def measure_parts(
         part: [open_dataset(spec, options.data) for spec in specs] for part, specs, _ in parts
     }
     check_views(options.views, opened["fit"])
+    for part, specs, _ in parts:
+        for name, data in zip(specs, opened[part], strict=True):
+            check_fits(f"--{part} {name}", data, network)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     root, names = options.data and str(options.data.resolve()), [plan.name for plan in plans]
     partial = {part: place.with_name(f"{place.name}-{part}.partial.npz") for part, _, _ in parts}
     for part, specs, views in parts:
         datasets, spec, seed = opened[part], " ".join(specs), options.seed
         lengths = [len(data) for data in datasets]
-        key = key_of(weights, specs, lengths, root, names, canvas, views, seed)
+        key = key_of(network.weights, specs, lengths, root, names, canvas, views, seed)
         results = PartialResults(partial[part], key)
         targets = measure_plans(model, plans, datasets, spec, canvas, views, seed, results)
         seen = [
@@ -198,6 +211,18 @@ def measure_parts(
         yield part, targets | {"spec": np.array(spec), "seen": np.array(seen)[targets["sources"]]}
     for file in partial.values():
         file.unlink()
+
+
+def check_fits(what: str, data: Dataset, network: Network) -> None:
+    """Raises DataError where a data set is of another task or of other classes."""
+    if data.task != network.model.config.task:
+        raise DataError(
+            f"{what} is of the {data.task} task, and the network of the "
+            f"{network.model.config.task} task: name data like those that it was trained on"
+        )
+    refuse_other_classes(
+        what, data.classes, network.classes, "the network", "name data of the same classes"
+    )
 
 
 def check_views(views: int, datasets: Sequence[Dataset]) -> None:

@@ -19,7 +19,12 @@ import numpy as np
 
 from model_export.export.weights import read_entries
 from model_export.export.write_manifest import worth
-from model_export.gating.derive_targets import add_data_arguments, data_options, measure_parts
+from model_export.gating.derive_targets import (
+    Network,
+    add_data_arguments,
+    data_options,
+    measure_parts,
+)
 from model_export.gating.train_gate import add_block_argument, fit_and_calibrate
 from model_export.network.knobs import Knobs
 from model_export.tasks import TASKS, qualities
@@ -48,9 +53,9 @@ def main(args: argparse.Namespace) -> None:
     plans = [Knobs.parse(plan.name) for plan in manifest.plans]
     seen, place = seen_by_bundle(manifest), args.out.resolve()
     options = data_options(args)
-    parts: dict[str, dict[str, Any]] = dict(
-        measure_parts(model, plans, canvas, options, seen, args.bundle / WEIGHTS, place)
-    )
+    classes = [entry.name for entry in manifest.classes]
+    network = Network(model, canvas, args.bundle / WEIGHTS, seen, classes)
+    parts: dict[str, dict[str, Any]] = dict(measure_parts(network, plans, options, place))
     cost = np.array([plan.gflops for plan in manifest.plans])
     gate, fitted = fit_and_calibrate(model.config, parts, cost, args.block)
 

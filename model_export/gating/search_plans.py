@@ -42,7 +42,7 @@ from model_export.network.gate import Gate, gate_inputs
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
 from model_export.tasks import TASKS, qualities
-from model_export.training.runs import load_model, read_config, trained_on, write_plans
+from model_export.training.runs import classes_of, load_model, read_config, trained_on, write_plans
 from service import bundle
 from service.engines.onnxruntime import OnnxRuntimeBackend
 from service.inference.stages import Stages
@@ -124,7 +124,8 @@ def search(options: Options) -> None:
     config, canvas, _ = read_config(options.run)
     for spec, root in trained_on(options.run):
         refuse_shared("--on", options.on, options.data, spec, root, "the network")
-    model, data = load_model(options.run), open_samples(options.on, options.data, config)
+    model = load_model(options.run)
+    data = open_samples(options.on, options.data, config, classes_of(options.run))
     combinations = combinations_of(config, options.keeps, options.widths or config.widths)
     counts = measure_quality(options.run, model, data, options.on, canvas, combinations)
     quality = qualities(TASKS[config.task], counts).mean(0)

@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model_export.training.initial_weights import read_trained, seen_by
+from model_export.data.class_names import refuse_other_classes
+from model_export.training.initial_weights import classes_by, read_trained, seen_by
 from model_export.training.runs import (
     RunError,
     discard_derived,
@@ -57,6 +58,11 @@ def main(args: argparse.Namespace) -> None:
             raise RunError(
                 f"{run} has another config ({model.config}) than {args.runs[0]} ({config})"
             )
+    classes = classes_by(args.runs[0])
+    for run in args.runs[1:]:
+        refuse_other_classes(
+            str(run), classes_by(run), classes, str(args.runs[0]), "only like can be averaged"
+        )
     states = [model.state_dict() for model in models]
     with torch.no_grad():
         mean = {
@@ -64,9 +70,8 @@ def main(args: argparse.Namespace) -> None:
         }
     before = read_text(args.out / "run.json")
     seen = [data for run in args.runs for data in seen_by(run)]
-    write_config(
-        args.out, config, canvas, arguments | {"averaged": [str(run) for run in args.runs]}, seen
-    )
+    about = arguments | {"averaged": [str(run) for run in args.runs]}
+    write_config(args.out, config, canvas, about, seen, classes)
     if before == read_text(args.out / "run.json") and holds(args.out, mean):
         print(
             f"{args.out} is already the mean of these {len(states)} runs; plans, targets and gate "

@@ -18,7 +18,14 @@ from model_export.network.backbone import load_pretrained
 from model_export.network.config import CONFIGS, STANDARD, Config, proscale
 from model_export.network.segmenter import Segmenter
 from model_export.training.bundle_weights import WEIGHTS, read_weights
-from model_export.training.runs import RunError, Trained, load_model, read_config, trained_on
+from model_export.training.runs import (
+    RunError,
+    Trained,
+    classes_of,
+    load_model,
+    read_config,
+    trained_on,
+)
 from service import bundle
 
 CANVAS = (384, 480)
@@ -124,6 +131,13 @@ def seen_by(path: Path) -> list[Trained]:
     if (path / bundle.FILE).exists():
         return seen_by_bundle(bundle.load(path).manifest)
     return trained_on(path)
+
+
+def classes_by(path: Path) -> tuple[str, ...]:
+    """The names of the classes of a run or of a bundle."""
+    if (path / bundle.FILE).exists():
+        return tuple(entry.name for entry in bundle.load(path).manifest.classes)
+    return classes_of(path)
 
 
 def seen_by_bundle(manifest: bundle.Manifest) -> list[Trained]:

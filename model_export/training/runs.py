@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,16 @@ def write_config(
     canvas: tuple[int, int],
     arguments: dict[str, Any],
     trained: Iterable[Trained],
+    classes: Sequence[str],
 ) -> None:
     """arguments: of the command that made the run. trained: all that the weights were trained on,
-    also before this run."""
+    also before this run. classes: their names, in the order of the labels."""
     run.mkdir(parents=True, exist_ok=True)
     known = [(spec, root and root.resolve()) for spec, root in trained]
     document = {
         "config": config.as_dict(),
         "canvas": list(canvas),
+        "classes": list(classes),
         "arguments": arguments,
         "trained_on": list(dict.fromkeys(known)),
     }
@@ -69,6 +71,18 @@ def trained_on(run: Path) -> list[Trained]:
             '"trained_on": [[DATA SET, FOLDER or null], ...] to it, with what the run started from'
         )
     return [(spec, Path(root) if root else None) for spec, root in document["trained_on"]]
+
+
+def classes_of(run: Path) -> tuple[str, ...]:
+    """The names of the classes that the run was trained on, in the order of the labels. Raises
+    RunError."""
+    document = _read_run(run)
+    if "classes" not in document:
+        raise RunError(
+            f"{run}/run.json does not name the classes that the weights were trained on, since it "
+            f'is of an older version: add "classes": [NAME, ...] to it, in the order of the labels'
+        )
+    return tuple(document["classes"])
 
 
 def _read_run(run: Path) -> dict[str, Any]:

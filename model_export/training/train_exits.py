@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from model_export.data.cache import SampleCache
+from model_export.data.class_names import refuse_other_classes
 from model_export.data.datasets import Dataset, Scenes, open_dataset
 from model_export.network.segmenter import Segmenter
 from model_export.tasks import TASKS
@@ -33,6 +34,7 @@ from model_export.training.runs import (
     Average,
     RunError,
     append_log,
+    classes_of,
     cut_log,
     discard_derived,
     read_config,
@@ -72,11 +74,18 @@ def train(options: Options) -> None:
                 f"{options.out} holds a run of another config or canvas; choose another --out or "
                 f"delete it"
             )
+        refuse_other_classes(
+            f"--train {options.train}",
+            data.classes,
+            classes_of(options.out),
+            f"the run in {options.out}",
+            "choose another --out or delete it",
+        )
         first_step = load(checkpoint, model, optimizer, average, accelerator.device)
         if accelerator.is_main_process:
             cut_log(options.out, first_step)
     elif accelerator.is_main_process:
-        write_config(options.out, config, canvas, asdict(options), options.seen())
+        write_config(options.out, config, canvas, asdict(options), options.seen(), data.classes)
     weights = Weights(
         options.points,
         options.pixel_weight,
@@ -150,6 +159,18 @@ def open_data(options: Options) -> tuple[Dataset, Dataset, Scenes]:
     cache = SampleCache(options.cache_mb)
     data = open_dataset(options.train, options.data, cache)
     dev = open_dataset(options.dev, options.data, cache)
+    if dev.task != data.task:
+        raise RunError(
+            f"--dev {options.dev} is of the {dev.task} task, and --train {options.train} of the "
+            f"{data.task} task: name a --dev like it"
+        )
+    refuse_other_classes(
+        f"--dev {options.dev}",
+        dev.classes,
+        data.classes,
+        f"--train {options.train}",
+        "name a --dev of the same classes, e.g. folder:val",
+    )
     scenes = Scenes(SCENES, seed=options.seed + 17)
     if options.scenes and data.classes != scenes.classes:
         raise RunError(
