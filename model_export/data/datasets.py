@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from model_export.data import scenes
 from model_export.data.cache import SampleCache
 from model_export.data.folders import OBJECT, PALETTE, Folder
+from model_export.data.labelled import LabelledImages
 from model_export.data.meta_json import groups_in, open_folder, open_instances, read_description
 from model_export.data.sample import DataError, Sample
 from model_export.tasks import VOID
@@ -266,7 +267,7 @@ def open_dataset(spec: str, root: Path | None, cache: SampleCache | None = None)
     kind, _, rest = spec.partition(":")
     if kind == "scenes":
         return _scenes(spec)
-    makers: dict[str, Callable[[Path], Folder]] = {
+    makers: dict[str, Callable[[Path], LabelledImages]] = {
         "camvid": lambda r: CamVid(r, rest or "train"),
         "nuclei": lambda r: Nuclei(r, rest or "train"),
         "folder": lambda r: open_folder(r, rest),

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from model_export.data.cache import SampleCache
-from model_export.data.sample import DataError, Sample, read_image
+from model_export.data.label_values import LabelValues
+from model_export.data.labelled import Colours, Groups, LabelledImages, Read
+from model_export.data.sample import DataError
 from model_export.data.scenes import CLASSES
 from model_export.tasks import TASKS, VOID
-from model_export.tasks.base import Labels
 
 PALETTE = (
     (128, 128, 128),
@@ -30,14 +29,16 @@ PALETTE = (
 )
 OBJECT = (86, 180, 233)
 
-Colours = tuple[tuple[int, int, int], ...]
-Groups = Mapping[str, str]
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp"),
+    *(".tif", ".tiff", ".avif", ".heic", ".heif"),
+)
 
 
-class Folder:
-    """`images/*.{jpg,png,webp}` with labels of the same names as PNG: for the semantic task
-    `masks/` (8 bits, a class index, 255 = void), for the instance task `instances/` (16 bits, 0 =
-    background, k = object k)."""
+class Folder(LabelledImages):
+    """`images/*.{jpg,png,webp,...}` with labels of the same names as PNG: for the semantic task
+    `masks/` (8 bits, a class index, 255 = void; or any values that meta.json gives a class), for
+    the instance task `instances/` (16 bits, 0 = background, k = object k)."""
 
     def __init__(
         self,
@@ -50,89 +51,116 @@ class Folder:
         below: str = "",
         groups: Groups | None = None,
         labels_right: float = 0.0,
+        values: LabelValues | None = None,
     ) -> None:
         """names: of the images to take, without suffix; all by default. below: a folder inside
-        images/ and that of the labels. groups: of the names that have one.
+        images/ and that of the labels. groups: of the names that have one. values: what those in
+        the label files mean; None: each is its class.
 
-        Raises DataError that names the file.
+        Where something is missing, the rest is read, too, so that one message names it all. Raises
+        DataError that names the files.
         """
-        self.task, self._kind = task, TASKS[task]
-        self.classes, self.palette = classes, palette
-        self.channels = self._kind.channels(len(classes))
-        self.groups, self.labels_right = groups or {}, labels_right
-        self.files = pairs(root, self._kind.folder, names, below)
-        self.cache = SampleCache()
+        files, faults = pairs(root, TASKS[task].folder, names, below)
+        super().__init__(task, classes, palette, files, groups, labels_right)
+        self.values, self.chosen = values, names is not None
+        if faults:
+            self.look_at_all(str(root), faults)
 
-    def __len__(self) -> int:
-        return len(self.files)
+    def label_bytes(self, index: int) -> bytes:
+        meaning = repr(self.values).encode() if self.values else b""
+        return super().label_bytes(index) + meaning
 
-    def __getitem__(self, index: int) -> Sample:
-        return self.cache.get((self, index), lambda: self._sample(index))
-
-    def group_of(self, index: int) -> str:
-        """The image's group, empty where it has none."""
-        return self.groups.get(self.files[index][0].stem, "")
-
-    def truth(self, index: int) -> Labels:
-        """(H, W) labels as the file has them. Read anew each time: a folder may be larger than the
-        memory."""
-        return self._read(index)[1]
-
-    def _sample(self, index: int) -> Sample:
-        image, labels = self._read(index)
-        return Sample(
-            self.files[index][0].stem,
-            image,
-            self._kind.target(labels),
-            labels if self._kind.objects else None,
-            self.group_of(index),
-            self.labels_right,
-        )
-
-    def _read(self, index: int) -> tuple[NDArray[np.uint8], Labels]:
-        """Image and labels, of one size."""
+    def read_labels(self, index: int, size: tuple[int, int]) -> Read:
         image_file, file = self.files[index]
-        image = read_image(image_file)
-        labels, bits = np.asarray(open_labels(file)), self._kind.bits
-        if labels.dtype != f"uint{bits}" or labels.shape != image.shape[:2]:
-            needs = f"one channel of {bits} bits, {image.shape[:2]}"
+        image, bits = open_labels(file), self.kind.bits
+        if self.values:
+            try:
+                labels, missing = self.values.classes_of(image)
+            except ValueError as error:
+                raise DataError(f"{file} {error}") from error
+            if missing:
+                raise DataError(
+                    f'{file} has values that "labels" in meta.json does not name: '
+                    f"{', '.join(missing[:10])}"
+                )
+        else:
+            labels = np.asarray(image)
+            if labels.dtype == np.bool_ and not self.kind.objects:
+                labels = labels.astype(np.uint8)  # a PNG of one bit
+        if labels.dtype != f"uint{bits}" or labels.shape != size:
+            needs = f"one channel of {bits} bits, {size}"
             raise DataError(
                 f"{file} is {labels.dtype} {labels.shape}; for {image_file} it must be {needs}"
+                f"{self._advice(labels.shape, size)}"
             )
-        unknown = self._kind.unknown(labels, len(self.classes))
-        if unknown:
-            raise DataError(
-                f"{file} has labels {unknown}; known are 0..{len(self.classes) - 1} and {VOID}"
-            )
-        return image, labels
+        return labels, None
+
+    def hint(self, values: set[int]) -> str:
+        if self.kind.objects or self.values:
+            return ""
+        known = values - {VOID}
+        if known and min(known) == 1 and max(known) == len(self.classes):
+            first = f'"labels": {{"1": "{self.classes[0]}", ...}}'
+            return f"The labels seem to begin with 1: say so in meta.json by {first}"
+        return ""
+
+    def _advice(self, shape: tuple[int, ...], size: tuple[int, int]) -> str:
+        if len(shape) == 3 and not self.kind.objects:
+            return '; "labels" in meta.json can give colours a class, as "#RRGGBB"'
+        if shape == size[::-1] and shape != size:
+            return "; labels are of the image as shown, turned as its EXIF says"
+        return ""
 
 
 def pairs(
     root: Path, folder: str, names: Sequence[str] | None, below: str
-) -> list[tuple[Path, Path]]:
-    """(image, labels) of each name. folder: of the labels. Raises DataError."""
+) -> tuple[list[tuple[Path, Path]], list[str]]:
+    """(image, labels) of each name, and what is missing or there twice. folder: of the labels.
+    Raises DataError where there are no images at all."""
     images, labels = root / "images" / below, root / folder / below
     if not images.is_dir():
         expected = f"images/*.jpg with {folder}/*.png of the same names"
         raise DataError(f"{root} has no folder {images.relative_to(root)}/; expected {expected}")
+    if not labels.is_dir():
+        raise DataError(f"{root} has no folder {labels.relative_to(root)}/ with labels as PNG")
+    faults: list[str] = []
     files: dict[str, Path] = {}
-    for file in sorted(images.iterdir()):
-        if file.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"):
+    for file in listed_in(images):
+        if file.suffix.lower() in SUFFIXES:
             if file.stem in files:
-                raise DataError(
+                faults.append(
                     f"{files[file.stem]} and {file.name} would share one label; rename or delete "
                     f"one"
                 )
-            files[file.stem] = file
+            files.setdefault(file.stem, file)
     chosen = list(files) if names is None else names
-    known = [(files[name], labels / f"{name}.png") for name in chosen if name in files]
-    if len(known) < len(chosen) or not chosen:
-        raise DataError(f"{images} lacks {sorted(set(chosen) - set(files))[:3] or 'any image'}")
-    missing = [file for _, file in known if not file.exists()]
-    if missing:
-        count = f"{len(missing)} of {len(chosen)} images have no file in {folder}/"
-        raise DataError(f"{count}; the first one missing is {missing[0]}")
-    return known
+    if not chosen:
+        raise DataError(f"{images} lacks any image; it needs *{', *'.join(SUFFIXES)}")
+    others = {file.stem: file for file in listed_in(labels)}
+    known = {stem: file for stem, file in others.items() if file.suffix.lower() == ".png"}
+    for name in chosen:
+        if name not in files:
+            faults.append(f"{images / name}.* is missing, the image of that name")
+        elif name not in known:
+            faults.append(_missing(labels / f"{name}.png", others.get(name)))
+    found = [(files[name], known[name]) for name in chosen if name in files and name in known]
+    return found, faults
+
+
+def listed_in(folder: Path) -> list[Path]:
+    """The files in it, without hidden ones: macOS leaves `._a.jpg` beside `a.jpg`."""
+    return sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
+
+
+def without_image(data: LabelledImages) -> list[Path]:
+    """Label files whose image is not in the data set."""
+    used = {label for _, label in data.files}
+    return [
+        file
+        for folder in sorted({label.parent for label in used})
+        for file in listed_in(folder)
+        if file.suffix.lower() == ".png" and file not in used
+    ]
 
 
 def open_labels(file: Path) -> Image.Image:
@@ -141,5 +169,11 @@ def open_labels(file: Path) -> Image.Image:
         with Image.open(file) as image:
             image.load()
             return image
-    except OSError as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{file} is no readable image: {error}") from error
+
+
+def _missing(file: Path, other: Path | None) -> str:
+    if other is None:
+        return f"{file} is missing, the labels of the image of that name"
+    return f"{file} is missing; {other.name} must be a PNG: other formats change the values"

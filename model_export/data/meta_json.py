@@ -1,25 +1,42 @@
-"""What a folder's meta.json says about its images: classes, their colours, groups. All of it is
-optional."""
+"""What a folder's meta.json says about its images: classes, their colours, groups, what the labels'
+values mean. All of it is optional."""
 
 from __future__ import annotations
 
 import json
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from model_export.data.folders import (
-    OBJECT,
-    PALETTE,
-    Colours,
-    Folder,
-)
+from model_export.data.folders import OBJECT, PALETTE, Folder
+from model_export.data.label_values import LabelValues, names_in
+from model_export.data.labelled import Colours
 from model_export.data.sample import DataError
 from model_export.data.scenes import CLASSES
 from model_export.tasks import VOID
 
 FORM = (
-    '{"classes": [NAME, ...], "colors": [[R, G, B], ...], '
+    '{"classes": [NAME, ...], "colors": [[R, G, B], ...], "labels": {VALUE: NAME, ...}, '
     '"splits": {NAME: [{"id": ..., "seq" or "kind": ...}]}}'
+)
+
+
+READ = ("classes", "colors", "labels", "splits")
+# What others call them.
+ALSO_CALLED = {
+    **dict.fromkeys(
+        ("names", "name_list", "class_names", "categories", "class_list", "id2label", "nc"),
+        "classes",
+    ),
+    **dict.fromkeys(("colours", "colormap", "palette", "color_map"), "colors"),
+    **dict.fromkeys(("label_map", "mapping", "label_mapping", "values", "label_values"), "labels"),
+    **dict.fromkeys(("groups", "sequences", "sets", "subsets"), "splits"),
+}
+# What says something about the data to people, and nothing to the code.
+ABOUT = (
+    *("name", "title", "description", "task", "source", "url", "version", "date", "year", "author"),
+    *("authors", "contributor", "license", "licence", "licenses", "citation", "notes", "info"),
+    *("images", "size", "encoding", "ignore_index", "train_pixel_counts"),
 )
 
 
@@ -38,6 +55,7 @@ def open_folder(root: Path, below: str) -> Folder:
         palette=colours if classes else PALETTE,
         below=below,
         groups=groups_in(meta, root),
+        values=values_in(meta, root, classes),
     )
 
 
@@ -50,6 +68,10 @@ def open_instances(root: Path, below: str) -> Folder:
             f"{root / 'meta.json'} names {len(classes)} classes, but instances/ does not tell "
             f"classes apart: name one"
         )
+    if "labels" in meta:
+        raise DataError(
+            f'{root / "meta.json"}: "labels" is for masks/; in instances/ each value is an object'
+        )
     groups = groups_in(meta, root)
     return Folder(root, "instance", classes=classes, palette=(OBJECT,), below=below, groups=groups)
 
@@ -61,9 +83,41 @@ def read_description(root: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return dict(json.loads(file.read_text()).items())
+        meta = dict(json.loads(file.read_text("utf-8-sig")).items())
     except (ValueError, AttributeError) as error:
         raise _unexpected(root, error) from error
+    for key in meta:
+        if key not in READ and key not in ABOUT and not key.startswith("_"):
+            raise DataError(
+                f"{file} has {key!r}, which means nothing here; do you mean {_nearest(key)!r}? "
+                f"Notes of your own can stand under keys that begin with _"
+            )
+    if meta.get("ignore_index", VOID) != VOID and "labels" not in meta:
+        raise DataError(
+            f"{file}: void is {VOID}; another value is named by "
+            f'"labels": {{"{meta["ignore_index"]}": "void", ...}}, not by ignore_index'
+        )
+    return meta
+
+
+def _nearest(key: str) -> str:
+    """The key that was probably meant."""
+    names = {**{name: name for name in READ}, **ALSO_CALLED}
+    plain = key.lower().replace("-", "_").replace(" ", "_")
+    return names[get_close_matches(plain, names, 1, 0)[0]]
+
+
+def values_in(
+    meta: dict[str, Any], root: Path, classes: tuple[str, ...] | None
+) -> LabelValues | None:
+    """What the values in label files mean, None: each is its class. classes: their names; none:
+    CamVid's. root: as in `classes_in`."""
+    if "labels" not in meta:
+        return None
+    try:
+        return LabelValues.read(meta["labels"], classes or CLASSES)
+    except ValueError as error:
+        raise DataError(f"{root / 'meta.json'}: {error}") from error
 
 
 def classes_in(meta: dict[str, Any], root: Path) -> tuple[tuple[str, ...], Colours]:
@@ -71,7 +125,7 @@ def classes_in(meta: dict[str, Any], root: Path) -> tuple[tuple[str, ...], Colou
 
     root: the folder that meta.json describes, for the messages.
     """
-    names, colours = meta.get("classes", []), meta.get("colors")
+    names, colours = meta.get("classes", names_in(meta.get("labels"))), meta.get("colors")
     if (
         not _is_list_of(names, str)
         or not all(names)

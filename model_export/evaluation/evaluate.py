@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from model_export.data.checks import check
 from model_export.data.class_names import refuse_other_classes
 from model_export.data.datasets import open_dataset
 from model_export.evaluation.evaluate_bundle import BundleOptions, evaluate_bundle
@@ -167,6 +168,7 @@ def evaluate_run(run: Path, data: Path | None, on: str | None) -> None:
         refuse_other_classes(
             f"--on {on}", dataset.classes, classes_of(run), "the run", "name data of its classes"
         )
+        check(dataset, f"--on {on}", complete=False)
         targets, classes = (
             measure_plans(model, plans, [dataset], on, canvas, 1, 0) | {"spec": np.array(on)},
             dataset.classes,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from model_export.data.class_names import refuse_other_classes
 from model_export.data.datasets import DataError, Folder
-from model_export.data.meta_json import classes_in, groups_in, read_description
+from model_export.data.meta_json import classes_in, groups_in, read_description, values_in
 from model_export.tasks import TASKS
 
 
@@ -32,6 +32,7 @@ def open_labelled(root: Path, below: str, task: str, classes: tuple[str, ...]) -
                 )
     meta = read_description(root)
     named, groups = classes_in(meta, root)[0], groups_in(meta, root)
+    values = None if TASKS[task].objects else values_in(meta, root, classes)
     if named:
         refuse_other_classes(
             str(root / "meta.json"),
@@ -44,7 +45,9 @@ def open_labelled(root: Path, below: str, task: str, classes: tuple[str, ...]) -
         raise DataError(
             f"{root / wanted} does not tell classes apart, and the bundle has {len(classes)}"
         )
-    return Folder(root, task, classes=classes, palette=(), below=below, groups=groups)
+    return Folder(
+        root, task, classes=classes, palette=(), below=below, groups=groups, values=values
+    )
 
 
 def group_of(name: str, groups: Mapping[str, str]) -> str:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from model_export.data.checks import check
 from model_export.data.datasets import DataError, Folder
 from model_export.evaluation.labelled_folder import group_of, open_labelled
 from model_export.tasks import TASKS, Task, qualities
@@ -123,9 +124,9 @@ class Meter:
 
     def measure(self, folder: Folder, index: int, *, mirrored: bool = False) -> Arrays:
         """The arrays of one image or of its mirror image, from the cache or anew."""
-        file, truth_file = folder.files[index]
+        file, _ = folder.files[index]
         data = file.read_bytes()
-        key = hashlib.sha256(data + truth_file.read_bytes()).hexdigest()[:32]
+        key = hashlib.sha256(data + folder.label_bytes(index)).hexdigest()[:32]
         cached = self.cache and self.cache / f"{key}{'-mirrored' * mirrored}.npz"
         if cached and cached.is_file():
             return _read(cached)
@@ -210,6 +211,7 @@ def measure_bundles(
                 f"{meters[0].bundle.root}"
             )
     folder = open_labelled(root, below, *kinds[0])
+    check(folder, str(root), complete=False)
     rows: list[list[Arrays]] = [[] for _ in meters]
     for index in tqdm(range(len(folder)), desc="images", mininterval=2):
         for meter, images in zip(meters, rows, strict=True):

@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from model_export.data.augment import jitter, random_crop
+from model_export.data.checks import check
 from model_export.data.class_names import refuse_other_classes
 from model_export.data.datasets import (
     VOID,
@@ -195,6 +196,7 @@ def measure_parts(
     for part, specs, _ in parts:
         for name, data in zip(specs, opened[part], strict=True):
             check_fits(f"--{part} {name}", data, network)
+            check(data, f"--{part} {name}", complete=False)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     root, names = options.data and str(options.data.resolve()), [plan.name for plan in plans]
     partial = {part: place.with_name(f"{place.name}-{part}.partial.npz") for part, _, _ in parts}

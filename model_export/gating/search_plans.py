@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from model_export.data.augment import on_canvas
+from model_export.data.checks import check
 from model_export.data.datasets import Dataset, refuse_shared
 from model_export.export.flops import count_gflops
 from model_export.export.weights import write_stages
@@ -126,6 +127,7 @@ def search(options: Options) -> None:
         refuse_shared("--on", options.on, options.data, spec, root, "the network")
     model = load_model(options.run)
     data = open_samples(options.on, options.data, config, classes_of(options.run))
+    check(data, f"--on {options.on}", complete=False)
     combinations = combinations_of(config, options.keeps, options.widths or config.widths)
     counts = measure_quality(options.run, model, data, options.on, canvas, combinations)
     quality = qualities(TASKS[config.task], counts).mean(0)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from model_export.data.cache import SampleCache
+from model_export.data.checks import check
 from model_export.data.class_names import refuse_other_classes
 from model_export.data.datasets import Dataset, Scenes, open_dataset
 from model_export.network.segmenter import Segmenter
@@ -59,6 +60,11 @@ def train(options: Options) -> None:
     data, dev, scenes = open_data(options)
     batches = options.batches()
     often = chances(data, options.balance) if options.balance else None
+    if accelerator.is_main_process:  # the others see the same files
+        check(data, f"--train {options.train}")
+        if options.dev != options.train:
+            check(dev, f"--dev {options.dev}", complete=False)
+    accelerator.wait_for_everyone()
     checkpoint, first_step = options.out / "checkpoint.pt", 0
     torch.manual_seed(options.seed)
     resumed = options.out if checkpoint.exists() else None
