@@ -1,7 +1,7 @@
 """Data sets: sequences of `Sample`s with class names and colours. A new one is a small class here.
 
-`CamVid` and `Nuclei` need their files, `Folder` takes any images with labels, `Scenes` draws its
-own and needs no files at all.
+`CamVid` and `Nuclei` need their files, `Folder` takes any images with labels, `Coco` those of an
+annotation file, `Scenes` draws its own and needs no files at all.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from model_export.data import scenes
 from model_export.data.cache import SampleCache
+from model_export.data.coco import Coco, Spec
 from model_export.data.folders import OBJECT, PALETTE, Folder
 from model_export.data.labelled import LabelledImages
 from model_export.data.meta_json import groups_in, open_folder, open_instances, read_description
@@ -217,8 +218,8 @@ class Scenes:
 
 
 SPECS = (
-    "camvid:SPLIT, nuclei:SPLIT (or SPLIT+SPLIT), folder[:SUBFOLDER], instances[:SUBFOLDER] or "
-    "scenes:COUNT[:SEED[:BARE]]"
+    "camvid:SPLIT, nuclei:SPLIT (or SPLIT+SPLIT), folder[:SUBFOLDER], instances[:SUBFOLDER], "
+    "coco:ANNOTATIONS.json[@TASK[:CLASS,...]] or scenes:COUNT[:SEED[:BARE]]"
 )
 
 
@@ -232,6 +233,9 @@ def share_images(
         return False
     if kind == "scenes":
         return _scenes(spec).seed == _scenes(other).seed
+    if kind == "coco":
+        file, other_file = Spec.parse(rest).file(root), Spec.parse(other_rest).file(other_root)
+        return file.resolve() == other_file.resolve()
     if is_nameless(spec):
         return rest == other_rest and (
             not root or not other_root or root.resolve() == other_root.resolve()
@@ -243,10 +247,19 @@ def share_images(
     return bool(splits & others)
 
 
+def absolute(spec: str, root: Path | None) -> str:
+    """The same data set, one of SPECS, wherever a later command is run."""
+    kind, _, rest = spec.partition(":")
+    if kind != "coco":
+        return spec
+    parsed = Spec.parse(rest)
+    return spec.replace(parsed.path, str(parsed.file(root).resolve()), 1)
+
+
 def is_nameless(spec: str) -> bool:
     """Whether the data set, one of SPECS, is any folder: elsewhere the same name may mean other
     images."""
-    return spec.partition(":")[0] in ("folder", "instances")
+    return spec.partition(":")[0] in ("folder", "instances", "coco")
 
 
 def refuse_shared(
@@ -267,6 +280,12 @@ def open_dataset(spec: str, root: Path | None, cache: SampleCache | None = None)
     kind, _, rest = spec.partition(":")
     if kind == "scenes":
         return _scenes(spec)
+    data: LabelledImages
+    if kind == "coco":
+        data = Coco(Spec.parse(rest), root)
+        if cache is not None:
+            data.cache = cache
+        return data
     makers: dict[str, Callable[[Path], LabelledImages]] = {
         "camvid": lambda r: CamVid(r, rest or "train"),
         "nuclei": lambda r: Nuclei(r, rest or "train"),

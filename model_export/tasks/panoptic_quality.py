@@ -56,6 +56,17 @@ def match_counts(predicted: Labels, truth: Labels) -> NDArray[np.float64]:
     return np.array([hits.sum(), hits.size, wrong, missed], np.float64)
 
 
+def without_void(predicted: Labels, void: NDArray[np.bool_]) -> Labels:
+    """(H, W) predicted objects without the pixels that count nowhere, and without the objects that
+    mostly lie there (Kirillov et al., section 4.2)."""
+    if not void.any():
+        return predicted
+    area = np.bincount(predicted.ravel())
+    inside = np.bincount(predicted[void], minlength=len(area))
+    judged = np.where(void | (2 * inside > area)[predicted], 0, predicted)
+    return judged.astype(predicted.dtype)
+
+
 def panoptic_quality(counts: NDArray[np.float64]) -> float:
     """0..1, from (4,) counts or their sum over images; nan where there is no object and none was
     predicted."""

@@ -18,7 +18,8 @@ from model_export.network.config import Config
 from model_export.network.gate import gate_input
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter, semantic_probabilities
-from model_export.tasks import TASKS
+from model_export.tasks import TASKS, VOID
+from model_export.tasks.panoptic_quality import without_void
 from service.core import Geometry
 
 
@@ -43,6 +44,8 @@ def counts_by_knobs(
             if depth in depths:
                 probabilities = semantic_probabilities(model.decoder(lateral, encoded.maps)[-1])
                 labels = task.predicted(probabilities, geometry)
+                if task.objects:  # their labels have no value for void, the mask has
+                    labels = without_void(labels, sample.mask == VOID)
                 counts[depths[depth]] = task.counts(labels, sample.truth, channels)
     seen = gate_input(maps, model.front_head(maps))[0]
     return np.stack([counts[k] for k in knobs]), seen.cpu().numpy()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from model_export.data.augment import parse_size
 from model_export.data.cache import CACHE_MB
-from model_export.data.datasets import SPECS
+from model_export.data.datasets import SPECS, absolute
 from model_export.training.batches import Batches
 from model_export.training.initial_weights import (
     InitialOptions,
@@ -169,4 +169,4 @@ class Options(InitialOptions):
         """All that the weights will have been trained on."""
         start = seen_by(self.start_from) if self.start_from else ()
         scenes = [(f"scenes:{SCENES}:{self.seed + 17}", None)] if self.scenes else []
-        return [(self.train, self.data), *start, *scenes]
+        return [(absolute(self.train, self.data), self.data), *start, *scenes]

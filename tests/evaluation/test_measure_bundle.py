@@ -180,7 +180,7 @@ def image_of(array: np.ndarray, path: Path) -> None:
 
 
 SPOILED: dict[str, tuple[Spoil, str, str]] = {
-    "missing mask": (lambda d: (d / "masks/b_0.png").unlink(), "masks/b_0.png", "1 of 4"),
+    "missing mask": (lambda d: (d / "masks/b_0.png").unlink(), "masks/b_0.png", "is missing"),
     "wrong size": (
         lambda d: image_of(np.zeros((30, 48), np.uint8), d / "masks/b_0.png"),
         "masks/b_0.png",

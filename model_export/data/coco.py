@@ -1,0 +1,351 @@
+"""COCO's annotation files as data sets: instances (polygons and run lengths) and panoptic.
+
+The file tells which one it is: panoptic annotations have `segments_info`. Of both, the semantic
+task gets a class per pixel and the instance task the objects of one class:
+
+| | no annotation there | crowd | a category that was not chosen |
+|---|---|---|---|
+| instances, semantic | "background", the first class | void | background |
+| instances, instance | background | void | background |
+| panoptic, semantic | void | void | "background", which is then the first class |
+| panoptic, instance | background (0 in the PNG: void) | void | background |
+
+Where objects overlap, the smaller one lies on top.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from model_export.data.class_names import few
+from model_export.data.coco_masks import Annotated, region_of
+from model_export.data.folders import OBJECT, open_labels
+from model_export.data.labelled import Colours, LabelledImages, Read
+from model_export.data.meta_json import colour_map
+from model_export.data.sample import DataError
+from model_export.tasks import TASKS, VOID
+
+BACKGROUND = "background"
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """coco:PATH[@TASK[:CLASS,CLASS]]. task: "" = what the file suggests. classes: of the file's,
+    () = all."""
+
+    path: str
+    task: str
+    classes: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Spec:
+        """text: behind "coco:". Raises DataError that shows the form."""
+        match = re.fullmatch(r"(.+?\.json)(?:@(\w+)(?::(.+))?)?", text)
+        if match is None or (match[2] or "semantic") not in TASKS:
+            raise DataError(
+                f"unknown data set 'coco:{text}'; it is coco:PATH.json, and optionally a task and "
+                f"classes, e.g. coco:instances_val2017.json@instance:person"
+            )
+        names = [name.strip() for name in (match[3] or "").split(",")]
+        return cls(match[1], match[2] or "", tuple(name for name in names if name))
+
+    def file(self, root: Path | None) -> Path:
+        """The annotation file: as named, or else in `root`, whether it is there or not."""
+        named = Path(self.path)
+        return root / named if root and not named.is_file() else named
+
+
+@dataclass(frozen=True, slots=True)
+class Category:
+    """place: its class, counted from 0; None: not chosen."""
+
+    name: str
+    colour: tuple[int, int, int] | None
+    place: int | None
+
+
+class Coco(LabelledImages):
+    """The images of one annotation file. `files`: (image, panoptic PNG, or the annotation file)."""
+
+    def __init__(self, spec: Spec, root: Path | None) -> None:
+        """root: where images (and panoptic PNGs) lie, if not beside the annotation file. Raises
+        DataError: for faults of single images one message that lists them."""
+        self.file = spec.file(root)
+        document = _document(self.file)
+        self.panoptic = _is_panoptic(document)
+        things = _categories(document, self.file)
+        chosen = _chosen(things, spec, self.file)
+        task = spec.task or ("instance" if len(things) == 1 and not self.panoptic else "semantic")
+        if task == "instance" and len(chosen) != 1:
+            raise DataError(
+                f"{self.file} has {len(chosen)} categories ({few(chosen)}), and the instance task "
+                f"has one class: name it, e.g. coco:{spec.path}@instance:{chosen[0]}"
+            )
+        names = list(chosen)
+        if (
+            task == "semantic"
+            and BACKGROUND not in names
+            and (not self.panoptic or len(chosen) < len(things))
+        ):
+            names.insert(0, BACKGROUND)
+        self.rest = names.index(BACKGROUND) if task == "semantic" and BACKGROUND in names else 0
+        self.categories = {
+            key: Category(name, colour, names.index(name) if name in chosen else None)
+            for key, (name, colour) in things.items()
+        }
+        if len(names) > VOID:
+            raise DataError(
+                f"{self.file} has {len(names)} classes; at most {VOID} can be told apart"
+            )
+        images, faults = _images(document, self.file, root, self.panoptic)
+        self.annotated = [annotated for annotated, _, _ in images]
+        files = [(image, labels) for _, image, labels in images]
+        super().__init__(task, tuple(names), _palette(names, self.categories), files)
+        if faults:
+            self.look_at_all(str(self.file), faults)
+        if not files:
+            raise DataError(f"{self.file} has no image with annotations")
+
+    def label_bytes(self, index: int) -> bytes:
+        said = repr((self.annotated[index], self.classes, self.task)).encode()
+        return said + (super().label_bytes(index) if self.panoptic else b"")
+
+    def read_labels(self, index: int, size: tuple[int, int]) -> Read:
+        annotated = self.annotated[index]
+        if annotated.size != size:
+            turned = annotated.size == size[::-1]
+            advice = "; annotations are of the image as shown, turned as its EXIF says" * turned
+            raise DataError(
+                f"{self.files[index][0]} is {size[1]} x {size[0]} pixels, in {self.file} it is "
+                f"{annotated.size[1]} x {annotated.size[0]}{advice}"
+            )
+        read = self._segments if self.panoptic else self._annotations
+        try:
+            labels, void = read(index, annotated)
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{self.file}: image {annotated.name}: {_said(error)}") from error
+        return labels, void
+
+    def _annotations(self, index: int, annotated: Annotated) -> Read:
+        """Of polygons and run lengths: large ones first."""
+        drawn = [
+            (region_of(entry, annotated.size), bool(entry.get("iscrowd")), self._category(entry))
+            for entry in annotated.entries
+        ]
+        # A crowd lies behind the objects that are told apart from it.
+        drawn.sort(key=lambda row: (not row[1], -row[0].area))
+        labels = np.full(annotated.size, self.rest, self._dtype)
+        void = np.zeros(annotated.size, np.bool_)
+        objects = 0
+        for region, crowd, category in drawn:
+            if category.place is None:
+                continue
+            mask = region.pixels()
+            void[mask] = crowd
+            if not crowd:
+                objects += 1
+                labels[mask] = objects if self.kind.objects else category.place
+        return self._with_void(labels, void)
+
+    def _segments(self, index: int, annotated: Annotated) -> Read:
+        """Of a panoptic PNG."""
+        ids = panoptic_ids(open_labels(self.files[index][1]))
+        if ids.shape != annotated.size:
+            raise ValueError(
+                f"its PNG {self.files[index][1]} is {ids.shape[1]} x {ids.shape[0]} pixels"
+            )
+        by_id = {int(entry["id"]): entry for entry in annotated.entries}
+        found = np.array(sorted({0, *by_id}), np.uint32)
+        rows = np.searchsorted(found, ids).clip(max=len(found) - 1)
+        unknown = np.unique(ids[found[rows] != ids]).tolist()
+        if unknown:
+            raise ValueError(f"its PNG has the ids {unknown[:5]}, which segments_info lacks")
+        table = np.full(len(found), self.rest, self._dtype)
+        void = np.zeros(len(found), np.bool_)
+        objects = 0
+        for row, segment in enumerate(found.tolist()):
+            entry = by_id.get(segment)
+            category = None if entry is None else self._category(entry)
+            if entry is None or category is None:
+                void[row] = True
+            elif entry.get("iscrowd"):
+                void[row] = category.place is not None
+            elif category.place is not None:
+                objects += 1
+                table[row] = objects if self.kind.objects else category.place
+        return self._with_void(table[rows], void[rows])
+
+    def _with_void(self, labels: NDArray[Any], void: NDArray[np.bool_]) -> Read:
+        if self.kind.objects:
+            return labels, void if void.any() else None
+        labels[void] = VOID
+        return labels, None
+
+    @property
+    def _dtype(self) -> type[np.uint8 | np.uint16]:
+        return np.uint16 if self.kind.objects else np.uint8
+
+    def _category(self, entry: dict[str, Any]) -> Category:
+        if entry["category_id"] not in self.categories:
+            raise ValueError(f"category_id {entry['category_id']!r} is none of the categories")
+        return self.categories[entry["category_id"]]
+
+
+def panoptic_ids(image: Image.Image) -> NDArray[np.uint32]:
+    """(H, W) ids: R + 256 G + 65536 B, or the values of a gray or palette PNG. Raises
+    ValueError."""
+    values = np.asarray(image)
+    if values.ndim == 2:
+        return values.astype(np.uint32)
+    if values.shape[2] not in (3, 4):
+        raise ValueError("its PNG has gray values with alpha; ids are RGB or gray")
+    red, green, blue = np.moveaxis(values[..., :3].astype(np.uint32), -1, 0)
+    return red + (green << 8) + (blue << 16)
+
+
+def _document(file: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(file.read_text("utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} is no readable JSON: {error}") from error
+    for part in ("images", "annotations", "categories"):
+        if not isinstance(document, dict) or not _is_rows(document.get(part)):
+            raise DataError(
+                f'{file} is no annotation file of COCO: it needs "{part}", a list of objects'
+            )
+    return document
+
+
+def _is_rows(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(row, dict) for row in value)
+
+
+def _is_panoptic(document: dict[str, Any]) -> bool:
+    return any("segments_info" in entry for entry in document["annotations"])
+
+
+def _categories(
+    document: dict[str, Any], file: Path
+) -> dict[int, tuple[str, tuple[int, int, int] | None]]:
+    """Id -> name and colour, by id."""
+    found: dict[int, tuple[str, tuple[int, int, int] | None]] = {}
+    for entry in document["categories"]:
+        key, name, colour = entry.get("id"), entry.get("name"), entry.get("color")
+        if not isinstance(key, int) or not isinstance(name, str) or not name or key in found:
+            raise DataError(f"{file}: each category needs an id and a name of its own, not {entry}")
+        valid = isinstance(colour, list) and len(colour) == 3
+        found[key] = (name, (colour[0], colour[1], colour[2]) if valid else None)
+    names = [name for name, _ in found.values()]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or not found:
+        what = f"the names {twice} stand for several categories" if twice else "no categories"
+        raise DataError(f"{file}: {what}; each needs a name of its own")
+    return dict(sorted(found.items()))
+
+
+def _chosen(things: dict[int, tuple[str, Any]], spec: Spec, file: Path) -> list[str]:
+    """Names of categories, in the order of their ids."""
+    names = [name for name, _ in things.values()]
+    unknown = [name for name in spec.classes if name not in names]
+    if unknown:
+        raise DataError(f"{file} has no category {unknown[0]!r}; it has {few(names, 20)}")
+    return [name for name in names if not spec.classes or name in spec.classes]
+
+
+def _palette(names: Sequence[str], categories: dict[int, Category]) -> Colours:
+    if len(names) == 1:
+        return (OBJECT,)
+    colours = {category.name: category.colour for category in categories.values()}
+    mapped = colour_map(len(names))
+    if BACKGROUND in names:
+        mapped = ((0, 0, 0), *mapped[:-1])
+    return tuple(colours.get(name) or other for name, other in zip(names, mapped, strict=True))
+
+
+def _images(
+    document: dict[str, Any], file: Path, root: Path | None, panoptic: bool
+) -> tuple[list[tuple[Annotated, Path, Path]], list[str]]:
+    """Image, its annotations and where they stand; and what is missing. A panoptic image without
+    annotations is left out: nothing is known about it."""
+    for part, field in (("images", "id"), ("annotations", "image_id")):
+        for row in document[part]:
+            if not isinstance(row.get(field), int | str):
+                raise DataError(f"{file}: one of {part} has no {field}, a number: {str(row)[:80]}")
+    entries: dict[int | str, list[dict[str, Any]]] = {}
+    for entry in document["annotations"]:
+        entries.setdefault(entry["image_id"], []).append(entry)
+    places = _places(file, root)
+    found: list[tuple[Annotated, Path, Path]] = []
+    faults: list[str] = []
+    for image in document["images"]:
+        key, name = image.get("id"), image.get("file_name")
+        if not isinstance(name, str) or not _is_size(image.get("height"), image.get("width")):
+            faults.append(f"{file}: image {key!r} needs file_name, height and width")
+            continue
+        own = entries.get(key, [])
+        if panoptic and not own:
+            continue
+        path = _find(places, name)
+        if path is None:
+            faults.append(
+                f"{name} of {file} is missing; looked in {', '.join(map(str, places))}: name the "
+                f"images' folder by --data"
+            )
+            continue
+        labels: Path | None = file
+        if panoptic:
+            png = str(own[0].get("file_name") or Path(name).with_suffix(".png").name)
+            folders = [file.with_suffix(""), *(place / file.stem for place in places)]
+            folders += [place / "panoptic" for place in places]
+            labels = _find(folders, png)
+            own = own[0].get("segments_info", [])
+            if labels is None:
+                faults.append(
+                    f"{png} of {file} is missing; it is expected in {file.with_suffix('')}/"
+                )
+                continue
+        annotated = Annotated(name, (image["height"], image["width"]), own)
+        found.append((annotated, path, labels or file))
+    known = {image.get("id") for image in document["images"]}
+    lost = [key for key in entries if key not in known]
+    if lost:
+        faults.append(f"{file}: annotations are of images {lost[:5]}, which it lacks")
+    return found, faults
+
+
+def _is_size(*sides: object) -> bool:
+    return all(isinstance(side, int) and side > 0 for side in sides)
+
+
+def _places(file: Path, root: Path | None) -> list[Path]:
+    """Where images may lie: in --data, beside the annotations, or in the folder that COCO gives
+    them (annotations/instances_val2017.json, val2017/)."""
+    part = file.stem.rpartition("_")[2]
+    bases = [*([root] if root else []), file.parent, file.parent.parent]
+    places = [base / below for base in bases for below in ("", "images", part, f"images/{part}")]
+    return [place for place in dict.fromkeys(places) if place.is_dir()]
+
+
+def _find(places: Sequence[Path], name: str) -> Path | None:
+    """name: relative, perhaps with a folder, perhaps written on Windows."""
+    relative = PurePosixPath(name.replace("\\", "/"))
+    for place in places:
+        for below in dict.fromkeys((relative, PurePosixPath(relative.name))):
+            if (place / below).is_file():
+                return place / below
+    return None
+
+
+def _said(error: Exception) -> str:
+    return f"an annotation lacks {error}" if isinstance(error, KeyError) else str(error)
