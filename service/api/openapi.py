@@ -129,10 +129,10 @@ def complete(schema: dict[str, Any]) -> dict[str, Any]:
         own = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= own.pop("$defs", {}) | {model.__name__: own}
     for path, operations in schema["paths"].items():
-        for operation in operations.values():
+        for method, operation in operations.items():
             if path != "/segment" and not path.endswith("/infer"):
                 operation["responses"].pop("422", None)
-            openapi_answers.add(path, operation)
+            openapi_answers.add(path, method, operation)
     return schema
 
 

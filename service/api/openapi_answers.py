@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from service.errors import ForeignOrigin
+
 PROBLEM = "application/problem+json"
 _ERROR = {
     "type": "object",
@@ -49,12 +51,14 @@ def error(description: str) -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"schema": _ERROR}}}
 
 
-def add(path: str, operation: dict[str, Any]) -> None:
+def add(path: str, method: str, operation: dict[str, Any]) -> None:
     """Complete an operation's `responses` in place; what it says itself stays."""
     responses: dict[str, Any] = operation["responses"]
     refused = error if path.startswith("/v2") else failure
     if "security" in operation:
         responses.setdefault("401", refused("No API key, or an unknown one"))
+    if method == "post":
+        responses.setdefault("403", refused(ForeignOrigin.title))
     if "{" in path:
         responses.setdefault("404", refused("There is nothing of this name"))
     if path.endswith("/ready"):
