@@ -17,7 +17,9 @@ from model_export.data.checks import check
 from model_export.data.coco_masks import region_of
 from model_export.data.datasets import DataError, absolute, open_dataset, share_images
 from model_export.tasks.panoptic_quality import match_counts, without_void
+from service import bundle
 from tests.labelled_folders import save_image
+from tests.toy import command, last_json
 
 HEIGHT, WIDTH = 20, 30
 Document = dict[str, Any]
@@ -266,6 +268,32 @@ def test_categories_are_chosen_by_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no category 'bird'; it has cat, dog"):
         open_dataset(f"{spec}@semantic:bird", None)
     assert open_dataset(f"{spec}@semantic: cat , dog", None).classes == ("background", "cat", "dog")
+
+
+def test_a_bundle_is_measured_on_annotations_of_its_classes(
+    toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = _instances()
+    names = [entry.name for entry in bundle.load(toy_bundle).manifest.classes]
+    document["categories"] = [{"id": 1 + i, "name": name} for i, name in enumerate(names)]
+    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    pixels[..., 0] = 1 + np.arange(HEIGHT)[:, None] // 2
+    segments = [{"id": 1 + i, "category_id": 1 + i, "iscrowd": 0} for i in range(11)]
+    document["annotations"] = [
+        {"image_id": image, "file_name": "one.png", "segments_info": segments} for image in (1, 2)
+    ]
+    spec = _write(tmp_path, document, "panoptic_val.json")
+    save_image(tmp_path / "annotations/panoptic_val/one.png", pixels)
+    words = ("evaluate", toy_bundle, "--threads", "1", "--draws", "9")
+    assert command(*words, "--on", spec) == 0
+    result = last_json(capsys.readouterr().out)
+    assert (result["data"], result["images"]) == (spec, 2)
+    assert command(*words, "--on", _write(tmp_path, _instances())) == 1
+    assert "has other classes than the bundle: 3 (background, cat" in capsys.readouterr().err
+    assert command(*words, "--on", spec, "--below", "val") == 1
+    assert "--below is for a folder" in capsys.readouterr().err
+    assert command(*words, "--on", "scenes:3") == 1
+    assert "or --on coco:PATH.json" in capsys.readouterr().err
 
 
 def test_run_lengths_are_those_of_pycocotools() -> None:

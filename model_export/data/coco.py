@@ -15,11 +15,10 @@ Where objects overlap, the smaller one lies on top.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model_export.data.class_names import few
+from model_export.data.coco_files import images_of, is_panoptic, read_document
 from model_export.data.coco_masks import Annotated, region_of
 from model_export.data.folders import OBJECT, open_labels
 from model_export.data.labelled import Colours, LabelledImages, Read
@@ -80,8 +80,8 @@ class Coco(LabelledImages):
         """root: where images (and panoptic PNGs) lie, if not beside the annotation file. Raises
         DataError: for faults of single images one message that lists them."""
         self.file = spec.file(root)
-        document = _document(self.file)
-        self.panoptic = _is_panoptic(document)
+        document = read_document(self.file)
+        self.panoptic = is_panoptic(document)
         things = _categories(document, self.file)
         chosen = _chosen(things, spec, self.file)
         task = spec.task or ("instance" if len(things) == 1 and not self.panoptic else "semantic")
@@ -106,7 +106,7 @@ class Coco(LabelledImages):
             raise DataError(
                 f"{self.file} has {len(names)} classes; at most {VOID} can be told apart"
             )
-        images, faults = _images(document, self.file, root, self.panoptic)
+        images, faults = images_of(document, self.file, root, self.panoptic)
         self.annotated = [annotated for annotated, _, _ in images]
         files = [(image, labels) for _, image, labels in images]
         super().__init__(task, tuple(names), _palette(names, self.categories), files)
@@ -214,27 +214,6 @@ def panoptic_ids(image: Image.Image) -> NDArray[np.uint32]:
     return red + (green << 8) + (blue << 16)
 
 
-def _document(file: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(file.read_text("utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} is no readable JSON: {error}") from error
-    for part in ("images", "annotations", "categories"):
-        if not isinstance(document, dict) or not _is_rows(document.get(part)):
-            raise DataError(
-                f'{file} is no annotation file of COCO: it needs "{part}", a list of objects'
-            )
-    return document
-
-
-def _is_rows(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(row, dict) for row in value)
-
-
-def _is_panoptic(document: dict[str, Any]) -> bool:
-    return any("segments_info" in entry for entry in document["annotations"])
-
-
 def _categories(
     document: dict[str, Any], file: Path
 ) -> dict[int, tuple[str, tuple[int, int, int] | None]]:
@@ -271,80 +250,6 @@ def _palette(names: Sequence[str], categories: dict[int, Category]) -> Colours:
     if BACKGROUND in names:
         mapped = ((0, 0, 0), *mapped[:-1])
     return tuple(colours.get(name) or other for name, other in zip(names, mapped, strict=True))
-
-
-def _images(
-    document: dict[str, Any], file: Path, root: Path | None, panoptic: bool
-) -> tuple[list[tuple[Annotated, Path, Path]], list[str]]:
-    """Image, its annotations and where they stand; and what is missing. A panoptic image without
-    annotations is left out: nothing is known about it."""
-    for part, field in (("images", "id"), ("annotations", "image_id")):
-        for row in document[part]:
-            if not isinstance(row.get(field), int | str):
-                raise DataError(f"{file}: one of {part} has no {field}, a number: {str(row)[:80]}")
-    entries: dict[int | str, list[dict[str, Any]]] = {}
-    for entry in document["annotations"]:
-        entries.setdefault(entry["image_id"], []).append(entry)
-    places = _places(file, root)
-    found: list[tuple[Annotated, Path, Path]] = []
-    faults: list[str] = []
-    for image in document["images"]:
-        key, name = image.get("id"), image.get("file_name")
-        if not isinstance(name, str) or not _is_size(image.get("height"), image.get("width")):
-            faults.append(f"{file}: image {key!r} needs file_name, height and width")
-            continue
-        own = entries.get(key, [])
-        if panoptic and not own:
-            continue
-        path = _find(places, name)
-        if path is None:
-            faults.append(
-                f"{name} of {file} is missing; looked in {', '.join(map(str, places))}: name the "
-                f"images' folder by --data"
-            )
-            continue
-        labels: Path | None = file
-        if panoptic:
-            png = str(own[0].get("file_name") or Path(name).with_suffix(".png").name)
-            folders = [file.with_suffix(""), *(place / file.stem for place in places)]
-            folders += [place / "panoptic" for place in places]
-            labels = _find(folders, png)
-            own = own[0].get("segments_info", [])
-            if labels is None:
-                faults.append(
-                    f"{png} of {file} is missing; it is expected in {file.with_suffix('')}/"
-                )
-                continue
-        annotated = Annotated(name, (image["height"], image["width"]), own)
-        found.append((annotated, path, labels or file))
-    known = {image.get("id") for image in document["images"]}
-    lost = [key for key in entries if key not in known]
-    if lost:
-        faults.append(f"{file}: annotations are of images {lost[:5]}, which it lacks")
-    return found, faults
-
-
-def _is_size(*sides: object) -> bool:
-    return all(isinstance(side, int) and side > 0 for side in sides)
-
-
-def _places(file: Path, root: Path | None) -> list[Path]:
-    """Where images may lie: in --data, beside the annotations, or in the folder that COCO gives
-    them (annotations/instances_val2017.json, val2017/)."""
-    part = file.stem.rpartition("_")[2]
-    bases = [*([root] if root else []), file.parent, file.parent.parent]
-    places = [base / below for base in bases for below in ("", "images", part, f"images/{part}")]
-    return [place for place in dict.fromkeys(places) if place.is_dir()]
-
-
-def _find(places: Sequence[Path], name: str) -> Path | None:
-    """name: relative, perhaps with a folder, perhaps written on Windows."""
-    relative = PurePosixPath(name.replace("\\", "/"))
-    for place in places:
-        for below in dict.fromkeys((relative, PurePosixPath(relative.name))):
-            if (place / below).is_file():
-                return place / below
-    return None
 
 
 def _said(error: Exception) -> str:

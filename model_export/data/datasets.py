@@ -256,6 +256,11 @@ def absolute(spec: str, root: Path | None) -> str:
     return spec.replace(parsed.path, str(parsed.file(root).resolve()), 1)
 
 
+def is_coco(spec: str) -> bool:
+    """Whether the data set, one of SPECS, is an annotation file."""
+    return spec.partition(":")[0] == "coco"
+
+
 def is_nameless(spec: str) -> bool:
     """Whether the data set, one of SPECS, is any folder: elsewhere the same name may mean other
     images."""

@@ -22,7 +22,7 @@ from scipy.stats import spearmanr
 
 from model_export.data.checks import check
 from model_export.data.class_names import refuse_other_classes
-from model_export.data.datasets import open_dataset
+from model_export.data.datasets import is_coco, open_dataset
 from model_export.evaluation.evaluate_bundle import BundleOptions, evaluate_bundle
 from model_export.evaluation.training_curves import plot_run
 from model_export.gating.derive_targets import measure_plans
@@ -53,7 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="folder of the data set; for a bundle: images/ with masks/ or instances/",
     )
-    add("--on", help="data set for a run, e.g. camvid:val; default: the held-out targets of step B")
+    add(
+        "--on",
+        help="data set for a run, e.g. camvid:val (default: the held-out targets of step B); for a "
+        "bundle: coco:PATH.json in place of a folder",
+    )
     own = parser.add_argument_group("for a bundle").add_argument
     own("--below", help="a folder inside images/ and masks/ or instances/, e.g. val")
     own(
@@ -83,19 +87,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     names = [field.name for field in fields(BundleOptions)]
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    on = given.pop("on", None)
     if not (args.folder / "manifest.json").exists():
         if given:
             flags = [name.replace("_", "-") for name in given]
             raise RunError(
                 f"{args.folder} is no bundle: --{', --'.join(flags)} cannot be used with a run"
             )
-        evaluate_run(args.folder, args.data, args.on)
+        evaluate_run(args.folder, args.data, on)
         return
-    if args.data is None or args.on is not None:
+    if not is_coco(on or "") and (args.data is None or on is not None):
         raise RunError(
-            f"{args.folder} is a bundle: give it --data FOLDER (and --below), and not --on"
+            f"{args.folder} is a bundle: give it --data FOLDER (and --below), and not --on, or "
+            f"--on coco:PATH.json"
         )
-    options = BundleOptions(**given | {"threads": given.get("threads") or os.cpu_count() or 1})
+    if on and "below" in given:
+        raise RunError(f"--below is for a folder, not for {on}: leave it out")
+    options = BundleOptions(
+        on=on or "", **given | {"threads": given.get("threads") or os.cpu_count() or 1}
+    )
     if min(options.block, options.draws) < 1 or options.threads < 0:
         raise RunError("--block and --draws must be at least 1, and --threads at least 0")
     evaluate_bundle(args.folder, args.data, options)

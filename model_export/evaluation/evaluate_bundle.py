@@ -26,12 +26,14 @@ from model_export.gating.policies import resample
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleOptions:
-    """below: a folder inside images/ and that of the labels, "" = none. block: consecutive images
+    """below: a folder inside images/ and that of the labels, "" = none. on: coco:PATH.json, in
+    place of a folder. block: consecutive images
     that are resampled together. draws: bootstrap samples. against: a bundle to compare with.
     figures: the folder for them. mirrored: measure the mirror images, too. backend, engine_cache:
     what runs the graphs."""
 
     below: str = ""
+    on: str = ""
     cache: Path | None = None
     figures: Path | None = None
     against: Path | None = None
@@ -47,11 +49,17 @@ class BundleOptions:
         return EngineOptions(self.backend, self.threads, self.engine_cache)
 
 
-def evaluate_bundle(folder: Path, data: Path, options: BundleOptions) -> None:
+def evaluate_bundle(folder: Path, data: Path | None, options: BundleOptions) -> None:
     """Prints the tables and one JSON line. Raises DataError that names the file."""
     folders = [folder, *([options.against] if options.against else [])]
     measured = measure_bundles(
-        folders, data, options.below, options.engine, options.cache, mirrored=options.mirrored
+        folders,
+        data,
+        options.below,
+        options.engine,
+        options.cache,
+        on=options.on,
+        mirrored=options.mirrored,
     )
     weights = resample(contiguous_blocks(measured[0].groups, options.block), options.draws)
     all_results = [BundleResults(of_bundle, weights) for of_bundle in measured]
@@ -61,7 +69,7 @@ def evaluate_bundle(folder: Path, data: Path, options: BundleOptions) -> None:
         "digest": measured[0].bundle.digest,
         "task": manifest.task,
         "measure": measured[0].task.measure,
-        "data": str(data / "images" / options.below),
+        "data": options.on or str(data and data / "images" / options.below),
         "images": len(measured[0].names),
         "left_out": measured[0].left_out,
         "backend": options.backend,

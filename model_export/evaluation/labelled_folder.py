@@ -1,4 +1,5 @@
-"""Any labelled folder, opened for a bundle's task: what `evaluate` measures on.
+"""Any labelled folder, or annotations of COCO's, opened for a bundle's task: what `evaluate`
+measures on.
 
 An image's group (promises are to hold in each group) is its `seq` or `kind` in meta.json if there
 is one, else its name up to the first "_".
@@ -10,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from model_export.data.class_names import refuse_other_classes
-from model_export.data.datasets import DataError, Folder
+from model_export.data.datasets import DataError, Folder, is_coco, open_dataset
+from model_export.data.labelled import LabelledImages
 from model_export.data.meta_json import classes_in, groups_in, read_description, values_in
 from model_export.tasks import TASKS
 
@@ -48,6 +50,21 @@ def open_labelled(root: Path, below: str, task: str, classes: tuple[str, ...]) -
     return Folder(
         root, task, classes=classes, palette=(), below=below, groups=groups, values=values
     )
+
+
+def open_annotated(
+    on: str, root: Path | None, task: str, classes: tuple[str, ...]
+) -> LabelledImages:
+    """on: coco:PATH.json. root: the folder of its images, if it is not beside it. task, classes:
+    the bundle's. Raises DataError."""
+    data = open_dataset(on, root)
+    if not is_coco(on) or not isinstance(data, LabelledImages):
+        raise DataError(f"a bundle is measured on a folder or on coco:PATH.json, not on {on!r}")
+    if data.task != task:
+        raise DataError(f"{on} is of the {data.task} task, the bundle of {task}: add @{task} to it")
+    advice = f"choose the bundle's classes, as in coco:PATH.json@{task}:NAME"
+    refuse_other_classes(on, data.classes, classes, "the bundle", advice)
+    return data
 
 
 def group_of(name: str, groups: Mapping[str, str]) -> str:

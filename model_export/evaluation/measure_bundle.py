@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +24,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from model_export.data.checks import check
-from model_export.data.datasets import DataError, Folder
-from model_export.evaluation.labelled_folder import group_of, open_labelled
+from model_export.data.datasets import DataError
+from model_export.data.labelled import LabelledImages
+from model_export.evaluation.labelled_folder import group_of, open_annotated, open_labelled
 from model_export.tasks import TASKS, Task, qualities
 from model_export.tasks.detections import average_precision, detections
+from model_export.tasks.panoptic_quality import without_void
 from service import bundle
 from service.core import Frame
 from service.engines.base import Backend
@@ -103,6 +105,13 @@ class EngineOptions:
         )
 
 
+class Truth(NamedTuple):
+    """labels: (H, W) as the task has them. void: (H, W) where objects count nowhere."""
+
+    labels: NDArray[Any]
+    void: NDArray[np.bool_]
+
+
 class Meter:
     """One bundle, open. Raises DataError where it cannot be opened."""
 
@@ -122,7 +131,7 @@ class Meter:
         self.cache = cache and cache / name
         self.warm = False
 
-    def measure(self, folder: Folder, index: int, *, mirrored: bool = False) -> Arrays:
+    def measure(self, folder: LabelledImages, index: int, *, mirrored: bool = False) -> Arrays:
         """The arrays of one image or of its mirror image, from the cache or anew."""
         file, _ = folder.files[index]
         data = file.read_bytes()
@@ -130,9 +139,10 @@ class Meter:
         cached = self.cache and self.cache / f"{key}{'-mirrored' * mirrored}.npz"
         if cached and cached.is_file():
             return _read(cached)
-        truth = folder.truth(index)
+        _, labels, void = folder.read(index)
+        truth = Truth(labels, np.zeros(labels.shape, np.bool_) if void is None else void)
         if mirrored:
-            data, truth = _mirror(data), truth[:, ::-1]
+            data, truth = _mirror(data), Truth(truth.labels[:, ::-1], truth.void[:, ::-1])
         try:
             frame = decode(data, "", LIMITS, self.manifest.input)
         except FathomError as error:
@@ -145,7 +155,7 @@ class Meter:
             _write(cached, arrays)
         return arrays
 
-    def run(self, frame: Frame, truth: NDArray[Any], turn: int) -> Arrays:
+    def run(self, frame: Frame, truth: Truth, turn: int) -> Arrays:
         """scores (P,), counts (P, ...), front (1,), encoder and decoder (P,) in ms, detections
         (objects, 1 plan + 2).
 
@@ -177,28 +187,32 @@ class Meter:
             "detections": np.concatenate(tables),
         }
 
-    def judge(self, masks: Masks, truth: NDArray[Any]) -> tuple[NDArray[Any], Floats]:
+    def judge(self, masks: Masks, truth: Truth) -> tuple[NDArray[Any], Floats]:
         """Counts and detections; of the latter there are none for a task without objects."""
         channels = self.task.channels(len(self.manifest.classes))
-        counts = self.task.counts(masks.labels, truth, channels)
         if not self.task.objects:
-            return counts, np.empty((0, 2))
+            return self.task.counts(masks.labels, truth.labels, channels), np.empty((0, 2))
+        labels = without_void(masks.labels, truth.void)
+        counts = self.task.counts(labels, truth.labels, channels)
         scores = [region.score for region in masks.regions]
-        return counts, detections(masks.labels, scores, truth)
+        left = np.isin(np.arange(1, len(scores) + 1), labels)  # the others lie in void
+        return counts, detections(labels, scores, truth.labels)[left]
 
 
 def measure_bundles(
     bundles: Sequence[Path],
-    root: Path,
+    root: Path | None,
     below: str,
     engine: EngineOptions,
     cache: Path | None,
     *,
+    on: str = "",
     mirrored: bool = False,
 ) -> list[Measured]:
     """Every bundle on the same images, image by image in turns, so that a change in the machine's
     load affects all of them alike.
 
+    root: the labelled folder; with `on`, coco:PATH.json, that of its images, if not beside it.
     mirrored: for the first bundle also the mirror images; times are those of the images themselves.
     Raises DataError that names the file or bundle.
     """
@@ -210,8 +224,12 @@ def measure_bundles(
                 f"{meter.bundle.root} has another task or other classes than "
                 f"{meters[0].bundle.root}"
             )
-    folder = open_labelled(root, below, *kinds[0])
-    check(folder, str(root), complete=False)
+    folder: LabelledImages
+    if on or root is None:
+        folder = open_annotated(on, root, *kinds[0])
+    else:
+        folder = open_labelled(root, below, *kinds[0])
+    check(folder, on or str(root), complete=False)
     rows: list[list[Arrays]] = [[] for _ in meters]
     for index in tqdm(range(len(folder)), desc="images", mininterval=2):
         for meter, images in zip(meters, rows, strict=True):
@@ -224,7 +242,7 @@ def measure_bundles(
     return [_gather(meter, folder, images) for meter, images in zip(meters, rows, strict=True)]
 
 
-def _gather(meter: Meter, folder: Folder, rows: list[Arrays]) -> Measured:
+def _gather(meter: Meter, folder: LabelledImages, rows: list[Arrays]) -> Measured:
     quality = np.array([[meter.task.of_image(plan) for plan in row["counts"]] for row in rows])
     known = np.isfinite(quality).all(1)
     if not known.any():

@@ -1,0 +1,106 @@
+"""COCO's annotation files as JSON, and where the images and PNGs lie that they name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from model_export.data.coco_masks import Annotated
+from model_export.data.sample import DataError
+
+
+def read_document(file: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(file.read_text("utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} is no readable JSON: {error}") from error
+    for part in ("images", "annotations", "categories"):
+        if not isinstance(document, dict) or not _is_rows(document.get(part)):
+            raise DataError(
+                f'{file} is no annotation file of COCO: it needs "{part}", a list of objects'
+            )
+    return document
+
+
+def _is_rows(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(row, dict) for row in value)
+
+
+def is_panoptic(document: dict[str, Any]) -> bool:
+    return any("segments_info" in entry for entry in document["annotations"])
+
+
+def images_of(
+    document: dict[str, Any], file: Path, root: Path | None, panoptic: bool
+) -> tuple[list[tuple[Annotated, Path, Path]], list[str]]:
+    """Image, its annotations and where they stand; and what is missing. A panoptic image without
+    annotations is left out: nothing is known about it."""
+    for part, field in (("images", "id"), ("annotations", "image_id")):
+        for row in document[part]:
+            if not isinstance(row.get(field), int | str):
+                raise DataError(f"{file}: one of {part} has no {field}, a number: {str(row)[:80]}")
+    entries: dict[int | str, list[dict[str, Any]]] = {}
+    for entry in document["annotations"]:
+        entries.setdefault(entry["image_id"], []).append(entry)
+    places = _places(file, root)
+    found: list[tuple[Annotated, Path, Path]] = []
+    faults: list[str] = []
+    for image in document["images"]:
+        key, name = image.get("id"), image.get("file_name")
+        if not isinstance(name, str) or not _is_size(image.get("height"), image.get("width")):
+            faults.append(f"{file}: image {key!r} needs file_name, height and width")
+            continue
+        own = entries.get(key, [])
+        if panoptic and not own:
+            continue
+        path = _find(places, name)
+        if path is None:
+            faults.append(
+                f"{name} of {file} is missing; looked in {', '.join(map(str, places))}: name the "
+                f"images' folder by --data"
+            )
+            continue
+        labels: Path | None = file
+        if panoptic:
+            png = str(own[0].get("file_name") or Path(name).with_suffix(".png").name)
+            folders = [file.with_suffix(""), *(place / file.stem for place in places)]
+            folders += [place / "panoptic" for place in places]
+            labels = _find(folders, png)
+            own = own[0].get("segments_info", [])
+            if labels is None:
+                faults.append(
+                    f"{png} of {file} is missing; it is expected in {file.with_suffix('')}/"
+                )
+                continue
+        annotated = Annotated(name, (image["height"], image["width"]), own)
+        found.append((annotated, path, labels or file))
+    known = {image.get("id") for image in document["images"]}
+    lost = [key for key in entries if key not in known]
+    if lost:
+        faults.append(f"{file}: annotations are of images {lost[:5]}, which it lacks")
+    return found, faults
+
+
+def _is_size(*sides: object) -> bool:
+    return all(isinstance(side, int) and side > 0 for side in sides)
+
+
+def _places(file: Path, root: Path | None) -> list[Path]:
+    """Where images may lie: in --data, beside the annotations, or in the folder that COCO gives
+    them (annotations/instances_val2017.json, val2017/)."""
+    part = file.stem.rpartition("_")[2]
+    bases = [*([root] if root else []), file.parent, file.parent.parent]
+    places = [base / below for base in bases for below in ("", "images", part, f"images/{part}")]
+    return [place for place in dict.fromkeys(places) if place.is_dir()]
+
+
+def _find(places: Sequence[Path], name: str) -> Path | None:
+    """name: relative, perhaps with a folder, perhaps written on Windows."""
+    relative = PurePosixPath(name.replace("\\", "/"))
+    for place in places:
+        for below in dict.fromkeys((relative, PurePosixPath(relative.name))):
+            if (place / below).is_file():
+                return place / below
+    return None
