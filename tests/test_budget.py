@@ -235,4 +235,5 @@ def test_compute_used_is_a_dictionary_of_the_format(gflops: float, reason: Reaso
         key: value for key, (value, _) in http_sf.parse(text.encode(), tltype="dictionary").items()
     }
     assert (parsed["depth"], parsed["of"], str(parsed["reason"])) == (2, OF, reason.value)
-    assert float(parsed["gflops"]) == pytest.approx(gflops, abs=0.0005)
+    # Rounded up, so that the number buys the plan when it is sent back as a ceiling.
+    assert 0 <= float(parsed["gflops"]) - gflops < 0.001
