@@ -3,6 +3,12 @@
 /** About three significant digits: 0.123, 4.12, 31.4, 1520. */
 export const short = (value) => value.toFixed(value < 1 ? 3 : value < 10 ? 2 : value < 100 ? 1 : 0);
 
+/** GFLOPs of a plan, rounded up like all costs that are told: as a ceiling, the number buys the plan. */
+export function cost(gflops) {
+  const digits = gflops < 1 ? 3 : gflops < 10 ? 2 : gflops < 100 ? 1 : 0;
+  return (Math.ceil(gflops * 10 ** digits - 1e-6) / 10 ** digits).toFixed(digits);
+}
+
 /** A share 0..1 in per cent; a tiny one does not become zero. */
 export function percent(share) {
   if (share > 0 && share < 0.001) return "< 0.1 %";

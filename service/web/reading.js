@@ -1,6 +1,6 @@
 /** The result: which plan an image took, why, and what that cost. */
 
-import { element, knobs, serverMs, short } from "./format.js";
+import { cost, element, knobs, serverMs, short } from "./format.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -34,7 +34,7 @@ export class Reading {
       mark.scope = "row";
       mark.append(element("i", "line"), element("span", "sounding", String(plan.depth)));
       if (knobs(plan)) mark.append(element("small", "", knobs(plan)));
-      row.append(mark, ...[short(plan.gflops), plan.ms === null ? "–" : short(plan.ms), plan.quality.toFixed(3)]
+      row.append(mark, ...[cost(plan.gflops), plan.ms === null ? "–" : short(plan.ms), plan.quality.toFixed(3)]
         .map((text) => element("td", "", text)));
       return row;
     });
@@ -88,7 +88,7 @@ export class Reading {
     $("depth-taken").replaceChildren("depth ", element("b", "", String(depth)), ` of ${of}`, ...(reduced ? [element("small", "", reduced)] : []));
     $("depth-taken").append(element("span", `reason ${reason}`, reason));
     $("why").textContent = why(reason, taken === this.plans.length - 1, limits);
-    $("gflops").textContent = short(gflops);
+    $("gflops").textContent = cost(gflops);
     $("quality").textContent = quality.toFixed(3);
     $("server-ms").textContent = `${short(serverMs(answer.timing_ms))} ms`;
     $("round-trip").textContent = `${short(roundTripMs)} ms`;

@@ -1,7 +1,7 @@
 /** The same image with every plan, side by side: one request after the other, first the full plan to compare with. */
 
 import { Problem, segment } from "./client.js";
-import { element, knobs, percent, serverMs, short } from "./format.js";
+import { cost, element, knobs, percent, serverMs, short } from "./format.js";
 import { Labels } from "./labels.js";
 
 const $ = (id) => document.getElementById(id);
@@ -106,7 +106,7 @@ export class Strip {
     const differs = card.result !== full && percent(labels.difference(full.labels));
     const facts = [
       ["ms", short(serverMs(answer.timing_ms))],
-      ["GFLOPs", short(answer.usage.gflops)],
+      ["GFLOPs", cost(answer.usage.gflops)],
       differs ? ["differs", differs] : ["for the others", "reference"],
     ];
     if (labels.objects) facts.push(["objects", String(labels.segments.length)]);
