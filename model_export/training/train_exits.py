@@ -60,11 +60,11 @@ def train(options: Options) -> None:
     data, dev, scenes = open_data(options)
     batches = options.batches()
     often = chances(data, options.balance) if options.balance else None
-    if accelerator.is_main_process:  # the others see the same files
-        check(data, f"--train {options.train}")
-        if options.dev != options.train:
-            check(dev, f"--dev {options.dev}", complete=False)
-    accelerator.wait_for_everyone()
+    # On every process: while one checks alone, the others would wait longer than they may.
+    show = accelerator.is_main_process
+    check(data, f"--train {options.train}", show=show)
+    if options.dev != options.train:
+        check(dev, f"--dev {options.dev}", complete=False, show=show)
     checkpoint, first_step = options.out / "checkpoint.pt", 0
     torch.manual_seed(options.seed)
     resumed = options.out if checkpoint.exists() else None
