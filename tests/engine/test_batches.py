@@ -1,0 +1,246 @@
+"""The engine: its thread, order and batches, load, cancellation. The queue: test_queue."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from service.bundle import Manifest
+from service.core import Budget
+from service.errors import (
+    NotReady,
+    Overloaded,
+    UnsatisfiableBudget,
+)
+from service.inference.costs import Costs
+from service.inference.queue import PATIENCE_S
+from service.settings import Settings
+from tests.engine.world import NONE, WAIT_S, World, failure, play, ready, settle, until
+
+
+def test_an_image_is_answered_and_its_trace_is_written(fake_manifest: Manifest) -> None:
+    async def scenario() -> None:
+        async with ready(fake_manifest) as world:
+            answer = await world.submit(200)
+            assert (answer.outcome.tensors["probabilities"].argmax(axis=0) == 3).all()
+            trace = world.traces[200]
+            assert list(trace.stages) == ["queue", "front", "encoder", "decoder"]
+            assert (trace.decision, trace.batch_size) == (answer.decision, 1)
+            assert world.count("fathom_compute_gflops_total") == 5.0
+            assert world.count("fathom_batch_size_count") == 1
+
+    play(scenario())
+
+
+def test_one_thread_opens_runs_and_closes_the_engine(fake_manifest: Manifest) -> None:
+    async def scenario() -> None:
+        async with ready(fake_manifest) as world:
+            assert world.model.plan_ms.keys() == {"d1", "d2", "d3", "d4"}
+        assert world.threads == ["engine"]
+        assert world.backend.closings == 1
+        await until(lambda: "engine" not in {thread.name for thread in threading.enumerate()})
+
+    play(scenario())
+
+
+def test_nothing_is_taken_before_the_engine_is_warm(fake_manifest: Manifest) -> None:
+    async def scenario() -> None:
+        world = World(fake_manifest, Settings())
+        assert (world.model.state, world.model.plan_ms) == ("starting", {})
+        assert (await failure(world.submit(1), NotReady)).retry_after == 2
+        world.backend.closed = True
+        world.segmenter.start()
+        await until(world.backend.entered.is_set)
+        assert world.model.state == "starting"
+        await failure(world.submit(1), NotReady)
+        world.release()
+        await until(lambda: world.model.state == "ready")
+        await world.submit(1)
+        await world.model.drain(WAIT_S)
+
+    play(scenario())
+
+
+def test_a_full_queue_is_429_with_the_seconds_to_wait(fake_manifest: Manifest) -> None:
+    async def scenario() -> None:
+        async with ready(fake_manifest, queue_size=2) as world:
+            tasks = [await world.hold(), world.submit(1), world.submit(2)]
+            await settle()
+            world.engine._queue.mean_ms = 100_000.0
+            assert (world.count("fathom_queue_depth"), world.count("fathom_inflight")) == (2, 1)
+            error = await failure(world.submit(3), Overloaded)
+            # One image that runs and two that wait, 100 s each, spread by up to a half.
+            assert error.retry_after is not None
+            assert 290 < error.retry_after <= 450
+            assert error.shed == "full"
+            world.release()
+            assert len(await asyncio.gather(*tasks)) == 3
+            await until(lambda: world.count("fathom_inflight") == 0)
+            assert world.count("fathom_queue_depth") == 0
+
+    play(scenario())
+
+
+def test_the_most_urgent_image_runs_first(fake_manifest: Manifest) -> None:
+    async def scenario() -> None:
+        async with ready(fake_manifest, max_batch=1) as world:
+            tasks = [await world.hold()]
+            for number, ms in ((1, None), (2, 9_000), (3, 5_000), (4, 7_000), (5, None)):
+                tasks.append(world.submit(number, Budget(ms=ms)))
+                await settle()
+            world.release()
+            await asyncio.gather(*tasks)
+            assert world.backend.batches == [[0], [3], [4], [2], [1], [5]]
+
+    play(scenario())
+
+
+def test_an_image_without_a_deadline_is_not_starved(fake_manifest: Manifest) -> None:
+    async def scenario() -> None:
+        async with ready(fake_manifest, max_batch=1) as world:
+            tasks = [
+                await world.hold(),
+                world.submit(1, late_s=PATIENCE_S),
+                world.submit(2, Budget(ms=9_000)),
+            ]
+            await settle()
+            world.release()
+            await asyncio.gather(*tasks)
+            assert world.backend.batches == [[0], [1], [2]]
+
+    play(scenario())
+
+
+def test_waiting_images_run_together_each_with_its_own_plan(fake_manifest: Manifest) -> None:
+    async def scenario() -> None:
+        async with ready(fake_manifest, max_batch=3) as world:
+            first = await world.hold()
+            budgets = [Budget(depth=1), NONE, Budget(depth=1), Budget(depth=2)]
+            tasks = [world.submit(number, budget) for number, budget in enumerate(budgets, start=1)]
+            await settle()
+            world.release()
+            await first
+            answers = await asyncio.gather(*tasks)
+            assert world.backend.batches == [[0], [1, 2, 3], [4]]
+            assert [answer.decision.plan.name for answer in answers] == ["d1", "d4", "d1", "d2"]
+            assert [world.traces[number].batch_size for number in (1, 2, 3, 4)] == [2, 1, 2, 1]
+
+    play(scenario())
+
+
+def test_company_does_not_cost_an_urgent_image_its_plan(fake_manifest: Manifest) -> None:
+    async def scenario() -> None:
+        async with ready(fake_manifest) as world:
+            first = await world.hold()
+            slow = Costs(0.0, {plan: 1000.0 * plan.depth for plan in fake_manifest.plans})
+            world.engine._costs = slow  # the batch at hand is over when this counts
+            tasks = [
+                world.submit(1, Budget(ms=9_500)),
+                world.submit(2),
+                world.submit(3),
+                world.submit(4),
+            ]
+            await settle()
+            world.release()
+            await asyncio.gather(first, *tasks)
+            assert world.backend.batches == [[0], [1, 2], [3, 4]]  # 9.5 s are enough for two of 4 s
+
+    play(scenario())
+
+
+def test_a_batch_that_is_not_full_waits_if_told_to(fake_manifest: Manifest) -> None:
+    async def scenario() -> None:
+        async with ready(fake_manifest, max_batch=2, batch_wait_ms=1000) as world:
+            world.backend.closed = True
+            world.release()
+            began = time.perf_counter()
+            tasks = [world.submit(1)]
+            await asyncio.sleep(0.02)
+            tasks.append(world.submit(2))
+            await asyncio.gather(*tasks)
+            assert world.backend.batches == [[1, 2]]
+            assert time.perf_counter() - began < 0.9  # it waits no longer than until it is full
+
+    play(scenario())
+
+
+def test_load_makes_plans_cheaper(fake_manifest: Manifest) -> None:
+    async def scenario() -> None:
+        async with ready(fake_manifest, max_batch=1, queue_size=4) as world:
+            tasks = [await world.hold(), *(world.submit(number) for number in (1, 2, 3, 4))]
+            await settle()
+            world.release()
+            answers = await asyncio.gather(*tasks)
+            # When each starts, 0, 3, 2, 1 and 0 of 4 places in the queue are taken.
+            plans = [
+                (answer.decision.plan.name, answer.decision.reason.value) for answer in answers
+            ]
+            assert plans == [
+                ("d4", "gate"),
+                ("d3", "load"),
+                ("d4", "gate"),
+                ("d4", "gate"),
+                ("d4", "gate"),
+            ]
+
+    play(scenario())
+
+
+def test_a_cancelled_image_leaves_the_queue_and_never_runs(fake_manifest: Manifest) -> None:
+    async def scenario() -> None:
+        async with ready(fake_manifest, max_batch=1) as world:
+            tasks = [await world.hold(), world.submit(1), world.submit(2)]
+            await settle()
+            tasks[1].cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await tasks[1]
+            assert world.count("fathom_queue_depth") == 1
+            world.release()
+            await asyncio.gather(tasks[0], tasks[2])
+            assert world.backend.batches == [[0], [2]]
+
+    play(scenario())
+
+
+def test_an_image_cancelled_while_it_runs_disturbs_nobody(fake_manifest: Manifest) -> None:
+    async def scenario() -> None:
+        async with ready(fake_manifest) as world:
+            task = await world.hold()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            after = world.submit(1)
+            world.release()
+            await after
+            assert world.traces[0].stages == {}
+
+    play(scenario())
+
+
+def test_a_floor_out_of_reach_fails_its_image_alone(fake_manifest: Manifest) -> None:
+    async def scenario() -> None:
+        async with ready(fake_manifest) as world:
+            strict = world.submit(1, Budget(depth=1, strict=True))
+            good = world.submit(2, Budget(depth=1))
+            await failure(strict, UnsatisfiableBudget)
+            assert (await good).decision.plan.name == "d1"
+
+    play(scenario())
+
+
+def test_many_images_at_once_are_all_answered(fake_manifest: Manifest) -> None:
+    async def scenario() -> None:
+        async with ready(fake_manifest, queue_size=64) as world:
+            numbers: Sequence[int] = range(60)
+            answers = await asyncio.gather(*(world.submit(number) for number in numbers))
+            labels = [
+                int(answer.outcome.tensors["probabilities"][:, 0, 0].argmax()) for answer in answers
+            ]
+            assert labels == [number * 4 // 256 for number in numbers]
+            assert world.count("fathom_queue_depth") == 0
+
+    play(scenario())
