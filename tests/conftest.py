@@ -44,7 +44,13 @@ TRAINING = {
     "transformers",
 }
 # Modules that stand on those packages: a test file that imports one of them may need them, too.
-NEEDS_TRAINING = ("model_export", "tests.bench.gpu", "tests.bench.picture", "tests.gpu_bench")
+NEEDS_TRAINING = (
+    "model_export",
+    "tests.bench.gpu",
+    "tests.bench.picture",
+    "tests.evaluation",
+    "tests.gpu_bench",
+)
 HEIGHT, WIDTH, DEPTHS = 48, 64, (1, 2, 3, 4)
 
 
