@@ -20,7 +20,7 @@ from service.pixels.runs import Runs
 from service.tasks import Masks, Segment, Task
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Answer:
     """What one image shows, and what that cost. Masks are made when they are first read.
 
@@ -31,6 +31,11 @@ class Answer:
     manifest: Manifest
     task: Task
     stages: Mapping[str, float]
+
+    def __repr__(self) -> str:
+        decision, geometry = self.decision, self.geometry
+        size = f"{geometry.width} x {geometry.height}"
+        return f"<Answer: {size} pixels, {decision.plan.name} by {decision.reason.value}>"
 
     @property
     def decision(self) -> Decision:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
+import numpy as np
+
 from service.core import Budget, ValueRange
 from service.errors import BadBudget
 
@@ -24,13 +26,15 @@ class _Number:
     whole: bool = False
 
     def read(self, key: str, value: object) -> int | float:
-        kinds = int if self.whole else (int, float, Decimal)
-        if isinstance(value, bool) or not isinstance(value, kinds):
+        if isinstance(value, int | np.integer) and not isinstance(value, bool):
+            number: int | float = int(value)  # may be too large for a float
+        elif isinstance(value, float | np.floating | Decimal) and not self.whole:
+            number = float(value)
+        else:
             raise bad(key, f"must be {'an Integer' if self.whole else 'a number'}")
-        number = value if isinstance(value, int) and self.whole else float(value)
         if not self.low <= number <= self.high:  # this form also refuses NaN
             raise bad(key, f"must be from {self.low:g} to {self.high:g}, but is {value}")
-        return number
+        return number if self.whole else float(number)
 
 
 # The policy checks the range of the depth: it depends on the bundle.
@@ -56,7 +60,7 @@ def budget_of(values: Mapping[str, object]) -> Budget:
         elif isinstance(value, bool):
             read[key] = value
         else:
-            raise bad(key, "must be a Boolean: strict, strict=?1 or strict=?0")
+            raise bad(key, "must be a Boolean")
     return Budget(**read)  # type: ignore[arg-type]  # each key was read as its field's type
 
 

@@ -13,7 +13,7 @@ from dataclasses import Field, fields
 from typing import NoReturn
 
 from service.errors import SettingsError
-from service.settings import PREFIX, Settings, flag, variable
+from service.settings import KINDS, PREFIX, Settings, flag, variable
 
 _PROTOCOLS = ("http/protobuf", "grpc")
 
@@ -108,6 +108,4 @@ def _convert(entry: Field[object], text: str, source: str) -> object:
     try:
         return kind(text)  # type: ignore[call-arg]
     except ValueError as error:
-        raise SettingsError(
-            f"{source} is {text!r}: it must be {'a number' if kind is float else 'an integer'}"
-        ) from error
+        raise SettingsError(f"{source} is {text!r}: it must be {KINDS[kind]}") from error

@@ -3,7 +3,7 @@
 Everything that answers images calls this: HTTP, evaluation, and Python programs:
 
     with open_bundle("trained_weights/camvid-tiny") as segmenter:
-        answer = segmenter.segment(photo, gflops=6.5)
+        answer = segmenter.segment("photo.jpg", gflops=6.5)
         print(answer.decision.plan.name, [segment.label for segment in answer.segments])
 
 `segment` blocks and may be called from many threads at once; their images run in batches. The
@@ -39,6 +39,23 @@ from service.settings import Settings
 
 __all__ = ["Answer", "Segmenter", "open_bundle"]
 
+# Those of `Settings` that mean something without a transport.
+SETTINGS = (
+    "backend",
+    "engine_cache",
+    "threads",
+    "max_batch",
+    "batch_wait_ms",
+    "queue_size",
+    "max_loss",
+    "load_start",
+    "max_pixels",
+    "max_side",
+    "min_side",
+    "drain_timeout_s",
+    "image_threads",
+)
+
 _T = TypeVar("_T")
 
 
@@ -53,7 +70,7 @@ class Segmenter:
 
     def segment(
         self,
-        picture: bytes | Picture,
+        picture: bytes | str | Path | Picture,
         *,
         depth: int | None = None,
         gflops: float | None = None,
@@ -64,16 +81,19 @@ class Segmenter:
     ) -> Answer:
         """Segment one image under a budget and block until it is done. The keys: `Compute-Budget`.
 
-        picture: the bytes of an image file, a Pillow image, or an array, see `from_memory`.
+        picture: the bytes of an image file, its path, a Pillow image, or an array, see
+            `from_memory`.
         value_range: "auto" scales 16-bit samples by the range that the image uses.
-        Raises these of service.errors: BadBudget, UndecodableImage, TooLarge, UnsatisfiableBudget,
-        Overloaded, DeadlineExceeded, NotReady.
+        Raises these of service.errors: BadBudget, UndecodableImage, UnsupportedMediaType, TooLarge,
+        UnsatisfiableBudget, Overloaded, DeadlineExceeded, NotReady; OSError for a path.
         """
         arrived, trace = time.perf_counter(), Trace(uuid.uuid4().hex)
         limits = {"depth": depth, "gflops": gflops, "ms": ms, "max-loss": max_loss}
         values = {key: limit for key, limit in limits.items() if limit is not None}
         ask = Ask(budget_of({**values, "strict": strict}), value_range_of(value_range))
         self.model.admit(ask)
+        if isinstance(picture, str | Path):
+            picture = Path(picture).read_bytes()
         frame = self._frame(picture, "", ask)
         trace.add("decode", arrived, time.perf_counter())
         engine = self.model.engine
@@ -165,13 +185,18 @@ class Segmenter:
 def open_bundle(folder: str | Path, **changes: Any) -> Segmenter:
     """Open a bundle in this process and wait until it is warm. Close it by `with` or `close`.
 
-    changes: settings by name, e.g. backend="onnxruntime", threads=2, max_loss=0.01; see
+    changes: SETTINGS by name, e.g. backend="onnxruntime", threads=2, max_loss=0.01; see
     service.settings. Raises BundleError, BackendError or SettingsError.
     """
-    known = [entry.name for entry in fields(Settings)]
-    for name in changes.keys() - set(known):
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    for name in changes.keys() - set(SETTINGS):
+        if name in {entry.name for entry in fields(Settings)}:
+            raise SettingsError(
+                f"{name!r} is a setting of the service: open_bundle takes {', '.join(SETTINGS)}"
+            )
+        near = difflib.get_close_matches(name, SETTINGS, n=1, cutoff=0.0)
         raise SettingsError(f"there is no setting {name!r}; did you mean {near[0]!r}?")
+    if isinstance(cache := changes.get("engine_cache"), str):
+        changes["engine_cache"] = Path(cache)
     settings = Settings(bundle=Path(folder), **changes)
     bundle = load(settings.bundle)
     metrics = Metrics(layers=bundle.manifest.layers, max_batch=settings.max_batch)

@@ -13,6 +13,8 @@ from service.errors import SettingsError
 
 PREFIX = "FATHOM_"
 
+KINDS: dict[type, str] = {int: "an integer", float: "a number", str: "a text"}
+
 
 def _about(
     text: str, *, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = ()
@@ -204,6 +206,9 @@ def variable(name: str) -> str:
 def _check(entry: Field[object], value: object) -> None:
     name, low, high = flag(entry.name), entry.metadata["low"], entry.metadata["high"]
     choices = entry.metadata["choices"]
+    kind = type(entry.default)
+    if not isinstance(value, (float, int) if kind is float else kind) or isinstance(value, bool):
+        raise SettingsError(f"{name} is {value!r}: it must be {KINDS.get(kind, 'a path')}")
     if choices and value not in choices:
         raise SettingsError(f"{name} is {value!r}: it must be one of {', '.join(choices)}")
     # This form also refuses NaN.

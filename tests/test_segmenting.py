@@ -123,6 +123,32 @@ def test_an_array_that_is_no_image_is_refused_by_its_type_and_shape(
         segmenter.segment(array)
 
 
+@pytest.mark.parametrize("picture", [None, [[1, 2], [3, 4]], io.BytesIO(b"x"), 3])
+def test_what_is_no_picture_is_refused_by_its_type(segmenter: Segmenter, picture: object) -> None:
+    with pytest.raises(UndecodableImage, match=f"of type {type(picture).__name__}: give the bytes"):
+        segmenter.segment(picture)  # type: ignore[arg-type]
+
+
+def test_a_path_is_the_file_there(segmenter: Segmenter, tmp_path: Path) -> None:
+    file = tmp_path / "gray.png"
+    file.write_bytes(encoded(Image.fromarray(GRAY)))
+    for picture in (file, str(file)):
+        assert (segmenter.segment(picture).labels == 2).all()
+    with pytest.raises(FileNotFoundError, match="elsewhere"):
+        segmenter.segment(tmp_path / "elsewhere.png")
+
+
+def test_a_pillow_image_without_its_pixels_is_an_error_of_the_image(segmenter: Segmenter) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3)).astype(np.uint8)
+    file = encoded(Image.fromarray(noise))
+    with pytest.raises(UndecodableImage, match="The PNG file ends too early"):
+        segmenter.segment(Image.open(io.BytesIO(file[: len(file) // 2])))
+    closed = Image.open(io.BytesIO(file))
+    closed.close()
+    with pytest.raises(UndecodableImage, match="The PNG file"):
+        segmenter.segment(closed)
+
+
 def test_limits_hold_for_arrays_too(segmenter: Segmenter) -> None:
     with pytest.raises(TooLarge, match="no side may be over 8192"):
         segmenter.segment(np.zeros((16, 8193, 3), np.uint8))
@@ -134,11 +160,17 @@ def test_a_budget_is_that_of_the_header_with_its_errors(segmenter: Segmenter) ->
     noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3)).astype(np.uint8)
     assert segmenter.segment(noise).decision.plan.name == "d4"
     assert segmenter.segment(noise, gflops=3.5).decision.plan.name == "d2"
+    assert segmenter.segment(noise, gflops=np.float32(3.5)).decision.plan.name == "d2"
+    assert segmenter.segment(noise, depth=np.int64(2)).decision.plan.name == "d2"
     assert segmenter.segment(noise, max_loss=0.2).decision.plan.name < "d4"
     with pytest.raises(BadBudget, match="'depth' must be from 1 to 4, but is 5"):
         segmenter.segment(noise, depth=5)
     with pytest.raises(BadBudget, match="'max-loss' must be from 0 to 1"):
         segmenter.segment(noise, max_loss=1.5)
+    with pytest.raises(BadBudget, match=r"'strict' must be a Boolean$"):
+        segmenter.segment(noise, strict=1)  # type: ignore[arg-type]
+    with pytest.raises(BadBudget, match=r"'gflops' must be from 0\.001"):
+        segmenter.segment(noise, gflops=10**400)
     with pytest.raises(UnsatisfiableBudget, match="gflops=2"):
         segmenter.segment(noise, gflops=1.0)
     with pytest.raises(UnsatisfiableBudget, match="strict"):
@@ -206,8 +238,33 @@ def test_what_cannot_be_opened_says_why(onnx_bundle: Bundle, tmp_path: Path) -> 
         open_bundle(onnx_bundle.root, thread=1)
     with pytest.raises(SettingsError, match="--max-batch"):
         open_bundle(onnx_bundle.root, max_batch=0)
+    with pytest.raises(SettingsError, match="'node_budget' is a setting of the service"):
+        open_bundle(onnx_bundle.root, node_budget="depth=1")
     with pytest.raises(BundleError, match="nowhere"):
         open_bundle(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [
+        ("threads", "two", "an integer"),
+        ("threads", True, "an integer"),
+        ("queue_size", 2.5, "an integer"),
+        ("max_loss", "x", "a number"),
+        ("max_loss", None, "a number"),
+        ("engine_cache", 3, "a path"),
+        ("backend", 3, "a text"),
+    ],
+)
+def test_a_setting_of_another_type_is_refused(name: str, value: object, kind: str) -> None:
+    with pytest.raises(SettingsError, match=f"is {value!r}: it must be {kind}"):
+        open_bundle("anywhere", **{name: value})
+
+
+def test_an_answer_and_its_segments_are_told_in_a_line(segmenter: Segmenter) -> None:
+    answer = segmenter.segment(GRAY)
+    assert repr(answer) == "<Answer: 64 x 48 pixels, d1 by gate>"
+    assert len(repr(answer.segments)) < 200
 
 
 def test_instances_have_ids_and_paused_tokens(instance_manifest: Manifest) -> None:

@@ -101,6 +101,8 @@ def _value(key: str, value: object, parameters: object) -> object:
         raise bad(key, "must be a single value, not a list")
     if parameters:
         raise bad(key, "takes no parameters (the part after ';')")
+    if key == "strict" and not isinstance(value, bool):
+        raise bad(key, "must be a Boolean: strict, strict=?1 or strict=?0")
     return value
 
 

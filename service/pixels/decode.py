@@ -95,15 +95,22 @@ def from_memory(
 
     picture: a Pillow image, whose EXIF orientation and colour profile are applied; or an array:
     (height, width, 3) RGB, (height, width, 4) RGBA or (height, width) gray uint8, or (height,
-    width) gray uint16. values: how 16 bits become 8. Raises UndecodableImage for another array,
+    width) gray uint16. values: how 16 bits become 8. Raises UndecodableImage for anything else,
     TooLarge.
     """
     if isinstance(picture, Image.Image):
-        # A copy: scaling may use the file's own reduced sizes, which changes an open image.
-        image, exif = picture.copy(), picture.info.get("exif")
-    else:
+        _check_sides(picture, limits)  # before its pixels are read from its file
+        with pillow_errors(picture.format or "Pillow"):
+            # A copy: scaling may use the file's own reduced sizes, which changes an open image.
+            image, exif = picture.copy(), picture.info.get("exif")
+    elif isinstance(picture, np.ndarray):
         image, exif = _from_array(picture), None
-    _check_sides(image, limits)
+        _check_sides(image, limits)
+    else:
+        raise UndecodableImage(
+            f"The picture is of type {type(picture).__name__}: give the bytes of an image file, "
+            "its path, a Pillow image or a NumPy array"
+        )
     return to_canvas(image, spec, _orientation(exif), values)
 
 

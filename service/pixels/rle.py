@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ class RunLengths:
     """One mask. size: (height, width); counts: COCO's text; box: (x, y, width, height)."""
 
     size: tuple[int, int]
-    counts: str
+    counts: str = field(repr=False)  # thousands of characters
     area: int
     box: tuple[int, int, int, int]
 
