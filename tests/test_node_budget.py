@@ -106,6 +106,23 @@ def test_a_wrong_setting_or_file_stops_the_start_and_names_flag_and_key(
         at_start("", str(tmp_path / "budget"), node)
 
 
+def test_a_budget_that_allows_no_plan_is_in_force_with_a_warning(
+    node: Node, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def run() -> list[Budget]:
+        (tmp_path / "budget").write_text("depth=1\n")
+        async with watching(tmp_path / "budget", node) as watched:
+            await watched.until(1)
+            return watched.applied
+
+    assert at_start("gflops=0.5", "", node) == Budget(gflops=0.5)
+    assert asyncio.run(run()) == [Budget(depth=1)]
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert all("this node refuses every image: No plan" in line for line in caplog.messages)
+    assert at_start("depth=3", "", node) == Budget(depth=3)
+    assert len(caplog.messages) == 2
+
+
 @pytest.mark.parametrize("name", ["missing", "."])
 def test_a_file_that_is_not_there_stops_the_start(node: Node, tmp_path: Path, name: str) -> None:
     with pytest.raises(
@@ -162,12 +179,12 @@ def test_a_broken_file_keeps_the_last_good_budget_and_warns_once_with_the_key(
             path.write_text("depht=2")
             await watched.until_logged(caplog, 1)
             await watched.some_periods()
-            path.write_text("depth=2")
+            path.write_text("depth=4")
             await watched.until(2)
             return watched.applied
 
     with caplog.at_level(logging.WARNING, "fathom.watched"):
-        assert asyncio.run(run()) == [Budget(depth=3), Budget(depth=2)]
+        assert asyncio.run(run()) == [Budget(depth=3), Budget(depth=4)]
     assert len(caplog.messages) == 1
     assert "'depht'" in caplog.messages[0]
 

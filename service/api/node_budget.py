@@ -6,17 +6,20 @@ file sets no ceiling.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from service.api import watched
 from service.api.fields import names_the_header, parse_budget
 from service.ask import bad
 from service.core import Budget
-from service.errors import BadHeader, SettingsError
+from service.errors import BadHeader, SettingsError, UnsatisfiableBudget
 from service.model import Model
 from service.settings import flag
 
 MAX_BYTES = 4096
+
+_log = logging.getLogger("fathom")
 
 
 def read(text: str, model: Model) -> Budget:
@@ -41,11 +44,12 @@ def at_start(text: str, path: str, model: Model) -> Budget:
     except BadHeader as error:
         raise SettingsError(f"{flag('node_budget')}: {error.detail}") from error
     if not path:
+        _warn_if_closed(budget, model)
         return budget
     found = _source(Path(path), model).read()
     if isinstance(found, watched.Unusable):
         raise SettingsError(f"{flag('node_budget_file')} {path}: {found.why}")
-    return found
+    return found  # `watch` will apply it again, and warn
 
 
 async def watch(path: Path, model: Model, period_s: float = watched.PERIOD_S) -> None:
@@ -55,9 +59,18 @@ async def watch(path: Path, model: Model, period_s: float = watched.PERIOD_S) ->
     """
 
     def apply(budget: Budget) -> None:
+        _warn_if_closed(budget, model)
         model.node_budget = budget
 
     await watched.watch(_source(path, model), apply, period_s)
+
+
+def _warn_if_closed(budget: Budget, model: Model) -> None:
+    """Such a budget is in force all the same: it may be meant, to take no more images."""
+    try:
+        model.policy.affordable(Budget(), budget)
+    except UnsatisfiableBudget as error:
+        _log.warning("this node refuses every image: %s", error.detail)
 
 
 def _source(path: Path, model: Model) -> watched.Source[Budget]:
