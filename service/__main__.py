@@ -144,8 +144,7 @@ def open_tracing(settings: Settings, release: str) -> Tracing | None:
         extra = "tracing-grpc" if settings.trace_protocol == "grpc" else "tracing"
         raise SettingsError(
             f"{flag('trace_endpoint')} needs packages that are not installed ({error.name}): "
-            f"install Fathom with its extra `{extra}`, as in pip install 'fathom[{extra}]', or set "
-            "OTEL_SDK_DISABLED=true"
+            f"pip install '.[{extra}]' in Fathom's source folder, or set OTEL_SDK_DISABLED=true"
         ) from error
     return Tracing(exporter(settings.trace_endpoint), sample=settings.trace_sample, version=release)
 
@@ -162,7 +161,7 @@ def open_grpc(
     except ImportError as error:
         raise SettingsError(
             f"{flag('grpc_port')} needs packages that are not installed ({error.name}): "
-            "install Fathom with its extra `grpc`, as in pip install 'fathom[grpc]'"
+            "pip install '.[grpc]' in Fathom's source folder"
         ) from error
     return GrpcServer(settings, segmenter, metrics, version=release, keys=keys)
 

@@ -103,7 +103,7 @@ def training_skips(item: pytest.Item) -> Generator[None, Any, Any]:
 def skip_without(error: BaseException | None) -> None:
     """Skips if the error says that a package of training is not installed."""
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in TRAINING:
-        pytest.skip(f"training needs {error.name}: pip install 'fathom[test]'")
+        pytest.skip(f"training needs {error.name}: pip install '.[test]'")
 
 
 @pytest.fixture

@@ -201,7 +201,7 @@ def test_without_onnxruntime_the_error_names_the_package(
     machine.clear()
     for backend in ("onnxruntime", "onnxruntime-cuda"):
         with pytest.raises(
-            BackendError, match=r"onnxruntime is not installed: pip install 'fathom\[cpu\]'"
+            BackendError, match=r"onnxruntime is not installed: pip install '\.\[cpu\]'"
         ):
             open_backend(Choice(backend, "asked", ""), Settings(), fake_bundle)
 

@@ -228,13 +228,13 @@ def test_without_a_compiler_a_bundle_has_no_kernels_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def missing() -> str:
-        raise nvrtc.NvrtcError("NVRTC was not found: pip install 'fathom[kernels]'")
+        raise nvrtc.NvrtcError("NVRTC was not found: pip install '.[kernels]'")
 
     monkeypatch.setattr(nvrtc, "version", missing)
     assert write_kernels(tmp_path, [toy_bundle / "encoder-d3.onnx"]) == ()
     said = capsys.readouterr().out
     assert "has no CUDA kernels, so that build-trt cannot use it" in said
-    assert "pip install 'fathom[kernels]'" in said
+    assert "pip install '.[kernels]'" in said
     assert list(tmp_path.iterdir()) == []
     manifest = replace(bundle.load(toy_bundle).manifest, kernels=())
     folder = shutil.copytree(toy_bundle, tmp_path / "plain")

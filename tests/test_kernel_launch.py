@@ -200,7 +200,7 @@ def test_missing_nvrtc_names_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(nvrtc.metadata, "files", lambda _: None)
     monkeypatch.setattr(nvrtc.ctypes, "CDLL", nothing)
     nvrtc._library.cache_clear()
-    with pytest.raises(nvrtc.NvrtcError, match=r"pip install 'fathom\[kernels\]'"):
+    with pytest.raises(nvrtc.NvrtcError, match=r"pip install '\.\[kernels\]'"):
         nvrtc.version()
 
 

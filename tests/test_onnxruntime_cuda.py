@@ -172,9 +172,7 @@ def test_an_onnxruntime_without_the_provider_is_an_error_that_names_the_package(
 ) -> None:
     if onnxruntime_cuda.PROVIDER in ort.get_available_providers():
         pytest.skip("this onnxruntime has the CUDA provider")
-    with pytest.raises(
-        BackendError, match=r"no CUDAExecutionProvider: .* pip install 'fathom\[gpu\]'"
-    ):
+    with pytest.raises(BackendError, match=r"no CUDAExecutionProvider: .* pip install '\.\[gpu\]'"):
         OnnxRuntimeCudaBackend(onnx_bundle)
 
 
@@ -201,7 +199,7 @@ def test_a_node_that_would_run_on_the_cpu_is_refused_by_onnxruntime(
     if "CUDAExecutionProvider" in ort.get_all_providers() and _loads_cuda():
         pytest.skip("here it can be loaded")
     with pytest.raises(
-        BackendError, match=r"front\.onnx: .*CPU EP has been explicitly disabled.*fathom\[gpu\]"
+        BackendError, match=r"front\.onnx: .*CPU EP has been explicitly disabled.*'\.\[gpu\]'"
     ):
         OnnxRuntimeCudaBackend(onnx_bundle, device=FakeDevice)
 

@@ -351,7 +351,7 @@ def test_no_driver_no_package_no_engines(fake_bundle: Bundle, tmp_path: Path) ->
 
     with pytest.raises(BackendError, match="TensorRT needs a GPU: no CUDA driver"):
         TensorRTBackend(fake_bundle, cache=tmp_path, device=none)
-    with pytest.raises(BackendError, match=r"pip install 'fathom\[tensorrt\]'"):
+    with pytest.raises(BackendError, match=r"pip install '\.\[tensorrt\]'"):
         TensorRTBackend(fake_bundle, cache=tmp_path, device=FakeDevice, runtimes=lambda: iter(()))
     refused(
         fake_bundle,

@@ -129,9 +129,7 @@ def installed_flavour() -> str:
     for flavour, module in MODULES.items():
         if importlib.util.find_spec(module) is not None:
             return flavour
-    raise RunError(
-        "TensorRT is not installed: pip install 'fathom[tensorrt]' or 'fathom[tensorrt-rtx]'"
-    )
+    raise RunError("TensorRT is not installed: pip install '.[tensorrt]' or '.[tensorrt-rtx]'")
 
 
 def capability_of(flavour: str, *, check: bool, target: str | None) -> str:
@@ -180,7 +178,7 @@ def prepared(
         problem = problem_of(form, NAMES[precision])
         if problem not in kernels:
             raise RunError(
-                f"{served.root} has no kernel {file_name(problem)}: pip install 'fathom[kernels]' "
+                f"{served.root} has no kernel {file_name(problem)}: pip install '.[kernels]' "
                 f"and export it again"
             )
         attributes: dict[str, Any] = {"kernel": kernels[problem]}

@@ -76,7 +76,7 @@ def _library() -> ctypes.CDLL:
             return _declared(ctypes.CDLL(name))
         except OSError:
             continue
-    raise NvrtcError("NVRTC was not found: pip install 'fathom[kernels]'")
+    raise NvrtcError("NVRTC was not found: pip install '.[kernels]'")
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:

@@ -70,7 +70,7 @@ def choose_backend(
     if CUDA_PROVIDER in _providers():
         return Choice("onnxruntime-cuda", "cuda-provider", f"{name} is here, and {missing}")
     why = (
-        f"{name} stays idle: {missing}, and onnxruntime with its {CUDA_PROVIDER} (fathom[gpu]) "
+        f"{name} stays idle: {missing}, and onnxruntime with its {CUDA_PROVIDER} (the extra gpu) "
         "is not installed"
     )
     return Choice("onnxruntime", "no-gpu-runtime", why)
@@ -152,7 +152,8 @@ BACKENDS: Mapping[str, Callable[[Bundle, Limits], Backend]] = {
 def _require_onnxruntime() -> None:
     if not installed("onnxruntime"):
         raise BackendError(
-            "onnxruntime is not installed: pip install 'fathom[cpu]', or 'fathom[gpu]' for a GPU"
+            "onnxruntime is not installed: pip install '.[cpu]' in Fathom's source folder, or "
+            "'.[gpu]' for a GPU"
         )
 
 

@@ -56,8 +56,8 @@ class OnnxRuntimeCudaBackend:
     ) -> None:
         if provider not in ort.get_available_providers():
             raise BackendError(
-                f"onnxruntime {ort.__version__} has no {provider}: instead of fathom[cpu], "
-                "pip install 'fathom[gpu]'"
+                f"onnxruntime {ort.__version__} has no {provider}: instead of the extra "
+                "cpu, pip install '.[gpu]' in Fathom's source folder"
             )
         self._place, self._stages = place, bundle.manifest.stages
         self._passed_on, self._sizes = passed_on(self._stages), sizes_up_to(max_batch)
@@ -74,7 +74,7 @@ class OnnxRuntimeCudaBackend:
         self._stream, free = self._held.stream(), device.free_memory
         self._held.also(self._sessions.clear)
         if provider == PROVIDER:
-            ort.preload_dlls()  # CUDA and cuDNN, from the packages of fathom[gpu]
+            ort.preload_dlls()  # CUDA and cuDNN, from the packages of the extra gpu
         for size in self._sizes:
             for name, stage in self._stages.items():
                 self._sessions[name, size] = open_session(root, stage, size, provider)
@@ -177,7 +177,7 @@ def open_session(root: Path, stage: Stage, size: int, provider: str) -> ort.Infe
         raise BackendError(
             f"{stage.file}: ONNX Runtime {ort.__version__} cannot open it on the GPU: {error}. "
             "Nodes on the CPU can also mean that its CUDA libraries were not found (the log has "
-            "their names): pip install 'fathom[gpu]'"
+            "their names): pip install '.[gpu]' in Fathom's source folder"
         ) from error
     compare(stage.file, "input", _sized(stage.inputs, size), session.get_inputs())
     compare(stage.file, "output", _sized(stage.outputs, size), session.get_outputs())

@@ -67,8 +67,8 @@ class TensorRTBackend:
     ) -> None:
         if not runtimes:
             raise BackendError(
-                "TensorRT is not installed: pip install 'fathom[tensorrt]' or "
-                "'fathom[tensorrt-rtx]'"
+                "TensorRT is not installed: pip install '.[tensorrt]' or "
+                "'.[tensorrt-rtx]' in Fathom's source folder"
             )
         held, device = self._held, self._held.device
         free, capability = device.free_memory, "{}.{}".format(*device.capability)

@@ -17,9 +17,9 @@ _ALL = {
     "image/heic": "HEIF",
     "image/heif": "HEIF",
 }
-# Format -> what to install where it is missing.
+# Format -> what is missing here to read it. Remote callers read it: it tells nobody to install.
 _MISSING = {
-    **({} if find_spec("pillow_heif") else {"HEIF": "the extra 'heif' (pip install fathom[heif])"}),
+    **({} if find_spec("pillow_heif") else {"HEIF": "the extra heif"}),
     **({} if features.check("avif") else {"AVIF": "a Pillow that is built with AVIF"}),
 }
 # Media type -> format, for all that can be read here. OpenAPI and the 415s are made from it.
@@ -66,7 +66,9 @@ def sniff(data: bytes) -> str:
     """
     name = _by_magic(data)
     if name in _MISSING:
-        raise UnsupportedMediaType(f"The bytes are {name}, which needs {_MISSING[name]}")
+        raise UnsupportedMediaType(
+            f"The bytes are {name}, which is not read here: {_MISSING[name]} is missing"
+        )
     if name:
         return name
     offered = ", ".join(dict.fromkeys(FORMATS.values()))
@@ -87,7 +89,9 @@ def unsupported(content_type: str, *others: str) -> UnsupportedMediaType:
     """
     name = _ALL.get(content_type, "")
     if name in _MISSING:
-        return UnsupportedMediaType(f"{content_type} needs {_MISSING[name]}")
+        return UnsupportedMediaType(
+            f"{content_type} is not read by this service: it lacks {_MISSING[name]}"
+        )
     offered = ", ".join((*FORMATS, *others))
     return UnsupportedMediaType(
         f"The content type is {content_type or 'not given'}: send {offered}"

@@ -159,7 +159,7 @@ def test_without_the_packages_asking_for_tracing_is_a_wrong_setting_that_names_t
 ) -> None:
     monkeypatch.delitem(sys.modules, "service.api.tracing")
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
-    with pytest.raises(SettingsError, match=r"--trace-endpoint.*'fathom\[tracing\]'"):
+    with pytest.raises(SettingsError, match=r"--trace-endpoint.*'\.\[tracing\]'"):
         entry.open_tracing(Settings(trace_endpoint="http://127.0.0.1:4318"), "1")
     assert entry.open_tracing(Settings(), "1") is None
 
@@ -168,7 +168,7 @@ def test_spans_over_grpc_need_an_extra_of_their_own(monkeypatch: pytest.MonkeyPa
     settings = Settings(trace_endpoint="http://127.0.0.1:4317", trace_protocol="grpc")
     monkeypatch.delitem(sys.modules, "service.api.tracing_grpc", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.grpc", None)
-    with pytest.raises(SettingsError, match=r"--trace-endpoint.*'fathom\[tracing-grpc\]'"):
+    with pytest.raises(SettingsError, match=r"--trace-endpoint.*'\.\[tracing-grpc\]'"):
         entry.open_tracing(settings, "1")
 
 

@@ -35,7 +35,7 @@ def lacking() -> list[str]:
     except DriverError as error:
         found.append(f"there is no GPU to use ({error})")
     if importlib.util.find_spec("torch") is None:
-        found.append("PyTorch is not installed: pip install 'fathom[export]'")
+        found.append("PyTorch is not installed: pip install '.[export]'")
     else:
         import torch
 

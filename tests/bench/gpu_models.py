@@ -101,7 +101,7 @@ def engines_of(served: Bundle, cache: Path, left: Callable[[], float]) -> Engine
     there = [(runtime.flavour, runtime.version) for runtime in installed()]
     if not there:
         raise BackendError(
-            "TensorRT is not installed: pip install 'fathom[tensorrt]' or 'fathom[tensorrt-rtx]'"
+            "TensorRT is not installed: pip install '.[tensorrt]' or '.[tensorrt-rtx]'"
         )
     device = Device()
     chip = "{}.{}".format(*device.capability)

@@ -107,7 +107,7 @@ def test_without_nvrtc_it_says_so_in_the_same_breath(
     assert gpu.main(["--only", "models"]) == 1
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith(
-        "nothing was measured: NVRTC was not found: pip install 'fathom[kernels]'; there is no GPU"
+        "nothing was measured: NVRTC was not found: pip install '.[kernels]'; there is no GPU"
     )
     assert gpu.main(["--only", "service"]) == 1  # which compiles nothing
     assert capsys.readouterr().err == "nothing was measured: there is no GPU to use (none)\n"

@@ -33,7 +33,7 @@ def test_a_machine_that_has_everything_lacks_nothing(monkeypatch: pytest.MonkeyP
     assert said == f"PyTorch {torch.__version__} was built without CUDA"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     (said,) = gpu_machine.lacking()
-    assert said == "PyTorch is not installed: pip install 'fathom[export]'"
+    assert said == "PyTorch is not installed: pip install '.[export]'"
 
 
 def test_an_old_chip_and_a_missing_driver_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

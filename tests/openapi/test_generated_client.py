@@ -39,7 +39,7 @@ def test_a_generated_client_works(
     tmp_path: Path, fake_manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if importlib.util.find_spec("openapi_python_client") is None:
-        missing("OPENAPI", "no openapi-python-client: pip install 'fathom[test-service]'")
+        missing("OPENAPI", "no openapi-python-client: pip install '.[test-service]'")
     with running(fake_manifest) as server:
         generate(server.url, tmp_path)
         monkeypatch.syspath_prepend(tmp_path)

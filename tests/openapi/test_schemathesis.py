@@ -29,7 +29,7 @@ ANSWERS_ONLY = (
 @pytest.fixture(autouse=True)
 def _schemathesis() -> None:
     if importlib.util.find_spec("schemathesis") is None:
-        missing("OPENAPI", "no schemathesis: pip install 'fathom[test-service]'")
+        missing("OPENAPI", "no schemathesis: pip install '.[test-service]'")
 
 
 @pytest.fixture
