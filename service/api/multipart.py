@@ -40,7 +40,7 @@ async def image_of(
     )
     try:
         await parser.parse()
-        if parser.image is None:
+        if parser.image is None or not parser.image_is_whole():
             raise UndecodableImage(parser.what_is_missing())
         return await parser.image.read(), parser.image.content_type or ""
     except MultiPartException as error:
@@ -50,19 +50,26 @@ async def image_of(
 
 
 class _Parser(MultiPartParser):
-    """image: of the part that is one."""
+    """image: of the part that is one. is_in_part: whether a part has begun and not ended."""
 
     # A container's file system may be read-only, and the body's size is limited already.
     spool_max_size = 0
     image: UploadFile | None = None
+    is_in_part = False
 
     def close(self) -> None:
         """Close every file: parse() leaves one open whose part does not end."""
         for file in self._files_to_close_on_error:
             file.close()
 
+    def image_is_whole(self) -> bool:
+        """Whether a boundary ended its part: a cut one cannot even be read from its start."""
+        return any(value is self.image for _, value in self.items)
+
     def what_is_missing(self) -> str:
-        """For a form without an image."""
+        """For a form without a whole image."""
+        if self.is_in_part:
+            return "The form ends before its closing boundary: it was cut, or is not all sent"
         names = [_shown(name) for name, _ in self.items]
         if not names:
             return "The form has no parts: send the image as one, with a filename"
@@ -70,6 +77,10 @@ class _Parser(MultiPartParser):
             f"No part of the form is an image or has a filename, only {', '.join(names)}: send the "
             "image as a part with a filename"
         )
+
+    def on_part_begin(self) -> None:
+        super().on_part_begin()
+        self.is_in_part = True
 
     def on_headers_finished(self) -> None:
         part = self._current_part
@@ -96,6 +107,7 @@ class _Parser(MultiPartParser):
         if part.file is None and _begins_as_image(part.data):
             self._promote(part)
         super().on_part_end()
+        self.is_in_part = False
 
     def _promote(self, part: MultipartPart) -> None:
         """A part without a filename is the image."""

@@ -115,6 +115,26 @@ def test_a_form_without_exactly_one_file_is_422(data: bytes) -> None:
         receive(intake(), FORM, body(data))
 
 
+@pytest.mark.parametrize(
+    "cut",
+    [
+        part("file", b"data"),
+        part("file", b"data") + b"--b",
+        part("file", b"data", None),
+        part("note", b"hello", None, None),
+        b"--b\r\nContent-Disposition: form-da",
+    ],
+)
+def test_a_form_that_is_cut_is_told_from_an_empty_image(cut: bytes) -> None:
+    with pytest.raises(UndecodableImage, match="ends before its closing boundary"):
+        receive(intake(), FORM, body(cut))
+
+
+def test_only_the_part_of_the_image_must_be_whole() -> None:
+    data = part("file", b"data") + b"--b\r\nContent-Disp"
+    assert receive(intake(), FORM, body(data))[0] == b"data"
+
+
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(3000)
 
 
