@@ -25,7 +25,7 @@ from service.api.app import create_app
 from service.api.auth import ApiKeys
 from service.api.http1.connection import protocol
 from service.bundle import Bundle
-from service.command_line import load
+from service.command_line import load, standard_collector
 from service.engines.base import Backend
 from service.engines.choice import choose_backend, open_backend
 from service.errors import FathomError, SettingsError
@@ -48,7 +48,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         settings = load(argv, environ)
         form = settings.log_format
         logs.configure(settings.log_level, form)
-        serve(settings, bundle.load(settings.bundle))
+        serve(settings, bundle.load(settings.bundle), standard_collector(argv, environ))
     except FathomError as error:
         message = f"{type(error).__name__}: {error.detail}"
         if form == "json":
@@ -59,8 +59,11 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     return 0
 
 
-def serve(settings: Settings, served: Bundle) -> None:
-    """Serve a verified bundle. Raises SettingsError, or the error that stopped the engine."""
+def serve(settings: Settings, served: Bundle, standard: str) -> None:
+    """Serve a verified bundle.
+
+    standard: see `open_tracing`. Raises SettingsError, or the error that stopped the engine.
+    """
     metrics = Metrics(layers=served.manifest.layers, max_batch=settings.max_batch)
     release = _version()
 
@@ -74,7 +77,7 @@ def serve(settings: Settings, served: Bundle) -> None:
         return backend
 
     model = Model(served, settings, metrics, open_engine)
-    tracing = open_tracing(settings, release)
+    tracing = open_tracing(settings, release, standard)
     segmenter = Segmenter(model, settings)
     app = create_app(settings, segmenter, metrics, version=release, tracing=tracing)
     beside = open_grpc(settings, segmenter, metrics, release, app.state.keys)
@@ -128,10 +131,12 @@ class _Server(uvicorn.Server):
         yield
 
 
-def open_tracing(settings: Settings, release: str) -> Tracing | None:
+def open_tracing(settings: Settings, release: str, standard: str = "") -> Tracing | None:
     """The recorder of spans, if the settings ask for one.
 
-    Raises SettingsError if its packages are not installed.
+    standard: the OTEL_* variable that alone asks for it. Platforms set it for all that they run, so
+    without the packages it costs a warning. Raises SettingsError if a setting of our own asks for
+    tracing and the packages are not installed.
     """
     if not settings.trace_endpoint:
         return None
@@ -142,6 +147,13 @@ def open_tracing(settings: Settings, release: str) -> Tracing | None:
             from service.api.tracing_grpc import exporter  # type: ignore[assignment]
     except ImportError as error:
         extra = "tracing-grpc" if settings.trace_protocol == "grpc" else "tracing"
+        if standard:
+            _log.warning(
+                "no tracing: %s names a collector, but the extra `%s` is not installed (%s): pip "
+                "install '.[%s]' in Fathom's source folder, or set OTEL_SDK_DISABLED=true",
+                *(standard, extra, error.name, extra),
+            )
+            return None
         raise SettingsError(
             f"{flag('trace_endpoint')} needs packages that are not installed ({error.name}): "
             f"pip install '.[{extra}]' in Fathom's source folder, or set OTEL_SDK_DISABLED=true"

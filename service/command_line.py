@@ -15,6 +15,7 @@ from typing import NoReturn
 from service.errors import SettingsError
 from service.settings import KINDS, PREFIX, Settings, flag, variable
 
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("http/protobuf", "grpc")
 
 
@@ -38,6 +39,17 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         values["trace_endpoint"] = ""
     return Settings(**values)  # type: ignore[arg-type]  # _convert gave each value its field's type
+
+
+def standard_collector(argv: Sequence[str], environ: Mapping[str, str]) -> str:
+    """The OTEL_* variable that alone asks for tracing.
+
+    Empty if a flag or a FATHOM_* variable names a collector, or nothing does. Raises SettingsError.
+    """
+    own = {key: text for key, text in environ.items() if not key.startswith("OTEL_")}
+    if load(argv, own).trace_endpoint:
+        return ""
+    return next((name for name in _ENDPOINTS if environ.get(name, "").strip()), "")
 
 
 def table() -> str:

@@ -23,6 +23,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from service import __main__ as entry
 from service.api.tracing import Tracing, exporter
 from service.bundle import Bundle, Manifest
+from service.command_line import load, standard_collector
 from service.errors import SettingsError
 from service.metrics import STAGES
 from service.settings import Settings
@@ -162,6 +163,22 @@ def test_without_the_packages_asking_for_tracing_is_a_wrong_setting_that_names_t
     with pytest.raises(SettingsError, match=r"--trace-endpoint.*'\.\[tracing\]'"):
         entry.open_tracing(Settings(trace_endpoint="http://127.0.0.1:4318"), "1")
     assert entry.open_tracing(Settings(), "1") is None
+
+
+def test_without_the_packages_a_standard_variable_alone_costs_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delitem(sys.modules, "service.api.tracing")
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
+    settings, standard = load([], environ), standard_collector([], environ)
+    assert entry.open_tracing(settings, "1", standard) is None
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT" in record.message
+    assert "'.[tracing]'" in record.message
+    assert standard_collector(["--trace-endpoint", "http://a"], environ) == ""
+    assert standard_collector([], environ | {"FATHOM_TRACE_ENDPOINT": "http://a"}) == ""
 
 
 def test_spans_over_grpc_need_an_extra_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
