@@ -18,7 +18,7 @@ from service.grpc.messages import MESSAGES, SERVICE
 from service.metrics import Metrics
 from service.open_inference import description
 from service.open_inference.infer import Reply, counted, most_images, reply, run_all, take
-from service.open_inference.request import Input, Request, elements, shown, wanted
+from service.open_inference.request import Input, Request, check_input, elements, shown, wanted
 from service.segmenting import Segmenter
 from service.settings import Settings, flag
 
@@ -160,6 +160,7 @@ def _request(message: Any, remaining_s: float | None) -> Request:
     if len(message.inputs) != 1:
         raise BadInference(f"there are {len(message.inputs)} inputs: send one")
     (tensor,) = message.inputs
+    check_input(tensor.name, tensor.datatype)
     # Both belong to HTTP, and KServe's client sends them here, too.
     for entry in (tensor, *message.outputs):
         for key in _plain(entry.parameters).keys() - {"binary_data_size", "binary_data"}:

@@ -39,7 +39,7 @@ Pixels: TypeAlias = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """The tensor with the images.
+    """The tensor with the images, of a name and a datatype that `check_input` took.
 
     files: the elements of BYTES. values: those of other datatypes, one byte each, the last axis
     first.
@@ -56,8 +56,6 @@ class Input:
 
         limit: most images. Raises BadInference.
         """
-        if self.name not in (IMAGE, PIXELS):
-            raise self._bad(f"is unknown: the inputs are '{IMAGE}' and '{PIXELS}'")
         found = self._images() if self.datatype == "BYTES" else self._arrays()
         if not 1 <= len(found) <= limit:
             raise self._bad(f"has {len(found)} images: send 1 to {limit}")
@@ -67,25 +65,23 @@ class Input:
         if len(self.shape) not in (1, 2) or list(self.shape[1:]) not in ([], [1]):
             raise self._bad(f"has the shape {list(self.shape)}: BYTES must be [N] or [N, 1]")
         if len(self.files) != self.shape[0]:
-            raise self._bad(f"has {len(self.files)} elements, but its shape {list(self.shape)}")
+            raise self._bad(
+                f"has {_counted(len(self.files), 'element')}, but its shape is {list(self.shape)}"
+            )
         return self.files
 
     def _arrays(self) -> Sequence[Pixels]:
         shape = list(self.shape)
-        if self.datatype != "UINT8":
-            raise self._bad(
-                f"is {shown(self.datatype)}: send BYTES (image files) or UINT8 (RGB pixels)"
-            )
         if len(shape) not in (3, 4) or shape[-1] != 3:
             raise self._bad(f"has the shape {shape}: UINT8 must be [N, H, W, 3] or [H, W, 3]")
         if len(self.values) != math.prod(shape):
-            raise self._bad(f"has {len(self.values)} values, but its shape {shape}")
+            raise self._bad(f"has {_counted(len(self.values), 'value')}, but its shape is {shape}")
         if not self.values:
             return []
         return list(np.frombuffer(self.values, np.uint8).reshape(-1, *shape[-3:]))
 
     def _bad(self, what: str) -> BadInference:
-        return BadInference(f"the input {shown(self.name)} {what}")
+        return _bad_input(self.name, what)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +99,16 @@ class Request:
 
     wanted: Wanted
     input: Input
+
+
+def check_input(name: str, datatype: str) -> None:
+    """Whether such a tensor can hold images; before its values are read. Raises BadInference."""
+    if name not in (IMAGE, PIXELS):
+        raise _bad_input(name, f"is unknown: the inputs are '{IMAGE}' and '{PIXELS}'")
+    if datatype not in ("BYTES", "UINT8"):
+        raise _bad_input(
+            name, f"is {shown(datatype)}: send BYTES (image files) or UINT8 (RGB pixels)"
+        )
 
 
 def wanted(request_id: object, parameters: object, outputs: Sequence[object]) -> Wanted:
@@ -174,9 +180,18 @@ def _deadline(timeout: object, ms: object) -> dict[str, object]:
 
 
 def _unknown(name: object) -> BadInference:
-    near = difflib.get_close_matches(str(name)[:40], _BUDGET, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"the keys are {', '.join(_BUDGET)}"
+    keys = (*_BUDGET, VALUE_RANGE, TIMEOUT, "binary_data_output")
+    near = difflib.get_close_matches(str(name)[:40], keys, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"the keys are {', '.join(keys)}"
     return BadInference(f"parameters: the key {shown(name)} is unknown: {hint}")
+
+
+def _bad_input(name: str, what: str) -> BadInference:
+    return BadInference(f"the input {shown(name)} {what}")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def shown(text: object) -> str:
@@ -200,7 +215,8 @@ def elements(raw: bytes, count: int) -> list[bytes]:
         start = end
     if start != len(raw) or len(found) != count:
         raise BadInference(
-            f"the BYTES tensor has {len(raw)} bytes, which are not the {count} elements that its "
-            "shape promises: each is its length in 4 bytes, little endian, and its bytes"
+            f"the BYTES tensor has {len(raw)} bytes, which are not the "
+            f"{_counted(count, 'element')} that its shape promises: each is its length in 4 "
+            "bytes, little endian, and its bytes"
         )
     return found

@@ -7,7 +7,6 @@ the shape or flat.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from service.open_inference.request import (
     SEGMENTS,
     Input,
     Request,
+    check_input,
     elements,
     shown,
     wanted,
@@ -175,8 +175,9 @@ def _parameters(tensor: Mapping[str, Any], whose: str, known: set[str]) -> Mappi
     if not isinstance(found, dict):
         raise BadInference(f"the parameters of {whose} must be an object")
     for key in found.keys() - known:
-        why = "shared memory is not offered" if key.startswith("shared_memory") else "is unknown"
-        raise BadInference(f"the parameter {shown(key)} of {whose}: {why}")
+        shared = key.startswith("shared_memory")
+        why = ": shared memory is not offered" if shared else " is unknown"
+        raise BadInference(f"the parameter {shown(key)} of {whose}{why}")
     return found
 
 
@@ -184,6 +185,7 @@ def _input(tensor: Mapping[str, Any], rest: bytes) -> Input:
     name, datatype = tensor.get("name"), tensor.get("datatype")
     if not isinstance(name, str) or not isinstance(datatype, str):
         raise BadInference("an input must have a name and a datatype, as strings")
+    check_input(name, datatype)
     whose = f"the input {shown(name)}"
     shape = _shape(tensor.get("shape"), whose)
     size = _parameters(tensor, whose, {"binary_data_size"}).get("binary_data_size")
@@ -208,7 +210,7 @@ def _shape(value: object, whose: str) -> list[int]:
     right = all(type(size) is int and 0 <= size < 2**31 for size in sizes)
     if isinstance(value, list) and len(sizes) <= _DEEPEST and right:
         return sizes
-    raise BadInference(f"the shape of {whose} must be a list of sizes")
+    raise BadInference(f"the shape of {whose} must be a list of up to {_DEEPEST} sizes below 2**31")
 
 
 def _from_json(name: str, datatype: str, shape: list[int], data: object) -> Input:
@@ -216,11 +218,11 @@ def _from_json(name: str, datatype: str, shape: list[int], data: object) -> Inpu
     found: list[Any] = []
     _flatten(data, found, whose, _DEEPEST)
     if datatype == "BYTES":
-        return Input(name, datatype, shape, files=[_file(value, whose) for value in found])
-    try:
+        return Input(name, datatype, shape, files=_files(found, whose))
+    whole = set(map(type, found)) <= {int}  # to Python, true is a 1
+    if whole and 0 <= min(found, default=0) <= max(found, default=0) <= 255:
         return Input(name, datatype, shape, values=bytes(found))
-    except (TypeError, ValueError) as error:
-        raise BadInference(f"{whose} must be integers from 0 to 255") from error
+    raise BadInference(f"{whose} must be integers from 0 to 255")
 
 
 def _flatten(data: object, into: list[Any], whose: str, deepest: int) -> None:
@@ -233,13 +235,15 @@ def _flatten(data: object, into: list[Any], whose: str, deepest: int) -> None:
         _flatten(entry, into, whose, deepest - 1)
 
 
-def _file(value: object, whose: str) -> bytes:
-    try:
-        if isinstance(value, str):
-            return base64.b64decode(value.encode("ascii"), validate=True)
-    except (UnicodeEncodeError, binascii.Error):
-        pass
-    raise BadInference(
-        f"{whose} must be strings: image files in base64. Bytes as they are go behind "
-        "the JSON (the protocol's binary data)"
-    )
+def _files(values: list[Any], whose: str) -> list[bytes]:
+    files: list[bytes] = []
+    for value in values:
+        try:
+            files.append(base64.b64decode(value, validate=True))
+        except (TypeError, ValueError) as error:
+            which = f"Image {len(files)}: " if len(values) > 1 else ""
+            raise BadInference(
+                f"{which}{whose} must be strings: image files in base64. Bytes as they are go "
+                "behind the JSON (the protocol's binary data)"
+            ) from error
+    return files

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from service.api.encodings import MAX_MEMBERS, PIECE
 from service.bundle import Manifest
 from service.errors import BadBudget, BadInference
 from service.open_inference import rest
@@ -26,6 +27,7 @@ from tests.open_inference.asking import (
     document,
     elements,
     infer,
+    outputs,
     pixels,
     refused,
 )
@@ -166,7 +168,7 @@ def test_the_service_answers_hostile_requests_with_4xx(
         ),
         (
             b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [2], "data": ["AAAA"]}]}',
-            "1 elements",
+            "has 1 element, but its shape is [2]",
         ),
         (
             b'{"inputs": [{"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 3], '
@@ -180,9 +182,30 @@ def test_the_service_answers_hostile_requests_with_4xx(
         ),
         (
             b'{"inputs": [{"name": "pixels", "datatype": "FP32", "shape": [1, 1, 3], '
-            b'"data": [1, 2, 3]}]}',
-            "'FP32'",
+            b'"data": [0.5, 0.5, 0.5]}]}',
+            "is 'FP32': send BYTES",
         ),
+        (
+            b'{"inputs": [{"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 3], '
+            b'"data": [1, true, 3]}]}',
+            "0 to 255",
+        ),
+        (
+            b'{"inputs": [{"name": "pixels", "datatype": "UINT8", "shape": [1, 1, 3], '
+            b'"data": [1]}]}',
+            "has 1 value, but its shape is [1, 1, 3]",
+        ),
+        (b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [4294967296]}]}', "2**31"),
+        (
+            b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [2], '
+            b'"data": ["AAAA", "A"]}]}',
+            "Image 1: the data of the input 'image' must be strings",
+        ),
+        (
+            b'{"outputs": [{"name": "labels", "parameters": {"classification": 3}}]}',
+            "the parameter 'classification' of the output 'labels' is unknown",
+        ),
+        (b'{"parameters": {"xyz": 3}}', "strict, value_range, timeout, binary_data_output"),
     ],
 )
 def test_what_is_wrong_is_named(server: Server, body: bytes, part: str) -> None:
@@ -227,8 +250,26 @@ def test_a_bomb_is_never_inflated_whole(fake_manifest: Manifest) -> None:
 def test_damaged_and_trailing_data_of_an_encoding_are_refused(server: Server) -> None:
     packed = gzip.compress(json.dumps(document(FLAT)).encode())
     headers = {"Content-Encoding": "gzip"}
-    for body in (b"", packed[:-1], packed + b"x", packed + packed, b"x" + packed, packed[:30]):
+    for body in (b"", packed[:-1], packed + b"x", packed + packed[:9], b"x" + packed):
         assert "encoding gzip" in refused(infer(server, body, headers))
+    twice = zlib.compress(b"{}") * 2  # of gzip alone, several may follow each other
+    assert "encoding deflate" in refused(infer(server, twice, {"Content-Encoding": "deflate"}))
+
+
+def test_a_gzip_body_may_have_several_members_but_not_any_number(server: Server) -> None:
+    text = json.dumps(document(FLAT)).encode()
+    headers = {"Content-Encoding": "gzip"}
+    for split_at in (0, 10, len(text)):
+        body = gzip.compress(text[:split_at]) + gzip.compress(text[split_at:])
+        outputs(infer(server, body, headers))
+    many = gzip.compress(b"") * MAX_MEMBERS + gzip.compress(text)
+    assert "encoding gzip" in refused(infer(server, many, headers))
+
+
+@pytest.mark.parametrize("size", [PIECE - 1, PIECE, PIECE + 1, 2 * PIECE])
+def test_a_packed_body_may_have_any_size(server: Server, size: int) -> None:
+    text = json.dumps(document(FLAT)).encode().ljust(size)
+    outputs(infer(server, gzip.compress(text), {"Content-Encoding": "gzip"}))
 
 
 def test_an_element_longer_than_its_data_is_refused(server: Server) -> None:
