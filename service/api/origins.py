@@ -19,7 +19,7 @@ from service.settings import flag
 
 ANY = "*"
 SENT = (
-    *("Accept", "Authorization", "Compute-Budget", "Content-Type", "Task-Preference"),
+    *("Accept", "Authorization", "Compute-Budget", "Content-Encoding", "Content-Type"),
     *("Value-Range", "X-API-Key", "X-Request-Id", "traceparent", "tracestate"),
     "Inference-Header-Content-Length",
 )

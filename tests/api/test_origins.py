@@ -110,7 +110,8 @@ def test_a_browser_that_asks_first_is_told_what_it_may_send(fake_manifest: Manif
     allowed = {name.lower() for name in headers["access-control-allow-headers"].split(", ")}
     assert allowed == {name.lower() for name in SENT}
     needed = "compute-budget value-range x-api-key authorization content-type traceparent"
-    assert set(needed.split()) <= allowed
+    assert set(needed.split()) | {"content-encoding"} <= allowed
+    assert "task-preference" not in allowed  # nothing reads it
     for origin, origins in ((APP, ""), ("https://other.example", APP), ("null", APP)):
         assert asked(fake_manifest, preflight(origin), origins)[0] == 403
 
