@@ -88,6 +88,16 @@ def test_a_changed_or_missing_file_is_refused_by_name(fake_bundle: Bundle, name:
 def test_a_missing_folder_or_manifest_is_refused_by_name(tmp_path: Path) -> None:
     assert "manifest.json" in refusal(tmp_path / "nothing")
     assert "manifest.json" in refusal(tmp_path)
+    assert "name it with --bundle" in refusal(tmp_path / "nothing")
+    assert str(Path.cwd()) in refusal(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null"])
+def test_a_manifest_that_is_no_object_is_told_what_it_must_be(
+    fake_bundle: Bundle, content: str
+) -> None:
+    (fake_bundle.root / "manifest.json").write_text(content, encoding="utf-8")
+    assert "manifest.json: it must be a JSON object" in refusal(fake_bundle.root)
 
 
 @pytest.mark.parametrize(

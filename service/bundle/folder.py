@@ -49,6 +49,12 @@ def load(folder: Path) -> Bundle:
                 raise BundleError(f"{entry.file}: its sha256 is not the one in the manifest")
     except BundleError as error:
         raise remade(folder, error.detail) from error
+    except FileNotFoundError as error:
+        raise remade(
+            folder,
+            f"{error.filename}: {error.strerror} (the working directory is {Path.cwd()}). If "
+            "another folder is meant, name it with --bundle",
+        ) from error
     except OSError as error:
         raise remade(folder, f"{error.filename}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -80,9 +86,10 @@ def save(folder: Path, manifest: Manifest) -> Bundle:
 
 def _parse(value: Any) -> Manifest:
     """Check the content of manifest.json and build it. Raises BundleError that names the key."""
-    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-        schema = value.get("schema") if isinstance(value, dict) else value
-        raise BundleError(f"schema: {schema!r}, but this service reads {SCHEMA}")
+    if not isinstance(value, dict):
+        raise BundleError(f"{FILE}: it must be a JSON object, with the key schema")
+    if value.get("schema") != SCHEMA:
+        raise BundleError(f"schema: {value.get('schema')!r}, but this service reads {SCHEMA}")
     value = {key: item for key, item in value.items() if key != "schema"}
     encoder_of: dict[str, Any] = {}
     plans = value.get("plans")
