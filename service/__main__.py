@@ -59,7 +59,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     return 0
 
 
-def serve(settings: Settings, served: Bundle, standard: str) -> None:
+def serve(settings: Settings, served: Bundle, standard: str = "") -> None:
     """Serve a verified bundle.
 
     standard: see `open_tracing`. Raises SettingsError, or the error that stopped the engine.

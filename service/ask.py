@@ -10,8 +10,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-
-import numpy as np
+from numbers import Integral, Real
 
 from service.core import Budget, ValueRange
 from service.errors import BadBudget
@@ -26,15 +25,20 @@ class _Number:
     whole: bool = False
 
     def read(self, key: str, value: object) -> int | float:
-        if isinstance(value, int | np.integer) and not isinstance(value, bool):
-            number: int | float = int(value)  # may be too large for a float
-        elif isinstance(value, float | np.floating | Decimal) and not self.whole:
-            number = float(value)
-        else:
+        number = None if isinstance(value, bool) else self._number(value)
+        if number is None:
             raise bad(key, f"must be {'an Integer' if self.whole else 'a number'}")
         if not self.low <= number <= self.high:  # this form also refuses NaN
             raise bad(key, f"must be from {self.low:g} to {self.high:g}, but is {value}")
         return number if self.whole else float(number)
+
+    def _number(self, value: object) -> int | float | None:
+        """None: it is none, or none of this kind. NumPy's scalars are of these types too."""
+        if isinstance(value, Integral):
+            return int(value)  # it may be too large for a float
+        if isinstance(value, Real | Decimal) and not self.whole:
+            return float(value)
+        return None
 
 
 # The policy checks the range of the depth: it depends on the bundle.
