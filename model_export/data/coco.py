@@ -50,7 +50,7 @@ class Spec:
     def parse(cls, text: str) -> Spec:
         """text: behind "coco:". Raises DataError that shows the form."""
         match = re.fullmatch(r"(.+?\.json)(?:@(\w+)(?::(.+))?)?", text)
-        if match is None or (match[2] or "semantic") not in TASKS:
+        if match is None or (match[2] and match[2] not in TASKS):
             raise DataError(
                 f"unknown data set 'coco:{text}'; it is coco:PATH.json, and optionally a task and "
                 f"classes, e.g. coco:instances_val2017.json@instance:person"
@@ -85,19 +85,20 @@ class Coco(LabelledImages):
         things = _categories(document, self.file)
         chosen = _chosen(things, spec, self.file)
         task = spec.task or ("instance" if len(things) == 1 and not self.panoptic else "semantic")
-        if task == "instance" and len(chosen) != 1:
+        objects = TASKS[task].objects
+        if objects and len(chosen) != 1:
             raise DataError(
-                f"{self.file} has {len(chosen)} categories ({few(chosen)}), and the instance task "
+                f"{self.file} has {len(chosen)} categories ({few(chosen)}), and the {task} task "
                 f"has one class: name it, e.g. coco:{spec.path}@instance:{chosen[0]}"
             )
         names = list(chosen)
         if (
-            task == "semantic"
+            not objects
             and BACKGROUND not in names
             and (not self.panoptic or len(chosen) < len(things))
         ):
             names.insert(0, BACKGROUND)
-        self.rest = names.index(BACKGROUND) if task == "semantic" and BACKGROUND in names else 0
+        self.rest = names.index(BACKGROUND) if BACKGROUND in names and not objects else 0
         self.categories = {
             key: Category(name, colour, names.index(name) if name in chosen else None)
             for key, (name, colour) in things.items()

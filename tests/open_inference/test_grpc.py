@@ -360,7 +360,7 @@ def test_a_process_serves_both_ports_and_ends_on_sigterm(fake_bundle: Bundle) ->
 def test_without_the_extra_the_setting_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "service.grpc.server", None)
     wanted: Any = None  # nothing but the settings is looked at
-    with pytest.raises(SettingsError, match="extra `grpc`"):
+    with pytest.raises(SettingsError, match=r"pip install '\.\[grpc\]'"):
         entry.open_grpc(Settings(grpc_port=8001), wanted, wanted, "1", None)
     assert entry.open_grpc(Settings(), wanted, wanted, "1", None) is None
 
