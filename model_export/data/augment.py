@@ -1,5 +1,5 @@
-"""Training crops (random scale, crop, flip and colour) and the plain placement on a canvas, as the
-service does it."""
+"""Training crops (random scale, crop, flip and colour) and the placement on a canvas, by the
+service's own code."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model_export.data.datasets import VOID, Sample
+from service.bundle import InputSpec
+from service.pixels.canvas import to_canvas
 
 # about the mean of the backbone's normalisation, so padding is near zero inside the network
 PAD = 127
@@ -108,13 +110,6 @@ def jitter(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uin
 def on_canvas(sample: Sample, size: tuple[int, int]) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """The image scaled by one factor into the top left of the canvas, and its (height, width)
     there."""
-    height, width = sample.mask.shape
-    factor = min(size[0] / height, size[1] / width)
-    inner = (max(1, round(height * factor)), max(1, round(width * factor)))
-    image = Image.fromarray(sample.image)
-    if inner != (height, width):
-        # as the service does
-        image = image.resize((inner[1], inner[0]), Image.Resampling.BILINEAR, reducing_gap=3.0)
-    canvas = np.full((*size, 3), PAD, np.uint8)
-    canvas[: inner[0], : inner[1]] = np.asarray(image)
-    return canvas, inner
+    canvas = InputSpec(*size, "uint8", "NHWC", (PAD, PAD, PAD))
+    frame = to_canvas(Image.fromarray(sample.image), canvas)
+    return frame.pixels, (frame.geometry.scaled_height, frame.geometry.scaled_width)
