@@ -64,7 +64,10 @@ def serve(settings: Settings, served: Bundle, standard: str = "") -> None:
 
     standard: see `open_tracing`. Raises SettingsError, or the error that stopped the engine.
     """
-    metrics = Metrics(layers=served.manifest.layers, max_batch=settings.max_batch)
+    canvases = [canvas.name for canvas in served.manifest.input.canvases]
+    metrics = Metrics(
+        layers=served.manifest.layers, max_batch=settings.max_batch, canvases=canvases
+    )
     release = _version()
 
     def open_engine() -> Backend:

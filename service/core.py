@@ -1,6 +1,7 @@
 """The data that flows through the service: no I/O, no HTTP, no engine.
 
-bytes + Ask -> Frame -> (front) -> scores -> Decision -> (encoder, head) -> Outcome -> answer
+bytes + Ask -> Frames -> (glance) -> scores -> Decision -> (front, encoder, head) -> Outcome
+-> answer
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ class Plan:
 
     keep:  fraction of the high-resolution tokens that later layers still update (PAUMER), 1 = all.
     width: fraction of the encoder's FFN channels in use (slimmable), 1 = all.
-    gflops: front + encoder + decoder for one image; a multiply and an add are 2.
+    gflops: all that runs for one image, the glance included; a multiply and an add are 2.
     quality: calibrated mean quality (mIoU or PQ, 0..1) on held-out images.
     quality_quantiles: the 5, 25, 50, 75 and 95 % quantiles of the same images' quality.
+    canvas: the name of the canvas, the size at which the image is looked at.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Plan:
     gflops: float
     quality: float
     quality_quantiles: tuple[float, ...] = ()
+    canvas: str = ""
 
     @property
     def price(self) -> float:
@@ -125,13 +128,23 @@ class Geometry:
     damaged: bool = False
     narrow_range: bool = False
 
+    @property
+    def shape(self) -> str:
+        """The canvas as HEIGHTxWIDTH: the name of its shape."""
+        height, width = self.canvas
+        return f"{height}x{width}"
+
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A decoded image as the front takes it: pixels (canvas height, canvas width, 3) uint8 RGB."""
+    """An image on a canvas, as a front takes it: pixels (height, width, 3) uint8 RGB."""
 
     pixels: NDArray[np.uint8]
     geometry: Geometry
+
+
+# An image on the canvases of a bundle, by their names, from small to large.
+Frames: TypeAlias = Mapping[str, Frame]
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +209,8 @@ class Trace:
 
     Only one thread writes to it: the event loop's, or with the Python API the caller's.
 
-    stages: seconds per stage, in order of completion (decode, queue, front, encoder, decoder,
-        mask).
+    stages: seconds per stage, in order of completion (decode, queue, glance, front, encoder,
+        decoder, mask; glance only if the plan's canvas is another one).
     batch_size: images that ran together through the chosen encoder.
     began: when each stage began, in seconds of time.perf_counter.
     size: width and height of the image as shown, in pixels; None until it is decoded.

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 from service.answer import Answer
 from service.ask import budget_of, value_range_of
 from service.bundle import load
-from service.core import Ask, Frame, Progress, Trace, ValueRange
+from service.core import Ask, Frames, Progress, Trace, ValueRange
 from service.engines.choice import choose_backend, open_backend
 from service.errors import FathomError, SettingsError
 from service.inference.engine import Ticket
@@ -94,10 +94,10 @@ class Segmenter:
         self.model.admit(ask)
         if isinstance(picture, str | Path):
             picture = Path(picture).read_bytes()
-        frame = self._frame(picture, "", ask)
+        frames = self._frames(picture, "", ask)
         trace.add("decode", arrived, time.perf_counter())
         engine = self.model.engine
-        ticket = engine.submit(frame, ask, arrived, trace.request_id)
+        ticket = engine.submit(frames, ask, arrived, trace.request_id)
         try:
             progress = ticket.done.result(_remaining_s(ticket))
         except NotInTime as error:
@@ -108,16 +108,21 @@ class Segmenter:
 
     async def decode(
         self, picture: bytes | Picture, content_type: str, trace: Trace, ask: Ask
-    ) -> Frame:
-        """A picture, as `segment` takes it -> a frame. content_type: of bytes; one of FORMATS, or
-        ""."""
+    ) -> Frames:
+        """A picture, as `segment` takes it -> on every canvas. content_type: of bytes; one of
+        FORMATS, or ""."""
         began = time.perf_counter()
-        frame = await self.in_thread(lambda: self._frame(picture, content_type, ask))
+        frames = await self.in_thread(lambda: self._frames(picture, content_type, ask))
         trace.add("decode", began, time.perf_counter())
-        trace.size = frame.geometry.width, frame.geometry.height
-        return frame
+        trace.size = self.size_of(frames)
+        return frames
 
-    async def run(self, frame: Frame, ask: Ask, trace: Trace, arrived: float) -> Answer:
+    def size_of(self, frames: Frames) -> tuple[int, int]:
+        """The width and height of an image as shown, in pixels."""
+        geometry = frames[self.model.manifest.glance.name].geometry
+        return geometry.width, geometry.height
+
+    async def run(self, frames: Frames, ask: Ask, trace: Trace, arrived: float) -> Answer:
         """Wait for the image's turn and its result. arrived: perf_counter when the request began.
 
         Cancelling the task takes a waiting image out of the queue. Raises NotReady,
@@ -125,7 +130,7 @@ class Segmenter:
         full, or the deadline cannot be met or passed in the queue).
         """
         engine = self.model.engine
-        ticket = engine.submit(frame, ask, arrived, trace.request_id)
+        ticket = engine.submit(frames, ask, arrived, trace.request_id)
         try:
             async with asyncio.timeout(_remaining_s(ticket)):
                 progress = await asyncio.wrap_future(ticket.done)
@@ -165,11 +170,11 @@ class Segmenter:
     ) -> None:
         self.close()
 
-    def _frame(self, picture: bytes | Picture, content_type: str, ask: Ask) -> Frame:
-        canvas = self.model.manifest.input
+    def _frames(self, picture: bytes | Picture, content_type: str, ask: Ask) -> Frames:
+        spec = self.model.manifest.input
         if isinstance(picture, bytes | bytearray | memoryview):
-            return decode(bytes(picture), content_type, self._limits, canvas, ask.value_range)
-        return from_memory(picture, self._limits, canvas, ask.value_range)
+            return decode(bytes(picture), content_type, self._limits, spec, ask.value_range)
+        return from_memory(picture, self._limits, spec, ask.value_range)
 
     def _answer(self, progress: Progress, deadline: float | None, trace: Trace) -> Answer:
         """The answer of a finished image. Raises its error, if it has one."""
@@ -199,7 +204,10 @@ def open_bundle(folder: str | Path, **changes: Any) -> Segmenter:
         changes["engine_cache"] = Path(cache)
     settings = Settings(bundle=Path(folder), **changes)
     bundle = load(settings.bundle)
-    metrics = Metrics(layers=bundle.manifest.layers, max_batch=settings.max_batch)
+    canvases = [canvas.name for canvas in bundle.manifest.input.canvases]
+    metrics = Metrics(
+        layers=bundle.manifest.layers, max_batch=settings.max_batch, canvases=canvases
+    )
     choice = choose_backend(settings, bundle)
     model = Model(bundle, settings, metrics, lambda: open_backend(choice, settings, bundle))
     segmenter = Segmenter(model, settings)

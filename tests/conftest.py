@@ -17,7 +17,19 @@ from typing import Any
 import pytest
 
 from service import bundle
-from service.bundle import Bundle, BundleFile, ClassInfo, InputSpec, Manifest, Stage, TensorSpec
+from service.bundle import (
+    SIZE,
+    Bundle,
+    BundleFile,
+    Canvas,
+    ClassInfo,
+    Graphs,
+    InputSpec,
+    Manifest,
+    Shape,
+    Stage,
+    TensorSpec,
+)
 from service.core import Margin, Plan
 from tests.small_graphs import write_graphs
 from tests.toy import one_thread, toy_bundle, toy_config, toy_run, train_words, trained_run
@@ -52,6 +64,8 @@ NEEDS_TRAINING = (
     "tests.gpu_bench",
 )
 HEIGHT, WIDTH, DEPTHS = 48, 64, (1, 2, 3, 4)
+SHAPE = Shape(HEIGHT, WIDTH)
+CANVAS = Canvas.of([SHAPE])
 
 
 class TrainingFile(pytest.Module):
@@ -148,7 +162,7 @@ def fake_manifest() -> Manifest:
             ClassInfo("Car", (64, 0, 128), True),
             ClassInfo("Sky", (128, 128, 128), False),
         ),
-        input=InputSpec(HEIGHT, WIDTH, "uint8", "NHWC", (127, 127, 127)),
+        input=InputSpec.of([CANVAS], (127, 127, 127)),
         stages=stages,
         files=(BundleFile("model.safetensors", ""),),
         plans=tuple(
@@ -160,15 +174,60 @@ def fake_manifest() -> Manifest:
                 1.0 + depth,
                 0.6 + depth / 50,
                 (0.3, 0.5, 0.6, 0.7, 0.8),
+                CANVAS.name,
             )
             for depth in DEPTHS
         ),
-        encoder_of={f"d{depth}": f"encoder-d{depth}" for depth in DEPTHS},
+        graphs={
+            SHAPE.name: Graphs(
+                "front", "decoder", {f"d{depth}": f"encoder-d{depth}" for depth in DEPTHS}
+            )
+        },
         margins=tuple(
             Margin(asked, asked) for asked in (0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
         ),
         calibration={},
     )
+
+
+@pytest.fixture
+def canvases_manifest(fake_manifest: Manifest) -> Manifest:
+    """The plans c32-d1 (1.5 GFLOPs), c64-d1 (2.5) and c64-d4 (5.5) on two canvases: c32 of 24 x 32,
+    the glance, and c64 of 48 x 64 or, for portraits, 64 x 48. The gate knows the image's size."""
+    glance = Canvas("c32", (Shape(24, 32),))
+    large = Canvas("c64", (SHAPE, Shape(64, 48)))
+    quality = TensorSpec("quality", "float32", ("batch", 3))
+
+    def maps(prefix: str, shape: Shape, *strides: int) -> tuple[TensorSpec, ...]:
+        return tuple(
+            TensorSpec(f"{prefix}{s}", "float32", ("batch", 8, shape.height // s, shape.width // s))
+            for s in strides
+        )
+
+    stages, graphs = dict[str, Stage](), dict[str, Graphs]()
+    for canvas, depths in ((glance, (1,)), (large, (1, 4))):
+        for shape in canvas.shapes:
+            names = {f"{canvas.name}-d{d}": f"encoder-{shape.name}-d{d}" for d in depths}
+            image = TensorSpec("image", "uint8", ("batch", shape.height, shape.width, 3))
+            front, decoder = f"front-{shape.name}", f"decoder-{shape.name}"
+            features, encoded = maps("f", shape, 4, 8, 16), maps("e", shape, 8, 16)
+            graphs[shape.name] = Graphs(front, decoder, names)
+            inputs, scores = ((image, SIZE), (quality,)) if canvas is glance else ((image,), ())
+            stages[front] = Stage(f"{front}.onnx", "", inputs, (*features, *scores), 0.0)
+            for name in names.values():
+                stages[name] = Stage(f"{name}.onnx", "", features[1:], encoded, 0.0)
+            answer = TensorSpec(
+                "probabilities", "float32", ("batch", 4, shape.height // 4, shape.width // 4)
+            )
+            stages[decoder] = Stage(f"{decoder}.onnx", "", (features[0], *encoded), (answer,), 0.0)
+    d1, *_, d4 = fake_manifest.plans
+    plans = (
+        replace(d1, name="c32-d1", gflops=1.5, canvas="c32"),
+        replace(d1, name="c64-d1", gflops=2.5, canvas="c64"),
+        replace(d4, name="c64-d4", gflops=5.5, canvas="c64"),
+    )
+    spec = InputSpec.of([glance, large], (127, 127, 127))
+    return replace(fake_manifest, input=spec, stages=stages, graphs=graphs, plans=plans)
 
 
 @pytest.fixture
@@ -188,11 +247,17 @@ def instance_manifest(fake_manifest: Manifest) -> Manifest:
         classes=(ClassInfo("nucleus", (200, 80, 160), True),),
         stages=stages,
         plans=(d1, d2, replace(d3, name="d4-k25-w50", depth=4, keep=0.25, width=0.5), d4),
-        encoder_of={
-            "d1": "encoder-d1",
-            "d2": "encoder-d2",
-            "d4-k25-w50": narrow,
-            "d4": "encoder-d4",
+        graphs={
+            SHAPE.name: Graphs(
+                "front",
+                "decoder",
+                {
+                    "d1": "encoder-d1",
+                    "d2": "encoder-d2",
+                    "d4-k25-w50": narrow,
+                    "d4": "encoder-d4",
+                },
+            )
         },
     )
 

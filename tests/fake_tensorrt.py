@@ -4,6 +4,7 @@ recording replays."""
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 
 import numpy as np
@@ -13,6 +14,7 @@ from service.engines.cuda import OUT_OF_MEMORY, DriverError
 from service.engines.tensorrt_runtime import EngineTensor
 
 STREAM = 77
+MAP = re.compile(r"[ef]\d+")  # the name of a tensor between stages: its letter and its stride
 
 
 class FakeDevice:
@@ -135,10 +137,12 @@ class FakeRuntime:
 class FakeEngine:
     def __init__(self, runtime: FakeRuntime, stage: str) -> None:
         self.runtime, self.stage, self.scratch = runtime, stage, 1000 * len(stage)
-        spec, read = runtime.manifest.stages[stage], {"f4", "f8", "f16", "f32", "e8", "e16", "e32"}
+        spec = runtime.manifest.stages[stage]
         self.tensors = {
             each.name: EngineTensor(
-                "float16" if each.name in read else each.dtype, each.dims[1:], each in spec.inputs
+                "float16" if MAP.fullmatch(each.name) else each.dtype,
+                each.dims[1:],
+                each in spec.inputs,
             )
             for each in (*spec.inputs, *spec.outputs)
         }
@@ -173,22 +177,24 @@ class FakeContext:
 
     def compute(self, addresses: Mapping[str, int]) -> None:
         view = dict(self.views(addresses))
-        if self.engine.stage == "front":
+        maps = [name for name in view if MAP.fullmatch(name)]
+        if "image" in view:
             mean = view["image"].mean((1, 2, 3))
-            for name in ("f4", "f8", "f16", "f32"):
+            for name in maps:
                 view[name][...] = mean[:, None, None, None]
-            view["quality"][...] = (
-                mean[:, None] / 255 * np.linspace(0.5, 1, view["quality"].shape[1])
-            )
-        elif self.engine.stage == "decoder":
+            if "quality" in view:
+                plans = view["quality"].shape[1]
+                view["quality"][...] = mean[:, None] / 255 * np.linspace(0.5, 1, plans)
+        elif "probabilities" in view:
             view["probabilities"][...] = view["f4"][:, :1]
             view["probabilities"][:, 1] = view["e8"].mean((1, 2, 3), dtype=np.float32)[
                 :, None, None
             ]
         else:
-            depth = int(self.engine.stage.removeprefix("encoder-d")[0])
-            for name in ("8", "16", "32"):
-                view[f"e{name}"][...] = view[f"f{name}"] + np.float16(depth)
+            depth = int(self.engine.stage.partition("-d")[2][0])
+            for name in maps:
+                if name.startswith("e"):
+                    view[name][...] = view[f"f{name[1:]}"] + np.float16(depth)
             if "paused" in view:
                 view["paused"][...] = np.arange(self.batch)[:, None, None] % 2
 

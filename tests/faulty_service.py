@@ -12,7 +12,7 @@ import sys
 import time
 
 from service import __main__ as entry
-from service.bundle import Bundle
+from service.bundle import Bundle, Manifest
 from service.engines.base import Arrays, HostTensors, Tensors, on_host
 from service.engines.choice import Choice
 from service.engines.fake import FakeBackend
@@ -23,8 +23,12 @@ SLOW_S = 0.7  # longer than the 0.5 s of the objective
 
 
 class Faulty(FakeBackend):
+    def __init__(self, manifest: Manifest) -> None:
+        super().__init__(manifest)
+        self._glances = {manifest.graphs[shape.name].front for shape in manifest.glance.shapes}
+
     def run(self, stage: str, tensors: Tensors | Arrays) -> HostTensors:
-        if stage == "front":
+        if stage in self._glances:
             corners = on_host(tensors)["image"][:, 0, 0]
             if (corners == RED).all(axis=1).any():
                 raise RuntimeError("asked to fail")

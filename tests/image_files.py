@@ -9,8 +9,9 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from service.bundle import InputSpec
-from service.core import Frame, ValueRange
+from service.bundle import Canvas, InputSpec, Shape
+from service.core import Color, Frame, Frames, ValueRange
+from service.pixels.canvas import to_canvases
 from service.pixels.decode import Limits, decode
 
 LIMITS = Limits(max_pixels=25_000_000, max_side=8192, min_side=1)
@@ -35,9 +36,24 @@ def read(
     data: bytes, content_type: str = "", values: ValueRange = "full", limits: Limits = LIMITS
 ) -> Frame:
     """On a canvas that shows pixels of a photo() as they are."""
-    return decode(
-        data, content_type, limits, InputSpec(120, 160, "uint8", "NHWC", (9, 9, 9)), values
-    )
+    spec = one_canvas(120, 160, (9, 9, 9))
+    return only(decode(data, content_type, limits, spec, values))
+
+
+def one_canvas(height: int, width: int, pad: Color = (0, 0, 0)) -> InputSpec:
+    """A single canvas of one shape."""
+    return InputSpec.of([Canvas.of([Shape(height, width)])], pad)
+
+
+def only(frames: Frames) -> Frame:
+    """The image on the only canvas."""
+    (frame,) = frames.values()
+    return frame
+
+
+def to_canvas(image: Image.Image, spec: InputSpec, orientation: int = 1) -> Frame:
+    """A Pillow image on the only canvas. orientation: EXIF's."""
+    return only(to_canvases(image, spec, orientation))
 
 
 def difference(first: Frame, second: Frame) -> float:

@@ -22,6 +22,7 @@ from service.metrics import Metrics
 from service.model import Model
 from service.segmenting import Segmenter
 from service.settings import Settings
+from tests.serving import metrics_of
 
 WAIT_S = 20.0
 
@@ -41,7 +42,7 @@ def live_app(
     manifest: Manifest, open_backend: Callable[[], Backend], settings: Settings, ready: bool = True
 ) -> Iterator[LiveApp]:
     """ready: wait until the service says that it is; otherwise only until it listens."""
-    metrics = Metrics(layers=manifest.layers, max_batch=settings.max_batch)
+    metrics = metrics_of(manifest, settings)
     model = Model(Bundle(Path(), manifest, ""), settings, metrics, open_backend)
     segmenter = Segmenter(model, settings)
     app = create_app(settings, segmenter, metrics)

@@ -17,7 +17,8 @@ from service.settings import Settings
 
 
 def metrics_of(manifest: Manifest, settings: Settings) -> Metrics:
-    return Metrics(layers=manifest.layers, max_batch=settings.max_batch)
+    canvases = [canvas.name for canvas in manifest.input.canvases]
+    return Metrics(layers=manifest.layers, max_batch=settings.max_batch, canvases=canvases)
 
 
 def segmenter_of(

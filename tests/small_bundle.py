@@ -21,6 +21,7 @@ from service import bundle
 from service.core import Margin, Plan
 
 HEIGHT, WIDTH, CELL = 32, 48, 4
+CANVAS = bundle.Canvas.of([bundle.Shape(HEIGHT, WIDTH)])
 GRID = (HEIGHT // CELL, WIDTH // CELL)
 MARGINS = (Margin(0.01, 0.005), Margin(0.05, 0.2))
 Cells = NDArray[np.uint8]
@@ -80,8 +81,8 @@ def write_bundle(
     stages = {name: _write(folder / f"{name}.onnx", *graph) for name, graph in graphs.items()}
     names = ("red", "green", "blue") if task == "semantic" else ("cell",)
     plans = (
-        Plan("d1", 1, 1.0, 1.0, 3.0, 0.8, (0.8,) * 5),
-        Plan("d2", 2, 1.0, 1.0, 6.0, 0.9, (0.9,) * 5),
+        Plan("d1", 1, 1.0, 1.0, 3.0, 0.8, (0.8,) * 5, CANVAS.name),
+        Plan("d2", 2, 1.0, 1.0, 6.0, 0.9, (0.9,) * 5, CANVAS.name),
     )
     manifest = bundle.Manifest(
         name=folder.name,
@@ -89,11 +90,15 @@ def write_bundle(
         provenance={},
         task=task,
         classes=tuple(bundle.ClassInfo(name, (9, 9, 9), task == "instance") for name in names),
-        input=bundle.InputSpec(HEIGHT, WIDTH, "uint8", "NHWC", (0, 0, 0)),
+        input=bundle.InputSpec.of([CANVAS], (0, 0, 0)),
         stages=stages,
         files=(),
         plans=plans,
-        encoder_of={plan.name: f"encoder-{plan.name}" for plan in plans},
+        graphs={
+            CANVAS.shapes[0].name: bundle.Graphs(
+                "front", "decoder", {plan.name: f"encoder-{plan.name}" for plan in plans}
+            )
+        },
         margins=margins,
         calibration={"gflops": {"encoder-d1": 1.0, "encoder-d2": 4.0}},
     )

@@ -4,6 +4,7 @@ graphs. And the stages of such a bundle by short names."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from service.bundle import Bundle, Manifest, TensorSpec
-from service.core import Plan
+from service.core import Ask, Budget, Outcome, Plan
 from service.engines.base import Backend, Tensors
+from service.inference.batches import Job
+from service.inference.costs import warm_up
+from service.inference.pipeline import Pipeline
+from service.inference.policy import Policy
+from service.inference.stages import Stages
+from service.pixels.decode import Limits, from_memory
 
 DTYPES = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
 RNG = np.random.default_rng(0)
@@ -35,7 +42,7 @@ def front(backend: Backend, pixels: NDArray[np.uint8]) -> tuple[Tensors, NDArray
 
 
 def encode(backend: Backend, plan: Plan, tensors: Tensors) -> Tensors:
-    """By a plan's encoder, which in all bundles of ours is named after it."""
+    """By a plan's encoder, which in these bundles is named after it."""
     return backend.run(f"encoder-{plan.name}", tensors)
 
 
@@ -66,8 +73,8 @@ def external(folder: Path, name: str, values: NDArray[np.float32]) -> onnx.Tenso
 
 
 def write_graphs(folder: Path, manifest: Manifest) -> None:
-    """Front: mean brightness and a gate; encoder of depth k: adds k; decoder: mixes f4, scaled by
-    the mean of e32.
+    """Front: mean brightness and, in the glance's, a gate; encoder of depth k: adds k; decoder:
+    mixes f4, scaled by the mean of the coarsest map, e32.
 
     An encoder that pauses tokens pauses those below the middle brightness.
     """
@@ -80,60 +87,71 @@ def write_graphs(folder: Path, manifest: Manifest) -> None:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
         onnx.save(model, folder / spec.file)
 
-    node = helper.make_node
-    pools = [
-        part
-        for s in (4, 8, 16, 32)
-        for part in (
-            node("AveragePool", ["gray"], [f"pool{s}"], kernel_shape=[s, s], strides=[s, s]),
-            node("Mul", [f"pool{s}", "gains"], [f"f{s}"]),
-        )
-    ]
-    gate = [
-        node("ReduceMean", ["f32"], ["mean"], axes=[1, 2, 3], keepdims=1),
-        node("Flatten", ["mean"], ["flat"]),
-        node("MatMul", ["flat", "taste"], ["logit"]),
-        node("Sigmoid", ["logit"], ["quality"]),
-    ]
-    start = [
-        node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
-        node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
-        node("ReduceMean", ["planes"], ["gray"], axes=[1], keepdims=1),
-    ]
-    constants = [numpy_helper.from_array(GAINS, "gains"), numpy_helper.from_array(TASTE, "taste")]
-    write("front", [*start, *pools, *gate], constants)
-    for plan in manifest.plans:
-        added = numpy_helper.from_array(np.float32(plan.depth), "added")
-        encode = [node("Add", [f"f{s}", "added"], [f"e{s}"]) for s in (8, 16, 32)]
-        constants = [added]
-        if manifest.stages[manifest.encoder_of[plan.name]].paused is not None:
-            constants.append(numpy_helper.from_array(np.float32(127.5 * GAINS.mean()), "middle"))
-            encode += [
-                node("ReduceMean", ["f8"], ["bright"], axes=[1], keepdims=0),
-                node("Less", ["bright", "middle"], ["dark"]),
-                node("Cast", ["dark"], ["paused"], to=TensorProto.UINT8),
+    node, depths = helper.make_node, {plan.name: plan.depth for plan in manifest.plans}
+    for graphs in manifest.graphs.values():
+        outputs = [spec.name for spec in manifest.stages[graphs.front].outputs]
+        strides = [int(name[1:]) for name in outputs if name.startswith("f")]
+        coarsest = max(strides)
+        start = [
+            node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+            node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
+            node("ReduceMean", ["planes"], ["gray"], axes=[1], keepdims=1),
+        ]
+        for s in strides:
+            start += [
+                node("AveragePool", ["gray"], [f"pool{s}"], kernel_shape=[s, s], strides=[s, s]),
+                node("Mul", [f"pool{s}", "gains"], [f"f{s}"]),
             ]
-        write(manifest.encoder_of[plan.name], encode, constants)
-    decode = [
-        node("Conv", ["f4", "mix"], ["mixed"], kernel_shape=[1, 1]),
-        node("ReduceMean", ["e32"], ["scale"], axes=[1, 2, 3], keepdims=1),
-        node("Mul", ["mixed", "scale"], ["logits"]),
-        node("Softmax", ["logits"], ["probabilities"], axis=1),
-    ]
-    # e8 and e16 are inputs that this decoder does not need.
-    write("decoder", decode, [external(folder, "mix", MIX)])
+        constants = [numpy_helper.from_array(GAINS, "gains")]
+        if "quality" in outputs:
+            taste = TASTE[:, : len(manifest.plans)]
+            constants.append(numpy_helper.from_array(taste, "taste"))
+            start += [
+                node("ReduceMean", [f"f{coarsest}"], ["mean"], axes=[1, 2, 3], keepdims=1),
+                node("Flatten", ["mean"], ["flat"]),
+                node("MatMul", ["flat", "taste"], ["logit"]),
+                node("Sigmoid", ["logit"], ["quality"]),
+            ]
+        write(graphs.front, start, constants)
+        for plan, encoder in graphs.encoders.items():
+            added = numpy_helper.from_array(np.float32(depths[plan]), "added")
+            encode = [node("Add", [f"f{s}", "added"], [f"e{s}"]) for s in strides if s != 4]
+            constants = [added]
+            if manifest.stages[encoder].paused is not None:
+                middle = np.float32(127.5 * GAINS.mean())
+                constants.append(numpy_helper.from_array(middle, "middle"))
+                encode += [
+                    node("ReduceMean", ["f8"], ["bright"], axes=[1], keepdims=0),
+                    node("Less", ["bright", "middle"], ["dark"]),
+                    node("Cast", ["dark"], ["paused"], to=TensorProto.UINT8),
+                ]
+            write(encoder, encode, constants)
+        decode = [
+            node("Conv", ["f4", "mix"], ["mixed"], kernel_shape=[1, 1]),
+            node("ReduceMean", [f"e{coarsest}"], ["scale"], axes=[1, 2, 3], keepdims=1),
+            node("Mul", ["mixed", "scale"], ["logits"]),
+            node("Softmax", ["logits"], ["probabilities"], axis=1),
+        ]
+        # The other maps are inputs that this decoder does not need.
+        write(graphs.decoder, decode, [external(folder, "mix", MIX)])
 
 
 def reference(
-    pixels: NDArray[np.uint8], depth: int
+    pixels: NDArray[np.uint8], depth: int, coarsest: int = 32
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """(H, W, 3) -> scores (plans,) and probabilities (classes, h, w), as the graphs above have
-    them."""
+    them. coarsest: the largest stride of the maps."""
     gray = pixels.astype(np.float32).mean(axis=2)
-    f4 = gray.reshape(12, 4, 16, 4).mean(axis=(1, 3))[None] * GAINS[0]
-    f32 = gray[:32].reshape(1, 32, 2, 32).mean(axis=(1, 3))[None] * GAINS[0]
-    scores = 1 / (1 + np.exp(-f32.mean() * TASTE[0]))
-    logits = np.einsum("kc,chw->khw", MIX[:, :, 0, 0], f4) * (f32 + depth).mean()
+
+    def map_of(stride: int) -> NDArray[np.float32]:
+        """(8, h, w)"""
+        rows, columns = (side // stride for side in gray.shape)
+        whole = gray[: rows * stride, : columns * stride]
+        return whole.reshape(rows, stride, columns, stride).mean(axis=(1, 3))[None] * GAINS[0]
+
+    f4, coarse = map_of(4), map_of(coarsest)
+    scores = 1 / (1 + np.exp(-coarse.mean() * TASTE[0]))
+    logits = np.einsum("kc,chw->khw", MIX[:, :, 0, 0], f4) * (coarse + depth).mean()
     exponential = np.exp(logits - logits.max(axis=0))
     return scores, exponential / exponential.sum(axis=0)
 
@@ -151,6 +169,34 @@ def check_backend(backend: Backend, served: Bundle, counts: tuple[int, ...]) -> 
                 scores, expected = reference(pixels, plan.depth)
                 np.testing.assert_allclose(quality[row], scores, atol=1e-5)
                 np.testing.assert_allclose(probabilities[row], expected, atol=1e-5)
+
+
+def check_canvases(backend: Backend, manifest: Manifest) -> None:
+    """A batch of images with plans on several canvases, through the pipeline of the service: each
+    gets what the graphs of `canvases_manifest` say of it alone. Twice, over what was left."""
+    stages = Stages(backend, manifest)
+    policy = Policy(manifest.plans, manifest.margins, default_max_loss=0.0, load_start=0.5)
+    spine = Pipeline(stages, policy, warm_up(stages, 8), max_batch=8)
+    sides, gflops = ((48, 64), (64, 48), (24, 32), (90, 120)), (1.5, 2.5, 9.0, 2.5, 9.0, 9.0, 1.5)
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        jobs = []
+        for side, most in zip(itertools.cycle(sides), gflops, strict=False):
+            pixels = rng.integers(0, 256, (*side, 3), dtype=np.uint8) // (1 + len(jobs))
+            frames = from_memory(pixels, Limits(10_000_000, 8192, 1), manifest.input)
+            jobs.append(Job(frames, Ask(Budget(gflops=most)), None))
+        last = dict(itertools.chain.from_iterable(spine.run(jobs, Budget(), 0.0)))
+        for job, most in zip(jobs, gflops, strict=True):
+            outcome = last[job].result
+            assert isinstance(outcome, Outcome)
+            plan = outcome.decision.plan
+            assert plan == [plan for plan in manifest.plans if plan.gflops <= most][-1]
+            glance, shown = (job.frames[name].pixels for name in ("c32", plan.canvas))
+            scores = reference(glance, plan.depth, 16)[0][manifest.plans.index(plan)]
+            assert outcome.decision.predicted_quality == pytest.approx(scores, abs=1e-5)
+            (probabilities,) = outcome.tensors.values()
+            expected = reference(shown, plan.depth, 16)[1]
+            np.testing.assert_allclose(probabilities, expected, atol=1e-5)
 
 
 def pausing(instance_manifest: Manifest) -> Manifest:

@@ -20,7 +20,7 @@ MAX_LINES = {"service": 250, "model_export": 350}
 # From low to high: a module imports what stands before its own row, and its own package.
 LAYERS = {
     "service": [
-        *("errors", "core", "ask", "settings", "command_line", "logs", "metrics"),
+        *("errors", "core", "ask", "settings", "command_line", "logs", "request_line", "metrics"),
         *("bundle", "pixels", "tasks", "answer", "engines", "inference"),
         *("model", "segmenting", "open_inference", "api", "grpc", "__main__"),
     ],
@@ -35,6 +35,7 @@ PURE = {
     "service.ask": {"service.core", "service.errors"},
     "service.errors": set[str](),
     "service.logs": set[str](),
+    "service.bundle.canvases": set[str](),
     "service.bundle.kernel": set[str](),
     "service.inference.policy": {"service.ask", "service.core", "service.errors"},
     "service.inference.queue": {"service.errors"},

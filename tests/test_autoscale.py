@@ -209,7 +209,7 @@ async def _real(
         await asyncio.sleep(max(0.0, begun + after - time.perf_counter()))
         at, trace = time.perf_counter(), Trace()
         with suppress(Overloaded):
-            answer = await segmenter.run(frame, Ask(), trace, at)
+            answer = await segmenter.run({"c64": frame}, Ask(), trace, at)
             engine_s = sum(trace.stages[stage] for stage in ("front", "encoder", "decoder"))
             answers.append((time.perf_counter() - at, answer.decision.plan.depth, engine_s))
 

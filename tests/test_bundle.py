@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from service import bundle
-from service.bundle import Bundle, Manifest
+from service.bundle import Bundle, Canvas, Manifest, Shape
 from service.errors import BundleError
 from service.tasks import task_of
 
@@ -43,7 +43,7 @@ def test_what_is_saved_is_loaded_again(fake_bundle: Bundle, fake_manifest: Manif
         == hashlib.sha256((fake_bundle.root / "manifest.json").read_bytes()).hexdigest()
     )
     assert loaded.manifest.plans == fake_manifest.plans
-    assert loaded.manifest.encoder_of["d3"] == "encoder-d3"
+    assert loaded.manifest.graphs["48x64"].encoders["d3"] == "encoder-d3"
     assert loaded.manifest.layers == 4
 
 
@@ -60,7 +60,7 @@ def test_save_writes_nothing_that_load_would_refuse(fake_bundle: Bundle) -> None
     before = (fake_bundle.root / "manifest.json").read_bytes()
     for wrong in (
         dataclasses.replace(fake_bundle.manifest, plans=fake_bundle.manifest.plans[::-1]),
-        dataclasses.replace(fake_bundle.manifest, encoder_of={}),
+        dataclasses.replace(fake_bundle.manifest, graphs={}),
         dataclasses.replace(fake_bundle.manifest, files=(bundle.BundleFile("nothing.bin", ""),)),
     ):
         with pytest.raises(BundleError):
@@ -145,16 +145,16 @@ def put(new: object, *keys: str | int) -> Change:
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (put(1, "schema"), "schema: 1, but this service reads 2"),
-        (put(3, "schema"), "schema: 3, but this service reads 2"),
+        (put(1, "schema"), "schema: 1, but this service reads 2 and 3"),
+        (put(4, "schema"), "schema: 4, but this service reads 2 and 3"),
         (drop("schema"), "schema: None"),
-        (put("1", "schema"), "schema: '1'"),
+        (put("3", "schema"), "schema: '3'"),
         (drop("name"), "name: is missing"),
         (put(1, "colour"), "colour: is unknown"),
         (put(1, "input", "colour"), "input.colour: is unknown"),
         (drop("stages", "front", "parity"), "stages.front.parity: is missing"),
         (drop("plans", 1, "keep"), "plans[1].keep: is missing"),
-        (drop("plans", 1, "encoder"), "plans[1].encoder: is missing"),
+        (drop("plans", 1, "canvas"), "plans: d2: '' is not among input.canvases"),
         (drop("provenance"), "provenance: is missing"),
         (put(3, "name"), "name: 3 has the wrong type"),
         (put(None, "provenance", "data"), "provenance.data: None has the wrong type"),
@@ -163,7 +163,7 @@ def put(new: object, *keys: str | int) -> Change:
         (put(True, "plans", 0, "depth"), "plans[0].depth: True has the wrong type"),
         (put(1.0, "plans", 0, "depth"), "plans[0].depth: 1.0 has the wrong type"),
         (put("1", "plans", 0, "gflops"), "plans[0].gflops: '1' has the wrong type"),
-        (put(7, "plans", 0, "encoder"), "encoder_of.d1: 7 has the wrong type"),
+        (put(7, "graphs", "48x64", "encoders", "d1"), "48x64.encoders.d1: 7 has the wrong type"),
         (put([1, 2], "classes", 0, "color"), "classes[0].color: [1, 2] has the wrong type"),
         (put([1, 2, 3.5], "input", "pad"), "input.pad[2]: 3.5 has the wrong type"),
         (
@@ -175,7 +175,6 @@ def put(new: object, *keys: str | int) -> Change:
         (put([0, 0, 256], "classes", 0, "color"), "color is outside"),
         (put([-1, 0, 0], "input", "pad"), "input.pad: a color is outside"),
         (put("float32", "input", "dtype"), "input: it must be uint8"),
-        (put(0, "input", "height"), "input: height and width"),
         (put([], "plans"), "plans: there are none"),
         (put("d1", "plans", 1, "name"), "plans: a name occurs twice"),
         (put(9.5, "plans", 0, "gflops"), "plans: they must be in order of gflops"),
@@ -279,6 +278,176 @@ def test_a_bundle_may_promise_nothing_or_not_everything(fake_bundle: Bundle) -> 
     assert type(margins[1].margin) is float
     change(fake_bundle.root, put([], "margins"))
     assert bundle.load(fake_bundle.root).manifest.margins == ()
+
+
+@pytest.fixture
+def canvases_bundle(tmp_path: Path, canvases_manifest: Manifest) -> Bundle:
+    """`canvases_manifest` in a folder of its own, with a few bytes in the place of each graph."""
+    for entry in (*canvases_manifest.stages.values(), *canvases_manifest.files):
+        (tmp_path / entry.file).write_bytes(entry.file.encode())
+    return bundle.save(tmp_path, canvases_manifest)
+
+
+def test_a_bundle_may_have_several_canvases_and_those_several_shapes(
+    canvases_bundle: Bundle,
+) -> None:
+    loaded = bundle.load(canvases_bundle.root)
+    assert loaded == canvases_bundle
+    manifest = loaded.manifest
+    assert manifest.glance == Canvas("c32", (Shape(24, 32),))
+    assert manifest.input.canvases[1] == Canvas("c64", (Shape(48, 64), Shape(64, 48)))
+    assert [plan.canvas for plan in manifest.plans] == ["c32", "c64", "c64"]
+    assert manifest.graphs["64x48"].encoders["c64-d4"] == "encoder-64x48-d4"
+
+
+C32, C64 = ("input", "canvases", 0), ("input", "canvases", 1)
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (put({}, "input", "canvases"), "input.canvases: {} has the wrong type"),
+        (drop(*C32, "shapes"), "input.canvases[0].shapes: is missing"),
+        (put(4.5, *C64, "shapes", 1, "width"), "input.canvases[1].shapes[1].width: 4.5"),
+        (put([], "input", "canvases"), "input.canvases: there are none"),
+        (put(0, *C64, "shapes", 1, "height"), "input.canvases: height and width must be positive"),
+        (put(-1, *C32, "shapes", 0, "width"), "input.canvases: height and width must be positive"),
+        (put("c32", *C64, "name"), "input.canvases: a name occurs twice"),
+        (put("large one", *C64, "name"), "input.canvases: 'large one' must be named c64"),
+        (
+            put({"height": 24, "width": 32}, *C64, "shapes", 1),
+            "input.canvases: a shape occurs twice",
+        ),
+        (put([], *C64, "shapes"), "input.canvases: c64 has no shape"),
+        (
+            put([{"height": 96, "width": 32}], *C32, "shapes"),  # as large as c64
+            "input.canvases: they must go from small to large",
+        ),
+        (put("c48", "plans", 2, "canvas"), "plans: c64-d4: 'c48' is not among input.canvases"),
+        (put([], "graphs"), "graphs: [] has the wrong type"),
+        (drop("graphs", "64x48"), "graphs.64x48: is missing"),
+        (drop("graphs", "64x48", "decoder"), "graphs.64x48.decoder: is missing"),
+        (put(1, "graphs", "64x48", "colour"), "graphs.64x48.colour: is unknown"),
+        (
+            put({"front": "f", "decoder": "d", "encoders": {}}, "graphs", "9x9"),
+            "graphs.9x9: no canvas has this shape",
+        ),
+        (
+            put("encoder-48x64-d1", "graphs", "48x64", "encoders", "c32-d1"),
+            "graphs.48x64.encoders.c32-d1: no plan of this canvas has this name",
+        ),
+        (
+            drop("graphs", "64x48", "encoders", "c64-d1"),
+            "graphs.64x48.encoders.c64-d1: is missing",
+        ),
+        (put("fr", "graphs", "64x48", "front"), "stages.fr: is missing"),
+        (put("de", "graphs", "64x48", "decoder"), "stages.de: is missing"),
+        (put("en", "graphs", "64x48", "encoders", "c64-d4"), "stages.en: is missing"),
+        # The other shape's.
+        (
+            put("front-48x64", "graphs", "64x48", "front"),
+            "stages.front-48x64.inputs: it must be TensorSpec(name='image', dtype='uint8', "
+            "dims=('batch', 64, 48, 3))",
+        ),
+        (
+            put("encoder-48x64-d4", "graphs", "64x48", "encoders", "c64-d4"),
+            "stages.encoder-48x64-d4.inputs: no stage before it gives",
+        ),
+        (
+            put("decoder-48x64", "graphs", "64x48", "decoder"),
+            "stages.decoder-48x64.inputs: no stage before it gives",
+        ),
+        # The size is for the gate, and the gate is part of the glance.
+        (
+            put("length", "stages", "front-24x32", "inputs", 1, "name"),
+            "and may have TensorSpec(name='size', dtype='float32', dims=('batch', 2))",
+        ),
+        (
+            lambda value: value["stages"]["front-48x64"]["inputs"].append(
+                value["stages"]["front-24x32"]["inputs"][1]
+            ),
+            "stages.front-48x64.inputs: it must be",
+        ),
+        (
+            drop("stages", "front-24x32", "outputs", 3),
+            "stages.front-24x32.outputs: it must hold TensorSpec(name='quality', "
+            "dtype='float32', dims=('batch', 3))",
+        ),
+        (
+            put(5, "stages", "decoder-64x48", "outputs", 0, "dims", 1),
+            "stages.decoder-64x48.outputs: it must be one, (batch, classes, h, w)",
+        ),
+    ],
+)
+def test_canvases_that_break_the_contract_are_refused_by_their_key(
+    canvases_bundle: Bundle, edit: Change, words: str
+) -> None:
+    change(canvases_bundle.root, edit)
+    assert words in refusal(canvases_bundle.root)
+
+
+def test_the_gate_need_not_know_the_size_of_an_image(canvases_bundle: Bundle) -> None:
+    change(canvases_bundle.root, drop("stages", "front-24x32", "inputs", 1))
+    manifest = bundle.load(canvases_bundle.root).manifest
+    assert [spec.name for spec in manifest.stages["front-24x32"].inputs] == ["image"]
+
+
+def downgrade(value: dict[str, Any]) -> None:
+    """schema 3 -> schema 2, which has one canvas of one shape, an encoder with each plan, and fixed
+    names for the other stages."""
+    ((shape,),) = (canvas["shapes"] for canvas in value["input"].pop("canvases"))
+    value["input"] |= shape
+    (graphs,) = value.pop("graphs").values()
+    assert (graphs["front"], graphs["decoder"]) == ("front", "decoder")
+    for plan in value["plans"]:
+        del plan["canvas"]
+        plan["encoder"] = graphs["encoders"][plan["name"]]
+    value["schema"] = 2
+
+
+def test_a_bundle_of_schema_2_is_one_with_one_canvas(fake_bundle: Bundle) -> None:
+    change(fake_bundle.root, downgrade)
+    text = (fake_bundle.root / bundle.FILE).read_text("utf-8")
+    assert '"height"' in text
+    assert "canvas" not in text
+    loaded = bundle.load(fake_bundle.root)
+    assert loaded.manifest == fake_bundle.manifest
+    assert loaded.digest == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_a_bundle_of_schema_2_is_saved_as_schema_3(fake_bundle: Bundle) -> None:
+    change(fake_bundle.root, downgrade)
+    assert bundle.save(fake_bundle.root, bundle.load(fake_bundle.root).manifest) == fake_bundle
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (drop("input"), "input, plans: one is missing"),
+        (put([], "input"), "input, plans: one is missing or has the wrong type"),
+        (drop("plans"), "input, plans: one is missing"),
+        (put({}, "plans"), "input, plans: one is missing or has the wrong type"),
+        (drop("input", "height"), "input: height and width must be whole numbers"),
+        (put(64.0, "input", "width"), "input: height and width must be whole numbers"),
+        (put(True, "input", "width"), "input: height and width must be whole numbers"),
+        (put(0, "input", "height"), "input.canvases: height and width must be positive"),
+        (put(32, "input", "height"), "stages.front.inputs: it must be"),
+        (put("d1", "plans", 0), "plans[0].encoder: is missing"),
+        (drop("plans", 1, "encoder"), "plans[1].encoder: is missing"),
+        (put(7, "plans", 0, "encoder"), "graphs.48x64.encoders.d1: 7 has the wrong type"),
+        (put("encoder", "plans", 3, "encoder"), "stages.encoder: is missing"),
+        (drop("plans", 1, "name"), "plans[1].name: is missing"),
+        (put(1, "input", "colour"), "input.colour: is unknown"),
+        (put(1, "colour"), "colour: is unknown"),
+        (drop("stages", "decoder"), "stages.decoder: is missing"),
+    ],
+)
+def test_a_manifest_of_schema_2_that_breaks_the_contract_is_refused_by_its_key(
+    fake_bundle: Bundle, edit: Change, words: str
+) -> None:
+    change(fake_bundle.root, downgrade)
+    change(fake_bundle.root, edit)
+    assert words in refusal(fake_bundle.root)
 
 
 def test_whole_numbers_are_good_where_floats_are_meant(fake_bundle: Bundle) -> None:

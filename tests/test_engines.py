@@ -18,12 +18,14 @@ from service.engines.base import Backend, Tensors
 from service.engines.fake import FakeBackend
 from service.engines.onnxruntime import OnnxRuntimeBackend
 from service.errors import BackendError
+from service.inference.batches import Job
 from service.inference.costs import warm_up
-from service.inference.pipeline import Job, Pipeline
+from service.inference.pipeline import Pipeline
 from service.inference.policy import Policy
 from service.inference.stages import Stages
 from tests.small_graphs import (
     check_backend,
+    check_canvases,
     check_paused,
     decode,
     encode,
@@ -58,6 +60,14 @@ def test_onnxruntime_tells_which_tokens_an_encoder_paused(
     check_paused(OnnxRuntimeBackend(bundle.save(tmp_path, manifest), threads=1), manifest)
 
 
+def test_onnxruntime_runs_plans_on_several_canvases(
+    tmp_path: Path, canvases_manifest: Manifest
+) -> None:
+    write_graphs(tmp_path, canvases_manifest)
+    served = bundle.save(tmp_path, canvases_manifest)
+    check_canvases(OnnxRuntimeBackend(served, threads=1), served.manifest)
+
+
 def test_a_bundle_goes_through_the_whole_pipeline_on_onnxruntime(onnx_bundle: Bundle) -> None:
     backend = OnnxRuntimeBackend(onnx_bundle, threads=1)
     manifest = onnx_bundle.manifest
@@ -65,10 +75,10 @@ def test_a_bundle_goes_through_the_whole_pipeline_on_onnxruntime(onnx_bundle: Bu
     known = warm_up(stages, 4)
     assert all(ms > 0 for ms in known.plan_ms().values())
     policy = Policy(manifest.plans, manifest.margins, default_max_loss=0.01, load_start=0.5)
-    spine = Pipeline(stages, policy, known)
+    spine = Pipeline(stages, policy, known, max_batch=4)
     batch, geometry = images(3), Geometry(64, 48, 64, 48, (48, 64))
     jobs = [
-        Job(Frame(pixels, geometry), Ask(Budget(depth=depth, max_loss=0)), None)
+        Job({"c64": Frame(pixels, geometry)}, Ask(Budget(depth=depth, max_loss=0)), None)
         for pixels, depth in zip(batch, (2, 4, 2), strict=True)
     ]
     last = dict(itertools.chain.from_iterable(spine.run(jobs, Budget(), 0.0)))

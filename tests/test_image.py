@@ -18,8 +18,9 @@ from PIL import Image
 from service.bundle import InputSpec
 from service.core import Frame, Geometry
 from service.errors import FathomError, TooLarge, UndecodableImage, UnsupportedMediaType
-from service.pixels.decode import Limits, decode, to_canvas
+from service.pixels.decode import Limits, decode
 from service.pixels.jpeg_markers import MAX_SCANS
+from tests.image_files import one_canvas, only, to_canvas
 from tests.pictures import encoded, png_chunk
 
 LIMITS = Limits(max_pixels=25_000_000, max_side=8192, min_side=1)
@@ -30,11 +31,11 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
 
 def canvas(height: int, width: int) -> InputSpec:
-    return InputSpec(height, width, "uint8", "NHWC", PAD)
+    return one_canvas(height, width, PAD)
 
 
 def read(data: bytes, spec: InputSpec, content_type: str = "") -> Frame:
-    return decode(data, content_type, LIMITS, spec)
+    return only(decode(data, content_type, LIMITS, spec))
 
 
 def png(
@@ -111,7 +112,8 @@ def test_pixels_and_sides_have_limits(
 ) -> None:
     data = encoded(Image.new("L", size))
     if expected is None:
-        assert decode(data, "image/png", limits, canvas(48, 64)).geometry.width == size[0]
+        frame = only(decode(data, "image/png", limits, canvas(48, 64)))
+        assert frame.geometry.width == size[0]
     else:
         with pytest.raises(expected):
             decode(data, "image/png", limits, canvas(48, 64))
@@ -203,7 +205,7 @@ def test_damaged_files_raise_nothing_but_our_own_errors(
     for position, value in changes:
         data[position % len(data)] = value
     try:
-        frame = decode(bytes(data), "", Limits(1_000_000, 8192, 1), canvas(48, 64))
+        frame = only(decode(bytes(data), "", Limits(1_000_000, 8192, 1), canvas(48, 64)))
     except (TooLarge, UndecodableImage):
         return
     assert frame.pixels.shape == (48, 64, 3)

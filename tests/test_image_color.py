@@ -16,11 +16,20 @@ from service.core import Frame
 from service.errors import BadBudget
 from service.open_inference.request import ask_of
 from service.pixels import color, profiles
-from service.pixels.canvas import to_canvas
-from service.pixels.decode import InputSpec
 from tests import icc_profiles
 from tests.browser import chromium
-from tests.image_files import adam7, chunk, difference, file, photo, png, read, with_chunks
+from tests.image_files import (
+    adam7,
+    chunk,
+    difference,
+    file,
+    one_canvas,
+    photo,
+    png,
+    read,
+    to_canvas,
+    with_chunks,
+)
 
 P3 = (0.3127, 0.3290, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060)
 ADOBE = (0.3127, 0.3290, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
@@ -151,7 +160,7 @@ def test_transforms_are_built_once_and_bounded(monkeypatch: pytest.MonkeyPatch) 
 def test_pillow_images_are_converted_by_their_profile() -> None:
     image = PHOTO.copy()
     image.info["icc_profile"] = ICC["Adobe RGB"]
-    frame = to_canvas(image, InputSpec(120, 160, "uint8", "NHWC", (9, 9, 9)))
+    frame = to_canvas(image, one_canvas(120, 160, (9, 9, 9)))
     assert (frame.pixels == read(FILES["Adobe RGB PNG"]).pixels).all()
 
 

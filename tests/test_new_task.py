@@ -32,8 +32,8 @@ class Saliency:
     objects = False
     png = "255 where it is salient"
 
-    def check(self, classes: Sequence[ClassInfo], outputs: Sequence[TensorSpec]) -> None:
-        check_planes(outputs, 1, "1")
+    def check(self, classes: Sequence[ClassInfo], outputs: Sequence[TensorSpec], key: str) -> None:
+        check_planes(outputs, key, 1, "1")
 
     def channels(self, classes: Sequence[ClassInfo]) -> list[str]:
         return ["salient"]

@@ -17,6 +17,7 @@ import pytest
 
 from service import bundle
 from service.bundle import Bundle, Manifest
+from service.core import Frame, Geometry
 from service.engines import onnxruntime_cuda
 from service.engines.base import Backend
 from service.engines.cuda import DriverError
@@ -28,6 +29,7 @@ from service.inference.stages import Stages
 from tests.fake_tensorrt import FakeDevice
 from tests.small_graphs import (
     check_backend,
+    check_canvases,
     check_paused,
     decode,
     encode,
@@ -89,6 +91,12 @@ def test_it_tells_which_tokens_an_encoder_paused(
     manifest = pausing(instance_manifest)
     write_graphs(tmp_path, manifest)
     check_paused(on_host(bundle.save(tmp_path, manifest)), manifest)
+
+
+def test_plans_run_on_several_canvases(tmp_path: Path, canvases_manifest: Manifest) -> None:
+    write_graphs(tmp_path, canvases_manifest)
+    served = bundle.save(tmp_path, canvases_manifest)
+    check_canvases(on_host(served, max_batch=8), served.manifest)
 
 
 def test_it_warms_up_like_any_backend_and_gives_everything_back_once(onnx_bundle: Bundle) -> None:
@@ -257,15 +265,20 @@ def test_on_a_gpu_it_gives_what_the_cpu_gives() -> None:
         backend = OnnxRuntimeCudaBackend(served, max_batch=2)
     except BackendError as error:
         pytest.skip(error.detail)
-    wanted = OnnxRuntimeBackend(served, threads=2)
-    size = served.manifest.input
-    batch = np.random.default_rng(0).integers(
-        0, 256, (2, size.height, size.width, 3), dtype=np.uint8
-    )
-    (mine, quality), (theirs, expected) = front(backend, batch), front(wanted, batch)
-    np.testing.assert_allclose(quality, expected, atol=1e-3)
-    for plan in served.manifest.plans:
-        got = decode(backend, encode(backend, plan, mine))
-        true = decode(wanted, encode(wanted, plan, theirs))
-        assert (got.argmax(1) != true.argmax(1)).mean() < 5e-3
+    manifest, rng = served.manifest, np.random.default_rng(0)
+    ours = Stages(backend, manifest)
+    theirs = Stages(OnnxRuntimeBackend(served, threads=2), manifest)
+    for canvas in manifest.input.canvases:
+        for shape in canvas.shapes:
+            batch = rng.integers(0, 256, (2, shape.height, shape.width, 3), dtype=np.uint8)
+            sides = shape.width, shape.height
+            geometry = Geometry(*sides, *sides, canvas=(shape.height, shape.width))
+            frames = [Frame(pixels, geometry) for pixels in batch]
+            mine, right = ours.front(frames), theirs.front(frames)
+            if canvas is manifest.glance:
+                np.testing.assert_allclose(mine["quality"], right["quality"], atol=1e-3)
+            for plan in (plan for plan in manifest.plans if plan.canvas == canvas.name):
+                (got,) = ours.head(shape.name, ours.encode(plan, shape.name, mine)).values()
+                (true,) = theirs.head(shape.name, theirs.encode(plan, shape.name, right)).values()
+                assert (got.argmax(1) != true.argmax(1)).mean() < 5e-3
     backend.close()

@@ -1,40 +1,50 @@
-"""Pipeline and costs: every image of a batch gets its own plan, and costs follow what really
-runs."""
+"""Pipeline and costs: every image of a batch gets its own plan, on the canvas of that plan, and
+costs follow what really runs."""
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from service.bundle import Manifest
-from service.core import Ask, Budget, Frame, Geometry, Margin, Outcome, Progress, Reason
+from service.bundle import InputSpec, Manifest, Shape, TensorSpec
+from service.core import Ask, Budget, Frame, Frames, Geometry, Margin, Outcome, Progress, Reason
 from service.engines.base import Arrays, Backend, HostTensors, Tensors, on_host
 from service.engines.fake import FakeBackend
 from service.errors import DeadlineExceeded, FathomError, UnsatisfiableBudget
-from service.inference import costs, pipeline
+from service.inference import batches, costs, pipeline
+from service.inference.batches import Job
 from service.inference.costs import HALF_LIFE_S, Cost, Costs, warm_up
-from service.inference.pipeline import Job, Pipeline
+from service.inference.pipeline import Pipeline
 from service.inference.policy import Policy
 from service.inference.stages import Stages
+from service.pixels.decode import Limits, from_memory
 
 NONE = Budget()
 QUALITY = [0.50, 0.60, 0.70, 0.80]  # every plan is worth its price
 
 
 class Recorder(FakeBackend):
-    """The fake backend, with the stage and the number of images of every call."""
+    """The fake backend, with the stage and the number of images of every call, and the sizes of
+    images that a front was told."""
 
     def __init__(self, manifest: Manifest, quality: Sequence[float] | None = None) -> None:
         super().__init__(manifest, quality=quality)
         self.calls: list[tuple[str, int]] = []
+        self.sizes: dict[str, NDArray[Any]] = {}
 
     def run(self, stage: str, tensors: Tensors | Arrays) -> HostTensors:
-        self.calls.append((stage.removeprefix("encoder-"), len(on_host(tensors)["image"])))
+        arrays = on_host(tensors)
+        self.calls.append((stage.removeprefix("encoder-"), len(arrays["image"])))
+        if stage in self._fronts and "size" in arrays:
+            self.sizes[stage] = arrays["size"]
         return super().run(stage, tensors)
 
 
@@ -51,7 +61,7 @@ def spine(backend: Recorder, fake_manifest: Manifest) -> Pipeline:
 
 
 def known_spine(backend: Recorder, manifest: Manifest) -> Pipeline:
-    known = Costs(5.0, {plan: 1000.0 * plan.depth for plan in manifest.plans})
+    known = Costs({"c64": 5.0}, {plan: 1000.0 * plan.depth for plan in manifest.plans})
     return pipeline_of(backend, manifest, known)
 
 
@@ -60,17 +70,18 @@ def pipeline_of(
     manifest: Manifest,
     costs: Costs,
     margins: Sequence[Margin] | None = None,
+    max_batch: int = 8,
 ) -> Pipeline:
     chosen = manifest.margins if margins is None else tuple(margins)
     policy = Policy(manifest.plans, chosen, default_max_loss=0.01, load_start=0.5)
-    return Pipeline(Stages(backend, manifest), policy, costs)
+    return Pipeline(Stages(backend, manifest), policy, costs, max_batch)
 
 
 def job(brightness: int = 0, budget: Budget = NONE, ms: float | None = None) -> Job:
     geometry = Geometry(64, 48, 64, 48, canvas=(48, 64))
     frame = Frame(np.full((48, 64, 3), brightness, np.uint8), geometry)
     deadline = None if ms is None else time.perf_counter() + ms / 1000
-    return Job(frame, Ask(budget), deadline)
+    return Job({"c64": frame}, Ask(budget), deadline)
 
 
 def follow(
@@ -126,10 +137,11 @@ def test_each_image_of_a_batch_gets_the_plan_of_its_own_budget_and_its_own_mask(
 
 def test_each_image_of_a_batch_gets_the_plan_of_its_own_scores(fake_manifest: Manifest) -> None:
     backend = Recorder(fake_manifest)
-    known = Costs(5.0, dict.fromkeys(fake_manifest.plans, 10.0))
+    known = Costs({"c64": 5.0}, dict.fromkeys(fake_manifest.plans, 10.0))
     spine = pipeline_of(backend, fake_manifest, known)
     easy, hard = job(90), job()
-    hard.frame.pixels[:] = np.random.default_rng(0).integers(0, 256, hard.frame.pixels.shape)
+    pixels = hard.frames["c64"].pixels
+    pixels[:] = np.random.default_rng(0).integers(0, 256, pixels.shape)
     assert plans_of(run(spine, [easy, hard])) == ["d1", "d4"]
 
 
@@ -137,11 +149,11 @@ def test_each_image_gets_its_own_map_of_paused_tokens_where_its_plan_pauses(
     instance_manifest: Manifest,
 ) -> None:
     backend = Recorder(instance_manifest, QUALITY)
-    known = Costs(5.0, dict.fromkeys(instance_manifest.plans, 10.0))
+    known = Costs({"c64": 5.0}, dict.fromkeys(instance_manifest.plans, 10.0))
     spine = pipeline_of(backend, instance_manifest, known)
     jobs = [job(budget=Budget(gflops=gflops)) for gflops in (4, 2, 4)]
     for each, rows in zip(jobs, (slice(0, 24), slice(0, 48), slice(24, 48)), strict=True):
-        each.frame.pixels[rows] = 200  # the others are dark, and paused first
+        each.frames["c64"].pixels[rows] = 200  # the others are dark, and paused first
     upper, none, lower = run(spine, jobs)
     assert plans_of([upper, none, lower]) == ["d4-k25-w50", "d1", "d4-k25-w50"]
     assert isinstance(upper, Outcome)
@@ -159,7 +171,7 @@ def test_each_image_gets_its_own_map_of_paused_tokens_where_its_plan_pauses(
 def test_the_margins_of_the_bundle_decide_for_the_default_floor(fake_manifest: Manifest) -> None:
     backend, known = (
         Recorder(fake_manifest, QUALITY),
-        Costs(5.0, dict.fromkeys(fake_manifest.plans, 10.0)),
+        Costs({"c64": 5.0}, dict.fromkeys(fake_manifest.plans, 10.0)),
     )
     for margins, plan in (([], "d4"), ([Margin(0.01, 0.15)], "d3"), ([Margin(0.01, 1.0)], "d1")):
         spine = pipeline_of(backend, fake_manifest, known, margins)
@@ -176,7 +188,7 @@ def test_progress_holds_the_stages_in_order_and_the_decision(spine: Pipeline) ->
     assert progress.decision == result.decision
     assert result.decision.reason == Reason.REQUEST
     assert result.decision.predicted_quality == pytest.approx(0.6)
-    assert result.geometry == asked.frame.geometry
+    assert result.geometry == asked.frames["c64"].geometry
 
 
 def test_decisions_are_known_before_any_encoder_runs(spine: Pipeline, backend: Recorder) -> None:
@@ -232,6 +244,265 @@ def test_the_spine_fits_on_one_screen() -> None:
     assert len(Path(pipeline.__file__).read_text("utf-8").splitlines()) <= 120
 
 
+# -- several canvases ------------------------------------------------------------------------------
+
+ON_C32, ON_C64, FULL = Budget(gflops=1.5), Budget(gflops=2.5), Budget()  # c32-d1, c64-d1, c64-d4
+WIDE, TALL = (200, 150), (90, 120)  # what fills 48 x 64 and 64 x 48
+
+
+@pytest.fixture
+def small_and_large(canvases_manifest: Manifest) -> Recorder:
+    return Recorder(canvases_manifest, [0.5, 0.6, 0.8])
+
+
+def costs_of(manifest: Manifest, *rest_ms: float, c32: float = 5.0, c64: float = 5.0) -> Costs:
+    """rest_ms: one for all plans, or one for each."""
+    return Costs({"c32": c32, "c64": c64}, dict(zip(manifest.plans, itertools.cycle(rest_ms))))
+
+
+def photo(
+    manifest: Manifest,
+    size: tuple[int, int],
+    budget: Budget = NONE,
+    ms: float | None = None,
+    brightness: int = 0,
+) -> Job:
+    """An image of this width and height on the manifest's canvases."""
+    pixels = np.full((size[1], size[0], 3), brightness, np.uint8)
+    frames = from_memory(pixels, Limits(100_000, 1000, 1), manifest.input)
+    return Job(frames, Ask(budget), None if ms is None else time.perf_counter() + ms / 1000)
+
+
+def test_all_share_the_glance_and_each_shape_of_another_canvas_has_a_front(
+    small_and_large: Recorder, canvases_manifest: Manifest
+) -> None:
+    asked = [(WIDE, ON_C32), (TALL, FULL), (WIDE, ON_C64), (TALL, ON_C32), (WIDE, FULL)]
+    jobs = [
+        photo(canvases_manifest, size, budget, brightness=50 * row)
+        for row, (size, budget) in enumerate(asked)
+    ]
+    spine = pipeline_of(small_and_large, canvases_manifest, costs_of(canvases_manifest, 10.0))
+    steps = follow(spine, jobs)
+    results = [step.result for step in steps]
+    assert plans_of(results) == ["c32-d1", "c64-d4", "c64-d1", "c32-d1", "c64-d4"]
+    assert small_and_large.calls == [
+        ("front-24x32", 5),
+        # No front again for the plan on the canvas of the glance.
+        ("24x32-d1", 2),
+        ("decoder-24x32", 2),
+        ("front-64x48", 1),
+        ("64x48-d4", 1),
+        ("decoder-64x48", 1),
+        ("front-48x64", 2),
+        ("48x64-d1", 1),
+        ("decoder-48x64", 1),
+        ("48x64-d4", 1),
+        ("decoder-48x64", 1),
+    ]
+    assert [step.batch_size for step in steps] == [2, 1, 1, 2, 1]
+    shapes = ["24x32", "64x48", "48x64", "24x32", "48x64"]
+    for row, (job, result, shape) in enumerate(zip(jobs, results, shapes, strict=True)):
+        assert isinstance(result, Outcome)
+        assert result.geometry == job.frames[result.decision.plan.canvas].geometry
+        assert result.geometry.shape == shape
+        height, width = result.geometry.canvas
+        (planes,) = result.tensors.values()
+        assert planes.shape == (4, height // 4, width // 4)
+        shown = planes[:, : result.geometry.scaled_height // 4, : result.geometry.scaled_width // 4]
+        assert (shown.argmax(axis=0) == 50 * row * 4 // 256).all()  # its own
+
+
+def test_the_front_of_an_image_is_the_one_whose_features_its_plan_uses(
+    small_and_large: Recorder, canvases_manifest: Manifest
+) -> None:
+    jobs = [photo(canvases_manifest, WIDE, budget) for budget in (ON_C32, FULL)]
+    spine = pipeline_of(small_and_large, canvases_manifest, costs_of(canvases_manifest, 10.0))
+    decided, *rest = spine.run(jobs, NONE, 0.0)
+    assert [[span.stage for span in step.spans] for _, step in decided] == [["front"], ["glance"]]
+    spans = {job: progress.spans for step in rest for job, progress in step}
+    small, large = (spans[job] for job in jobs)
+    assert [span.stage for span in small] == ["front", "encoder", "decoder"]
+    assert [span.stage for span in large] == ["glance", "front", "encoder", "decoder"]
+    assert (large[0].began, large[0].ended) == (small[0].began, small[0].ended)
+    for first, second in itertools.pairwise((*small, *large[1:])):
+        assert first.began <= first.ended <= second.began
+
+
+def test_decisions_are_known_before_any_image_is_put_on_another_canvas(
+    small_and_large: Recorder, canvases_manifest: Manifest
+) -> None:
+    spine = pipeline_of(small_and_large, canvases_manifest, costs_of(canvases_manifest, 10.0))
+    seen: list[str] = []
+    frames = Noting(photo(canvases_manifest, WIDE).frames, seen.append)
+    steps = spine.run([Job(frames, Ask(), None)], NONE, 0.0)
+    next(steps)
+    assert (set(seen), small_and_large.calls) == ({"c32"}, [("front-24x32", 1)])
+    list(steps)
+    assert set(seen) == {"c32", "c64"}
+
+
+def test_an_image_whose_plan_is_on_the_glances_canvas_is_put_on_no_other(
+    small_and_large: Recorder, canvases_manifest: Manifest
+) -> None:
+    spine = pipeline_of(small_and_large, canvases_manifest, costs_of(canvases_manifest, 10.0))
+    seen: list[str] = []
+    frames = Noting(photo(canvases_manifest, TALL).frames, seen.append)
+    assert plans_of(run(spine, [Job(frames, Ask(ON_C32), None)])) == ["c32-d1"]
+    assert set(seen) == {"c32"}
+
+
+class Noting(Mapping[str, Frame]):
+    """Frames, with a call before each is looked at."""
+
+    def __init__(self, frames: Frames, note: Callable[[str], object]) -> None:
+        self._frames, self._note = frames, note
+
+    def __getitem__(self, name: str) -> Frame:
+        self._note(name)
+        return self._frames[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._frames)
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+
+def test_the_gate_is_told_the_images_own_sizes(
+    small_and_large: Recorder, canvases_manifest: Manifest
+) -> None:
+    spine = pipeline_of(small_and_large, canvases_manifest, costs_of(canvases_manifest, 10.0))
+    run(spine, [photo(canvases_manifest, size) for size in (WIDE, TALL, (17, 11))])
+    (sizes,) = small_and_large.sizes.values()  # and no front of another canvas is
+    assert small_and_large.sizes.keys() == {"front-24x32"}
+    assert sizes.dtype == np.float32
+    assert sizes.tolist() == [[150, 200], [120, 90], [11, 17]]  # height, width
+
+
+def test_glances_of_several_shapes_run_one_shape_after_the_other(
+    canvases_manifest: Manifest,
+) -> None:
+    large, plans = canvases_manifest.input.canvases[1], canvases_manifest.plans[1:]
+    quality, stages = TensorSpec("quality", "float32", ("batch", 2)), dict(canvases_manifest.stages)
+    for name in ("front-48x64", "front-64x48"):
+        stages[name] = replace(stages[name], outputs=(*stages[name].outputs, quality))
+    spec = InputSpec.of([large], canvases_manifest.input.pad)
+    graphs = {shape.name: canvases_manifest.graphs[shape.name] for shape in large.shapes}
+    manifest = replace(canvases_manifest, input=spec, stages=stages, graphs=graphs, plans=plans)
+    backend = Recorder(manifest, [0.5, 0.8])
+    jobs = [photo(manifest, size) for size in (TALL, WIDE, TALL)]
+    known = Costs({"c64": 5.0}, dict.fromkeys(plans, 10.0))
+    assert plans_of(run(pipeline_of(backend, manifest, known), jobs)) == ["c64-d4"] * 3
+    assert backend.calls == [
+        *(("front-64x48", 2), ("64x48-d4", 2), ("decoder-64x48", 2)),
+        *(("front-48x64", 1), ("48x64-d4", 1), ("decoder-48x64", 1)),
+    ]
+
+
+def test_a_deadline_counts_another_front_for_a_plan_on_another_canvas(
+    small_and_large: Recorder, canvases_manifest: Manifest
+) -> None:
+    def chosen(*jobs: Job) -> list[str]:
+        # After the glance: c32-d1 takes 1 s, c64-d1 2 + 1 s, c64-d4 2 + 4 s.
+        known = costs_of(canvases_manifest, 1000.0, 1000.0, 4000.0, c64=2000.0)
+        return plans_of(run(pipeline_of(small_and_large, canvases_manifest, known), list(jobs)))
+
+    def one(ms: float | None = None) -> Job:
+        return photo(canvases_manifest, WIDE, ms=ms)
+
+    assert chosen(one(6500)) == ["c64-d4"]
+    assert chosen(one(5500)) == ["c64-d1"]
+    assert chosen(one(2500)) == ["c32-d1"]
+    assert chosen(one(500)) == ["DeadlineExceeded"]
+    assert chosen(one(6500), one()) == ["c64-d1", "c64-d4"]  # twice 3 s fit, twice 6 s do not
+    assert chosen(one(), one(9500)) == ["c64-d4", "c64-d1"]  # 6 s are promised: 3.5 s are left
+
+
+def test_a_plan_costs_the_glance_its_front_and_the_rest(canvases_manifest: Manifest) -> None:
+    known, (small, *_, full) = (
+        costs_of(canvases_manifest, 1.0, 10.0, 100.0, c32=5.0, c64=30.0),
+        canvases_manifest.plans,
+    )
+    assert known.plan_ms() == {"c32-d1": 6.0, "c64-d1": 45.0, "c64-d4": 135.0}
+    assert known.mean_ms == pytest.approx(62.0)
+    assert known.after_glance_ms(small, time.perf_counter()) == 1.0
+    assert known.after_glance_ms(full, time.perf_counter()) == 130.0
+
+
+def test_the_cost_of_each_canvas_follows_its_own_front(canvases_manifest: Manifest) -> None:
+    def after(size: tuple[int, int], budget: Budget, **delay_s: float) -> tuple[float, float]:
+        known = costs_of(canvases_manifest, 1.0)
+        named = {f"front-{name.removeprefix('on_')}": delay for name, delay in delay_s.items()}
+        slow = FakeBackend(canvases_manifest, delay_s=named, quality=[0.5, 0.6, 0.8])
+        run(pipeline_of(slow, canvases_manifest, known), [photo(canvases_manifest, size, budget)])
+        now = time.perf_counter()
+        return known.front["c32"].ms(now), known.front["c64"].ms(now)
+
+    risen = 5.0 + costs.WEIGHT * 14
+    for size, shape in ((WIDE, "on_48x64"), (TALL, "on_64x48")):
+        small, large = after(size, FULL, **{shape: 0.02})
+        assert small < 5.0  # the fake backend takes no time
+        assert large > risen
+    small, large = after(WIDE, ON_C32, on_24x32=0.02)
+    assert small > risen
+    assert large == 5.0  # it did not run
+
+
+def test_putting_an_image_on_another_canvas_is_part_of_that_canvas_cost(
+    small_and_large: Recorder, canvases_manifest: Manifest
+) -> None:
+    known = costs_of(canvases_manifest, 1.0)
+
+    def scale(canvas: str) -> None:
+        if canvas == "c64" and not scaled:
+            time.sleep(0.02)
+            scaled.append(canvas)
+
+    scaled: list[str] = []
+    frames = Noting(photo(canvases_manifest, WIDE).frames, scale)
+    spine = pipeline_of(small_and_large, canvases_manifest, known)
+    (progress,) = follow(spine, [Job(frames, Ask(), None)])
+    (front,) = (span for span in progress.spans if span.stage == "front")
+    assert front.ended - front.began >= 0.02
+    assert known.front["c64"].ms(time.perf_counter()) > 5.0 + costs.WEIGHT * 14
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        (Shape(480, 640), 8),
+        (Shape(24, 32), 8),
+        (Shape(640, 640), 6),
+        (Shape(768, 1024), 3),
+        (Shape(1536, 2048), 1),  # never none
+    ],
+)
+def test_on_a_large_canvas_fewer_images_run_together(shape: Shape, expected: int) -> None:
+    assert batches.at_once(shape, 8) == expected
+
+
+def test_a_batch_is_split_where_its_canvas_is_large(
+    small_and_large: Recorder, canvases_manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = costs_of(canvases_manifest, 10.0)
+    jobs = [photo(canvases_manifest, WIDE) for _ in range(5)]
+    monkeypatch.setattr(batches, "WHOLE_BATCH", 48 * 64 // 2)
+    spine = pipeline_of(small_and_large, canvases_manifest, known, max_batch=5)
+    steps = follow(spine, jobs)
+    fronts = [call for call in small_and_large.calls if call[0].startswith("front")]
+    assert fronts == [("front-24x32", 5), *(("front-48x64", count) for count in (2, 2, 1))]
+    assert [step.batch_size for step in steps] == [2, 2, 2, 2, 1]
+    monkeypatch.setattr(batches, "WHOLE_BATCH", 24 * 32 // 2)  # the glance's, too
+    small_and_large.calls.clear()
+    follow(spine, jobs)
+    fronts = [call for call in small_and_large.calls if call[0].startswith("front")]
+    part = [("front-24x32", 2), ("front-48x64", 1), ("front-48x64", 1)]
+    assert fronts == [*part, *part, ("front-24x32", 1), ("front-48x64", 1)]
+
+
+# -- costs -----------------------------------------------------------------------------------------
+
+
 def warm(backend: Backend, manifest: Manifest, max_batch: int) -> Costs:
     return warm_up(Stages(backend, manifest), max_batch)
 
@@ -251,6 +522,56 @@ def test_warm_up_runs_every_plan_and_the_largest_batch(fake_manifest: Manifest) 
     assert {name for name, count in backend.calls if count == 6} == {"front", "d1", "decoder"}
     assert backend.calls.count(("d4", 1)) == backend.calls.count(("decoder", 1)) == 2
     assert list(known.rest) == list(fake_manifest.plans)
+
+
+def test_warm_up_runs_every_shape_and_the_largest_batch_of_every_canvas(
+    canvases_manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = Recorder(canvases_manifest)
+    known = warm(backend, canvases_manifest, 6)
+    assert {name for name, count in backend.calls if count == 1} == {
+        stage.removeprefix("encoder-") for stage in canvases_manifest.stages
+    }
+    assert [call for call in backend.calls if call[1] == 6] == [
+        *(("front-48x64", 6), ("48x64-d1", 6), ("decoder-48x64", 6)),
+        *(("front-24x32", 6), ("24x32-d1", 6), ("decoder-24x32", 6)),
+    ]
+    # A shape after the first costs about the same: nothing is measured.
+    once = [call for call in backend.calls if "64x48" in call[0]]
+    assert once == [(name, 1) for name in ("front-64x48", "64x48-d1", "64x48-d4", "decoder-64x48")]
+    assert list(known.front) == ["c32", "c64"]
+    assert list(known.rest) == list(canvases_manifest.plans)
+    monkeypatch.setattr(batches, "WHOLE_BATCH", 48 * 64 // 2)
+    backend.calls.clear()
+    warm(backend, canvases_manifest, 6)
+    assert [call for call in backend.calls if call[1] > 1 and "front" in call[0]] == [
+        ("front-48x64", 3),
+        ("front-24x32", 6),
+    ]
+
+
+def test_warm_up_measures_each_canvas(canvases_manifest: Manifest) -> None:
+    slow = FakeBackend(
+        canvases_manifest,
+        delay_s={"front-24x32": 0.004, "front-48x64": 0.05, "front-64x48": 0.3},
+    )
+    measured = warm(slow, canvases_manifest, 1).plan_ms()
+    assert 4 <= measured["c32-d1"] < 50
+    assert 54 <= measured["c64-d1"] < 300  # by its first shape
+
+
+def test_a_canvas_may_have_no_plan_of_its_own(canvases_manifest: Manifest) -> None:
+    graphs = dict(canvases_manifest.graphs)
+    graphs["24x32"] = replace(graphs["24x32"], encoders={})
+    manifest = replace(canvases_manifest, plans=canvases_manifest.plans[1:], graphs=graphs)
+    backend = Recorder(manifest, [0.6, 0.8])
+    known = warm(backend, manifest, 2)
+    assert set(known.plan_ms()) == {"c64-d1", "c64-d4"}
+    backend.calls.clear()
+    assert plans_of(run(pipeline_of(backend, manifest, known), [photo(manifest, WIDE)])) == [
+        "c64-d4"
+    ]
+    assert [name for name, _ in backend.calls][:2] == ["front-24x32", "front-48x64"]
 
 
 def test_warm_up_measures_what_plans_take_on_this_node(fake_manifest: Manifest) -> None:
@@ -276,13 +597,13 @@ def test_a_hiccup_in_warm_up_does_not_make_a_plan_look_expensive(fake_manifest: 
 
 
 def test_costs_follow_what_runs(spine: Pipeline, fake_manifest: Manifest) -> None:
-    known = Costs(5.0, dict.fromkeys(fake_manifest.plans, 1.0))
+    known = Costs({"c64": 5.0}, dict.fromkeys(fake_manifest.plans, 1.0))
     slow = FakeBackend(fake_manifest, delay_s={"encoder-d4": 0.02}, quality=QUALITY)
     run(pipeline_of(slow, fake_manifest, known), [job()])
     rest_ms = {plan.name: cost.ms(time.perf_counter()) for plan, cost in known.rest.items()}
     assert rest_ms["d4"] > 1.0 + costs.WEIGHT * 18
     assert rest_ms["d1"] == 1.0
-    assert known.front.ms(time.perf_counter()) < 5.0
+    assert known.front["c64"].ms(time.perf_counter()) < 5.0
 
 
 def test_a_cost_moves_by_its_weight_and_is_forgotten_with_time() -> None:
@@ -303,11 +624,11 @@ def test_a_batch_counts_only_when_it_shows_that_an_image_takes_longer() -> None:
 
 
 def test_mean_time_per_image_follows_the_batches(fake_manifest: Manifest) -> None:
-    known = Costs(10.0, {plan: 10.0 * plan.depth for plan in fake_manifest.plans})
+    known = Costs({"c64": 10.0}, {plan: 10.0 * plan.depth for plan in fake_manifest.plans})
     assert known.mean_ms == 35.0
     known.served(0.3, 4)
     assert known.mean_ms == pytest.approx(35.0 + costs.WEIGHT * (75.0 - 35.0))
-    assert Costs(0.0, {}).plan_ms() == {}
+    assert Costs({}, {}).plan_ms() == {}
 
 
 def test_errors_are_those_of_the_contract(spine: Pipeline) -> None:

@@ -213,7 +213,7 @@ def test_a_new_budget_shifts_the_depth_histogram_within_five_seconds(
             ]
             return sum(map(float, found[0])), sum(map(float, found[1]))
 
-        shallow = r'bucket\{le="1\.0"'
+        shallow = r'bucket\{canvas="c64",le="1\.0"'
         clients = Clients([only], picture(64, 48))
         with load(clients, 2):
             until(lambda: depths()[1] > 20, 30)

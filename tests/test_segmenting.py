@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import threading
 import time
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from service.bundle import Bundle, Manifest
+from service.core import Ask, Budget, Trace
 from service.engines.base import Arrays, HostTensors, Tensors
 from service.engines.fake import FakeBackend
 from service.errors import (
@@ -28,7 +30,7 @@ from service.errors import (
     UndecodableImage,
     UnsatisfiableBudget,
 )
-from service.segmenting import Segmenter, open_bundle
+from service.segmenting import Answer, Segmenter, open_bundle
 from service.settings import Settings
 from tests.serving import segmenter_of
 
@@ -280,3 +282,112 @@ def test_instances_have_ids_and_paused_tokens(instance_manifest: Manifest) -> No
         assert answer.paused is not None
         assert answer.paused.mean() == pytest.approx(0.75, abs=0.02)
         assert segmenter.segment(picture, depth=1).paused is None
+
+
+def halves(width: int, height: int) -> Image.Image:
+    """The first of four bands of brightness at the left, the last at the right."""
+    pixels = np.full((height, width, 3), 20, np.uint8)
+    pixels[:, width // 2 :] = 230
+    return Image.fromarray(pixels)
+
+
+ON = ["decode", "queue", "front", "encoder", "decoder"]
+BEYOND = ["decode", "queue", "glance", "front", "encoder", "decoder"]
+
+
+@pytest.mark.parametrize(
+    ("size", "gflops", "plan", "canvas", "stages"),
+    [
+        ((200, 150), 1.5, "c32-d1", (24, 32), ON),
+        ((90, 120), 1.5, "c32-d1", (24, 32), ON),
+        ((200, 150), 2.5, "c64-d1", (48, 64), BEYOND),
+        ((90, 120), 2.5, "c64-d1", (64, 48), BEYOND),
+        ((90, 120), 9.0, "c64-d4", (64, 48), BEYOND),
+        ((40, 30), 9.0, "c64-d4", (48, 64), BEYOND),
+        ((2000, 400), 9.0, "c64-d4", (48, 64), BEYOND),
+    ],
+)
+def test_an_image_is_segmented_on_the_canvas_of_its_plan(
+    canvases_manifest: Manifest,
+    size: tuple[int, int],
+    gflops: float,
+    plan: str,
+    canvas: tuple[int, int],
+    stages: list[str],
+) -> None:
+    with opened(canvases_manifest) as segmenter:
+        answer = segmenter.segment(encoded(halves(*size)), gflops=gflops, max_loss=0)
+    width, height = size
+    assert (answer.decision.plan.name, answer.geometry.canvas) == (plan, canvas)
+    assert list(answer.stages) == stages
+    assert answer.labels.shape == (height, width)
+    edge = width // 4  # a cell on the small canvas, for a portrait
+    assert (answer.labels[:, : width // 2 - edge] == 0).all()
+    assert (answer.labels[:, width // 2 + edge :] == 3).all()
+    left, *_, right = answer.segments
+    assert (left.label, right.label) == ("Road", "Sky")
+    assert sum(segment.mask.area for segment in answer.segments) == width * height
+    # Deeper plans are more certain, and the fake engine knows which one ran.
+    assert left.score == pytest.approx(0.9 if plan == "c64-d4" else 0.6, abs=0.05)
+
+
+def test_the_gate_chooses_a_canvas(canvases_manifest: Manifest) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (150, 200, 3)).astype(np.uint8)
+    with opened(canvases_manifest) as segmenter:
+        assert segmenter.model.plan_ms.keys() == {"c32-d1", "c64-d1", "c64-d4"}
+        assert segmenter.segment(GRAY).decision.plan.canvas == "c32"
+        answer = segmenter.segment(noise)
+        assert (answer.decision.plan.name, answer.decision.reason) == ("c64-d4", "gate")
+
+
+def test_a_turned_photo_is_segmented_on_the_shape_that_it_fills(
+    canvases_manifest: Manifest,
+) -> None:
+    stored = halves(200, 150).transpose(Image.Transpose.ROTATE_90)
+    exif = stored.getexif()
+    exif[0x0112] = 6  # turned back by a quarter
+    file = io.BytesIO()
+    stored.save(file, "PNG", exif=exif)
+    with opened(canvases_manifest) as segmenter:
+        answer = segmenter.segment(file.getvalue(), max_loss=0)
+    assert (answer.geometry.canvas, answer.geometry.orientation_applied) == ((48, 64), True)
+    assert answer.labels.shape == (150, 200)
+    assert (answer.labels[:, :80] == 0).all()
+    assert (answer.labels[:, 120:] == 3).all()
+
+
+def test_many_threads_get_answers_from_their_own_canvases(canvases_manifest: Manifest) -> None:
+    def asked(number: int) -> tuple[tuple[int, int], dict[str, float]]:
+        size = ((200, 150), (90, 120), (64, 48))[number % 3]
+        return size, {"gflops": (1.5, 2.5, 9.0, 9.0)[number % 4], "max_loss": 0}
+
+    def segment(number: int) -> Answer:
+        (width, height), budget = asked(number)
+        return shared.segment(np.full((height, width, 3), number * 4, np.uint8), **budget)
+
+    settings = Settings(queue_size=64, batch_wait_ms=20, max_batch=8)
+    with opened(canvases_manifest, settings) as shared, ThreadPoolExecutor(16) as callers:
+        answers = list(callers.map(segment, range(64)))
+    plans = ("c32-d1", "c64-d1", "c64-d4", "c64-d4")
+    for number, answer in enumerate(answers):
+        (width, height), _ = asked(number)
+        assert answer.decision.plan.name == plans[number % 4]
+        assert answer.labels.shape == (height, width)
+        assert (answer.labels == number * 4 // 64).all()
+
+
+def test_the_coroutines_take_an_image_to_the_canvas_of_its_plan(
+    canvases_manifest: Manifest,
+) -> None:
+    async def scenario(segmenter: Segmenter) -> None:
+        trace, ask = Trace(), Ask(Budget(max_loss=0))
+        frames = await segmenter.decode(encoded(halves(90, 120)), "image/png", trace, ask)
+        assert list(frames) == ["c32", "c64"]
+        assert trace.size == segmenter.size_of(frames) == (90, 120)
+        answer = await segmenter.run(frames, ask, trace, time.perf_counter())
+        assert (answer.geometry.canvas, answer.labels.shape) == ((64, 48), (120, 90))
+        assert list(trace.stages) == BEYOND
+        assert trace.decision == answer.decision
+
+    with opened(canvases_manifest) as segmenter:
+        asyncio.run(scenario(segmenter))

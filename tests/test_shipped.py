@@ -17,9 +17,10 @@ from model_export.data.datasets import CamVid, Nuclei
 from model_export.tasks.panoptic_quality import match_counts, panoptic_quality
 from model_export.tasks.semantic import confusion, mean_iou
 from service import bundle
+from service.core import Frames
 from service.engines.onnxruntime import OnnxRuntimeBackend
 from service.inference.stages import Stages
-from service.pixels.decode import Limits, decode
+from service.pixels.decode import Limits, decode, from_memory
 from service.tasks import task_of
 from tests.needs import data_at
 from tests.toy import command
@@ -30,6 +31,7 @@ ROADS = ("camvid-tiny", "camvid-tiny-standard")  # the second one is what the fi
 NUCLEI = ("nuclei-tiny",)
 SHIPPED = ROADS + NUCLEI
 MEGABYTES = 12
+LIMITS = Limits(25_000_000, 8192, 16)
 
 
 @pytest.fixture(scope="module", params=SHIPPED)
@@ -49,12 +51,19 @@ def served(
 ) -> Iterator[NDArray[np.unsignedinteger]]:
     """A file's labels or objects, plan by plan, by the code that answers requests."""
     manifest, task = shipped.manifest, task_of(shipped)
-    frame = decode(data, kind, Limits(25_000_000, 8192, 16), manifest.input)
-    features, _ = stages.front(frame.pixels[None])
+    frames = decode(data, kind, LIMITS, manifest.input)
+    features = {canvas: stages.front([frame]) for canvas, frame in frames.items()}
     for plan in manifest.plans:
-        tensors = stages.head(stages.encode(plan, features))
+        geometry = frames[plan.canvas].geometry
+        encoded = stages.encode(plan, geometry.shape, features[plan.canvas])
+        tensors = stages.head(geometry.shape, encoded)
         own = {name: values[0] for name, values in tensors.items()}
-        yield task.read(own, frame.geometry).labels
+        yield task.read(own, geometry).labels
+
+
+def scene(shipped: bundle.Bundle, seed: int, clutter: float) -> Frames:
+    image, _ = scenes.render(seed, clutter=clutter)
+    return from_memory(image, LIMITS, shipped.manifest.input)
 
 
 def test_nothing_ships_that_is_not_tested_here() -> None:
@@ -97,13 +106,12 @@ def test_the_adaptive_one_turns_every_knob_and_the_standard_one_only_depth() -> 
 
 
 def test_paused_maps_have_the_plan_s_share(shipped: bundle.Bundle, stages: Stages) -> None:
-    canvas = np.full(
-        (1, shipped.manifest.input.height, shipped.manifest.input.width, 3), 127, np.uint8
-    )
-    canvas[0, :360, :480] = scenes.render(78, clutter=0.5)[0]
-    features, _ = stages.front(canvas)
+    frames = scene(shipped, 78, 0.5)
+    features = {canvas: stages.front([frame]) for canvas, frame in frames.items()}
     for plan in shipped.manifest.plans:
-        paused = stages.paused(plan, stages.encode(plan, features))
+        shape = frames[plan.canvas].geometry.shape
+        encoded = stages.encode(plan, shape, features[plan.canvas])
+        paused = stages.paused(plan, shape, encoded)
         assert (paused is None) == (plan.keep == 1)
         if paused is not None:
             assert paused.mean() == pytest.approx(1 - plan.keep, abs=1e-3)
@@ -121,11 +129,8 @@ def test_recorded_parity_is_within_the_bound(shipped: bundle.Bundle) -> None:
 def test_gate_costs_little_and_tells_images_apart(shipped: bundle.Bundle, stages: Stages) -> None:
     found = []
     for clutter in (0.0, 1.0):
-        canvas = np.full(
-            (1, shipped.manifest.input.height, shipped.manifest.input.width, 3), 127, np.uint8
-        )
-        canvas[0, :360, :480] = scenes.render(77, clutter=clutter)[0]
-        found.append(stages.front(canvas)[1][0])
+        frame = scene(shipped, 77, clutter)[shipped.manifest.glance.name]
+        found.append(stages.glance([frame])[1][0])
     assert np.abs(found[0] - found[1]).max() > 1e-3
     assert all((scores > 0).all() and (scores < 1).all() for scores in found)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Collection
 from dataclasses import replace
@@ -12,12 +13,19 @@ import numpy as np
 import pytest
 
 from service import bundle
-from service.bundle import Bundle, Manifest
+from service.bundle import Bundle, Canvas, InputSpec, Manifest, Shape
+from service.core import Ask, Budget, Outcome
 from service.engines import cuda, engine_cache
 from service.engines.cuda import DriverError
 from service.engines.engine_cache import EngineSet
 from service.engines.tensorrt import TensorRTBackend
 from service.errors import BackendError
+from service.inference.batches import Job
+from service.inference.costs import warm_up
+from service.inference.pipeline import Pipeline
+from service.inference.policy import Policy
+from service.inference.stages import Stages
+from service.pixels.decode import Limits, from_memory
 from tests.fake_tensorrt import FakeDevice, FakeRuntime
 from tests.small_graphs import decode, encode, front
 
@@ -78,8 +86,8 @@ def opened(fake_bundle: Bundle, tmp_path: Path) -> Opened:
     return Opened(fake_bundle, tmp_path, max_batch=4)
 
 
-def pausing(manifest: Manifest, folder: Path, *, max_batch: int) -> Opened:
-    """With plans that pause tokens."""
+def opened_with(manifest: Manifest, folder: Path, *, max_batch: int) -> Opened:
+    """With a manifest of another kind."""
     root = folder / "bundle"
     root.mkdir(parents=True)
     for entry in (*manifest.stages.values(), *manifest.files):
@@ -133,7 +141,7 @@ def test_rows_are_taken_on_the_device_and_in_order(opened: Opened) -> None:
 def test_encoded_rows_can_be_taken_with_what_was_paused(
     instance_manifest: Manifest, tmp_path: Path
 ) -> None:
-    opened = pausing(instance_manifest, tmp_path, max_batch=2)
+    opened = opened_with(instance_manifest, tmp_path, max_batch=2)
     tensors, _ = front(opened.backend, mean_images(10, 20))
     narrow = opened.plans[2]
     encoded = encode(opened.backend, narrow, tensors)
@@ -143,6 +151,37 @@ def test_encoded_rows_can_be_taken_with_what_was_paused(
     assert decode(opened.backend, last)[0, :2, 0, 0].tolist() == [20, 24]
     with pytest.raises(KeyError, match="paused"):
         tensors["paused"]
+
+
+def test_a_batch_on_several_canvases_finds_its_tensors_where_they_were_left(
+    canvases_manifest: Manifest, tmp_path: Path
+) -> None:
+    opened, manifest = opened_with(canvases_manifest, tmp_path, max_batch=4), canvases_manifest
+    stages = Stages(opened.backend, manifest)
+    policy = Policy(manifest.plans, (), default_max_loss=0.0, load_start=0.5)
+    spine = Pipeline(stages, policy, warm_up(stages, 4), max_batch=4)
+    wide, tall = (48, 64), (64, 48)
+    asked = [
+        *((wide, 2.5, 10), (tall, 1.5, 20), (wide, 9.0, 30), (tall, 9.0, 40)),
+        *((wide, 1.5, 50), (tall, 2.5, 60), (wide, 9.0, 70), (tall, 9.0, 80)),
+    ]
+    for four in (asked[:4], asked[4:], asked[::2], asked[1::2]):
+        jobs = []
+        for side, gflops, mean in four:
+            pixels = np.full((*side, 3), mean, np.uint8)
+            frames = from_memory(pixels, Limits(10_000, 100, 1), manifest.input)
+            jobs.append(Job(frames, Ask(Budget(gflops=gflops)), None))
+        last = dict(itertools.chain.from_iterable(spine.run(jobs, Budget(), 0.0)))
+        for job, (_, gflops, _) in zip(jobs, four, strict=True):
+            outcome = last[job].result
+            assert isinstance(outcome, Outcome)
+            plan = outcome.decision.plan
+            assert plan == [plan for plan in manifest.plans if plan.gflops <= gflops][-1]
+            glance, shown = (job.frames[name].pixels.mean() for name in ("c32", plan.canvas))
+            score = glance / 255 * np.linspace(0.5, 1, 3)[manifest.plans.index(plan)]
+            assert outcome.decision.predicted_quality == pytest.approx(score, rel=1e-3)
+            found = outcome.tensors["probabilities"][:2, 0, 0]
+            assert found == pytest.approx([shown, shown + plan.depth], rel=1e-3)
 
 
 def test_tensors_that_a_later_call_overwrote_are_refused(opened: Opened) -> None:
@@ -219,7 +258,7 @@ def test_no_request_allocates_records_or_makes_a_context(
 ) -> None:
     """For any batch, plan and way to take rows, from the very first request on."""
     if task == "instance":
-        opened = pausing(instance_manifest, tmp_path / "other", max_batch=4)
+        opened = opened_with(instance_manifest, tmp_path / "other", max_batch=4)
     else:
         fill(fake_bundle, tmp_path)
         opened = Opened(fake_bundle, tmp_path, max_batch=4)
@@ -481,7 +520,7 @@ def test_the_check_of_new_engines_opens_them_unchecked_and_compares_every_plan(
         return run(stage, {"image": 255 - tensors["image"]} if stage == "front" else tensors)
 
     monkeypatch.setattr(other.backend, "run", negative)
-    with pytest.raises(RunError, match="the gate's scores at batch 1 differ"):
+    with pytest.raises(RunError, match=r"the gate's scores \(48x64, batch 1\) differ"):
         engine_parity.check(fake_bundle, tmp_path, about, "scenes:3:5", None)
     assert device.closed == 2
 
@@ -490,12 +529,11 @@ def test_another_graph_weight_or_canvas_is_another_content(fake_bundle: Bundle) 
     manifest = fake_bundle.manifest
     first = engine_cache.content_of(manifest)
     stages = {**manifest.stages, "front": replace(manifest.stages["front"], sha256="0")}
-    canvas = replace(manifest.input, height=manifest.input.height * 2)
+    (graphs,) = manifest.graphs.values()
+    canvas = InputSpec.of([Canvas.of([Shape(96, 64)])], manifest.input.pad)
+    larger = replace(manifest, input=canvas, graphs={"96x64": graphs})
     other = replace(manifest, files=(replace(manifest.files[0], sha256="0"),))
-    found = {
-        engine_cache.content_of(m)
-        for m in (replace(manifest, stages=stages), replace(manifest, input=canvas), other)
-    }
+    found = {engine_cache.content_of(m) for m in (replace(manifest, stages=stages), larger, other)}
     assert len({first, *found}) == 4
     assert (
         engine_cache.content_of(replace(manifest, name="renamed", plans=manifest.plans[:1]))

@@ -78,7 +78,13 @@ def create_app(
     app.state.keys = keys  # for transports beside this one
     foreign = partial(observe, metrics, outcome=ForeignOrigin.problem)
     origins = Origins(settings.cors_origins)
-    app.add_middleware(Edge, of=model.manifest.layers, origins=origins, on_foreign=foreign)
+    app.add_middleware(
+        Edge,
+        of=model.manifest.layers,
+        origins=origins,
+        on_foreign=foreign,
+        several_canvases=len(model.manifest.input.canvases) > 1,
+    )
     if tracing is not None:
         app.add_middleware(tracing.around)
     app.add_exception_handler(FathomError, _on_error)

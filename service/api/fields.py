@@ -3,6 +3,7 @@
     Compute-Budget: depth=3, gflops=6.5, ms=80, max-loss=0.01, strict
     Compute-Used: depth=2, of=6, gflops=4.1, reason=request
     Compute-Used: depth=6, of=6, keep=0.25, width=0.5, gflops=5.2, reason=gate
+    Compute-Used: canvas=c640, depth=4, of=6, gflops=21.3, reason=gate
 
 http_sf does the parsing. Parameters are refused below: they have no meaning here.
 """
@@ -82,17 +83,18 @@ def names_the_header() -> Iterator[None]:
         raise BadHeader(detail, header=FIELD, key=error.extra["key"]) from error
 
 
-def format_used(decision: Decision, of: int) -> str:
+def format_used(decision: Decision, of: int, *, several_canvases: bool = False) -> str:
     """The value of `Compute-Used`. of: the bundle's deepest exit.
 
-    keep and width are left out if they are 1.
+    The canvas is left out if the bundle has only one, keep and width if they are 1.
     """
     plan, reason = decision.plan, http_sf.Token(decision.reason.value)
+    canvas = {"canvas": http_sf.Token(plan.canvas)} if several_canvases else {}
     shares = (("keep", plan.keep), ("width", plan.width))
     reduced = {key: Decimal(share) for key, share in shares if share < 1}
     gflops = Decimal(str(plan.price))
     return http_sf.ser(
-        {"depth": plan.depth, "of": of, **reduced, "gflops": gflops, "reason": reason}
+        {**canvas, "depth": plan.depth, "of": of, **reduced, "gflops": gflops, "reason": reason}
     )
 
 

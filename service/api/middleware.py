@@ -39,8 +39,9 @@ class Edge:
     """Gives the request a trace and the answer its common header fields.
 
     The trace is `request.state.trace`, the time of arrival `request.state.arrived`. A handler may
-    put the answer's `Vary` in `request.state.vary`; errors have it, too. of: the bundle's deepest
-    exit, for `Compute-Used`. on_foreign: called with a request that gets 403 because of its origin.
+    put the answer's `Vary` in `request.state.vary`; errors have it, too. of, several_canvases: for
+    `Compute-Used`, the bundle's deepest exit and whether it has several canvases. on_foreign:
+    called with a request that gets 403 because of its origin.
     """
 
     def __init__(
@@ -49,8 +50,10 @@ class Edge:
         of: int,
         origins: Origins | None = None,
         on_foreign: Callable[[Request], None] = lambda _request: None,
+        *,
+        several_canvases: bool = False,
     ) -> None:
-        self._app, self._of = app, of
+        self._app, self._of, self._several_canvases = app, of, several_canvases
         self._origins, self._on_foreign = origins or Origins(), on_foreign
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -114,7 +117,9 @@ class Edge:
                 f"{name};dur={1000 * s:.3f}" for name, s in trace.stages.items()
             )
         if trace.decision is not None:
-            headers["Compute-Used"] = format_used(trace.decision, self._of)
+            headers["Compute-Used"] = format_used(
+                trace.decision, self._of, several_canvases=self._several_canvases
+            )
 
 
 def problem(error: FathomError, request_id: str, path: str = "") -> Response:

@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from service.api import encodings, openapi_inference
 from service.api.body import Intake, whole
 from service.api.segment import while_connected
-from service.core import Frame, Trace
+from service.core import Frames, Trace
 from service.errors import UnsupportedMediaType
 from service.metrics import Metrics
 from service.open_inference import description, rest
@@ -89,7 +89,7 @@ class InferRoute:
 
     async def _take(
         self, data: bytes, header_length: str | None, traces: list[Trace]
-    ) -> tuple[Wanted, list[Frame], frozenset[str]]:
+    ) -> tuple[Wanted, list[Frames], frozenset[str]]:
         """What a body wants, its images, and the outputs to be answered as binary data. traces:
         becomes one per image."""
         sent = await self._segmenter.in_thread(partial(rest.parse, data, header_length))

@@ -45,16 +45,18 @@ _EXAMPLE = {
         }
     ],
     "usage": {
-        "plan": "d2",
+        "plan": "c640-d2",
+        "canvas": {"name": "c640", "height": 480, "width": 640},
         "depth": 2,
         "of": 6,
-        "gflops": 4.1,
+        "gflops": 21.3,
         "reason": "gate",
         "predicted_quality": 0.7104,
     },
     "timing_ms": {
         "decode": 2.1,
         "queue": 0.1,
+        "glance": 5.3,
         "front": 21.4,
         "encoder": 9.8,
         "decoder": 6.2,
@@ -63,8 +65,8 @@ _EXAMPLE = {
 }
 _HEADERS = {
     "Compute-Used": (
-        "What was spent and why (RFC 9651 Dictionary)",
-        "depth=2, of=6, gflops=4.1, reason=request",
+        "What was spent and why (RFC 9651 Dictionary); canvas where the bundle has several",
+        "canvas=c640, depth=2, of=6, gflops=21.3, reason=request",
     ),
     "Server-Timing": ("Milliseconds per stage", "decode;dur=2.1, queue;dur=0.1, front;dur=21.4"),
 }

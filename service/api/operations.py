@@ -8,7 +8,7 @@ from fastapi import APIRouter, params
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api import schemas
+from service.api import plans as answer
 from service.api.openapi_answers import failure
 from service.metrics import Metrics
 from service.model import Model
@@ -22,9 +22,9 @@ def operations(
     router = APIRouter(tags=["operations"])
 
     @router.get("/plans", dependencies=guard)
-    async def plans() -> schemas.Plans:
-        """The plans with their costs on this node, the classes and the limits."""
-        return schemas.plans(model, settings)
+    async def plans() -> answer.Plans:
+        """The plans with their costs on this node, the canvases, the classes and the limits."""
+        return answer.plans(model, settings)
 
     @router.get("/healthz")
     async def healthz() -> dict[str, str]:

@@ -7,11 +7,9 @@ from pydantic import BaseModel, Field
 from service import tasks
 from service.answer import Answer
 from service.api.image_info import ImageInfo, Wire, image_info
-from service.core import Span, told
-from service.model import Model
+from service.core import Span
 from service.pixels.rle import RunLengths, run_lengths
 from service.pixels.runs import Runs
-from service.settings import Settings
 
 TASK_NOTES = "; ".join(
     f"{task.name}: a segment per {'object' if task.objects else 'class'}"
@@ -42,10 +40,19 @@ class Segment(Wire):
     rle: Rle
 
 
+class CanvasUsed(Wire):
+    """The canvas that the image was scaled to. height, width: of its shape that fits the image."""
+
+    name: str
+    height: int
+    width: int
+
+
 class Usage(Wire):
     """The compute that this image took. of: the encoder's depth; reason: what decided the plan."""
 
     plan: str
+    canvas: CanvasUsed
     depth: int
     of: int
     gflops: float
@@ -74,52 +81,6 @@ class Segmentation(Wire):
     )
 
 
-class PlanInfo(Wire):
-    """A plan and its cost. ms: for one image on this node; null until the engine is warm."""
-
-    name: str
-    depth: int
-    keep: float
-    width: float
-    gflops: float
-    quality: float
-    ms: float | None
-
-
-class ClassName(Wire):
-    """A class and its colour, RGB."""
-
-    name: str
-    color: tuple[int, int, int]
-
-
-class BundleName(Wire):
-    """What is served."""
-
-    name: str
-    revision: str
-
-
-class LimitsInfo(Wire):
-    """The limits of an image: bytes of the body, pixels in all, pixels per side."""
-
-    max_body_bytes: int
-    max_pixels: int
-    max_side: int
-    min_side: int
-
-
-class Plans(Wire):
-    """The answer of /plans: all that a page needs to let a user set a budget."""
-
-    plans: list[PlanInfo]
-    task: str
-    objects: bool = Field(description="A segment is one object, not all pixels of a class")
-    bundle: BundleName
-    classes: list[ClassName]
-    limits: LimitsInfo
-
-
 class Problem(BaseModel):
     """RFC 9457. Some problems have further members, such as the wrong header and key."""
 
@@ -128,36 +89,6 @@ class Problem(BaseModel):
     status: int
     detail: str
     instance: str
-
-
-def plans(model: Model, settings: Settings) -> Plans:
-    """The answer of /plans."""
-    manifest = model.manifest
-    measured = {name: told(ms) for name, ms in model.plan_ms.items()}
-    return Plans(
-        plans=[
-            PlanInfo(
-                name=plan.name,
-                depth=plan.depth,
-                keep=plan.keep,
-                width=plan.width,
-                gflops=plan.price,
-                quality=plan.quality,
-                ms=measured.get(plan.name),
-            )
-            for plan in manifest.plans
-        ],
-        task=model.task.name,
-        objects=model.task.objects,
-        bundle=BundleName(name=manifest.name, revision=manifest.revision),
-        classes=[ClassName(name=entry.name, color=entry.color) for entry in manifest.classes],
-        limits=LimitsInfo(
-            max_body_bytes=settings.max_body_bytes,
-            max_pixels=settings.max_pixels,
-            max_side=settings.max_side,
-            min_side=settings.min_side,
-        ),
-    )
 
 
 def segment(result: tasks.Segment) -> Segment:
@@ -187,6 +118,7 @@ def segmentation(
 ) -> Segmentation:
     """The JSON answer. mask: the stage that made the segments."""
     geometry, decision = answer.geometry, answer.decision
+    height, width = geometry.canvas
     stages = {**answer.stages, mask.stage: mask.ended - mask.began}
     return Segmentation(
         image=image_info(geometry),
@@ -194,6 +126,7 @@ def segmentation(
         segments=segments,
         usage=Usage(
             plan=decision.plan.name,
+            canvas=CanvasUsed(name=decision.plan.canvas, height=height, width=width),
             depth=decision.plan.depth,
             of=answer.manifest.layers,
             gflops=decision.plan.price,

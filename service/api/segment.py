@@ -63,8 +63,8 @@ class SegmentRoute:
             self._segmenter.model.admit(ask)
         async with self._intake.receive(request) as upload:
             decoding = self._segmenter.decode(upload.data, upload.content_type, trace, ask)
-            frame = await while_connected(request, decoding)
-        running = self._segmenter.run(frame, ask, trace, request.state.arrived)
+            frames = await while_connected(request, decoding)
+        running = self._segmenter.run(frames, ask, trace, request.state.arrived)
         answer = await while_connected(request, running)
         rendering = self._segmenter.in_thread(lambda: form.render(answer, include))
         body, span = await while_connected(request, rendering)

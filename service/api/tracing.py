@@ -209,6 +209,7 @@ def _of_image(trace: Trace) -> dict[str, str | int | float | Sequence[int]]:
         plan = trace.decision.plan
         attributes |= {
             "fathom.plan": plan.name,
+            "fathom.canvas": plan.canvas,
             "fathom.depth": plan.depth,
             "fathom.gflops": plan.price,
             "fathom.reason": trace.decision.reason.value,

@@ -3,12 +3,15 @@
 Uses the standard library only.
 """
 
+from service.bundle.canvases import Canvas, Shape
 from service.bundle.folder import FILE, Bundle, load, remade, save
 from service.bundle.kernel import KernelFile
 from service.bundle.manifest import (
     SCHEMA,
+    SIZE,
     BundleFile,
     ClassInfo,
+    Graphs,
     InputSpec,
     Manifest,
     Stage,
@@ -18,12 +21,16 @@ from service.bundle.manifest import (
 __all__ = [
     "FILE",
     "SCHEMA",
+    "SIZE",
     "Bundle",
     "BundleFile",
+    "Canvas",
     "ClassInfo",
+    "Graphs",
     "InputSpec",
     "KernelFile",
     "Manifest",
+    "Shape",
     "Stage",
     "TensorSpec",
     "load",

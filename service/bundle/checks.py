@@ -2,29 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
-from service.bundle.manifest import Manifest, Stage, TensorSpec
+from service.bundle.canvases import Canvas, Shape
+from service.bundle.manifest import SIZE, Manifest, Stage, TensorSpec
+from service.core import Plan
 from service.errors import BundleError
 
 
 def check(manifest: Manifest) -> None:
     """Check what types cannot express. Raises BundleError that names the key."""
-    canvas = manifest.input
+    spec = manifest.input
     # 255 is void in masks.
     _require(1 <= len(manifest.classes) <= 255, "classes: there must be 1 to 255")
-    colors = [canvas.pad, *(entry.color for entry in manifest.classes)]
+    colors = [spec.pad, *(entry.color for entry in manifest.classes)]
     _require(
         all(0 <= v <= 255 for color in colors for v in color),
         "classes, input.pad: a color is outside 0..255",
     )
-    _require((canvas.dtype, canvas.layout) == ("uint8", "NHWC"), "input: it must be uint8 and NHWC")
-    _require(canvas.height > 0 and canvas.width > 0, "input: height and width must be positive")
+    _require((spec.dtype, spec.layout) == ("uint8", "NHWC"), "input: it must be uint8 and NHWC")
+    _check_canvases(spec.canvases)
     _check_plans(manifest)
     _check_stages(manifest)
 
 
+def _check_canvases(canvases: Sequence[Canvas]) -> None:
+    _require(bool(canvases), "input.canvases: there are none")
+    shapes = [shape for canvas in canvases for shape in canvas.shapes]
+    _require(
+        all(shape.height > 0 and shape.width > 0 for shape in shapes),
+        "input.canvases: height and width must be positive",
+    )
+    for what, names in (
+        ("name", [canvas.name for canvas in canvases]),
+        ("shape", [shape.name for shape in shapes]),
+    ):
+        _require(len(set(names)) == len(names), f"input.canvases: a {what} occurs twice")
+    for canvas in canvases:
+        _require(bool(canvas.shapes), f"input.canvases: {canvas.name} has no shape")
+    areas = [max(s.height * s.width for s in canvas.shapes) for canvas in canvases]
+    ascend = all(a < b for a, b in pairwise(areas))
+    _require(ascend, "input.canvases: they must go from small to large")
+    for canvas in canvases:  # headers and metrics name it
+        name = Canvas.of(canvas.shapes).name
+        _require(canvas.name == name, f"input.canvases: {canvas.name!r} must be named {name}")
+
+
 def _check_plans(manifest: Manifest) -> None:
+    canvases = {canvas.name for canvas in manifest.input.canvases}
     plans, asked = manifest.plans, [row.asked for row in manifest.margins]
     _require(bool(plans), "plans: there are none")
     _require(len({plan.name for plan in plans}) == len(plans), "plans: a name occurs twice")
@@ -33,6 +59,10 @@ def _check_plans(manifest: Manifest) -> None:
         "plans: they must be in order of gflops, the cheapest first",
     )
     for plan in plans:
+        _require(
+            plan.canvas in canvases,
+            f"plans: {plan.name}: {plan.canvas!r} is not among input.canvases",
+        )
         _require(
             plan.depth >= 1 and plan.gflops > 0,
             f"plans: {plan.name}: depth and gflops must be positive",
@@ -54,19 +84,43 @@ def _check_plans(manifest: Manifest) -> None:
 
 
 def _check_stages(manifest: Manifest) -> None:
-    stages, canvas = manifest.stages, manifest.input
-    for name in ("front", "decoder", *manifest.encoder_of.values()):
+    shapes = {shape.name for canvas in manifest.input.canvases for shape in canvas.shapes}
+    for name in manifest.graphs:
+        _require(name in shapes, f"graphs.{name}: no canvas has this shape")
+    for canvas in manifest.input.canvases:
+        plans = [plan for plan in manifest.plans if plan.canvas == canvas.name]
+        for shape in canvas.shapes:
+            _require(shape.name in manifest.graphs, f"graphs.{shape.name}: is missing")
+            _check_shape(manifest, shape, plans, glance=canvas is manifest.glance)
+
+
+def _check_shape(manifest: Manifest, shape: Shape, plans: Sequence[Plan], *, glance: bool) -> None:
+    """The stages of one shape. plans: of its canvas."""
+    stages, graphs, at = manifest.stages, manifest.graphs[shape.name], f"graphs.{shape.name}"
+    names = {plan.name for plan in plans}
+    for name in graphs.encoders:
+        _require(name in names, f"{at}.encoders.{name}: no plan of this canvas has this name")
+    for name in (graphs.front, graphs.decoder, *graphs.encoders.values()):
         _require(name in stages, f"stages.{name}: is missing")
-    front, decoder = stages["front"], stages["decoder"]
-    image = TensorSpec("image", "uint8", ("batch", canvas.height, canvas.width, 3))
-    _require(front.inputs == (image,), f"stages.front.inputs: it must be {image}")
+    front, decoder = stages[graphs.front], stages[graphs.decoder]
+    images = TensorSpec("image", "uint8", ("batch", shape.height, shape.width, 3))
+    allowed = [{images}, {images, SIZE}] if glance else [{images}]
+    _require(
+        {*front.inputs} in allowed,
+        f"stages.{graphs.front}.inputs: it must be {images}"
+        + (f", and may have {SIZE}" if glance else ""),
+    )
     quality = TensorSpec("quality", "float32", ("batch", len(manifest.plans)))
-    _require(quality in front.outputs, f"stages.front.outputs: it must hold {quality}")
-    for plan in manifest.plans:
-        name = manifest.encoder_of[plan.name]
+    _require(
+        not glance or quality in front.outputs,
+        f"stages.{graphs.front}.outputs: it must hold {quality}",
+    )
+    for plan in plans:
+        _require(plan.name in graphs.encoders, f"{at}.encoders.{plan.name}: is missing")
+        name = graphs.encoders[plan.name]
         encoder = stages[name]
         _feeds(front.outputs, encoder, name)
-        _feeds((*front.outputs, *encoder.outputs), decoder, "decoder")
+        _feeds((*front.outputs, *encoder.outputs), decoder, graphs.decoder)
         if encoder.paused is not None:
             _require(
                 plan.keep < 1,

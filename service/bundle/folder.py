@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from service.bundle.checks import check
 from service.bundle.kernel import KernelFile
 from service.bundle.manifest import SCHEMA, BundleFile, Manifest, Stage
+from service.bundle.schema2 import upgraded
 from service.bundle.typed_json import build
 from service.errors import BundleError
 
@@ -69,11 +70,8 @@ def save(folder: Path, manifest: Manifest) -> Bundle:
     fails.
     """
     value = dataclasses.asdict(manifest)
-    encoder_of = value.pop("encoder_of")
     for entry in [*value["stages"].values(), *value["files"], *value["kernels"]]:
         entry["sha256"] = _sha256(folder, entry["file"])
-    for plan in value["plans"]:
-        plan["encoder"] = encoder_of.get(plan["name"], "")
     if not value["kernels"]:
         del value["kernels"]  # older services read bundles without this key
     text = json.dumps({"schema": SCHEMA} | value, indent=1, allow_nan=False) + "\n"
@@ -88,18 +86,12 @@ def _parse(value: Any) -> Manifest:
     """Check the content of manifest.json and build it. Raises BundleError that names the key."""
     if not isinstance(value, dict):
         raise BundleError(f"{FILE}: it must be a JSON object, with the key schema")
+    if value.get("schema") == 2:
+        value = upgraded(value)
     if value.get("schema") != SCHEMA:
-        raise BundleError(f"schema: {value.get('schema')!r}, but this service reads {SCHEMA}")
+        raise BundleError(f"schema: {value.get('schema')!r}, but this service reads 2 and {SCHEMA}")
     value = {key: item for key, item in value.items() if key != "schema"}
-    encoder_of: dict[str, Any] = {}
-    plans = value.get("plans")
-    for row, plan in enumerate(plans if isinstance(plans, list) else []):
-        if isinstance(plan, dict) and "encoder" in plan:
-            encoder_of[str(plan.get("name"))] = plan["encoder"]
-            plans[row] = {key: item for key, item in plan.items() if key != "encoder"}
-        else:
-            raise BundleError(f"plans[{row}].encoder: is missing")
-    manifest = build(Manifest, value | {"encoder_of": encoder_of}, "")
+    manifest = build(Manifest, value, "")
     check(manifest)
     return manifest
 

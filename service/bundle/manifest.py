@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from service.bundle.canvases import Canvas
 from service.bundle.kernel import KernelFile
 from service.core import Margin, Plan
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,10 @@ class TensorSpec:
     name: str
     dtype: str
     dims: tuple[int | str, ...]
+
+
+# Input of the glance's front: the image's own height and width, in pixels.
+SIZE = TensorSpec("size", "float32", ("batch", 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +64,32 @@ class ClassInfo:
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """The canvas, in pixels. pad: the RGB colour of the part that an image does not fill."""
+    """How images come in.
 
-    height: int
-    width: int
+    canvases: from small to large; the gate sees every image on the first one, the glance.
+    pad: the RGB colour of the part of a canvas that an image does not fill.
+    """
+
+    canvases: tuple[Canvas, ...]
     dtype: str
     layout: str
     pad: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, canvases: Sequence[Canvas], pad: tuple[int, int, int]) -> InputSpec:
+        return cls(tuple(canvases), "uint8", "NHWC", pad)
+
+
+@dataclass(frozen=True, slots=True)
+class Graphs:
+    """The stages that were exported for one shape of a canvas.
+
+    encoders: plan's name -> stage's name, for the plans of that canvas.
+    """
+
+    front: str
+    decoder: str
+    encoders: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +97,7 @@ class Manifest:
     """manifest.json as an object.
 
     plans: from cheapest to most expensive; the last one is the full plan.
-    encoder_of: plan's name -> stage's name.
+    graphs: shape's name -> its stages.
     margins: the calibration of max-loss, ascending in `asked`; without it only the full plan keeps
         a max-loss.
     kernels: for custom nodes in the graphs, if any: TensorRT engines are built with them, and some
@@ -89,10 +113,15 @@ class Manifest:
     stages: Mapping[str, Stage]
     files: tuple[BundleFile, ...]
     plans: tuple[Plan, ...]
-    encoder_of: Mapping[str, str]
+    graphs: Mapping[str, Graphs]
     margins: tuple[Margin, ...]
     calibration: Mapping[str, Any]
     kernels: tuple[KernelFile, ...] = ()
+
+    @property
+    def glance(self) -> Canvas:
+        """The canvas on which the gate sees every image."""
+        return self.input.canvases[0]
 
     @property
     def layers(self) -> int:

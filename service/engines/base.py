@@ -41,11 +41,11 @@ class Backend(Protocol):
     def run(self, stage: str, tensors: Tensors | Arrays) -> Tensors:
         """Run a stage of the manifest on a batch of B images, and return when it is done.
 
-        tensors: for the front {"image": (B, H, W, 3) uint8} in host memory; for every other stage
-        the result of an earlier one. The result holds the stage's outputs, and those inputs that
-        later stages read. Raises KeyError if an input of the stage is missing, TypeError for
-        another backend's tensors, and ValueError for more images than the backend was opened for
-        or for tensors that were overwritten since.
+        tensors: for a front {"image": (B, H, W, 3) uint8} in host memory, and SIZE if it reads it;
+        for every other stage the result of an earlier one. The result holds the stage's outputs,
+        and those inputs that later stages read. Raises KeyError if an input of the stage is
+        missing, TypeError for another backend's tensors, and ValueError for more images than the
+        backend was opened for or for tensors that were overwritten since.
         """
         ...
 

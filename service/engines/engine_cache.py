@@ -62,11 +62,11 @@ class EngineSet:
 
 
 def content_of(manifest: Manifest) -> str:
-    """A hash of all that engines are built from: graphs, weights, kernels and the canvas."""
+    """A hash of all that engines are built from: graphs, weights, kernels and the canvases."""
     parts = [(name, stage.sha256) for name, stage in manifest.stages.items()]
     parts += [(entry.file, entry.sha256) for entry in manifest.files]
     parts = sorted(parts + [(kernel.file, kernel.sha256) for kernel in manifest.kernels])
-    text = json.dumps([parts, manifest.input.height, manifest.input.width])
+    text = json.dumps([parts, sorted(manifest.graphs)])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

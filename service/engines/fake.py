@@ -27,7 +27,12 @@ class FakeBackend:
         quality: Sequence[float] | None = None,
     ) -> None:
         self._stages, self._task = manifest.stages, TASKS[manifest.task]
-        self._plans = {manifest.encoder_of[plan.name]: plan for plan in manifest.plans}
+        graphs, plans = manifest.graphs.values(), {plan.name: plan for plan in manifest.plans}
+        self._fronts = {each.front for each in graphs}
+        self._plans = {
+            stage: plans[name] for each in graphs for name, stage in each.encoders.items()
+        }
+        self._layers = manifest.layers
         self._depths = np.array([plan.depth for plan in manifest.plans]) / manifest.plans[-1].depth
         self._delay_s, self._quality = dict(delay_s or {}), quality
 
@@ -35,14 +40,14 @@ class FakeBackend:
         inputs = on_host(tensors)
         images, outputs = inputs["image"], dict[str, NDArray[Any]]()  # (B, H, W, 3)
         time.sleep(self._delay_s.get(stage, 0.0) * len(images))
-        if stage == "front":
+        if stage in self._fronts:
             outputs["quality"] = made_up.scores(images, self._depths)
             if self._quality is not None:
                 outputs["quality"][:] = self._quality
         elif stage in self._plans:
             plan, grid = self._plans[stage], self._stages[stage].paused
             # Deeper plans are more certain, so that the answer tells a test which plan ran.
-            certainty = 0.5 + 0.4 * plan.depth / next(reversed(self._plans.values())).depth
+            certainty = 0.5 + 0.4 * plan.depth / self._layers
             outputs["certainty"] = np.full(len(images), certainty)
             if grid is not None:
                 outputs["paused"] = made_up.paused(images, grid, 1 - plan.keep)

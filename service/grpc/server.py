@@ -132,7 +132,7 @@ class GrpcServer:
                 max_pixels=self._settings.max_pixels,
             )
             asked = request.wanted
-            del request, message  # the images are on the canvas: they need not wait as bytes, too
+            del request, message  # the images are decoded: they need not wait as bytes, too
             answers = await run_all(self._segmenter, frames, asked.ask, traces, arrived)
             found, spans = await self._segmenter.in_thread(lambda: reply(answers, asked))
             for image, span in zip(traces, spans, strict=True):

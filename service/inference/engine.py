@@ -17,11 +17,12 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from service.bundle import Manifest
-from service.core import Ask, Budget, Frame, Outcome, Progress, Span
+from service.core import Ask, Budget, Frames, Outcome, Progress, Span
 from service.engines.base import Backend
 from service.errors import BackendError, FathomError, NotReady
+from service.inference.batches import Job
 from service.inference.costs import Costs, warm_up
-from service.inference.pipeline import Job, Pipeline
+from service.inference.pipeline import Pipeline
 from service.inference.policy import Policy
 from service.inference.queue import Place, Queue
 from service.inference.stages import Stages
@@ -68,7 +69,7 @@ class Engine:
             milestone.set_running_or_notify_cancel()  # so that no waiter can cancel it
         self._open_backend, self._manifest, self._policy = open_backend, manifest, policy
         self._batch_wait_s, self._metrics = batch_wait_s, metrics
-        self._costs = Costs(0.0, {})  # empty until the warm-up is done
+        self._costs = Costs({}, {})  # empty until the warm-up is done
         self._changed = threading.Condition()  # guards the queue and the state
         self._queue = queue
         metrics.queue_depth.set_function(lambda: len(queue.waiting))
@@ -95,7 +96,7 @@ class Engine:
                 shed="draining" if state == "draining" else "",
             )
 
-    def submit(self, frame: Frame, ask: Ask, arrived: float, request_id: str = "") -> Ticket:
+    def submit(self, frames: Frames, ask: Ask, arrived: float, request_id: str = "") -> Ticket:
         """Admit an image. arrived: time.perf_counter() when the request began.
 
         Raises NotReady, UnsatisfiableBudget, or Overloaded (queue full, deadline out of reach).
@@ -103,7 +104,7 @@ class Engine:
         now, node = time.perf_counter(), self.node_budget
         limits_ms = [ms for ms in (ask.budget.ms, node.ms) if ms is not None]
         deadline = arrived + min(limits_ms) / 1000 if limits_ms else None
-        ticket = Ticket(arrived, deadline, Job(frame, ask, deadline), request_id, now)
+        ticket = Ticket(arrived, deadline, Job(frames, ask, deadline), request_id, now)
         with self._changed:
             self.check_ready()
             affordable = self._policy.affordable(ask.budget, node)
@@ -144,7 +145,7 @@ class Engine:
             backend = self._open_backend()
             stages = Stages(backend, self._manifest)
             costs = warm_up(stages, self._queue.max_batch)
-            pipeline = Pipeline(stages, self._policy, costs)
+            pipeline = Pipeline(stages, self._policy, costs, self._queue.max_batch)
             with self._changed:
                 self._costs, self._queue.mean_ms = costs, costs.mean_ms
                 if self.state == "starting":

@@ -1,64 +1,57 @@
-"""The pipeline for one batch of images: front -> choose -> encoder -> head. No queue, no file.
+"""The pipeline for one batch of images: glance -> choose -> front -> encoder -> head. No queue.
 
-Every image gets the plan that its own scores and budget call for. Images with the same plan run
-together.
+Every image gets the plan that its own scores and budget call for. Images with the same canvas share
+a front, those with the same plan an encoder. For a plan on the smallest canvas, the glance is the
+front.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
-import numpy as np
-
-from service.core import Ask, Budget, Decision, Frame, Outcome, Plan, Progress, Span
+from service.core import Budget, Decision, Outcome, Progress, Span
 from service.engines.base import Tensors
 from service.errors import FathomError
+from service.inference.batches import Job, together
 from service.inference.costs import Costs
 from service.inference.policy import Policy, Pressure
 from service.inference.stages import Stages
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Job:
-    """One image to segment. deadline: in seconds of time.perf_counter, if it has one."""
-
-    frame: Frame
-    ask: Ask
-    deadline: float | None
-
 
 Step: TypeAlias = list[tuple[Job, Progress]]
 
 
 class Pipeline:
-    """Has no state but the costs, which it keeps current."""
+    """Has no state but the costs, which it keeps current. max_batch: most images at once."""
 
-    def __init__(self, stages: Stages, policy: Policy, costs: Costs) -> None:
+    def __init__(self, stages: Stages, policy: Policy, costs: Costs, max_batch: int) -> None:
         self._stages, self._policy, self._costs = stages, policy, costs
+        self._max_batch = max_batch
+        self._glance, *self._others = (each.name for each in stages.manifest.input.canvases)
 
     def run(self, jobs: Sequence[Job], node: Budget, fill: float) -> Iterator[Step]:
         """Yield each job's progress: first the decisions, then the results, plan by plan.
 
         jobs: the most urgent first. fill: filled share of the queue, 0..1. If no plan fits a job,
-        only that job fails. Errors of the backend are not caught.
+        only that job fails. Errors of the backend are not caught. Images whose glances cannot run
+        together run one after the other.
         """
-        began = time.perf_counter()
-        features, scores = self._stages.front(np.stack([job.frame.pixels for job in jobs]))
-        now = time.perf_counter()
-        self._costs.front.add(now - began, len(jobs), now)
-        front = Span("front", began, now)
+        for alike in together(jobs, self._glance, self._max_batch):
+            yield from self._run_alike(alike, node, fill)
+
+    def _run_alike(self, jobs: Sequence[Job], node: Budget, fill: float) -> Iterator[Step]:
+        glance, costs, decisions = self._glance, self._costs, dict[Job, Decision]()
+        features, front = self._front(jobs, glance, time.perf_counter())
+        scores, now, seen = features["quality"], front.ended, replace(front, stage="glance")
         decided: Step = []
-        decisions: dict[int, Decision] = {}
-        groups: dict[Plan, list[int]] = {}
         promised_ms = 0.0  # what the images before this one will take
         for row, job in enumerate(jobs):
             left_ms = None if job.deadline is None else 1000 * (job.deadline - now) - promised_ms
             # Later images may join this one, and n images take at most n times as long as one.
-            together = len(jobs) - row
-            costs_ms = [cost.ms(now) * together for cost in self._costs.rest.values()]
+            count = len(jobs) - row
+            costs_ms = [costs.after_glance_ms(plan, now) * count for plan in costs.rest]
             pressure = Pressure(fill, left_ms)
             try:
                 quality = scores[row].tolist()
@@ -66,39 +59,58 @@ class Pipeline:
             except FathomError as error:
                 decided.append((job, Progress((front,), result=error)))
                 continue
-            decided.append((job, Progress((front,), decision)))
-            decisions[row] = decision
-            promised_ms += self._costs.rest[decision.plan].ms(now)
-            groups.setdefault(decision.plan, []).append(row)
+            span = front if decision.plan.canvas == glance else seen
+            decided.append((job, Progress((span,), decision)))
+            decisions[job] = decision
+            promised_ms += costs.after_glance_ms(decision.plan, now)
         yield decided
-        for plan, rows in groups.items():
-            part = features if len(rows) == len(jobs) else features.take(rows)
-            group = [(jobs[row], decisions[row]) for row in rows]
-            yield self._finish(plan, part, front, group)
+        # The glance's canvas comes first: its features are there, and may be overwritten later.
+        own = [job for job, decision in decisions.items() if decision.plan.canvas == glance]
+        if own:
+            yield from self._finish(own, decisions, _rows(features, jobs, own), (front,))
+        for canvas in self._others:
+            own = [job for job, decision in decisions.items() if decision.plan.canvas == canvas]
+            began = time.perf_counter()  # before the images are put on this canvas
+            for part in together(own, canvas, self._max_batch):
+                features, front = self._front(part, canvas, began)
+                yield from self._finish(part, decisions, features, (seen, front))
+                began = time.perf_counter()
+
+    def _front(self, jobs: Sequence[Job], canvas: str, began: float) -> tuple[Tensors, Span]:
+        features = self._stages.front([job.frames[canvas] for job in jobs])
+        now = time.perf_counter()
+        self._costs.front[canvas].add(now - began, len(jobs), now)
+        return features, Span("front", began, now)
 
     def _finish(
         self,
-        plan: Plan,
+        jobs: Sequence[Job],
+        decisions: Mapping[Job, Decision],
         features: Tensors,
-        front: Span,
-        group: Sequence[tuple[Job, Decision]],
-    ) -> Step:
-        began = time.perf_counter()
-        encoded = self._stages.encode(plan, features)
-        encoder_ended = time.perf_counter()
-        tensors = self._stages.head(encoded)
-        now = time.perf_counter()
-        count, paused = len(group), self._stages.paused(plan, encoded)
-        self._costs.rest[plan].add(now - began, count, now)
-        spans = (
-            front,
-            Span("encoder", began, encoder_ended),
-            Span("decoder", encoder_ended, now),
-        )
-        step: Step = []
-        for row, (job, decision) in enumerate(group):
-            answer = {name: values[row] for name, values in tensors.items()}
-            image_paused = None if paused is None else paused[row]
-            outcome = Outcome(decision, job.frame.geometry, answer, image_paused)
-            step.append((job, Progress(spans, decision, count, outcome)))
-        return step
+        spans: tuple[Span, ...],
+    ) -> Iterator[Step]:
+        """Encoder and head, plan by plan, for images of one shape. spans: what ran before."""
+        for plan in dict.fromkeys(decisions[job].plan for job in jobs):
+            group = [job for job in jobs if decisions[job].plan == plan]
+            part = _rows(features, jobs, group)
+            geometries = [job.frames[plan.canvas].geometry for job in group]
+            shape, began = geometries[0].shape, time.perf_counter()
+            encoded = self._stages.encode(plan, shape, part)
+            encoder_ended = time.perf_counter()
+            tensors = self._stages.head(shape, encoded)
+            now = time.perf_counter()
+            count, paused = len(group), self._stages.paused(plan, shape, encoded)
+            self._costs.rest[plan].add(now - began, count, now)
+            ran = (Span("encoder", began, encoder_ended), Span("decoder", encoder_ended, now))
+            step: Step = []
+            for row, (job, geometry) in enumerate(zip(group, geometries, strict=True)):
+                answer = {name: values[row] for name, values in tensors.items()}
+                image_paused = None if paused is None else paused[row]
+                outcome = Outcome(decisions[job], geometry, answer, image_paused)
+                step.append((job, Progress((*spans, *ran), decisions[job], count, outcome)))
+            yield step
+
+
+def _rows(features: Tensors, jobs: Sequence[Job], some: Sequence[Job]) -> Tensors:
+    """The features of some of the images, in their order."""
+    return features if len(some) == len(jobs) else features.take([jobs.index(job) for job in some])

@@ -69,7 +69,7 @@ class Policy:
         """The cheapest plan that keeps the floor, if the ceilings allow it; else the best allowed.
 
         scores: the gate's predicted quality per plan, 0..1.
-        costs_ms: the time that each plan still needs after the front.
+        costs_ms: the time that each plan still needs after the glance.
 
         Load never refuses an image: one plan stays open. It never makes a strict request cheaper,
         since that prefers waiting to losing quality. Raises UnsatisfiableBudget if no plan is under

@@ -15,7 +15,7 @@ _TYPES = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "INT32": "TYPE_INT32"} 
 _STAGES = {
     "queue": ("queue",),
     "compute_input": ("decode",),
-    "compute_infer": ("front", "encoder", "decoder"),
+    "compute_infer": ("glance", "front", "encoder", "decoder"),
     "compute_output": ("mask",),
 }
 _NEVER = {"count": 0, "ns": 0}
@@ -141,7 +141,8 @@ def _configured(tensor: dict[str, Any]) -> dict[str, Any]:
 
 
 def _samples(metrics: Metrics) -> dict[tuple[str, str], float]:
-    """(sample, its one label or "") -> value; buckets are left out."""
+    """(sample, its first label or "") -> value; buckets are left out. What is read has one label
+    at most."""
     return {
         (sample.name, next(iter(sample.labels.values()), "")): sample.value
         for family in metrics.registry.collect()

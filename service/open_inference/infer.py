@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.core import Ask, Frame, Span, Trace
+from service.core import Ask, Frames, Span, Trace
 from service.errors import BadInference, FathomError, TooLarge
 from service.metrics import Metrics
 from service.open_inference.request import LABELS, MAX_IMAGES, SEGMENTS, Request, Wanted
@@ -63,7 +63,7 @@ async def take(
     *,
     max_images: int,
     max_pixels: int,
-) -> list[Frame]:
+) -> list[Frames]:
     """Admit a request and decode its images, one after the other, so that nobody else waits for all
     of them.
 
@@ -74,18 +74,18 @@ async def take(
     segmenter.model.admit(request.wanted.ask)
     pictures = request.input.pictures(max_images)
     traces[:] = _traces(traces[0], len(pictures))
-    frames: list[Frame] = []
+    images: list[Frames] = []
     for picture, trace in zip(pictures, traces, strict=True):
-        with _naming_image(len(frames), len(pictures)):
-            frames.append(await segmenter.decode(picture, "", trace, request.wanted.ask))
+        with _naming_image(len(images), len(pictures)):
+            images.append(await segmenter.decode(picture, "", trace, request.wanted.ask))
     if LABELS in request.wanted.outputs:
-        _check_labels(frames, max_pixels)
-    return frames
+        _check_labels([segmenter.size_of(frames) for frames in images], max_pixels)
+    return images
 
 
 async def run_all(
     segmenter: Segmenter,
-    frames: Sequence[Frame],
+    images: Sequence[Frames],
     ask: Ask,
     traces: Sequence[Trace],
     arrived: float,
@@ -93,8 +93,8 @@ async def run_all(
     """Each image takes its own place in the queue and has its own plan; the first error takes the
     others out. Raises what `Segmenter.run` raises."""
     tasks = [
-        asyncio.ensure_future(segmenter.run(frame, ask, trace, arrived))
-        for frame, trace in zip(frames, traces, strict=True)
+        asyncio.ensure_future(segmenter.run(frames, ask, trace, arrived))
+        for frames, trace in zip(images, traces, strict=True)
     ]
     try:
         return list(await asyncio.gather(*tasks))
@@ -159,9 +159,10 @@ def _traces(trace: Trace, images: int) -> list[Trace]:
     ]
 
 
-def _check_labels(frames: Sequence[Frame], max_pixels: int) -> None:
-    """Whether these images fit into one label map. Raises BadInference or TooLarge."""
-    sizes = {(frame.geometry.width, frame.geometry.height) for frame in frames}
+def _check_labels(sizes_of: Sequence[tuple[int, int]], max_pixels: int) -> None:
+    """Whether images of these (width, height) fit into one label map. Raises BadInference or
+    TooLarge."""
+    sizes = set(sizes_of)
     if len(sizes) > 1:
         shown = ", ".join(f"{width} x {height}" for width, height in sorted(sizes))
         raise BadInference(
@@ -169,9 +170,9 @@ def _check_labels(frames: Sequence[Frame], max_pixels: int) -> None:
             f"request the output '{SEGMENTS}' alone, or send images of one size"
         )
     ((width, height),) = sizes
-    if len(frames) * width * height > max_pixels:
+    if len(sizes_of) * width * height > max_pixels:
         raise TooLarge(
-            f"'{LABELS}' of {len(frames)} images of {width} x {height} would have more than "
+            f"'{LABELS}' of {len(sizes_of)} images of {width} x {height} would have more than "
             f"{max_pixels} pixels: request '{SEGMENTS}' alone, or send fewer images"
         )
 
@@ -205,19 +206,25 @@ def _segment(found: Segment) -> dict[str, object]:
 
 
 def _used(answers: Sequence[Answer]) -> dict[str, str | int | float]:
-    """What each image took, as JSON, and for a single image as plain values too."""
-    usage: list[dict[str, str | int | float]] = [
-        {
-            "plan": answer.decision.plan.name,
-            "depth": answer.decision.plan.depth,
+    """What each image took, as JSON, and for a single image as plain values too: of the canvas, its
+    name."""
+    plain: list[dict[str, str | int | float]] = []
+    usage: list[dict[str, object]] = []
+    for answer in answers:
+        decision, (height, width) = answer.decision, answer.geometry.canvas
+        used: dict[str, str | int | float] = {
+            "plan": decision.plan.name,
+            "canvas": decision.plan.canvas,
+            "depth": decision.plan.depth,
             "of": answer.manifest.layers,
-            "gflops": answer.decision.plan.price,
-            "reason": answer.decision.reason.value,
-            "predicted_quality": round(answer.decision.predicted_quality, 4),
+            "gflops": decision.plan.price,
+            "reason": decision.reason.value,
+            "predicted_quality": round(decision.predicted_quality, 4),
         }
-        for answer in answers
-    ]
-    single = usage[0] if len(usage) == 1 else {}
+        canvas = {"name": decision.plan.canvas, "height": height, "width": width}
+        plain.append(used)
+        usage.append(used | {"canvas": canvas})
+    single = plain[0] if len(plain) == 1 else {}
     return {**single, "usage": json.dumps(usage)}
 
 

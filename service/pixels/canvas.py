@@ -1,17 +1,21 @@
-"""A Pillow image of any mode -> Frame: turned, scaled and padded to fill the canvas, in sRGB.
+"""A Pillow image of any mode -> Frames: turned, scaled and padded to fill each canvas, in sRGB.
 
 What is transparent lies on white. 16 bits become 8 by scaling. CMYK without a profile follows
 Adobe's polarity, as in browsers. The image is scaled by one factor, up or down, to fit the canvas,
-and anchored at its top left. Its colour profile is applied to the scaled pixels: a canvas has few.
+and anchored at its top left. A larger image is first scaled to the largest canvas, which has few
+pixels for its colour profile to be applied to, and from there to the smaller ones. Scaling down
+takes the mean over the area of a pixel, weighted by a triangle.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import numpy as np
 from PIL import Image
 
-from service.bundle import InputSpec
-from service.core import Frame, Geometry, ValueRange
+from service.bundle import InputSpec, Shape
+from service.core import Color, Frame, Geometry, ValueRange
 from service.pixels import color, value_range
 from service.pixels.opened import Opened, kind_of, loader, pillow_errors
 
@@ -26,13 +30,13 @@ TURNS = {
 }
 
 
-def to_canvas(
+def to_canvases(
     image: Image.Image,
     spec: InputSpec,
     orientation: int = 1,
     values: ValueRange = "full",
-) -> Frame:
-    """Turn, scale and pad a decoded Pillow image of any mode, and convert it by its own profile.
+) -> Scaled:
+    """Turn a decoded Pillow image of any mode, convert it by its own profile, and scale it.
 
     orientation: EXIF's 1..8; others count as 1. values: how 16 bits become 8.
     """
@@ -45,19 +49,54 @@ def to_canvas(
         kind=kind_of(image.mode),
         deep=image.mode == "I;16",
     )
-    return opened_to_canvas(opened, spec, orientation, values)
+    return opened_to_canvases(opened, spec, orientation, values)
 
 
-def opened_to_canvas(
+class Scaled(Mapping[str, Frame]):
+    """An image on each canvas, by name. All but the first, the glance, are made when they are first
+    asked for: most images need one more at most. Not for several threads at once."""
+
+    def __init__(self, source: Image.Image, placed: Mapping[str, Geometry], pad: Color) -> None:
+        """source: in sRGB, as large as on the largest canvas, or at its own size if it is smaller.
+        placed: where it lies on each canvas."""
+        self._source, self._placed, self._pad = source, placed, pad
+        self._frames: dict[str, Frame] = {}
+        self[next(iter(placed))]
+
+    def __getitem__(self, name: str) -> Frame:
+        if name not in self._frames:
+            self._frames[name] = self._frame(self._placed[name])
+        return self._frames[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._placed)
+
+    def __len__(self) -> int:
+        return len(self._placed)
+
+    def _frame(self, geometry: Geometry) -> Frame:
+        image, size = self._source, (geometry.scaled_width, geometry.scaled_height)
+        if image.size != size:
+            image = image.resize(size, Image.Resampling.BILINEAR)
+        pixels = np.empty((*geometry.canvas, 3), np.uint8)
+        pixels[:] = self._pad
+        pixels[: size[1], : size[0]] = np.asarray(image.convert("RGB"))
+        return Frame(pixels, geometry)
+
+
+def opened_to_canvases(
     opened: Opened, spec: InputSpec, orientation: int, values: ValueRange
-) -> Frame:
-    """Decode an image file, turn, scale, convert and pad it. Raises UndecodableImage."""
+) -> Scaled:
+    """Decode an image file, turn, scale and convert it. Raises UndecodableImage."""
     turn = TURNS.get(orientation)
     turned = orientation in (5, 6, 7, 8)
     width, height = opened.image.size[::-1] if turned else opened.image.size
-    scale = min(spec.width / width, spec.height / height)
-    scaled_width, scaled_height = max(1, round(width * scale)), max(1, round(height * scale))
-    size = (scaled_height, scaled_width) if turned else (scaled_width, scaled_height)
+    shapes = [canvas.fitting(width, height) for canvas in spec.canvases]
+    sizes = [_scaled(width, height, shape) for shape in shapes]
+    # No larger than it is, and as large as any canvas takes it.
+    size = min(max(sizes), (width, height))
+    if turned:
+        size = size[::-1]
     # JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time; twice the size leaves the
     # filter its work.
     with pillow_errors(opened.name):
@@ -76,20 +115,25 @@ def opened_to_canvas(
         image = image.transpose(turn)
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    pixels = np.empty((spec.height, spec.width, 3), np.uint8)
-    pixels[:] = spec.pad
-    pixels[:scaled_height, :scaled_width] = np.asarray(image.convert("RGB"))
-    geometry = Geometry(
-        width,
-        height,
-        scaled_width,
-        scaled_height,
-        canvas=(spec.height, spec.width),
-        orientation_applied=turn is not None,
-        damaged=damaged,
-        narrow_range=narrow and values == "full",
-    )
-    return Frame(pixels, geometry)
+    placed = {
+        canvas.name: Geometry(
+            width,
+            height,
+            *scaled,
+            canvas=(shape.height, shape.width),
+            orientation_applied=turn is not None,
+            damaged=damaged,
+            narrow_range=narrow and values == "full",
+        )
+        for canvas, shape, scaled in zip(spec.canvases, shapes, sizes, strict=True)
+    }
+    return Scaled(image, placed, spec.pad)
+
+
+def _scaled(width: int, height: int, shape: Shape) -> tuple[int, int]:
+    """The (width, height) of an image that is scaled by one factor to fit."""
+    scale = min(shape.width / width, shape.height / height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def _eight_bits(image: Image.Image, opened: Opened, values: ValueRange) -> Image.Image:

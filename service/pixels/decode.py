@@ -1,4 +1,4 @@
-"""Bytes of an image file -> Frame: limits, decoding, orientation.
+"""Bytes of an image file -> Frames: limits, decoding, orientation.
 
 Rules, for all formats alike; those of `canvas` come after them:
 - Pixels and sides are checked from the header, before any pixel is decoded. Of an animation or of
@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.bundle import InputSpec
+from service.bundle import Canvas, InputSpec, Shape
 from service.core import Frame, ValueRange
 from service.errors import TooLarge, UndecodableImage, UnsupportedMediaType
-from service.pixels.canvas import TURNS, opened_to_canvas, to_canvas
+from service.pixels.canvas import TURNS, Scaled, opened_to_canvases, to_canvases
 from service.pixels.formats import FORMATS, sniff
 from service.pixels.opened import Opened, pillow_errors
 from service.pixels.readers import READERS
@@ -52,15 +52,15 @@ def decode(
     limits: Limits,
     spec: InputSpec,
     values: ValueRange = "full",
-) -> Frame:
-    """The first frame of an image file on the canvas.
+) -> Scaled:
+    """The first frame of an image file on each canvas.
 
     content_type: one of FORMATS, or "" to go by the bytes alone. values: how 16 bits become 8.
     Raises UnsupportedMediaType (415) for another type or when the bytes are of another format than
     it says, TooLarge (413), UndecodableImage (422).
     """
     opened = _opened(data, content_type, limits)
-    return opened_to_canvas(opened, spec, _orientation(opened.exif), values)
+    return opened_to_canvases(opened, spec, _orientation(opened.exif), values)
 
 
 def decode_full(data: bytes, limits: Limits) -> Frame:
@@ -72,8 +72,9 @@ def decode_full(data: bytes, limits: Limits) -> Frame:
     opened = _opened(data, "", limits)
     orientation = _orientation(opened.exif)
     width, height = opened.image.size[::-1] if orientation in (5, 6, 7, 8) else opened.image.size
-    own = InputSpec(height, width, "uint8", "NHWC", (0, 0, 0))  # nothing is left to pad
-    return opened_to_canvas(opened, own, orientation, "full")
+    own = Canvas.of([Shape(height, width)])
+    spec = InputSpec.of([own], (0, 0, 0))  # nothing is left to pad
+    return opened_to_canvases(opened, spec, orientation, "full")[own.name]
 
 
 def _opened(data: bytes, content_type: str, limits: Limits) -> Opened:
@@ -90,8 +91,8 @@ def _opened(data: bytes, content_type: str, limits: Limits) -> Opened:
 
 def from_memory(
     picture: Picture, limits: Limits, spec: InputSpec, values: ValueRange = "full"
-) -> Frame:
-    """A decoded picture on the canvas.
+) -> Scaled:
+    """A decoded picture on each canvas.
 
     picture: a Pillow image, whose EXIF orientation and colour profile are applied; or an array:
     (height, width, 3) RGB, (height, width, 4) RGBA or (height, width) gray uint8, or (height,
@@ -111,7 +112,7 @@ def from_memory(
             f"The picture is of type {type(picture).__name__}: give the bytes of an image file, "
             "its path, a Pillow image or a NumPy array"
         )
-    return to_canvas(image, spec, _orientation(exif), values)
+    return to_canvases(image, spec, _orientation(exif), values)
 
 
 def _from_array(array: NDArray[np.uint8 | np.uint16]) -> Image.Image:

@@ -23,7 +23,9 @@ def task_of(bundle: Bundle) -> Task:
         task = TASKS.get(manifest.task)
         if task is None:
             raise BundleError(f"task: {manifest.task!r} is not one of {', '.join(TASKS)}")
-        task.check(manifest.classes, manifest.stages["decoder"].outputs)
+        for graphs in manifest.graphs.values():
+            outputs = manifest.stages[graphs.decoder].outputs
+            task.check(manifest.classes, outputs, f"stages.{graphs.decoder}.outputs")
     except BundleError as error:
         raise remade(bundle.root, error.detail) from error
     return task

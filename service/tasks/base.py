@@ -113,8 +113,11 @@ class Task(Protocol):
         """What the pixels of a PNG mean, for people."""
         ...
 
-    def check(self, classes: Sequence[ClassInfo], outputs: Sequence[TensorSpec]) -> None:
-        """Check that a head with these outputs fits. Raises BundleError that names the key."""
+    def check(self, classes: Sequence[ClassInfo], outputs: Sequence[TensorSpec], key: str) -> None:
+        """Check that a head with these outputs fits. key: that of the outputs, for errors.
+
+        Raises BundleError that names the key.
+        """
         ...
 
     def channels(self, classes: Sequence[ClassInfo]) -> list[str]:
@@ -139,9 +142,9 @@ class Task(Protocol):
         ...
 
 
-def check_planes(outputs: Sequence[TensorSpec], channels: int, what: str) -> None:
+def check_planes(outputs: Sequence[TensorSpec], key: str, channels: int, what: str) -> None:
     """Check that the head gives one stack of planes, of any name. Raises BundleError."""
     dims = outputs[0].dims if len(outputs) == 1 else ()
     sized = all(isinstance(size, int) and size > 0 for size in dims[1:])
     if len(dims) != 4 or not sized or dims[1] != channels:
-        raise BundleError(f"stages.decoder.outputs: it must be one, (batch, {what}, h, w)")
+        raise BundleError(f"{key}: it must be one, (batch, {what}, h, w)")

@@ -27,10 +27,10 @@ class Instance:
     objects = True
     png = "the object's id as 16-bit gray, 0 is the background"
 
-    def check(self, classes: Sequence[ClassInfo], outputs: Sequence[TensorSpec]) -> None:
+    def check(self, classes: Sequence[ClassInfo], outputs: Sequence[TensorSpec], key: str) -> None:
         if not all(entry.thing for entry in classes):
             raise BundleError("classes: those of the instance task must be things")
-        check_planes(outputs, 1 + 2 * len(classes), "1 + 2 * classes")
+        check_planes(outputs, key, 1 + 2 * len(classes), "1 + 2 * classes")
 
     def channels(self, classes: Sequence[ClassInfo]) -> list[str]:
         parts = [f"{entry.name} {part}" for entry in classes for part in ("core", "border")]

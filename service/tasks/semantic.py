@@ -28,8 +28,8 @@ class Semantic:
     objects = False
     png = "the class, in a palette"
 
-    def check(self, classes: Sequence[ClassInfo], outputs: Sequence[TensorSpec]) -> None:
-        check_planes(outputs, len(classes), "classes")
+    def check(self, classes: Sequence[ClassInfo], outputs: Sequence[TensorSpec], key: str) -> None:
+        check_planes(outputs, key, len(classes), "classes")
 
     def channels(self, classes: Sequence[ClassInfo]) -> list[str]:
         return [entry.name for entry in classes]

@@ -58,13 +58,14 @@ class App {
     this.file = null;
     this.running = null;
     this.settle = 0;
-    this.reading = new Reading(info.plans);
+    this.reading = new Reading(info);
     this.stage = new Stage(info.classes);
     this.include = info.plans.some((plan) => plan.keep < 1) ? "paused" : "";
     this.strip = new Strip(info, this.include, this.stage.colors, (result) => this.show(result));
     this.form = new BudgetForm($("limits"), $("limit"), info.plans, (settled) => this.limited(settled));
     const classes = info.classes.length === 1 ? "1 class" : `${info.classes.length} classes`;
-    const facts = [info.bundle.name, info.task, classes, `${info.plans.length} plans`];
+    const canvases = info.canvases.length > 1 ? ` on ${info.canvases.length} canvases` : "";
+    const facts = [info.bundle.name, info.task, classes, `${info.plans.length} plans${canvases}`];
     $("bundle").textContent = facts.join(" · ");
     $("run").addEventListener("click", () => this.run());
     $("every").addEventListener("click", () => this.everyPlan());

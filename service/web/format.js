@@ -35,5 +35,8 @@ export const knobs = ({ keep, width }) =>
   [["k", keep], ["w", width]].filter(([, share]) => share < 1)
     .map(([letter, share]) => letter + Number((100 * share).toPrecision(3))).join(" ");
 
+/** A canvas' shape as photos are measured: "640 × 480", the width first. It stays on one line. */
+export const size = ({ width, height }) => `${width}\u00a0×\u00a0${height}`;
+
 /** The sum of the service's stages, in milliseconds. */
 export const serverMs = (timing) => Object.values(timing).reduce((sum, ms) => sum + ms, 0);

@@ -1,6 +1,6 @@
 /** The result: which plan an image took, why, and what that cost. */
 
-import { cost, element, knobs, serverMs, short } from "./format.js";
+import { cost, element, knobs, serverMs, short, size } from "./format.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -21,10 +21,19 @@ function why(reason, isFull, limits) {
   }[reason] ?? `Reason: ${reason}.`;
 }
 
+/** Where the image was looked at, for bundles with several canvases. */
+function where(canvas, glance) {
+  const pixels = `${size(canvas)} pixels`;
+  return canvas.name === glance ? ` The plan stays on the canvas of the gate's glance, ${pixels}.`
+    : ` The gate glanced at the image on ${glance}; the plan looks at it on ${canvas.name}, ${pixels}.`;
+}
+
 export class Reading {
-  /** @param {object[]} plans from cheapest to most expensive */
-  constructor(plans) {
+  /** @param {{plans: object[], canvases: object[], glance: string}} info of GET /plans; its plans, the cheapest first */
+  constructor({ plans, canvases, glance }) {
     this.plans = plans;
+    this.glance = glance;
+    this.several = canvases.length > 1;
     this.rows = plans.map((plan, index) => {
       const row = element("tr");
       row.style.setProperty("--i", String(plans.length > 1 ? index / (plans.length - 1) : 1));
@@ -33,7 +42,10 @@ export class Reading {
       const mark = element("th", "mark");
       mark.scope = "row";
       mark.append(element("i", "line"), element("span", "sounding", String(plan.depth)));
-      if (knobs(plan)) mark.append(element("small", "", knobs(plan)));
+      const labels = [this.several ? plan.canvas : "", knobs(plan)].filter(Boolean);
+      const small = element("small");
+      small.append(...labels.map((label) => element("span", "", label)));
+      if (labels.length) mark.append(small);
       row.append(mark, ...[cost(plan.gflops), plan.ms === null ? "–" : short(plan.ms), plan.quality.toFixed(3)]
         .map((text) => element("td", "", text)));
       return row;
@@ -41,6 +53,9 @@ export class Reading {
     $("gauge").tBodies[0].replaceChildren(...this.rows);
     $("gauge").classList.toggle("dense", plans.length > 7);
     $("knobs").hidden = !plans.some(knobs);
+    const sizes = canvases.map(({ name, shapes }) => `${name}: ${shapes.map(size).join(" or ")}.`);
+    $("canvases").textContent = `Canvases, in pixels. ${sizes.join(" ")} The gate glances at every image on ${glance}.`;
+    $("canvases").hidden = !this.several;
   }
 
   /** Show which plans the limits leave. */
@@ -77,7 +92,7 @@ export class Reading {
 
   /** @param {object} result of client.segment, and the limits that were sent */
   show({ answer, used, requestId, roundTripMs, limits }) {
-    const { plan, depth, of, gflops, reason, predicted_quality: quality } = answer.usage;
+    const { plan, canvas, depth, of, gflops, reason, predicted_quality: quality } = answer.usage;
     const taken = this.plans.findIndex((candidate) => candidate.name === plan);
     const reduced = knobs(this.plans[taken]);
     this.rows.forEach((row, index) => {
@@ -85,9 +100,12 @@ export class Reading {
       if (index === taken) row.setAttribute("aria-current", "true");
       else row.removeAttribute("aria-current");
     });
-    $("depth-taken").replaceChildren("depth ", element("b", "", String(depth)), ` of ${of}`, ...(reduced ? [element("small", "", reduced)] : []));
-    $("depth-taken").append(element("span", `reason ${reason}`, reason));
-    $("why").textContent = why(reason, taken === this.plans.length - 1, limits);
+    const line = ["depth ", element("b", "", String(depth)), ` of ${of}`];
+    if (this.several) line.unshift("canvas ", element("b", "canvas", canvas.name));
+    if (reduced) line.push(element("small", "", reduced));
+    $("depth-taken").replaceChildren(...line, element("span", `reason ${reason}`, reason));
+    $("why").textContent = why(reason, taken === this.plans.length - 1, limits)
+      + (this.several ? where(canvas, this.glance) : "");
     $("gflops").textContent = cost(gflops);
     $("quality").textContent = quality.toFixed(3);
     $("server-ms").textContent = `${short(serverMs(answer.timing_ms))} ms`;

@@ -1,7 +1,10 @@
-/** The same image with every plan, side by side: one request after the other, first the full plan to compare with. */
+/**
+ * The same image with every plan, side by side, a row for each canvas: one request after the other, first the full
+ * plan to compare with.
+ */
 
 import { Problem, segment } from "./client.js";
-import { cost, element, knobs, percent, serverMs, short } from "./format.js";
+import { cost, element, knobs, percent, serverMs, short, size } from "./format.js";
 import { Labels } from "./labels.js";
 
 const $ = (id) => document.getElementById(id);
@@ -9,13 +12,14 @@ const LONGEST = 400; // the longer side of a card's picture, in pixels
 
 export class Strip {
   /**
-   * @param {{plans: object[], objects: boolean}} info of GET /plans; its plans, the cheapest first
+   * @param {{plans: object[], canvases: object[], objects: boolean}} info of GET /plans; its plans, the cheapest first
    * @param {string} include what each answer should have besides the masks
    * @param {number[][]} colors per class id
    * @param {(result: object) => void} chosen a card was pressed: show its result
    */
-  constructor({ plans, objects }, include, colors, chosen) {
+  constructor({ plans, canvases, objects }, include, colors, chosen) {
     this.plans = plans;
+    this.canvases = canvases;
     this.objects = objects;
     this.include = include;
     this.colors = colors;
@@ -57,7 +61,7 @@ export class Strip {
     this.clear();
     const control = (this.running = new AbortController());
     this.cards = this.plans.map((plan) => this.#card(plan));
-    $("cards").replaceChildren(...this.cards.map((card) => card.item));
+    this.#arrange();
     $("strip").hidden = $("strip-cancel").hidden = false;
     $("strip").scrollIntoView({ block: "nearest" });
     const order = [...this.cards].reverse().slice(0, 1).concat(this.cards.slice(0, -1));
@@ -81,6 +85,25 @@ export class Strip {
     }
   }
 
+  /** Lay the cards out: in one row, or in a row for each canvas below its name. */
+  #arrange() {
+    const names = this.canvases.map(({ name }) => name);
+    const groups = names.map((name) => this.cards.filter(({ plan }) => plan.canvas === name));
+    const rows = groups.filter((cards) => cards.length).map((cards) => {
+      const row = element("ol", "cards");
+      row.append(...cards.map((card) => card.item));
+      if (names.length < 2) return [row];
+      const heading = element("h3", "", cards[0].plan.canvas);
+      heading.id = `strip-${cards[0].plan.canvas}`;
+      heading.append(" ", element("span", "facts"));
+      row.setAttribute("aria-labelledby", heading.id);
+      return [heading, row];
+    });
+    const most = Math.max(...groups.map((cards) => cards.length));
+    $("cards").style.setProperty("--columns", String(names.length < 2 ? most : Math.max(4, most)));
+    $("cards").replaceChildren(...rows.flat());
+  }
+
   #card(plan) {
     const node = element("button", "card waiting");
     node.type = "button";
@@ -102,6 +125,9 @@ export class Strip {
   /** Show a card's result, compared with the last card's, which ran first. */
   #fill(card) {
     const { answer, labels } = card.result;
+    const { canvas, plan } = answer.usage;
+    const shape = $(`strip-${canvas.name}`)?.querySelector(".facts");
+    if (shape) shape.textContent = `${size(canvas)} pixels`;
     const full = this.cards.at(-1).result;
     const differs = card.result !== full && percent(labels.difference(full.labels));
     const facts = [
@@ -110,7 +136,7 @@ export class Strip {
       differs ? ["differs", differs] : ["for the others", "reference"],
     ];
     if (labels.objects) facts.push(["objects", String(labels.segments.length)]);
-    if (answer.usage.plan !== card.plan.name) facts.push(["ran", `${answer.usage.plan}, ${answer.usage.reason}`]);
+    if (plan !== card.plan.name) facts.push(["ran", `${plan}, ${answer.usage.reason}`]);
     const numbers = card.node.querySelector(".numbers");
     numbers.replaceChildren(...facts.map(([name, value]) => {
       const fact = element("span");

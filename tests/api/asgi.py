@@ -18,7 +18,7 @@ from service.metrics import Metrics
 from service.segmenting import Answer as Served
 from service.segmenting import Segmenter
 from service.settings import Settings
-from tests.serving import segmenter_of
+from tests.serving import metrics_of, segmenter_of
 
 Headers = dict[str, str]
 Answer = tuple[int, Headers, bytes]
@@ -109,7 +109,7 @@ def stubbed(
 ) -> tuple[FastAPI, Stub, Metrics]:
     """The app, its segmenter and its metrics. become: what an image becomes, given its trace."""
     settings = settings or Settings()
-    metrics = Metrics(layers=4, max_batch=4)
+    metrics = metrics_of(manifest, settings)
     model = segmenter_of(manifest, settings, metrics=metrics).model
     segmenter = Stub(model, settings)
     if become is not None:

@@ -43,6 +43,12 @@ def instance_server(servers: Servers, instance_manifest: Manifest) -> Server:
 
 
 @pytest.fixture
+def canvases_server(servers: Servers, canvases_manifest: Manifest) -> Server:
+    """The same for a bundle with two canvases, the larger one in two shapes."""
+    return servers.get("canvases", canvases_manifest)
+
+
+@pytest.fixture
 def world(fake_manifest: Manifest) -> World:
     """The app with tracing, not yet started."""
     return World(fake_manifest)

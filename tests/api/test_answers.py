@@ -224,7 +224,7 @@ def test_every_answer_is_counted_by_its_outcome(fake_manifest: Manifest) -> None
         text = server.http.get("/metrics").text
     for outcome in ("ok", "undecodable-image", "not-acceptable"):
         assert f'fathom_requests_total{{outcome="{outcome}"}} 1.0' in text
-    assert 'fathom_exit_depth_layers_bucket{le="2.0",reason="request"} 1.0' in text
+    assert 'fathom_exit_depth_layers_bucket{canvas="c64",le="2.0",reason="request"} 1.0' in text
     assert 'fathom_stage_duration_seconds_count{stage="mask"} 1.0' in text
 
 

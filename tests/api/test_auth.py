@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from service.api.auth import MAX_BYTES, ApiKeys, parse_keys
 from service.api.watched import Source, watch
 from service.bundle import Manifest
-from service.core import Decision, Geometry, Outcome, Reason
+from service.core import Decision, Frame, Geometry, Outcome, Reason
 from service.engines.fake import FakeBackend
 from service.errors import SettingsError
 from service.inference.stages import Stages
@@ -45,12 +45,13 @@ def guarded(manifest: Manifest, file: Path) -> tuple[FastAPI, Metrics]:
     """The app with keys; every image gets the plan d2."""
 
     async def run(trace: Any) -> Outcome:
-        trace.decision = Decision(manifest.plans[1], Reason.GATE, 0.5)
+        plan, geometry = manifest.plans[1], Geometry(64, 48, 64, 48, (48, 64))
+        trace.decision = Decision(plan, Reason.GATE, 0.5)
         stages = Stages(FakeBackend(manifest), manifest)
-        features, _ = stages.front(np.full((1, 48, 64, 3), 200, np.uint8))
-        tensors = stages.head(stages.encode(manifest.plans[1], features))
+        features = stages.front([Frame(np.full((48, 64, 3), 200, np.uint8), geometry)])
+        tensors = stages.head(geometry.shape, stages.encode(plan, geometry.shape, features))
         own = {name: values[0] for name, values in tensors.items()}
-        return Outcome(trace.decision, Geometry(64, 48, 64, 48, (48, 64)), own)
+        return Outcome(trace.decision, geometry, own)
 
     app, _, metrics = stubbed(manifest, run, Settings(api_keys_file=str(file)))
     return app, metrics

@@ -22,7 +22,9 @@ def test_plans_tell_a_page_all_that_it_needs(fake_manifest: Manifest) -> None:
     app, _, _ = stubbed(fake_manifest)
     answer = json.loads(get(app, "/plans")[2])
     assert [plan["name"] for plan in answer["plans"]] == ["d1", "d2", "d3", "d4"]
-    assert set(answer["plans"][0]) == {"name", "depth", "keep", "width", "gflops", "quality", "ms"}
+    assert set(answer["plans"][0]) == {
+        *("name", "canvas", "depth", "keep", "width", "gflops", "quality", "ms"),
+    }
     assert answer["plans"][0]["ms"] is None  # no engine has measured it
     assert answer["classes"][0] == {"name": "Road", "color": [128, 64, 128]}
     assert answer["bundle"] == {"name": "fake", "revision": "0" * 40}

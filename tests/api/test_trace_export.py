@@ -25,10 +25,9 @@ from service.api.tracing import Tracing, exporter
 from service.bundle import Bundle, Manifest
 from service.command_line import load, standard_collector
 from service.errors import SettingsError
-from service.metrics import STAGES
 from service.settings import Settings
 from tests.api.asgi import call, post
-from tests.api.traced import WAIT_S, World, parent_of
+from tests.api.traced import ON_THE_GLANCE, WAIT_S, World, parent_of
 from tests.pictures import flat
 from tests.processes import ROOT, STRICT_SERVICE, environment, python
 
@@ -121,7 +120,7 @@ def test_spans_reach_a_collector_when_the_service_ends(fake_manifest: Manifest, 
     assert {where for where, _ in got} == {"/v1/traces"}
     (resource,) = got[0][1].resource_spans
     spans = [span for scoped in resource.scope_spans for span in scoped.spans]
-    assert {span.name for span in spans} == {"POST /segment", *STAGES}
+    assert {span.name for span in spans} == {"POST /segment", *ON_THE_GLANCE}
     assert {span.trace_id.hex() for span in spans} == {parent_of(answer)[0]}
     assert {"service.name", "service.version"} <= {
         entry.key for entry in resource.resource.attributes
@@ -216,7 +215,7 @@ def test_spans_arrive_over_grpc(fake_manifest: Manifest) -> None:
     finally:
         server.stop(None)
     spans = [s for r in got for e in r.resource_spans for p in e.scope_spans for s in p.spans]
-    assert {span.name for span in spans} == {"POST /segment", *STAGES}
+    assert {span.name for span in spans} == {"POST /segment", *ON_THE_GLANCE}
 
 
 def test_the_service_starts_without_the_packages_and_does_not_load_them_where_they_are() -> None:
@@ -263,7 +262,7 @@ def test_a_real_service_logs_json_only_and_flushes_its_spans_on_sigterm(
         for part in each.scope_spans
         for span in part.spans
     ]
-    assert {span.name for span in spans} == {"POST /segment", *STAGES}
+    assert {span.name for span in spans} == {"POST /segment", *ON_THE_GLANCE}
 
 
 def segment_when_ready(address: str) -> httpx.Response:

@@ -16,7 +16,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from service.bundle import Manifest
 from service.metrics import STAGES, Metrics
 from tests.api.asgi import GONE, body, call, post, scope
-from tests.api.traced import World, parent_of
+from tests.api.traced import ON_THE_GLANCE, World, parent_of
 
 
 def test_a_request_is_a_span_with_a_span_per_stage_at_its_true_time(world: World) -> None:
@@ -35,8 +35,8 @@ def test_a_request_is_a_span_with_a_span_per_stage_at_its_true_time(world: World
         True,
     )
     stages = world.below(span)
-    assert [stage.name for stage in stages] == list(STAGES)
-    assert len(world.kept.get_finished_spans()) == 1 + len(STAGES)
+    assert [stage.name for stage in stages] == list(ON_THE_GLANCE)
+    assert len(world.kept.get_finished_spans()) == 1 + len(ON_THE_GLANCE)
     told = dict(re.findall(r"(\w+);dur=([\d.]+)", answer[1]["server-timing"]))
     assert before <= span.start_time <= stages[0].start_time
     for stage, following in zip(stages, [*stages[1:], None], strict=True):
@@ -52,6 +52,20 @@ def test_a_request_is_a_span_with_a_span_per_stage_at_its_true_time(world: World
     assert times["queue"] >= 0.045  # the batch was not full
     assert times["front"] >= 0.004
     assert times["encoder"] >= 0.003
+
+
+@pytest.mark.parametrize(
+    ("budget", "canvas", "stages"),
+    [("gflops=1.5", "c32", ON_THE_GLANCE), ("max-loss=0", "c64", STAGES)],
+)
+def test_an_image_on_a_larger_canvas_has_a_span_for_the_glance_as_well(
+    canvases_manifest: Manifest, budget: str, canvas: str, stages: tuple[str, ...]
+) -> None:
+    world = World(canvases_manifest)
+    world.ask(post(compute_budget=budget))
+    (span,) = world.servers
+    assert [stage.name for stage in world.below(span)] == list(stages)
+    assert (span.attributes or {})["fathom.canvas"] == canvas
 
 
 def test_a_span_tells_plan_reason_image_and_status(world: World) -> None:
@@ -72,6 +86,7 @@ def test_a_span_tells_plan_reason_image_and_status(world: World) -> None:
         "fathom.image.width": 64,
         "fathom.image.height": 48,
         "fathom.plan": "d1",
+        "fathom.canvas": "c64",
         "fathom.depth": 1,
         "fathom.gflops": 2.0,
         "fathom.reason": "request",
@@ -92,7 +107,7 @@ def test_inference_requests_are_spans_of_their_own_route(world: World) -> None:
     assert len(world.servers) == 2
     for span in world.servers:
         assert span.name == "POST /v2/models/{name}/infer"
-        assert [stage.name for stage in world.below(span)] == list(STAGES)
+        assert [stage.name for stage in world.below(span)] == list(ON_THE_GLANCE)
     ids = {f"{span.context.trace_id:032x}" for span in world.servers}
     assert {parent_of(answer)[0] for answer in answers[:2]} == ids
 
@@ -154,7 +169,7 @@ def test_images_of_one_batch_have_spans_of_their_own_in_traces_of_their_own(worl
     for span in world.servers:
         assert span.attributes is not None
         assert span.attributes["fathom.batch_size"] == 3
-        assert [stage.name for stage in world.below(span)] == list(STAGES)
+        assert [stage.name for stage in world.below(span)] == list(ON_THE_GLANCE)
 
 
 def test_a_refused_request_is_a_span_without_the_stages_that_it_did_not_reach(world: World) -> None:

@@ -19,13 +19,15 @@ from service.api.app import create_app
 from service.api.tracing import Tracing
 from service.bundle import Manifest
 from service.engines.fake import FakeBackend
-from service.metrics import Metrics
+from service.metrics import STAGES
 from service.settings import Settings
 from tests.api.asgi import body, call, started
 from tests.pictures import flat
-from tests.serving import segmenter_of
+from tests.serving import metrics_of, segmenter_of
 
 WAIT_S = 30.0
+# The stages of an image whose plan has the canvas of the glance: its front ran as the glance.
+ON_THE_GLANCE = tuple(stage for stage in STAGES if stage != "glance")
 
 
 class World:
@@ -35,12 +37,14 @@ class World:
         self, manifest: Manifest, to: SpanExporter | None = None, sample: float = 1.0
     ) -> None:
         self.kept = InMemorySpanExporter()
-        self.metrics = Metrics(layers=4, max_batch=4)
-        delay_s = {"front": 0.004, "decoder": 0.002} | {
-            f"encoder-d{depth}": 0.003 * depth for depth in (1, 2, 3, 4)
-        }
+        depths = {plan.name: plan.depth for plan in manifest.plans}
+        delay_s: dict[str, float] = {}
+        for graphs in manifest.graphs.values():
+            delay_s |= {graphs.front: 0.004, graphs.decoder: 0.002}
+            delay_s |= {stage: 0.003 * depths[plan] for plan, stage in graphs.encoders.items()}
         self.backend = FakeBackend(manifest, delay_s=delay_s)
         settings = replace(Settings(), batch_wait_ms=50.0, drain_timeout_s=5.0)
+        self.metrics = metrics_of(manifest, settings)
         self.segmenter = segmenter_of(
             manifest, settings, backend=self.backend, metrics=self.metrics
         )

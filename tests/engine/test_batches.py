@@ -136,7 +136,7 @@ def test_company_does_not_cost_an_urgent_image_its_plan(fake_manifest: Manifest)
     async def scenario() -> None:
         async with ready(fake_manifest) as world:
             first = await world.hold()
-            slow = Costs(0.0, {plan: 1000.0 * plan.depth for plan in fake_manifest.plans})
+            slow = Costs({"c64": 0.0}, {plan: 1000.0 * plan.depth for plan in fake_manifest.plans})
             world.engine._costs = slow  # the batch at hand is over when this counts
             tasks = [
                 world.submit(1, Budget(ms=9_500)),

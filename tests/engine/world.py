@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from service.bundle import Bundle, Manifest
-from service.core import Ask, Budget, Frame, Geometry, Trace
+from service.core import Ask, Budget, Frame, Frames, Geometry, Trace
 from service.engines.base import Arrays, Backend, HostTensors, Tensors, on_host
 from service.engines.fake import FakeBackend
 from service.errors import (
@@ -98,9 +98,9 @@ class World:
         return self.metrics.registry.get_sample_value(name, labels)
 
 
-def image(brightness: int) -> Frame:
+def image(brightness: int) -> Frames:
     geometry = Geometry(64, 48, 64, 48, canvas=(48, 64))
-    return Frame(np.full((48, 64, 3), brightness, np.uint8), geometry)
+    return {"c64": Frame(np.full((48, 64, 3), brightness, np.uint8), geometry)}
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -51,8 +51,20 @@ def test_an_image_in_json_gives_labels_segments_and_what_it_took(server: Server)
     assert json.loads(segments["data"][0]) == plain["segments"]
     (usage,) = json.loads(found["parameters"]["usage"])
     assert usage == plain["usage"]
-    assert {key: found["parameters"][key] for key in usage} == usage
+    flat_usage = usage | {"canvas": usage["canvas"]["name"]}
+    assert {key: found["parameters"][key] for key in usage} == flat_usage
     assert response.headers["compute-used"].startswith(f"depth={usage['depth']}")
+
+
+def test_each_image_says_on_which_canvas_it_was_looked_at(canvases_manifest: Manifest) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (120, 90, 3), np.uint8)
+    body = document(flat(), encoded(Image.fromarray(noise)), outputs=[{"name": "segments"}])
+    with running(canvases_manifest) as server:
+        found = infer(server, body).json()
+    easy, hard = json.loads(found["parameters"]["usage"])
+    assert (easy["plan"], hard["plan"]) == ("c32-d1", "c64-d4")
+    assert easy["canvas"] == {"name": "c32", "height": 24, "width": 32}
+    assert hard["canvas"] == {"name": "c64", "height": 64, "width": 48}
 
 
 def test_objects_are_int32_and_the_map_holds_their_ids(instance_manifest: Manifest) -> None:

@@ -27,18 +27,19 @@ def tab() -> Iterator[Page]:
 
 @pytest.fixture(scope="package")
 def services() -> Iterator[dict[str, Any]]:
-    """The package's services by task, each started by its first test: manifests come from fixtures
-    of narrower scope."""
+    """The package's services by task and number of canvases, each started by its first test:
+    manifests come from fixtures of narrower scope."""
     with ExitStack() as stack:
         yield {"stack": stack}
 
 
 @contextmanager
 def visiting(tab: Page, services: dict[str, Any], manifest: Manifest) -> Iterator[Visit]:
-    """The page of the task's service, ready."""
-    if manifest.task not in services:
-        services[manifest.task] = services["stack"].enter_context(serving(manifest))
-    with opened(tab, services[manifest.task]) as started:
+    """The page of the manifest's service, ready."""
+    key = f"{manifest.task} {len(manifest.input.canvases)}"
+    if key not in services:
+        services[key] = services["stack"].enter_context(serving(manifest))
+    with opened(tab, services[key]) as started:
         expect(started.page.locator("html")).to_have_attribute("data-ready", "yes")
         yield started
 
@@ -54,4 +55,11 @@ def visit(tab: Page, services: dict[str, Any], fake_manifest: Manifest) -> Itera
 def objects(tab: Page, services: dict[str, Any], instance_manifest: Manifest) -> Iterator[Visit]:
     """The page of an instance bundle, one plan of which pauses tokens."""
     with visiting(tab, services, instance_manifest) as started:
+        yield started
+
+
+@pytest.fixture
+def canvases(tab: Page, services: dict[str, Any], canvases_manifest: Manifest) -> Iterator[Visit]:
+    """The page of a bundle with two canvases, the larger one in two shapes."""
+    with visiting(tab, services, canvases_manifest) as started:
         yield started

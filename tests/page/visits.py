@@ -33,13 +33,13 @@ class Shallow(FakeBackend):
     gate = threading.Event()  # closed, the engine stands still
 
     def run(self, stage: str, tensors: Tensors | Arrays) -> HostTensors:
-        if stage == "front":
+        if stage.startswith("front"):
             assert self.gate.wait(20)
         made = super().run(stage, tensors)
-        if stage.startswith("encoder-d"):
-            missing = DEPTHS - int(stage.removeprefix("encoder-d"))
+        if stage.startswith("encoder"):
+            missing = DEPTHS - self._plans[stage].depth
             return HostTensors({**made.arrays, "missing": np.full(len(made["image"]), missing)})
-        if stage == "decoder":
+        if stage.startswith("decoder"):
             for planes, wrong in zip(made["probabilities"], made["missing"], strict=True):
                 planes[..., :wrong] = np.roll(planes[..., :wrong], 1, axis=0)
         return made
@@ -50,7 +50,12 @@ def serving(manifest: Manifest, **changes: Any) -> Iterator[str]:
     """The service's address. Every plan takes 5 ms a layer, so that deadlines and prices differ.
     changes: settings."""
     Shallow.gate.set()
-    delays = {manifest.encoder_of[plan.name]: plan.depth * 0.005 for plan in manifest.plans}
+    depths = {plan.name: plan.depth for plan in manifest.plans}
+    delays = {
+        stage: depths[plan] * 0.005
+        for graphs in manifest.graphs.values()
+        for plan, stage in graphs.encoders.items()
+    }
     engine = Shallow if manifest.task == "semantic" else FakeBackend
     settings = Settings(max_body_bytes=100_000, **changes)
     with live_app(manifest, lambda: engine(manifest, delay_s=delays), settings) as app:
