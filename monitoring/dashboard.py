@@ -25,6 +25,11 @@ def rate(metric: str, by: str, more: str = "") -> str:
     return f"sum by ({by}) (rate({metric}{{{ONE}{more}}}{W}))"
 
 
+def share(metric: str, by: str) -> str:
+    """Each label's share of the events, absent where nothing happened."""
+    return f"{rate(metric, by)} / on () group_left () (sum(rate({metric}{{{ONE}}}{W})) > 0)"
+
+
 def mean(histogram: str, more: str = "") -> str:
     total, count = (f"sum(rate({histogram}_{part}{{{ONE}{more}}}{W}))" for part in ("sum", "count"))
     return f"{total} / ({count} > 0)"
@@ -153,7 +158,7 @@ def top() -> list[Panel]:
 
 def depth() -> list[Panel]:
     """How much compute do images get, and who decides?"""
-    given_up, quality = "fathom_depth_given_up_layers", "fathom_quality_given_up"
+    quality = "fathom_quality_given_up"
     gflops, images = (
         f"sum(rate(fathom_{each}{{{ONE}}}{W}))"
         for each in ("compute_gflops_total", "batch_size_sum")
@@ -175,11 +180,28 @@ def depth() -> list[Panel]:
             stacked=True,
         ),
         lines(
-            "Depth that ran, depth given up",
-            {"ran": mean("fathom_exit_depth_layers"), "given up": mean(given_up)},
+            "Depth that ran, depth and compute given up",
+            {
+                "layers": mean("fathom_exit_depth_layers"),
+                "layers given up": mean("fathom_depth_given_up_layers"),
+                "compute given up": mean("fathom_compute_given_up_ratio"),
+            },
             "none",
-            "Mean layers per image. Given up: layers of the plan that the gate wanted, less those "
-            "that ran.",
+            "Means per image. Given up: layers of the plan that the gate wanted, less those that "
+            "ran; and the share of its GFLOPs that was not spent (right axis), which also counts "
+            "fewer tokens or channels and smaller canvases.",
+            shares=("compute given up",),
+        ),
+        lines(
+            "Canvas share",
+            {"{{canvas}}": share("fathom_exit_depth_layers_count", "canvas")},
+            "percentunit",
+            "Share of the images by canvas, the size at which they are looked at. When small ones "
+            "gain, the images are simpler, or ceilings or load rule the large ones out: see above "
+            "what decided.",
+            width=6,
+            stacked=True,
+            top=1,
         ),
         lines(
             "Quality given up",
@@ -189,6 +211,7 @@ def depth() -> list[Panel]:
             "ran. The dashed "
             "line is where the mean raises an alert. If load decided, add replicas; if the node, "
             "raise its budget.",
+            width=6,
             limit=0.005,
         ),
         lines(
@@ -201,6 +224,7 @@ def depth() -> list[Panel]:
             "The gate's estimate for the plans that ran. If it sinks while no quality is given up, "
             "the images have "
             "changed: retarget the bundle to them.",
+            width=6,
             top=1,
         ),
         lines(
@@ -213,6 +237,7 @@ def depth() -> list[Panel]:
             "GFLOPs that the mean image took, and the lowest ceiling of a node, if there is one. "
             "Where the two meet, "
             "the node's budget decides.",
+            width=6,
         ),
     ]
 
@@ -220,8 +245,8 @@ def depth() -> list[Panel]:
 def latency() -> list[Panel]:
     """Where does the time go?"""
     about = {
-        "p50": "The usual image. decode and mask run beside the engine; front, encoder and "
-        "decoder run in it.",
+        "p50": "The usual image. decode and mask run beside the engine; glance, front, encoder "
+        "and decoder run in it. glance counts images whose plan has a larger canvas.",
         "p95": "If queue leads, there are too few replicas; if a stage of the engine does, too "
         "little CPU or GPU.",
         "p99": "The slowest. A queue here and not at p50 means bursts: a lower load-start or more "
@@ -264,11 +289,12 @@ def capacity() -> list[Panel]:
             {
                 "queue wait, s": f"max(namespace_job:fathom_queue_wait_seconds:mean1m"
                 f"{{{SERVICE}}})",
-                "layers given up": f"max(namespace_job:fathom_depth_given_up_layers:mean1m"
+                "compute given up": f"max(namespace_job:fathom_compute_given_up_ratio:mean1m"
                 f"{{{SERVICE}}})",
             },
             "none",
-            "The two signals to scale on, over one minute. If they stay high at the most replicas, "
+            "The two signals to scale on, over one minute: seconds, and a share of the wanted "
+            "compute. If they stay high at the most replicas, "
             "allow more.",
         ),
         lines(

@@ -62,9 +62,10 @@ def lines(
     limit: float | None = None,
     top: float | None = None,
     exemplars: bool = False,
+    shares: Sequence[str] = (),
 ) -> timeseries.Panel:
     """Lines over time. limit: where an alert begins, drawn as a dashed line; top: the end of the
-    axis."""
+    axis; shares: legends of lines from 0 to 1, which have an axis of their own at the right."""
     panel = (
         timeseries.Panel().unit(unit).min(0).show_points(kinds.VisibilityMode.NEVER).line_width(1)
     )
@@ -85,6 +86,12 @@ def lines(
         )
     if top is not None:
         panel.max(top)
+    for legend in shares:
+        properties = {"unit": "percentunit", "max": 1, "custom.axisPlacement": "right"}
+        panel.override_by_name(
+            legend,
+            [model.DynamicConfigValue(name, value) for name, value in properties.items()],
+        )
     asked = [query.range() for query in _queries(queries)]
     _fill(
         panel,

@@ -1,7 +1,7 @@
-"""Every metric of the service, in its own registry, and the one log line per request.
+"""Every metric of the service, in its own registry.
 
 Units are base units, and labels come from closed sets. `observe` reads a request's trace once, when
-its answer is decided.
+its answer is decided, and logs the request's line.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter as Tally
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import prometheus_client as prometheus
 from prometheus_client.exposition import choose_encoder
 
 from service.core import Decision, Reason, Trace
 from service.errors import FathomError
-from service.logs import Line
+from service.request_line import request_line
 
-STAGES = ("decode", "queue", "front", "encoder", "decoder", "mask")
+STAGES = ("decode", "queue", "glance", "front", "encoder", "decoder", "mask")
 SHED = ("full", "predicted", "expired", "draining")
 # Fine-grained from 10 ms to 2 s, where answers on small machines lie: the default buckets of
 # Prometheus would put half of them in one.
@@ -28,6 +28,7 @@ REQUEST_SECONDS = (
 )
 STAGE_SECONDS = (0.0005, 0.001, 0.002, 0.003, *REQUEST_SECONDS)
 QUALITY = tuple(edge / 20 for edge in range(1, 21))
+COMPUTE_GIVEN_UP = tuple(edge / 10 for edge in range(11))
 QUALITY_GIVEN_UP = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 MISSED = ("deadline", "max-loss")
 
@@ -52,10 +53,12 @@ OUTCOMES = {"ok": 200, "cancelled": 499, "unauthorized": 401} | {
 class Metrics:
     """All metrics; may be called from several threads.
 
-    layers: K, the encoder's depth. max_batch: most images per batch.
+    layers: K, the encoder's depth. max_batch: most images per batch. canvases: the names of the
+    bundle's canvases; without them, the label stays empty.
     """
 
-    def __init__(self, *, layers: int, max_batch: int) -> None:
+    def __init__(self, *, layers: int, max_batch: int, canvases: Sequence[str] = ()) -> None:
+        self._canvases = tuple(canvases)
         self.registry = registry = prometheus.CollectorRegistry()
         self.last_answer_s = 0.0  # when the last "ok" was counted, in seconds of time.time
         prometheus.ProcessCollector(registry=registry)
@@ -78,8 +81,8 @@ class Metrics:
         )
         self._depth = prometheus.Histogram(
             "fathom_exit_depth_layers",
-            "Encoder layers that ran for an image, by what decided the plan.",
-            ["reason"],
+            "Encoder layers that ran for an image, by the plan's canvas and what decided it.",
+            ["canvas", "reason"],
             buckets=range(1, layers + 1),
             registry=registry,
         )
@@ -94,6 +97,13 @@ class Metrics:
             "Layers of the plan that the gate wanted minus those of the plan that ran; 0 if the "
             "wanted one ran.",
             buckets=range(layers),
+            registry=registry,
+        )
+        self._compute_given_up = prometheus.Histogram(
+            "fathom_compute_given_up_ratio",
+            "Share of the GFLOPs of the plan that the gate wanted that was not spent; 0 if the "
+            "wanted one ran.",
+            buckets=COMPUTE_GIVEN_UP,
             registry=registry,
         )
         self._quality_given_up = prometheus.Histogram(
@@ -145,8 +155,9 @@ class Metrics:
         # A series must exist before its first event, or rate() misses that event.
         for reason in SHED:
             self._shed.labels(reason)
-        for decided in Reason:
-            self._depth.labels(decided.value)
+        for canvas in self._canvases or ("",):
+            for decided in Reason:
+                self._depth.labels(canvas, decided.value)
         for kind in MISSED:
             self._budget_missed.labels(kind)
         for stage in STAGES:
@@ -178,15 +189,19 @@ class Metrics:
         if trace.decision is not None:
             self._observe_decision(trace.decision, outcome)
         if _log.isEnabledFor(logging.INFO):
-            _log.info(_line(trace, outcome, seconds))
+            _log.info(request_line(trace, outcome, OUTCOMES[outcome], seconds))
 
     def _observe_decision(self, decision: Decision, outcome: str) -> None:
-        depth, wanted = decision.plan.depth, decision.wanted
-        self._depth.labels(decision.reason.value).observe(depth)
+        plan, wanted = decision.plan, decision.wanted or decision.plan
+        canvas = plan.canvas if self._canvases else ""
+        if self._canvases and canvas not in self._canvases:
+            raise ValueError(f"{canvas!r} is not in the closed set of canvases")
+        self._depth.labels(canvas, decision.reason.value).observe(plan.depth)
         self._quality.observe(decision.predicted_quality)
-        # A plan with fewer tokens or channels can lose quality without losing a layer; it can even
-        # run more layers.
-        self._depth_given_up.observe(0 if wanted is None else max(0, wanted.depth - depth))
+        # A plan on a smaller canvas, or with fewer tokens or channels, is cheaper without losing a
+        # layer; it can even run more layers. Under a ceiling on depth, a plan can cost more.
+        self._depth_given_up.observe(max(0, wanted.depth - plan.depth))
+        self._compute_given_up.observe(max(0.0, 1 - plan.gflops / wanted.gflops))
         self._quality_given_up.observe(decision.quality_given_up)
         if outcome == "ok" and not decision.floor_kept:
             self._budget_missed.labels("max-loss").inc()
@@ -227,21 +242,3 @@ class Metrics:
         except TypeError:  # prometheus_client compares such a version with a number
             encode, content_type = choose_encoder("")
         return encode(self.registry), content_type
-
-
-def _line(trace: Trace, outcome: str, seconds: float) -> Line:
-    """The log line of a request. Times are in milliseconds."""
-    decision = trace.decision
-    fields: dict[str, str | int | float | None] = {
-        "request_id": trace.request_id,
-        "status": OUTCOMES[outcome],
-        "outcome": outcome,
-        "plan": decision.plan.name if decision else None,
-        "reason": decision.reason.value if decision else None,
-        "batch": trace.batch_size,
-        "total_ms": round(seconds * 1000, 1),
-    }
-    fields |= {f"{stage}_ms": round(spent * 1000, 1) for stage, spent in trace.stages.items()}
-    optional = {"key": trace.caller, "trace_id": trace.trace_id}
-    fields |= {name: text for name, text in optional.items() if text}
-    return Line("request", fields)

@@ -113,6 +113,17 @@ def test_a_replica_of_one_plan_waits_as_the_formula_of_pollaczek_and_khinchine_s
     assert np.mean(tally.latency) == pytest.approx(waited + service_s, rel=0.05)
 
 
+def test_a_cheaper_plan_gives_up_compute_even_if_it_has_as_many_layers(manifest: Manifest) -> None:
+    plans = tuple(replace(plan, depth=6) for plan in manifest.plans)
+    policy = fleet.policy(
+        "x", replace(manifest, plans=plans), queue_size=5, load_start=0.0, max_loss=0.0
+    )
+    assert policy.given_up[0] == 0
+    assert list(policy.given_up) == sorted(set(policy.given_up))
+    ran = next(plan for plan in plans if plan.quality == policy.quality[-1])
+    assert policy.given_up[-1] == pytest.approx(1 - ran.gflops / plans[-1].gflops)
+
+
 def test_every_request_of_a_day_is_accounted_for(manifest: Manifest) -> None:
     policy = fleet.policy("x", manifest, queue_size=4, load_start=0.1, max_loss=0.005)
     arrivals = fleet.traffic(np.random.default_rng(1), 60.0, 1800.0)

@@ -58,7 +58,7 @@ def test_one_autoscaler_and_never_two(built: list[Object]) -> None:
     )
     assert spec["minReplicaCount"] <= spec["fallback"]["replicas"] <= spec["maxReplicaCount"]
     prometheus = [each for each in spec["triggers"] if each["type"] == "prometheus"]
-    assert {each["name"] for each in prometheus} == {"queue-wait", "depth-given-up"}
+    assert {each["name"] for each in prometheus} == {"queue-wait", "compute-given-up"}
     assert all(each["metadata"]["ignoreNullValues"] == "false" for each in prometheus)
 
 

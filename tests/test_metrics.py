@@ -24,6 +24,7 @@ from service.engines.base import Arrays, HostTensors, Tensors
 from service.engines.fake import FakeBackend
 from service.inference.policy import Policy, Pressure
 from service.metrics import (
+    COMPUTE_GIVEN_UP,
     MISSED,
     OUTCOMES,
     QUALITY_GIVEN_UP,
@@ -37,10 +38,12 @@ from service.settings import Settings
 from tests.processes import python
 from tests.serving import segmenter_of
 
-PLAN = Plan("d2", 2, 1.0, 1.0, 4.5, 0.7)
+CANVASES = ("c320", "c640")
+PLAN = Plan("c640-d2", 2, 1.0, 1.0, 4.5, 0.7, canvas="c640")
 STAGE_TIMES = {
     "decode": 0.002,
     "queue": 0.0001,
+    "glance": 0.01,
     "front": 0.02,
     "encoder": 0.03,
     "decoder": 0.01,
@@ -50,7 +53,7 @@ STAGE_TIMES = {
 
 @pytest.fixture
 def metrics() -> Metrics:
-    return Metrics(layers=6, max_batch=4)
+    return Metrics(layers=6, max_batch=4, canvases=CANVASES)
 
 
 def traced(reason: Reason = Reason.GATE) -> Trace:
@@ -74,9 +77,11 @@ def test_observe_counts_the_request_once_in_every_instrument(metrics: Metrics) -
     assert value(metrics, "fathom_request_duration_seconds_sum", outcome="ok") == 0.07
     for stage, seconds in STAGE_TIMES.items():
         assert value(metrics, "fathom_stage_duration_seconds_sum", stage=stage) == seconds
-    assert value(metrics, "fathom_exit_depth_layers_bucket", reason="request", le="1.0") == 0
-    assert value(metrics, "fathom_exit_depth_layers_bucket", reason="request", le="2.0") == 1
-    assert value(metrics, "fathom_exit_depth_layers_count", reason="gate") == 0
+    depth, canvas = "fathom_exit_depth_layers", "c640"
+    assert value(metrics, f"{depth}_bucket", canvas=canvas, reason="request", le="1.0") == 0
+    assert value(metrics, f"{depth}_bucket", canvas=canvas, reason="request", le="2.0") == 1
+    assert value(metrics, f"{depth}_count", canvas=canvas, reason="gate") == 0
+    assert value(metrics, f"{depth}_count", canvas="c320", reason="request") == 0
     assert value(metrics, "fathom_predicted_quality_sum") == 0.83
     assert value(metrics, "fathom_budget_missed_total", kind="deadline") == 0
 
@@ -93,23 +98,48 @@ def test_depth_has_one_edge_per_exit(metrics: Metrics) -> None:
     samples = families["fathom_exit_depth_layers"].samples
     edges = {sample.labels["le"] for sample in samples if sample.name.endswith("_bucket")}
     assert edges == {"1.0", "2.0", "3.0", "4.0", "5.0", "6.0", "+Inf"}
-    assert {sample.labels["reason"] for sample in samples} == set(Reason)
+    series = {(sample.labels["canvas"], sample.labels["reason"]) for sample in samples}
+    assert series == {(canvas, reason) for canvas in CANVASES for reason in Reason}
+
+
+def test_without_the_names_of_canvases_their_label_stays_empty() -> None:
+    metrics = Metrics(layers=6, max_batch=4)
+    name = "fathom_exit_depth_layers_count"
+    assert value(metrics, name, canvas="", reason="gate") == 0
+    metrics.observe(traced(), "ok", 0.1)
+    assert value(metrics, name, canvas="", reason="gate") == 1
+    assert value(metrics, name, canvas="c640", reason="gate") is None
 
 
 def test_what_was_given_up_against_what_the_gate_wanted_is_counted(metrics: Metrics) -> None:
-    deep = Plan("d6", 6, 1.0, 1.0, 9.0, 0.8)
+    deep = Plan("c640-d6", 6, 1.0, 1.0, 9.0, 0.8, canvas="c640")
     metrics.observe(traced(), "ok", 0.1)
     metrics.observe(Trace(decision=Decision(PLAN, Reason.LOAD, 0.83, deep, 0.03, False)), "ok", 0.1)
     assert value(metrics, "fathom_depth_given_up_layers_bucket", le="0.0") == 1
     assert value(metrics, "fathom_depth_given_up_layers_bucket", le="3.0") == 1
     assert value(metrics, "fathom_depth_given_up_layers_bucket", le="4.0") == 2
+    assert value(metrics, "fathom_compute_given_up_ratio_bucket", le="0.0") == 1
+    assert value(metrics, "fathom_compute_given_up_ratio_bucket", le="0.4") == 1
+    assert value(metrics, "fathom_compute_given_up_ratio_bucket", le="0.5") == 2
+    assert value(metrics, "fathom_compute_given_up_ratio_sum") == 0.5
     assert value(metrics, "fathom_quality_given_up_bucket", le="0.0") == 1
     assert value(metrics, "fathom_quality_given_up_bucket", le="0.02") == 1
     assert value(metrics, "fathom_quality_given_up_bucket", le="0.05") == 2
     assert value(metrics, "fathom_quality_given_up_sum") == 0.03
-    # More layers than were wanted.
+    # More layers and compute than were wanted.
     metrics.observe(Trace(decision=Decision(deep, Reason.NODE, 0.83, PLAN)), "ok", 0.1)
     assert value(metrics, "fathom_depth_given_up_layers_bucket", le="0.0") == 2
+    assert value(metrics, "fathom_compute_given_up_ratio_bucket", le="0.0") == 2
+    assert value(metrics, "fathom_compute_given_up_ratio_sum") == 0.5
+
+
+def test_a_smaller_canvas_gives_up_compute_but_no_layer(metrics: Metrics) -> None:
+    small = Plan("c320-d2", 2, 1.0, 1.0, 1.125, 0.6, canvas="c320")
+    metrics.observe(Trace(decision=Decision(small, Reason.LOAD, 0.7, PLAN, 0.1)), "ok", 0.1)
+    assert value(metrics, "fathom_depth_given_up_layers_sum") == 0
+    assert value(metrics, "fathom_compute_given_up_ratio_sum") == 0.75
+    assert value(metrics, "fathom_compute_given_up_ratio_bucket", le="0.7") == 0
+    assert value(metrics, "fathom_compute_given_up_ratio_bucket", le="0.8") == 1
 
 
 def test_edges_of_what_was_given_up(metrics: Metrics) -> None:
@@ -120,6 +150,11 @@ def test_edges_of_what_was_given_up(metrics: Metrics) -> None:
         "3.0",
         "4.0",
         "5.0",
+        "+Inf",
+    ]
+    assert COMPUTE_GIVEN_UP == (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    assert edges_of(metrics, "fathom_compute_given_up_ratio") == [
+        *(str(edge) for edge in COMPUTE_GIVEN_UP),
         "+Inf",
     ]
     assert edges_of(metrics, "fathom_quality_given_up") == [
@@ -165,9 +200,8 @@ def test_a_decision_knows_what_the_gate_wanted(
 
 
 def test_missed_budgets_are_counted_by_kind_once_a_request(metrics: Metrics) -> None:
-    broken = Decision(
-        PLAN, Reason.NODE, 0.8, Plan("d6", 6, 1.0, 1.0, 9.0, 0.8), 0.03, floor_kept=False
-    )
+    deep = Plan("c640-d6", 6, 1.0, 1.0, 9.0, 0.8, canvas="c640")
+    broken = Decision(PLAN, Reason.NODE, 0.8, deep, 0.03, floor_kept=False)
     metrics.observe(Trace(decision=broken), "ok", 0.1)
     metrics.observe(traced(), "ok", 0.1)
     assert [value(metrics, "fathom_budget_missed_total", kind=kind) for kind in MISSED] == [0, 1]
@@ -197,7 +231,8 @@ def test_a_batch_that_fails_in_the_engine_is_one_engine_error(fake_manifest: Man
         await asyncio.to_thread(segmenter.model.engine.warm.result, 20)
         assert value(metrics, "fathom_engine_errors_total") == 0
         backend.warm = True
-        tasks = [segmenter.run(frame, Ask(), Trace(str(n)), time.perf_counter()) for n in range(3)]
+        frames = {fake_manifest.glance.name: frame}
+        tasks = [segmenter.run(frames, Ask(), Trace(str(n)), time.perf_counter()) for n in range(3)]
         results = await asyncio.gather(*tasks, return_exceptions=True)
         await segmenter.model.drain(5)
         return results
@@ -215,7 +250,7 @@ def test_request_edges_are_fine_from_10_ms_to_2_s() -> None:
 
 
 def test_batches_and_compute_count_when_they_are_spent(metrics: Metrics) -> None:
-    deep = Plan("d6", 6, 1.0, 1.0, 9.0, 0.8)
+    deep = Plan("c640-d6", 6, 1.0, 1.0, 9.0, 0.8, canvas="c640")
     metrics.ran([Decision(plan, Reason.GATE, 0.8) for plan in (PLAN, deep, PLAN)])
     metrics.ran([])
     assert value(metrics, "fathom_compute_gflops_total") == 18.0
@@ -231,6 +266,9 @@ def test_labels_come_from_closed_sets(metrics: Metrics) -> None:
         metrics.observe(Trace(stages={"lunch": 1.0}), "ok", 0.1)
     with pytest.raises(ValueError, match="mood"):
         metrics.shed("mood")
+    unknown = Plan("c480-d1", 1, 1.0, 1.0, 2.0, 0.5, canvas="c480")
+    with pytest.raises(ValueError, match="c480"):
+        metrics.observe(Trace(decision=Decision(unknown, Reason.GATE, 0.5)), "ok", 0.1)
     for reason in SHED:
         metrics.shed(reason)
         assert value(metrics, "fathom_shed_total", reason=reason) == 1
@@ -268,6 +306,7 @@ def test_the_page_is_prometheus_text_with_every_documented_name(metrics: Metrics
         "fathom_batch_size",
         "fathom_compute_gflops",
         "fathom_predicted_quality",
+        "fathom_compute_given_up_ratio",
         "fathom_depth_given_up_layers",
         "fathom_quality_given_up",
         "fathom_budget_missed",
@@ -345,10 +384,11 @@ def test_there_is_one_log_line_per_request(
         metrics.observe(traced(), "ok", 0.0714)
         metrics.observe(Trace('x y\n status=200 "=é'), "overloaded", math.pi)
     assert caplog.messages == [
-        "request_id=abc status=200 outcome=ok plan=d2 reason=gate batch=3 total_ms=71.4 "
-        "decode_ms=2.0 queue_ms=0.1 front_ms=20.0 encoder_ms=30.0 decoder_ms=10.0 mask_ms=3.0",
+        "request_id=abc status=200 outcome=ok plan=c640-d2 canvas=c640 reason=gate batch=3 "
+        "total_ms=71.4 decode_ms=2.0 queue_ms=0.1 glance_ms=10.0 front_ms=20.0 encoder_ms=30.0 "
+        "decoder_ms=10.0 mask_ms=3.0",
         'request_id="x y\\n status=200 \\"=\\u00e9" status=429 outcome=overloaded '
-        "plan=- reason=- batch=0 total_ms=3141.6",
+        "plan=- canvas=- reason=- batch=0 total_ms=3141.6",
     ]
     assert not any(re.search(r"[\n\r]", message) for message in caplog.messages)
 
@@ -390,7 +430,8 @@ def test_as_json_the_fields_are_members_with_their_types(
         "request_id": "abc",
         "status": 200,
         "outcome": "ok",
-        "plan": "d2",
+        "plan": "c640-d2",
+        "canvas": "c640",
         "reason": "gate",
         "batch": 3,
         "total_ms": 71.4,

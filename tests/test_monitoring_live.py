@@ -213,7 +213,7 @@ def test_alerts_are_worded_without_holes(watched: Watched) -> None:
 def test_the_signals_for_autoscaling_are_there_also_without_traffic(watched: Watched) -> None:
     for record in (
         "namespace_job:fathom_queue_wait_seconds:mean1m",
-        "namespace_job:fathom_depth_given_up_layers:mean1m",
+        "namespace_job:fathom_compute_given_up_ratio:mean1m",
     ):
         (series,) = watched.api.query_range(record, watched.start, watched.end)
         values = [value for _, value in series["values"]]

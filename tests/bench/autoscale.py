@@ -106,7 +106,7 @@ def keda() -> Scaling:
     return Scaling(
         cpu=int(triggers["cpu"]["value"]) / 100,
         wait_s=float(triggers["queue-wait"]["threshold"]),
-        given_up=float(triggers["depth-given-up"]["threshold"]),
+        given_up=float(triggers["compute-given-up"]["threshold"]),
         behaviour=behaviour(spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]),
     )
 
@@ -163,11 +163,13 @@ def cases(manifest: Manifest) -> Iterator[Case]:
             yield Case("cpu", policy, replace(base, cpu=percent / 100), usual, chosen=same)
     for cpu, wait_s, given_up in (
         (None, 0.1, None),
-        (None, 0.1, 0.5),
-        (None, 0.25, 1.0),
-        *((object_.cpu, *pair) for pair in ((0.1, None), (0.25, None), (None, 0.5), (None, 1.0))),
-        *((object_.cpu, *pair) for pair in ((0.1, 0.5), (0.25, 1.0), (0.4, 2.0))),
-        *((0.55, *pair) for pair in ((None, None), (0.25, None), (None, 1.0), (0.25, 1.0))),
+        (None, 0.1, 0.1),
+        (None, 0.25, 0.2),
+        *((object_.cpu, *pair) for pair in ((0.1, None), (0.25, None))),
+        *((object_.cpu, None, share) for share in (0.05, 0.1, 0.15, 0.2)),
+        *((object_.cpu, *pair) for pair in ((0.1, 0.1), (0.25, 0.2), (0.4, 0.25))),
+        *((0.55, *pair) for pair in ((None, None), (0.25, None), (None, 0.1), (None, 0.2))),
+        (0.55, 0.25, 0.2),
     ):
         scaling = replace(object_, cpu=cpu, wait_s=wait_s, given_up=given_up)
         yield Case("keda", named, scaling, usual, chosen=scaling == object_)

@@ -98,6 +98,8 @@ def _stat(card: Axes, room: Room, panel: Panel, data: Data, span: Span) -> None:
 def _lines(card: Axes, room: Room, panel: Panel, data: Data, span: Span) -> None:
     axes, defaults = _axes(card, room, span), panel["fieldConfig"]["defaults"]
     custom = defaults["custom"]
+    shares = {each["matcher"]["options"] for each in panel["fieldConfig"]["overrides"]}
+    right = _right(axes) if shares else axes
     if custom.get("stacking", {}).get("mode") == "normal":
         times = np.arange(int(span[0]), int(span[1]) + 1)
         rows = [_on(times, series["values"]) for _, series in data]
@@ -109,7 +111,7 @@ def _lines(card: Axes, room: Room, panel: Panel, data: Data, span: Span) -> None
             times, values = np.asarray(series["values"], float).T
             # Absent series leave a gap, as in Grafana.
             gaps = np.flatnonzero(np.diff(times) > 1.5) + 1
-            axes.plot(
+            (right if legend in shares else axes).plot(
                 np.insert(times, gaps, np.nan) - span[0],
                 np.insert(values, gaps, np.nan),
                 lw=1.3,
@@ -126,7 +128,13 @@ def _lines(card: Axes, room: Room, panel: Panel, data: Data, span: Span) -> None
         axes.yaxis.set_major_locator(MultipleLocator(100 * 2**20))
     axes.grid(alpha=0.35, lw=0.6)
     if data:
+        handles = [
+            handle
+            for each in dict.fromkeys((axes, right))
+            for handle in each.get_legend_handles_labels()[0]
+        ]
         axes.legend(
+            handles=handles,
             loc="upper left",
             bbox_to_anchor=(-0.13, -0.12),
             ncols=6,
@@ -195,6 +203,18 @@ def _axes(card: Axes, room: Room, span: Span) -> Axes:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[:].set_color("#c7c8c9")
     return axes
+
+
+def _right(axes: Axes) -> Axes:
+    """An axis from 0 to 1 at the right, over the same time; its labels take room from the other."""
+    left, bottom, width, height = axes.get_position().bounds
+    axes.set_position((left, bottom, 0.93 * width, height))
+    right = axes.twinx()
+    right.set_ylim(0, 1)
+    right.yaxis.set_major_formatter(lambda value, _: _text(value, "percentunit", None))
+    right.tick_params(labelsize=8, colors=FAINT, length=2)
+    right.spines[:].set_visible(False)
+    return right
 
 
 def _on(times: np.ndarray, values: Sequence[tuple[float, float]]) -> np.ndarray:

@@ -23,7 +23,7 @@ RATE_WINDOWS = 4  # rate(...[1m]), looked at every 15 s
 @dataclass(frozen=True, slots=True)
 class Scaling:
     """Targets, None = not used. cpu: share of the request. Over one minute: wait_s: mean time in
-    the queue; given_up: mean layers less than the gate wanted."""
+    the queue; given_up: mean share of the wanted plans' compute that was not spent."""
 
     cpu: float | None = None
     wait_s: float | None = None

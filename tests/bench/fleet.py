@@ -33,14 +33,14 @@ class Policy:
     """What a replica does with an image when `waiting` others are queued behind it: index =
     waiting.
 
-    seconds: that it takes; quality: predicted; given_up: layers less than the gate wanted; depth:
-    layers that run.
+    seconds: that it takes; quality: predicted; given_up: the share of the wanted plan's compute
+    that it does not spend; depth: layers that run.
     """
 
     name: str
     seconds: tuple[float, ...]
     quality: tuple[float, ...]
-    given_up: tuple[int, ...]
+    given_up: tuple[float, ...]
     depth: tuple[int, ...]
 
     @property
@@ -75,14 +75,14 @@ def policy(
         decision = rules.choose(scores, ask, Budget(), costs_ms, policies.Pressure(load))
         return manifest.plans.index(decision.plan)
 
-    wanted = at(0.0)
+    wanted = manifest.plans[at(0.0)]
     chosen = [at(waiting / queue_size) for waiting in range(queue_size)]
     plans = [manifest.plans[index] for index in chosen]
     return Policy(
         name,
         tuple(engine_s[plan.name] + BESIDE_ENGINE_S for plan in plans),
         tuple(plan.quality for plan in plans),
-        tuple(max(0, manifest.plans[wanted].depth - plan.depth) for plan in plans),
+        tuple(max(0.0, 1 - plan.gflops / wanted.gflops) for plan in plans),
         tuple(plan.depth for plan in plans),
     )
 
@@ -90,11 +90,11 @@ def policy(
 @dataclass(frozen=True, slots=True)
 class Look:
     """Of one replica, for some time: seconds in which its engine ran, and in which images waited;
-    layers; images."""
+    shares of compute, added up over the images; images."""
 
     busy_s: float = 0.0
     wait_s: float = 0.0
-    given_up: int = 0
+    given_up: float = 0.0
     images: int = 0
 
 
