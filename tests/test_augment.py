@@ -13,12 +13,14 @@ from PIL import Image
 from scipy.ndimage import maximum_filter, minimum_filter
 
 from model_export.data import augment
-from model_export.data.augment import PAD, jitter, on_canvas, random_crop
+from model_export.data.augment import PAD, jitter, on_canvases, random_crop, weather
 from model_export.data.datasets import VOID, Folder, Sample
 from model_export.tasks.semantic import labels_at
-from service.bundle import InputSpec
-from service.pixels.decode import Limits, decode, to_canvas
+from service.bundle import Canvas, Shape
+from service.core import Frame
+from service.pixels.decode import Limits, decode
 from service.pixels.most_probable import most_probable
+from tests.image_files import one_canvas, only, to_canvas
 
 # Colours no two of which mix to a third, and none of which is the padding's.
 PAINT = np.uint8([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [0, 255, 255]])
@@ -155,17 +157,65 @@ def test_jitter_changes_colours_and_moves_nothing() -> None:
         assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) == len(PAINT)
 
 
-CANVAS = InputSpec(96, 128, "uint8", "NHWC", (PAD,) * 3)
+@pytest.mark.parametrize("seed", range(30))
+def test_weather_changes_the_light_and_keeps_the_view(seed: int) -> None:
+    """Bright things stay brighter than dark ones beside them: labels still fit."""
+    image = np.full((64, 96, 3), 60, np.uint8)
+    image[:, 40:44] = 180
+    before = image.copy()
+    shown = weather(image, np.random.default_rng(seed))
+    assert (shown.shape, shown.dtype) == (image.shape, np.uint8)
+    assert np.array_equal(image, before)
+    assert not np.array_equal(shown, image)
+    assert np.array_equal(shown, weather(image, np.random.default_rng(seed)))
+    post = shown[:, 40:44].astype(float).mean((1, 2))
+    beside = shown[:, [*range(34, 38), *range(46, 50)]].astype(float).mean((1, 2))
+    assert (post > beside + 10).all()
+
+
+def test_weather_has_many_kinds() -> None:
+    """Brighter and darker views, sharp and blurred ones, and those that differ from place to
+    place."""
+    image = np.tile(np.uint8([40, 200]), (64, 48))[..., None].repeat(3, 2)
+    shown = [weather(image, np.random.default_rng(seed)).astype(float) for seed in range(40)]
+    means = [each.mean() - image.mean() for each in shown]
+    assert min(means) < -30
+    assert max(means) > 30
+    steps = [np.abs(np.diff(each[..., 0], axis=1)).mean() for each in shown]
+    assert min(steps) < 20
+    assert max(steps) > 100
+    rows = [np.ptp(each.mean((1, 2))) for each in shown]
+    assert min(rows) < 1
+    assert max(rows) > 20
+
+
+SPEC = one_canvas(96, 128, (PAD,) * 3)
 SIZES = [(96, 128), (90, 128), (50, 61), (300, 500), (720, 960), (2000, 9)]
+
+
+def placed(sample: Sample) -> Frame:
+    """On the only canvas of SPEC."""
+    return only(on_canvases(sample, SPEC.canvases))
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_trained_canvas_is_the_served_canvas(height: int, width: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    ours, inner = on_canvas(Sample("noise", pixels, np.zeros((height, width), np.uint8)), (96, 128))
-    frame = to_canvas(Image.fromarray(pixels), CANVAS)
-    assert inner == (frame.geometry.scaled_height, frame.geometry.scaled_width)
-    assert np.array_equal(ours, frame.pixels)
+    ours = placed(Sample("noise", pixels, np.zeros((height, width), np.uint8)))
+    frame = to_canvas(Image.fromarray(pixels), SPEC)
+    assert ours.geometry == frame.geometry
+    assert (frame.geometry.height, frame.geometry.width) == (height, width)
+    assert np.array_equal(ours.pixels, frame.pixels)
+
+
+def test_an_image_lies_on_every_canvas_in_the_shape_that_fits_it() -> None:
+    small = Canvas.of([Shape(32, 64), Shape(64, 32)])
+    large = Canvas.of([Shape(96, 128), Shape(128, 96)])
+    for size, shapes in (((50, 90), ["32x64", "96x128"]), ((90, 50), ["64x32", "128x96"])):
+        image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+        frames = on_canvases(Sample("noise", image, np.zeros(size, np.uint8)), (small, large))
+        assert list(frames) == ["c64", "c128"]
+        assert [frame.geometry.shape for frame in frames.values()] == shapes
 
 
 def test_trained_canvas_of_a_large_jpeg_is_about_the_served_one(tmp_path: Path) -> None:
@@ -178,10 +228,9 @@ def test_trained_canvas_of_a_large_jpeg_is_about_the_served_one(tmp_path: Path) 
     (tmp_path / "masks").mkdir()
     Image.fromarray(pixels).save(tmp_path / "images" / "a.jpg", quality=95)
     Image.new("L", (800, 600)).save(tmp_path / "masks" / "a.png")
-    ours, _ = on_canvas(Folder(tmp_path, "semantic")[0], (96, 128))
-    served = decode(
-        (tmp_path / "images" / "a.jpg").read_bytes(), "image/jpeg", Limits(10**7, 4096, 1), CANVAS
-    ).pixels
+    ours = placed(Folder(tmp_path, "semantic")[0]).pixels
+    data = (tmp_path / "images" / "a.jpg").read_bytes()
+    served = only(decode(data, "image/jpeg", Limits(10**7, 4096, 1), SPEC)).pixels
     gap = np.abs(ours.astype(int) - served.astype(int))
     assert gap.mean() < 1
     assert np.quantile(gap, 0.99) <= 8
@@ -196,8 +245,9 @@ def test_evaluated_labels_are_the_served_labels(height: int, width: int) -> None
     sample = Sample(
         "black", np.zeros((height, width, 3), np.uint8), np.zeros((height, width), np.uint8)
     )
-    _, inner = on_canvas(sample, (96, 128))
-    frame = to_canvas(Image.fromarray(sample.image), CANVAS)
+    geometry = placed(sample).geometry
+    inner = geometry.scaled_height, geometry.scaled_width
+    frame = to_canvas(Image.fromarray(sample.image), SPEC)
     served = most_probable(probabilities[0].numpy(), frame.geometry).labels()
     ours = labels_at(probabilities, (96, 128), inner, (height, width))
     assert ours.shape == served.shape == (height, width)

@@ -31,7 +31,7 @@ def test_the_average_of_runs_is_a_run_that_later_steps_take(
     trained_run: Path, shifted: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "mean"
-    (config, canvas, arguments), before = (
+    (config, canvases, arguments), before = (
         read_config(trained_run),
         load_file(trained_run / "model.safetensors"),
     )
@@ -39,7 +39,7 @@ def test_the_average_of_runs_is_a_run_that_later_steps_take(
     after = load_file(out / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(torch.allclose(after[name], before[name] + 0.5, atol=1e-5) for name in before)
-    assert read_config(out)[:2] == (config, canvas)
+    assert read_config(out)[:2] == (config, canvases)
     assert read_config(out)[2] == arguments | {
         "averaged": [str(run) for run in (trained_run, shifted, shifted, trained_run)]
     }

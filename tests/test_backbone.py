@@ -28,6 +28,8 @@ pytestmark = pytest.mark.usefixtures("one_thread", "seed")
 FILES = {
     "mobilenet_v1": "mobilenet_v1_1.0_224_nohead.npz",
     "mobilenet_v2": "mobilenet_v2_1.0_folded_nohead.npz",
+    "efficientnet_lite0": "efficientnet_lite0_nohead.npz",
+    "efficientnet_lite2": "efficientnet_lite2_nohead.npz",
 }
 
 
@@ -57,13 +59,47 @@ def test_stride_two_pads_at_the_bottom_and_right_only() -> None:
 
 
 @torch.no_grad()
-def test_stride_one_pads_all_sides_alike() -> None:
-    layer = SameConv(1, 1, 3, norm=False, act=False)
+def test_stride_two_of_five_pixels_pads_one_less_at_the_top_and_left() -> None:
+    """TensorFlow's 'SAME' starts at (-1, -1) and ends two pixels behind the image."""
+    layer = SameConv(1, 1, 5, stride=2, norm=False, act=False)
+    image = torch.arange(1.0, 25.0).reshape(1, 1, 4, 6)
+    padded = F.pad(image, (1, 2, 1, 2))
+    layer.conv.bias.zero_()
+    for y in range(5):
+        for x in range(5):
+            layer.conv.weight.zero_()
+            layer.conv.weight[0, 0, y, x] = 1
+            assert torch.equal(layer(image), padded[:, :, y : y + 3 : 2, x : x + 5 : 2])
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@torch.no_grad()
+def test_stride_one_pads_all_sides_alike(kernel: int) -> None:
+    layer = SameConv(1, 1, kernel, norm=False, act=False)
     image = torch.randn(1, 1, 4, 6)
     layer.conv.bias.zero_()
     layer.conv.weight.zero_()
-    layer.conv.weight[0, 0, 1, 1] = 1
+    layer.conv.weight[0, 0, kernel // 2, kernel // 2] = 1
     assert torch.equal(layer(image), image)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "blocks", "millions"),
+    [
+        ("efficientnet_lite0", (24, 40, 112, 320), 16, 3.0),
+        ("efficientnet_lite2", (24, 48, 120, 352), 21, 4.4),
+    ],
+)
+def test_efficientnet_lite_has_its_published_channels_and_depth(
+    name: str, channels: tuple[int, ...], blocks: int, millions: float
+) -> None:
+    backbone = BACKBONES[name]()
+    assert backbone.channels == channels
+    assert sum(len(stage) for stage in backbone.blocks) == blocks
+    parameters = sum(p.numel() for p in backbone.parameters()) / 1e6
+    assert parameters == pytest.approx(millions, abs=0.05)  # without the head's 1.3 M to 2 M
+    kernels = [stage[0].layers[-2].conv.kernel_size[0] for stage in backbone.blocks]
+    assert kernels == [3, 3, 5, 3, 5, 5, 3]
 
 
 @torch.no_grad()
@@ -80,7 +116,7 @@ def test_activation_stops_at_six_and_a_linear_layer_has_none() -> None:
 def test_statistics_of_the_backbone_stay_frozen_in_train_mode(name: str) -> None:
     network = Segmenter(replace(SMALL, backbone=name)).train()
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert bool(norms) is (name == "mobilenet_v1")  # the other one has them folded
+    assert bool(norms) is (name != "mobilenet_v2")  # that one has them folded
     before = [norm.running_mean.clone() for norm in norms]
     images = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
     network.features(images)
@@ -161,11 +197,54 @@ def test_mobilenet_v2_with_its_file_equals_inverted_residuals_written_out() -> N
         assert worst(got, after[block - 1]) < 1e-4
 
 
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite2"])
+@torch.no_grad()
+def test_efficientnet_lite_with_its_file_equals_timm_s_layers_written_out(name: str) -> None:
+    path = pretrained(name)
+    backbone = BACKBONES[name]().eval()
+    load_pretrained(backbone, path)
+    arrays = np.load(path)
+
+    def layer(x: Tensor, conv: str, norm: str, stride: int = 1, groups: int = 1) -> Tensor:
+        parts = ("weight", "bias", "running_mean", "running_var")
+        gamma, beta, mean, variance = (
+            torch.from_numpy(arrays[f"{norm}.{p}"])[:, None, None] for p in parts
+        )
+        x = same_conv(x, arrays[f"{conv}.weight"], stride, groups)
+        return gamma * (x - mean) / torch.sqrt(variance + 1e-3) + beta
+
+    image = torch.rand(1, 3, 64, 96) * 2 - 1
+    x = layer(image, "conv_stem", "bn1", 2).clamp(0, 6)
+    # The first stage does not expand, so that its projection is the only 1x1.
+    x = layer(x, "blocks.0.0.conv_dw", "blocks.0.0.bn1", groups=32).clamp(0, 6)
+    x = layer(x, "blocks.0.0.conv_pw", "blocks.0.0.bn2")
+    after = [x]
+    for stage in range(1, 7):
+        block = 0
+        while (at := f"blocks.{stage}.{block}") + ".conv_dw.weight" in arrays:
+            stride = 2 if block == 0 and stage in (1, 2, 3, 5) else 1
+            y = layer(x, f"{at}.conv_pw", f"{at}.bn1").clamp(0, 6)
+            y = layer(y, f"{at}.conv_dw", f"{at}.bn2", stride, groups=y.shape[1]).clamp(0, 6)
+            y = layer(y, f"{at}.conv_pwl", f"{at}.bn3")
+            x = x + y if x.shape == y.shape else y
+            block += 1
+        after.append(x)
+    for got, stage in zip(backbone(image), (1, 2, 4, 6), strict=True):
+        assert after[stage].std() > 0.1
+        assert worst(got, after[stage]) < 1e-3
+
+
 def test_weights_of_another_backbone_are_refused_with_the_file_s_name() -> None:
-    for backbone, other in ((MobileNetV1(), "mobilenet_v2"), (MobileNetV2(), "mobilenet_v1")):
+    for name, other in (
+        ("mobilenet_v1", "mobilenet_v2"),
+        ("mobilenet_v2", "mobilenet_v1"),
+        ("efficientnet_lite0", "efficientnet_lite2"),
+        ("efficientnet_lite2", "efficientnet_lite0"),
+        ("efficientnet_lite0", "mobilenet_v2"),
+    ):
         path = pretrained(other)
         with pytest.raises(ValueError, match=path.name):
-            load_pretrained(backbone, path)
+            load_pretrained(BACKBONES[name](), path)
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 3, 16), (3, 3, 3, 1)], ids=["wrong", "broadcastable"])

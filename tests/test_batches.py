@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +13,12 @@ from numpy.typing import NDArray
 
 from model_export.data.datasets import VOID, DataError, Dataset, Sample, Scenes
 from model_export.tasks.core_and_border import core_and_border, gaps
+from model_export.training import batches as drawing
 from model_export.training.batches import Batches, chances, draw_batch
-from tests.toy import CANVAS, Stripes
+from service.bundle import Canvas, Shape
+from tests.toy import CANVASES, Stripes
+
+CROP = (64, 96)
 
 
 def _draw(
@@ -21,11 +26,12 @@ def _draw(
     scenes: float = 0.0,
     seed: int = 0,
     often: NDArray[np.float64] | None = None,
+    canvases: Sequence[Canvas] = CANVASES,
     **changes: Any,
 ) -> tuple[torch.Tensor | None, ...]:
-    batches = replace(Batches(4, scenes, CANVAS, (0.6, 1.6), False, 1.0), **changes)
+    batches = replace(Batches(4, scenes, CROP, (0.6, 1.6), False, 0.0, 1.0), **changes)
     return draw_batch(
-        train, Scenes(3, height=60, width=80), batches, CANVAS, np.random.default_rng(seed), often
+        train, Scenes(3, height=60, width=80), batches, canvases, np.random.default_rng(seed), often
     )
 
 
@@ -58,8 +64,72 @@ def test_emphasis_is_on_the_gaps_of_the_crops() -> None:
 
 def test_batches_take_the_sizes_and_labels_of_the_data() -> None:
     images, masks, _ = _draw(Stripes(), size=3)
-    assert images.shape == (3, *CANVAS, 3)
+    assert images.shape == (3, *CROP, 3)
+    assert masks.shape == (3, *CROP)
     assert set(masks.unique().tolist()) <= {0, 1, VOID}
+
+
+@pytest.fixture
+def shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Grows with every crop by the (height, width) of the canvas that its scale is relative to."""
+    seen: list[tuple[int, int]] = []
+    right = drawing.random_crop
+
+    def spy(sample: Sample, rng: Any, size: Any, scale: Any, canvas: Any, turn: bool) -> Any:
+        seen.append(canvas)
+        return right(sample, rng, size, scale, canvas, turn)
+
+    monkeypatch.setattr(drawing, "random_crop", spy)
+    return seen
+
+
+def test_half_of_the_crops_are_of_the_largest_canvas_and_the_others_of_each_alike(
+    shapes: list[tuple[int, int]],
+) -> None:
+    canvases = [Canvas.of([Shape(side, side)]) for side in (32, 64, 96, 128)]
+    images, _, _ = _draw(Stripes(), canvases=canvases, size=600)
+    assert images.shape == (600, *CROP, 3), "whatever the canvas"
+    counts = {side: shapes.count((side, side)) / 600 for side in (32, 64, 96, 128)}
+    assert counts == pytest.approx({32: 1 / 6, 64: 1 / 6, 96: 1 / 6, 128: 1 / 2}, abs=0.05)
+
+
+def test_crops_of_one_canvas_are_all_of_its_scale(shapes: list[tuple[int, int]]) -> None:
+    _draw(Stripes(), canvases=CANVASES[1:], size=20)
+    assert shapes == [(64, 96)] * 20
+
+
+class Upright(Stripes):
+    """Portraits."""
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample("upright", np.zeros((90, 40, 3), np.uint8), np.zeros((90, 40), np.uint8))
+
+
+def test_a_crop_s_scale_is_that_of_the_shape_that_fits_the_image(
+    shapes: list[tuple[int, int]],
+) -> None:
+    both = [Canvas.of([Shape(64, 96), Shape(96, 64)])]
+    for data, shape in ((Stripes(), (64, 96)), (Upright(), (96, 64))):
+        shapes.clear()
+        _draw(data, canvases=both, size=5)
+        assert shapes == [shape] * 5
+
+
+def test_weather_is_for_a_share_of_the_crops_and_changes_no_label(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain, masks, _ = _draw(Stripes(), size=1)
+    rainy, same, _ = _draw(Stripes(), size=1, weather=1.0)
+    again, _, _ = _draw(Stripes(), size=1, weather=1.0)
+    assert torch.equal(rainy, again)
+    assert torch.equal(masks, same)
+    assert (rainy.shape, rainy.dtype) == (plain.shape, plain.dtype)
+    assert not torch.equal(rainy, plain)
+    monkeypatch.setattr(drawing, "weather", lambda image, rng: np.full_like(image, 9))
+    images, _, _ = _draw(Stripes(), size=300, weather=0.25)
+    assert (images == 9).flatten(1).all(1).float().mean().item() == pytest.approx(0.25, abs=0.06)
+    images, _, _ = _draw(Stripes(), size=20)
+    assert not (images == 9).flatten(1).all(1).any()
 
 
 class Kinds(Stripes):

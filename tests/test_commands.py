@@ -31,7 +31,12 @@ def test_steps_in_the_wrong_order_name_the_missing_one(
         error = capsys.readouterr().err
         assert error.startswith(f"{words[0]}: ")
         assert f"python -m model_export {missing}" in error
-    write_plans(run, [Knobs(3)], {})
+    write_plans(run, [Knobs(3)], {})  # of before there were several canvases
+    assert command("derive-targets", run, "--fit", "scenes:5", "--held", "scenes:5") == 1
+    error = capsys.readouterr().err
+    assert "plans without a canvas" in error
+    assert f"python -m model_export search-plans {run}" in error
+    write_plans(run, [Knobs(3, canvas="c96")], {})
     assert command("train-gate", run) == 1
     assert "python -m model_export derive-targets" in capsys.readouterr().err
     (run / "model.safetensors").unlink()

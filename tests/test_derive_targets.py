@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from model_export.data.augment import on_canvas
+from model_export.data.augment import on_canvases
 from model_export.data.datasets import VOID, DataError, Sample, Scenes
 from model_export.gating.derive_targets import (
     DataOptions,
@@ -27,14 +28,16 @@ from model_export.tasks.core_and_border import core_and_border
 from model_export.tasks.semantic import confusion, labels_at
 from model_export.training.quality import counts_by_knobs
 from model_export.training.runs import load_model, read_targets, write_plans
-from tests.toy import CANVAS, PLANS, Stripes, command, toy
+from service.bundle import Canvas, Shape
+from tests.small_network import randomised
+from tests.toy import CANVASES, PLANS, Stripes, command, toy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_targets_are_what_each_plan_alone_predicts(toy_run: Path) -> None:
-    """Layers run once for plans that differ in depth only; the answer must be that of the plan
-    alone."""
+    """Layers run once for plans that differ in depth only, and the backbone once for those of a
+    canvas; the answer must be that of the plan alone."""
     held, model = read_targets(toy_run, "held"), load_model(toy_run)
     assert held["names"].tolist() == [f"scene-5-{i}" for i in range(4)]
     assert str(held["spec"]) == "scenes:4:5"
@@ -42,15 +45,19 @@ def test_targets_are_what_each_plan_alone_predicts(toy_run: Path) -> None:
     assert held["counts"].shape == (4, 4, 11, 11)
     data = Scenes(4, 5)
     for i in range(2):
-        pixels, inner = on_canvas(data[i], CANVAS)
-        batch = torch.from_numpy(pixels)[None]
+        frames = on_canvases(data[i], CANVASES)
+        batches = {name: torch.from_numpy(each.pixels)[None] for name, each in frames.items()}
         with torch.inference_mode():
             for row, plan in enumerate(PLANS):
-                probabilities = semantic_probabilities(model(batch, Knobs.parse(plan))[-1])
-                labels = labels_at(probabilities, CANVAS, inner, data[i].mask.shape)
+                knobs = Knobs.parse(plan)
+                geometry = frames[knobs.canvas].geometry
+                probabilities = semantic_probabilities(model(batches[knobs.canvas], knobs)[-1])
+                inner = geometry.scaled_height, geometry.scaled_width
+                labels = labels_at(probabilities, geometry.canvas, inner, data[i].mask.shape)
                 assert np.array_equal(held["counts"][i, row], confusion(labels, data[i].mask, 11))
-            _, maps = model.features(batch)
-            inputs = gate_input(maps, model.front_head(maps))[0]
+            _, maps = model.features(batches["c64"])
+            size = torch.tensor([[360.0, 480.0]])
+            inputs = gate_input(maps, model.front_head(maps), size)[0]
         assert np.allclose(held["inputs"][i], inputs.numpy(), atol=1e-6)
         assert held["counts"][i, 0].sum() == (data[i].mask != VOID).sum()
 
@@ -71,7 +78,33 @@ def test_a_subset_of_plans_can_be_asked_for(toy_run: Path) -> None:
     model, sample = load_model(toy_run), Scenes(1, 5)[0]
     every = read_targets(toy_run, "held")["counts"][0]
     asked = [Knobs.parse(PLANS[row]) for row in (3, 0)]
-    assert np.array_equal(counts_by_knobs(model, sample, CANVAS, asked)[0], every[[3, 0]])
+    assert np.array_equal(counts_by_knobs(model, sample, CANVASES, asked)[0], every[[3, 0]])
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["landscape", "portrait"])
+def test_several_canvases_at_once_give_what_each_gives_alone(turned: bool) -> None:
+    """In the order of the plans, whatever their canvases; the gate sees the first canvas, whether
+    or not a plan is on it."""
+    torch.manual_seed(0)
+    # No larger than on the smallest canvas: what is larger is scaled by way of the largest one.
+    model, sample = randomised(Segmenter(toy())), Scenes(1, 5, height=28, width=56)[0]
+    if turned:
+        turn = {name: np.rot90(getattr(sample, name)).copy() for name in ("image", "mask")}
+        sample = replace(sample, **turn)
+    canvases = tuple(
+        Canvas.of([*canvas.shapes, Shape(canvas.shapes[0].width, canvas.shapes[0].height)])
+        for canvas in CANVASES
+    )
+    plans = [Knobs.parse(name) for name in ("c96-d3", "c64-d2", "c96-d1-w50", "c64-d1", "c96-d2")]
+    counts, inputs = counts_by_knobs(model, sample, canvases, plans)
+    assert len({each.tobytes() for each in counts}) >= 4, "no comparison of constants"
+    for canvas in canvases:
+        rows = [row for row, plan in enumerate(plans) if plan.canvas == canvas.name]
+        alone, seen = counts_by_knobs(model, sample, [canvas], [plans[row] for row in rows])
+        assert np.array_equal(counts[rows], alone)
+        assert np.array_equal(inputs, seen) == (canvas is canvases[0])
+    large = [plan for plan in plans if plan.canvas == "c96"]
+    assert np.array_equal(counts_by_knobs(model, sample, canvases, large)[1], inputs)
 
 
 class _Void(Stripes):
@@ -88,7 +121,8 @@ def test_views_of_an_image_stay_together_and_void_images_are_left_out() -> None:
     """Cross-validation takes contiguous folds: a view in another fold than its image would give the
     answer away."""
     model = Segmenter(toy(2, 1)).eval()
-    found = measure_plans(model, [Knobs(1)], [Stripes(), _Void()], "stripes", CANVAS, 3, 0)
+    plans = [Knobs(1, canvas="c96")]
+    found = measure_plans(model, plans, [Stripes(), _Void()], "stripes", CANVASES, 3, 0)
     first = ["stripe-0", "stripe-0-1", "stripe-0-2"]
     assert found["names"].tolist() == [*first, "stripe-1", "stripe-1-1", "stripe-1-2", *first]
     assert not np.array_equal(found["counts"][0], found["counts"][1])
@@ -114,13 +148,24 @@ class _Corner(Stripes):
 
 def test_views_of_objects_are_the_eight_orientations_of_an_image() -> None:
     sample, rng = _Corner()[0], np.random.default_rng(0)
-    views = [view_of(sample, view, CANVAS, rng) for view in range(8)]
+    views = [view_of(sample, view, CANVASES, rng) for view in range(8)]
     assert len({view.name for view in views}) == 8
     assert len({(view.instances.shape, view.instances.tobytes()) for view in views}) == 8
     for view in views:
         assert view.instances.sum() == 180
         assert np.array_equal(view.image[..., 0] == 90, view.instances == 1)
         assert np.array_equal(view.mask, core_and_border(view.instances))
+
+
+def test_other_views_are_of_the_shape_of_the_largest_canvas_that_fits_the_image() -> None:
+    upright = Canvas.of([Shape(64, 96), Shape(96, 64)])
+    for height, width, shape in ((40, 60, (64, 96)), (60, 40, (96, 64))):
+        image = np.zeros((height, width, 3), np.uint8)
+        sample = Sample("plain", image, np.zeros((height, width), np.uint8))
+        canvases = (CANVASES[0], upright)
+        assert view_of(sample, 0, canvases, np.random.default_rng(0)) is sample
+        view = view_of(sample, 1, canvases, np.random.default_rng(0))
+        assert (view.image.shape, view.mask.shape) == ((*shape, 3), shape)
 
 
 def test_objects_have_no_more_views_than_orientations(
@@ -130,9 +175,9 @@ def test_objects_have_no_more_views_than_orientations(
         "model_export.gating.derive_targets.open_dataset", lambda spec, root: _Corner()
     )
     options = DataOptions(None, ["corner"], "another", 9, 0)
-    network = Network(load_model(toy_run), CANVAS, Path("none"), [], ["corner"])
+    network = Network(load_model(toy_run), CANVASES, Path("none"), [], ["corner"])
     with pytest.raises(DataError, match="--views 9 must be at least 1 and, for objects, at most 8"):
-        next(measure_parts(network, [Knobs(3)], options, Path("none")))
+        next(measure_parts(network, [Knobs(3, canvas="c96")], options, Path("none")))
 
 
 def test_targets_that_were_stopped_go_on_where_they_were(
@@ -183,7 +228,7 @@ def test_targets_of_other_plans_are_refused(
     toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = shutil.copytree(toy_run, tmp_path / "run")
-    write_plans(run, [Knobs(1), Knobs(3)], {})
+    write_plans(run, [Knobs(1, canvas="c64"), Knobs(3, canvas="c96")], {})
     assert command("train-gate", run) == 1
     # They are gone with the plans that they were of.
     assert "derive-targets" in capsys.readouterr().err

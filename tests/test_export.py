@@ -32,9 +32,11 @@ from model_export.training.runs import (
     write_targets,
 )
 from service import bundle
+from service.bundle import SIZE, Canvas, Graphs, Shape
 from service.errors import BundleError
-from tests.exported import CPU, scene_images
-from tests.toy import CANVAS, PLANS, STAGES, Stripes, command, toy
+from service.segmenting import open_bundle
+from tests.exported import CPU, graphs_for, scene_frames
+from tests.toy import CANVASES, PLANS, STAGES, Stripes, command, toy
 
 # The first test waits for the export.
 pytestmark = [
@@ -47,17 +49,22 @@ def test_exported_bundle_is_one_that_the_service_loads(toy_run: Path, toy_bundle
     manifest = bundle.load(toy_bundle).manifest
     assert set(manifest.stages) == set(STAGES)
     assert manifest.task == "semantic"
-    assert (manifest.input.height, manifest.input.width, manifest.input.pad) == (
-        *CANVAS,
-        (127, 127, 127),
-    )
+    assert (manifest.input.canvases, manifest.input.pad) == (CANVASES, (127, 127, 127))
     assert tuple(entry.name for entry in manifest.classes) == Scenes(1).classes
     assert tuple(entry.color for entry in manifest.classes) == PALETTE
     assert not any(entry.thing for entry in manifest.classes)
-    found = [(plan.name, Knobs(plan.depth, plan.keep, plan.width)) for plan in manifest.plans]
+    found = [
+        (plan.name, Knobs(plan.depth, plan.keep, plan.width, plan.canvas))
+        for plan in manifest.plans
+    ]
     assert found == [(name, Knobs.parse(name)) for name in PLANS]
-    assert dict(manifest.encoder_of) == {name: f"encoder-{name}" for name in PLANS}
-    assert manifest.stages["decoder"].outputs[0].dims == ("batch", 11, 16, 24)
+    encoders = {name: f"encoder-64x96-{name.removeprefix('c96-')}" for name in PLANS[1:]}
+    assert manifest.graphs == {
+        "32x64": Graphs("front-32x64", "decoder-32x64", {PLANS[0]: "encoder-32x64-d1-w50"}),
+        "64x96": Graphs("front-64x96", "decoder-64x96", encoders),
+    }
+    assert manifest.stages["decoder-32x64"].outputs[0].dims == ("batch", 11, 8, 16)
+    assert manifest.stages["decoder-64x96"].outputs[0].dims == ("batch", 11, 16, 24)
     assert manifest.provenance["backbone"] == "random.npz"
     assert manifest.provenance["data"] == "scenes:4"
     config, _, _ = read_config(toy_run)
@@ -69,6 +76,18 @@ def test_exported_bundle_is_one_that_the_service_loads(toy_run: Path, toy_bundle
     assert all(0 < stage.parity < 1e-3 for stage in manifest.stages.values())
 
 
+def test_the_gate_is_in_the_front_of_the_smallest_canvas_alone(toy_bundle: Path) -> None:
+    stages = bundle.load(toy_bundle).manifest.stages
+    glance, front = stages["front-32x64"], stages["front-64x96"]
+    names = ["f4", "f8", "f16", "f32"]
+    assert [spec.name for spec in front.inputs] == ["image"]
+    assert [spec.name for spec in front.outputs] == names
+    assert [spec.name for spec in glance.inputs] == ["image", "size"]
+    assert glance.inputs[1] == SIZE
+    assert [spec.name for spec in glance.outputs] == [*names, "quality", "gate_input"]
+    assert glance.outputs[4].dims == ("batch", len(PLANS))
+
+
 def test_the_calibrated_margins_go_into_the_bundle(toy_run: Path, toy_bundle: Path) -> None:
     margins = [(row.asked, row.margin) for row in bundle.load(toy_bundle).manifest.margins]
     assert margins == [(row["asked"], row["margin"]) for row in read_gate(toy_run)[1]["margins"]]
@@ -76,8 +95,8 @@ def test_the_calibrated_margins_go_into_the_bundle(toy_run: Path, toy_bundle: Pa
 
 
 def test_a_search_s_table_goes_into_the_bundle(toy_run: Path) -> None:
-    table = [{"plan": "d3", "gflops": 1.0, "ms": 2.0, "quality": 0.5}]
-    search = {"plans": ["d3"], "search": table, "data": "scenes:3", "machine": {"threads": 1}}
+    table = [{"plan": "c96-d3", "gflops": 1.0, "ms": 2.0, "quality": 0.5}]
+    search = {"plans": ["c96-d3"], "search": table, "data": "scenes:3", "machine": {"threads": 1}}
     config, _, _ = read_config(toy_run)
     held, fitted = read_targets(toy_run, "held"), read_gate(toy_run)[1]
     found = exporter.calibration(config, held, search, fitted, {"front": 0.123456}, {"front": 1e-6})
@@ -92,24 +111,38 @@ def test_a_search_s_table_goes_into_the_bundle(toy_run: Path) -> None:
 def test_onnx_runtime_computes_what_torch_does_for_a_batch_of_three(
     toy_bundle: Path, name: str
 ) -> None:
-    pixels, knobs = scene_images(3), Knobs.parse(name)
+    knobs, frames = Knobs.parse(name), list(scene_frames(3).values())
+    small, large = (np.stack([frame.pixels for frame in shown]) for shown in frames)
+    pixels = small if knobs.canvas == CANVASES[0].name else large
+    sizes = np.float32([(frame.geometry.height, frame.geometry.width) for frame in frames[0]])
+    assert len(np.unique(sizes)) == 6, "the gate is told three sizes"
     model, gate, _ = read_weights(toy_bundle / "model.safetensors")
     with torch.inference_mode():
         batch = torch.from_numpy(pixels)
         wanted = semantic_probabilities(model(batch, knobs)[-1]).numpy()
-        _, maps = model.features(batch)
-        seen = gate_input(maps, model.front_head(maps))
+        *_, encoded = model.encoder.run(
+            model.features(batch)[1], knobs.depth, knobs.keep, knobs.width
+        )
+        _, maps = model.features(torch.from_numpy(small))
+        seen = gate_input(maps, model.front_head(maps), torch.from_numpy(sizes))
         quality = gate(seen).numpy()
-        *_, encoded = model.encoder.run(maps, knobs.depth, knobs.keep, knobs.width)
-    tensors = {"image": pixels}
-    for part in ("front", f"encoder-{name}", "decoder"):
+    tensors, stages = {}, bundle.load(toy_bundle).manifest.stages
+
+    def run(part: str) -> None:
         session = onnxruntime.InferenceSession(toy_bundle / f"{part}.onnx", providers=CPU)
-        stage = bundle.load(toy_bundle).manifest.stages[part]
+        stage = stages[part]
         found = session.run(None, {spec.name: tensors[spec.name] for spec in stage.inputs})
-        tensors |= dict(zip((spec.name for spec in stage.outputs), found, strict=True))
+        tensors.update(zip((spec.name for spec in stage.outputs), found, strict=True))
         for spec in stage.outputs:
             assert tensors[spec.name].shape == (3, *spec.dims[1:])
             assert tensors[spec.name].dtype == spec.dtype
+
+    own = graphs_for(name)
+    for front, images in {"front-32x64": small, own.front: pixels}.items():
+        tensors |= {"image": images, "size": sizes}
+        run(front)
+    for part in (own.encoders[name], own.decoder):
+        run(part)
     assert np.abs(tensors["probabilities"] - wanted).max() < 1e-3
     assert (tensors["probabilities"].argmax(1) == wanted.argmax(1)).mean() >= 0.999
     assert np.abs(tensors["quality"] - quality).max() < 1e-4
@@ -145,39 +178,73 @@ class _Blobs(Stripes):
         return Sample(f"blob-{index}", image, np.zeros((40, 60), np.uint8))
 
 
-def test_an_instance_bundle_has_things_and_background_core_and_border_of_each(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, config = tmp_path / "run", replace(toy(3), task="instance")
+@pytest.fixture(scope="module")
+def blobs(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of objects, on one canvas for landscapes and portraits."""
+    folder = tmp_path_factory.mktemp("instance")
+    run, config = folder / "run", replace(toy(3), task="instance")
     arguments = dict.fromkeys(
         ("train", "scenes", "steps", "batch", "lr", "crop", "sampling", "distill", "seed"), 0
     )
     write_config(
         run,
         config,
-        CANVAS,
+        [Canvas.of([Shape(32, 64), Shape(64, 32)])],
         arguments | {"backbone_weights": None},
-        [("instances:small", tmp_path)],
+        [("instances:small", folder)],
         ["blob"],
     )
     save_model(run, Segmenter(config).state_dict())
-    write_plans(run, [Knobs(1)], {})
+    write_plans(run, [Knobs(1, canvas="c64")], {})
     # Two found at a mean IoU of 0.7, one too many.
     counts = np.tile(np.array([1.4, 2.0, 1.0, 0.0]), (5, 1, 1))
-    arrays = {"counts": counts, "plans": np.array(["d1"]), "spec": np.array("blobs")}
+    arrays = {"counts": counts, "plans": np.array(["c64-d1"]), "spec": np.array("blobs")}
     write_targets(run, "fit", arrays)
     write_targets(run, "held", arrays)
     write_gate(run, Gate(gate_inputs(32, 3), 1), {"margins": [{"asked": 0.01, "margin": None}]})
-    monkeypatch.setattr(exporter, "open_dataset", lambda spec, root: _Blobs())
-    assert command("export", run, "--out", tmp_path / "blobs") == 0
-    manifest = bundle.load(tmp_path / "blobs").manifest
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporter, "open_dataset", lambda spec, root: _Blobs())
+        assert command("export", run, "--out", folder / "blobs") == 0
+    return folder / "blobs"
+
+
+def test_an_instance_bundle_has_things_and_background_core_and_border_of_each(blobs: Path) -> None:
+    manifest = bundle.load(blobs).manifest
     assert manifest.task == "instance"
     assert [(entry.name, entry.thing) for entry in manifest.classes] == [("blob", True)]
-    assert manifest.stages["decoder"].outputs[0].dims == ("batch", 3, 16, 24)
+    assert manifest.stages["decoder-32x64"].outputs[0].dims == ("batch", 3, 8, 16)
     assert manifest.plans[0].quality == pytest.approx(1.4 / 2.5)
     assert manifest.margins[0].margin is None
     assert manifest.calibration["trained_on"] == [], "any folder of that name would count"
     assert manifest.calibration["dataset_PQ"] == [pytest.approx(1.4 / 2.5)]
+
+
+def test_a_canvas_of_two_shapes_is_exported_for_both_and_serves_landscapes_and_portraits(
+    blobs: Path,
+) -> None:
+    manifest = bundle.load(blobs).manifest
+    assert [shape.name for shape in manifest.glance.shapes] == ["32x64", "64x32"]
+    assert list(manifest.graphs) == ["32x64", "64x32"]
+    for shape in manifest.graphs:
+        assert SIZE in manifest.stages[f"front-{shape}"].inputs
+    assert manifest.stages["decoder-64x32"].outputs[0].dims == ("batch", 3, 16, 8)
+    assert all(0 < stage.parity < 1e-3 for stage in manifest.stages.values())
+    noise = np.random.default_rng(0).integers(0, 256, (150, 90, 3), np.uint8)
+    with open_bundle(blobs, backend="onnxruntime", threads=1) as segmenter:
+        for image, canvas in ((noise, (64, 32)), (noise.transpose(1, 0, 2), (32, 64))):
+            answer = segmenter.segment(image)
+            assert answer.geometry.canvas == canvas
+            assert answer.labels.shape == image.shape[:2]
+            assert answer.decision.plan.name == "c64-d1"
+
+
+def test_canvases_without_a_plan_are_left_out_but_for_the_glance() -> None:
+    small, middle, large = (Canvas.of([Shape(side, side)]) for side in (64, 96, 128))
+    canvases = (small, middle, large)
+    assert exporter.used(canvases, [Knobs(1, canvas="c128")]) == (small, large)
+    assert exporter.used(canvases, [Knobs(1, canvas="c64")]) == (small,)
+    plans = [Knobs(1, canvas=canvas.name) for canvas in canvases]
+    assert exporter.used(canvases, plans) == canvases
 
 
 @pytest.mark.parametrize(

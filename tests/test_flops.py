@@ -9,7 +9,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from model_export.export.flops import count_gflops
+from model_export.export.write_manifest import cost_of
+from model_export.network.knobs import Knobs
 from service import bundle
+from service.bundle import Canvas, Shape
+from tests.exported import graphs_for
 from tests.toy import PLANS, STAGES
 
 # The first test that needs the toy bundle waits for its export.
@@ -107,11 +111,12 @@ def test_flops_refuse_a_size_that_is_not_fixed(
 
 
 def test_an_encoder_costs_what_the_formula_of_its_plan_says(toy_bundle: Path) -> None:
-    """Sampling included. Of 30 + 96 tokens, 6 and 24 of them at strides 32 and 16; a layer of depth
-    d sees d scales."""
+    """Sampling included. Of 30 + 96 tokens, 6 and 24 of them at strides 32 and 16, or a third of
+    them on the smaller canvas; a layer of depth d sees d scales."""
     channels, heads, points, ffn, classes = 32, 4, 4, 32, 11
     tokens = {1: 6, 2: 6 + 24, 3: 6 + 24 + 96}
     top_down = 2 * (6 + 24) * channels**2  # each of both steps is taken once, whatever the depth
+    third = 1 / 3
 
     def layer(scales: int, active: int, width: float = 1.0) -> float:
         samples = heads * scales * points
@@ -125,22 +130,51 @@ def test_an_encoder_costs_what_the_formula_of_its_plan_says(toy_bundle: Path) ->
     first, second = layer(1, tokens[1]), layer(2, tokens[2])
     token_head = 2 * tokens[3] * channels * classes
     wanted = {
-        "d1-w50": layer(1, tokens[1], 0.5),
-        "d2": first + second,
-        "d3-k50": first + second + token_head + layer(3, 6 + 24 + 48),
-        "d3": first + second + layer(3, tokens[3]),
+        "c64-d1-w50": third * (layer(1, tokens[1], 0.5) + top_down),
+        "c96-d2": first + second + top_down,
+        "c96-d3-k50": first + second + token_head + layer(3, 6 + 24 + 48) + top_down,
+        "c96-d3": first + second + layer(3, tokens[3]) + top_down,
     }
     assert set(wanted) == set(PLANS)
     for name, cost in wanted.items():
-        assert 1e9 * count_gflops(toy_bundle / f"encoder-{name}.onnx") == pytest.approx(
-            cost + top_down, rel=1e-9
-        ), name
+        encoder = toy_bundle / f"{graphs_for(name).encoders[name]}.onnx"
+        assert 1e9 * count_gflops(encoder) == pytest.approx(cost, rel=1e-9), name
 
 
-def test_plan_costs_front_encoder_and_decoder(toy_bundle: Path) -> None:
+def test_plan_costs_glance_front_encoder_and_decoder(toy_bundle: Path) -> None:
     manifest = bundle.load(toy_bundle).manifest
     parts = {name: count_gflops(toy_bundle / f"{name}.onnx") for name in STAGES}
     for plan in manifest.plans:
-        whole = parts["front"] + parts[manifest.encoder_of[plan.name]] + parts["decoder"]
+        own = graphs_for(plan.name)
+        whole = parts["front-32x64"] + parts[own.encoders[plan.name]] + parts[own.decoder]
+        if plan.canvas != "c64":  # for a plan on the smallest canvas the glance is the front
+            whole += parts["front-64x96"]
         assert plan.gflops == pytest.approx(whole, abs=1e-4)
     assert min(parts.values()) > 0
+    costs = [plan.gflops for plan in manifest.plans]
+    assert costs == sorted(costs)
+
+
+def test_of_several_shapes_of_a_canvas_the_most_expensive_one_counts() -> None:
+    glance = Canvas.of([Shape(64, 96), Shape(96, 64)])
+    large = Canvas.of([Shape(96, 128), Shape(128, 96), Shape(128, 128)])
+    rows = {  # front, decoder and encoder of each shape
+        "64x96": (1.0, 0.25, 3.0),
+        "96x64": (1.5, 0.5, 2.0),
+        "96x128": (10.0, 4.0, 20.0),
+        "128x96": (11.0, 5.0, 17.0),
+        "128x128": (16.0, 2.0, 15.0),
+    }
+    parts = {
+        name.format(shape): cost
+        for shape, row in rows.items()
+        for name, cost in zip(("front-{}", "decoder-{}", "encoder-{}-d2"), row, strict=True)
+    }
+    canvases = (glance, large)
+    assert cost_of(Knobs(2, canvas="c96"), canvases, parts) == 1.5 + 3.0 + 0.25
+    assert cost_of(Knobs(2, canvas="c128"), canvases, parts) == 1.5 + 10.0 + 20.0 + 4.0
+    parts["encoder-128x128-d2"] = 17.0
+    assert cost_of(Knobs(2, canvas="c128"), canvases, parts) == 1.5 + 16.0 + 17.0 + 2.0
+    # Where the glance is the only canvas, nothing runs twice.
+    alone = (Canvas.of(large.shapes[:1]),)
+    assert cost_of(Knobs(2, canvas="c128"), alone, parts) == 10.0 + 20.0 + 4.0

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from model_export.export import weights
 from model_export.export.attention import Form, body, forms_of
+from model_export.export.graph_edits import needed_for
 from model_export.export.graphs import Encode
 from model_export.export.kernel_files import write_kernels
 from model_export.kernels import launch, nvrtc
@@ -33,9 +34,10 @@ from model_export.training.runs import (
     read_gate,
 )
 from service import bundle
+from service.bundle import Canvas, Shape
 from service.errors import BundleError
-from tests.exported import CPU
-from tests.toy import CANVAS, PLANS, STAGES, toy
+from tests.exported import CPU, graphs_for
+from tests.toy import CANVASES, PLANS, STAGES, toy
 
 # The first test waits for the export.
 pytestmark = [
@@ -87,9 +89,9 @@ def test_a_bundle_s_weights_say_which_network_they_are_of(
     toy_run: Path, toy_bundle: Path, tmp_path: Path
 ) -> None:
     """So that a bundle can be calibrated anew without the run that it came from."""
-    model, gate, canvas = read_weights(toy_bundle / "model.safetensors")
+    model, gate, canvases = read_weights(toy_bundle / "model.safetensors")
     assert model.config == read_config(toy_run)[0]
-    assert canvas == CANVAS
+    assert canvases == CANVASES
     assert not model.training
     trained = load_model(toy_run).state_dict()
     for name, value in model.state_dict().items():
@@ -100,6 +102,17 @@ def test_a_bundle_s_weights_say_which_network_they_are_of(
     save_file(load_file(toy_bundle / "model.safetensors"), tmp_path / "bare.safetensors")
     with pytest.raises(RunError, match=r"bare\.safetensors does not say which network"):
         read_weights(tmp_path / "bare.safetensors")
+
+
+def test_weights_of_before_there_were_several_canvases_have_one(
+    toy_bundle: Path, tmp_path: Path
+) -> None:
+    model, _, _ = read_weights(toy_bundle / "model.safetensors")
+    old = {"config": json.dumps(model.config.as_dict()), "canvas": "[64, 96]"}
+    save_file(load_file(toy_bundle / "model.safetensors"), tmp_path / "old", metadata=old)
+    again, _, canvases = read_weights(tmp_path / "old")
+    assert canvases == (Canvas.of([Shape(64, 96)]),)
+    assert again.config == model.config
 
 
 def test_graphs_tell_nothing_of_the_machine_that_wrote_them(toy_bundle: Path) -> None:
@@ -139,8 +152,9 @@ def test_graphs_tell_nothing_of_the_machine_that_wrote_them(toy_bundle: Path) ->
 @pytest.mark.parametrize("name", PLANS)
 def test_each_layer_has_one_attention_node_with_a_body(toy_bundle: Path, name: str) -> None:
     """For TensorRT's plugin; ONNX Runtime runs the body. The scales grow with the layers: 6, 24 and
-    96 tokens."""
-    model = onnx.load(toy_bundle / f"encoder-{name}.onnx", load_external_data=False)
+    96 tokens, on the smaller canvas a third of them."""
+    encoder = graphs_for(name).encoders[name]
+    model = onnx.load(toy_bundle / f"{encoder}.onnx", load_external_data=False)
     kinds = [node.op_type for node in model.graph.node]
     nodes = [node for node in model.graph.node if node.op_type == "MsDeformAttn"]
     depth, paused = Knobs.parse(name).depth, Knobs.parse(name).keep < 1
@@ -148,7 +162,7 @@ def test_each_layer_has_one_attention_node_with_a_body(toy_bundle: Path, name: s
     assert {node.domain for node in nodes} == {"fathom"}
     assert "GridSample" not in kinds
     assert "Softmax" not in kinds
-    sizes = [2, 3, 4, 6, 8, 12]
+    sizes = [1, 2, 2, 4, 4, 8] if Knobs.parse(name).canvas == "c64" else [2, 3, 4, 6, 8, 12]
     for layer, (node, form) in enumerate(forms_of(model), 1):
         found = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         assert (found["sizes"], found["heads"], found["points"]) == (sizes[: 2 * layer], 4, 4)
@@ -201,7 +215,7 @@ def _kernel_names(folder: Path) -> list[str]:
 
 def test_a_bundle_has_a_kernel_for_every_problem_and_type(toy_bundle: Path, tmp_path: Path) -> None:
     kernels = bundle.load(toy_bundle).manifest.kernels
-    levels = ("2x3", "2x3.4x6", "2x3.4x6.8x12", "2x3.4x6.8x12-some-per-image")
+    levels = ("1x2", "2x3", "2x3.4x6", "2x3.4x6.8x12", "2x3.4x6.8x12-some-per-image")
     wanted = [
         f"ms_deform_attn-{problem}-{dtype}.ptx.gz" for problem in levels for dtype in launch.DTYPES
     ]
@@ -231,7 +245,7 @@ def test_without_a_compiler_a_bundle_has_no_kernels_and_says_so(
         raise nvrtc.NvrtcError("NVRTC was not found: pip install '.[kernels]'")
 
     monkeypatch.setattr(nvrtc, "version", missing)
-    assert write_kernels(tmp_path, [toy_bundle / "encoder-d3.onnx"]) == ()
+    assert write_kernels(tmp_path, [toy_bundle / "encoder-64x96-d3.onnx"]) == ()
     said = capsys.readouterr().out
     assert "has no CUDA kernels, so that build-trt cannot use it" in said
     assert "pip install '.[kernels]'" in said
@@ -256,7 +270,7 @@ def _optimised(path: Path, folder: Path) -> onnx.GraphProto:
 def test_a_narrow_plan_s_weights_are_cut_when_it_is_loaded_not_when_it_runs(
     toy_bundle: Path, tmp_path: Path
 ) -> None:
-    graph = _optimised(toy_bundle / "encoder-d1-w50.onnx", tmp_path)
+    graph = _optimised(toy_bundle / "encoder-32x64-d1-w50.onnx", tmp_path)
     shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     products = [shapes.get(node.input[1]) for node in graph.node if "MatMul" in node.op_type]
     # Of 32 channels into half of the 32 hidden ones and back; the attention's 16 logits have the
@@ -276,17 +290,18 @@ def test_every_activation_of_the_backbone_is_fused_with_its_convolution(
 ) -> None:
     """Else ONNX Runtime changes the layout before and after each of them, which takes a third more
     time."""
-    nodes = _optimised(toy_bundle / "front.onnx", tmp_path).node
-    assert "Clip" not in [node.op_type for node in nodes]
-    assert (
-        len([node for node in nodes if any(a.name == "activation" for a in node.attribute)]) >= 20
-    )
+    for name in ("front-32x64", "front-64x96"):
+        graph = _optimised(toy_bundle / f"{name}.onnx", tmp_path)
+        nodes = needed_for(("f4", "f8", "f16", "f32"), graph.node)  # without the gate's own
+        assert "Clip" not in [node.op_type for node in nodes]
+        fused = [node for node in nodes if any(a.name == "activation" for a in node.attribute)]
+        assert len(fused) >= 20
 
 
 def test_no_sum_is_fused_with_the_norm_behind_it(toy_bundle: Path, tmp_path: Path) -> None:
     """ONNX Runtime's SkipLayerNormalization takes five times as long on a CPU as the two nodes that
     it replaces."""
-    for name in ("encoder-d3", "encoder-d3-k50", "decoder"):
+    for name in ("encoder-64x96-d3", "encoder-64x96-d3-k50", "decoder-64x96"):
         kinds = [node.op_type for node in _optimised(toy_bundle / f"{name}.onnx", tmp_path).node]
         assert "SkipLayerNormalization" not in kinds
         assert kinds.count("LayerNormalization") >= 6

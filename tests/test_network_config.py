@@ -121,11 +121,19 @@ def test_proscale_names_the_layers_of_each_group() -> None:
 percents = st.integers(1, 1000).map(lambda tenths: round(tenths / 1000, 3))
 
 
-@given(depth=st.integers(1, 99), keep=percents, width=percents)
-def test_a_plan_s_name_says_all_of_it(depth: int, keep: float, width: float) -> None:
-    knobs = Knobs(depth, keep, width)
+canvas_names = st.sampled_from(["", "c64", "c1024"])
+
+
+@given(depth=st.integers(1, 99), keep=percents, width=percents, canvas=canvas_names)
+def test_a_plan_s_name_says_all_of_it(depth: int, keep: float, width: float, canvas: str) -> None:
+    knobs = Knobs(depth, keep, width, canvas)
     assert Knobs.parse(knobs.name) == knobs
-    assert ("k" in knobs.name, "w" in knobs.name) == (keep != 1, width != 1)
+    assert ("k" in knobs.name, "w" in knobs.name, "c" in knobs.name) == (
+        keep != 1,
+        width != 1,
+        canvas != "",
+    )
+    assert knobs.name == "-".join(filter(None, (canvas, knobs.encoder)))
 
 
 def test_names_of_plans_are_those_of_the_bundles() -> None:
@@ -134,13 +142,24 @@ def test_names_of_plans_are_those_of_the_bundles() -> None:
         Knobs(5, 0.5): "d5-k50",
         Knobs(6, 0.25, 0.5): "d6-k25-w50",
         Knobs(1, 1, 0.125): "d1-w12.5",
+        Knobs(6, canvas="c640"): "c640-d6",
+        Knobs(6, 0.25, 0.5, "c256"): "c256-d6-k25-w50",
     }
     assert {knobs: knobs.name for knobs in names} == names
 
 
+def test_the_encoder_of_a_plan_is_named_without_its_canvas() -> None:
+    plans = [Knobs(6, 0.25, 0.5, canvas) for canvas in ("", "c256", "c640")]
+    assert {plan.encoder for plan in plans} == {"d6-k25-w50"}
+
+
 @pytest.mark.parametrize(
-    "text", ["", "6", "d0", "d06", "d6-k0", "d6-k101", "d6-w50-k50", "d6-", "d6-k50-k50", "d6 "]
+    "text",
+    [
+        *("", "6", "d0", "d06", "d6-k0", "d6-k101", "d6-w50-k50", "d6-", "d6-k50-k50", "d6 "),
+        *("c640", "c640-", "c-d6", "640-d6", "c640d6", "c640-c640-d6", "d6-c640", "c640x480-d6"),
+    ],
 )
 def test_a_name_that_is_no_plan_s_is_refused_with_the_form(text: str) -> None:
-    with pytest.raises(ValueError, match="must be like d6, d6-k50 or d6-k25-w50"):
+    with pytest.raises(ValueError, match="must be like c640-d6, c640-d6-k50 or d6-k25-w50"):
         Knobs.parse(text)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from model_export.export import parity
-from model_export.export.graphs import stages_of
+from model_export.export.graphs import Stage, graphs_of, stages_of
 from model_export.export.parity import check_parity, enforce
 from model_export.network.gate import Gate
 from model_export.network.knobs import Knobs
@@ -20,50 +20,55 @@ from model_export.training.bundle_weights import read_weights
 from model_export.training.runs import (
     RunError,
 )
-from tests.exported import scene_images
-from tests.toy import PLANS, STAGES
+from tests.exported import scene_frames
+from tests.toy import CANVASES, PLANS, STAGES
 
 # The first test waits for the export.
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.timeout(900),
 ]
+KNOBS = [Knobs.parse(name) for name in PLANS]
+
+
+def _check(folder: Path, stages: dict[str, Stage]) -> dict[str, float]:
+    return check_parity(folder, stages, graphs_of(CANVASES, KNOBS), scene_frames(3))
 
 
 def _stages(
     folder: Path, change: Callable[[Segmenter, Gate], object] | None = None
-) -> dict[str, torch.nn.Module]:
+) -> dict[str, Stage]:
     model, gate, _ = read_weights(folder / "model.safetensors")
     if change is not None:
         with torch.no_grad():
             change(model, gate)
-    return stages_of(model, gate, [Knobs.parse(name) for name in PLANS])
+    return stages_of(model, gate, CANVASES, KNOBS)
 
 
 def test_parity_is_measured_on_all_stages_and_enforced(
     toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    errors = check_parity(toy_bundle, _stages(toy_bundle), scene_images(3))
+    errors = _check(toy_bundle, _stages(toy_bundle))
     assert set(errors) == set(STAGES)
-    assert max(errors.values()) < 1e-3
+    assert 0 < min(errors.values()) <= max(errors.values()) < 1e-3
     for limit, message in (
-        ("MAX_CHAIN", "encoder-d1-w50 from pixels to masks at batch 1"),
-        ("MAX_ERROR", "front, "),
+        ("MAX_CHAIN", "encoder-32x64-d1-w50 from pixels to masks at batch 1"),
+        ("MAX_ERROR", "front-32x64, "),
     ):
         monkeypatch.setattr(parity, limit, 0.0)
         with pytest.raises(
             RunError, match=rf"{message}.*differs from torch by .*nothing was bundled"
         ):
-            check_parity(toy_bundle, _stages(toy_bundle), scene_images(3))
+            _check(toy_bundle, _stages(toy_bundle))
 
 
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ("gate.output.bias", "front, quality"),
-        ("encoder.layers.2.linear2.bias", "encoder-d3"),
-        ("encoder.top_down.1.bias", "encoder-d1-w50, e8"),
-        ("decoder.norm.bias", "decoder, probabilities"),
+        ("gate.output.bias", "front-32x64, quality"),
+        ("encoder.layers.2.linear2.bias", "encoder-64x96-d3"),
+        ("encoder.top_down.1.bias", "encoder-32x64-d1-w50, e8"),
+        ("decoder.norm.bias", "decoder-32x64, probabilities"),
     ],
 )
 def test_parity_notices_a_wrong_weight_in_any_stage(
@@ -78,7 +83,18 @@ def test_parity_notices_a_wrong_weight_in_any_stage(
         value += torch.linspace(-3, 3, len(value))
 
     with pytest.raises(RunError, match=message):
-        check_parity(toy_bundle, _stages(toy_bundle, change), scene_images(3))
+        _check(toy_bundle, _stages(toy_bundle, change))
+
+
+def test_parity_notices_a_gate_that_takes_one_size_for_another(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = _stages(toy_bundle)
+    glance = stages["front-32x64"]
+    right = glance.forward
+    monkeypatch.setattr(glance, "forward", lambda image, size: right(image, 2 * size))
+    with pytest.raises(RunError, match="front-32x64, gate_input"):
+        _check(toy_bundle, stages)
 
 
 def _swap(pairs: int) -> Callable[[Active, tuple[int, int]], torch.Tensor]:
@@ -103,18 +119,19 @@ def test_other_paused_tokens_are_refused_but_for_near_ties(
     stages = _stages(toy_bundle)
     monkeypatch.setattr(Active, "paused", _swap(1))
     with pytest.raises(
-        RunError, match=r"encoder-d3-k50: ONNX Runtime pauses other tokens than torch, 2\.0833%"
+        RunError,
+        match=r"encoder-64x96-d3-k50: ONNX Runtime pauses other tokens than torch, 2\.0833%",
     ):
-        check_parity(toy_bundle, stages, scene_images(3))
+        _check(toy_bundle, stages)
     monkeypatch.setattr(parity, "MIN_EQUAL", 0.97)  # 2 of 96 tokens are more than 0.1 %
     # By the other images of the batches.
-    assert check_parity(toy_bundle, stages, scene_images(3))["encoder-d3-k50"] < 1e-3
+    assert _check(toy_bundle, stages)["encoder-64x96-d3-k50"] < 1e-3
     # Each image is the first one of its batch: none is left to compare.
     monkeypatch.setattr(parity, "BATCHES", (1,))
     with pytest.raises(
-        RunError, match="encoder-d3-k50: no image of --parity pauses the same tokens"
+        RunError, match="encoder-64x96-d3-k50: no image of --parity pauses the same tokens"
     ):
-        check_parity(toy_bundle, stages, scene_images(3))
+        _check(toy_bundle, stages)
 
 
 def test_parity_limits() -> None:

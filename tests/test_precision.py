@@ -10,16 +10,16 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from model_export.data.augment import on_canvas
-from model_export.data.datasets import Scenes
 from model_export.export.engine_parity import LIMITS, compare
 from model_export.export.precision import prepare, types_of
 from model_export.training.runs import RunError
 from service import bundle
 from service.engines.base import Arrays, HostTensors, Tensors
 from service.engines.onnxruntime import OnnxRuntimeBackend
+from service.inference.stages import Stages
+from tests.exported import scene_frames
 from tests.half_backend import PreparedBackend
-from tests.toy import CANVAS, PLANS, STAGES
+from tests.toy import PLANS, STAGES
 
 # The first test waits for the export.
 pytestmark = [
@@ -32,11 +32,6 @@ SHIPPED = Path(__file__).parents[1] / "trained_weights" / "camvid-tiny"
 
 
 HALF = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
-
-
-def images(count: int) -> np.ndarray:
-    scenes = Scenes(count, 9)
-    return np.stack([on_canvas(scenes[i], CANVAS)[0] for i in range(count)])
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -55,8 +50,8 @@ def test_half_precision_ends_at_the_last_heavy_operator(
             assert set(kinds) <= {single}
         elif node.op_type in ("Conv", "MatMul", "Gemm", "Einsum"):
             assert set(kinds) == {half}
-        # The entropy that decides what pauses, or what the gate sees.
-        elif node.op_type == "LogSoftmax":
+        # The entropy that decides what pauses, or what the gate sees: openings, the image's size.
+        elif node.op_type in ("LogSoftmax", "MaxPool", "Log"):
             assert kinds == [single]
         if TensorProto.UINT8 in {*kinds, *(types[name] for name in node.output)}:
             assert node.op_type == "Cast"
@@ -77,8 +72,9 @@ def test_half_precision_ends_at_the_last_heavy_operator(
 
 
 def test_nothing_that_is_constant_is_left_to_compute(toy_bundle: Path) -> None:
-    before = onnx.load(toy_bundle / "encoder-d3.onnx", load_external_data=False).graph.node
-    model = prepare(toy_bundle / "encoder-d3.onnx", "fp32")
+    path = toy_bundle / "encoder-64x96-d3.onnx"
+    before = onnx.load(path, load_external_data=False).graph.node
+    model = prepare(path, "fp32")
     assert len(model.graph.node) < len(before) / 3
     assert not {"Range", "Sin", "Cos", "Constant"} & {node.op_type for node in model.graph.node}
     assert all(tensor.data_location != TensorProto.EXTERNAL for tensor in model.graph.initializer)
@@ -89,14 +85,12 @@ def test_prepared_graphs_compute_what_the_bundle_s_do(
     toy_bundle: Path, tmp_path: Path, precision: str
 ) -> None:
     served = bundle.load(toy_bundle)
-    ours, theirs = (
-        PreparedBackend(served, precision, tmp_path),
-        OnnxRuntimeBackend(served, threads=1),
-    )
+    backends = PreparedBackend(served, precision, tmp_path), OnnxRuntimeBackend(served, threads=1)
+    ours, theirs = (Stages(backend, served.manifest) for backend in backends)
     # After three steps of training classes nearly tie everywhere, and so do the tokens that might
     # be paused.
     limits = replace(LIMITS[precision], mean=5e-3, equal=0.98)
-    found = compare(ours, theirs, served.manifest, served.manifest.plans, images(2), (1, 2), limits)
+    found = compare(ours, theirs, served.manifest.plans, scene_frames(2), (1, 2), limits)
     assert set(found) == set(PLANS)
     assert max(found[plan] for plan in PLANS if "-k" not in plan) < LIMITS[precision].mean
     if precision == "fp16":
@@ -108,13 +102,10 @@ def test_prepared_graphs_compute_what_the_bundle_s_do(
 def test_a_shipped_bundle_bears_half_precision(name: str, tmp_path: Path) -> None:
     """Within the limits of the parity gate, as far as ONNX Runtime rounds where TensorRT would."""
     served = bundle.load(SHIPPED.parent / name)
-    ours, theirs = PreparedBackend(served, "fp16", tmp_path), OnnxRuntimeBackend(served, threads=1)
-    canvas = (served.manifest.input.height, served.manifest.input.width)
-    scenes = Scenes(2, 5)
-    streets = np.stack([on_canvas(scenes[i], canvas)[0] for i in range(2)])
-    found = compare(
-        ours, theirs, served.manifest, served.manifest.plans, streets, (2,), LIMITS["fp16"]
-    )
+    backends = PreparedBackend(served, "fp16", tmp_path), OnnxRuntimeBackend(served, threads=1)
+    ours, theirs = (Stages(backend, served.manifest) for backend in backends)
+    streets = scene_frames(2, served.manifest.input.canvases, seed=5)
+    found = compare(ours, theirs, served.manifest.plans, streets, (2,), LIMITS["fp16"])
     assert set(found) == {plan.name for plan in served.manifest.plans}
     assert min(found.values()) > 0
 
@@ -128,11 +119,11 @@ class _Off:
     def run(self, stage: str, tensors: Tensors | Arrays) -> Tensors:
         made = self.right.run(stage, tensors)
         off: dict[str, object] = {}
-        if stage == "front":
+        if stage == "front-32x64":
             scores = made["quality"]
             apart = np.where(np.arange(scores.shape[1]) == 0, self.by, -self.by)
             off["quality"] = scores + {"gate": self.by, "losses": apart}.get(self.part, 0)
-        elif stage == "decoder" and self.part == "mask":
+        elif stage.startswith("decoder") and self.part == "mask":
             off["probabilities"] = made["probabilities"] + self.by
         return HostTensors({**made.arrays, **off})
 
@@ -140,15 +131,16 @@ class _Off:
 @pytest.mark.parametrize(
     ("part", "by", "match"),
     [
-        ("gate", 0.002, "gate's scores at batch 1"),
+        ("gate", 0.002, r"gate's scores \(32x64, batch 1\)"),
         ("gate", np.nan, "gate's scores"),
-        ("losses", 0.0008, r"gate's losses at batch 1 differ by 1\.60e-03"),
+        ("losses", 0.0008, r"gate's losses \(32x64, batch 1\) differ by 1\.60e-03"),
         (
             "mask",
             0.002,
-            r"d1-w50 at batch 1: probabilities differ by 2\.00e-03.*no engine is accepted",
+            r"c64-d1-w50 \(32x64, batch 1\): probabilities differ by 2\.00e-03.*no engine is "
+            "accepted",
         ),
-        ("mask", np.nan, "d1-w50 at batch 1"),
+        ("mask", np.nan, r"c64-d1-w50 \(32x64, batch 1\)"),
     ],
 )
 def test_engines_that_compute_something_else_are_not_accepted(
@@ -156,6 +148,7 @@ def test_engines_that_compute_something_else_are_not_accepted(
 ) -> None:
     served = bundle.load(toy_bundle)
     right, manifest = OnnxRuntimeBackend(served, threads=1), served.manifest
-    wrong = _Off(right, part, by)
+    wrong = Stages(_Off(right, part, by), manifest)
+    frames = scene_frames(1)
     with pytest.raises(RunError, match=match):
-        compare(wrong, right, manifest, manifest.plans, images(1), (1,), LIMITS["fp16"])
+        compare(wrong, Stages(right, manifest), manifest.plans, frames, (1,), LIMITS["fp16"])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from model_export.data.augment import on_canvas
+from model_export.data.augment import on_canvases
 from model_export.data.datasets import Scenes
 from model_export.network.gate import gate_input
 from model_export.network.knobs import Knobs
@@ -18,7 +19,8 @@ from model_export.training.bundle_weights import WEIGHTS, read_weights
 from model_export.training.quality import counts_by_knobs
 from service import bundle
 from service.engines.onnxruntime import OnnxRuntimeBackend
-from tests.toy import CANVAS, PLANS, command, last_json
+from service.inference.stages import Stages
+from tests.toy import CANVASES, PLANS, command, last_json
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WORDS = ("--fit", "scenes:6:8", "--held", "scenes:3:9")
@@ -34,15 +36,17 @@ def retargeted(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_the_service_s_gate_is_the_new_one(toy_bundle: Path, retargeted: Path) -> None:
     """The front graph was not written again: it must find the new tensors where the old ones
     were."""
-    model, gate, canvas = read_weights(retargeted / WEIGHTS)
-    pixels = on_canvas(Scenes(1, 9)[0], canvas)[0][None]
+    model, gate, canvases = read_weights(retargeted / WEIGHTS)
+    frame = on_canvases(Scenes(1, 9)[0], canvases)[canvases[0].name]
     with torch.inference_mode():
-        _, maps = model.features(torch.from_numpy(pixels))
-        wanted = gate(gate_input(maps, model.front_head(maps))).numpy()
+        _, maps = model.features(torch.from_numpy(frame.pixels)[None])
+        size = torch.tensor([[360.0, 480.0]])
+        wanted = gate(gate_input(maps, model.front_head(maps), size)).numpy()
     scores = {}
     for folder in (toy_bundle, retargeted):
-        backend = OnnxRuntimeBackend(bundle.load(folder), threads=1)
-        scores[folder] = backend.run("front", {"image": pixels})["quality"]
+        served = bundle.load(folder)
+        backend = OnnxRuntimeBackend(served, threads=1)
+        scores[folder] = Stages(backend, served.manifest).glance([frame])[1]
         backend.close()
     assert np.abs(scores[retargeted] - wanted).max() < 1e-4
     assert np.abs(scores[toy_bundle] - wanted).max() > 1e-3
@@ -53,16 +57,16 @@ def test_graphs_stay_and_qualities_are_those_of_the_held_out_images(
 ) -> None:
     for graph in toy_bundle.glob("*.onnx"):
         assert graph.read_bytes() == (retargeted / graph.name).read_bytes()
-    manifest, (model, _, canvas) = (
+    manifest, (model, _, canvases) = (
         bundle.load(retargeted).manifest,
         read_weights(retargeted / WEIGHTS),
     )
-    assert canvas == CANVAS
+    assert canvases == CANVASES
     assert manifest.name == "other"
     assert (manifest.calibration["data"], manifest.calibration["images"]) == ("scenes:3:9", 3)
     knobs = [Knobs.parse(name) for name in PLANS]
     counts = np.stack(
-        [counts_by_knobs(model, sample, canvas, knobs)[0] for sample in iter_of(Scenes(3, 9))]
+        [counts_by_knobs(model, sample, canvases, knobs)[0] for sample in iter_of(Scenes(3, 9))]
     )
     wanted = qualities(TASKS[model.config.task], counts).mean(0)
     assert [plan.quality for plan in manifest.plans] == pytest.approx(wanted.tolist(), abs=1e-4)
@@ -86,6 +90,20 @@ def test_it_says_how_long_it_took_and_what_may_be_promised(
     assert found["margins"] == [{"asked": row.asked, "margin": row.margin} for row in margins]
 
 
+def without_canvases(folder: Path) -> Path:
+    """The bundle with the plans' names of before there were canvases."""
+    manifest = bundle.load(folder).manifest
+    graphs = {
+        shape: replace(
+            own, encoders={Knobs.parse(name).encoder: stage for name, stage in own.encoders.items()}
+        )
+        for shape, own in manifest.graphs.items()
+    }
+    plans = tuple(replace(plan, name=Knobs.parse(plan.name).encoder) for plan in manifest.plans)
+    bundle.save(folder, replace(manifest, plans=plans, graphs=graphs))
+    return folder
+
+
 def test_what_cannot_be_retargeted_is_refused_and_nothing_is_written(
     toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,9 +112,11 @@ def test_what_cannot_be_retargeted_is_refused_and_nothing_is_written(
     (full / "mine.txt").write_text("mine")
     broken = shutil.copytree(toy_bundle, tmp_path / "broken")
     (broken / WEIGHTS).write_bytes(b"")
+    older = without_canvases(shutil.copytree(toy_bundle, tmp_path / "older"))
     for source, out, words, message in (
         (toy_bundle, full, WORDS, "not empty"),
         (broken, tmp_path / "new", WORDS, "sha256"),
+        (older, tmp_path / "new", WORDS, "is of an older version"),
         (tmp_path / "none", tmp_path / "new", WORDS, "manifest.json"),
         (toy_bundle, tmp_path / "new", ("--fit", "scenes:2", "--held", "scenes:3:9"), "--fit"),
         (
@@ -115,5 +135,5 @@ def test_what_cannot_be_retargeted_is_refused_and_nothing_is_written(
     ):
         assert command("retarget", source, "-o", out, *words) == 1
         assert message in capsys.readouterr().err
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["broken", "full"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["broken", "full", "older"]
     assert [file.name for file in full.iterdir()] == ["mine.txt"]

@@ -16,11 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model_export.data.datasets import VOID, Sample, Scenes
+from model_export.gating.choose_plans import NOISE, Candidate, choose_plans
 from model_export.gating.search_plans import (
-    NOISE,
-    Candidate,
-    choose_plans,
     combinations_of,
+    measure_cost,
     measure_quality,
     shares,
 )
@@ -30,7 +29,8 @@ from model_export.network.segmenter import Segmenter
 from model_export.tasks.semantic import image_quality
 from model_export.training.quality import counts_by_knobs
 from model_export.training.runs import RunError, load_model, read_plans
-from tests.toy import CANVAS, command, last_json, toy
+from service.bundle import Canvas, Shape
+from tests.toy import CANVASES, command, last_json, toy
 
 pytestmark = pytest.mark.timeout(900)  # a test of the toy run waits for its training
 
@@ -39,16 +39,20 @@ pytestmark = pytest.mark.timeout(900)  # a test of the toy run waits for its tra
 
 
 def test_every_combination_is_tried_and_keep_only_where_something_can_be_paused() -> None:
-    found = combinations_of(tiny(), (1.0, 0.5, 0.25), (1.0, 0.5, 0.25))
-    assert len(found) == len(set(found)) == 4 * 3 + 2 * 3 * 3
+    found = combinations_of(tiny(), CANVASES, (1.0, 0.5, 0.25), (1.0, 0.5, 0.25))
+    assert len(found) == len(set(found)) == 2 * (4 * 3 + 2 * 3 * 3)
     assert all(plan.keep == 1 or plan.depth >= 5 for plan in found)
-    assert Knobs(6, 0.25, 0.25) in found
-    assert Knobs(5, 0.5, 1.0) in found
-    assert {plan.keep for plan in combinations_of(standard(), (1.0, 0.5), (1.0,))} == {1.0}
+    for name in ("c64", "c96"):
+        assert Knobs(6, 0.25, 0.25, name) in found
+        assert Knobs(5, 0.5, 1.0, name) in found
+    plain = combinations_of(standard(), CANVASES, (1.0, 0.5), (1.0,))
+    assert {plan.keep for plan in plain} == {1.0}
 
 
 def test_the_full_plan_is_tried_even_if_nobody_asks_for_it() -> None:
-    assert Knobs(6) in combinations_of(tiny(), (0.5,), (0.25,))
+    found = combinations_of(tiny(), CANVASES, (0.5,), (0.25,))
+    assert Knobs(6, canvas="c96") in found
+    assert Knobs(6, canvas="c64") not in found, "it is the one on the largest canvas"
 
 
 @pytest.mark.parametrize("text", ["", "2", "0", "1,x", "1,,0.5", "-0.5"])
@@ -62,9 +66,19 @@ def test_shares_out_of_range_are_refused_with_the_flag(text: str) -> None:
 
 costs = st.floats(0.1, 100, allow_nan=False)
 SOME = [Knobs(d, k, w) for d in (1, 2, 3) for k in (1.0, 0.5) for w in (1.0, 0.5)]
+FULL = Knobs(3)
+
+
+def candidates_of(rows: list[tuple[float, float, float]]) -> list[Candidate]:
+    """Of all that are tried, the full plan takes most GFLOPs; what else holds of costs is left
+    open."""
+    found = [Candidate(knobs, *row) for knobs, row in zip(SOME, rows, strict=True)]
+    return [replace(c, gflops=c.gflops + 100) if c.knobs == FULL else c for c in found]
+
+
 measured = st.lists(
     st.tuples(costs, costs, st.floats(0, 1)), min_size=len(SOME), max_size=len(SOME)
-).map(lambda rows: [Candidate(knobs, *row) for knobs, row in zip(SOME, rows, strict=True)])
+).map(candidates_of)
 
 
 def depths(plans: list[Candidate]) -> list[int]:
@@ -75,7 +89,7 @@ def depths(plans: list[Candidate]) -> list[int]:
 def test_chosen_plans_are_a_front_that_ends_in_the_full_plan(
     candidates: list[Candidate], most: int
 ) -> None:
-    chosen, full = choose_plans(candidates, most), candidates[SOME.index(Knobs(3))]
+    chosen, full = choose_plans(candidates, most), candidates[SOME.index(FULL)]
     assert chosen[-1] is full
     assert len(chosen) <= most
     assert all(low.gflops < high.gflops and low.ms < high.ms for low, high in pairwise(chosen))
@@ -102,7 +116,7 @@ def test_a_short_front_is_filled_up_with_cheaper_plans_than_the_full_one(
     candidates: list[Candidate], least: int
 ) -> None:
     front, filled = choose_plans(candidates, 12), choose_plans(candidates, 12, least)
-    full = candidates[SOME.index(Knobs(3))]
+    full = candidates[SOME.index(FULL)]
     assert {candidate.knobs for candidate in front} <= {candidate.knobs for candidate in filled}
     assert filled[-1] is full
     assert len({candidate.knobs for candidate in filled}) == len(filled) <= max(least, len(front))
@@ -156,6 +170,33 @@ def test_of_too_many_plans_those_stay_that_serve_most_budgets_best() -> None:
     assert depths(choose_plans(candidates, 2)) == [1, 6]
 
 
+def test_plans_of_several_canvases_compete_by_cost_and_quality_alone() -> None:
+    """Depth 1 on the large canvas is better than any depth on the small one, the last of which
+    costs more, too."""
+    rows = {
+        "c64-d1": (1.0, 0.50),
+        "c64-d3": (2.0, 0.55),
+        "c64-d6": (3.5, 0.58),
+        "c96-d1": (3.0, 0.60),
+        "c96-d3": (5.0, 0.6004),
+        "c96-d6": (8.0, 0.62),
+    }
+    candidates = [
+        Candidate(Knobs.parse(name), cost, 10 * cost, quality)
+        for name, (cost, quality) in rows.items()
+    ]
+
+    def names(most: int, least: int = 2) -> list[str]:
+        return [each.knobs.name for each in choose_plans(candidates, most, least)]
+
+    assert names(9) == ["c64-d1", "c64-d3", "c96-d1", "c96-d6"]
+    assert names(9, 5) == ["c64-d1", "c64-d3", "c96-d1", "c96-d3", "c96-d6"]
+    assert names(3) == ["c64-d1", "c96-d1", "c96-d6"]
+    # Fewer GFLOPs but more time: such a plan is no cheaper.
+    candidates[1] = Candidate(Knobs.parse("c64-d3"), 2.0, 31.0, 0.55)
+    assert names(9) == ["c64-d1", "c96-d1", "c96-d6"]
+
+
 # ---- quality
 
 
@@ -174,7 +215,8 @@ class _Data(Scenes):
 def test_a_search_that_was_stopped_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, plans, seen = Segmenter(toy()).eval(), [Knobs(1, 1, 0.5), Knobs(3, 0.5)], []
+    model, seen = Segmenter(toy()).eval(), []
+    plans = [Knobs(1, 1, 0.5, "c64"), Knobs(3, 0.5, canvas="c96")]
     (tmp_path / "model.safetensors").write_bytes(b"weights")
 
     def counting(model: Segmenter, sample: Sample, *rest: object) -> tuple[np.ndarray, np.ndarray]:
@@ -187,27 +229,29 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(
     monkeypatch.setattr("model_export.gating.partial_results.SAVE_EVERY", 0.0)
     stopping = True
     with pytest.raises(KeyboardInterrupt):
-        measure_quality(tmp_path, model, _Data(), "scenes:3:8", CANVAS, plans)
+        measure_quality(tmp_path, model, _Data(), "scenes:3:8", CANVASES, plans)
     stopping = False
-    counts = measure_quality(tmp_path, model, _Data(), "scenes:3:8", CANVAS, plans)
+    counts = measure_quality(tmp_path, model, _Data(), "scenes:3:8", CANVASES, plans)
     # The first image once only, the void one never.
     assert seen == [
         "scene-8-0",
         "scene-8-2",
         "scene-8-2",
     ]
-    wanted = [counts_by_knobs(model, _Data()[i], CANVAS, plans)[0] for i in (0, 2)]
+    wanted = [counts_by_knobs(model, _Data()[i], CANVASES, plans)[0] for i in (0, 2)]
     assert np.array_equal(counts, np.stack(wanted))
     assert np.array_equal(
-        measure_quality(tmp_path, model, _Data(), "scenes:3:8", CANVAS, plans), counts
+        measure_quality(tmp_path, model, _Data(), "scenes:3:8", CANVASES, plans), counts
     )
     assert len(seen) == 3
+    other = (Canvas.of([Shape(32, 64), Shape(64, 32)]), *CANVASES[1:])
     for change in (
-        lambda: measure_quality(tmp_path, model, _Data(), "scenes:3:9", CANVAS, plans),
-        lambda: measure_quality(tmp_path, model, _Data(), "scenes:3:9", CANVAS, plans[:1]),
+        lambda: measure_quality(tmp_path, model, _Data(), "scenes:3:9", CANVASES, plans),
+        lambda: measure_quality(tmp_path, model, _Data(), "scenes:3:9", CANVASES, plans[:1]),
+        lambda: measure_quality(tmp_path, model, _Data(), "scenes:3:9", other, plans[:1]),
         lambda: (
             (tmp_path / "model.safetensors").write_bytes(b"other weights"),
-            measure_quality(tmp_path, model, _Data(), "scenes:3:9", CANVAS, plans[:1]),
+            measure_quality(tmp_path, model, _Data(), "scenes:3:9", other, plans[:1]),
         ),
     ):
         seen.clear()
@@ -224,8 +268,32 @@ def test_a_data_set_without_any_label_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     with pytest.raises(RunError, match="scenes:3: every image is all void"):
         measure_quality(
-            tmp_path, Segmenter(toy()).eval(), _AllVoid(), "scenes:3", CANVAS, [Knobs(1)]
+            *(tmp_path, Segmenter(toy()).eval(), _AllVoid(), "scenes:3", CANVASES),
+            [Knobs(1, canvas="c64")],
         )
+
+
+# ---- cost
+
+
+def test_a_canvas_costs_what_its_largest_shape_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a bundle, so that the plans of either are in one order."""
+    seen: list[Canvas] = []
+
+    def stop(
+        folder: Path, model: object, gate: object, canvases: list[Canvas], plans: object
+    ) -> None:
+        seen.extend(canvases)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("model_export.gating.search_plans.write_stages", stop)
+    canvases = [
+        Canvas.of([Shape(32, 64), Shape(64, 64)]),
+        Canvas.of([Shape(96, 96), Shape(64, 128)]),
+    ]
+    with pytest.raises(KeyboardInterrupt):
+        measure_cost(Segmenter(toy()), Scenes(1), canvases, [Knobs(1, canvas="c96")], 1, 1)
+    assert seen == [Canvas("c64", (Shape(64, 64),)), Canvas("c96", (Shape(96, 96),))]
 
 
 # ---- the command
@@ -239,7 +307,7 @@ def test_search_measures_what_is_served_and_writes_the_plans(
         "--on",
         "scenes:3:6",
         "--keeps",
-        "0.5",
+        "1",
         "--widths",
         "0.5",
         "--rounds",
@@ -252,12 +320,14 @@ def test_search_measures_what_is_served_and_writes_the_plans(
     said = last_json(shown)
     plans, report = read_plans(run)
     assert [plan.name for plan in plans] == said["plans"]
-    assert plans[-1] == Knobs(3)
+    assert plans[-1] == Knobs(3, canvas="c96")
     assert 2 <= len(plans) <= 3
     table = {row["plan"]: row for row in report["search"]}
-    assert set(table) == {"d1-w50", "d2-w50", "d3-k50-w50", "d3"}
+    narrow = {f"{canvas}-d{depth}-w50" for canvas in ("c64", "c96") for depth in (1, 2, 3)}
+    assert set(table) == {*narrow, "c96-d3"}
     assert all(name in shown for name in table)
-    assert list(table)[-1] == "d3"  # from the cheapest to the full plan
+    cheapest, *_, dearest = table
+    assert (cheapest, dearest) == ("c64-d1-w50", "c96-d3")
     assert all(
         row["gflops"] > 0 and row["ms"] > 0 and 0 <= row["quality"] <= 1 for row in table.values()
     )
@@ -265,12 +335,13 @@ def test_search_measures_what_is_served_and_writes_the_plans(
         row["gflops"] for row in table.values()
     )
     assert report["data"] == "scenes:3:6"
-    assert (report["images"], said["images"], said["candidates"]) == (3, 3, 4)
+    assert (report["images"], said["images"], said["candidates"]) == (3, 3, 7)
     assert report["machine"]["threads"] == 1
     model = load_model(run)
-    counts = [counts_by_knobs(model, Scenes(3, 6)[i], CANVAS, [Knobs(3)])[0] for i in range(3)]
+    full = [Knobs(3, canvas="c96")]
+    counts = [counts_by_knobs(model, Scenes(3, 6)[i], CANVASES, full)[0] for i in range(3)]
     mean = np.mean([image_quality(each[0]) for each in counts])
-    assert table["d3"]["quality"] == pytest.approx(mean, abs=1e-5)
+    assert table["c96-d3"]["quality"] == pytest.approx(mean, abs=1e-5)
     json.dumps(report, allow_nan=False)
 
 

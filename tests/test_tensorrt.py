@@ -74,7 +74,7 @@ def test_tensorrt_rtx_builds_every_stage_with_our_plugin_in_it(
     told = {line.split()[0]: line for line in lines if " MB, " in line}
     assert set(told) == set(STAGES)
     for stage, line in told.items():
-        layers = int(stage.removeprefix("encoder-d")[0]) if stage.startswith("encoder") else 0
+        layers = int(stage.split("-d")[1][0]) if stage.startswith("encoder") else 0
         assert f"MB, {layers} plugins of " in line
     assert last_json(last)["checked"] is False
     folder = Path(str(last_json(last)["engines"]))
@@ -116,12 +116,13 @@ def test_without_a_driver_the_runtime_refuses_and_does_not_abort(
     with pytest.raises(BackendError, match="TensorRT needs a GPU: no CUDA driver"):
         TensorRTBackend(bundle.load(toy_bundle), cache=built)
     (about,) = engine_cache._sets(built)
-    plan = engine_cache.read(built, about, "encoder-d3", build_command="")
+    stage = "encoder-64x96-d3"
+    plan = engine_cache.read(built, about, stage, build_command="")
     runtime = next(each for each in tensorrt_runtime.installed() if each.flavour == "tensorrt-rtx")
     assert runtime.version == about.version
     for damaged in (plan, plan[:100], b"no plan"):  # the guard before the call that would abort
-        with pytest.raises(BackendError, match=r"encoder-d3: tensorrt-rtx .* refuses it here"):
-            runtime.open("encoder-d3", damaged, {})
+        with pytest.raises(BackendError, match=rf"{stage}: tensorrt-rtx .* refuses it here"):
+            runtime.open(stage, damaged, {})
 
 
 @pytest.mark.slow
@@ -133,10 +134,11 @@ def test_the_shipped_bundle_s_engines_are_built(
     words = ("--flavour", "tensorrt-rtx", "--no-check", "--batches", "1,4")
     assert command("build-trt", SHIPPED, "--cache", tmp_path, *words) == 0
     out = capsys.readouterr().out
-    for plan in served.manifest.plans:
-        assert f", {plan.depth} plugins of " in next(
-            line for line in out.splitlines() if f"encoder-{plan.name} " in line
-        )
+    depths = {plan.name: plan.depth for plan in served.manifest.plans}
+    for graphs in served.manifest.graphs.values():
+        for plan, stage in graphs.encoders.items():
+            line = next(line for line in out.splitlines() if f"{stage} " in line)
+            assert f", {depths[plan]} plugins of " in line
 
 
 @pytest.mark.parametrize(
@@ -176,9 +178,10 @@ def test_a_bundle_without_nodes_or_kernels_is_refused(
     bundle.save(folder, replace(bundle.load(folder).manifest, kernels=()))
     assert command("build-trt", folder, *words) == 1
     said = capsys.readouterr().err
-    assert "has no kernel ms_deform_attn-2x3-float16.ptx" in said
+    assert "has no kernel ms_deform_attn-1x2-float16.ptx" in said
     assert "'.[kernels]'" in said
-    for name in ("front", "encoder-d2"):  # a graph of before there were nodes of our own
+    # Graphs of before there were nodes of our own.
+    for name in ("front-32x64", "encoder-64x96-d2"):
         graph = onnx.load(folder / f"{name}.onnx", load_external_data=False)
         for node in graph.graph.node:
             node.op_type = "Relu" if node.op_type == "MsDeformAttn" else node.op_type
@@ -186,7 +189,7 @@ def test_a_bundle_without_nodes_or_kernels_is_refused(
     bundle.save(folder, bundle.load(toy_bundle).manifest)
     assert command("build-trt", folder, *words) == 1
     assert (
-        "encoder-d2.onnx: its deformable attention is no node of its own. Export"
+        "encoder-64x96-d2.onnx: its deformable attention is no node of its own. Export"
         in capsys.readouterr().err
     )
     assert command("build-trt", tmp_path / "nothing", *words) == 1
@@ -200,9 +203,10 @@ def _job(toy_bundle: Path, tmp_path: Path, stage: str, plugins: int) -> dict[str
 
 
 def test_a_network_without_our_plugin_is_an_error(toy_bundle: Path, tmp_path: Path) -> None:
-    graphs = _job(toy_bundle, tmp_path, "encoder-d2", 3)
+    graphs = _job(toy_bundle, tmp_path, "encoder-64x96-d2", 3)
     with pytest.raises(
-        RunError, match=r"failed at encoder-d2 .*2 layers of the network are our plugin, not 3"
+        RunError,
+        match=r"failed at encoder-64x96-d2 .*2 layers of the network are our plugin, not 3",
     ):
         tensorrt.run_builder(tmp_path, bundle.load(toy_bundle), "tensorrt-rtx", graphs, (1,), None)
 
@@ -210,10 +214,10 @@ def test_a_network_without_our_plugin_is_an_error(toy_bundle: Path, tmp_path: Pa
 def test_a_builder_that_dies_is_an_error_with_its_last_words(
     toy_bundle: Path, tmp_path: Path
 ) -> None:
-    graphs = _job(toy_bundle, tmp_path, "front", 0)
-    (tmp_path / "front.onnx").write_bytes(b"no graph")
+    graphs = _job(toy_bundle, tmp_path, "front-64x96", 0)
+    (tmp_path / "front-64x96.onnx").write_bytes(b"no graph")
     with pytest.raises(
-        RunError, match=r"(?s)tensorrt-rtx failed at front \(exit status 1\): .*BuildError"
+        RunError, match=r"(?s)tensorrt-rtx failed at front-64x96 \(exit status 1\): .*BuildError"
     ):
         tensorrt.run_builder(tmp_path, bundle.load(toy_bundle), "tensorrt-rtx", graphs, (1,), None)
 
@@ -231,13 +235,13 @@ def test_checked_engines_are_marked_and_a_failed_check_leaves_them_unchecked(
     with pytest.raises(RunError, match="the chip is another"):
         tensorrt.checked(served, about, built, "scenes:3:5", None)
     assert not next(engine_cache._sets(built)).checked
-    monkeypatch.setattr(engine_parity, "check", lambda *_: {"d2": 1e-5})
+    monkeypatch.setattr(engine_parity, "check", lambda *_: {"c96-d2": 1e-5})
     try:
         tensorrt.checked(served, about, built, "scenes:3:5", None)
         found = engine_cache.find(
             built, about.content, [(about.flavour, about.version)], "12.0", build_command=""
         )
-        assert (found.checked, found.parity) == (True, {"d2": 1e-5})
+        assert (found.checked, found.parity) == (True, {"c96-d2": 1e-5})
     finally:
         engine_cache.describe(built, about)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +17,22 @@ from safetensors.torch import load_file
 from model_export.data.augment import parse_size
 from model_export.data.datasets import Scenes
 from model_export.gating.derive_targets import measure_plans
+from model_export.network.backbone import MobileNetV2
 from model_export.network.config import proscale, tiny
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
-from model_export.training.initial_weights import InitialOptions, config_of
+from model_export.training.initial_weights import (
+    InitialOptions,
+    config_of,
+    initial_model,
+    parse_canvases,
+)
 from model_export.training.optimizer import parameter_groups, rate
 from model_export.training.quality import dev_quality, knobs_to_watch
 from model_export.training.runs import Average, append_log, read_config, read_log, trained_on
 from model_export.training.supernet import TERMS
-from tests.toy import CANVAS, Stripes, Words, command, toy
+from service.bundle import Canvas, Shape
+from tests.toy import CANVASES, Stripes, Words, command, toy
 
 pytestmark = pytest.mark.usefixtures("toy_config")
 
@@ -42,7 +50,34 @@ def test_rate_warms_up_then_falls_to_zero() -> None:
 def test_sizes_must_fit_the_stride(text: str) -> None:
     with pytest.raises(ValueError, match="multiples of 32"):
         parse_size(text)
-    assert parse_size("64x96") == CANVAS
+    assert parse_size("64x96") == (64, 96)
+
+
+def test_canvases_are_named_by_their_longest_side_and_may_have_several_shapes() -> None:
+    assert parse_canvases(["32x64", "64x96"]) == CANVASES
+    landscape, portrait = Shape(192, 256), Shape(256, 192)
+    found = parse_canvases(["192x256,256x192", "480x640"])
+    assert found == (Canvas("c256", (landscape, portrait)), Canvas("c640", (Shape(480, 640),)))
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["64x96", "32x64"], "--canvases 64x96 32x64 must go from small to large"),
+        (["64x96", "64x96"], "must go from small to large"),
+        (["64x96", "96x64"], "must go from small to large"),
+        (["32x64,64x96", "64x96"], "must go from small to large"),
+        (["32x96", "64x96"], "--canvases 32x96 64x96: two have the same longest side"),
+        (["64x96,64x96"], "--canvases 64x96,64x96: a shape occurs twice"),
+        (["32x64", "64x96,32x64"], "a shape occurs twice"),
+        (["64x96,64"], "size '64' must be HEIGHTxWIDTH in multiples of 32"),
+        (["64x96,"], "size '' must be HEIGHTxWIDTH"),
+        (["100x96"], "multiples of 32"),
+    ],
+)
+def test_canvases_that_cannot_be_are_refused(texts: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_canvases(texts)
 
 
 def _options(**changes: Any) -> InitialOptions:
@@ -105,34 +140,39 @@ def test_parameter_groups_hold_every_parameter_once() -> None:
 
 def test_a_new_data_set_is_one_class() -> None:
     model = Segmenter(toy(2, 2)).eval()
-    assert list(dev_quality(model, Stripes(), CANVAS)) == [
-        "dev_d1",
-        "dev_d2",
-        "dev_d2-w50",
-        "dev_d2-k25",
-        "dev_d2-k25-w50",
+    assert list(dev_quality(model, Stripes(), CANVASES)) == [
+        "dev_c96-d1",
+        "dev_c96-d2",
+        "dev_c96-d2-w50",
+        "dev_c96-d2-k25",
+        "dev_c96-d2-k25-w50",
+        "dev_c64-d1",
+        "dev_c64-d2",
     ]
-    assert measure_plans(model, [Knobs(1)], [Stripes()], "stripes", CANVAS, 1, 0)[
-        "counts"
-    ].shape == (
-        2,
-        1,
-        2,
-        2,
-    )
+    plans = [Knobs(1, canvas="c96")]
+    targets = measure_plans(model, plans, [Stripes()], "stripes", CANVASES, 1, 0)
+    assert targets["counts"].shape == (2, 1, 2, 2)
 
 
 def test_the_log_shows_every_exit_and_the_other_knobs_at_the_deepest() -> None:
-    assert knobs_to_watch(toy()) == [
-        Knobs(1),
-        Knobs(2),
-        Knobs(3),
-        Knobs(3, 1, 0.5),
-        Knobs(3, 0.25, 1),
-        Knobs(3, 0.25, 0.5),
+    """On the largest canvas; on each other one the first exit and the deepest."""
+    canvases = (Canvas.of([Shape(32, 32)]), *CANVASES)
+    assert [knobs.name for knobs in knobs_to_watch(toy(), canvases)] == [
+        "c96-d1",
+        "c96-d2",
+        "c96-d3",
+        "c96-d3-w50",
+        "c96-d3-k25",
+        "c96-d3-k25-w50",
+        "c32-d1",
+        "c32-d3",
+        "c64-d1",
+        "c64-d3",
     ]
     plain = replace(toy(), widths=(1.0,), pause_after=None)
-    assert knobs_to_watch(plain) == [Knobs(1), Knobs(2), Knobs(3)]
+    exits = [Knobs(depth, canvas="c96") for depth in (1, 2, 3)]
+    assert knobs_to_watch(plain, CANVASES[1:]) == exits
+    assert len(knobs_to_watch(toy(layers=1), CANVASES)) == 5, "the only exit is both ends"
 
 
 def test_average_follows_at_once_early_and_slowly_late() -> None:
@@ -188,8 +228,8 @@ def test_stopped_and_resumed_run_equals_an_uninterrupted_one(
 
 
 def test_run_folder_holds_averaged_weights_config_and_log(trained_run: Path) -> None:
-    config, canvas, arguments = read_config(trained_run)
-    assert (config.exits, config.channels, canvas, arguments["steps"]) == (3, 32, CANVAS, 3)
+    config, canvases, arguments = read_config(trained_run)
+    assert (config.exits, config.channels, canvases, arguments["steps"]) == (3, 32, CANVASES, 3)
     average = torch.load(trained_run / "checkpoint.pt", weights_only=True)["average"]
     assert _equal(load_file(trained_run / "model.safetensors").keys(), average.keys())
     assert all(
@@ -197,8 +237,20 @@ def test_run_folder_holds_averaged_weights_config_and_log(trained_run: Path) -> 
         for n, v in load_file(trained_run / "model.safetensors").items()
     )
     for row in read_log(trained_run):
-        assert {*TERMS, "dev_d1", "dev_d3", "dev_d3-k25-w50"} <= row.keys()
+        watched = {"dev_c96-d1", "dev_c96-d3", "dev_c96-d3-k25-w50", "dev_c64-d1", "dev_c64-d3"}
+        assert {*TERMS} | watched <= row.keys()
         assert all(float(value) >= 0 for value in row.values())
+
+
+def test_a_run_of_before_there_were_several_canvases_has_one(
+    trained_run: Path, tmp_path: Path
+) -> None:
+    document = json.loads((trained_run / "run.json").read_text())
+    assert document.pop("canvases") == [[[32, 64]], [[64, 96]]]
+    (tmp_path / "run.json").write_text(json.dumps(document | {"canvas": [64, 96]}))
+    config, canvases, arguments = read_config(tmp_path)
+    assert canvases == CANVASES[1:]
+    assert (config, arguments["steps"]) == (read_config(trained_run)[0], 3)
 
 
 def test_rows_after_the_checkpoint_are_done_again(
@@ -239,13 +291,14 @@ def test_training_on_discards_what_was_derived_from_older_weights(
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (("--schedule", "0,0,3"), "holds a run of another config or canvas"),
-        (("--canvas", "96x96"), "holds a run of another config or canvas"),
-        (("--canvas", "100x96"), "multiples of 32"),
+        (("--schedule", "0,0,3"), "holds a run of another config or of other canvases"),
+        (("--canvases", "64x96"), "holds a run of another config or of other canvases"),
+        (("--canvases", "32x64", "96x96"), "holds a run of another config or of other canvases"),
+        (("--canvases", "64x96", "32x64"), "must go from small to large"),
+        (("--canvases", "100x96"), "multiples of 32"),
         (("--train", "camvid:train"), "needs --data FOLDER"),
         (("--gap-weight", "3"), "--gap-weight is for objects that touch"),
         (("--balance", "0.5"), "--balance needs a data set with groups"),
-        (("--start-from", "nowhere"), "leave --backbone-weights out"),
         (("--partly",), "--partly is about --start-from"),
     ],
 )
@@ -267,8 +320,8 @@ def tune_words(train_words: Words) -> Words:
     """A command that starts from what is named next; at a learning rate of zero nothing else moves
     the weights."""
     named = train_words[: train_words.index("--backbone-weights")]
-    at = named.index("--canvas")
-    return (*named[:at], *named[at + 2 :], "--lr", "0", "--start-from")
+    at = named.index("--canvases")
+    return (*named[:at], *named[at + 1 + len(CANVASES) :], "--lr", "0", "--start-from")
 
 
 def _same(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], names: set[str]) -> bool:
@@ -279,7 +332,11 @@ def _same(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], names
 
 
 def test_a_run_can_start_from_the_weights_of_another(
-    tune_words: Words, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tune_words: Words,
+    train_words: Words,
+    trained_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert command(*tune_words, trained_run, "--out", tmp_path / "tuned") == 0
     assert "are new" not in capsys.readouterr().out
@@ -288,7 +345,7 @@ def test_a_run_can_start_from_the_weights_of_another(
     )
     assert _same(before, after, {*before})
     assert read_config(tmp_path / "tuned")[:2] == read_config(trained_run)[:2], (
-        "canvas, too, is the other's"
+        "canvases, too, are the other's"
     )
     others = (*tune_words, trained_run, "--train", "scenes:4:2", "--scenes", "0.5")
     assert command(*others, "--out", tmp_path / "on-others") == 0
@@ -302,6 +359,10 @@ def test_a_run_can_start_from_the_weights_of_another(
     message = capsys.readouterr().err
     assert "has another config" in message
     assert "add --partly" in message
+    weights = train_words[train_words.index("--backbone-weights") + 1]
+    words = (*tune_words, trained_run, "--backbone-weights", weights)
+    assert command(*words, "--out", tmp_path / "other") == 1
+    assert "leave --backbone-weights out" in capsys.readouterr().err
     assert command(*tune_words, tmp_path / "none", "--out", tmp_path / "third") == 1
     assert "is no run" in capsys.readouterr().err
     assert not (tmp_path / "third").exists()
@@ -315,7 +376,7 @@ def test_a_run_can_start_from_a_bundle(tune_words: Words, toy_bundle: Path, tmp_
         load_file(tmp_path / "tuned" / "model.safetensors"),
     )
     assert _same(before, after, {*before} & {*after})
-    assert read_config(tmp_path / "tuned")[1] == CANVAS
+    assert read_config(tmp_path / "tuned")[1] == CANVASES
     assert trained_on(tmp_path / "tuned") == [("scenes:4", None)], "its own and the bundle's"
 
 
@@ -343,6 +404,38 @@ def test_a_run_of_another_config_takes_the_weights_that_fit_and_names_the_others
     )  # a run that was stopped has its own checkpoint to go on from
     assert command(*words, "--out", run) == 0
     assert [row["step"] for row in read_log(run)] == ["1", "2", "3"]
+
+
+def test_another_backbone_brings_its_own_weights_and_the_rest_is_the_other_run_s(
+    trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backbone = MobileNetV2()
+    layers = {"features.0.0": backbone.stem}
+    for i, block in enumerate(backbone.blocks, 1):
+        *first, last = [f"features.{i}.conv.{j}" for j in range(len(block.layers))]
+        layers |= zip([*(f"{name}.0" for name in first), last], block.layers, strict=True)
+    arrays = {
+        f"{name}.{part}": getattr(layer.conv, part).detach().numpy()
+        for name, layer in layers.items()
+        for part in ("weight", "bias")
+    }
+    np.savez(tmp_path / "v2.npz", **arrays)
+    options = InitialOptions(
+        start_from=trained_run,
+        partly=True,
+        backbone="mobilenet_v2",
+        backbone_weights=tmp_path / "v2.npz",
+    )
+    model, canvases = initial_model(options, Scenes(1), None)
+    assert canvases == CANVASES
+    found, before = model.state_dict(), load_file(trained_run / "model.safetensors")
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(found[f"backbone.{name}"], value), name
+    anew = capsys.readouterr().out.splitlines()[0].partition("these are new: ")[2].split(", ")
+    of_backbone = {name for name in found if name.startswith("backbone.")}
+    assert of_backbone <= {*anew}, "what fits by chance means nothing there"
+    assert {name.partition(".")[0] for name in anew} == {"backbone", "lateral", "project"}
+    assert all(torch.equal(found[name], before[name]) for name in {*found} - {*anew})
 
 
 def test_scenes_cannot_be_mixed_with_other_classes(

@@ -11,7 +11,8 @@ import torch
 
 from model_export.gating.gate_regression import STRENGTHS, cross_validate, fit, out_of_fold, predict
 from model_export.gating.policies import by_beta, compare, resample
-from model_export.gating.train_gate import Images, left_out, limit, winnings
+from model_export.gating.train_gate import Images, by_size, left_out, limit, winnings
+from model_export.network.gate import SIDES
 from model_export.training.runs import read_gate, read_targets
 from tests.toy import PLANS, command, last_json
 
@@ -120,6 +121,35 @@ def test_the_limit_is_what_knowing_other_views_wins_on_the_plain_ones() -> None:
     half = limit(quality, views, plain & (blocks < 40), cost, blocks)
     assert half == winnings(told[:40], quality[plain][:40], cost, blocks[plain][:40])
     assert limit(quality[plain], views[plain], plain[plain], cost, blocks[plain]) == []
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_report_says_what_the_image_s_size_alone_would_win(told: bool) -> None:
+    """Half of the images are large and lose at the cheap plan. Where it is the size that decides, a
+    gate of the size alone wins as much as an oracle; else it wins nothing."""
+    rng, cost = np.random.default_rng(0), np.array([5.0, 9.0])
+    large = np.arange(200) % 2 == 1
+    hats = np.zeros((200, len(SIDES)))
+    at = np.where(large if told else rng.permutation(large), SIDES.index(10.0), SIDES.index(8.0))
+    hats[np.arange(200), at] = 1
+    lost = np.where(large, 0.05, 0.0) + rng.normal(0, 0.001, 200)
+    quality = np.stack((0.8 - lost, np.full(200, 0.8)), 1)
+    inputs = np.concatenate((rng.normal(size=(200, 30)), hats), 1)
+    names, everything = np.full(200, "a"), np.full(200, True)
+    images = Images(inputs, quality, names, np.arange(200), none(200), everything, everything)
+    found = by_size(images, cost)
+    assert found["sides"] == list(SIDES)
+    assert len(found["quality"]) == len(SIDES)
+    small, great = (found["quality"][SIDES.index(side)] for side in (8.0, 10.0))
+    at_beta = next(row for row in found["wins"] if row["beta"] == 0.01)
+    if told:
+        assert small == pytest.approx([0.8, 0.8], abs=0.005)
+        assert great == pytest.approx([0.75, 0.8], abs=0.005)
+        assert at_beta["share"] > 0.9
+    else:
+        assert small == pytest.approx([0.775, 0.8], abs=0.01)
+        assert great == pytest.approx([0.775, 0.8], abs=0.01)
+        assert (at_beta["share"] or 0) < 0.1
 
 
 def _recordings(harder: float) -> Images:

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model_export.data.augment import on_canvas
+from model_export.data.augment import on_canvases
 from model_export.data.cache import SampleCache
 from model_export.data.datasets import open_dataset
 from model_export.data.folders import Folder
 from model_export.data.sample import Sample
-from service.bundle import InputSpec
+from service.bundle import Canvas, Shape
 from service.pixels.decode import Limits, decode
 from tests import icc_profiles
+from tests.image_files import one_canvas, only
 from tests.labelled_folders import save_image, write_folder
 
 LIMITS = Limits(max_pixels=25_000_000, max_side=8192, min_side=1)
@@ -91,9 +92,8 @@ def test_a_training_image_is_what_the_service_decodes(tmp_path: Path, name: str)
     sample = Folder(tmp_path, "semantic")[0]
     assert sample.image.dtype == np.uint8
     for size in ((height, width), (64, 96)):
-        spec = InputSpec(*size, "uint8", "NHWC", (127,) * 3)
-        served = decode(FILES[name], "", LIMITS, spec).pixels
-        placed, _ = on_canvas(sample, size)
+        served = only(decode(FILES[name], "", LIMITS, one_canvas(*size, (127,) * 3))).pixels
+        placed = only(on_canvases(sample, [Canvas.of([Shape(*size)])])).pixels
         # The service blends and converts by a profile after scaling, for it has fewer pixels then;
         # of noise, the order shows.
         exact = size == (height, width)

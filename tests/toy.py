@@ -13,20 +13,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from service.bundle import Canvas, Shape
+
 if TYPE_CHECKING:  # torch takes seconds to import, and most tests need none of this
     from model_export.data.datasets import Sample
     from model_export.network.config import Config
 
 Words = tuple[object, ...]
-CANVAS = (64, 96)
-PLANS = ("d1-w50", "d2", "d3-k50", "d3")
-STAGES = ("front", *(f"encoder-{plan}" for plan in PLANS), "decoder")
+CANVASES = (Canvas.of([Shape(32, 64)]), Canvas.of([Shape(64, 96)]))
+PLANS = ("c64-d1-w50", "c96-d2", "c96-d3-k50", "c96-d3")
+STAGES = (
+    *("front-32x64", "encoder-32x64-d1-w50", "decoder-32x64"),
+    *("front-64x96", "encoder-64x96-d2", "encoder-64x96-d3-k50", "encoder-64x96-d3"),
+    "decoder-64x96",
+)
 TRAIN = (
     *("train-exits", "--train", "scenes:4", "--dev", "scenes:1:1", "--steps", "3"),
     *(
         "--batch",
         "2",
-        "--canvas",
+        "--canvases",
+        "32x64",
         "64x96",
         "--crop",
         "64x96",

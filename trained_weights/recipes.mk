@@ -17,10 +17,10 @@ weights: $(TEST)/.ready weights-$(NAME)
 # that CamVid's frames fill; each of these two runs in the mean with what it started from.
 CAMVID = --data "$(DATA)" --scenes 0.15
 CAMVID_FIRST = $(CAMVID) --train camvid:train --dev camvid:dev
-CAMVID_LARGER = $(CAMVID_FIRST) --canvas 448x576 --check-every 200
+CAMVID_LARGER = $(CAMVID_FIRST) --canvases 448x576 --check-every 200
 CAMVID_ALL = $(CAMVID) --train camvid:train+dev --dev camvid:gate --balance 0.5 --lr 3e-4
 CAMVID_CROPS = $(CAMVID_ALL) --check-every 200 --crop 384x480
-CAMVID_FULL = $(CAMVID_ALL) --check-every 300 --canvas 480x640 --crop 416x544 --steps 1200 --seed 1
+CAMVID_FULL = $(CAMVID_ALL) --check-every 300 --canvases 480x640 --crop 416x544 --steps 1200 --seed 1
 weights-camvid-tiny:
 	$(EXPORT) train-exits --out $(RUN)-1 $(CAMVID_FIRST) --backbone mobilenet_v2 --backbone-weights "$(BACKBONE)" \
 	  --schedule 3,2,1 --steps 8000 --check-every 500 --lr 3e-4
@@ -60,17 +60,17 @@ NUCLEI_FINE = --pixel-stride 2 --gap-weight 5
 BASE = runs/nuclei-base
 .PHONY: nuclei-base
 nuclei-base:
-	$(EXPORT) train-exits --out $(BASE)-1 $(NUCLEI) --check-every 400 --backbone-weights "$(BACKBONE)" --canvas 448x448 \
+	$(EXPORT) train-exits --out $(BASE)-1 $(NUCLEI) --check-every 400 --backbone-weights "$(BACKBONE)" --canvases 448x448 \
 	  --steps 2400 --lr 4e-4
-	$(EXPORT) train-exits --out $(BASE)-2 $(NUCLEI) --check-every 400 --start-from $(BASE)-1 --canvas 512x512 --steps 3200 \
+	$(EXPORT) train-exits --out $(BASE)-2 $(NUCLEI) --check-every 400 --start-from $(BASE)-1 --canvases 512x512 --steps 3200 \
 	  --lr 3e-4 $(NUCLEI_FINE)
-	$(EXPORT) train-exits --out $(BASE)-3 $(NUCLEI) --check-every 400 --start-from $(BASE)-2 --canvas 640x640 --steps 800 \
+	$(EXPORT) train-exits --out $(BASE)-3 $(NUCLEI) --check-every 400 --start-from $(BASE)-2 --canvases 640x640 --steps 800 \
 	  --lr 1.5e-4 $(NUCLEI_FINE)
-	$(EXPORT) train-exits --out $(BASE)-4 $(NUCLEI) --check-every 400 --start-from $(BASE)-3 --canvas 704x704 --steps 1200 \
+	$(EXPORT) train-exits --out $(BASE)-4 $(NUCLEI) --check-every 400 --start-from $(BASE)-3 --canvases 704x704 --steps 1200 \
 	  --lr 2e-4 $(NUCLEI_FINE) --zoom 0.6 1.5 --balance 0.5
 	$(EXPORT) average $(BASE)-3 $(BASE)-4 --out $(BASE)
 
-NUCLEI_LAST = $(NUCLEI) --start-from $(BASE) --partly --canvas 640x640 --steps 2600 --lr 3e-4 $(NUCLEI_FINE) \
+NUCLEI_LAST = $(NUCLEI) --start-from $(BASE) --partly --canvases 640x640 --steps 2600 --lr 3e-4 $(NUCLEI_FINE) \
   --check-every 200
 weights-nuclei-tiny: ENCODER = --schedule 1,1,4 --pause-after 2
 weights-nuclei-tiny-standard: ENCODER = --config standard
@@ -94,7 +94,7 @@ mechanism: $(TEST)/.ready
 	$(call drawn,$(SCENES)-train,1000,21)
 	$(call drawn,$(SCENES)-judge,200,26)
 	$(EXPORT) train-exits --out $(SCENES) --start-from $(PARENT) --data $(SCENES)-train --train folder \
-	  --dev scenes:20:3 --canvas 384x480 --steps 800 --check-every 400 --lr 2e-4
+	  --dev scenes:20:3 --canvases 384x480 --steps 800 --check-every 400 --lr 2e-4
 	$(EXPORT) search-plans $(SCENES) --on scenes:60:22:0.5 --keeps 0.25,1 --widths 1 --most 6
 	$(EXPORT) derive-targets $(SCENES) --fit scenes:240:23:0.5 --held scenes:120:24:0.5 --views 1
 	$(EXPORT) train-gate $(SCENES)

@@ -1,18 +1,21 @@
-"""Training crops (random scale, crop, flip and colour) and the placement on a canvas, by the
+"""Training crops (random scale, crop, flip, colour, weather) and the placement on a canvas, by the
 service's own code."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from model_export.data.datasets import VOID, Sample
-from service.bundle import InputSpec
-from service.pixels.canvas import to_canvas
+from service.bundle import Canvas, InputSpec
+from service.core import Frames
+from service.pixels.canvas import to_canvases
 
 # about the mean of the backbone's normalisation, so padding is near zero inside the network
 PAD = 127
@@ -107,9 +110,35 @@ def jitter(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uin
     )
 
 
-def on_canvas(sample: Sample, size: tuple[int, int]) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """The image scaled by one factor into the top left of the canvas, and its (height, width)
-    there."""
-    canvas = InputSpec(*size, "uint8", "NHWC", (PAD, PAD, PAD))
-    frame = to_canvas(Image.fromarray(sample.image), canvas)
-    return frame.pixels, (frame.geometry.scaled_height, frame.geometry.scaled_width)
+def weather(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """(h, w, 3) uint8 -> the same view in other light or weather: one of haze, dusk, glare, uneven
+    light and blur.
+
+    Haze follows a depth that grows upwards (a road scene's); dusk adds the noise of a sensor.
+    """
+    height, width, _ = image.shape
+    kind = rng.integers(5)
+    if kind == 4:
+        return np.asarray(cv2.GaussianBlur(image, (0, 0), rng.uniform(0.5, 1.6)), np.uint8)
+    values = image.astype(np.float32)
+    down = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
+    if kind == 0:
+        thickness = rng.uniform(0.2, 0.7) * (1 - 0.7 * down)
+        values += (rng.uniform(150, 235) - values) * thickness
+    elif kind == 1:
+        values *= rng.uniform(0.25, 0.6) * (1 + rng.uniform(-0.1, 0.15, 3).astype(np.float32))
+        values += rng.normal(0, rng.uniform(2, 9), image.shape)
+    else:
+        across = np.linspace(0, 1, width, dtype=np.float32)[None, :, None]
+        x, y, reach = rng.uniform(0, 1), rng.uniform(0, 0.8), rng.uniform(0.2, 0.7)
+        spot = np.exp(-((across - x) ** 2 + (down - y) ** 2) / reach**2)
+        if kind == 2:
+            values += (255 - values) * spot * rng.uniform(0.3, 0.8)
+        else:
+            values *= rng.uniform(0.35, 0.7) + spot * rng.uniform(0.3, 0.7)
+    return values.clip(0, 255).astype(np.uint8)
+
+
+def on_canvases(sample: Sample, canvases: Sequence[Canvas]) -> Frames:
+    """The image on every canvas, as the service places it there."""
+    return to_canvases(Image.fromarray(sample.image), InputSpec.of(canvases, (PAD,) * 3))

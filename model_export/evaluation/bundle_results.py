@@ -53,11 +53,15 @@ class Costs:
 def costs_of(measured: Measured) -> Costs:
     manifest = measured.bundle.manifest
     parts = manifest.calibration.get("gflops", {})
-    encoder = [
-        float(parts.get(manifest.encoder_of[plan.name], math.nan)) for plan in manifest.plans
-    ]
+    names = {
+        plan: stage
+        for graphs in reversed(manifest.graphs.values())  # of several shapes the first counts
+        for plan, stage in graphs.encoders.items()
+    }
+    encoder = [float(parts.get(names[plan.name], math.nan)) for plan in manifest.plans]
     encoder_ms = np.median(measured.encoder, 0)
-    ms = np.median(measured.front) + encoder_ms + np.median(measured.decoder, 0)
+    others = np.median(measured.front, 0) + np.median(measured.decoder, 0)
+    ms = np.median(measured.glance) + others + encoder_ms
     return Costs(
         np.array([plan.gflops for plan in manifest.plans]), np.array(encoder), ms, encoder_ms
     )
@@ -76,12 +80,27 @@ def policies_of(measured: Measured, cost: Floats) -> dict[str, Shares]:
         for asked, margin in margins.items()
     }
     policies |= {f"gate beta {beta:g}": by_beta(measured.scores, cost, beta) for beta in BETAS}
+    by_size = scores_by_size(measured)
+    if by_size is not None:
+        policies |= {f"size beta {beta:g}": by_beta(by_size, cost, beta) for beta in BETAS}
     policies |= {f"oracle beta {beta:g}": by_beta(measured.quality, cost, beta) for beta in BETAS}
     if measured.mirrored is not None:
         policies |= {
             f"mirror beta {beta:g}": by_beta(measured.mirrored, cost, beta) for beta in BETAS
         }
     return policies
+
+
+def scores_by_size(measured: Measured) -> Floats | None:
+    """(N, P): the quality that the image's own size alone predicts, as train-gate found it on the
+    gate's images. None where the bundle does not say, or has one canvas."""
+    manifest = measured.bundle.manifest
+    known = manifest.calibration.get("gate", {}).get("by_size")
+    if known is None or len(manifest.input.canvases) == 1:
+        return None
+    side, at = np.log2(measured.sides), np.array(known["sides"])
+    columns = [np.interp(side, at, column) for column in np.array(known["quality"]).T]
+    return np.stack(columns, 1)
 
 
 class BundleResults:
@@ -136,22 +155,24 @@ class BundleResults:
 
     def plans(self) -> list[Row]:
         """What each plan costs. The quartiles of the times tell how quiet the machine was."""
-        front, encoder, decoder = self.measured.front, self.measured.encoder, self.measured.decoder
+        measured = self.measured
         return [
             {
                 "name": plan.name,
+                "canvas": plan.canvas,
                 "gflops": plan.gflops,
                 "encoder_gflops": float(self.costs.encoder_gflops[i]),
                 **{
                     f"{part}_ms": np.percentile(times, (25, 50, 75)).tolist()
                     for part, times in (
-                        ("front", front),
-                        ("encoder", encoder[:, i]),
-                        ("decoder", decoder[:, i]),
+                        ("glance", measured.glance),
+                        ("front", measured.front[:, i]),
+                        ("encoder", measured.encoder[:, i]),
+                        ("decoder", measured.decoder[:, i]),
                     )
                 },
             }
-            for i, plan in enumerate(self.measured.bundle.manifest.plans)
+            for i, plan in enumerate(measured.bundle.manifest.plans)
         ]
 
     def max_loss(self) -> list[Row]:

@@ -166,7 +166,7 @@ def policy_rows(
 
 @torch.inference_mode()
 def evaluate_run(run: Path, data: Path | None, on: str | None) -> None:
-    config, canvas, _ = read_config(run)
+    config, canvases, _ = read_config(run)
     model, (gate, report) = load_model(run), read_gate(run)
     task = TASKS[config.task]
     targets, classes = read_targets(run, "held"), None
@@ -180,7 +180,7 @@ def evaluate_run(run: Path, data: Path | None, on: str | None) -> None:
         )
         check(dataset, f"--on {on}", complete=False)
         targets, classes = (
-            measure_plans(model, plans, [dataset], on, canvas, 1, 0) | {"spec": np.array(on)},
+            measure_plans(model, plans, [dataset], on, canvases, 1, 0) | {"spec": np.array(on)},
             dataset.classes,
         )
     counts, scores = (

@@ -1,9 +1,9 @@
 """Every plan of a bundle on every image of a folder, by the service's own code: decode, engine,
 masks.
 
-The front runs once per image, then each plan's encoder, decoder and masks. The results are counts,
-from which the quality of any choice of plans follows, the gate's scores and the times. A cache has
-one small file per image, so that work that was stopped can continue.
+Per image the front of each canvas runs once, then each plan's encoder, decoder and masks. The
+results are counts, from which the quality of any choice of plans follows, the gate's scores and the
+times. A cache has one small file per image, so that work that was stopped can continue.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from model_export.tasks import TASKS, Task, qualities
 from model_export.tasks.detections import average_precision, detections
 from model_export.tasks.panoptic_quality import without_void
 from service import bundle
-from service.core import Frame
+from service.core import Frames
 from service.engines.base import Backend
 from service.engines.choice import open_named
 from service.errors import FathomError
@@ -40,7 +40,7 @@ from service.pixels.decode import Limits, decode, decode_full
 from service.tasks import Masks, task_of
 
 LIMITS = Limits(max_pixels=25_000_000, max_side=8192, min_side=16)  # the service's defaults
-FORM = 1  # of the cached files
+FORM = 2  # of the cached files
 
 Floats = NDArray[np.float64]
 Arrays = dict[str, NDArray[Any]]
@@ -52,9 +52,11 @@ class Measured:
 
     scores: (N, P) of the gate. counts: (N, P, ...) as the task has them.
     quality: (N, P) 0..1, of each image: mIoU over the classes that it shows, or PQ. mirrored: the
-    same of each image's mirror image, a second measurement of one scene, or None. front: (N,) ms;
-    encoder, decoder: (N, P) ms. left_out: names of images that are all void. detections: N times P
-    tables, as `detections` gives them; none for a task without objects.
+    same of each image's mirror image, a second measurement of one scene, or None. glance: (N,) ms;
+    front, encoder, decoder: (N, P) ms; a plan on the glance's canvas needs no other front, and has
+    0. sides: (N,) the square root of each image's own pixels. left_out: names of images that are
+    all void. detections: N times P tables, as `detections` gives them; none for a task without
+    objects.
     """
 
     bundle: bundle.Bundle
@@ -64,6 +66,8 @@ class Measured:
     counts: Floats
     quality: Floats
     mirrored: Floats | None
+    sides: Floats
+    glance: Floats
     front: Floats
     encoder: Floats
     decoder: Floats
@@ -144,36 +148,46 @@ class Meter:
         if mirrored:
             data, truth = _mirror(data), Truth(truth.labels[:, ::-1], truth.void[:, ::-1])
         try:
-            frame = decode(data, "", LIMITS, self.manifest.input)
+            frames = decode(data, "", LIMITS, self.manifest.input)
         except FathomError as error:
             raise DataError(f"{file}: {error.detail}") from error
         if not self.warm:  # the first run of a graph reserves memory
-            self.run(frame, truth, 0)
+            self.run(frames, truth, 0)
             self.warm = True
-        arrays = self.run(frame, truth, index)
+        arrays = self.run(frames, truth, index)
         if cached:
             _write(cached, arrays)
         return arrays
 
-    def run(self, frame: Frame, truth: Truth, turn: int) -> Arrays:
-        """scores (P,), counts (P, ...), front (1,), encoder and decoder (P,) in ms, detections
-        (objects, 1 plan + 2).
+    def run(self, frames: Frames, truth: Truth, turn: int) -> Arrays:
+        """scores (P,), counts (P, ...), sides (1,), glance (1,), front, encoder and decoder (P,) in
+        ms, detections (objects, 1 plan + 2).
 
         turn: decides which plan comes first, so that it is not always the same.
         """
         plans, clock = self.manifest.plans, time.perf_counter
+        first = self.manifest.glance.name
         began = clock()
-        features, scores = self.stages.front(frame.pixels[None])
-        front = clock() - began
+        seen, scores = self.stages.glance([frames[first]])
+        glance = clock() - began
+        features, took = {first: seen}, {first: 0.0}
         counts: dict[int, NDArray[Any]] = {}
         tables = [np.empty((0, 3))]
-        encoder, decoder = np.empty(len(plans)), np.empty(len(plans))
+        front, encoder, decoder = (np.empty(len(plans)) for _ in range(3))
         for index in np.roll(np.arange(len(plans)), -turn).tolist():
+            plan = plans[index]
+            frame = frames[plan.canvas]
+            shape = frame.geometry.shape
+            if plan.canvas not in features:
+                began = clock()
+                features[plan.canvas] = self.stages.front([frame])
+                took[plan.canvas] = clock() - began
             began = clock()
-            encoded = self.stages.encode(plans[index], features)
+            encoded = self.stages.encode(plan, shape, features[plan.canvas])
             between = clock()
-            tensors = self.stages.head(encoded)
+            tensors = self.stages.head(shape, encoded)
             encoder[index], decoder[index] = between - began, clock() - between
+            front[index] = took[plan.canvas]
             own = {name: values[0] for name, values in tensors.items()}
             masks = self.answers.read(own, frame.geometry)
             counts[index], objects = self.judge(masks, truth)
@@ -181,7 +195,9 @@ class Meter:
         return {
             "scores": scores[0].astype(np.float64),
             "counts": np.stack([counts[i] for i in range(len(plans))]),
-            "front": np.array([front * 1e3]),
+            "sides": np.array([truth.labels.size**0.5]),
+            "glance": np.array([glance * 1e3]),
+            "front": front * 1e3,
             "encoder": encoder * 1e3,
             "decoder": decoder * 1e3,
             "detections": np.concatenate(tables),
@@ -266,7 +282,9 @@ def _gather(meter: Meter, folder: LabelledImages, rows: list[Arrays]) -> Measure
         stacked["counts"],
         quality[known],
         mirrored,
-        stacked["front"][:, 0],
+        stacked["sides"][:, 0],
+        stacked["glance"][:, 0],
+        stacked["front"],
         stacked["encoder"],
         stacked["decoder"],
         [name for name, there in zip(names, known, strict=True) if not there],

@@ -20,11 +20,12 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from model_export.data.augment import on_canvas, parse_size
+from model_export.data.augment import on_canvases, parse_size
 from model_export.data.class_names import refuse_other_classes
 from model_export.data.datasets import VOID, Dataset, open_dataset
 from model_export.network.backbone import BACKBONES, load_pretrained
 from model_export.tasks.semantic import confusion, labels_at, mean_iou
+from service.bundle import Canvas, Shape
 
 RIDGE = 1e-2
 
@@ -54,7 +55,7 @@ def features(backbone: nn.Module, pixels: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def fit(backbone: nn.Module, train: Dataset, rows: list[int], canvas: tuple[int, int]) -> Tensor:
+def fit(backbone: nn.Module, train: Dataset, rows: list[int], canvas: Canvas) -> Tensor:
     """(C + 1, classes): least squares of one-hot labels, a class weighed by 1 / sqrt(its
     pixels)."""
     classes = len(train.classes)
@@ -62,8 +63,9 @@ def fit(backbone: nn.Module, train: Dataset, rows: list[int], canvas: tuple[int,
     cross: Tensor | float = 0.0
     for row in tqdm(rows, mininterval=5):
         sample = train[row]
-        pixels, inner = on_canvas(sample, canvas)
-        maps = features(backbone, torch.from_numpy(pixels)[None])[0]
+        (frame,) = on_canvases(sample, [canvas]).values()
+        maps = features(backbone, torch.from_numpy(frame.pixels)[None])[0]
+        inner = frame.geometry.scaled_height, frame.geometry.scaled_width
         height, width = inner[0] // 8, inner[1] // 8
         x = maps[:, :height, :width].flatten(1).double()  # (C + 1, N)
         placed = Image.fromarray(sample.mask).resize((inner[1], inner[0]), Image.Resampling.NEAREST)
@@ -83,7 +85,7 @@ def fit(backbone: nn.Module, train: Dataset, rows: list[int], canvas: tuple[int,
 
 
 def main(args: argparse.Namespace) -> None:
-    canvas = parse_size(args.canvas)
+    canvas = Canvas.of([Shape(*parse_size(args.canvas))])
     torch.manual_seed(0)
     backbone = BACKBONES[args.backbone]().eval()
     if args.backbone_weights:
@@ -101,15 +103,16 @@ def main(args: argparse.Namespace) -> None:
     total, seconds = 0, 0.0
     for i in range(len(dev)):
         sample = dev[i]
-        pixels, inner = on_canvas(sample, canvas)
+        (frame,) = on_canvases(sample, [canvas]).values()
+        geometry = frame.geometry
         with torch.inference_mode():
             began = time.perf_counter()
-            maps = features(backbone, torch.from_numpy(pixels)[None])
+            maps = features(backbone, torch.from_numpy(frame.pixels)[None])
             seconds += time.perf_counter() - began
             scores = torch.einsum("bchw,ck->bkhw", maps, weights)
-        total = total + confusion(
-            labels_at(scores, canvas, inner, sample.mask.shape), sample.mask, len(dev.classes)
-        )
+        inner = geometry.scaled_height, geometry.scaled_width
+        labels = labels_at(scores, geometry.canvas, inner, sample.mask.shape)
+        total = total + confusion(labels, sample.mask, len(dev.classes))
     result = {
         "backbone": args.backbone,
         "weights": args.backbone_weights.name if args.backbone_weights else "random",

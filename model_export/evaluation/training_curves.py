@@ -22,14 +22,14 @@ def plot_run(run: Path) -> None:
         left.plot(steps, [float(row[term]) for row in rows], label=term)
     left.set(xlabel="step", title="training loss, summed over heads", yscale="log")
     left.legend()
-    exits = [name for name in rows[0] if name.startswith("dev_d")]
+    watched = [name for name in rows[0] if name.startswith("dev_")]
     colours = plt.get_cmap("viridis")
-    for i, name in enumerate(exits):
+    for i, name in enumerate(watched):
         values = [float(row[name]) for row in rows]
         right.plot(
             steps,
             values,
-            color=colours(i / max(1, len(exits) - 1)),
+            color=colours(i / max(1, len(watched) - 1)),
             label=name.removeprefix("dev_"),
         )
     right.set(xlabel="step", title="quality on the dev set, averaged weights")

@@ -1,5 +1,5 @@
-"""Whether TensorRT engines compute what ONNX Runtime does: every plan and batch, by the backends of
-the service itself.
+"""Whether TensorRT engines compute what ONNX Runtime does: every plan, shape and batch, by the
+backends of the service itself.
 
 Half precision turns over some decisions by threshold (which tokens pause, where the decoder looks),
 so the limits are on the mean difference and on the share of pixels with the same class, not on the
@@ -9,20 +9,23 @@ largest difference. The gate's scores have two limits: bf16 shifts all scores of
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from model_export.data.augment import on_canvas
+from model_export.data.augment import on_canvases
 from model_export.data.datasets import open_dataset
 from model_export.training.runs import RunError
-from service.bundle import Bundle, Manifest
-from service.core import Plan
-from service.engines.base import Backend
+from service.bundle import Bundle, Canvas
+from service.core import Frame, Plan
+from service.engines.base import Tensors
 from service.engines.engine_cache import EngineSet
 from service.engines.onnxruntime import OnnxRuntimeBackend
 from service.engines.tensorrt import TensorRTBackend
+from service.inference.stages import Stages
 
 
 @dataclass(frozen=True)
@@ -48,63 +51,75 @@ def check(
 ) -> dict[str, float]:
     """Mean difference of each plan's probabilities, the largest over the batches. Raises RunError,
     BackendError."""
-    samples = open_dataset(spec, data)
-    canvas = (served.manifest.input.height, served.manifest.input.width)
-    images = np.stack(
-        [on_canvas(samples[i % len(samples)], canvas)[0] for i in range(about.batches[-1])]
-    )
-    ours = TensorRTBackend(served, cache=cache, max_batch=about.batches[-1], only=about)
+    manifest, samples = served.manifest, open_dataset(spec, data)
+    frames = {
+        shape.name: [
+            on_canvases(samples[i % len(samples)], [Canvas(canvas.name, (shape,))])[canvas.name]
+            for i in range(about.batches[-1])
+        ]
+        for canvas in manifest.input.canvases
+        for shape in canvas.shapes
+    }
+    backend = TensorRTBackend(served, cache=cache, max_batch=about.batches[-1], only=about)
     try:
-        theirs = OnnxRuntimeBackend(served, threads=1)
+        ours = Stages(backend, manifest)
+        theirs = Stages(OnnxRuntimeBackend(served, threads=1), manifest)
         limits = LIMITS[about.precision]
-        plans = served.manifest.plans
-        return compare(ours, theirs, served.manifest, plans, images, about.batches, limits)
+        return compare(ours, theirs, manifest.plans, frames, about.batches, limits)
     finally:
-        ours.close()
+        backend.close()
 
 
 def compare(
-    ours: Backend,
-    theirs: Backend,
-    manifest: Manifest,
+    ours: Stages,
+    theirs: Stages,
     plans: tuple[Plan, ...],
-    images: np.ndarray,
+    frames: Mapping[str, Sequence[Frame]],
     batches: tuple[int, ...],
     limits: Limits,
 ) -> dict[str, float]:
-    """Each plan and batch twice: the second time over what the first left in memory. Raises
-    RunError that names both."""
+    """Each plan, shape and batch twice: the second time over what the first left in memory.
+
+    frames: by shape, images on it. Raises RunError that names plan, shape and batch.
+    """
     differences: dict[str, float] = {}
-    answer = manifest.stages["decoder"].outputs[0].name
-    for batch in batches:
-        pixels = images[:batch]
-        right = theirs.run("front", {"image": pixels})
-        left = ours.run("front", {"image": pixels})
-        off = left["quality"] - right["quality"]
-        for what, gaps, limit in (
-            ("scores", off, limits.gate),
-            ("losses", off[:, -1:] - off, limits.loss),
-        ):
-            gap = float(np.abs(gaps).max())
-            if not gap <= limit:
-                raise RunError(
-                    f"the gate's {what} at batch {batch} differ by {gap:.2e}; no engine is accepted"
-                )
-        for plan in plans:
-            encoder = manifest.encoder_of[plan.name]
-            q = theirs.run("decoder", theirs.run(encoder, right))[answer]
-            for _ in range(2):
-                p = ours.run("decoder", ours.run(encoder, left))[answer]
-                mean, equal = (
-                    float(np.abs(p - q).mean()),
-                    float((p.argmax(1) == q.argmax(1)).mean()),
-                )
-                # In this form nan is refused, too.
-                if not (mean <= limits.mean and equal >= limits.equal):
-                    raise RunError(
-                        f"{plan.name} at batch {batch}: probabilities differ by {mean:.2e} in the "
-                        f"mean, the class on {1 - equal:.3%} of the pixels; no engine is accepted"
-                    )
-                largest = max(differences.get(plan.name, 0.0), float(f"{mean:.3g}"))
-                differences[plan.name] = largest
+    for shape, graphs in theirs.manifest.graphs.items():
+        for batch in batches:
+            shown = frames[shape][:batch]
+            right, left = theirs.front(shown), ours.front(shown)
+            at = f"{shape}, batch {batch}"
+            if "quality" in {s.name for s in theirs.manifest.stages[graphs.front].outputs}:
+                _check_gate(left["quality"] - right["quality"], at, limits)
+            for plan in plans:
+                if plan.name not in graphs.encoders:
+                    continue
+                q = _answer(theirs, plan, shape, right)
+                for _ in range(2):
+                    p = _answer(ours, plan, shape, left)
+                    mean = float(np.abs(p - q).mean())
+                    equal = float((p.argmax(1) == q.argmax(1)).mean())
+                    # In this form nan is refused, too.
+                    if not (mean <= limits.mean and equal >= limits.equal):
+                        raise RunError(
+                            f"{plan.name} ({at}): probabilities differ by {mean:.2e} in the mean, "
+                            f"the class on {1 - equal:.3%} of the pixels; no engine is accepted"
+                        )
+                    largest = max(differences.get(plan.name, 0.0), float(f"{mean:.3g}"))
+                    differences[plan.name] = largest
     return differences
+
+
+def _check_gate(off: NDArray[np.float32], at: str, limits: Limits) -> None:
+    """off: (B, plans), the differences of its scores."""
+    for what, gaps, limit in (
+        ("scores", off, limits.gate),
+        ("losses", off[:, -1:] - off, limits.loss),
+    ):
+        gap = float(np.abs(gaps).max())
+        if not gap <= limit:
+            raise RunError(f"the gate's {what} ({at}) differ by {gap:.2e}; no engine is accepted")
+
+
+def _answer(stages: Stages, plan: Plan, shape: str, features: Tensors) -> NDArray[np.float32]:
+    (values,) = stages.head(shape, stages.encode(plan, shape, features)).values()
+    return np.asarray(values, np.float32)

@@ -1,10 +1,11 @@
-"""What is exported: three stages, tensors in and tensors out. The network itself knows nothing
-about it."""
+"""What is exported: three kinds of stages, tensors in and tensors out, for each shape of each
+canvas. The network itself knows nothing about it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,25 +13,45 @@ from model_export.network.encoder import Encoded
 from model_export.network.gate import Gate, gate_input
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter, semantic_probabilities
+from service.bundle import Canvas, Graphs
+from service.core import Frame
 
 FEATURES = ("f8", "f16", "f32")
 ENCODED = ("e8", "e16", "e32")
 
 
 class Front(nn.Module):
-    """image (B, H, W, 3) uint8 -> f4, f8, f16, f32 (B, C, H/s, W/s), quality (B, plans), 0..1, and
-    gate_input (B, inputs), what the gate saw: no stage needs it, but another gate can be fitted to
-    it."""
+    """image (B, H, W, 3) uint8 -> f4, f8, f16, f32 (B, C, H/s, W/s)."""
 
-    inputs, outputs = ("image",), ("f4", *FEATURES, "quality", "gate_input")
+    inputs: tuple[str, ...] = ("image",)
+    outputs: tuple[str, ...] = ("f4", *FEATURES)
+
+    def __init__(self, model: Segmenter) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        lateral, maps = self.model.features(image)
+        return lateral, *reversed(maps)
+
+
+class Glance(nn.Module):
+    """The front of the smallest canvas, with the gate.
+
+    image (B, H, W, 3) uint8; size (B, 2), the image's own height and width in pixels -> as `Front`,
+    and quality (B, plans), 0..1, and gate_input (B, inputs), what the gate saw: no stage needs it,
+    but another gate can be fitted to it.
+    """
+
+    inputs, outputs = ("image", "size"), (*Front.outputs, "quality", "gate_input")
 
     def __init__(self, model: Segmenter, gate: Gate) -> None:
         super().__init__()
         self.model, self.gate = model, gate
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, image: Tensor, size: Tensor) -> tuple[Tensor, ...]:
         lateral, maps = self.model.features(image)
-        seen = gate_input(maps, self.model.front_head(maps))
+        seen = gate_input(maps, self.model.front_head(maps), size)
         return lateral, *reversed(maps), self.gate(seen), seen
 
 
@@ -60,7 +81,7 @@ class Encoders(nn.Module):
     """Encoders of plans that differ in depth alone, traced together: the deepest one contains all
     the others.
 
-    Outputs are those of every plan, prefixed with its name and a dot.
+    Outputs are those of every plan, prefixed with the encoder's name and a dot.
     """
 
     inputs = FEATURES
@@ -70,7 +91,7 @@ class Encoders(nn.Module):
         self.model = model
         self.plans = {plan.depth: plan for plan in plans}
         self.outputs = tuple(
-            f"{plan.name}.{name}" for plan in plans for name in Encode(model, plan).outputs
+            f"{plan.encoder}.{name}" for plan in plans for name in Encode(model, plan).outputs
         )
 
     def forward(self, f8: Tensor, f16: Tensor, f32: Tensor) -> tuple[Tensor, ...]:
@@ -93,19 +114,58 @@ class Decode(nn.Module):
         return semantic_probabilities(self.model.decoder(f4, [e32, e16, e8])[-1])
 
 
-Stage = Front | Encode | Decode
+Stage = Front | Glance | Encode | Decode
 
 
-def stages_of(model: Segmenter, gate: Gate, plans: Sequence[Knobs]) -> dict[str, Stage]:
-    """Name -> stage. The front comes first, the decoder last, between them an encoder for each
-    plan."""
-    encoders = {f"encoder-{plan.name}": Encode(model, plan) for plan in plans}
-    return {"front": Front(model, gate), **encoders, "decoder": Decode(model)}
+def graphs_of(canvases: Sequence[Canvas], plans: Sequence[Knobs]) -> dict[str, Graphs]:
+    """Shape's name -> the names of its stages."""
+    return {
+        shape.name: Graphs(
+            f"front-{shape.name}",
+            f"decoder-{shape.name}",
+            {
+                plan.name: f"encoder-{shape.name}-{plan.encoder}"
+                for plan in plans
+                if plan.canvas == canvas.name
+            },
+        )
+        for canvas in canvases
+        for shape in canvas.shapes
+    }
+
+
+def stages_of(
+    model: Segmenter, gate: Gate, canvases: Sequence[Canvas], plans: Sequence[Knobs]
+) -> dict[str, Stage]:
+    """Name -> stage. Of each shape the front comes first, the decoder last, between them an encoder
+    for each plan."""
+    settings = {plan.name: plan for plan in plans}
+    glances = {shape.name for shape in canvases[0].shapes}
+    stages: dict[str, Stage] = {}
+    for shape, graphs in graphs_of(canvases, plans).items():
+        stages[graphs.front] = Glance(model, gate) if shape in glances else Front(model)
+        for plan, name in graphs.encoders.items():
+            stages[name] = Encode(model, settings[plan])
+        stages[graphs.decoder] = Decode(model)
+    return stages
+
+
+def sizes_of(frames: Sequence[Frame]) -> Tensor:
+    """(B, 2): the own height and width of each image, in pixels."""
+    sizes = [(frame.geometry.height, frame.geometry.width) for frame in frames]
+    return torch.tensor(sizes, dtype=torch.float32)
+
+
+def front_inputs(front: Stage, frames: Sequence[Frame]) -> tuple[Tensor, ...]:
+    """What a front takes. frames: on its shape."""
+    images = torch.from_numpy(np.stack([frame.pixels for frame in frames]))
+    return (images, sizes_of(frames)) if isinstance(front, Glance) else (images,)
 
 
 @torch.inference_mode()
-def examples(stages: dict[str, Stage], images: Tensor) -> dict[str, tuple[Tensor, ...]]:
-    """Inputs of the front, of any encoder and of the decoder for images (B, H, W, 3) uint8."""
-    f4, *features = stages["front"](images)[: 1 + len(FEATURES)]
+def examples(front: Stage, frames: Sequence[Frame]) -> dict[str, tuple[Tensor, ...]]:
+    """Inputs of the front, of any encoder and of the decoder for images on one shape."""
+    inputs = front_inputs(front, frames)
+    f4, *features = front(*inputs)[: 1 + len(FEATURES)]
     # An encoder keeps the shapes, so its inputs can stand for its outputs.
-    return {"front": (images,), "encoders": tuple(features), "decoder": (f4, *features)}
+    return {"front": inputs, "encoders": tuple(features), "decoder": (f4, *features)}

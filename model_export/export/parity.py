@@ -9,6 +9,7 @@ entropy.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model_export.export.graphs import ENCODED, FEATURES, Encode, Stage
+from model_export.export.graphs import ENCODED, FEATURES, Stage, front_inputs
 from model_export.training.runs import RunError
+from service.bundle import Graphs
+from service.core import Frame
 
 MAX_ERROR = 1e-3  # of a stage, on the same input
 # Of a plan's probabilities: one place of the attention that is masked on one side only costs 1e-3.
@@ -62,6 +65,7 @@ class Comparison:
         left out of the numbers.
         """
         stage = self.stages[name]
+        inputs = {wanted: inputs[wanted] for wanted in stage.inputs}
         ours = dict(
             zip(stage.outputs, self._sessions[name].run(list(stage.outputs), inputs), strict=True)
         )
@@ -95,29 +99,46 @@ def alike(name: str, ours: Arrays, theirs: Arrays) -> NDArray[np.bool_]:
 
 @torch.inference_mode()
 def check_parity(
-    folder: Path, stages: dict[str, Stage], images: NDArray[np.uint8]
+    folder: Path,
+    stages: dict[str, Stage],
+    graphs: Mapping[str, Graphs],
+    frames: Mapping[str, Sequence[Frame]],
 ) -> dict[str, float]:
     """Largest difference per stage between ONNX Runtime and torch, over all plans, images and batch
     sizes.
 
-    Raises RunError where a stage differs by more than 1e-3, or a plan, from pixels to masks, by
-    more than 1e-2 or in the class of more than one pixel in a thousand, or where other tokens are
-    paused.
+    graphs, frames: by shape, its stages, and images on it. Raises RunError where a stage differs by
+    more than 1e-3, or a plan, from pixels to masks, by more than 1e-2 or in the class of more than
+    one pixel in a thousand, or where other tokens are paused.
     """
-    pairs = Comparison(folder, stages)
-    compared = {name: 0 for name, stage in stages.items() if isinstance(stage, Encode)}
+    errors: dict[str, float] = {}
+    for shape, own in graphs.items():
+        names = (own.front, *own.encoders.values(), own.decoder)
+        pairs = Comparison(folder, {name: stages[name] for name in names})
+        _check_shape(pairs, own, frames[shape])
+        errors |= pairs.errors
+    return {name: float(f"{error:.3g}") for name, error in errors.items()}
+
+
+def _check_shape(pairs: Comparison, graphs: Graphs, frames: Sequence[Frame]) -> None:
+    stages = pairs.stages
+    front, decoder = stages[graphs.front], stages[graphs.decoder]
+    compared = dict.fromkeys(graphs.encoders.values(), 0)
     for batch in BATCHES:
-        for start in range(len(images)) if batch == 1 else (0,):
-            ours, theirs = pairs.run(
-                "front", {"image": images[np.arange(start, start + batch) % len(images)]}
-            )
+        for start in range(len(frames)) if batch == 1 else (0,):
+            shown = [frames[(start + i) % len(frames)] for i in range(batch)]
+            inputs = [tensor.numpy() for tensor in front_inputs(front, shown)]
+            ours, theirs = pairs.run(graphs.front, dict(zip(front.inputs, inputs, strict=True)))
+            if not compared:  # a glance that no plan uses: features stand in for encoded ones
+                as_encoded = zip(ENCODED, FEATURES, strict=True)
+                pairs.run(graphs.decoder, {"f4": ours["f4"], **{e: ours[f] for e, f in as_encoded}})
             for name in compared:
-                encoded, _ = pairs.run(name, {n: ours[n] for n in FEATURES})
+                encoded, _ = pairs.run(name, ours)
                 got, _ = pairs.run(
-                    "decoder", {"f4": ours["f4"], **{n: encoded[n] for n in ENCODED}}
+                    graphs.decoder, {"f4": ours["f4"], **{n: encoded[n] for n in ENCODED}}
                 )
                 expected = in_torch(stages[name], theirs)
-                wanted = in_torch(stages["decoder"], {**theirs, **expected})
+                wanted = in_torch(decoder, {**theirs, **expected})
                 same = alike(name, encoded, expected)
                 compared[name] += int(same.sum())
                 p, q = got["probabilities"][same], wanted["probabilities"][same]
@@ -128,4 +149,3 @@ def check_parity(
             raise RunError(
                 f"{name}: no image of --parity pauses the same tokens in ONNX Runtime and torch"
             )
-    return {name: float(f"{error:.3g}") for name, error in pairs.errors.items()}

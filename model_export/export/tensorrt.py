@@ -1,5 +1,5 @@
-"""TensorRT engines of a bundle: front, the encoder of every plan and the decoder, for every batch
-size, into a cache.
+"""TensorRT engines of a bundle: of each shape the front, the encoder of every plan and the decoder,
+for every batch size, into a cache.
 
 Each is compared with ONNX Runtime on this machine's GPU before the service uses it. Without a GPU
 only TensorRT-RTX can build, with --no-check; the service refuses such engines. See `python -m
@@ -170,7 +170,7 @@ def prepared(
     kernels = {k.problem: k.sha256 for k in served.manifest.kernels}
     model = prepare(path, precision)
     forms = list(forms_of(model))
-    if not forms and stage in served.manifest.encoder_of.values():
+    if not forms and stage in encoders_of(served):
         raise RunError(
             f"{path}: its deformable attention is no node of its own. Export the bundle again"
         )
@@ -192,6 +192,11 @@ def prepared(
         "plan": str(folder / f"{stage}.plan"),
         "plugins": len(forms),
     }
+
+
+def encoders_of(served: Bundle) -> set[str]:
+    graphs = served.manifest.graphs.values()
+    return {stage for own in graphs for stage in own.encoders.values()}
 
 
 def run_builder(

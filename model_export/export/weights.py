@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 from tqdm import tqdm
@@ -25,12 +24,14 @@ from tqdm import tqdm
 from model_export.export.attention import OPSET, add_bodies, nodes_of
 from model_export.export.compact import compact
 from model_export.export.graph_edits import needed_for, rename, types_of
-from model_export.export.graphs import Encoders, Stage, examples, stages_of
+from model_export.export.graphs import Encoders, Stage, examples, graphs_of, stages_of
 from model_export.network.gate import Gate
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
 from model_export.training.bundle_weights import WEIGHTS, read_weights, write_weights
 from model_export.training.runs import RunError
+from service.bundle import Canvas, Shape
+from service.core import Frame, Geometry
 
 # For each graph the exporter warns of every operator of torchvision that the package is missing.
 # The network does not need it.
@@ -48,32 +49,48 @@ class Entry:
 
 
 def write_stages(
-    folder: Path, trained: Segmenter, gate: Gate, plans: Sequence[Knobs], images: NDArray[np.uint8]
+    folder: Path,
+    trained: Segmenter,
+    gate: Gate,
+    canvases: Sequence[Canvas],
+    plans: Sequence[Knobs],
 ) -> dict[str, Stage]:
     """Weights and graphs of all stages, and the stages in torch with the weights as written.
 
-    images: two or more on the canvas, (N, H, W, 3); the graphs are made for this canvas and any
-    batch.
+    The graphs are made for the shapes of the canvases and any batch.
     """
-    write_weights(folder / WEIGHTS, trained, gate, images.shape[1:3])
+    write_weights(folder / WEIGHTS, trained, gate, canvases)
     model, stored, _ = read_weights(folder / WEIGHTS)
-    stages, entries = stages_of(model, stored, plans), read_entries(folder / WEIGHTS)
-    inputs = examples(stages, torch.from_numpy(images[:2]))
-    alike: dict[tuple[float, float], list[Knobs]] = {}
-    for plan in plans:
-        alike.setdefault((plan.keep, plan.width), []).append(plan)
-    bar = tqdm(total=2 + len(plans), desc="export", mininterval=5)
-    for name in ("front", "decoder"):
-        write_graph(trace(stages[name], inputs[name], name), folder / f"{name}.onnx", entries)
+    stages, entries = stages_of(model, stored, canvases, plans), read_entries(folder / WEIGHTS)
+    settings = {plan.name: plan for plan in plans}
+    shapes = {shape.name: shape for canvas in canvases for shape in canvas.shapes}
+    bar = tqdm(total=len(stages), desc="export", mininterval=5)
+
+    def write(graph: onnx.ModelProto, name: str) -> None:
+        write_graph(graph, folder / f"{name}.onnx", entries)
         bar.update()
-    for group in alike.values():  # torch takes a quarter of a minute for six layers
-        traced = trace(Encoders(model, group), inputs["encoders"], "encoder")
-        for plan in group:
-            graph = cut_out(traced, plan.name, stages[f"encoder-{plan.name}"].outputs)
-            write_graph(graph, folder / f"encoder-{plan.name}.onnx", entries)
-            bar.update()
+
+    for shape, graphs in graphs_of(canvases, plans).items():
+        inputs = examples(stages[graphs.front], [_noise(shapes[shape], seed) for seed in range(2)])
+        write(trace(stages[graphs.front], inputs["front"], graphs.front), graphs.front)
+        write(trace(stages[graphs.decoder], inputs["decoder"], graphs.decoder), graphs.decoder)
+        alike: dict[tuple[float, float], list[Knobs]] = {}
+        for name in graphs.encoders:
+            alike.setdefault((settings[name].keep, settings[name].width), []).append(settings[name])
+        for group in alike.values():  # torch takes a quarter of a minute for six layers
+            traced = trace(Encoders(model, group), inputs["encoders"], f"encoder-{shape}")
+            for plan in group:
+                name = graphs.encoders[plan.name]
+                write(cut_out(traced, plan.encoder, stages[name].outputs), name)
     bar.close()
     return stages
+
+
+def _noise(shape: Shape, seed: int) -> Frame:
+    """An image to trace with: what it shows does not matter."""
+    height, width = shape.height, shape.width
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return Frame(pixels, Geometry(width, height, width, height, (height, width)))
 
 
 def read_entries(path: Path) -> dict[str, Entry]:
@@ -130,9 +147,9 @@ def trace(module: Stage | Encoders, example: tuple[Tensor, ...], name: str) -> o
     return model
 
 
-def cut_out(traced: onnx.ModelProto, plan: str, outputs: Sequence[str]) -> onnx.ModelProto:
-    """The part of `Encoders` that one plan needs, with that plan's own names of the outputs."""
-    renamed = {f"{plan}.{name}": name for name in outputs}
+def cut_out(traced: onnx.ModelProto, encoder: str, outputs: Sequence[str]) -> onnx.ModelProto:
+    """The part of `Encoders` that one of them needs, with its own names of the outputs."""
+    renamed = {f"{encoder}.{name}": name for name in outputs}
     nodes = needed_for(renamed, traced.graph.node)
     inputs = {name for node in nodes for name in node.input}
     model = onnx.ModelProto()

@@ -1,5 +1,6 @@
-"""Write a bundle: front, decoder and one encoder per plan as ONNX, weights once, parity and cost in
-the manifest.
+"""Write a bundle: for each shape of each canvas front, decoder and one encoder per plan as ONNX.
+
+The weights are stored once; parity and cost are in the manifest.
 
 The graphs are compared with torch on real images before the manifest is written: without one, a
 folder is no bundle.
@@ -13,17 +14,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from model_export.data.augment import on_canvas
+from model_export.data.augment import on_canvases
 from model_export.data.class_names import refuse_other_classes
 from model_export.data.datasets import Dataset, is_nameless, open_dataset
 from model_export.export.flops import count_gflops
+from model_export.export.graphs import graphs_of
 from model_export.export.kernel_files import write_kernels
 from model_export.export.parity import BATCHES, check_parity
 from model_export.export.weights import write_stages
 from model_export.export.write_manifest import manifest_of, plan_of, provenance_of
 from model_export.network.config import Config
+from model_export.network.knobs import Knobs
 from model_export.tasks import TASKS, qualities
 from model_export.training.runs import (
     RunError,
@@ -36,6 +37,8 @@ from model_export.training.runs import (
     trained_on,
 )
 from service import bundle
+from service.bundle import Canvas
+from service.core import Frame
 
 IMAGES = 3  # that are compared with torch
 
@@ -64,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    config, canvas, arguments = read_config(args.run)
+    config, canvases, arguments = read_config(args.run)
     trained, (plans, search) = load_model(args.run), read_plans(args.run)
     held = read_targets(args.run, "held")
     gate, fitted = read_gate(args.run)
@@ -73,19 +76,21 @@ def main(args: argparse.Namespace) -> None:
     for stale in (*args.out.glob("*.onnx"), *args.out.glob("*.ptx.gz"), args.out / bundle.FILE):
         # A folder without a manifest is no bundle: a failed export cannot be served.
         stale.unlink(missing_ok=True)
-    images = np.stack([on_canvas(samples[i], canvas)[0] for i in range(IMAGES)])
-    stages = write_stages(args.out, trained, gate, plans, images)
-    errors = check_parity(args.out, stages, images)
+    canvases = used(canvases, plans)
+    stages = write_stages(args.out, trained, gate, canvases, plans)
+    errors = check_parity(
+        args.out, stages, graphs_of(canvases, plans), frames_by_shape(samples, canvases)
+    )
     kernels = write_kernels(args.out, [args.out / f"{name}.onnx" for name in stages])
     parts = {name: count_gflops(args.out / f"{name}.onnx") for name in stages}
     quality = qualities(TASKS[config.task], held["counts"])  # (N, plans)
     manifest = manifest_of(
         args.out,
         config,
-        canvas,
+        canvases,
         samples,
         [
-            plan_of(knobs, parts, of_images)
+            plan_of(knobs, canvases, parts, of_images)
             for knobs, of_images in zip(plans, quality.T, strict=True)
         ],
         errors,
@@ -100,6 +105,24 @@ def main(args: argparse.Namespace) -> None:
     for plan in manifest.plans:
         print(f"{plan.name:<12} {plan.gflops:6.2f} GFLOPs, quality {plan.quality:.4f}")
     print(json.dumps({"bundle": str(args.out), "megabytes": round(size, 2), "parity": errors}))
+
+
+def used(canvases: Sequence[Canvas], plans: Sequence[Knobs]) -> tuple[Canvas, ...]:
+    """The canvases that some plan has, and the first one, on which the gate sees every image."""
+    wanted = {plan.canvas for plan in plans}
+    return tuple(canvas for canvas in canvases if canvas is canvases[0] or canvas.name in wanted)
+
+
+def frames_by_shape(samples: Dataset, canvases: Sequence[Canvas]) -> dict[str, list[Frame]]:
+    """The first images on every shape, also on those that another one would fit better."""
+    return {
+        shape.name: [
+            on_canvases(samples[i], [Canvas(canvas.name, (shape,))])[canvas.name]
+            for i in range(IMAGES)
+        ]
+        for canvas in canvases
+        for shape in canvas.shapes
+    }
 
 
 def open_samples(spec: str, data: Path | None, config: Config, classes: Sequence[str]) -> Dataset:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from onnx import helper
 
 from model_export.data.augment import PAD
 from model_export.data.datasets import Dataset
+from model_export.export.graphs import graphs_of
 from model_export.network.config import Config
 from model_export.network.knobs import Knobs
 from model_export.tasks import TASKS
 from model_export.training.bundle_weights import WEIGHTS
 from service import bundle
+from service.bundle import Canvas
 from service.core import Margin, Plan
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -29,7 +31,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 def manifest_of(
     folder: Path,
     config: Config,
-    canvas: tuple[int, int],
+    canvases: Sequence[Canvas],
     data: Dataset,
     plans: list[Plan],
     errors: dict[str, float],
@@ -51,11 +53,11 @@ def manifest_of(
             bundle.ClassInfo(name, colour, things)
             for name, colour in zip(data.classes, data.palette, strict=True)
         ),
-        input=bundle.InputSpec(*canvas, "uint8", "NHWC", (PAD,) * 3),
+        input=bundle.InputSpec.of(canvases, (PAD,) * 3),
         stages={name: stage_of(folder / f"{name}.onnx", error) for name, error in errors.items()},
         files=(bundle.BundleFile(WEIGHTS, ""),),
         plans=tuple(plans),
-        encoder_of={plan.name: f"encoder-{plan.name}" for plan in plans},
+        graphs=graphs_of(canvases, [Knobs.parse(plan.name) for plan in plans]),
         margins=tuple(Margin(float(row["asked"] or 0.0), row["margin"]) for row in margins),
         calibration=calibration or {},
         kernels=kernels,
@@ -78,16 +80,38 @@ def stage_of(path: Path, error: float) -> bundle.Stage:
     return bundle.Stage(path.name, "", specs(graph.input), specs(graph.output), error)
 
 
-def plan_of(knobs: Knobs, parts: dict[str, float], quality: NDArray[np.float64]) -> Plan:
+def plan_of(
+    knobs: Knobs,
+    canvases: Sequence[Canvas],
+    parts: dict[str, float],
+    quality: NDArray[np.float64],
+) -> Plan:
     """parts: GFLOPs of each stage. quality: of this plan on each held-out image, (N,)."""
     return Plan(
         name=knobs.name,
         depth=knobs.depth,
         keep=knobs.keep,
         width=knobs.width,
-        gflops=round(parts["front"] + parts[f"encoder-{knobs.name}"] + parts["decoder"], 4),
+        gflops=round(cost_of(knobs, canvases, parts), 4),
+        canvas=knobs.canvas,
         **worth(quality),
     )
+
+
+def cost_of(knobs: Knobs, canvases: Sequence[Canvas], parts: dict[str, float]) -> float:
+    """All that runs for an image, the glance included: the sum over the stages, of GFLOPs or of ms.
+
+    parts: of each stage. Of several shapes of a canvas the one that costs most counts.
+    """
+    glance, own = canvases[0], next(each for each in canvases if each.name == knobs.canvas)
+    graphs = graphs_of([own], [knobs])
+    after = [
+        parts[stages.front] * (own is not glance)
+        + parts[stages.encoders[knobs.name]]
+        + parts[stages.decoder]
+        for stages in graphs.values()
+    ]
+    return max(parts[stages.front] for stages in graphs_of([glance], []).values()) + max(after)
 
 
 def worth(quality: NDArray[np.float64]) -> dict[str, Any]:

@@ -40,9 +40,11 @@ from model_export.training.runs import (
     load_model,
     read_config,
     read_plans,
+    shapes_of,
     trained_on,
     write_targets,
 )
+from service.bundle import Canvas
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +91,9 @@ def data_options(args: argparse.Namespace) -> DataOptions:
     return DataOptions(args.data, args.fit, args.held, args.views, args.seed)
 
 
-def view_of(sample: Sample, view: int, canvas: tuple[int, int], rng: np.random.Generator) -> Sample:
+def view_of(
+    sample: Sample, view: int, canvases: Sequence[Canvas], rng: np.random.Generator
+) -> Sample:
     """View 0 is the image itself. Others stand in for images that the camera did not take.
 
     Objects must stay whole, so with objects the views are right-angled turns of the image and of
@@ -105,7 +109,9 @@ def view_of(sample: Sample, view: int, canvas: tuple[int, int], rng: np.random.G
         return replace(
             sample, name=f"{sample.name}-{view}", image=image, mask=mask, instances=instances
         )
-    image, mask = random_crop(sample, rng, canvas, scale=(0.8, 2.0))
+    height, width = sample.mask.shape
+    shape = canvases[-1].fitting(width, height)
+    image, mask = random_crop(sample, rng, (shape.height, shape.width), scale=(0.8, 2.0))
     return replace(sample, name=f"{sample.name}-{view}", image=jitter(image, rng), mask=mask)
 
 
@@ -114,7 +120,7 @@ def measure_plans(
     plans: list[Knobs],
     datasets: Sequence[Dataset],
     spec: str,
-    canvas: tuple[int, int],
+    canvases: Sequence[Canvas],
     views: int,
     seed: int,
     results: PartialResults | None = None,
@@ -131,11 +137,13 @@ def measure_plans(
     for row, (source, index, view) in enumerate(tqdm(work, desc="quality", mininterval=5)):
         if row < len(results.rows):
             continue
-        sample = view_of(datasets[source][index], view, canvas, np.random.default_rng((seed, row)))
+        sample = view_of(
+            datasets[source][index], view, canvases, np.random.default_rng((seed, row))
+        )
         if (sample.mask == VOID).all():
             results.add(None)
             continue
-        counts, inputs = counts_by_knobs(model, sample, canvas, plans)
+        counts, inputs = counts_by_knobs(model, sample, canvases, plans)
         about = {"names": sample.name, "groups": sample.group, "sources": source, "views": view}
         results.add(
             {name: np.array(value) for name, value in about.items()}
@@ -152,10 +160,10 @@ def measure_plans(
 
 def main(args: argparse.Namespace) -> None:
     options = data_options(args)
-    _, canvas, _ = read_config(args.run)
+    _, canvases, _ = read_config(args.run)
     model, (plans, _), place = load_model(args.run), read_plans(args.run), args.run / "targets"
     weights = args.run / "model.safetensors"
-    network = Network(model, canvas, weights, trained_on(args.run), classes_of(args.run))
+    network = Network(model, canvases, weights, trained_on(args.run), classes_of(args.run))
     parts = measure_parts(network, plans, options, place)
     for part, targets in parts:
         write_targets(args.run, part, targets)
@@ -163,11 +171,11 @@ def main(args: argparse.Namespace) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """What is measured. canvas: (height, width). weights: its file. trained: its data sets, as far
-    as they are known. classes: their names, in the order of the labels."""
+    """What is measured. weights: its file. trained: its data sets, as far as they are known.
+    classes: their names, in the order of the labels."""
 
     model: Segmenter
-    canvas: tuple[int, int]
+    canvases: Sequence[Canvas]
     weights: Path
     trained: Sequence[Trained]
     classes: Sequence[str]
@@ -183,7 +191,7 @@ def measure_parts(
     place: where results lie until all are there: PLACE-held.partial.npz, PLACE-fit.partial.npz.
     Raises DataError, RunError.
     """
-    model, canvas, trained = network.model, network.canvas, network.trained
+    model, canvases, trained = network.model, network.canvases, network.trained
     parts = (("held", [options.held], 1), ("fit", options.fit, options.views))
     for spec, root in trained:
         refuse_shared("--held", options.held, options.data, spec, root, "the network")
@@ -203,9 +211,9 @@ def measure_parts(
     for part, specs, views in parts:
         datasets, spec, seed = opened[part], " ".join(specs), options.seed
         lengths = [len(data) for data in datasets]
-        key = key_of(network.weights, specs, lengths, root, names, canvas, views, seed)
+        key = key_of(network.weights, specs, lengths, root, names, shapes_of(canvases), views, seed)
         results = PartialResults(partial[part], key)
-        targets = measure_plans(model, plans, datasets, spec, canvas, views, seed, results)
+        targets = measure_plans(model, plans, datasets, spec, canvases, views, seed, results)
         seen = [
             any(share_images(spec, other, options.data, its_root) for other, its_root in trained)
             for spec in specs

@@ -49,12 +49,16 @@ def main(args: argparse.Namespace) -> None:
     manifest = bundle.load(args.bundle).manifest
     if args.out.exists() and any(args.out.iterdir()):
         raise RunError(f"{args.out} is not empty; choose another --out or delete it")
-    model, _, canvas = read_weights(args.bundle / WEIGHTS)
+    model, _, canvases = read_weights(args.bundle / WEIGHTS)
     plans = [Knobs.parse(plan.name) for plan in manifest.plans]
+    if not all(plan.canvas for plan in plans):
+        raise RunError(
+            f"{args.bundle} is of an older version, whose gate saw less: export its run again"
+        )
     seen, place = seen_by_bundle(manifest), args.out.resolve()
     options = data_options(args)
     classes = [entry.name for entry in manifest.classes]
-    network = Network(model, canvas, args.bundle / WEIGHTS, seen, classes)
+    network = Network(model, canvases, args.bundle / WEIGHTS, seen, classes)
     parts: dict[str, dict[str, Any]] = dict(measure_parts(network, plans, options, place))
     cost = np.array([plan.gflops for plan in manifest.plans])
     gate, fitted = fit_and_calibrate(model.config, parts, cost, args.block)
@@ -62,7 +66,7 @@ def main(args: argparse.Namespace) -> None:
     shutil.copytree(
         args.bundle, args.out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(bundle.FILE)
     )
-    write_weights(args.out / WEIGHTS, model.cpu(), gate, canvas)
+    write_weights(args.out / WEIGHTS, model.cpu(), gate, canvases)
     if read_entries(args.out / WEIGHTS) != read_entries(args.bundle / WEIGHTS):
         raise RunError(
             f"{args.bundle} was written by another version: its graphs expect the gate in another "

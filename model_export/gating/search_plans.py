@@ -1,5 +1,5 @@
-"""Which plans are worth having: cost and quality of every combination of depth, keep and width, and
-the best of them.
+"""Which plans are worth having: cost and quality of every combination of canvas, depth, keep and
+width, and the best of them.
 
 Costs are those of serving: every candidate's encoder is exported, its GFLOPs are counted from the
 graph, and its milliseconds are measured with the service's own engine, in rounds of all candidates,
@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,14 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from model_export.data.augment import on_canvas
+from model_export.data.augment import on_canvases
 from model_export.data.checks import check
 from model_export.data.datasets import Dataset, refuse_shared
 from model_export.export.flops import count_gflops
 from model_export.export.weights import write_stages
 from model_export.export.write_bundle import open_samples
-from model_export.export.write_manifest import manifest_of, plan_of
+from model_export.export.write_manifest import cost_of, manifest_of, plan_of
+from model_export.gating.choose_plans import Candidate, choose_plans
 from model_export.gating.derive_targets import measure_plans
 from model_export.gating.partial_results import PartialResults, key_of
 from model_export.network.config import Config
@@ -43,25 +44,23 @@ from model_export.network.gate import Gate, gate_inputs
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
 from model_export.tasks import TASKS, qualities
-from model_export.training.runs import classes_of, load_model, read_config, trained_on, write_plans
+from model_export.training.runs import (
+    classes_of,
+    load_model,
+    read_config,
+    shapes_of,
+    trained_on,
+    write_plans,
+)
 from service import bundle
+from service.bundle import Canvas
+from service.core import Frames
 from service.engines.onnxruntime import OnnxRuntimeBackend
 from service.inference.stages import Stages
 
 CACHE = "search.npz"
-NOISE = 0.001  # of quality: a more expensive plan must be better by at least this much
+MOST_CHOSEN = 3840  # by TensorRT's TopK
 WARM_UP = 2  # rounds that are not counted
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """gflops, ms: of front, encoder and decoder together. quality: mean over images,
-    0..1."""
-
-    knobs: Knobs
-    gflops: float
-    ms: float
-    quality: float
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,11 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--widths",
         help="shares of the FFN channels to try; default: those that the network was trained with",
     )
-    add("--most", type=int, default=10, help="plans to choose at most")
+    add("--most", type=int, default=12, help="plans to choose at most")
     add(
         "--least",
         type=int,
-        help="plans to choose at least, if there are as many; default: 6, or --most if less",
+        help="plans to choose at least, if there are as many; default: 8, or --most if less",
     )
     add(
         "--threads",
@@ -109,7 +108,7 @@ class Options:
 
 
 def main(args: argparse.Namespace) -> None:
-    least = min(6, args.most) if args.least is None else args.least
+    least = min(8, args.most) if args.least is None else args.least
     if not 2 <= least <= args.most or args.rounds < 1 or args.threads < 1:
         raise ValueError(
             "--least and --most must be at least 2 (the cheapest and the full plan) and not cross, "
@@ -122,16 +121,16 @@ def main(args: argparse.Namespace) -> None:
 
 def search(options: Options) -> None:
     """Writes plans.json, prints the table of all candidates and a JSON line."""
-    config, canvas, _ = read_config(options.run)
+    config, canvases, _ = read_config(options.run)
     for spec, root in trained_on(options.run):
         refuse_shared("--on", options.on, options.data, spec, root, "the network")
     model = load_model(options.run)
     data = open_samples(options.on, options.data, config, classes_of(options.run))
     check(data, f"--on {options.on}", complete=False)
-    combinations = combinations_of(config, options.keeps, options.widths or config.widths)
-    counts = measure_quality(options.run, model, data, options.on, canvas, combinations)
+    combinations = combinations_of(config, canvases, options.keeps, options.widths or config.widths)
+    counts = measure_quality(options.run, model, data, options.on, canvases, combinations)
     quality = qualities(TASKS[config.task], counts).mean(0)
-    gflops, ms = measure_cost(model, data, canvas, combinations, options.threads, options.rounds)
+    gflops, ms = measure_cost(model, data, canvases, combinations, options.threads, options.rounds)
     candidates = list(map(Candidate, combinations, gflops, ms, quality.tolist()))
     chosen = choose_plans(candidates, options.most, options.least)
     machine = {
@@ -155,11 +154,11 @@ def search(options: Options) -> None:
 
 
 def print_table(table: Sequence[dict[str, Any]], chosen: Sequence[str], measure: str) -> None:
-    print(f"{'plan':<14}{'GFLOPs':>8}{'ms':>9}{measure:>9}")
+    print(f"{'plan':<20}{'GFLOPs':>8}{'ms':>9}{measure:>9}")
     for row in table:
         mark = " *" if row["plan"] in chosen else ""
         print(
-            f"{row['plan']:<14}{row['gflops']:8.3f}{row['ms']:9.2f}"
+            f"{row['plan']:<20}{row['gflops']:8.3f}{row['ms']:9.2f}"
             f"{100 * row['quality']:9.2f}{mark}"
         )
 
@@ -179,13 +178,31 @@ def shares(flag: str, text: str) -> tuple[float, ...]:
     return values
 
 
-def combinations_of(config: Config, keeps: Sequence[float], widths: Sequence[float]) -> list[Knobs]:
-    """All settings of the knobs, the full plan included. Where nothing can be paused, keep is 1."""
+def combinations_of(
+    config: Config,
+    canvases: Sequence[Canvas],
+    keeps: Sequence[float],
+    widths: Sequence[float],
+) -> list[Knobs]:
+    """All settings of the knobs, the full plan included. Where nothing can be paused, keep is 1.
+
+    Plans that pause, but keep more tokens than TensorRT can choose, are left out.
+    """
     first = config.pauses_from or config.exits + 1
-    combinations = {Knobs(config.exits)}
-    for depth, keep, width in product(range(1, config.exits + 1), keeps, widths):
-        combinations.add(Knobs(depth, keep if depth >= first else 1.0, width))
+    combinations = {full_of(config, canvases)}
+    depths = range(1, config.exits + 1)
+    for canvas, depth, keep, width in product(canvases, depths, keeps, widths):
+        tokens = max((shape.height // 8) * (shape.width // 8) for shape in canvas.shapes)
+        if depth < first or keep == 1:
+            combinations.add(Knobs(depth, 1.0, width, canvas.name))
+        elif round(keep * tokens) <= MOST_CHOSEN:
+            combinations.add(Knobs(depth, keep, width, canvas.name))
     return sorted(combinations)
+
+
+def full_of(config: Config, canvases: Sequence[Canvas]) -> Knobs:
+    """The full plan: everything on the largest canvas."""
+    return Knobs(config.exits, canvas=canvases[-1].name)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -197,7 +214,7 @@ def measure_quality(
     model: Segmenter,
     data: Dataset,
     spec: str,
-    canvas: tuple[int, int],
+    canvases: Sequence[Canvas],
     plans: list[Knobs],
 ) -> NDArray[Any]:
     """(images, plans, ..) counts. Images that are all void have no quality and are left out.
@@ -205,10 +222,11 @@ def measure_quality(
     The counts are saved in the run's folder, and used again for these weights, this data set and
     these plans.
     """
-    key = key_of(run / "model.safetensors", spec, len(data), [plan.name for plan in plans])
+    names = [plan.name for plan in plans]
+    key = key_of(run / "model.safetensors", spec, len(data), names, shapes_of(canvases))
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     results = PartialResults(run / CACHE, key)
-    targets = measure_plans(model, plans, [data], spec, canvas, 1, 0, results)
+    targets = measure_plans(model, plans, [data], spec, canvases, 1, 0, results)
     model.cpu()
     return targets["counts"]
 
@@ -220,45 +238,50 @@ def measure_quality(
 def measure_cost(
     model: Segmenter,
     data: Dataset,
-    canvas: tuple[int, int],
+    canvases: Sequence[Canvas],
     plans: list[Knobs],
     threads: int,
     rounds: int,
 ) -> tuple[list[float], list[float]]:
-    """GFLOPs and milliseconds of front, encoder and decoder for each plan."""
+    """GFLOPs and milliseconds of all that runs for each plan, the glance included, on the largest
+    shape of its canvas, which costs most."""
     config = model.config
-    images = np.stack([on_canvas(data[i], canvas)[0] for i in range(2)])
+    canvases = [
+        Canvas(canvas.name, (max(canvas.shapes, key=lambda shape: shape.height * shape.width),))
+        for canvas in canvases
+    ]
+    frames = on_canvases(data[0], canvases)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         # Any gate will do: all cost the same.
         gate = Gate(gate_inputs(config.channels, config.classes), len(plans))
-        stages = write_stages(folder, model, gate, plans, images)
+        stages = write_stages(folder, model, gate, canvases, plans)
         parts = {stage: count_gflops(folder / f"{stage}.onnx") for stage in stages}
-        shown = [plan_of(knobs, parts, np.zeros(1)) for knobs in plans]
+        shown = [plan_of(knobs, canvases, parts, np.zeros(1)) for knobs in plans]
         by_cost = sorted(shown, key=lambda plan: plan.gflops)
-        manifest = manifest_of(folder, config, canvas, data, by_cost, dict.fromkeys(stages, 0.0))
+        manifest = manifest_of(folder, config, canvases, data, by_cost, dict.fromkeys(stages, 0.0))
         backend = OnnxRuntimeBackend(bundle.save(folder, manifest), threads=threads)
         try:
-            ms = _measure_ms(backend, manifest, images[:1], rounds)
+            ms = _measure_ms(backend, manifest, frames, rounds)
         finally:
             backend.close()
-    return [plan.gflops for plan in shown], [
-        ms["front"] + ms[plan.name] + ms["decoder"] for plan in shown
-    ]
+    return [plan.gflops for plan in shown], [cost_of(knobs, canvases, ms) for knobs in plans]
 
 
 def _measure_ms(
-    backend: OnnxRuntimeBackend, manifest: bundle.Manifest, image: NDArray[np.uint8], rounds: int
+    backend: OnnxRuntimeBackend, manifest: bundle.Manifest, frames: Frames, rounds: int
 ) -> dict[str, float]:
-    """Medians for one image: of the front, of each plan's encoder, of the decoder."""
-    stages = Stages(backend, manifest)
-    features, _ = stages.front(image)
-    encoded = stages.encode(manifest.plans[0], features)
-    work: dict[str, Callable[[], object]] = {
-        "front": partial(stages.front, image),
-        "decoder": partial(stages.head, encoded),
-        **{plan.name: partial(stages.encode, plan, features) for plan in manifest.plans},
-    }
+    """Medians of each stage for one image. frames: on every canvas, each of which has a plan."""
+    stages, work = Stages(backend, manifest), dict[str, Callable[[], object]]()
+    for canvas, frame in frames.items():
+        shape = frame.geometry.shape
+        graphs, features = manifest.graphs[shape], stages.front([frame])
+        own = [plan for plan in manifest.plans if plan.canvas == canvas]
+        encoded = stages.encode(own[0], shape, features)
+        work[graphs.front] = partial(stages.front, [frame])
+        work[graphs.decoder] = partial(stages.head, shape, encoded)
+        for plan in own:
+            work[graphs.encoders[plan.name]] = partial(stages.encode, plan, shape, features)
     taken: dict[str, list[float]] = {name: [] for name in work}
     order, rng = list(work), np.random.default_rng(0)
     for turn in tqdm(range(WARM_UP + rounds), desc="milliseconds", mininterval=5):
@@ -277,60 +300,6 @@ def processor() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return named[0] if named else platform.machine()
-
-
-# --------------------------------------------------------------------------------------------------
-# choice
-
-
-def choose_plans(candidates: list[Candidate], most: int, least: int = 2) -> list[Candidate]:
-    """At most `most` plans, from the cheapest to the most expensive; the last one is the full plan.
-
-    Only the Pareto front in quality and cost stays. A plan counts as cheaper than another only if
-    it is by GFLOPs and by milliseconds: whatever is no better than a plan that stays, and not more
-    expensive in either, is out. So both measures order the chosen plans alike. A more expensive
-    plan must be better by NOISE. The full plan is always in, and no other plan as expensive.
-
-    Of a longer front those plans stay that serve most: a plan is for budgets from its cost to that
-    of the next one, and there gains what it is better than all that are cheaper; cost here is the
-    mean of both, as shares of the full plan's. The cheapest one always stays. A front shorter than
-    `least` is filled up where the steps in cost are widest, with the best plan in between: quality
-    was measured on these images, and on others what is in between may be worth having.
-    """
-    full = max(candidates, key=lambda c: (c.knobs.depth, c.knobs.keep, c.knobs.width))
-
-    def cost(candidate: Candidate) -> float:
-        return candidate.gflops / full.gflops + candidate.ms / full.ms
-
-    def cheaper(low: Candidate, high: Candidate) -> bool:
-        return low.gflops < high.gflops and low.ms < high.ms
-
-    chain: list[Candidate] = []
-    eligible = [candidate for candidate in candidates if cheaper(candidate, full)]
-    for candidate in sorted(eligible, key=lambda c: (-c.quality, cost(c))):
-        if not chain or cheaper(candidate, chain[0]):
-            chain.insert(0, candidate)
-    front: list[Candidate] = []
-    for candidate in chain:
-        if not front or candidate.quality - front[-1].quality >= NOISE:
-            front.append(candidate)
-    while len(front) >= most:
-        gains = np.diff([candidate.quality for candidate in front])
-        steps = np.diff([cost(candidate) for candidate in (*front, full)])
-        front.pop(1 + int(np.argmin(gains * steps[1:])))
-    while len(front) + 1 < least:
-        steps_in_cost = pairwise([*front, full])
-        widest_first = sorted(steps_in_cost, key=lambda step: cost(step[0]) - cost(step[1]))
-        between = [
-            [c for c in candidates if cheaper(low, c) and cheaper(c, high)]
-            for low, high in widest_first
-        ]
-        widest = next((inside for inside in between if inside), None)
-        if widest is None:
-            break
-        front.append(max(widest, key=lambda c: c.quality))
-        front.sort(key=cost)
-    return [*front, full]
 
 
 def rounded(candidate: Candidate) -> dict[str, float]:

@@ -29,7 +29,7 @@ from model_export.gating.gate_regression import (
 from model_export.gating.plain_json import plain
 from model_export.gating.policies import BETAS, by_beta, by_margin, compare, resample
 from model_export.network.config import Config
-from model_export.network.gate import Gate
+from model_export.network.gate import SIDES, Gate
 from model_export.tasks import TASKS, Task, qualities
 from model_export.training.runs import RunError, read_config, read_plans, read_targets, write_gate
 
@@ -171,7 +171,8 @@ def fit_and_calibrate(
     config: Config, parts: dict[str, dict[str, Any]], cost: Floats, block: int
 ) -> tuple[Gate, dict[str, Any]]:
     """The gate and a report of how it was fitted, with "margins", and, on the same images, what the
-    gate "wins" and the "limit"; for recordings also how the promise is kept on each, "left_out".
+    gate "wins", what the image's size alone would, "by_size", and the "limit"; for recordings also
+    how the promise is kept on each, "left_out".
 
     parts: targets "fit" and "held". cost: (plans,) GFLOPs. block: as on the command line. Raises
     RunError where there are too few images that the network was not trained on.
@@ -187,12 +188,32 @@ def fit_and_calibrate(
         "strength_loss": fitted.loss,
         "margins": fitted.margins,
         "wins": winnings(fitted.scores[real], images.quality[real], cost, images.blocks[real]),
+        "by_size": by_size(images, cost),
         "limit": limit(own.quality, parts["fit"]["views"], own.real, cost, own.blocks),
         "left_out": left_out(images, cost) if recordings else [],
         "calibrated_on": [str(t["spec"]) for t in parts.values()],
         "parameters": fitted.gate.output.weight.numel(),
     }
     return fitted.gate, report
+
+
+def by_size(images: Images, cost: Floats) -> dict[str, Any]:
+    """What the image's own size alone would do as a gate: its predicted "quality" of every plan at
+    each of "sides" (log2 of pixels, linear between them), and what it "wins". A gate that looks
+    must beat it.
+    """
+    own = images.where(images.fits)
+    sizes, every = own.inputs[:, -len(SIDES) :], images.inputs[:, -len(SIDES) :]
+    level, loss = cross_validate(sizes, own.quality, own.seen, own.blocks)
+    gate = fit(sizes, own.quality, own.seen, level, loss)
+    scores = predict(gate, every)
+    scores[images.fits] = out_of_fold(sizes, own.quality, own.seen, own.blocks, level, loss)
+    real = images.real
+    return {
+        "sides": list(SIDES),
+        "quality": np.round(predict(gate, np.eye(len(SIDES))), 5).tolist(),
+        "wins": winnings(scores[real], images.quality[real], cost, images.blocks[real]),
+    }
 
 
 def left_out(images: Images, cost: Floats) -> list[dict[str, Any]]:

@@ -1,12 +1,14 @@
-"""MobileNet backbones with ImageNet weights: feature maps at strides 4, 8, 16 and 32.
+"""Backbones with ImageNet weights: feature maps at strides 4, 8, 16 and 32.
 
-Both were trained in TensorFlow with 'SAME' padding: at stride 2 on even inputs the pad goes to the
-bottom and right only. The activation is ReLU6. Mean and scale of the image's normalisation
-belong to the backbone.
+All were trained in TensorFlow with 'SAME' padding: at stride 2 on even inputs there is one more
+pixel of it at the bottom and right than at the top and left. The activation is ReLU6. Mean and
+scale of the image's normalisation belong to the backbone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -33,7 +35,8 @@ class SameConv(nn.Module):
         act: bool = True,
     ) -> None:
         super().__init__()
-        self.pad = stride == 2  # even inputs: bottom and right only
+        before = (kernel - stride) // 2  # at stride 2 on even inputs: one less than after
+        self.pad = (before, before + 1) * 2 if stride == 2 else None
         padding = 0 if self.pad else kernel // 2
         self.conv = nn.Conv2d(
             inputs, outputs, kernel, stride, padding, groups=groups, bias=not norm
@@ -52,7 +55,7 @@ class SameConv(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, (0, 1, 0, 1)) if self.pad else x
+        x = F.pad(x, self.pad) if self.pad else x
         weight, bias = self.folded()
         x = F.conv2d(x, weight, bias, self.conv.stride, self.conv.padding, groups=self.conv.groups)
         return F.relu6(x) if self.act else x
@@ -128,12 +131,21 @@ def _fill(
 
 
 class InvertedResidual(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int, expand: int) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        expand: int,
+        kernel: int = 3,
+        *,
+        norm: bool = False,
+    ) -> None:
         super().__init__()
         hidden = inputs * expand
-        layers = [SameConv(inputs, hidden, 1, norm=False)] if expand > 1 else []
-        layers.append(SameConv(hidden, hidden, 3, stride, groups=hidden, norm=False))
-        layers.append(SameConv(hidden, outputs, 1, norm=False, act=False))
+        layers = [SameConv(inputs, hidden, 1, norm=norm)] if expand > 1 else []
+        layers.append(SameConv(hidden, hidden, kernel, stride, groups=hidden, norm=norm))
+        layers.append(SameConv(hidden, outputs, 1, norm=norm, act=False))
         self.layers = nn.Sequential(*layers)
         self.residual = stride == 1 and inputs == outputs
 
@@ -185,7 +197,79 @@ class MobileNetV2(nn.Module):
                 _fill(conv.bias, arrays, f"{name}.bias")
 
 
-BACKBONES = {"mobilenet_v1": MobileNetV1, "mobilenet_v2": MobileNetV2}
+class EfficientNetLite(nn.Module):
+    """EfficientNet-Lite (EfficientNet, arXiv 1905.11946, without squeeze-and-excitation and with
+    ReLU6) up to its last block at stride 32.
+
+    layout: (expansion, outputs, repeats, stride, kernel) of each stage. taps: the stages whose maps
+    are at strides 4, 8, 16 and 32.
+    """
+
+    mean, std = 127.5, 127.5
+    taps = (1, 2, 4, 6)
+
+    def __init__(self, layout: Sequence[tuple[int, int, int, int, int]]) -> None:
+        super().__init__()
+        self.channels = tuple(layout[stage][1] for stage in self.taps)
+        self.stem = SameConv(3, 32, 3, 2, norm=True)
+        width, stages = 32, []
+        for expand, out, repeats, stride, kernel in layout:
+            blocks = []
+            for i in range(repeats):
+                step = stride if i == 0 else 1
+                blocks.append(InvertedResidual(width, out, step, expand, kernel, norm=True))
+                width = out
+            stages.append(nn.Sequential(*blocks))
+        self.blocks = nn.ModuleList(stages)
+
+    forward = MobileNetV1.forward
+
+    def load_pretrained(self, arrays: dict[str, np.ndarray]) -> None:
+        """timm's names: conv_stem, bn1, blocks.STAGE.BLOCK.{conv_pw,conv_dw,conv_pwl,bn1,...}."""
+        with torch.no_grad():
+            _copy_timm(self.stem, arrays, "conv_stem", "bn1")
+            for i, stage in enumerate(self.blocks):
+                for j, block in enumerate(stage):
+                    convs = ("conv_pw", "conv_dw", "conv_pwl")
+                    if len(block.layers) == 2:
+                        convs = ("conv_dw", "conv_pw")
+                    for k, (layer, conv) in enumerate(zip(block.layers, convs, strict=True), 1):
+                        at = f"blocks.{i}.{j}"
+                        _copy_timm(layer, arrays, f"{at}.{conv}", f"{at}.bn{k}")
+
+
+def _copy_timm(layer: SameConv, arrays: dict[str, np.ndarray], conv: str, norm: str) -> None:
+    _fill(layer.conv.weight, arrays, f"{conv}.weight")
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        _fill(getattr(layer.norm, name), arrays, f"{norm}.{name}")
+
+
+# (expansion, outputs, repeats, stride, kernel) of EfficientNet-B0's stages; the others are wider
+# and deeper.
+LITE0 = (
+    (1, 16, 1, 1, 3),
+    (6, 24, 2, 2, 3),
+    (6, 40, 2, 2, 5),
+    (6, 80, 3, 2, 3),
+    (6, 112, 3, 1, 5),
+    (6, 192, 4, 2, 5),
+    (6, 320, 1, 1, 3),
+)
+LITE2 = (
+    (1, 16, 1, 1, 3),
+    (6, 24, 3, 2, 3),
+    (6, 48, 3, 2, 5),
+    (6, 88, 4, 2, 3),
+    (6, 120, 4, 1, 5),
+    (6, 208, 5, 2, 5),
+    (6, 352, 1, 1, 3),
+)
+BACKBONES: dict[str, Callable[[], nn.Module]] = {
+    "mobilenet_v1": MobileNetV1,
+    "mobilenet_v2": MobileNetV2,
+    "efficientnet_lite0": partial(EfficientNetLite, LITE0),
+    "efficientnet_lite2": partial(EfficientNetLite, LITE2),
+}
 
 
 def load_pretrained(backbone: nn.Module, path: Path) -> None:

@@ -43,7 +43,9 @@ class Config:
     task: Literal["semantic", "instance"]
     classes: int
     queries: int
-    backbone: Literal["mobilenet_v1", "mobilenet_v2"] = "mobilenet_v1"
+    backbone: Literal[
+        "mobilenet_v1", "mobilenet_v2", "efficientnet_lite0", "efficientnet_lite2"
+    ] = "mobilenet_v1"
     channels: int = 128
     heads: int = 8
     points: int = 4

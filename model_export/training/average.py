@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "runs",
         type=Path,
         nargs="+",
-        help="finished runs of one config; canvas and arguments are the first one's; the others "
+        help="finished runs of one config; canvases and arguments are the first one's; the others "
         "may be bundles",
     )
     add("--out", type=Path, required=True, help="the new run's folder")
@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
         or (args.out / "checkpoint.pt").exists()
     ):
         raise RunError(f"--out {args.out} holds a run that was trained; choose another folder")
-    config, canvas, arguments = read_config(args.runs[0])
+    config, canvases, arguments = read_config(args.runs[0])
     models = [read_trained(run)[0] for run in args.runs]
     for run, model in zip(args.runs, models, strict=True):
         if model.config != config:
@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> None:
     before = read_text(args.out / "run.json")
     seen = [data for run in args.runs for data in seen_by(run)]
     about = arguments | {"averaged": [str(run) for run in args.runs]}
-    write_config(args.out, config, canvas, about, seen, classes)
+    write_config(args.out, config, canvases, about, seen, classes)
     if before == read_text(args.out / "run.json") and holds(args.out, mean):
         print(
             f"{args.out} is already the mean of these {len(states)} runs; plans, targets and gate "

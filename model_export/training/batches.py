@@ -4,6 +4,7 @@ loss."""
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model_export.data.augment import random_crop
+from model_export.data.augment import random_crop, weather
 from model_export.data.datasets import DataError, Dataset, Scenes
 from model_export.tasks.core_and_border import gaps
+from service.bundle import Canvas
 
 
 def chances(train: Dataset, power: float) -> NDArray[np.float64]:
@@ -44,7 +46,8 @@ class Batches:
     """What batches are like.
 
     size: images in each. scenes: share of generated scenes. crop: (height, width). zoom: range of
-    the crops' scale. turn: also by right angles. gap_weight: of the pixels where two objects meet.
+    the crops' scale. turn: also by right angles. weather: share of crops in other light or weather.
+    gap_weight: of the pixels where two objects meet.
     """
 
     size: int
@@ -52,6 +55,7 @@ class Batches:
     crop: tuple[int, int]
     zoom: tuple[float, float]
     turn: bool
+    weather: float
     gap_weight: float
 
 
@@ -59,12 +63,15 @@ def draw_batch(
     train: Dataset,
     scenes: Scenes,
     batches: Batches,
-    canvas: tuple[int, int],
+    canvases: Sequence[Canvas],
     rng: np.random.Generator,
     often: NDArray[np.float64] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """images (B, h, w, 3) uint8, masks (B, h, w) uint8, emphasis (B, h, w) float32 or None; they
     depend on the generator's state alone.
+
+    Every crop is of the size that its image has on one of the canvases: half of them on the
+    largest, and otherwise each as often. The crop itself has the same size on all of them.
 
     often: `chances` of the training images; None = all alike.
     """
@@ -72,7 +79,15 @@ def draw_batch(
     for _ in range(batches.size):
         source: Dataset = scenes if rng.random() < batches.scenes else train
         sample = source[int(rng.choice(len(source), p=often if source is train else None))]
-        crops.append(random_crop(sample, rng, batches.crop, batches.zoom, canvas, batches.turn))
+        others = canvases[:-1] if rng.random() < 0.5 else ()
+        canvas = others[int(rng.integers(len(others)))] if others else canvases[-1]
+        height, width = sample.mask.shape
+        shape = canvas.fitting(width, height)
+        size = shape.height, shape.width
+        image, mask = random_crop(sample, rng, batches.crop, batches.zoom, size, batches.turn)
+        if batches.weather and rng.random() < batches.weather:
+            image = weather(image, rng)
+        crops.append((image, mask))
     images, masks = (np.stack(parts) for parts in zip(*crops, strict=True))
     emphasis = None
     if batches.gap_weight != 1:

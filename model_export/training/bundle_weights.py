@@ -2,12 +2,13 @@
 to.
 
 Matrices are fp16. Tensors have the network's own names, those of the gate start with "gate."; the
-metadata has config and canvas.
+metadata has config and canvases.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import safe_open
@@ -16,13 +17,14 @@ from safetensors.torch import load_file, save_file
 from model_export.network.config import Config
 from model_export.network.gate import Gate
 from model_export.network.segmenter import Segmenter
-from model_export.training.runs import RunError, gate_of
+from model_export.training.runs import RunError, canvases_of, gate_of, shapes_of
+from service.bundle import Canvas
 
 WEIGHTS = "model.safetensors"
 GATE = "gate."
 
 
-def write_weights(path: Path, model: Segmenter, gate: Gate, canvas: tuple[int, ...]) -> None:
+def write_weights(path: Path, model: Segmenter, gate: Gate, canvases: Sequence[Canvas]) -> None:
     """Matrices and kernels as fp16, vectors (norms, biases) as fp32: they are a tenth of a percent
     of the file. The gate stays fp32: it is as small, and tells plans apart by a thousandth."""
     stored = {
@@ -31,17 +33,22 @@ def write_weights(path: Path, model: Segmenter, gate: Gate, canvas: tuple[int, .
         if v.is_floating_point()
     }
     stored |= {GATE + n: v.float().contiguous() for n, v in gate.state_dict().items()}
-    about = {"config": json.dumps(model.config.as_dict()), "canvas": json.dumps(list(canvas))}
+    about = {
+        "config": json.dumps(model.config.as_dict()),
+        "canvases": json.dumps(shapes_of(canvases)),
+    }
     save_file(stored, path, metadata=about)
     path.chmod(0o644)  # the library writes 0600; a container's user must be able to read it
 
 
-def read_weights(path: Path) -> tuple[Segmenter, Gate, tuple[int, int]]:
-    """The network and its gate in eval mode, and the canvas (height, width). Raises RunError that
-    names the file."""
+def read_weights(path: Path) -> tuple[Segmenter, Gate, tuple[Canvas, ...]]:
+    """The network and its gate in eval mode, and the canvases. Raises RunError that names the
+    file."""
     with safe_open(path, "pt") as file:
         about = file.metadata() or {}
-    if "config" not in about or "canvas" not in about:
+    # Before there were several canvases, a bundle named its only one.
+    canvases = about.get("canvases") or f"[[{about.get('canvas', '')}]]"
+    if "config" not in about or canvases == "[[]]":
         raise RunError(
             f"{path} does not say which network it belongs to; repeat `python -m model_export "
             f"export RUN`"
@@ -56,5 +63,4 @@ def read_weights(path: Path) -> tuple[Segmenter, Gate, tuple[int, int]]:
     # The norms' counts of batches, of no use after training, are not in the file.
     counts = {n: v for n, v in model.state_dict().items() if not v.is_floating_point()}
     model.load_state_dict(tensors | counts)
-    height, width = json.loads(about["canvas"])
-    return model.eval(), gate_of(of_gate), (height, width)
+    return model.eval(), gate_of(of_gate), canvases_of(json.loads(canvases))

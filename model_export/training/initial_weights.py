@@ -1,20 +1,22 @@
-"""What training begins with: the network's config, its canvas and its first weights.
+"""What training begins with: the network's config, its canvases and its first weights.
 
 Either a config of its own with the backbone's ImageNet weights, or the end of a finished run or a
-bundle (`--start-from`). Then config and canvas are that one's, except for what the command line
-changes.
+bundle (`--start-from`). Then config and canvases are that one's, except for what the command
+line changes.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from model_export.data.augment import parse_size
 from model_export.data.datasets import Dataset
-from model_export.network.backbone import load_pretrained
+from model_export.network.backbone import BACKBONES, load_pretrained
 from model_export.network.config import CONFIGS, STANDARD, Config, proscale
 from model_export.network.segmenter import Segmenter
 from model_export.training.bundle_weights import WEIGHTS, read_weights
@@ -27,8 +29,9 @@ from model_export.training.runs import (
     trained_on,
 )
 from service import bundle
+from service.bundle import Canvas, Shape
 
-CANVAS = (384, 480)
+CANVASES = "384x480"
 
 
 def add_initial_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +47,7 @@ def add_initial_arguments(parser: argparse.ArgumentParser) -> None:
         help="take the weights of --start-from that fit; the others are new",
     )
     add("--config", choices=sorted(CONFIGS), help="default: that of --start-from, else tiny")
-    add("--backbone", choices=("mobilenet_v1", "mobilenet_v2"), help=else_default)
+    add("--backbone", choices=sorted(BACKBONES), help=else_default)
     add(
         "--backbone-weights",
         type=Path,
@@ -62,9 +65,12 @@ def add_initial_arguments(parser: argparse.ArgumentParser) -> None:
     add("--matching", choices=("hungarian", "class"), help=else_default)
     add("--queries", type=int, help=else_default)
     add(
-        "--canvas",
-        help="height x width that the model is made for; "
-        "default: that of --start-from, else 384x480",
+        "--canvases",
+        nargs="+",
+        metavar="CANVAS",
+        help="sizes to look at images, height x width, from small to large; several shapes of one "
+        "with commas, e.g. 192x256,256x192 480x640,640x480; "
+        f"default: those of --start-from, else {CANVASES}",
     )
 
 
@@ -83,14 +89,13 @@ class InitialOptions:
     recalibration: bool = False
     matching: str | None = None
     queries: int | None = None
-    canvas: str | None = None
+    canvases: Sequence[str] | None = None
 
 
 def initial_model(
     options: InitialOptions, train: Dataset, resumed: Path | None
-) -> tuple[Segmenter, tuple[int, int]]:
-    """The network to train with its first weights, and the canvas (height, width). Raises RunError
-    or ValueError.
+) -> tuple[Segmenter, tuple[Canvas, ...]]:
+    """The network to train with its first weights, and its canvases. Raises RunError or ValueError.
 
     resumed: the run whose checkpoint will bring the weights, so that what it started from need not
     be there any more; None where there is no checkpoint.
@@ -99,30 +104,46 @@ def initial_model(
         raise RunError(
             "--partly is about --start-from: name a run or a bundle there, or leave --partly out"
         )
-    if options.start_from and options.backbone_weights:
-        raise RunError(
-            "--start-from brings the backbone's weights, too: leave --backbone-weights out"
-        )
-    config, canvas, weights = None, CANVAS, None
+    config, canvases, weights = None, parse_canvases([CANVASES]), None
     if options.start_from and resumed:
-        config, canvas, _ = read_config(resumed)
+        config, canvases, _ = read_config(resumed)
     elif options.start_from:
-        weights, canvas = read_trained(options.start_from)
+        weights, canvases = read_trained(options.start_from)
         config = weights.config
     model = Segmenter(config_of(options, train, config))
     if options.backbone_weights:
+        if weights and weights.config.backbone == model.config.backbone:
+            raise RunError(
+                "--start-from brings the backbone's weights, too: leave --backbone-weights out"
+            )
         load_pretrained(model.backbone, options.backbone_weights)
     if weights:
         take_weights(model, weights, options.start_from, options.partly)
-    return model, parse_size(options.canvas) if options.canvas else canvas
+    return model, parse_canvases(options.canvases) if options.canvases else canvases
 
 
-def read_trained(path: Path) -> tuple[Segmenter, tuple[int, int]]:
-    """A run's averaged weights, or a bundle's, and the canvas. Raises RunError where the path is
+def parse_canvases(texts: Sequence[str]) -> tuple[Canvas, ...]:
+    """Raises ValueError that shows the form."""
+    canvases = tuple(
+        Canvas.of([Shape(*parse_size(shape)) for shape in text.split(",")]) for text in texts
+    )
+    areas = [max(s.height * s.width for s in canvas.shapes) for canvas in canvases]
+    if any(a >= b for a, b in pairwise(areas)):
+        raise ValueError(f"--canvases {' '.join(texts)} must go from small to large")
+    if len({canvas.name for canvas in canvases}) < len(canvases):
+        raise ValueError(f"--canvases {' '.join(texts)}: two have the same longest side")
+    shapes = [shape for canvas in canvases for shape in canvas.shapes]
+    if len({*shapes}) < len(shapes):
+        raise ValueError(f"--canvases {' '.join(texts)}: a shape occurs twice")
+    return canvases
+
+
+def read_trained(path: Path) -> tuple[Segmenter, tuple[Canvas, ...]]:
+    """A run's averaged weights, or a bundle's, and the canvases. Raises RunError where the path is
     neither."""
     if (path / bundle.FILE).exists():
-        weights, _, canvas = read_weights(path / WEIGHTS)
-        return weights, canvas
+        weights, _, canvases = read_weights(path / WEIGHTS)
+        return weights, canvases
     return load_model(path), read_config(path)[1]
 
 
@@ -190,6 +211,8 @@ def take_weights(model: Segmenter, trained: Segmenter, path: Path, partly: bool)
             f"that fit"
         )
     own, theirs = model.state_dict(), trained.state_dict()
+    if trained.config.backbone != model.config.backbone:  # what fits by chance means nothing there
+        theirs = {n: value for n, value in theirs.items() if not n.startswith("backbone.")}
     fitting = {
         name: value
         for name, value in theirs.items()

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from model_export.data.augment import on_canvas
+from model_export.data.augment import on_canvases
 from model_export.data.datasets import Dataset, Sample
 from model_export.network.config import Config
 from model_export.network.gate import gate_input
@@ -20,23 +21,45 @@ from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter, semantic_probabilities
 from model_export.tasks import TASKS, VOID
 from model_export.tasks.panoptic_quality import without_void
+from service.bundle import Canvas
 from service.core import Geometry
 
 
 @torch.inference_mode()
 def counts_by_knobs(
-    model: Segmenter, sample: Sample, canvas: tuple[int, int], knobs: Sequence[Knobs]
+    model: Segmenter, sample: Sample, canvases: Sequence[Canvas], knobs: Sequence[Knobs]
 ) -> tuple[NDArray[Any], NDArray[np.float32]]:
     """(len(knobs), ...) counts of the network's task, and the gate's input of the same image,
     (inputs,).
 
-    The backbone runs once, an encoder once for all exits of the same keep and width.
+    canvases: from small to large; the gate sees the first one. knobs: each names its canvas. The
+    backbone runs once on a canvas, an encoder once for all exits of the same keep and width.
     """
+    counts: dict[Knobs, NDArray[Any]] = {}
+    frames = on_canvases(sample, canvases)
+    for canvas in canvases:
+        own = [setting for setting in knobs if setting.canvas == canvas.name]
+        if not own and canvas is not canvases[0]:
+            continue
+        pixels, geometry = frames[canvas.name].pixels, frames[canvas.name].geometry
+        lateral, maps = model.features(torch.from_numpy(pixels)[None].to(model.mean.device))
+        counts |= _counts_on_canvas(model, sample, geometry, lateral, maps, own)
+        if canvas is canvases[0]:
+            size = torch.tensor([[geometry.height, geometry.width]], device=model.mean.device)
+            seen = gate_input(maps, model.front_head(maps), size.float())[0]
+    return np.stack([counts[k] for k in knobs]), seen.cpu().numpy()
+
+
+def _counts_on_canvas(
+    model: Segmenter,
+    sample: Sample,
+    geometry: Geometry,
+    lateral: Tensor,
+    maps: list[Tensor],
+    knobs: Sequence[Knobs],
+) -> dict[Knobs, NDArray[Any]]:
+    """lateral, maps: the image's features on the canvas of all these knobs."""
     task, channels = TASKS[model.config.task], model.config.classes
-    pixels, (inner_height, inner_width) = on_canvas(sample, canvas)
-    height, width = sample.mask.shape
-    geometry = Geometry(width, height, inner_width, inner_height, canvas)
-    lateral, maps = model.features(torch.from_numpy(pixels)[None].to(model.mean.device))
     counts: dict[Knobs, NDArray[Any]] = {}
     for keep, width in dict.fromkeys((k.keep, k.width) for k in knobs):
         depths = {k.depth: k for k in knobs if (k.keep, k.width) == (keep, width)}
@@ -47,23 +70,24 @@ def counts_by_knobs(
                 if task.objects:  # their labels have no value for void, the mask has
                     labels = without_void(labels, sample.mask == VOID)
                 counts[depths[depth]] = task.counts(labels, sample.truth, channels)
-    seen = gate_input(maps, model.front_head(maps))[0]
-    return np.stack([counts[k] for k in knobs]), seen.cpu().numpy()
+    return counts
 
 
-def knobs_to_watch(config: Config) -> list[Knobs]:
-    """Every exit; and at the deepest one pausing and narrowing, alone and together."""
+def knobs_to_watch(config: Config, canvases: Sequence[Canvas]) -> list[Knobs]:
+    """On the largest canvas every exit, and at the deepest one pausing and narrowing, alone and
+    together; on the others the first exit and the deepest."""
     least, few = min(config.widths), 1.0 if config.pauses_from is None else 0.25
-    cuts = {Knobs(config.exits, k, w) for k, w in ((few, 1.0), (1.0, least), (few, least))}
-    return [Knobs(d) for d in range(1, config.exits + 1)] + sorted(
-        cuts - {Knobs(config.exits)}, reverse=True
-    )
+    *others, largest = [canvas.name for canvas in canvases]
+    exits = [Knobs(d, canvas=largest) for d in range(1, config.exits + 1)]
+    cuts = {Knobs(config.exits, k, w, largest) for k, w in ((few, 1.0), (1.0, least), (few, least))}
+    ends = [Knobs(d, canvas=name) for name in others for d in dict.fromkeys((1, config.exits))]
+    return [*exits, *sorted(cuts - {exits[-1]}, reverse=True), *ends]
 
 
-def dev_quality(model: Segmenter, dev: Dataset, canvas: tuple[int, int]) -> dict[str, float]:
+def dev_quality(model: Segmenter, dev: Dataset, canvases: Sequence[Canvas]) -> dict[str, float]:
     """Quality on the dev set at some settings of the knobs."""
-    task, knobs = TASKS[model.config.task], knobs_to_watch(model.config)
-    total = sum(counts_by_knobs(model, dev[i], canvas, knobs)[0] for i in range(len(dev)))
+    task, knobs = TASKS[model.config.task], knobs_to_watch(model.config, canvases)
+    total = sum(counts_by_knobs(model, dev[i], canvases, knobs)[0] for i in range(len(dev)))
     return {
         f"dev_{k.name}": round(task.of_set(part), 4) for k, part in zip(knobs, total, strict=True)
     }

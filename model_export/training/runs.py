@@ -21,6 +21,7 @@ from model_export.network.config import Config
 from model_export.network.gate import Gate
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
+from service.bundle import Canvas, Shape
 
 # A data set, as it was named, and its folder if it has one.
 Trained = tuple[str, Path | None]
@@ -33,7 +34,7 @@ class RunError(ValueError):
 def write_config(
     run: Path,
     config: Config,
-    canvas: tuple[int, int],
+    canvases: Sequence[Canvas],
     arguments: dict[str, Any],
     trained: Iterable[Trained],
     classes: Sequence[str],
@@ -44,7 +45,7 @@ def write_config(
     known = [(spec, root and root.resolve()) for spec, root in trained]
     document = {
         "config": config.as_dict(),
-        "canvas": list(canvas),
+        "canvases": shapes_of(canvases),
         "classes": list(classes),
         "arguments": arguments,
         "trained_on": list(dict.fromkeys(known)),
@@ -52,12 +53,23 @@ def write_config(
     (run / "run.json").write_text(json.dumps(document, indent=1, default=str) + "\n")
 
 
-def read_config(run: Path) -> tuple[Config, tuple[int, int], dict[str, Any]]:
-    """The network's config, the canvas (height, width) and the arguments that it was trained
+def read_config(run: Path) -> tuple[Config, tuple[Canvas, ...], dict[str, Any]]:
+    """The network's config, the canvases from small to large, and the arguments that it was trained
     with."""
     document = _read_run(run)
-    height, width = document["canvas"]
-    return Config.from_dict(document["config"]), (height, width), document["arguments"]
+    # Before there were several canvases, a run named its only one.
+    canvases = document.get("canvases") or [[document["canvas"]]]
+    return Config.from_dict(document["config"]), canvases_of(canvases), document["arguments"]
+
+
+def shapes_of(canvases: Sequence[Canvas]) -> list[list[list[int]]]:
+    """Canvases as JSON has them: of each the (height, width) of its shapes."""
+    return [[[shape.height, shape.width] for shape in canvas.shapes] for canvas in canvases]
+
+
+def canvases_of(shapes: Sequence[Sequence[Sequence[int]]]) -> tuple[Canvas, ...]:
+    """The reverse of `shapes_of`."""
+    return tuple(Canvas.of([Shape(*sides) for sides in canvas]) for canvas in shapes)
 
 
 def trained_on(run: Path) -> list[Trained]:
@@ -199,9 +211,16 @@ def write_plans(run: Path, plans: list[Knobs], report: dict[str, Any]) -> None:
 
 
 def read_plans(run: Path) -> tuple[list[Knobs], dict[str, Any]]:
-    """The chosen plans, from the cheapest to the full one, and the whole report."""
+    """The chosen plans, from the cheapest to the full one, and the whole report. Raises
+    RunError."""
     report = _read_json(run / "plans.json", f"search-plans {run}")
-    return [Knobs.parse(name) for name in report["plans"]], report
+    plans = [Knobs.parse(name) for name in report["plans"]]
+    if not all(plan.canvas for plan in plans):
+        raise RunError(
+            f"{run}/plans.json has plans without a canvas, since it is of an older version; repeat "
+            f"`python -m model_export search-plans {run}`"
+        )
+    return plans, report
 
 
 def write_targets(run: Path, part: str, arrays: dict[str, Any]) -> None:

@@ -68,17 +68,17 @@ def train(options: Options) -> None:
     checkpoint, first_step = options.out / "checkpoint.pt", 0
     torch.manual_seed(options.seed)
     resumed = options.out if checkpoint.exists() else None
-    model, canvas = initial_model(options, data, resumed)
+    model, canvases = initial_model(options, data, resumed)
     config = model.config
     model.to(accelerator.device, memory_format=torch.channels_last)
     average = Average(model, options.ema)
     groups = parameter_groups(model, options.lr, options.backbone_lr, options.decay)
     optimizer = torch.optim.AdamW(groups)
     if resumed:
-        if read_config(options.out)[:2] != (config, canvas):
+        if read_config(options.out)[:2] != (config, canvases):
             raise RunError(
-                f"{options.out} holds a run of another config or canvas; choose another --out or "
-                f"delete it"
+                f"{options.out} holds a run of another config or of other canvases; choose another "
+                f"--out or delete it"
             )
         refuse_other_classes(
             f"--train {options.train}",
@@ -91,7 +91,7 @@ def train(options: Options) -> None:
         if accelerator.is_main_process:
             cut_log(options.out, first_step)
     elif accelerator.is_main_process:
-        write_config(options.out, config, canvas, asdict(options), options.seen(), data.classes)
+        write_config(options.out, config, canvases, asdict(options), options.seen(), data.classes)
     weights = Weights(
         options.points,
         options.pixel_weight,
@@ -114,7 +114,7 @@ def train(options: Options) -> None:
         rng = np.random.default_rng((options.seed, step, 2 + accelerator.process_index))
         images, masks, emphasis = (
             part if part is None else part.to(accelerator.device)
-            for part in draw_batch(data, scenes, batches, canvas, rng, often)
+            for part in draw_batch(data, scenes, batches, canvases, rng, often)
         )
         # The same networks on every process, so that no GPU waits for a deeper one.
         draws = SAMPLING[options.sampling](
@@ -149,7 +149,7 @@ def train(options: Options) -> None:
                 save(options.out, model, optimizer, average, step + 1)
                 averaged = Segmenter(config).to(accelerator.device)
                 averaged.load_state_dict(average.state)
-                row |= dev_quality(averaged.eval(), dev, canvas)
+                row |= dev_quality(averaged.eval(), dev, canvases)
                 append_log(options.out, row)
                 tqdm.write(str(row))
             last, sums = time.monotonic(), dict.fromkeys(TERMS, 0.0)

@@ -60,6 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also turn crops by right angles (microscopy, aerial views)",
     )
+    add(
+        "--weather",
+        type=float,
+        default=0.0,
+        help="share of crops in other light or weather: haze, dusk, glare, blur (outdoor scenes)",
+    )
     add("--steps", type=int, default=6000)
     add("--batch", type=int, default=4, help="per process")
     add("--lr", type=float, default=4e-4)
@@ -139,6 +145,7 @@ class Options(InitialOptions):
     zoom: Sequence[float]
     balance: float
     turn: bool
+    weather: float
     steps: int
     batch: int
     lr: float
@@ -162,7 +169,13 @@ class Options(InitialOptions):
         """Raises ValueError that names what is wrong."""
         low, high = self.zoom
         return Batches(
-            self.batch, self.scenes, parse_size(self.crop), (low, high), self.turn, self.gap_weight
+            self.batch,
+            self.scenes,
+            parse_size(self.crop),
+            (low, high),
+            self.turn,
+            self.weather,
+            self.gap_weight,
         )
 
     def seen(self) -> list[Trained]:

@@ -12,21 +12,18 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from model_export.data.augment import on_canvas
+from model_export.data.augment import on_canvases
 from model_export.data.datasets import open_dataset
 from model_export.export.engine_parity import LIMITS, compare
 from model_export.training.runs import RunError
-from service.bundle import Bundle, Manifest
-from service.core import Plan
+from service.bundle import Bundle
+from service.core import Frames, Plan
 from service.engines import engine_cache
 from service.engines.base import Backend
 from service.engines.cuda import Device
@@ -35,6 +32,7 @@ from service.engines.onnxruntime import OnnxRuntimeBackend
 from service.engines.tensorrt import TensorRTBackend
 from service.engines.tensorrt_runtime import installed
 from service.errors import BackendError
+from service.inference.stages import Stages
 from tests.bench.gpu_clock import ERRORS, Clock, Figures, Setting, reason
 from tests.bench.gpu_kernel import Json, compiled, short
 from tests.bench.gpu_layers import NO_TIME
@@ -157,17 +155,19 @@ def time_plans(open_route: Callable[[], Route], served: Bundle, left: Callable[[
         return {"not_measured": error.detail}
     except ImportError as error:
         return {"not_measured": reason(error)}
-    manifest = served.manifest
-    samples, canvas = open_dataset(IMAGES, None), (manifest.input.height, manifest.input.width)
-    images = np.stack([on_canvas(samples[i], canvas)[0] for i in range(max(*route.batches, 1))])
-    reference = OnnxRuntimeBackend(served, threads=min(8, os.cpu_count() or 1))
+    manifest, samples = served.manifest, open_dataset(IMAGES, None)
+    images = [  # on every canvas before anything is timed
+        dict(on_canvases(samples[i], manifest.input.canvases)) for i in range(max(route.batches))
+    ]
+    cpu = OnnxRuntimeBackend(served, threads=min(8, os.cpu_count() or 1))
+    ours, reference = Stages(route.backend, manifest), Stages(cpu, manifest)
     plans = manifest.plans
     found: dict[str, Json] = {plan.name: {} for plan in plans}
     try:
         # The ends first: should the time run out, they say most.
         for plan in dict.fromkeys((plans[0], plans[-1], *plans)):
             found[plan.name] = (
-                time_plan(route, reference, manifest, plan, images)
+                time_plan(route, ours, reference, plan, images)
                 if left() > 0
                 else {"not_measured": NO_TIME}
             )
@@ -177,12 +177,20 @@ def time_plans(open_route: Callable[[], Route], served: Bundle, left: Callable[[
 
 
 def time_plan(
-    route: Route, reference: Backend, manifest: Manifest, plan: Plan, images: NDArray[np.uint8]
+    route: Route, ours: Stages, reference: Stages, plan: Plan, images: Sequence[Frames]
 ) -> Json:
-    backend, limits = route.backend, LIMITS[route.precision]
+    """images: all of one size."""
+    limits, manifest = LIMITS[route.precision], reference.manifest
+    # What runs for the plan: the glance, and the front of its own canvas.
+    frames = {
+        images[0][canvas].geometry.shape: [each[canvas] for each in images]
+        for canvas in dict.fromkeys((manifest.glance.name, plan.canvas))
+    }
+    own = replace(manifest, graphs={shape: manifest.graphs[shape] for shape in frames})
+    both = (Stages(stages.backend, own) for stages in (ours, reference))
     try:
-        parity = compare(backend, reference, manifest, (plan,), images, route.batches, limits)
-        return {"parity": parity[plan.name], "ms": latency(backend, manifest, plan, images[:1])}
+        parity = compare(*both, (plan,), frames, route.batches, limits)
+        return {"parity": parity[plan.name], "ms": latency(ours, plan, images[0])}
     except RunError as error:
         return {"wrong": str(error)}
     except BackendError as error:
@@ -191,17 +199,18 @@ def time_plan(
         return {"not_measured": reason(error)}
 
 
-def latency(
-    backend: Backend, manifest: Manifest, plan: Plan, image: NDArray[np.uint8]
-) -> dict[str, float]:
-    """Milliseconds from the image to its probabilities, which are in host memory when the clock
-    stops."""
-    encoder, answer = manifest.encoder_of[plan.name], manifest.stages["decoder"].outputs[0].name
+def latency(stages: Stages, plan: Plan, frames: Frames) -> dict[str, float]:
+    """Milliseconds from the image on its canvases to its probabilities, which are in host memory
+    when the clock stops: glance, front, encoder and decoder, without what decides on the plan."""
+    glance, frame = stages.manifest.glance.name, frames[plan.canvas]
     taken = []
     for _ in range(WARM + RUNS):
         begun = time.perf_counter()
-        encoded = backend.run(encoder, backend.run("front", {"image": image}))
-        backend.run("decoder", encoded)[answer]
+        features, _ = stages.glance([frames[glance]])
+        if plan.canvas != glance:
+            features = stages.front([frame])
+        shape = frame.geometry.shape
+        stages.head(shape, stages.encode(plan, shape, features))
         taken.append(time.perf_counter() - begun)
     figures = Figures.of(taken[WARM:])
     values = {"median": figures.median, "q1": figures.low, "q3": figures.high}

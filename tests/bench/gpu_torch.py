@@ -3,7 +3,7 @@ recorded or not. The decoder runs with each plan's encoder, as one function."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,12 @@ import torch._dynamo
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model_export.export.graphs import Decode, Encode, Front
+from model_export.export.graphs import Decode, Encode, Front, Glance
 from model_export.network.knobs import Knobs
 from model_export.training.bundle_weights import WEIGHTS, read_weights
-from service.bundle import Bundle
-from service.engines.base import Arrays
+from service.bundle import SIZE, Bundle
+from service.core import Plan
+from service.engines.base import Arrays, rows_of
 from tests.bench.gpu_clock import Clock, Recorded
 
 # Encoders share their code, and each plan's is compiled for itself: more often than torch allows a
@@ -37,6 +38,10 @@ class TorchTensors:
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self.answers[name]
+
+    def take(self, rows: Sequence[int]) -> TorchTensors:
+        maps = tuple(each[list(rows)] for each in self.maps)
+        return TorchTensors(maps, rows_of(self.answers, rows))
 
 
 class Cast(nn.Module):
@@ -85,27 +90,44 @@ class TorchBackend:
         model, gate, _ = read_weights(served.root / WEIGHTS)
         self._model, self._clock = model.to(clock.device), clock
         self._half, self._graphs, self._wrap = half, graphs, wrap
-        self._front = self._ready(
-            self._stage(Front(model, Uncast(gate.to(clock.device), clock.device.type)))
-        )
+        front = self._ready(self._stage(Front(model)))
+        uncast = Uncast(gate.to(clock.device), clock.device.type)
+        glance = self._ready(self._stage(Glance(model, uncast)))
         self._decode = self._stage(Decode(model))
         manifest = served.manifest
-        self._plans = {manifest.encoder_of[plan.name]: plan for plan in manifest.plans}
-        self._answer = manifest.stages["decoder"].outputs[0].name
+        glances = {shape.name for shape in manifest.glance.shapes}
+        self._fronts: dict[str, Function] = {}
+        self._plans: dict[str, Plan] = {}
+        self._answers: dict[str, str] = {}
+        for shape, graphs in manifest.graphs.items():
+            self._fronts[graphs.front] = glance if shape in glances else front
+            self._plans |= {
+                graphs.encoders[plan.name]: plan
+                for plan in manifest.plans
+                if plan.name in graphs.encoders
+            }
+            self._answers[graphs.decoder] = manifest.stages[graphs.decoder].outputs[0].name
         self._made: dict[str, Function] = {}
 
     @torch.inference_mode()
     def run(self, stage: str, tensors: TorchTensors | Arrays) -> TorchTensors:
         if isinstance(tensors, Mapping):
             # A copy on any device: a recording writes the images of later calls into the first.
-            images = torch.from_numpy(tensors["image"]).to(self._clock.device, copy=True)
-            *maps, quality = self._front(images)[: MAPS + 1]
-            return TorchTensors(tuple(maps), {"quality": quality.float().cpu().numpy()})
-        if stage != "decoder":
+            given = [
+                torch.from_numpy(tensors[name]).to(self._clock.device, copy=True)
+                for name in ("image", SIZE.name)
+                if name in tensors
+            ]
+            made = self._fronts[stage](*given)
+            maps, of_gate = tuple(made[:MAPS]), made[MAPS:]  # of the glance alone
+            scores = {"quality": of_gate[0].float().cpu().numpy()} if of_gate else {}
+            return TorchTensors(maps, scores)
+        if stage in self._plans:
             return TorchTensors(tensors.maps, {}, self._rest(stage)(*tensors.maps))
         if tensors.decoded is None:
             raise KeyError("there are no encoded maps among these tensors")
-        return TorchTensors(tensors.maps, {self._answer: tensors.decoded.float().cpu().numpy()})
+        answer = {self._answers[stage]: tensors.decoded.float().cpu().numpy()}
+        return TorchTensors(tensors.maps, answer)
 
     def _rest(self, encoder: str) -> Function:
         if encoder not in self._made:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from model_export.evaluation.bundle_results import scores_by_size
+from model_export.evaluation.measure_bundle import EngineOptions, measure_bundles
+from service.bundle import Canvas, Manifest, Shape
 from service.core import Margin
 from tests.evaluation.seer import (
     BLIND,
@@ -40,9 +44,12 @@ def test_quality_and_cost_of_every_policy_are_those_of_the_plans_it_takes(
     parts = [
         plans[name][f"{part}_ms"][1]
         for name in ("d1", "d2")
-        for part in ("front", "encoder", "decoder")
+        for part in ("glance", "encoder", "decoder")
     ]
     assert min(parts) > 0
+    assert [plans[name]["canvas"] for name in ("d1", "d2")] == ["c48", "c48"]
+    # On the only canvas the glance is the front.
+    assert [plans[name]["front_ms"] for name in ("d1", "d2")] == [[0, 0, 0]] * 2
     assert gate["ms"] == pytest.approx(sum(parts) / 2, abs=1e-4)
     assert gate["encoder_ms"] == pytest.approx((parts[1] + parts[4]) / 2, abs=1e-4)
     for name, row in rows.items():
@@ -135,6 +142,31 @@ def test_broken_promise_is_shown_for_its_group(
     assert not row["groups"]["b"]["kept"]
     line = next(line for line in shown.splitlines() if line.startswith("0.01 "))
     assert line.count("!") == 2
+
+
+def test_the_image_s_size_alone_is_a_policy_of_bundles_with_several_canvases(
+    semantic: Path, folder: Path
+) -> None:
+    """What a gate that looks must beat: the quality that train-gate found at some sides, as log2 of
+    pixels, and between them."""
+    (measured,) = measure_bundles([semantic], folder, "", EngineOptions(), None)
+    assert measured.sides == pytest.approx([(32 * 48) ** 0.5] * 4)
+    manifest = measured.bundle.manifest
+    known = {"by_size": {"sides": [4, 6], "quality": [[0.5, 0.7], [0.9, 0.8]]}}
+    canvases = (Canvas.of([Shape(16, 24)]), *manifest.input.canvases)
+    several = replace(manifest, input=replace(manifest.input, canvases=canvases))
+
+    def scores(manifest: Manifest, gate: dict[str, object]) -> object:
+        told = replace(manifest, calibration={"gate": gate})
+        sides = 2.0 ** np.array([3, 4, 5, 9])
+        return scores_by_size(
+            replace(measured, bundle=replace(measured.bundle, manifest=told), sides=sides)
+        )
+
+    wanted = np.array([[0.5, 0.7], [0.5, 0.7], [0.7, 0.75], [0.9, 0.8]])
+    assert scores(several, known) == pytest.approx(wanted)
+    assert scores(several, {}) is None, "a bundle of before it was told"
+    assert scores(manifest, known) is None, "with one canvas there is no such choice"
 
 
 def test_groups_tell_where_depth_pays_and_where_the_gate_spends(

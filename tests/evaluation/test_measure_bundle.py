@@ -9,9 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from model_export.evaluation.measure_bundle import Meter
+from model_export.data.datasets import Scenes
+from model_export.evaluation.measure_bundle import EngineOptions, Meter, Truth
+from model_export.network.knobs import Knobs
+from model_export.training.bundle_weights import WEIGHTS, read_weights
+from model_export.training.quality import counts_by_knobs
+from service.pixels.decode import Limits, from_memory
 from tests.evaluation.seer import (
     BLIND,
     COLUMNS,
@@ -21,7 +27,7 @@ from tests.evaluation.seer import (
     run,
 )
 from tests.small_bundle import GRID, write_bundle, write_image
-from tests.toy import command
+from tests.toy import CANVASES, PLANS, command
 
 
 def test_folder_below(semantic: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,6 +176,41 @@ def test_broken_file_in_the_cache_is_named(
     )
     assert str(kept[0]) in said
     assert "remove it" in said
+
+
+@pytest.mark.timeout(900)  # the first test that needs the toy bundle waits for its export
+def test_every_canvas_has_one_front_and_its_plans_give_what_training_measures(
+    toy_bundle: Path,
+) -> None:
+    meter, sample = Meter(toy_bundle, EngineOptions(), None), Scenes(1, 9)[0]
+    ran: list[str] = []
+    run = meter.backend.run
+
+    def spy(stage: str, tensors: Any) -> Any:
+        ran.append(stage)
+        return run(stage, tensors)
+
+    meter.backend.run = spy  # type: ignore[method-assign]
+    frames = from_memory(sample.image, Limits(10**7, 4096, 1), meter.manifest.input)
+    truth = Truth(sample.mask, np.zeros(sample.mask.shape, np.bool_))
+    model, gate, _ = read_weights(toy_bundle / WEIGHTS)
+    knobs = [Knobs.parse(name) for name in PLANS]
+    counts, seen = counts_by_knobs(model, sample, CANVASES, knobs)
+    for turn in range(len(PLANS)):
+        ran.clear()
+        found = meter.run(frames, truth, turn)
+        assert ran[0] == "front-32x64"
+        assert sorted(name for name in ran if "front" in name) == ["front-32x64", "front-64x96"]
+        assert found["front"][0] == 0 < found["front"][1]
+        assert (found["front"][1:] == found["front"][1]).all()
+        assert min(found["glance"][0], found["encoder"].min(), found["decoder"].min()) > 0
+        assert found["sides"] == pytest.approx((360 * 480) ** 0.5)
+        # But for pixels of two classes that nearly tie.
+        assert np.abs(found["counts"] - counts).sum((1, 2)).max() < 0.01 * sample.mask.size
+        with torch.inference_mode():
+            scores = gate(torch.from_numpy(seen)[None])[0].numpy()
+        assert found["scores"] == pytest.approx(scores, abs=1e-4)
+    meter.backend.close()
 
 
 Spoil = Callable[[Path], object]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from service import bundle
-from service.bundle import Bundle
+from service.bundle import Bundle, Canvas, Graphs, Stage
 from tests.processes import ROOT
 
 if TYPE_CHECKING:
@@ -24,12 +24,29 @@ def clock(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> HostClock:
 
 @pytest.fixture(scope="session")
 def served() -> Bundle:
-    """The shipped bundle with its cheapest plan and one that pauses tokens."""
+    """The shipped bundle with its cheapest plan and one that pauses tokens, each canvas in one
+    shape."""
     found = bundle.load(ROOT / "trained_weights/camvid-tiny")
-    plans = (found.manifest.plans[0], next(plan for plan in found.manifest.plans if plan.keep < 1))
-    needed = ("front", *(found.manifest.encoder_of[plan.name] for plan in plans), "decoder")
-    stages = {name: found.manifest.stages[name] for name in needed}
-    return replace(found, manifest=replace(found.manifest, plans=plans, stages=stages))
+    manifest = found.manifest
+    plans = (manifest.plans[0], next(plan for plan in manifest.plans if plan.keep < 1))
+    names = {manifest.glance.name, *(plan.canvas for plan in plans)}
+    canvases = tuple(
+        Canvas(canvas.name, canvas.shapes[:1])
+        for canvas in manifest.input.canvases
+        if canvas.name in names
+    )
+    stages, graphs = dict[str, Stage](), dict[str, Graphs]()
+    for canvas in canvases:
+        shape = canvas.shapes[0].name
+        every = manifest.graphs[shape]
+        encoders = {
+            plan.name: every.encoders[plan.name] for plan in plans if plan.canvas == canvas.name
+        }
+        graphs[shape] = replace(every, encoders=encoders)
+        needed = (every.front, *encoders.values(), every.decoder)
+        stages |= {name: manifest.stages[name] for name in needed}
+    changes = {"input": replace(manifest.input, canvases=canvases), "plans": plans}
+    return replace(found, manifest=replace(manifest, **changes, stages=stages, graphs=graphs))
 
 
 @pytest.fixture

@@ -64,12 +64,13 @@ def test_a_recording_takes_new_inputs_and_any_batch(clock: HostClock) -> None:
 
 def test_tensors_must_be_encoded_before_they_are_decoded(clock: HostClock, served: Bundle) -> None:
     backend = TorchBackend(served, clock, half=False)
-    canvas = served.manifest.input
-    image = np.zeros((1, canvas.height, canvas.width, 3), np.uint8)
-    tensors = backend.run("front", {"image": image})
+    (shape,) = served.manifest.glance.shapes
+    graphs = served.manifest.graphs[shape.name]
+    image = np.zeros((1, shape.height, shape.width, 3), np.uint8)
+    tensors = backend.run(graphs.front, {"image": image, "size": np.float32([[360, 480]])})
     assert tensors["quality"].shape == (1, len(bundle.load(SHIPPED).manifest.plans))
     with pytest.raises(KeyError, match="no encoded maps"):
-        backend.run("decoder", tensors)
+        backend.run(graphs.decoder, tensors)
 
 
 @pytest.fixture
@@ -79,9 +80,7 @@ def compared(
     """A route whose comparison gives 0.001, or fails."""
 
     def arrange(error: Exception | None) -> Callable[[], gpu_models.Route]:
-        def compare(
-            ours: Any, theirs: Any, manifest: Any, plans: Any, *_: object
-        ) -> dict[str, float]:
+        def compare(ours: Any, theirs: Any, plans: Any, *_: object) -> dict[str, float]:
             if error is not None:
                 raise error
             return {plans[0].name: 0.001}
@@ -98,8 +97,8 @@ def compared(
     ("error", "answer"),
     [
         (
-            RunError("d1 at batch 1: probabilities differ"),
-            {"wrong": "d1 at batch 1: probabilities differ"},
+            RunError("c640-d1 (480x640, batch 1): probabilities differ"),
+            {"wrong": "c640-d1 (480x640, batch 1): probabilities differ"},
         ),
         (RuntimeError("no memory"), {"not_measured": "RuntimeError: no memory"}),
         (BackendError("no engine"), {"not_measured": "no engine"}),
