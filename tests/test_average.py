@@ -58,6 +58,15 @@ def test_the_average_of_runs_is_a_run_that_later_steps_take(
     assert not plans.exists(), "of the same runs with other weights"
 
 
+def test_the_average_can_have_other_canvases(
+    trained_run: Path, shifted: Path, tmp_path: Path
+) -> None:
+    words = ("average", trained_run, shifted, "--out", tmp_path / "mean", "--canvases")
+    assert command(*words, "32x32", "64x64,64x96") == 0
+    assert [canvas.name for canvas in read_config(tmp_path / "mean")[1]] == ["c32", "c64"]
+    assert command(*words, "64x64", "32x32") == 1, "they must go from small to large"
+
+
 def test_a_bundle_may_be_among_them_but_not_the_first(
     shifted: Path, toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,7 +30,7 @@ weights-camvid-tiny:
 	$(EXPORT) train-exits --out $(RUN)-5 $(CAMVID_CROPS) --start-from $(RUN)-4 --steps 2000
 	$(EXPORT) average $(RUN)-5 $(RUN)-4 --out $(RUN)-6
 	$(EXPORT) train-exits --out $(RUN)-7 $(CAMVID_FULL) --start-from $(RUN)-6
-	$(EXPORT) average $(RUN)-7 $(RUN)-6 --out $(RUN)
+	$(EXPORT) average $(RUN)-7 $(RUN)-6 --out $(RUN) --canvases 192x256 288x384 384x512 480x640 576x768
 	$(camvid-bundle)
 
 # What camvid-tiny is compared with starts from it, so that it has seen all that it has and more: the backbone's, the
@@ -54,7 +54,8 @@ endef
 # Four times, on larger canvases; from the second on with a finer loss that minds the gaps between nuclei, at last with
 # the rarer kinds drawn more often; then the mean of the last two. It has PRO-SCALE's schedule 2,2,2. From there the
 # adaptive network and the standard one are trained alike: with the losses of all exits alike, with those of deeper ones
-# counting more, and the bundle is the mean of the two.
+# counting more; and from the mean of the two on four canvases, from one that shows small images at their own size to
+# one for the largest microscopes.
 NUCLEI = --data "$(DATA)" --train nuclei:train --dev nuclei:dev --queries 3 --crop 256x256 --zoom 0.7 1.5 --turn
 NUCLEI_FINE = --pixel-stride 2 --gap-weight 5
 BASE = runs/nuclei-base
@@ -70,6 +71,7 @@ nuclei-base:
 	  --lr 2e-4 $(NUCLEI_FINE) --zoom 0.6 1.5 --balance 0.5
 	$(EXPORT) average $(BASE)-3 $(BASE)-4 --out $(BASE)
 
+NUCLEI_CANVASES = --canvases 256x256,224x288 448x448,384x512 640x640,544x736 1024x1024,896x1184
 NUCLEI_LAST = $(NUCLEI) --start-from $(BASE) --partly --canvases 640x640 --steps 2600 --lr 3e-4 $(NUCLEI_FINE) \
   --check-every 200
 weights-nuclei-tiny: ENCODER = --schedule 1,1,4 --pause-after 2
@@ -77,7 +79,9 @@ weights-nuclei-tiny-standard: ENCODER = --config standard
 weights-nuclei-tiny weights-nuclei-tiny-standard: nuclei-base
 	$(EXPORT) train-exits --out $(RUN)-1 $(NUCLEI_LAST) $(ENCODER)
 	$(EXPORT) train-exits --out $(RUN)-2 $(NUCLEI_LAST) $(ENCODER) --exit-weight linear
-	$(EXPORT) average $(RUN)-1 $(RUN)-2 --out $(RUN)
+	$(EXPORT) average $(RUN)-1 $(RUN)-2 --out $(RUN)-3
+	$(EXPORT) train-exits --out $(RUN) $(NUCLEI) --start-from $(RUN)-3 $(ENCODER) $(NUCLEI_FINE) $(NUCLEI_CANVASES) \
+	  --balance 0.25 --zoom 0.75 1.4 --steps 3200 --lr 3e-4 --check-every 600
 	$(nuclei-bundle)
 
 define nuclei-bundle

@@ -19,7 +19,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model_export.data.class_names import refuse_other_classes
-from model_export.training.initial_weights import classes_by, read_trained, seen_by
+from model_export.training.initial_weights import (
+    classes_by,
+    parse_canvases,
+    read_trained,
+    seen_by,
+)
 from model_export.training.runs import (
     RunError,
     discard_derived,
@@ -39,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "may be bundles",
     )
     add("--out", type=Path, required=True, help="the new run's folder")
+    add(
+        "--canvases",
+        nargs="+",
+        metavar="CANVAS",
+        help="other canvases than the first run's, as in train-exits: weights fit any",
+    )
 
 
 def main(args: argparse.Namespace) -> None:
@@ -52,6 +63,8 @@ def main(args: argparse.Namespace) -> None:
     ):
         raise RunError(f"--out {args.out} holds a run that was trained; choose another folder")
     config, canvases, arguments = read_config(args.runs[0])
+    if args.canvases:
+        canvases = parse_canvases(args.canvases)
     models = [read_trained(run)[0] for run in args.runs]
     for run, model in zip(args.runs, models, strict=True):
         if model.config != config:
