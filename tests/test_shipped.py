@@ -14,7 +14,7 @@ from PIL import Image
 
 from model_export.data import scenes
 from model_export.data.datasets import CamVid, Nuclei
-from model_export.tasks.panoptic_quality import match_counts, panoptic_quality
+from model_export.tasks.panoptic_quality import image_quality, match_counts, panoptic_quality
 from model_export.tasks.semantic import confusion, mean_iou
 from service import bundle
 from service.core import Frames
@@ -30,7 +30,8 @@ BUNDLES = ROOT / "trained_weights"
 ROADS = ("camvid-tiny", "camvid-tiny-standard")  # the second one is what the first is compared with
 NUCLEI = ("nuclei-tiny",)
 SHIPPED = ROADS + NUCLEI
-MEGABYTES = 12
+ADAPTIVE = (ROADS[0], *NUCLEI)  # with several canvases
+MEGABYTES = 14
 LIMITS = Limits(25_000_000, 8192, 16)
 
 
@@ -74,12 +75,15 @@ def test_plans_grow_in_cost_up_to_the_full_one_and_the_bundle_is_small(
     shipped: bundle.Bundle,
 ) -> None:
     plans = shipped.manifest.plans
-    assert 6 <= len(plans) <= 12
+    assert 6 <= len(plans) <= 14
     assert (plans[-1].depth, plans[-1].keep, plans[-1].width) == (6, 1.0, 1.0)
-    assert plans[-1].gflops >= 1.7 * plans[0].gflops
+    if shipped.root.name in ADAPTIVE:
+        assert len(plans) >= 8
+        assert plans[-1].gflops >= 8 * plans[0].gflops
     assert sum(file.stat().st_size for file in shipped.root.iterdir()) < MEGABYTES * 1e6
 
 
+@pytest.mark.parametrize("shipped", ADAPTIVE, indirect=True)
 def test_a_new_gate_is_promised_nothing_by_images_that_the_network_was_trained_on(
     shipped: bundle.Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,7 +150,8 @@ def test_it_segments_generated_scenes_that_it_has_never_seen(
         Image.fromarray(image).save(file, "PNG")
         for k, labels in enumerate(served(shipped, stages, file.getvalue(), "image/png")):
             total[k] += confusion(labels, mask, 11)
-    assert min(mean_iou(matrix) for matrix in total) >= 0.6
+    assert mean_iou(total[-1]) >= 0.6
+    assert min(mean_iou(matrix) for matrix in total) >= 0.45
 
 
 @pytest.mark.parametrize("shipped", NUCLEI, indirect=True)
@@ -165,8 +170,10 @@ def test_it_finds_drawn_nuclei_one_by_one(shipped: bundle.Bundle, stages: Stages
     Image.fromarray(np.repeat(image.clip(0, 255).astype(np.uint8)[..., None], 3, 2)).save(
         file, "PNG"
     )
-    for labels in served(shipped, stages, file.getvalue(), "image/png"):
-        assert panoptic_quality(match_counts(labels, truth)) > 0.75
+    answers = served(shipped, stages, file.getvalue(), "image/png")
+    quality = [panoptic_quality(match_counts(labels, truth)) for labels in answers]
+    assert quality[-1] > 0.75
+    assert min(quality) > 0.6
 
 
 @pytest.mark.slow
@@ -174,12 +181,15 @@ def test_it_finds_drawn_nuclei_one_by_one(shipped: bundle.Bundle, stages: Stages
 @pytest.mark.parametrize("shipped", NUCLEI, indirect=True)
 def test_nuclei_val_reaches_the_bar_with_every_plan(shipped: bundle.Bundle, stages: Stages) -> None:
     dataset = Nuclei(data_at("nuclei"), "val")
-    total = np.zeros((len(shipped.manifest.plans), 4))
+    counts: list[list[NDArray[np.float64]]] = []
     for image_file, instances_file in dataset.files[::3]:
         truth = np.asarray(Image.open(instances_file))
-        for k, labels in enumerate(served(shipped, stages, image_file.read_bytes(), "image/jpeg")):
-            total[k] += match_counts(labels, truth)
-    assert min(panoptic_quality(counts) for counts in total) >= 0.66
+        answers = served(shipped, stages, image_file.read_bytes(), "image/jpeg")
+        counts.append([match_counts(labels, truth) for labels in answers])
+    assert panoptic_quality(np.sum([image[-1] for image in counts], axis=0)) >= 0.68
+    quality = np.mean([[image_quality(plan) for plan in image] for image in counts], axis=0)
+    for plan, found in zip(shipped.manifest.plans, quality, strict=True):
+        assert found >= plan.quality - 0.05, plan.name  # a third of the images it was told of
 
 
 @pytest.mark.slow
@@ -193,5 +203,6 @@ def test_camvid_val_reaches_the_bar_with_every_plan(shipped: bundle.Bundle, stag
         for k, labels in enumerate(served(shipped, stages, image_file.read_bytes(), "image/jpeg")):
             total[k] += confusion(labels, mask, 11)
     found = [mean_iou(matrix) for matrix in total]
-    assert found[-1] >= 0.68
-    assert min(found) >= 0.65
+    assert found[-1] >= 0.72
+    for plan, of_set in zip(shipped.manifest.plans, found, strict=True):
+        assert of_set >= plan.quality - 0.03, plan.name  # that is of each image, and lower
