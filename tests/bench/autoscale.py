@@ -128,9 +128,10 @@ def cases(manifest: Manifest) -> Iterator[Case]:
 
     def fixed(name: str, max_loss: float, depth: int | None = None) -> fleet.Policy:
         """With the longest queue whose last image keeps the objective: it waits for one that runs
-        and for the rest."""
+        and for the rest. One image may wait in any case."""
         make = partial(fleet.policy, name, manifest, load_start=1.0, max_loss=max_loss, depth=depth)
-        return make(queue_size=math.floor(SLO_S / make(queue_size=1).seconds[0]) - 1)
+        longest = math.floor(SLO_S / make(queue_size=1).seconds[0]) - 1
+        return make(queue_size=max(1, longest))
 
     named = replace(adaptive(), name="adaptive")
     gate, full, shallow = (
