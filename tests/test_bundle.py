@@ -313,7 +313,7 @@ C32, C64 = ("input", "canvases", 0), ("input", "canvases", 1)
         (put(0, *C64, "shapes", 1, "height"), "input.canvases: height and width must be positive"),
         (put(-1, *C32, "shapes", 0, "width"), "input.canvases: height and width must be positive"),
         (put("c32", *C64, "name"), "input.canvases: a name occurs twice"),
-        (put("large one", *C64, "name"), "input.canvases: 'large one' must be named c64"),
+        (put("large one", *C64, "name"), "input.canvases: 'large one' must be named like c640"),
         (
             put({"height": 24, "width": 32}, *C64, "shapes", 1),
             "input.canvases: a shape occurs twice",
