@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -20,6 +21,25 @@ class Candidate:
     gflops: float
     ms: float
     quality: float
+
+
+def undominated(combinations: Sequence[Knobs], quality: Sequence[float], full: Knobs) -> list[int]:
+    """The places of the combinations that can be worth their price, whatever that is: those that no
+    other one on their canvas, with no knob above theirs, comes within NOISE of. The full plan is
+    always among them.
+    """
+    spent = [(each.depth, each.keep, each.width) for each in combinations]
+
+    def beaten(place: int) -> bool:
+        return any(
+            other != place
+            and combinations[other].canvas == combinations[place].canvas
+            and all(a <= b for a, b in zip(spent[other], spent[place], strict=True))
+            and quality[other] > quality[place] - NOISE
+            for other in range(len(spent))
+        )
+
+    return [place for place, each in enumerate(combinations) if each == full or not beaten(place)]
 
 
 def choose_plans(candidates: list[Candidate], most: int, least: int = 2) -> list[Candidate]:

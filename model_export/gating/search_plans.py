@@ -1,11 +1,12 @@
 """Which plans are worth having: cost and quality of every combination of canvas, depth, keep and
 width, and the best of them.
 
-Costs are those of serving: every candidate's encoder is exported, its GFLOPs are counted from the
-graph, and its milliseconds are measured with the service's own engine, in rounds of all candidates,
-so that a drift of the machine affects all of them alike. Quality is the mean over the images of a
-data set that the network was not trained on. Its counts are saved beside the run, so that a search
-that was stopped can continue.
+Quality is the mean over the images of a data set that the network was not trained on. Its counts
+are saved beside the run, so that a search that was stopped can continue. A combination is left out
+if another one on its canvas, with no knob above its own, is as good. Costs are those of serving:
+the encoder of every candidate that is left is exported, its GFLOPs are counted from the graph, and
+its milliseconds are measured with the service's own engine, in rounds of all candidates, so that a
+drift of the machine affects all of them alike.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from model_export.export.flops import count_gflops
 from model_export.export.weights import write_stages
 from model_export.export.write_bundle import open_samples
 from model_export.export.write_manifest import cost_of, manifest_of, plan_of
-from model_export.gating.choose_plans import Candidate, choose_plans
+from model_export.gating.choose_plans import Candidate, choose_plans, undominated
 from model_export.gating.derive_targets import measure_plans
 from model_export.gating.partial_results import PartialResults, key_of
 from model_export.network.config import Config
@@ -129,9 +130,11 @@ def search(options: Options) -> None:
     check(data, f"--on {options.on}", complete=False)
     combinations = combinations_of(config, canvases, options.keeps, options.widths or config.widths)
     counts = measure_quality(options.run, model, data, options.on, canvases, combinations)
-    quality = qualities(TASKS[config.task], counts).mean(0)
+    means = qualities(TASKS[config.task], counts).mean(0).tolist()
+    kept = undominated(combinations, means, full_of(config, canvases))
+    combinations, quality = [combinations[k] for k in kept], [means[k] for k in kept]
     gflops, ms = measure_cost(model, data, canvases, combinations, options.threads, options.rounds)
-    candidates = list(map(Candidate, combinations, gflops, ms, quality.tolist()))
+    candidates = list(map(Candidate, combinations, gflops, ms, quality))
     chosen = choose_plans(candidates, options.most, options.least)
     machine = {
         "processor": processor(),
