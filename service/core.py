@@ -142,6 +142,12 @@ class Frame:
     pixels: NDArray[np.uint8]
     geometry: Geometry
 
+    @classmethod
+    def filling(cls, pixels: NDArray[np.uint8]) -> Frame:
+        """An image of exactly the canvas' size."""
+        height, width = pixels.shape[:2]
+        return cls(pixels, Geometry(width, height, width, height, (height, width)))
+
 
 # An image on the canvases of a bundle, by their names, from small to large.
 Frames: TypeAlias = Mapping[str, Frame]

@@ -324,7 +324,7 @@ def test_search_measures_what_is_served_and_writes_the_plans(
     assert 2 <= len(plans) <= 3
     table = {row["plan"]: row for row in report["search"]}
     narrow = {f"{canvas}-d{depth}-w50" for canvas in ("c64", "c96") for depth in (1, 2, 3)}
-    # What a shallower encoder equals on the same canvas is left out; each canvas keeps its cheapest.
+    # What a shallower encoder equals on its canvas is left out; each canvas keeps its cheapest.
     assert {"c64-d1-w50", "c96-d1-w50", "c96-d3"} <= set(table) <= {*narrow, "c96-d3"}
     assert all(name in shown for name in table)
     cheapest, *_, dearest = table

@@ -22,7 +22,7 @@ CAMVID_ALL = $(CAMVID) --train camvid:train+dev --dev camvid:gate --balance 0.5 
 CAMVID_CROPS = $(CAMVID_ALL) --check-every 200 --crop 384x480
 CAMVID_FULL = $(CAMVID_ALL) --check-every 300 --canvases 480x640 --crop 416x544 --steps 1200 --seed 1
 # With several canvases the ends of what tokens and width can do are enough.
-weights-camvid-tiny weights-nuclei-tiny: KNOBS = --keeps 1,0.25 --widths 1,0.25
+weights-camvid-tiny: KNOBS = --keeps 1,0.25 --widths 1,0.25
 weights-camvid-tiny:
 	$(EXPORT) train-exits --out $(RUN)-1 $(CAMVID_FIRST) --backbone mobilenet_v2 --backbone-weights "$(BACKBONE)" \
 	  --schedule 3,2,1 --steps 8000 --check-every 500 --lr 3e-4
@@ -56,8 +56,7 @@ endef
 # Four times, on larger canvases; from the second on with a finer loss that minds the gaps between nuclei, at last with
 # the rarer kinds drawn more often; then the mean of the last two. It has PRO-SCALE's schedule 2,2,2. From there the
 # adaptive network and the standard one are trained alike: with the losses of all exits alike, with those of deeper ones
-# counting more; and from the mean of the two on four canvases, from one that shows small images at their own size to
-# one for the largest microscopes.
+# counting more, and the bundle is the mean of the two.
 NUCLEI = --data "$(DATA)" --train nuclei:train --dev nuclei:dev --queries 3 --crop 256x256 --zoom 0.7 1.5 --turn
 NUCLEI_FINE = --pixel-stride 2 --gap-weight 5
 BASE = runs/nuclei-base
@@ -73,7 +72,6 @@ nuclei-base:
 	  --lr 2e-4 $(NUCLEI_FINE) --zoom 0.6 1.5 --balance 0.5
 	$(EXPORT) average $(BASE)-3 $(BASE)-4 --out $(BASE)
 
-NUCLEI_CANVASES = --canvases 256x256,224x288 448x448,384x512 640x640,544x736 1024x1024,896x1184
 NUCLEI_LAST = $(NUCLEI) --start-from $(BASE) --partly --canvases 640x640 --steps 2600 --lr 3e-4 $(NUCLEI_FINE) \
   --check-every 200
 weights-nuclei-tiny: ENCODER = --schedule 1,1,4 --pause-after 2
@@ -81,14 +79,12 @@ weights-nuclei-tiny-standard: ENCODER = --config standard
 weights-nuclei-tiny weights-nuclei-tiny-standard: nuclei-base
 	$(EXPORT) train-exits --out $(RUN)-1 $(NUCLEI_LAST) $(ENCODER)
 	$(EXPORT) train-exits --out $(RUN)-2 $(NUCLEI_LAST) $(ENCODER) --exit-weight linear
-	$(EXPORT) average $(RUN)-1 $(RUN)-2 --out $(RUN)-3
-	$(EXPORT) train-exits --out $(RUN) $(NUCLEI) --start-from $(RUN)-3 $(ENCODER) $(NUCLEI_FINE) $(NUCLEI_CANVASES) \
-	  --balance 0.25 --zoom 0.75 1.4 --steps 3200 --lr 3e-4 --check-every 600
+	$(EXPORT) average $(RUN)-1 $(RUN)-2 --out $(RUN)
 	$(nuclei-bundle)
 
 define nuclei-bundle
-$(EXPORT) search-plans $(RUN) --data "$(DATA)" --on nuclei:dev $(KNOBS)
-$(EXPORT) derive-targets $(RUN) --data "$(DATA)" --fit nuclei:gate nuclei:dev --held nuclei:val
+$(EXPORT) search-plans $(RUN) --data "$(DATA)" --on nuclei:dev
+$(EXPORT) derive-targets $(RUN) --data "$(DATA)" --fit nuclei:gate nuclei:dev nuclei:train --held nuclei:val
 $(EXPORT) train-gate $(RUN)
 $(EXPORT) export $(RUN) -o trained_weights/$(NAME) --data "$(DATA)" --parity nuclei:gate $(PROVENANCE)
 endef

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model_export.data.datasets import VOID, Sample
+from model_export.data.datasets import VOID, Dataset, Sample
 from service.bundle import Canvas, InputSpec
-from service.core import Frames
+from service.core import Frame, Frames
 from service.pixels.canvas import to_canvases
 
 # about the mean of the backbone's normalisation, so padding is near zero inside the network
@@ -137,6 +137,21 @@ def weather(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.ui
         else:
             values *= rng.uniform(0.35, 0.7) + spot * rng.uniform(0.3, 0.7)
     return values.clip(0, 255).astype(np.uint8)
+
+
+def frames_by_shape(
+    samples: Dataset, canvases: Sequence[Canvas], count: int
+) -> dict[str, list[Frame]]:
+    """The first images on every shape, also on those that another one would fit better. Where there
+    are fewer than `count`, they come again."""
+    return {
+        shape.name: [
+            on_canvases(samples[i % len(samples)], [Canvas(canvas.name, (shape,))])[canvas.name]
+            for i in range(count)
+        ]
+        for canvas in canvases
+        for shape in canvas.shapes
+    }
 
 
 def on_canvases(sample: Sample, canvases: Sequence[Canvas]) -> Frames:

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model_export.data.augment import on_canvases
+from model_export.data.augment import frames_by_shape
 from model_export.data.datasets import open_dataset
 from model_export.training.runs import RunError
-from service.bundle import Bundle, Canvas
+from service.bundle import Bundle
 from service.core import Frame, Plan
 from service.engines.base import Tensors
 from service.engines.engine_cache import EngineSet
@@ -52,14 +52,7 @@ def check(
     """Mean difference of each plan's probabilities, the largest over the batches. Raises RunError,
     BackendError."""
     manifest, samples = served.manifest, open_dataset(spec, data)
-    frames = {
-        shape.name: [
-            on_canvases(samples[i % len(samples)], [Canvas(canvas.name, (shape,))])[canvas.name]
-            for i in range(about.batches[-1])
-        ]
-        for canvas in manifest.input.canvases
-        for shape in canvas.shapes
-    }
+    frames = frames_by_shape(samples, manifest.input.canvases, about.batches[-1])
     backend = TensorRTBackend(served, cache=cache, max_batch=about.batches[-1], only=about)
     try:
         ours = Stages(backend, manifest)

@@ -31,7 +31,7 @@ from model_export.network.segmenter import Segmenter
 from model_export.training.bundle_weights import WEIGHTS, read_weights, write_weights
 from model_export.training.runs import RunError
 from service.bundle import Canvas, Shape
-from service.core import Frame, Geometry
+from service.core import Frame
 
 # For each graph the exporter warns of every operator of torchvision that the package is missing.
 # The network does not need it.
@@ -88,9 +88,8 @@ def write_stages(
 
 def _noise(shape: Shape, seed: int) -> Frame:
     """An image to trace with: what it shows does not matter."""
-    height, width = shape.height, shape.width
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    return Frame(pixels, Geometry(width, height, width, height, (height, width)))
+    size = (shape.height, shape.width, 3)
+    return Frame.filling(np.random.default_rng(seed).integers(0, 256, size, np.uint8))
 
 
 def read_entries(path: Path) -> dict[str, Entry]:

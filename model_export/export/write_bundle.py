@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from model_export.data.augment import on_canvases
+from model_export.data.augment import frames_by_shape
 from model_export.data.class_names import refuse_other_classes
 from model_export.data.datasets import Dataset, is_nameless, open_dataset
 from model_export.export.flops import count_gflops
@@ -38,7 +38,6 @@ from model_export.training.runs import (
 )
 from service import bundle
 from service.bundle import Canvas
-from service.core import Frame
 
 IMAGES = 3  # that are compared with torch
 
@@ -79,7 +78,7 @@ def main(args: argparse.Namespace) -> None:
     canvases = used(canvases, plans)
     stages = write_stages(args.out, trained, gate, canvases, plans)
     errors = check_parity(
-        args.out, stages, graphs_of(canvases, plans), frames_by_shape(samples, canvases)
+        args.out, stages, graphs_of(canvases, plans), frames_by_shape(samples, canvases, IMAGES)
     )
     kernels = write_kernels(args.out, [args.out / f"{name}.onnx" for name in stages])
     parts = {name: count_gflops(args.out / f"{name}.onnx") for name in stages}
@@ -111,18 +110,6 @@ def used(canvases: Sequence[Canvas], plans: Sequence[Knobs]) -> tuple[Canvas, ..
     """The canvases that some plan has, and the first one, on which the gate sees every image."""
     wanted = {plan.canvas for plan in plans}
     return tuple(canvas for canvas in canvases if canvas is canvases[0] or canvas.name in wanted)
-
-
-def frames_by_shape(samples: Dataset, canvases: Sequence[Canvas]) -> dict[str, list[Frame]]:
-    """The first images on every shape, also on those that another one would fit better."""
-    return {
-        shape.name: [
-            on_canvases(samples[i], [Canvas(canvas.name, (shape,))])[canvas.name]
-            for i in range(IMAGES)
-        ]
-        for canvas in canvases
-        for shape in canvas.shapes
-    }
 
 
 def open_samples(spec: str, data: Path | None, config: Config, classes: Sequence[str]) -> Dataset:

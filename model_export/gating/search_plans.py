@@ -249,10 +249,7 @@ def measure_cost(
     """GFLOPs and milliseconds of all that runs for each plan, the glance included, on the largest
     shape of its canvas, which costs most."""
     config = model.config
-    canvases = [
-        Canvas(canvas.name, (max(canvas.shapes, key=lambda shape: shape.height * shape.width),))
-        for canvas in canvases
-    ]
+    canvases = [Canvas(canvas.name, (canvas.largest,)) for canvas in canvases]
     frames = on_canvases(data[0], canvases)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,17 @@ def can_fit(images: Images) -> bool:
     return len(unseen) >= FOLDS and len(np.unique(unseen % FOLDS)) > 1
 
 
+def fit_and_score(images: Images) -> tuple[Gate, float, float, Floats]:
+    """The gate, its strengths (level, loss), and (N, plans) scores of images that it has not seen,
+    as margins need them: out of fold, and of the held-out ones."""
+    own = images.where(images.fits)
+    level, loss = cross_validate(own.inputs, own.quality, own.seen, own.blocks)
+    gate = fit(own.inputs, own.quality, own.seen, level, loss)
+    scores = predict(gate, images.inputs)
+    scores[images.fits] = out_of_fold(own.inputs, own.quality, own.seen, own.blocks, level, loss)
+    return gate, level, loss, scores
+
+
 def fit_gate(images: Images, recordings: bool) -> Fitted:
     """recordings: whether groups are recordings, so that images to come are of a new one.
 
@@ -151,11 +162,7 @@ def fit_gate(images: Images, recordings: bool) -> Fitted:
             f"a gate needs at least {FOLDS} blocks of images that the network was not trained on: "
             f"give derive-targets more to --fit"
         )
-    level, loss = cross_validate(own.inputs, own.quality, own.seen, own.blocks)
-    gate = fit(own.inputs, own.quality, own.seen, level, loss)
-    # Margins need images that the gate has not seen: out of fold, and the held-out ones.
-    scores = predict(gate, images.inputs)
-    scores[images.fits] = out_of_fold(own.inputs, own.quality, own.seen, own.blocks, level, loss)
+    gate, level, loss, scores = fit_and_score(images)
     real = images.real
     margins = margin_table(
         scores[real],
@@ -202,12 +209,7 @@ def by_size(images: Images, cost: Floats) -> dict[str, Any]:
     each of "sides" (log2 of pixels, linear between them), and what it "wins". A gate that looks
     must beat it.
     """
-    own = images.where(images.fits)
-    sizes, every = own.inputs[:, -len(SIDES) :], images.inputs[:, -len(SIDES) :]
-    level, loss = cross_validate(sizes, own.quality, own.seen, own.blocks)
-    gate = fit(sizes, own.quality, own.seen, level, loss)
-    scores = predict(gate, every)
-    scores[images.fits] = out_of_fold(sizes, own.quality, own.seen, own.blocks, level, loss)
+    gate, _, _, scores = fit_and_score(replace(images, inputs=images.inputs[:, -len(SIDES) :]))
     real = images.real
     return {
         "sides": list(SIDES),

@@ -127,7 +127,7 @@ def parse_canvases(texts: Sequence[str]) -> tuple[Canvas, ...]:
     canvases = tuple(
         Canvas.of([Shape(*parse_size(shape)) for shape in text.split(",")]) for text in texts
     )
-    areas = [max(s.height * s.width for s in canvas.shapes) for canvas in canvases]
+    areas = [canvas.largest.area for canvas in canvases]
     if any(a >= b for a, b in pairwise(areas)):
         raise ValueError(f"--canvases {' '.join(texts)} must go from small to large")
     if len({canvas.name for canvas in canvases}) < len(canvases):

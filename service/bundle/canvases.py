@@ -18,6 +18,11 @@ class Shape:
         """HEIGHTxWIDTH, as in the names of graphs."""
         return f"{self.height}x{self.width}"
 
+    @property
+    def area(self) -> int:
+        """In pixels."""
+        return self.height * self.width
+
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
@@ -34,6 +39,11 @@ class Canvas:
         """A canvas with these shapes, named."""
         return cls(f"c{max(shapes[0].height, shapes[0].width)}", tuple(shapes))
 
+    @property
+    def largest(self) -> Shape:
+        """The shape with the most pixels, by which canvases are ordered; the first of equals."""
+        return max(self.shapes, key=lambda shape: shape.area)
+
     def fitting(self, width: int, height: int) -> Shape:
         """The shape that an image of this size leaves the least of empty; the first of equals."""
         return max(self.shapes, key=lambda shape: _filled(shape, width, height))
@@ -42,4 +52,4 @@ class Canvas:
 def _filled(shape: Shape, width: int, height: int) -> float:
     """The share of the shape that an image covers when it is scaled to fit."""
     scale = min(shape.width / width, shape.height / height)
-    return scale * width * scale * height / (shape.width * shape.height)
+    return scale * width * scale * height / shape.area

@@ -42,7 +42,7 @@ def _check_canvases(canvases: Sequence[Canvas]) -> None:
         _require(len(set(names)) == len(names), f"input.canvases: a {what} occurs twice")
     for canvas in canvases:
         _require(bool(canvas.shapes), f"input.canvases: {canvas.name} has no shape")
-    areas = [max(s.height * s.width for s in canvas.shapes) for canvas in canvases]
+    areas = [canvas.largest.area for canvas in canvases]
     ascend = all(a < b for a, b in pairwise(areas))
     _require(ascend, "input.canvases: they must go from small to large")
     for canvas in canvases:  # headers and metrics name it

@@ -40,4 +40,4 @@ def at_once(shape: Shape, max_batch: int) -> int:
     They are max_batch, but on more than WHOLE_BATCH pixels fewer: so the memory of a batch has a
     bound that does not grow with the canvas.
     """
-    return max(1, min(max_batch, max_batch * WHOLE_BATCH // (shape.height * shape.width)))
+    return max(1, min(max_batch, max_batch * WHOLE_BATCH // shape.area))

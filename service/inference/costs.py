@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from service.bundle import Shape
-from service.core import Frame, Geometry, Plan
+from service.core import Frame, Plan
 from service.inference.batches import at_once
 from service.inference.stages import Stages
 
@@ -142,10 +142,7 @@ def _run(stages: Stages, shape: Shape, plans: Sequence[Plan], images: int) -> No
 
 
 def _blank(shape: Shape) -> Frame:
-    geometry = Geometry(
-        shape.width, shape.height, shape.width, shape.height, (shape.height, shape.width)
-    )
-    return Frame(np.zeros((shape.height, shape.width, 3), np.uint8), geometry)
+    return Frame.filling(np.zeros((shape.height, shape.width, 3), np.uint8))
 
 
 def _timed(runs: int, stage: Callable[[], _T]) -> tuple[_T, float]:
