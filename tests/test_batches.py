@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader
 
 from model_export.data.datasets import VOID, DataError, Dataset, Sample, Scenes
 from model_export.tasks.core_and_border import core_and_border, gaps
 from model_export.training import batches as drawing
-from model_export.training.batches import Batches, chances, draw_batch
+from model_export.training.batches import Batches, StepBatches, chances, draw_batch
 from service.bundle import Canvas, Shape
 from tests.toy import CANVASES, Stripes
 
@@ -164,3 +165,16 @@ def test_balance_refuses_data_without_groups_and_powers_out_of_range() -> None:
         chances(Stripes(), 0.5)
     with pytest.raises(DataError, match="--balance 2 must be between 0"):
         chances(Kinds(), 2)
+
+
+def test_workers_draw_the_batches_that_the_process_itself_draws() -> None:
+    batches = Batches(2, 0.5, CROP, (0.6, 1.6), False, 0.0, 1.0)
+    steps = StepBatches(Stripes(), Scenes(3, height=60, width=80), batches, CANVASES, None, (7, 2))
+    here, there = (
+        list(DataLoader(steps, batch_size=None, sampler=range(3, 6), num_workers=workers))
+        for workers in (0, 2)
+    )
+    for ours, theirs in zip(here, there, strict=True):
+        assert torch.equal(ours[0], theirs[0])
+        assert torch.equal(ours[1], theirs[1])
+    assert not torch.equal(here[0][0], here[1][0])

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import Dataset as StepDataset
 
 from model_export.data.augment import random_crop, weather
 from model_export.data.datasets import DataError, Dataset, Scenes
@@ -94,3 +95,23 @@ def draw_batch(
         meet = np.stack([gaps(mask) for mask in masks])
         emphasis = torch.from_numpy(np.where(meet, np.float32(batches.gap_weight), np.float32(1)))
     return torch.from_numpy(images), torch.from_numpy(masks), emphasis
+
+
+@dataclass(frozen=True)
+class StepBatches(StepDataset[tuple[Tensor, Tensor, Tensor | None]]):
+    """The batch of a step, by the step's number: a DataLoader's workers may draw it ahead.
+
+    seed: of the run and of the process. A batch depends on them and on the step alone.
+    """
+
+    train: Dataset
+    scenes: Scenes
+    batches: Batches
+    canvases: Sequence[Canvas]
+    often: NDArray[np.float64] | None
+    seed: tuple[int, int]
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        run, process = self.seed
+        rng = np.random.default_rng((run, step, process))
+        return draw_batch(self.train, self.scenes, self.batches, self.canvases, rng, self.often)

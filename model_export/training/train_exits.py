@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from model_export.data.cache import SampleCache
@@ -27,7 +28,7 @@ from model_export.data.class_names import refuse_other_classes
 from model_export.data.datasets import Dataset, Scenes, open_dataset
 from model_export.network.segmenter import Segmenter
 from model_export.tasks import TASKS
-from model_export.training.batches import chances, draw_batch
+from model_export.training.batches import StepBatches, chances
 from model_export.training.initial_weights import initial_model
 from model_export.training.optimizer import parameter_groups, rate
 from model_export.training.quality import dev_quality
@@ -102,19 +103,23 @@ def train(options: Options) -> None:
     )
     wrapped, optimizer = accelerator.prepare(Supernet(model, weights), optimizer)
     begun, last, sums = time.monotonic(), time.monotonic(), dict.fromkeys(TERMS, 0.0)
+    drawn = StepBatches(
+        data, scenes, batches, canvases, often, (options.seed, 2 + accelerator.process_index)
+    )
+    steps = range(first_step, options.steps)
+    loader = DataLoader(drawn, batch_size=None, sampler=steps, num_workers=options.workers)
     bar = tqdm(
-        range(first_step, options.steps),
+        zip(steps, loader, strict=True),
         initial=first_step,
         total=options.steps,
         disable=not accelerator.is_main_process,
         mininterval=10,
     )
-    for step in bar:
+    for step, batch in bar:
         torch.manual_seed(hash((options.seed, step)))  # the points of the loss
-        rng = np.random.default_rng((options.seed, step, 2 + accelerator.process_index))
         images, masks, emphasis = (
-            part if part is None else part.to(accelerator.device)
-            for part in draw_batch(data, scenes, batches, canvases, rng, often)
+            part if part is None else part.to(accelerator.device, non_blocking=True)
+            for part in batch
         )
         # The same networks on every process, so that no GPU waits for a deeper one.
         draws = SAMPLING[options.sampling](

@@ -68,6 +68,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--steps", type=int, default=6000)
     add("--batch", type=int, default=4, help="per process")
+    add(
+        "--workers",
+        type=int,
+        default=0,
+        help="processes that draw batches ahead, for a GPU; each has --cache-mb of its own",
+    )
     add("--lr", type=float, default=4e-4)
     add("--backbone-lr", type=float, default=0.2, help="factor of --lr for the backbone")
     add("--decay", type=float, default=0.05, help="weight decay; 0 on norms, biases and embeddings")
@@ -148,6 +154,7 @@ class Options(InitialOptions):
     weather: float
     steps: int
     batch: int
+    workers: int
     lr: float
     backbone_lr: float
     decay: float
