@@ -103,5 +103,10 @@ def baseline_inputs(problem: Problem, inputs: Inputs) -> tuple[list[Tensor], Ten
 
 
 def limit(problem: Problem, tactic: Tactic | None) -> float:
-    """Of the kernel's difference from the exact result."""
-    return LIMITS["packed" if tactic and tactic.packed else problem.dtype]
+    """Of the kernel's difference from the exact result, whose positions are in float64.
+
+    In float32 a position on a level of 60 pixels is rounded by up to 2e-6 of a pixel, and the
+    values between two pixels with it.
+    """
+    side = max(side for shape in problem.shapes for side in shape)
+    return max(LIMITS["packed" if tactic and tactic.packed else problem.dtype], side * 2.0**-24)

@@ -104,4 +104,4 @@ def test_every_variant_has_a_name_of_its_own_and_every_type_its_tactics() -> Non
         assert {variant.problem.dense for variant in ours} == {True, False}
         assert any(variant.ptx for variant in ours)
     labels = {label(variant.tactic) for variant in found}
-    assert {"16x8 r2", "16x8 v2 r3 packed", "8x8 h2 r2"} <= labels
+    assert {"8x4 h2 r4", "16x8 v2 r3 packed", "4x4 h4 r4"} <= labels
