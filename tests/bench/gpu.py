@@ -103,7 +103,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         served, held = load(args.bundle), read(args.out)
         print(gpu_report.accounting(gpu_layers.layers()), flush=True)
-        if missing := [*uncompiled(parts), *gpu_machine.lacking()]:
+        lacking = gpu_machine.lacking()
+        # With a GPU, the parity step compiles every variant.
+        if missing := [*uncompiled(parts, every=bool(lacking)), *lacking]:
             sys.stderr.write(f"nothing was measured: {'; '.join(missing)}\n")
             return 1
         about = gpu_machine.describe() | {"bundle": f"{served.manifest.name}@{served.digest[:12]}"}
@@ -134,14 +136,16 @@ def load(folder: Path) -> Bundle:
         raise ArgumentError(f"--bundle: {error.detail}") from error
 
 
-def uncompiled(parts: Sequence[str]) -> list[str]:
+def uncompiled(parts: Sequence[str], *, every: bool) -> list[str]:
     """Why the kernels cannot be compiled here; nothing if they can. The service takes those of its
-    bundle."""
+    bundle.
+
+    every: compile all variants now."""
     if parts == ["service"]:
         return []
     try:
         begun, version = time.monotonic(), nvrtc.version()
-        if "kernel" in parts:
+        if every and "kernel" in parts:
             count = gpu_layers.compile_all()
             print(
                 f"NVRTC {version}: {count} kernels compiled to PTX, {time.monotonic() - begun:.0f} "

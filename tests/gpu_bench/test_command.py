@@ -119,7 +119,9 @@ def test_a_kernel_that_does_not_compile_is_said(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(nvrtc, "version", lambda: "13.0")
     monkeypatch.setattr(nvrtc, "compile_source", refuse)
-    assert gpu.uncompiled(["kernel"]) == ["x.cu for compute_80 does not compile: line 3"]
+    assert gpu.uncompiled(["kernel"], every=True) == [
+        "x.cu for compute_80 does not compile: line 3"
+    ]
 
 
 class Pretence:
@@ -129,7 +131,7 @@ class Pretence:
         self.ran: list[str] = []
         self.answers: dict[str, Json | Exception] = {}
         monkeypatch.setattr(gpu, "steps_of", self.steps_of)
-        monkeypatch.setattr(gpu, "uncompiled", lambda parts: [])
+        monkeypatch.setattr(gpu, "uncompiled", lambda parts, every: [])
         monkeypatch.setattr(gpu_machine, "lacking", list)
         monkeypatch.setattr(gpu_machine, "describe", lambda: {"gpu": "a chip"})
         monkeypatch.setattr(gpu_clock, "CudaClock", HostClock)

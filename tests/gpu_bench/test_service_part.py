@@ -100,7 +100,7 @@ def test_the_whole_command_on_the_stand_in(
     )
     cheap = replace(served, manifest=replace(served.manifest, plans=served.manifest.plans[:1]))
     monkeypatch.setattr(gpu, "load", lambda folder: cheap)
-    monkeypatch.setattr(gpu, "uncompiled", lambda parts: [])
+    monkeypatch.setattr(gpu, "uncompiled", lambda parts, every: [])
     monkeypatch.setattr(gpu_machine, "lacking", list)
     monkeypatch.setattr(gpu_machine, "describe", lambda: {"gpu": "a stand-in"})
     monkeypatch.setattr(gpu_clock, "CudaClock", lambda: clock)
