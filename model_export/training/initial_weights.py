@@ -224,6 +224,18 @@ def take_weights(model: Segmenter, trained: Segmenter, path: Path, partly: bool)
     new = [name for name in own if name not in fitting]
     if new:
         print(
-            f"{path}: {len(fitting)} of {len(own)} tensors fit; these are new: {', '.join(new)}",
+            f"{path}: {len(fitting)} of {len(own)} tensors fit; "
+            f"these are new: {', '.join(in_short(new, list(own)))}",
             flush=True,
         )
+
+
+def in_short(names: Sequence[str], every: Sequence[str]) -> list[str]:
+    """Dotted names, with PREFIX.* in place of all that begin with it: a backbone has hundreds."""
+    others, short = set(every) - set(names), dict[str, None]()
+    for name in names:
+        parts = name.split(".")
+        prefixes = (".".join(parts[:length]) + "." for length in range(1, len(parts)))
+        whole = (p for p in prefixes if not any(other.startswith(p) for other in others))
+        short[next((f"{prefix}*" for prefix in whole), name)] = None
+    return list(short)
