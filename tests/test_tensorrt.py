@@ -23,6 +23,7 @@ from service.engines.cuda import Device, DriverError
 from service.engines.tensorrt import TensorRTBackend
 from service.engines.tensorrt_plugin import Compiled
 from service.errors import BackendError
+from tests.fake_tensorrt import FakeDevice
 from tests.toy import STAGES, command, last_json
 
 # The first test waits for the export.
@@ -83,6 +84,25 @@ def test_tensorrt_rtx_builds_every_stage_with_our_plugin_in_it(
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         ["engines.json", *(f"{s}.plan" for s in STAGES)]
     )
+
+
+def test_a_chip_that_rtx_does_not_run_on_is_refused_before_anything_is_built(
+    toy_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Hopper(FakeDevice):
+        capability = (9, 0)
+
+    monkeypatch.setattr(tensorrt, "Device", Hopper)
+    words = ("--cache", tmp_path / "engines", "--flavour", "tensorrt-rtx")
+    assert command("build-trt", toy_bundle, *words) == 1
+    said = capsys.readouterr()
+    assert "compute capability is 9.0" in said.err
+    assert "8.9" in said.err
+    assert " MB, " not in said.out
+    assert not (tmp_path / "engines").exists()
 
 
 def test_engines_that_nobody_checked_are_kept_but_refused(toy_bundle: Path, built: Path) -> None:

@@ -9,9 +9,11 @@ service --help` for the cache's setting.
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -158,7 +160,25 @@ def capability_of(flavour: str, *, check: bool, target: str | None) -> str:
         ) from error
     major, minor = device.capability
     device.close()
-    return ANY if flavour == RTX else f"{major}.{minor}"
+    if flavour == RTX:
+        refuse_unknown_chip(major, minor)
+        return ANY
+    return f"{major}.{minor}"
+
+
+def refuse_unknown_chip(major: int, minor: int) -> None:
+    """Raises RunError where TensorRT-RTX does not run on a chip: it would build every engine, and
+    then open none."""
+    trt = importlib.import_module(MODULES[RTX])
+    named = [re.fullmatch(r"SM(\d+)(\d)", name) for name in trt.ComputeCapability.__members__]
+    known = [(int(match[1]), int(match[2])) for match in named if match]
+    if (major, minor) not in known:
+        chips = ", ".join("{}.{}".format(*chip) for chip in known)
+        raise RunError(
+            f"{RTX} {trt.__version__} does not run on this GPU: its compute capability is "
+            f"{major}.{minor}, and {RTX} knows {chips}. Use --flavour tensorrt, or serve with "
+            f"--backend onnxruntime-cuda"
+        )
 
 
 def prepared(
