@@ -197,25 +197,22 @@ def test_gate_falls_back_to_the_mean_of_each_plan_where_nothing_can_be_predicted
     assert np.abs((scores[:, -1:] - scores) - (quality[:, -1:] - quality).mean(0)).max() < 0.004
 
 
-def test_the_level_is_shrunk_as_far_as_a_standard_error_allows_the_losses_to_the_lowest_error() -> (
-    None
-):
+def test_level_and_losses_are_shrunk_as_far_as_a_standard_error_allows() -> None:
     inputs, quality = _images(160)
     nobody, blocks = none(160), np.arange(160)
     chosen = cross_validate(inputs, quality, nobody, blocks)
 
-    def errors(strength: float) -> tuple[np.ndarray, float]:
+    def errors(strength: float) -> tuple[np.ndarray, np.ndarray]:
         wrong = out_of_fold(inputs, quality, nobody, blocks, strength, strength) - quality
-        return np.square(wrong[:, -1]), float(np.square(wrong[:, -1:] - wrong[:, :-1]).mean())
+        return np.square(wrong[:, -1]), np.square(wrong[:, -1:] - wrong[:, :-1]).mean(1)
 
-    levels, losses = zip(*map(errors, STRENGTHS), strict=True)
-    lowest = min(levels, key=np.mean)
-    limit = lowest.mean() + lowest.std() / 160**0.5
-    assert chosen[0] == max(
-        each for each, level in zip(STRENGTHS, levels, strict=True) if level.mean() <= limit
-    )
-    assert chosen[0] > STRENGTHS[int(np.argmin([level.mean() for level in levels]))]
-    assert chosen[1] == STRENGTHS[int(np.argmin(losses))]
+    for strength, each in zip(chosen, zip(*map(errors, STRENGTHS), strict=True), strict=True):
+        lowest = min(each, key=np.mean)
+        limit = lowest.mean() + lowest.std() / 160**0.5
+        assert strength == max(
+            one for one, error in zip(STRENGTHS, each, strict=True) if error.mean() <= limit
+        )
+        assert strength > STRENGTHS[int(np.argmin([error.mean() for error in each]))]
 
 
 def test_images_that_the_network_was_trained_on_teach_the_gate_slopes_and_no_intercepts() -> None:

@@ -75,16 +75,18 @@ nuclei-base:
 NUCLEI_LAST = $(NUCLEI) --start-from $(BASE) --partly --canvases 640x640 --steps 2600 --lr 3e-4 $(NUCLEI_FINE) \
   --check-every 200
 weights-nuclei-tiny: ENCODER = --schedule 1,1,4 --pause-after 2
+weights-nuclei-tiny: CANVASES = --canvases 256x256,224x288 320x320,288x352 448x448,384x512 544x544,480x608 640x640,544x736
+weights-nuclei-tiny: KNOBS = --keeps 1,0.25 --widths 1,0.25
 weights-nuclei-tiny-standard: ENCODER = --config standard
 weights-nuclei-tiny weights-nuclei-tiny-standard: nuclei-base
 	$(EXPORT) train-exits --out $(RUN)-1 $(NUCLEI_LAST) $(ENCODER)
 	$(EXPORT) train-exits --out $(RUN)-2 $(NUCLEI_LAST) $(ENCODER) --exit-weight linear
-	$(EXPORT) average $(RUN)-1 $(RUN)-2 --out $(RUN)
+	$(EXPORT) average $(RUN)-1 $(RUN)-2 --out $(RUN) $(CANVASES)
 	$(nuclei-bundle)
 
 define nuclei-bundle
-$(EXPORT) search-plans $(RUN) --data "$(DATA)" --on nuclei:dev
-$(EXPORT) derive-targets $(RUN) --data "$(DATA)" --fit nuclei:gate nuclei:dev nuclei:train --held nuclei:val
+$(EXPORT) search-plans $(RUN) --data "$(DATA)" --on nuclei:dev $(KNOBS)
+$(EXPORT) derive-targets $(RUN) --data "$(DATA)" --fit nuclei:gate nuclei:dev --held nuclei:val
 $(EXPORT) train-gate $(RUN)
 $(EXPORT) export $(RUN) -o trained_weights/$(NAME) --data "$(DATA)" --parity nuclei:gate $(PROVENANCE)
 endef

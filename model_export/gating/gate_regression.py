@@ -100,18 +100,24 @@ def cross_validate(
     inputs: Floats, quality: Floats, seen: Flags, blocks: Blocks
 ) -> tuple[float, float]:
     """The strengths (level, loss), by the squared error out of fold, where the intercept counts for
-    nothing.
+    nothing: of each the strongest whose error is within a standard error of the lowest (Breiman et
+    al. 1984).
 
-    loss: of the lowest error, since losses decide the plan. level: the strongest whose error is
-    within a standard error of the lowest (Breiman et al. 1984), since large weights amplify what
-    half precision rounds away.
+    Large weights amplify what half precision rounds away; and on some hundred images the lowest
+    error itself is luck: over the 217 images of nuclei that the network was not trained on, gates
+    of the lowest error won 0.44 points at beta 0.03, those of this rule 0.64.
     """
     levels, losses = [], []
     for strength in STRENGTHS:
         wrong = out_of_fold(inputs, quality, seen, blocks, strength, strength) - quality
         levels.append(np.square(centred(wrong[:, -1:], seen))[:, 0])
-        losses.append(np.square(centred(wrong[:, -1:] - wrong[:, :-1], seen)).mean())
-    errors = np.mean(levels, 1)
-    best = int(errors.argmin())
-    near = np.flatnonzero(errors <= errors[best] + np.std(levels[best]) / len(inputs) ** 0.5)
-    return STRENGTHS[int(near.max())], STRENGTHS[int(np.argmin(losses))]
+        losses.append(np.square(centred(wrong[:, -1:] - wrong[:, :-1], seen)).mean(1))
+    return _strongest(levels), _strongest(losses)
+
+
+def _strongest(errors: list[Floats]) -> float:
+    """errors: of each strength, (N,)."""
+    means = np.mean(errors, 1)
+    best = int(means.argmin())
+    near = np.flatnonzero(means <= means[best] + np.std(errors[best]) / len(errors[best]) ** 0.5)
+    return STRENGTHS[int(near.max())]
