@@ -30,7 +30,7 @@ BUNDLES = ROOT / "trained_weights"
 ROADS = ("camvid-tiny", "camvid-tiny-standard")  # the second one is what the first is compared with
 NUCLEI = ("nuclei-tiny",)
 SHIPPED = ROADS + NUCLEI
-CANVASES = (ROADS[0],)  # has several; the others are of schema 2
+CANVASES = (ROADS[0], *NUCLEI)  # have several; the standard one is of schema 2
 MEGABYTES = 14
 LIMITS = Limits(25_000_000, 8192, 16)
 

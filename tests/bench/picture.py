@@ -46,7 +46,7 @@ from tests.bench.served import served  # noqa: E402
 FIELDS = 20  # images of each kind
 REPEATS, WARM_UP = 15, 3
 TITLES = {"apart": "Nuclei apart", "crowded": "Crowded nuclei"}
-SPAN = 5  # points of quality that each curve's axis spans: equal, so that slopes compare
+ROOM = 8  # points of quality around the curves, whose axes are equal: so their slopes compare
 # Okabe and Ito's colours, which colour-blind people can tell apart.
 LINE, RING = "#0072B2", "#D55E00"
 OBJECTS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00")
@@ -145,17 +145,17 @@ def curve(axes: Axes, plans: list[dict[str, Any]], answers: Answers, times: Time
     own = answers.chosen[0]
     axes.plot(x, y, "o-", color=LINE, linewidth=2, markersize=6)
     axes.plot(x[own], y[own], "o", color=RING, markersize=15, fillstyle="none", markeredgewidth=2.5)
-    for i in {0, own, len(plans) - 1}:
+    sides = {0: "left", len(plans) - 1: "right"} | ({} if own == len(plans) - 1 else {own: "left"})
+    for i, side in sides.items():
         axes.annotate(
             plans[i]["name"],
             (x[i], y[i]),
-            xytext=(0, 13),
+            xytext=(0, -18),
             textcoords="offset points",
-            ha="center",
+            ha=side,
             color=RING if i == own else "black",
             weight="bold" if i == own else "normal",
         )
-    axes.set_ylim(y.mean() - SPAN / 2, y.mean() + SPAN / 2)
     axes.set_ylabel("panoptic quality, %")
     axes.grid(alpha=0.3)
 
@@ -165,6 +165,7 @@ def draw(plans: list[dict[str, Any]], answers: dict[str, Answers], times: dict[s
     figure = plt.figure(figsize=(10, 6.25))
     last = len(answers) - 1
     right_edge = 1.15 * max(time.plans[-1] for time in times.values())
+    means = 100 * np.concatenate([said.quality.mean(0) for said in answers.values()])
     for i, (kind, said) in enumerate(answers.items()):
         plan, bottom = plans[said.chosen[0]], 0.095 + 0.435 * (last - i)
         left = figure.add_axes((0.01, bottom, 0.6, 0.38))
@@ -178,6 +179,7 @@ def draw(plans: list[dict[str, Any]], answers: dict[str, Answers], times: dict[s
         right = figure.add_axes((0.69, bottom, 0.295, 0.38))
         curve(right, plans, said, times[kind])
         right.set_xlim(0, right_edge)
+        right.set_ylim(means.min() - ROOM, min(100, means.max() + ROOM))
         if i == last:
             right.set_xlabel(f"median ms of a request, {os.cpu_count()} CPU cores")
         else:
@@ -199,12 +201,12 @@ def report(
 ) -> dict[str, Any]:
     """Prints the table; returns what the JSON line says."""
     result = {}
-    print(f"{'image':<10}{'plan':<13}{'GFLOPs':>8}{'p50 ms':>9}{'PQ':>8}{'chosen':>9}")
+    print(f"{'image':<10}{'plan':<18}{'GFLOPs':>8}{'p50 ms':>9}{'PQ':>8}{'chosen':>9}")
     for kind, said in answers.items():
         counts, quality = Counter(said.chosen), said.quality.mean(0).tolist()
         for i, (plan, ms) in enumerate(zip(plans, times[kind].plans, strict=True)):
             print(
-                f"{kind:<10}{plan['name']:<13}{plan['gflops']:>8.2f}{ms:>9.1f}"
+                f"{kind:<10}{plan['name']:<18}{plan['gflops']:>8.2f}{ms:>9.1f}"
                 f"{quality[i]:>8.4f}{counts[i]:>6}/{FIELDS}"
             )
         gain = 100 * (said.quality[:, -1] - said.quality[:, 0])
