@@ -86,7 +86,7 @@ weights-nuclei-tiny weights-nuclei-tiny-standard: nuclei-base
 
 define nuclei-bundle
 $(EXPORT) search-plans $(RUN) --data "$(DATA)" --on nuclei:dev $(KNOBS)
-$(EXPORT) derive-targets $(RUN) --data "$(DATA)" --fit nuclei:gate nuclei:dev --held nuclei:val
+$(EXPORT) derive-targets $(RUN) --data "$(DATA)" --fit nuclei:gate nuclei:dev --held nuclei:val --views 3
 $(EXPORT) train-gate $(RUN)
 $(EXPORT) export $(RUN) -o trained_weights/$(NAME) --data "$(DATA)" --parity nuclei:gate $(PROVENANCE)
 endef
