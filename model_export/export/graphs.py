@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from model_export.network.encoder import Encoded
-from model_export.network.gate import Gate, gate_input
+from model_export.network.gate import Gate
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter, semantic_probabilities
 from service.bundle import Canvas, Graphs
@@ -51,7 +51,7 @@ class Glance(nn.Module):
 
     def forward(self, image: Tensor, size: Tensor) -> tuple[Tensor, ...]:
         lateral, maps = self.model.features(image)
-        seen = gate_input(maps, self.model.front_head(maps), size)
+        seen = self.model.glance(maps, size)
         return lateral, *reversed(maps), self.gate(seen), seen
 
 

@@ -254,7 +254,8 @@ def measure_cost(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         # Any gate will do: all cost the same.
-        gate = Gate(gate_inputs(config.channels, config.classes), len(plans))
+        seen = None if config.imported is not None else config.classes
+        gate = Gate(gate_inputs(config.channels, seen), len(plans))
         stages = write_stages(folder, model, gate, canvases, plans)
         parts = {stage: count_gflops(folder / f"{stage}.onnx") for stage in stages}
         shown = [plan_of(knobs, canvases, parts, np.zeros(1)) for knobs in plans]

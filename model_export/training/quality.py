@@ -16,7 +16,6 @@ from torch import Tensor
 from model_export.data.augment import on_canvases
 from model_export.data.datasets import Dataset, Sample
 from model_export.network.config import Config
-from model_export.network.gate import gate_input
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter, semantic_probabilities
 from model_export.tasks import TASKS, VOID
@@ -46,7 +45,7 @@ def counts_by_knobs(
         counts |= _counts_on_canvas(model, sample, geometry, lateral, maps, own)
         if canvas is canvases[0]:
             size = torch.tensor([[geometry.height, geometry.width]], device=model.mean.device)
-            seen = gate_input(maps, model.front_head(maps), size.float())[0]
+            seen = model.glance(maps, size.float())[0]
     return np.stack([counts[k] for k in knobs]), seen.cpu().numpy()
 
 
