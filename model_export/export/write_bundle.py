@@ -25,7 +25,7 @@ from model_export.export.weights import write_stages
 from model_export.export.write_manifest import manifest_of, plan_of, provenance_of
 from model_export.network.config import Config
 from model_export.network.knobs import Knobs
-from model_export.tasks import TASKS, qualities
+from model_export.tasks import qualities, task_of
 from model_export.training.runs import (
     RunError,
     classes_of,
@@ -82,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
     )
     kernels = write_kernels(args.out, [args.out / f"{name}.onnx" for name in stages])
     parts = {name: count_gflops(args.out / f"{name}.onnx") for name in stages}
-    quality = qualities(TASKS[config.task], held["counts"])  # (N, plans)
+    quality = qualities(task_of(config), held["counts"])  # (N, plans)
     manifest = manifest_of(
         args.out,
         config,
@@ -140,7 +140,7 @@ def calibration(
     errors: dict[str, float],
 ) -> dict[str, Any]:
     """What was measured on which images: free JSON, for people and for a later calibration."""
-    counts, task = held["counts"], TASKS[config.task]
+    counts, task = held["counts"], task_of(config)
     return {
         "data": str(held["spec"]),
         "images": len(counts),

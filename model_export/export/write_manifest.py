@@ -19,7 +19,7 @@ from model_export.data.datasets import Dataset
 from model_export.export.graphs import graphs_of
 from model_export.network.config import Config
 from model_export.network.knobs import Knobs
-from model_export.tasks import TASKS
+from model_export.tasks import task_of
 from model_export.training.bundle_weights import WEIGHTS
 from service import bundle
 from service.bundle import Canvas
@@ -43,7 +43,7 @@ def manifest_of(
 ) -> bundle.Manifest:
     """For the graphs in `folder`. data: has names and colours of the classes. errors: parity of
     each stage."""
-    things = TASKS[config.task].objects
+    things = task_of(config).objects
     return bundle.Manifest(
         name=folder.name,
         revision=revision(),

@@ -44,7 +44,7 @@ from model_export.network.config import Config
 from model_export.network.gate import Gate, gate_inputs
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
-from model_export.tasks import TASKS, qualities
+from model_export.tasks import qualities, task_of
 from model_export.training.runs import (
     classes_of,
     load_model,
@@ -130,7 +130,7 @@ def search(options: Options) -> None:
     check(data, f"--on {options.on}", complete=False)
     combinations = combinations_of(config, canvases, options.keeps, options.widths or config.widths)
     counts = measure_quality(options.run, model, data, options.on, canvases, combinations)
-    means = qualities(TASKS[config.task], counts).mean(0).tolist()
+    means = qualities(task_of(config), counts).mean(0).tolist()
     kept = undominated(combinations, means, full_of(config, canvases))
     combinations, quality = [combinations[k] for k in kept], [means[k] for k in kept]
     gflops, ms = measure_cost(model, data, canvases, combinations, options.threads, options.rounds)
@@ -151,7 +151,7 @@ def search(options: Options) -> None:
         {"search": table, "data": options.on, "images": len(counts), "machine": machine},
     )
     names = [candidate.knobs.name for candidate in chosen]
-    print_table(table, names, TASKS[config.task].measure)
+    print_table(table, names, task_of(config).measure)
     about = {"candidates": len(candidates), "images": len(counts), "machine": machine}
     print(json.dumps({"plans": names} | about))
 

@@ -20,11 +20,11 @@ from model_export.importing.checkpoint import (
     open_checkpoint,
     read_json,
 )
+from model_export.tasks import IMPORTED
 from model_export.training.initial_weights import parse_canvases
 from model_export.training.runs import discard_derived, save_model, shapes_of, write_config
 from service.bundle import Canvas
 
-TASKS = ("panoptic", "instance", "semantic")
 SMALLER = (0.5, 0.75)  # of the checkpoint's size: canvases that need no training
 MOST_CLASSES = 255  # that a bundle can have
 # What the checkpoint's own configs may name, and what transformers takes by default.
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("checkpoint", type=Path, help="folder that save_pretrained wrote: config.json, ...")
     add("--out", type=Path, required=True, help="the run's folder")
-    add("--task", choices=TASKS, help="default: as the checkpoint's name says")
+    add("--task", choices=IMPORTED, help="default: as the checkpoint's name says")
     add(
         "--things",
         help="the countable classes of a panoptic checkpoint: indices, as 0-79; names with "
@@ -130,21 +130,22 @@ def task_of(checkpoint: Checkpoint) -> Literal["semantic", "instance", "panoptic
     """As the name under which the checkpoint was published, or that of its folder, says. Raises
     CheckpointError."""
     names = (str(checkpoint.config.get("_name_or_path", "")), checkpoint.folder.resolve().name)
-    found = [task for task in TASKS if any(task in name.lower() for name in names)]
+    found = [task for task in IMPORTED if any(task in name.lower() for name in names)]
     if len(found) != 1:
         raise CheckpointError(
             f"{checkpoint.folder} does not say what it was trained for: name it by --task "
-            f"{'|'.join(TASKS)}"
+            f"{'|'.join(IMPORTED)}"
         )
     return cast(Literal["semantic", "instance", "panoptic"], found[0])
 
 
 def things_of(given: str | None, names: Sequence[str], task: str) -> tuple[bool, ...]:
     """Whether each class is countable. Raises CheckpointError."""
-    if task != "panoptic":
+    _, all_or_none = IMPORTED[task]
+    if all_or_none is not None:
         if given is not None:
             raise CheckpointError(f"--things is for a panoptic checkpoint, and this one is {task}")
-        return (task == "instance",) * len(names)
+        return (all_or_none,) * len(names)
     if given is None:
         raise CheckpointError(
             "a checkpoint does not say which of its classes are things (countable): name them by "

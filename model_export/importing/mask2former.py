@@ -17,6 +17,7 @@ from model_export.importing.checkpoint import Checkpoint, CheckpointError
 from model_export.network.config import IMPORTED, Config, ImportedBackbone
 from model_export.network.segmenter import Segmenter
 from model_export.network.transformers_backbone import transformers
+from model_export.tasks import IMPORTED as IMPORTED_TASKS
 
 ARCHITECTURE = "Mask2FormerForUniversalSegmentation"
 # What the network computes; a checkpoint that wants something else is refused.
@@ -75,7 +76,7 @@ def config_of(
     about = theirs.backbone_config.to_dict() | {"use_pretrained_backbone": False}
     if theirs.backbone_config.model_type != "timm_backbone":
         del about["use_pretrained_backbone"]
-    queries = task != "semantic"
+    queries, _ = IMPORTED_TASKS[task]
     return Config(
         name="imported",
         task=task,

@@ -18,7 +18,7 @@ from model_export.data.datasets import Dataset, Sample
 from model_export.network.config import Config
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter, semantic_probabilities
-from model_export.tasks import TASKS, VOID
+from model_export.tasks import VOID, task_of
 from model_export.tasks.panoptic_quality import without_void
 from service.bundle import Canvas
 from service.core import Geometry
@@ -58,7 +58,7 @@ def _counts_on_canvas(
     knobs: Sequence[Knobs],
 ) -> dict[Knobs, NDArray[Any]]:
     """lateral, maps: the image's features on the canvas of all these knobs."""
-    task, channels = TASKS[model.config.task], model.config.classes
+    task, channels = task_of(model.config), model.config.classes
     counts: dict[Knobs, NDArray[Any]] = {}
     for keep, width in dict.fromkeys((k.keep, k.width) for k in knobs):
         depths = {k.depth: k for k in knobs if (k.keep, k.width) == (keep, width)}
@@ -85,7 +85,7 @@ def knobs_to_watch(config: Config, canvases: Sequence[Canvas]) -> list[Knobs]:
 
 def dev_quality(model: Segmenter, dev: Dataset, canvases: Sequence[Canvas]) -> dict[str, float]:
     """Quality on the dev set at some settings of the knobs."""
-    task, knobs = TASKS[model.config.task], knobs_to_watch(model.config, canvases)
+    task, knobs = task_of(model.config), knobs_to_watch(model.config, canvases)
     total = sum(counts_by_knobs(model, dev[i], canvases, knobs)[0] for i in range(len(dev)))
     return {
         f"dev_{k.name}": round(task.of_set(part), 4) for k, part in zip(knobs, total, strict=True)
