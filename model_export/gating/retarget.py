@@ -66,7 +66,8 @@ def main(args: argparse.Namespace) -> None:
     shutil.copytree(
         args.bundle, args.out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(bundle.FILE)
     )
-    write_weights(args.out / WEIGHTS, model.cpu(), gate, canvases)
+    half = any(entry.half for entry in read_entries(args.bundle / WEIGHTS).values())
+    write_weights(args.out / WEIGHTS, model.cpu(), gate, canvases, half=half)
     if read_entries(args.out / WEIGHTS) != read_entries(args.bundle / WEIGHTS):
         raise RunError(
             f"{args.bundle} was written by another version: its graphs expect the gate in another "

@@ -68,3 +68,8 @@ def semantic_probabilities(prediction: Prediction) -> Tensor:
     inference)."""
     classes = prediction.classes.softmax(-1)[..., :-1]  # (B, Q, C)
     return torch.einsum("bqc,bqhw->bchw", classes, prediction.masks.sigmoid())
+
+
+def head_of(config: Config, prediction: Prediction) -> Tensor | Prediction:
+    """What the network's head gives: the probabilities of its channels, or the queries' logits."""
+    return prediction if config.head == "queries" else semantic_probabilities(prediction)
