@@ -14,6 +14,10 @@ COMMANDS = {
         "importing.import_checkpoint",
         "a Mask2Former that transformers saved -> a run, whose full plan is the checkpoint",
     ),
+    "adapt": (
+        "importing.adapt",
+        "plans, gate and promise of a run from photos without labels; nothing is trained",
+    ),
     "train-exits": ("training.train_exits", "step A: train the parent for early exits"),
     "average": ("training.average", "the mean of several runs' weights, as a run"),
     "search-plans": (

@@ -200,6 +200,7 @@ def calibration(
         "data": str(held["spec"]),
         "images": len(counts),
         "quality": f"mean over images of each image's {task.measure}",
+        "judged_by": search.get("judged_by", "labels"),
         f"dataset_{task.measure}": [
             round(float(task.of_set(counts[:, k].sum(0))), 5) for k in range(counts.shape[1])
         ],
