@@ -86,7 +86,7 @@ def in_torch(stage: Stage, inputs: Arrays) -> Arrays:
     return {name: value.numpy() for name, value in zip(stage.outputs, outputs, strict=True)}
 
 
-def probabilities_of(answer: Arrays) -> NDArray[np.float32]:
+def probabilities_of(answer: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
     """(B, channels, h, w) of a head's tensors, whatever its form."""
     if "probabilities" in answer:
         return answer["probabilities"]

@@ -29,8 +29,8 @@ Planes: TypeAlias = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Queries:
-    """Those that count. kinds, scores: (K,), their classes and scores. masks: (K, h, w), the
-    probability of each cell to be inside."""
+    """Those that count. kinds, scores: (K,), their classes and scores. masks: (K, h, w), of each
+    cell; panoptic: the probability to be inside, objects: its logit."""
 
     kinds: NDArray[np.intp]
     scores: Planes
@@ -87,9 +87,9 @@ def object_map(
     the mean probability inside its mask.
     """
     found = objects_of(class_logits, mask_logits, geometry, thresholds)
-    runs, kept = nothing(geometry), list[int]()
+    runs, kept, border = nothing(geometry), list[int](), logit(thresholds.mask)
     for query in range(len(found.kinds)):
-        mask = inside(found.masks[query], thresholds.mask, geometry)
+        mask = inside(found.masks[query], border, geometry)
         if mask.values.any():
             kept.append(query)
             # What is there already is more certain.
@@ -131,7 +131,8 @@ def objects_of(
     scores = probabilities.ravel()[order] * certainty[place]
     chosen = (-scores).argsort(kind="stable")
     chosen = chosen[scores[chosen] >= thresholds.score]
-    return Queries(kinds[chosen], scores[chosen].astype(np.float32), masks[place[chosen]])
+    own = mask_logits[queries[chosen]]
+    return Queries(kinds[chosen], scores[chosen].astype(np.float32), own)
 
 
 def inside(plane: Planes, threshold: float, geometry: Geometry) -> Runs:
@@ -150,6 +151,11 @@ def nothing(geometry: Geometry) -> Runs:
     """A label map without a segment."""
     size = (geometry.height, geometry.width)
     return Runs(size, np.zeros(1, np.intp), np.zeros(1, np.uint16))
+
+
+def logit(probability: float) -> float:
+    """The reverse of `sigmoid`, finite also for 0 and 1."""
+    return float(np.log(max(probability, 1e-12) / max(1 - probability, 1e-12)))
 
 
 def softmax(logits: Planes) -> Planes:
