@@ -23,9 +23,13 @@ from pycocotools import mask as coco
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from model_export.tasks import VOID
 from model_export.tasks.segments import VOID_SEGMENT, Segments, labels_of
+from model_export.tasks.semantic import confusion, mean_iou
 from service.bundle import Thresholds
 from service.core import Geometry
+from service.pixels.most_probable import most_probable
+from service.tasks import class_planes
 from service.tasks.query_maps import object_map, panoptic_map
 from tests.needs import data_at
 
@@ -69,24 +73,22 @@ def cases(folder: Path) -> list[Case]:
 def case_of(folder: Path, entry: dict[str, Any], seed: int) -> Case:
     labels = np.asarray(Image.open(folder / f"panoptic/val/{entry['id']}.png"))
     height, width = labels.shape
-    scale, rng = CANVAS / max(height, width), np.random.default_rng(seed)
-    scaled = (max(1, round(width * scale)), max(1, round(height * scale)))
+    rng = np.random.default_rng(seed)
     kinds = rng.normal(0, 1, (QUERIES, CLASSES + 1)).astype(np.float32)
     kinds[:, CLASSES] += 7
     masks = rng.normal(-4, 1, (QUERIES, CELLS, CELLS)).astype(np.float32)
     copies = [k for k in range(len(entry["segments"])) for _ in range(1 + (rng.random() < 0.3))]
     for query, k in enumerate(copies[:QUERIES]):
-        canvas = np.zeros((CANVAS, CANVAS), np.float32)
         own = (labels == k + 1).astype(np.float32)
-        canvas[: scaled[1], : scaled[0]] = cv2.resize(own, scaled)
-        coarse = cv2.resize(canvas, (CELLS, CELLS), interpolation=cv2.INTER_AREA)
+        coarse = cv2.resize(own, (CELLS, CELLS), interpolation=cv2.INTER_AREA)
         waves = cv2.resize(rng.normal(0, 2, (12, 12)), (CELLS, CELLS), interpolation=2)
         masks[query] = 12 * (cv2.blur(coarse, (5, 5)) - 0.5) + waves
         right = rng.random() < 0.85
         kind = entry["segments"][k]["cat"] if right else int(rng.integers(CLASSES))
         kinds[query, CLASSES] -= 7
         kinds[query, kind] += rng.uniform(3, 9)
-    geometry = Geometry(width, height, *scaled, (CANVAS, CANVAS))
+    # Without padding, of which transformers' post-processing knows nothing.
+    geometry = Geometry(width, height, CANVAS, CANVAS, (CANVAS, CANVAS))
     order = rng.permutation(QUERIES)
     return Case(labels, entry["segments"], geometry, kinds[order], masks[order])
 
@@ -133,17 +135,11 @@ def no_detour(instead: tuple[int, int] | None = None) -> Iterator[None]:
 
 
 def outputs(case: Case) -> Any:
-    """Without the padding, of which transformers' post-processing knows nothing."""
     from transformers.utils import ModelOutput
 
-    rows, columns = (
-        max(1, round(side * CELLS / CANVAS))
-        for side in (case.geometry.scaled_height, case.geometry.scaled_width)
-    )
-    masks = np.ascontiguousarray(case.masks[:, :rows, :columns])
     return ModelOutput(
         class_queries_logits=torch.from_numpy(case.kinds)[None],
-        masks_queries_logits=torch.from_numpy(masks)[None],
+        masks_queries_logits=torch.from_numpy(case.masks)[None],
     )
 
 
@@ -214,6 +210,33 @@ def test_average_precision_and_time(cases: list[Case], theirs: Any) -> None:
     reference = truth_for_coco(cases)
     ours, wanted = (100 * average_precision(reference, found[s]) for s in ("ours", "theirs"))
     print(f"AP {ours:.2f}, transformers {wanted:.2f}; ms {medians(took)}")
+    assert wanted > 20
+    assert abs(ours - wanted) < POINTS
+    assert np.median(took["ours"]) < TIME * np.median(took["theirs"])
+
+
+def test_mean_iou_and_time(cases: list[Case], theirs: Any) -> None:
+    """Of the planes as a bundle's graph gives them: each query votes for its classes."""
+    counts = {"ours": np.zeros((CLASSES,) * 2, np.int64), "theirs": np.zeros((CLASSES,) * 2, int)}
+    took: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for case in cases:
+        kinds = [VOID, *(entry["cat"] for entry in case.segments)]
+        truth = np.array(kinds, np.uint8)[case.labels]
+        clock, size = time.process_time, (case.geometry.height, case.geometry.width)
+        planes = class_planes({"class_logits": case.kinds, "mask_logits": case.masks})
+        began = clock()
+        runs = most_probable(planes, case.geometry)
+        took["ours"].append(clock() - began)
+        counts["ours"] += confusion(runs.labels(), truth, CLASSES)
+        given = outputs(case)
+        began = clock()
+        theirs.post_process_semantic_segmentation(given, target_sizes=[size])
+        took["theirs"].append(clock() - began)
+        with no_detour():
+            (labels,) = theirs.post_process_semantic_segmentation(given, target_sizes=[size])
+        counts["theirs"] += confusion(labels.numpy().astype(np.uint8), truth, CLASSES)
+    ours, wanted = (100 * mean_iou(counts[side]) for side in ("ours", "theirs"))
+    print(f"mIoU {ours:.2f}, transformers {wanted:.2f}; ms {medians(took)}")
     assert wanted > 20
     assert abs(ours - wanted) < POINTS
     assert np.median(took["ours"]) < TIME * np.median(took["theirs"])
