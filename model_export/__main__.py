@@ -10,6 +10,14 @@ from service.errors import FathomError
 
 # command -> (module, one line of help). Modules load on demand: --help should not wait for torch.
 COMMANDS = {
+    "import": (
+        "importing.import_checkpoint",
+        "a Mask2Former that transformers saved -> a run, whose full plan is the checkpoint",
+    ),
+    "adapt": (
+        "importing.adapt",
+        "plans, gate and promise of a run from photos without labels; nothing is trained",
+    ),
     "train-exits": ("training.train_exits", "step A: train the parent for early exits"),
     "average": ("training.average", "the mean of several runs' weights, as a run"),
     "search-plans": (

@@ -17,7 +17,7 @@ from service.pixels.png import SHADES, object_color
 from service.pixels.polygons import Polygon, polygons
 from service.pixels.resample import covering
 from service.pixels.runs import Runs
-from service.tasks import Masks, Segment, Task
+from service.tasks import Masks, Segment, Task, class_planes
 
 
 @dataclass(frozen=True, repr=False)
@@ -97,6 +97,8 @@ class Answer:
     @property
     def probabilities(self) -> NDArray[np.float32]:
         """(channels, h, w) of the decoder's cells, which cover the whole canvas."""
+        if self.manifest.thresholds is not None:
+            return class_planes(self.outcome.tensors)
         (planes,) = self.outcome.tensors.values()
         return np.asarray(planes, np.float32)
 

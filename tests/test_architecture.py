@@ -26,7 +26,7 @@ LAYERS = {
     ],
     "model_export": [
         *("kernels", "network", "tasks", "data", "training"),
-        *("export", "gating", "evaluation", "__main__"),
+        *("export", "gating", "importing", "evaluation", "__main__"),
     ],
 }
 # Modules that stay pure: all that they may import of the service.

@@ -170,7 +170,7 @@ def put(new: object, *keys: str | int) -> Change:
             put(["batch", 2.5], "stages", "front", "inputs", 0, "dims"),
             "stages.front.inputs[0].dims[1]: 2.5",
         ),
-        (put("panoptic", "task"), "task: 'panoptic'"),
+        (put("saliency", "task"), "task: 'saliency'"),
         (put([], "classes"), "classes: there must be"),
         (put([0, 0, 256], "classes", 0, "color"), "color is outside"),
         (put([-1, 0, 0], "input", "pad"), "input.pad: a color is outside"),

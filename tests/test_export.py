@@ -99,7 +99,7 @@ def test_a_search_s_table_goes_into_the_bundle(toy_run: Path) -> None:
     search = {"plans": ["c96-d3"], "search": table, "data": "scenes:3", "machine": {"threads": 1}}
     config, _, _ = read_config(toy_run)
     held, fitted = read_targets(toy_run, "held"), read_gate(toy_run)[1]
-    found = exporter.calibration(config, held, search, fitted, {"front": 0.123456}, {"front": 1e-6})
+    found = exporter.calibration(config, held, search, fitted)
     assert found["search"] == table
     assert found["searched_on"] == {"data": "scenes:3", "machine": {"threads": 1}}
     assert found["data"] == "scenes:4:5"

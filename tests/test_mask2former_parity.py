@@ -1,8 +1,8 @@
 """The network is Mask2Former: with the weights of `transformers`' implementation it gives what that
 one gives.
 
-The reference is left as it is and runs from pixels to logits. Its backbone (a small Swin, random
-like all the rest) also stands behind our Segmenter, so that both see the same feature maps.
+The reference is left as it is and runs from pixels to logits. Its backbone is a small Swin, random
+like all the rest.
 """
 
 from __future__ import annotations
@@ -15,135 +15,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model_export.network import segmenter as segmenter_module
-from model_export.network.config import Config
+from model_export.importing.mask2former import converted
+from model_export.network.config import Config, ImportedBackbone
 from model_export.network.decoder import Attention
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
-
-transformers = pytest.importorskip(
-    "transformers", reason="the reference implementation is not installed"
+from tests.checkpoints import (
+    CHANNELS,
+    CLASSES,
+    DECODER_LAYERS,
+    ENCODER_LAYERS,
+    HEADS,
+    QUERIES,
+    random_model,
 )
 
 # logits have a spread of 1 to 10, so this is float32 rounding through 3 + 4 layers and no more
 TOLERANCE = 1e-4
-CLASSES, QUERIES, CHANNELS, HEADS, ENCODER_LAYERS, DECODER_LAYERS = 5, 7, 64, 4, 3, 4
 SIZES = [(64, 64), (96, 160)]
 Case = tuple[Tensor, dict[str, Any]]
-
-
-class SwinMaps(nn.Module):
-    """The reference's backbone in the place of ours: maps at strides 4, 8, 16, 32."""
-
-    mean, std = 127.5, 127.5
-
-    def __init__(self, swin: nn.Module) -> None:
-        super().__init__()
-        self.swin, self.channels = swin, tuple(swin.channels)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        return list(self.swin(x).feature_maps)
-
-
-def build_reference() -> nn.Module:
-    config = transformers.Mask2FormerConfig(
-        backbone_config=transformers.SwinConfig(
-            embed_dim=8,
-            depths=[1, 1, 1, 1],
-            num_heads=[1, 1, 2, 2],
-            window_size=4,
-            out_features=["stage1", "stage2", "stage3", "stage4"],
-        ),
-        feature_size=CHANNELS,
-        mask_feature_size=CHANNELS,
-        hidden_dim=CHANNELS,
-        num_attention_heads=HEADS,
-        encoder_layers=ENCODER_LAYERS,
-        encoder_feedforward_dim=96,
-        decoder_layers=DECODER_LAYERS + 1,  # it counts the head before the first layer
-        dim_feedforward=80,
-        num_queries=QUERIES,
-        num_labels=CLASSES,
-        output_auxiliary_logits=True,
-    )
-    torch.manual_seed(3)
-    model = transformers.Mask2FormerForUniversalSegmentation(config).eval()
-    # The usual start has zeros (offset weights, biases) that would hide a mix-up.
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape)
-            if "embed" in name and "mask_embedder" not in name:
-                parameter.copy_(noise)
-            elif parameter.dim() > 1:
-                parameter.copy_(noise * (2 / parameter[0].numel()) ** 0.5)
-            else:
-                parameter.add_(0.2 * noise)
-        projection = model.model.pixel_level_module.decoder.mask_projection
-        # Its inputs are positive: rows of mean 0 bring mask logits around 0, so that masks block
-        # some places, not all.
-        projection.weight.copy_(0.4 * (projection.weight - projection.weight.mean(1, keepdim=True)))
-        projection.bias.mul_(0.4)
-    return model
-
-
-def converted(reference: nn.Module) -> dict[str, Tensor]:
-    """The reference's weights under our names."""
-    theirs, ours = reference.state_dict(), {}
-
-    def copy(source: str, target: str, *parts: str) -> None:
-        for part in parts or ("weight", "bias"):
-            ours[f"{target}.{part}"] = theirs[f"{source}.{part}"]
-
-    pixel, transformer = "model.pixel_level_module.decoder", "model.transformer_module"
-    copy(f"{pixel}.adapter_1.0", "lateral.0", "weight")
-    copy(f"{pixel}.adapter_1.1", "lateral.1")
-    for scale in range(3):
-        copy(f"{pixel}.input_projections.{scale}.0", f"project.{scale}.0")
-        copy(f"{pixel}.input_projections.{scale}.1", f"project.{scale}.1")
-    ours["encoder.level_embedding"] = theirs[f"{pixel}.level_embed"]
-    for i in range(ENCODER_LAYERS):
-        source, target = f"{pixel}.encoder.layers.{i}", f"encoder.layers.{i}"
-        copy(f"{source}.self_attn.sampling_offsets", f"{target}.attention.offsets")
-        copy(f"{source}.self_attn.attention_weights", f"{target}.attention.logits")
-        copy(f"{source}.self_attn.value_proj", f"{target}.attention.value")
-        copy(f"{source}.self_attn.output_proj", f"{target}.attention.output")
-        copy(f"{source}.self_attn_layer_norm", f"{target}.norm1")
-        copy(f"{source}.fc1", f"{target}.linear1")
-        copy(f"{source}.fc2", f"{target}.linear2")
-        copy(f"{source}.final_layer_norm", f"{target}.norm2")
-    copy(f"{pixel}.layer_1.0", "decoder.pixel_embedding.smooth.0", "weight")
-    copy(f"{pixel}.layer_1.1", "decoder.pixel_embedding.smooth.1")
-    copy(f"{pixel}.mask_projection", "decoder.pixel_embedding.project")
-    ours["decoder.queries"] = theirs[f"{transformer}.queries_features.weight"]
-    ours["decoder.query_positions"] = theirs[f"{transformer}.queries_embedder.weight"]
-    ours["decoder.level_embedding"] = theirs[f"{transformer}.level_embed.weight"]
-    for i in range(DECODER_LAYERS):
-        source, target = f"{transformer}.decoder.layers.{i}", f"decoder.layers.{i}"
-        for part in ("weight", "bias"):  # torch packs the three input projections into one matrix
-            packed = theirs[f"{source}.cross_attn.in_proj_{part}"].chunk(3)
-            for name, piece in zip(("query", "key", "value"), packed, strict=True):
-                ours[f"{target}.cross.{name}.{part}"] = piece
-        copy(f"{source}.cross_attn.out_proj", f"{target}.cross.output")
-        for ours_name, name in (
-            ("query", "q_proj"),
-            ("key", "k_proj"),
-            ("value", "v_proj"),
-            ("output", "out_proj"),
-        ):
-            copy(f"{source}.self_attn.{name}", f"{target}.self_attention.{ours_name}")
-        copy(f"{source}.cross_attn_layer_norm", f"{target}.norm1")
-        copy(f"{source}.self_attn_layer_norm", f"{target}.norm2")
-        copy(f"{source}.fc1", f"{target}.linear1")
-        copy(f"{source}.fc2", f"{target}.linear2")
-        copy(f"{source}.final_layer_norm", f"{target}.norm3")
-    copy(f"{transformer}.decoder.layernorm", "decoder.norm")
-    copy("class_predictor", "decoder.classify")
-    for i in range(3):
-        copy(
-            f"{transformer}.decoder.mask_predictor.mask_embedder.{i}.0",
-            f"decoder.embed_mask.{2 * i}",
-        )
-    return ours
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -156,7 +46,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def reference() -> nn.Module:
-    return build_reference()
+    return random_model()
 
 
 @pytest.fixture(scope="module")
@@ -174,18 +64,13 @@ def ours(reference: nn.Module) -> Segmenter:
         decoder_layers=DECODER_LAYERS,
         decoder_ffn=80,
         matching="hungarian",
+        backbone="transformers",
+        imported=ImportedBackbone(
+            reference.config.backbone_config.to_dict(), (127.5,) * 3, (127.5,) * 3
+        ),
     )
-    with pytest.MonkeyPatch.context() as patch:
-        maps = SwinMaps(reference.model.pixel_level_module.encoder)
-        patch.setitem(segmenter_module.BACKBONES, config.backbone, lambda: maps)
-        network = Segmenter(config).eval()
-    missing, unexpected = network.load_state_dict(converted(reference), strict=False)
-    assert not unexpected
-    # Everything else came from the reference.
-    assert {name.split(".")[0] for name in missing} == {
-        "backbone",
-        "front_head",
-    }
+    network = Segmenter(config).eval()
+    network.load_state_dict(converted(reference.state_dict(), config))
     return network
 
 

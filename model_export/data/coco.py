@@ -50,7 +50,8 @@ class Spec:
     def parse(cls, text: str) -> Spec:
         """text: behind "coco:". Raises DataError that shows the form."""
         match = re.fullmatch(r"(.+?\.json)(?:@(\w+)(?::(.+))?)?", text)
-        if match is None or (match[2] and match[2] not in TASKS):
+        # Labels of more than 16 bits are segments with classes, which no data set gives yet.
+        if match is None or (match[2] and (match[2] not in TASKS or TASKS[match[2]].bits > 16)):
             raise DataError(
                 f"unknown data set 'coco:{text}'; it is coco:PATH.json, and optionally a task and "
                 f"classes, e.g. coco:instances_val2017.json@instance:person"

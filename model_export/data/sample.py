@@ -28,7 +28,8 @@ class Sample:
     Semantic: the mask has the classes. Instance: it has background, core and border of objects
     (tasks/core_and_border.py), and instances are (H, W) uint16, 0 = background, k = object k.
     group: the same for images that are alike, e.g. frames of one video. labels_right: how many
-    pixels the labels lie to the right of what the image shows.
+    pixels the labels lie to the right of what the image shows. labelled: False of an image without
+    labels, whose mask is 0.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Sample:
     instances: NDArray[np.uint16] | None = None
     group: str = ""
     labels_right: float = 0.0
+    labelled: bool = True
 
     @property
     def truth(self) -> Labels:

@@ -28,7 +28,7 @@ from model_export.evaluation.training_curves import plot_run
 from model_export.gating.derive_targets import measure_plans
 from model_export.gating.policies import BETAS, Shares, by_beta, by_margin, dealt_at_random, fixed
 from model_export.network.knobs import Knobs
-from model_export.tasks import TASKS, Task, qualities
+from model_export.tasks import Task, qualities, task_of
 from model_export.training.runs import (
     RunError,
     classes_of,
@@ -168,7 +168,7 @@ def policy_rows(
 def evaluate_run(run: Path, data: Path | None, on: str | None) -> None:
     config, canvases, _ = read_config(run)
     model, (gate, report) = load_model(run), read_gate(run)
-    task = TASKS[config.task]
+    task = task_of(config)
     targets, classes = read_targets(run, "held"), None
     plans = [Knobs.parse(name) for name in targets["plans"].tolist()]
     if on is not None:

@@ -127,6 +127,11 @@ class Meter:
         except FathomError as error:
             raise DataError(error.detail) from error
         self.manifest = self.bundle.manifest
+        if self.manifest.thresholds is not None:
+            raise DataError(
+                f"{folder} answers by queries, and labels of segments with classes cannot be read "
+                f"yet: `evaluate RUN` has the agreement of its plans with the full plan"
+            )
         self.stages = Stages(self.backend, self.manifest)
         self.task = TASKS[self.manifest.task]
         name = f"{self.bundle.digest[:16]}-threads{engine.threads}-form{FORM}"

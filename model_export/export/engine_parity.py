@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from model_export.data.augment import frames_by_shape
 from model_export.data.datasets import open_dataset
+from model_export.export.parity import probabilities_of
 from model_export.training.runs import RunError
 from service.bundle import Bundle
 from service.core import Frame, Plan
@@ -114,5 +115,5 @@ def _check_gate(off: NDArray[np.float32], at: str, limits: Limits) -> None:
 
 
 def _answer(stages: Stages, plan: Plan, shape: str, features: Tensors) -> NDArray[np.float32]:
-    (values,) = stages.head(shape, stages.encode(plan, shape, features)).values()
-    return np.asarray(values, np.float32)
+    head = stages.head(shape, stages.encode(plan, shape, features))
+    return np.asarray(probabilities_of(head), np.float32)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from model_export.network.encoder import Encoded
-from model_export.network.gate import Gate, gate_input
+from model_export.network.gate import Gate
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter, semantic_probabilities
 from service.bundle import Canvas, Graphs
@@ -51,7 +51,7 @@ class Glance(nn.Module):
 
     def forward(self, image: Tensor, size: Tensor) -> tuple[Tensor, ...]:
         lateral, maps = self.model.features(image)
-        seen = gate_input(maps, self.model.front_head(maps), size)
+        seen = self.model.glance(maps, size)
         return lateral, *reversed(maps), self.gate(seen), seen
 
 
@@ -114,7 +114,22 @@ class Decode(nn.Module):
         return semantic_probabilities(self.model.decoder(f4, [e32, e16, e8])[-1])
 
 
-Stage = Front | Glance | Encode | Decode
+class DecodeQueries(nn.Module):
+    """f4, e8, e16, e32 -> class_logits (B, Q, classes + 1), the last is "no object", and
+    mask_logits (B, Q, H/4, W/4)."""
+
+    inputs, outputs = ("f4", *ENCODED), ("class_logits", "mask_logits")
+
+    def __init__(self, model: Segmenter) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, f4: Tensor, e8: Tensor, e16: Tensor, e32: Tensor) -> tuple[Tensor, ...]:
+        prediction = self.model.decoder(f4, [e32, e16, e8])[-1]
+        return prediction.classes, prediction.masks
+
+
+Stage = Front | Glance | Encode | Decode | DecodeQueries
 
 
 def graphs_of(canvases: Sequence[Canvas], plans: Sequence[Knobs]) -> dict[str, Graphs]:
@@ -142,11 +157,12 @@ def stages_of(
     settings = {plan.name: plan for plan in plans}
     glances = {shape.name for shape in canvases[0].shapes}
     stages: dict[str, Stage] = {}
+    head = DecodeQueries if model.config.head == "queries" else Decode
     for shape, graphs in graphs_of(canvases, plans).items():
         stages[graphs.front] = Glance(model, gate) if shape in glances else Front(model)
         for plan, name in graphs.encoders.items():
             stages[name] = Encode(model, settings[plan])
-        stages[graphs.decoder] = Decode(model)
+        stages[graphs.decoder] = head(model)
     return stages
 
 

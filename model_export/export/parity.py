@@ -19,7 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model_export.export.graphs import ENCODED, FEATURES, Stage, front_inputs
+from model_export.export.graphs import ENCODED, FEATURES, DecodeQueries, Stage, front_inputs
+from model_export.network.decoder import Prediction
+from model_export.network.segmenter import semantic_probabilities
 from model_export.training.runs import RunError
 from service.bundle import Graphs
 from service.core import Frame
@@ -84,6 +86,14 @@ def in_torch(stage: Stage, inputs: Arrays) -> Arrays:
     return {name: value.numpy() for name, value in zip(stage.outputs, outputs, strict=True)}
 
 
+def probabilities_of(answer: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """(B, channels, h, w) of a head's tensors, whatever its form."""
+    if "probabilities" in answer:
+        return answer["probabilities"]
+    classes, masks = (torch.from_numpy(answer[name]) for name in DecodeQueries.outputs)
+    return semantic_probabilities(Prediction(classes, masks)).numpy()
+
+
 def alike(name: str, ours: Arrays, theirs: Arrays) -> NDArray[np.bool_]:
     """Which images of the batch pause the same tokens on both sides. Raises RunError where too many
     differ for ties."""
@@ -141,7 +151,7 @@ def _check_shape(pairs: Comparison, graphs: Graphs, frames: Sequence[Frame]) -> 
                 wanted = in_torch(decoder, {**theirs, **expected})
                 same = alike(name, encoded, expected)
                 compared[name] += int(same.sum())
-                p, q = got["probabilities"][same], wanted["probabilities"][same]
+                p, q = (probabilities_of(side)[same] for side in (got, wanted))
                 share = float((p.argmax(1) == q.argmax(1)).mean()) if same.any() else 1.0
                 enforce(f"{name} from pixels to masks at batch {batch}", p, q, MAX_CHAIN, share)
     for name, count in compared.items():

@@ -54,12 +54,16 @@ def write_stages(
     gate: Gate,
     canvases: Sequence[Canvas],
     plans: Sequence[Knobs],
+    *,
+    half: bool = True,
 ) -> dict[str, Stage]:
     """Weights and graphs of all stages, and the stages in torch with the weights as written.
 
+    half: whether matrices are written as fp16.
+
     The graphs are made for the shapes of the canvases and any batch.
     """
-    write_weights(folder / WEIGHTS, trained, gate, canvases)
+    write_weights(folder / WEIGHTS, trained, gate, canvases, half=half)
     model, stored, _ = read_weights(folder / WEIGHTS)
     stages, entries = stages_of(model, stored, canvases, plans), read_entries(folder / WEIGHTS)
     settings = {plan.name: plan for plan in plans}
@@ -185,7 +189,11 @@ def refer(tensor: TensorProto, entries: dict[str, Entry]) -> onnx.NodeProto | No
     it is fp16."""
     name = tensor.name.removeprefix("model.")
     if name not in entries:
-        if tensor.ByteSize() > 4096:
+        # An index table of a backbone's windows is small beside its weights.
+        if tensor.ByteSize() > 4096 and tensor.data_type in (
+            TensorProto.FLOAT,
+            TensorProto.FLOAT16,
+        ):
             raise RunError(
                 f"{tensor.name} ({tensor.ByteSize()} bytes) is no weight of the network; it would "
                 f"be stored twice"

@@ -11,12 +11,18 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
 from model_export.data.augment import frames_by_shape
 from model_export.data.class_names import refuse_other_classes
-from model_export.data.datasets import Dataset, is_nameless, open_dataset
+from model_export.data.datasets import Dataset, Scenes, is_nameless, open_dataset
+from model_export.data.unlabelled import PHOTOS, photos_in, without_labels
 from model_export.export.flops import count_gflops
 from model_export.export.graphs import graphs_of
 from model_export.export.kernel_files import write_kernels
@@ -24,8 +30,9 @@ from model_export.export.parity import BATCHES, check_parity
 from model_export.export.weights import write_stages
 from model_export.export.write_manifest import manifest_of, plan_of, provenance_of
 from model_export.network.config import Config
+from model_export.network.gate import Gate, gate_inputs
 from model_export.network.knobs import Knobs
-from model_export.tasks import TASKS, qualities
+from model_export.tasks import qualities, task_of
 from model_export.training.runs import (
     RunError,
     classes_of,
@@ -56,7 +63,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--parity",
         default="scenes:3:5",
-        help="data set whose first three images are compared with torch",
+        help="data set whose first three images are compared with torch; photos: the images in "
+        "--data, without labels",
+    )
+    add(
+        "--weights",
+        choices=("fp16", "fp32"),
+        help="of the matrices on disk; default: fp16, and fp32 of an imported checkpoint, whose "
+        "full plan then stays what it was",
     )
     add(
         "--provenance",
@@ -67,22 +81,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     config, canvases, arguments = read_config(args.run)
-    trained, (plans, search) = load_model(args.run), read_plans(args.run)
-    held = read_targets(args.run, "held")
-    gate, fitted = read_gate(args.run)
+    trained, derived = load_model(args.run), read_derived(args.run, config, canvases)
     samples = open_samples(args.parity, args.data, config, classes_of(args.run))
+    half = args.weights == "fp16" if args.weights else config.imported is None
     args.out.mkdir(parents=True, exist_ok=True)
     for stale in (*args.out.glob("*.onnx"), *args.out.glob("*.ptx.gz"), args.out / bundle.FILE):
         # A folder without a manifest is no bundle: a failed export cannot be served.
         stale.unlink(missing_ok=True)
-    canvases = used(canvases, plans)
-    stages = write_stages(args.out, trained, gate, canvases, plans)
+    plans = derived.plans
+    # With one plan there is nothing to choose, and no smaller canvas to do so.
+    canvases = used(canvases, plans) if len(plans) > 1 else canvases[-1:]
+    stages = write_stages(args.out, trained, derived.gate, canvases, plans, half=half)
     errors = check_parity(
         args.out, stages, graphs_of(canvases, plans), frames_by_shape(samples, canvases, IMAGES)
     )
     kernels = write_kernels(args.out, [args.out / f"{name}.onnx" for name in stages])
     parts = {name: count_gflops(args.out / f"{name}.onnx") for name in stages}
-    quality = qualities(TASKS[config.task], held["counts"])  # (N, plans)
     manifest = manifest_of(
         args.out,
         config,
@@ -90,12 +104,16 @@ def main(args: argparse.Namespace) -> None:
         samples,
         [
             plan_of(knobs, canvases, parts, of_images)
-            for knobs, of_images in zip(plans, quality.T, strict=True)
+            for knobs, of_images in zip(plans, derived.quality.T, strict=True)
         ],
         errors,
-        margins=fitted["margins"],
-        calibration=calibration(config, held, search, fitted, parts, errors)
-        | {"trained_on": [spec for spec, _ in trained_on(args.run) if not is_nameless(spec)]},
+        margins=derived.margins,
+        calibration=derived.about
+        | {
+            "gflops": {name: round(value, 4) for name, value in parts.items()},
+            "parity": {"images": IMAGES, "batches": list(BATCHES), "largest_error": errors},
+            "trained_on": [spec for spec, _ in trained_on(args.run) if not is_nameless(spec)],
+        },
         provenance=provenance_of(args.provenance, arguments),
         kernels=kernels,
     )
@@ -104,6 +122,35 @@ def main(args: argparse.Namespace) -> None:
     for plan in manifest.plans:
         print(f"{plan.name:<12} {plan.gflops:6.2f} GFLOPs, quality {plan.quality:.4f}")
     print(json.dumps({"bundle": str(args.out), "megabytes": round(size, 2), "parity": errors}))
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """What search, targets and gate have found. quality: (N, plans). about: free JSON, for people
+    and for a later calibration."""
+
+    plans: Sequence[Knobs]
+    gate: Gate
+    quality: NDArray[np.float64]
+    margins: Sequence[dict[str, Any]]
+    about: dict[str, Any]
+
+
+def read_derived(run: Path, config: Config, canvases: Sequence[Canvas]) -> Derived:
+    """Raises RunError where a step is missing. An imported checkpoint can go without any of them:
+    it then has its full plan alone."""
+    if config.imported is not None and not (run / "plans.json").exists():
+        full = Knobs(config.exits, canvas=canvases[-1].name)
+        gate = Gate(gate_inputs(config.channels, None), 1)
+        with torch.no_grad():
+            gate.output.weight.zero_()
+            gate.output.bias.fill_(1)
+        about = {"data": "none: there is one plan, which agrees with itself", "images": 0}
+        return Derived([full], gate.eval(), np.ones((1, 1)), [], about)
+    (plans, search), held = read_plans(run), read_targets(run, "held")
+    (gate, fitted), task = read_gate(run), task_of(config)
+    about = calibration(config, held, search, fitted)
+    return Derived(plans, gate, qualities(task, held["counts"]), fitted["margins"], about)
 
 
 def used(canvases: Sequence[Canvas], plans: Sequence[Knobs]) -> tuple[Canvas, ...]:
@@ -116,7 +163,13 @@ def open_samples(spec: str, data: Path | None, config: Config, classes: Sequence
     """The data set with the images and class names for a bundle. classes: the run's.
 
     Raises RunError or DataError where it does not fit the network."""
+    if spec == PHOTOS:
+        if data is None:
+            raise RunError(f"{PHOTOS} needs --data FOLDER, a folder of images")
+        return at_least(spec, photos_in(data, config, classes))
     samples: Dataset = open_dataset(spec, data)
+    if config.imported is not None and isinstance(samples, Scenes):
+        return at_least(spec, without_labels(samples, config, classes))
     if (samples.task, samples.channels) != (config.task, config.classes):
         raise RunError(
             f"{spec} is a data set of the {samples.task} task with {samples.channels} channels, "
@@ -126,6 +179,10 @@ def open_samples(spec: str, data: Path | None, config: Config, classes: Sequence
     refuse_other_classes(
         spec, samples.classes, classes, "the run", "give the data that the run was trained on"
     )
+    return at_least(spec, samples)
+
+
+def at_least(spec: str, samples: Dataset) -> Dataset:
     if len(samples) < IMAGES:
         raise RunError(f"{spec} has {len(samples)} images; {IMAGES} are needed")
     return samples
@@ -136,21 +193,18 @@ def calibration(
     held: dict[str, Any],
     search: dict[str, Any],
     fitted: dict[str, Any],
-    parts: dict[str, float],
-    errors: dict[str, float],
 ) -> dict[str, Any]:
     """What was measured on which images: free JSON, for people and for a later calibration."""
-    counts, task = held["counts"], TASKS[config.task]
+    counts, task = held["counts"], task_of(config)
     return {
         "data": str(held["spec"]),
         "images": len(counts),
         "quality": f"mean over images of each image's {task.measure}",
+        "judged_by": search.get("judged_by", "labels"),
         f"dataset_{task.measure}": [
             round(float(task.of_set(counts[:, k].sum(0))), 5) for k in range(counts.shape[1])
         ],
         "gate": {name: value for name, value in fitted.items() if name != "margins"},
         "search": search.get("search", []),
         "searched_on": {name: search[name] for name in ("data", "machine") if name in search},
-        "gflops": {name: round(value, 4) for name, value in parts.items()},
-        "parity": {"images": IMAGES, "batches": list(BATCHES), "largest_error": errors},
     }

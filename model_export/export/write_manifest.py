@@ -19,7 +19,7 @@ from model_export.data.datasets import Dataset
 from model_export.export.graphs import graphs_of
 from model_export.network.config import Config
 from model_export.network.knobs import Knobs
-from model_export.tasks import TASKS
+from model_export.tasks import task_of
 from model_export.training.bundle_weights import WEIGHTS
 from service import bundle
 from service.bundle import Canvas
@@ -43,15 +43,16 @@ def manifest_of(
 ) -> bundle.Manifest:
     """For the graphs in `folder`. data: has names and colours of the classes. errors: parity of
     each stage."""
-    things = TASKS[config.task].objects
+    things = config.things or (task_of(config).objects,) * len(data.classes)
+    queries = config.head == "queries"
     return bundle.Manifest(
         name=folder.name,
         revision=revision(),
         provenance=provenance or {},
         task=config.task,
         classes=tuple(
-            bundle.ClassInfo(name, colour, things)
-            for name, colour in zip(data.classes, data.palette, strict=True)
+            bundle.ClassInfo(name, colour, thing)
+            for name, colour, thing in zip(data.classes, data.palette, things, strict=True)
         ),
         input=bundle.InputSpec.of(canvases, (PAD,) * 3),
         stages={name: stage_of(folder / f"{name}.onnx", error) for name, error in errors.items()},
@@ -61,6 +62,7 @@ def manifest_of(
         margins=tuple(Margin(float(row["asked"] or 0.0), row["margin"]) for row in margins),
         calibration=calibration or {},
         kernels=kernels,
+        thresholds=bundle.Thresholds(*config.thresholds) if queries else None,
     )
 
 
@@ -124,6 +126,13 @@ def provenance_of(path: Path | None, arguments: dict[str, Any]) -> dict[str, str
     """path: a JSON file with it; None: what the run's arguments tell."""
     if path is not None:
         return {str(k): str(v) for k, v in json.loads(path.read_text()).items()}
+    if "imported" in arguments:
+        return {
+            "data": "as the checkpoint's",
+            "recipe": f"imported from {arguments['imported']}",
+            "licence": "as the checkpoint's",
+            "backbone": "as the checkpoint's",
+        }
     chosen = ("train", "scenes", "steps", "batch", "lr", "crop", "sampling", "distill", "seed")
     averaged = [f"mean of {len(arguments['averaged'])} runs"] if "averaged" in arguments else []
     return {

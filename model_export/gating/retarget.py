@@ -27,7 +27,7 @@ from model_export.gating.derive_targets import (
 )
 from model_export.gating.train_gate import add_block_argument, fit_and_calibrate
 from model_export.network.knobs import Knobs
-from model_export.tasks import TASKS, qualities
+from model_export.tasks import qualities, task_of
 from model_export.training.bundle_weights import WEIGHTS, read_weights, write_weights
 from model_export.training.initial_weights import seen_by_bundle
 from model_export.training.runs import RunError
@@ -66,13 +66,14 @@ def main(args: argparse.Namespace) -> None:
     shutil.copytree(
         args.bundle, args.out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(bundle.FILE)
     )
-    write_weights(args.out / WEIGHTS, model.cpu(), gate, canvases)
+    half = any(entry.half for entry in read_entries(args.bundle / WEIGHTS).values())
+    write_weights(args.out / WEIGHTS, model.cpu(), gate, canvases, half=half)
     if read_entries(args.out / WEIGHTS) != read_entries(args.bundle / WEIGHTS):
         raise RunError(
             f"{args.bundle} was written by another version: its graphs expect the gate in another "
             f"place"
         )
-    quality = qualities(TASKS[model.config.task], parts["held"]["counts"])  # (N, plans)
+    quality = qualities(task_of(model.config), parts["held"]["counts"])  # (N, plans)
     changed = replace(
         manifest,
         name=args.out.name,

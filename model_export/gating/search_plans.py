@@ -44,7 +44,7 @@ from model_export.network.config import Config
 from model_export.network.gate import Gate, gate_inputs
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
-from model_export.tasks import TASKS, qualities
+from model_export.tasks import qualities, task_of
 from model_export.training.runs import (
     classes_of,
     load_model,
@@ -93,19 +93,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rounds", type=int, default=15, help="rounds of the measurement; medians count")
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The arguments above, with least filled in."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostOptions:
+    """Those of the arguments above that say how costs are measured and plans are chosen."""
 
     run: Path
-    data: Path | None
     on: str
-    keeps: Sequence[float]
-    widths: Sequence[float] | None
     most: int
     least: int
     threads: int
     rounds: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options(CostOptions):
+    """The arguments above, with least filled in."""
+
+    data: Path | None
+    keeps: Sequence[float]
+    widths: Sequence[float] | None
 
 
 def main(args: argparse.Namespace) -> None:
@@ -130,7 +136,22 @@ def search(options: Options) -> None:
     check(data, f"--on {options.on}", complete=False)
     combinations = combinations_of(config, canvases, options.keeps, options.widths or config.widths)
     counts = measure_quality(options.run, model, data, options.on, canvases, combinations)
-    means = qualities(TASKS[config.task], counts).mean(0).tolist()
+    choose(options, model, data, canvases, combinations, counts, {"judged_by": "labels"})
+
+
+def choose(
+    options: CostOptions,
+    model: Segmenter,
+    data: Dataset,
+    canvases: Sequence[Canvas],
+    combinations: Sequence[Knobs],
+    counts: NDArray[Any],
+    about: dict[str, Any],
+) -> list[Knobs]:
+    """The plans that are worth having, from the cheapest to the full one; writes and prints them as
+    `search` does. counts: (images, combinations, ..). about: what stands in plans.json, too."""
+    config, task = model.config, task_of(model.config)
+    means = qualities(task, counts).mean(0).tolist()
     kept = undominated(combinations, means, full_of(config, canvases))
     combinations, quality = [combinations[k] for k in kept], [means[k] for k in kept]
     gflops, ms = measure_cost(model, data, canvases, combinations, options.threads, options.rounds)
@@ -145,15 +166,14 @@ def search(options: Options) -> None:
         {"plan": candidate.knobs.name} | rounded(candidate)
         for candidate in sorted(candidates, key=lambda candidate: candidate.gflops)
     ]
-    write_plans(
-        options.run,
-        [candidate.knobs for candidate in chosen],
-        {"search": table, "data": options.on, "images": len(counts), "machine": machine},
-    )
-    names = [candidate.knobs.name for candidate in chosen]
-    print_table(table, names, TASKS[config.task].measure)
-    about = {"candidates": len(candidates), "images": len(counts), "machine": machine}
-    print(json.dumps({"plans": names} | about))
+    plans = [candidate.knobs for candidate in chosen]
+    report = {"search": table, "data": options.on, "images": len(counts), "machine": machine}
+    write_plans(options.run, plans, report | about)
+    names = [plan.name for plan in plans]
+    print_table(table, names, task.measure)
+    summary = {"candidates": len(candidates), "images": len(counts), "machine": machine}
+    print(json.dumps({"plans": names} | summary))
+    return plans
 
 
 def print_table(table: Sequence[dict[str, Any]], chosen: Sequence[str], measure: str) -> None:
@@ -254,7 +274,8 @@ def measure_cost(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         # Any gate will do: all cost the same.
-        gate = Gate(gate_inputs(config.channels, config.classes), len(plans))
+        seen = None if config.imported is not None else config.classes
+        gate = Gate(gate_inputs(config.channels, seen), len(plans))
         stages = write_stages(folder, model, gate, canvases, plans)
         parts = {stage: count_gflops(folder / f"{stage}.onnx") for stage in stages}
         shown = [plan_of(knobs, canvases, parts, np.zeros(1)) for knobs in plans]

@@ -30,7 +30,7 @@ from model_export.gating.plain_json import plain
 from model_export.gating.policies import BETAS, by_beta, by_margin, compare, resample
 from model_export.network.config import Config
 from model_export.network.gate import SIDES, Gate
-from model_export.tasks import TASKS, Task, qualities
+from model_export.tasks import Task, qualities, task_of
 from model_export.training.runs import RunError, read_config, read_plans, read_targets, write_gate
 
 
@@ -184,7 +184,7 @@ def fit_and_calibrate(
     parts: targets "fit" and "held". cost: (plans,) GFLOPs. block: as on the command line. Raises
     RunError where there are too few images that the network was not trained on.
     """
-    images, recordings = images_of(TASKS[config.task], parts, block), block > 1
+    images, recordings = images_of(task_of(config), parts, block), block > 1
     fitted, real = fit_gate(images, recordings), images.real
     own = images.where(images.fits)
     report = {

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 STANDARD = (3, 3, 3, 3, 3, 3)  # every layer updates all three scales
 
@@ -15,6 +16,26 @@ def proscale(p1: int, p2: int, p3: int) -> tuple[int, ...]:
     """PRO-SCALE's progressive token length (arXiv 2404.14657): p1 layers on stride 32, p2 on 32 and
     16, p3 on all."""
     return (1,) * p1 + (2,) * p2 + (3,) * p3
+
+
+IMPORTED = "transformers"  # the name of every backbone that came with a checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedBackbone:
+    """A backbone of transformers that a checkpoint was trained with.
+
+    about: the dictionary of its configuration, with "model_type". mean, std: of the image's
+    normalisation, per channel (red, green, blue), in 0..255.
+    """
+
+    about: Mapping[str, Any]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ImportedBackbone:
+        return cls(values["about"], tuple(values["mean"]), tuple(values["std"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +58,19 @@ class Config:
         light pixel embedding (max-pooling), or a depthwise 3x3 convolution.
     matching: "hungarian" as in Mask2Former, or "class": query i answers for class i (MaskFormer's
         fixed matching, arXiv 2107.06278; queries == classes).
+    head: what leaves the network: "dense", the probabilities of its channels for every cell, or
+        "queries", the class and mask logits of each query, from which the task makes segments.
+    things: with such a head, whether each class is countable.
+    thresholds: with such a head, (score, mask, overlap) as service.bundle.Thresholds has them.
+    imported: the backbone of a checkpoint; None: one of our own.
     """
 
     name: str
-    task: Literal["semantic", "instance"]
+    task: Literal["semantic", "instance", "panoptic"]
     classes: int
     queries: int
     backbone: Literal[
-        "mobilenet_v1", "mobilenet_v2", "efficientnet_lite0", "efficientnet_lite2"
+        "mobilenet_v1", "mobilenet_v2", "efficientnet_lite0", "efficientnet_lite2", "transformers"
     ] = "mobilenet_v1"
     channels: int = 128
     heads: int = 8
@@ -59,6 +85,10 @@ class Config:
     decoder_layers: int = 3
     decoder_ffn: int = 512
     matching: Literal["hungarian", "class"] = "class"
+    head: Literal["dense", "queries"] = "dense"
+    things: tuple[bool, ...] = ()
+    thresholds: tuple[float, float, float] = (0.5, 0.5, 0.8)
+    imported: ImportedBackbone | None = None
 
     def __post_init__(self) -> None:
         if any(scales not in (1, 2, 3) for scales in self.schedule) or not self.schedule:
@@ -81,6 +111,12 @@ class Config:
             raise ValueError(
                 f"class matching needs queries == classes, not {self.queries} and {self.classes}"
             )
+        if len(self.things) != (self.classes if self.head == "queries" else 0):
+            raise ValueError(
+                f"things must tell of each class of a queries head, not of {len(self.things)}"
+            )
+        if (self.imported is not None) != (self.backbone == IMPORTED):
+            raise ValueError(f"backbone {self.backbone!r} must be {IMPORTED!r} if it is imported")
 
     @property
     def exits(self) -> int:
@@ -99,9 +135,11 @@ class Config:
     @classmethod
     def from_dict(cls, values: dict[str, object]) -> Config:
         values = dict(values)
-        for name in ("schedule", "widths"):  # JSON has lists only
+        for name in ("schedule", "widths", "things", "thresholds"):  # JSON has lists only
             if name in values:
                 values[name] = tuple(values[name])
+        if values.get("imported") is not None:
+            values["imported"] = ImportedBackbone.from_dict(values["imported"])
         return cls(**values)
 
 

@@ -21,20 +21,23 @@ OPENINGS = 4  # of squares of 3, 5, 9 and 17 tokens
 SIDES = (7.0, 8.0, 8.5, 9.0, 9.5, 10.0, 11.0)  # log2 of the image's mean side, in pixels
 
 
-def gate_inputs(channels: int, classes: int) -> int:
-    """The length of `gate_input`."""
-    return 2 * channels + (1 + OPENINGS) * classes + 2 + len(EDGES) + len(SIDES)
+def gate_inputs(channels: int, classes: int | None) -> int:
+    """The length of `gate_input`. classes: of the front head; None: the network has none."""
+    of_head = 0 if classes is None else (1 + OPENINGS) * classes + 2 + len(EDGES)
+    return 2 * channels + of_head + len(SIDES)
 
 
-def gate_input(maps: list[Tensor], logits: Tensor, size: Tensor) -> Tensor:
-    """maps: strides 32, 16, 8 before the encoder; logits: (B, classes, h, w) of the front head;
-    size: (B, 2), the image's own height and width in pixels -> (B, inputs).
+def gate_input(maps: list[Tensor], logits: Tensor | None, size: Tensor) -> Tensor:
+    """maps: strides 32, 16, 8 before the encoder; logits: (B, classes, h, w) of the front head, if
+    there is one; size: (B, 2), the image's own height and width in pixels -> (B, inputs).
 
     Mean and standard deviation of each channel at stride 32; each class's share, and what openings
     leave of it; mean and standard deviation of the entropy, and the share of tokens above some
     levels of it; the image's mean side, as hat functions of its logarithm.
     """
     mean, spread = _moments(maps[0].flatten(2))
+    if logits is None:
+        return torch.cat((mean, spread, _hats(size)), 1)
     unsure = entropy(logits).flatten(1).unsqueeze(1)  # (B, 1, h * w)
     of_unsure = _moments(unsure)
     above = [(unsure > edge).float().mean(-1) for edge in EDGES]

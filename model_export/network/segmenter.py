@@ -10,18 +10,24 @@ from model_export.network.backbone import BACKBONES
 from model_export.network.config import Config
 from model_export.network.decoder import Decoder, Prediction
 from model_export.network.encoder import Encoder
+from model_export.network.gate import gate_input
 from model_export.network.knobs import Knobs
 from model_export.network.pausing import TokenHead
+from model_export.network.transformers_backbone import TransformersBackbone
 
 
 class Segmenter(nn.Module):
     """front_head: a token head on the features before the encoder. How unsure it is tells the gate
-    about difficulty."""
+    about difficulty. None with an imported backbone: nobody has taught one."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.backbone = BACKBONES[config.backbone]()
+        self.backbone: nn.Module
+        if config.imported is None:
+            self.backbone = BACKBONES[config.backbone]()
+        else:
+            self.backbone = TransformersBackbone(config.imported)
         self.register_buffer("mean", torch.tensor(self.backbone.mean), persistent=False)
         self.register_buffer("std", torch.tensor(self.backbone.std), persistent=False)
         self.lateral = self._projection(self.backbone.channels[0], config.channels, bias=False)
@@ -30,7 +36,9 @@ class Segmenter(nn.Module):
         )
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.front_head = TokenHead(config.channels, config.classes)
+        self.front_head = (
+            TokenHead(config.channels, config.classes) if config.imported is None else None
+        )
 
     @staticmethod
     def _projection(inputs: int, outputs: int, bias: bool = True) -> nn.Sequential:
@@ -45,6 +53,11 @@ class Segmenter(nn.Module):
             project(m) for project, m in zip(self.project, reversed(rest), strict=True)
         ]
 
+    def glance(self, maps: list[Tensor], size: Tensor) -> Tensor:
+        """What the gate sees of the smallest canvas, (B, inputs). maps: from `features`; size: (B,
+        2), the image's own height and width in pixels."""
+        return gate_input(maps, None if self.front_head is None else self.front_head(maps), size)
+
     def forward(self, images: Tensor, knobs: Knobs, deep: bool = False) -> list[Prediction]:
         lateral, maps = self.features(images)
         return self.decoder(lateral, self.encoder(maps, knobs.depth, knobs.keep, knobs.width), deep)
@@ -55,3 +68,8 @@ def semantic_probabilities(prediction: Prediction) -> Tensor:
     inference)."""
     classes = prediction.classes.softmax(-1)[..., :-1]  # (B, Q, C)
     return torch.einsum("bqc,bqhw->bchw", classes, prediction.masks.sigmoid())
+
+
+def head_of(config: Config, prediction: Prediction) -> Tensor | Prediction:
+    """What the network's head gives: the probabilities of its channels, or the queries' logits."""
+    return prediction if config.head == "queries" else semantic_probabilities(prediction)

@@ -6,7 +6,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from service.core import Geometry
 
@@ -44,8 +43,9 @@ class Task(Protocol):
         """(H, W) labels -> (H, W): which of the network's channels each pixel is, or VOID."""
         ...
 
-    def predicted(self, probabilities: Tensor, geometry: Geometry) -> Labels:
-        """The network's answer in torch, (1, C, h, w) -> labels at the image's own size, (H, W)."""
+    def predicted(self, answer: Any, geometry: Geometry) -> Labels:
+        """What the network's head gives in torch for one image (network.segmenter.head_of) ->
+        labels at the image's own size, (H, W)."""
         ...
 
     def counts(self, labels: Labels, truth: Labels, channels: int) -> NDArray[Any]:

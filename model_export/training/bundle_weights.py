@@ -1,8 +1,8 @@
 """The weights of a bundle: network and gate in one file, which torch can load and the graphs refer
 to.
 
-Matrices are fp16. Tensors have the network's own names, those of the gate start with "gate."; the
-metadata has config and canvases.
+Matrices are fp16, or fp32 where the network shall stay what it was. Tensors have the network's own
+names, those of the gate start with "gate."; the metadata has config and canvases.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ WEIGHTS = "model.safetensors"
 GATE = "gate."
 
 
-def write_weights(path: Path, model: Segmenter, gate: Gate, canvases: Sequence[Canvas]) -> None:
-    """Matrices and kernels as fp16, vectors (norms, biases) as fp32: they are a tenth of a percent
-    of the file. The gate stays fp32: it is as small, and tells plans apart by a thousandth."""
+def write_weights(
+    path: Path, model: Segmenter, gate: Gate, canvases: Sequence[Canvas], *, half: bool = True
+) -> None:
+    """half: matrices and kernels as fp16. Vectors (norms, biases) are fp32: they are a tenth of a
+    percent of the file. So is the gate: it is as small, and tells plans apart by a thousandth."""
     stored = {
-        n: (v.half() if v.ndim > 1 else v.float()).contiguous()
+        n: (v.half() if half and v.ndim > 1 else v.float()).contiguous()
         for n, v in model.state_dict().items()
         if v.is_floating_point()
     }

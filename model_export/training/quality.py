@@ -16,10 +16,10 @@ from torch import Tensor
 from model_export.data.augment import on_canvases
 from model_export.data.datasets import Dataset, Sample
 from model_export.network.config import Config
-from model_export.network.gate import gate_input
 from model_export.network.knobs import Knobs
-from model_export.network.segmenter import Segmenter, semantic_probabilities
-from model_export.tasks import TASKS, VOID
+from model_export.network.segmenter import Segmenter, head_of
+from model_export.tasks import VOID, task_of
+from model_export.tasks.base import Labels
 from model_export.tasks.panoptic_quality import without_void
 from service.bundle import Canvas
 from service.core import Geometry
@@ -32,10 +32,11 @@ def counts_by_knobs(
     """(len(knobs), ...) counts of the network's task, and the gate's input of the same image,
     (inputs,).
 
+    An image without labels is judged by the full plan's answer, which knobs must hold then.
     canvases: from small to large; the gate sees the first one. knobs: each names its canvas. The
     backbone runs once on a canvas, an encoder once for all exits of the same keep and width.
     """
-    counts: dict[Knobs, NDArray[Any]] = {}
+    answers: dict[Knobs, Labels] = {}
     frames = on_canvases(sample, canvases)
     for canvas in canvases:
         own = [setting for setting in knobs if setting.canvas == canvas.name]
@@ -43,34 +44,42 @@ def counts_by_knobs(
             continue
         pixels, geometry = frames[canvas.name].pixels, frames[canvas.name].geometry
         lateral, maps = model.features(torch.from_numpy(pixels)[None].to(model.mean.device))
-        counts |= _counts_on_canvas(model, sample, geometry, lateral, maps, own)
+        answers |= _answers_on_canvas(model, geometry, lateral, maps, own)
         if canvas is canvases[0]:
             size = torch.tensor([[geometry.height, geometry.width]], device=model.mean.device)
-            seen = gate_input(maps, model.front_head(maps), size.float())[0]
-    return np.stack([counts[k] for k in knobs]), seen.cpu().numpy()
+            seen = model.glance(maps, size.float())[0]
+    full = Knobs(model.config.exits, canvas=canvases[-1].name)
+    truth = sample.truth if sample.labelled else answers[full]
+    counts = [_counts(model.config, answers[k], sample, truth) for k in knobs]
+    return np.stack(counts), seen.cpu().numpy()
 
 
-def _counts_on_canvas(
+def _counts(config: Config, labels: Labels, sample: Sample, truth: Labels) -> NDArray[Any]:
+    task = task_of(config)
+    if task.objects and sample.instances is not None:
+        # Their labels have no value for void, the mask has.
+        labels = without_void(labels, sample.mask == VOID)
+    return task.counts(labels, truth, config.classes)
+
+
+def _answers_on_canvas(
     model: Segmenter,
-    sample: Sample,
     geometry: Geometry,
     lateral: Tensor,
     maps: list[Tensor],
     knobs: Sequence[Knobs],
-) -> dict[Knobs, NDArray[Any]]:
+) -> dict[Knobs, Labels]:
     """lateral, maps: the image's features on the canvas of all these knobs."""
-    task, channels = TASKS[model.config.task], model.config.classes
-    counts: dict[Knobs, NDArray[Any]] = {}
+    task = task_of(model.config)
+    answers: dict[Knobs, Labels] = {}
     for keep, width in dict.fromkeys((k.keep, k.width) for k in knobs):
         depths = {k.depth: k for k in knobs if (k.keep, k.width) == (keep, width)}
         for depth, encoded in enumerate(model.encoder.run(maps, max(depths), keep, width), 1):
             if depth in depths:
-                probabilities = semantic_probabilities(model.decoder(lateral, encoded.maps)[-1])
-                labels = task.predicted(probabilities, geometry)
-                if task.objects:  # their labels have no value for void, the mask has
-                    labels = without_void(labels, sample.mask == VOID)
-                counts[depths[depth]] = task.counts(labels, sample.truth, channels)
-    return counts
+                prediction = model.decoder(lateral, encoded.maps)[-1]
+                answer = head_of(model.config, prediction)
+                answers[depths[depth]] = task.predicted(answer, geometry)
+    return answers
 
 
 def knobs_to_watch(config: Config, canvases: Sequence[Canvas]) -> list[Knobs]:
@@ -86,7 +95,7 @@ def knobs_to_watch(config: Config, canvases: Sequence[Canvas]) -> list[Knobs]:
 
 def dev_quality(model: Segmenter, dev: Dataset, canvases: Sequence[Canvas]) -> dict[str, float]:
     """Quality on the dev set at some settings of the knobs."""
-    task, knobs = TASKS[model.config.task], knobs_to_watch(model.config, canvases)
+    task, knobs = task_of(model.config), knobs_to_watch(model.config, canvases)
     total = sum(counts_by_knobs(model, dev[i], canvases, knobs)[0] for i in range(len(dev)))
     return {
         f"dev_{k.name}": round(task.of_set(part), 4) for k, part in zip(knobs, total, strict=True)

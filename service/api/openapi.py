@@ -38,6 +38,7 @@ _EXAMPLE = {
             "id": 1,
             "class_id": 3,
             "label": "Road",
+            "is_thing": False,
             "score": 0.9312,
             "area": 41237,
             "box": [0, 171, 480, 189],

@@ -27,13 +27,14 @@ class Rle(Wire):
 class Segment(Wire):
     """One segment of the image: all pixels of a class, or one object.
 
-    box: [x, y, width, height] in pixels. score: for a class the mean probability over its pixels,
-    for an object the confidence in it.
+    is_thing: whether its class is countable. box: [x, y, width, height] in pixels. score: for a
+    class the mean probability over its pixels, for an object the confidence in it.
     """
 
     id: int
     class_id: int
     label: str
+    is_thing: bool
     score: float
     area: int
     box: tuple[int, int, int, int]
@@ -97,6 +98,7 @@ def segment(result: tasks.Segment) -> Segment:
         id=result.id,
         class_id=result.class_id,
         label=result.label,
+        is_thing=result.thing,
         score=round(result.score, 4),
         area=result.mask.area,
         box=result.mask.box,

@@ -16,6 +16,7 @@ from service.bundle.manifest import (
     Manifest,
     Stage,
     TensorSpec,
+    Thresholds,
 )
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Shape",
     "Stage",
     "TensorSpec",
+    "Thresholds",
     "load",
     "remade",
     "save",

@@ -23,6 +23,9 @@ def check(manifest: Manifest) -> None:
         "classes, input.pad: a color is outside 0..255",
     )
     _require((spec.dtype, spec.layout) == ("uint8", "NHWC"), "input: it must be uint8 and NHWC")
+    if manifest.thresholds is not None:
+        values = (getattr(manifest.thresholds, key) for key in ("score", "mask", "overlap"))
+        _require(all(0 <= v <= 1 for v in values), "thresholds: a value is outside 0..1")
     _check_canvases(spec.canvases)
     _check_plans(manifest)
     _check_stages(manifest)

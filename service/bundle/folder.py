@@ -72,8 +72,9 @@ def save(folder: Path, manifest: Manifest) -> Bundle:
     value = dataclasses.asdict(manifest)
     for entry in [*value["stages"].values(), *value["files"], *value["kernels"]]:
         entry["sha256"] = _sha256(folder, entry["file"])
-    if not value["kernels"]:
-        del value["kernels"]  # older services read bundles without this key
+    for key in ("kernels", "thresholds"):
+        if not value[key]:
+            del value[key]  # older services read bundles without this key
     text = json.dumps({"schema": SCHEMA} | value, indent=1, allow_nan=False) + "\n"
     checked = _parse(json.loads(text))
     partial = folder / (FILE + ".partial")

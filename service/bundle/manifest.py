@@ -63,6 +63,19 @@ class ClassInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Thresholds:
+    """How segments are made from the queries of a head, all 0..1.
+
+    score: a segment must reach at least. mask: probability from which a pixel is inside. overlap:
+    share of a mask that must be left where more certain ones lie over it.
+    """
+
+    score: float
+    mask: float
+    overlap: float
+
+
+@dataclass(frozen=True, slots=True)
 class InputSpec:
     """How images come in.
 
@@ -102,6 +115,7 @@ class Manifest:
         a max-loss.
     kernels: for custom nodes in the graphs, if any: TensorRT engines are built with them, and some
         engines launch them.
+    thresholds: of a head that answers by queries; None: it gives a map for each channel.
     """
 
     name: str
@@ -117,6 +131,7 @@ class Manifest:
     margins: tuple[Margin, ...]
     calibration: Mapping[str, Any]
     kernels: tuple[KernelFile, ...] = ()
+    thresholds: Thresholds | None = None
 
     @property
     def glance(self) -> Canvas:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from service.bundle import Manifest
 from service.engines.base import Arrays, HostTensors, Tensors, on_host
-from service.tasks import TASKS, made_up
+from service.tasks import made_up, task_of_manifest
 
 
 class FakeBackend:
@@ -26,7 +26,7 @@ class FakeBackend:
         delay_s: Mapping[str, float] | None = None,
         quality: Sequence[float] | None = None,
     ) -> None:
-        self._stages, self._task = manifest.stages, TASKS[manifest.task]
+        self._stages, self._task = manifest.stages, task_of_manifest(manifest)
         graphs, plans = manifest.graphs.values(), {plan.name: plan for plan in manifest.plans}
         self._fronts = {each.front for each in graphs}
         self._plans = {
@@ -52,8 +52,8 @@ class FakeBackend:
             if grid is not None:
                 outputs["paused"] = made_up.paused(images, grid, 1 - plan.keep)
         else:
-            (spec,) = self._stages[stage].outputs
-            outputs[spec.name] = self._task.made_up(images, inputs["certainty"], spec.dims)
+            for spec in self._stages[stage].outputs:
+                outputs[spec.name] = self._task.made_up(images, inputs["certainty"], spec.dims)
         return HostTensors({**inputs, **outputs})
 
     def close(self) -> None:

@@ -198,6 +198,7 @@ def _segment(found: Segment) -> dict[str, object]:
         "id": found.id,
         "class_id": found.class_id,
         "label": found.label,
+        "is_thing": found.thing,
         "score": round(found.score, 4),
         "area": found.mask.area,
         "box": found.mask.box,

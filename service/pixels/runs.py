@@ -77,6 +77,11 @@ class Runs:
         starts, values = self.split(others.starts)
         return self.joined(self.shape, starts, values * (others.at(starts) > 0))
 
+    def under(self, others: Runs) -> Runs:
+        """The map with the others, of the same shape, where it is 0."""
+        starts, values = self.split(others.starts)
+        return self.joined(self.shape, starts, np.where(values > 0, values, others.at(starts)))
+
     def renamed(self, table: Labels) -> Runs:
         """The map with `table[value]` for each value."""
         return self.joined(self.shape, self.starts, table[self.values])

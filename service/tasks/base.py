@@ -42,6 +42,7 @@ class Segment:
 
     id: from 1 on.
     value: its value in the label map.
+    thing: whether its class is countable.
     score: how certain it is, 0..1, as the task defines it.
     mask: its run lengths, with its area and its box, in pixels.
     """
@@ -50,6 +51,7 @@ class Segment:
     value: int
     class_id: int
     label: str
+    thing: bool
     score: float
     mask: RunLengths
 
@@ -88,6 +90,7 @@ class Masks:
                 region.value,
                 region.class_id,
                 classes[region.class_id].name,
+                classes[region.class_id].thing,
                 region.score,
                 mask,
             )

@@ -54,4 +54,7 @@ def _regions(runs: Runs, probabilities: NDArray[np.float32], geometry: Geometry)
     """One region per class that occurs, in order of class id."""
     areas, sums = areas_and_sums(runs, probabilities, geometry)
     occurring = np.flatnonzero(areas).tolist()
-    return [Region(k, i, k, float(sums[k] / areas[k])) for i, k in enumerate(occurring, 1)]
+    # Queries that agree on a class add up to more than 1 (Mask2Former, semantic inference).
+    return [
+        Region(k, i, k, min(1.0, float(sums[k] / areas[k]))) for i, k in enumerate(occurring, 1)
+    ]

@@ -1,0 +1,1 @@
+"""Checkpoints of others -> a run, and a run without labels -> plans, gate and promise."""

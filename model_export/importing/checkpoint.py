@@ -1,0 +1,112 @@
+"""A checkpoint's folder as transformers saves it: config.json, preprocessor_config.json and weights
+as safetensors.
+
+Everything is read before anything is built. Nothing of the folder is executed: pickled weights are
+refused, and so is code of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be imported. The message names the file or the field, and what to
+    do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """config, processor: the content of the two JSON files. weights: the files with tensors."""
+
+    folder: Path
+    config: dict[str, Any]
+    processor: dict[str, Any]
+    weights: tuple[Path, ...]
+
+    def refuse(self, field: str, why: str) -> CheckpointError:
+        """An error about a field of config.json."""
+        return CheckpointError(f"{self.folder / CONFIG}: {field}: {why}")
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Read the folder and the header of every weights file. Raises CheckpointError."""
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder} is no folder: download the checkpoint first, with config.json, "
+            f"preprocessor_config.json and its safetensors"
+        )
+    config, processor = read_json(folder / CONFIG), read_json(folder / PROCESSOR)
+    for path, content in ((folder / CONFIG, config), (folder / PROCESSOR, processor)):
+        if "auto_map" in content:
+            raise CheckpointError(f"{path}: auto_map: code of a checkpoint's own is never run")
+    weights = weights_in(folder)
+    for path in weights:
+        check_tensors(path)
+    return Checkpoint(folder, config, processor, weights)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises CheckpointError."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path} is missing: a checkpoint needs it; save_pretrained of the model and of its "
+            f"image processor write both JSON files"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must be a JSON object")
+    return content
+
+
+def weights_in(folder: Path) -> tuple[Path, ...]:
+    """One file, or the shards that an index lists. Raises CheckpointError."""
+    if (folder / WEIGHTS).exists():
+        return (folder / WEIGHTS,)
+    if not (folder / INDEX).exists():
+        pickled = sorted(path.name for form in PICKLED for path in folder.glob(form))
+        if pickled:
+            raise CheckpointError(
+                f"{folder} has its weights as {pickled[0]} only: pickled files can run code when "
+                f"they are opened. Where you trust it, load it in transformers and save it again "
+                f"with save_pretrained, which writes {WEIGHTS}"
+            )
+        raise CheckpointError(f"{folder / WEIGHTS} is missing, and so is {INDEX}")
+    listed = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise CheckpointError(f"{folder / INDEX}: weight_map must name the file of each tensor")
+    shards = sorted(set(listed.values()))
+    for name in shards:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder / name} is missing, which {INDEX} lists: download it again"
+            )
+    return tuple(folder / name for name in shards)
+
+
+def check_tensors(path: Path) -> None:
+    """Raises CheckpointError where the header cannot be read or the file is not as long as it
+    says."""
+    try:
+        with safe_open(path, "pt") as file:
+            names = file.keys()
+    except (SafetensorError, OSError) as error:
+        size = path.stat().st_size
+        raise CheckpointError(
+            f"{path} is damaged or was not downloaded to its end ({size} bytes; {error}): "
+            f"download it again"
+        ) from error
+    if not names:
+        raise CheckpointError(f"{path} holds no tensor: download it again")

@@ -1,0 +1,309 @@
+"""transformers' Mask2Former (arXiv 2112.01527) -> our network, which computes the same.
+
+What the network has no place for is refused by the name of its field. The map of names stands in
+`converted`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from model_export.importing.checkpoint import Checkpoint, CheckpointError
+from model_export.network.config import IMPORTED, Config, ImportedBackbone
+from model_export.network.segmenter import Segmenter
+from model_export.network.transformers_backbone import transformers
+from model_export.tasks import IMPORTED as IMPORTED_TASKS
+
+ARCHITECTURE = "Mask2FormerForUniversalSegmentation"
+# What the network computes; a checkpoint that wants something else is refused.
+FIXED: dict[str, object] = {
+    "pre_norm": False,
+    "enforce_input_projection": False,
+    "activation_function": "relu",
+    "common_stride": 4,
+    "feature_strides": [4, 8, 16, 32],
+}
+STRIDES = (4, 8, 16, 32)
+POINTS, LEVELS = 4, 3  # of the deformable attention; transformers has no field for them
+
+
+def load(checkpoint: Checkpoint) -> nn.Module:
+    """The checkpoint as transformers' own module, float32, in eval mode. Raises CheckpointError."""
+    _check_fields(checkpoint)
+    package = transformers()
+    kind, loading = getattr(package, ARCHITECTURE), logging.getLogger("transformers")
+    level = loading.level
+    loading.setLevel(logging.ERROR)  # what it warns of is an error below
+    try:
+        model, found = kind.from_pretrained(
+            checkpoint.folder,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    except ImportError as error:
+        raise checkpoint.refuse("backbone_config", f"its backbone needs a package: {error}") from (
+            error
+        )
+    except (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
+        # transformers has no error of its own for a config that does not fit.
+        raise CheckpointError(f"{checkpoint.folder}: transformers cannot load it: {error}") from (
+            error
+        )
+    finally:
+        loading.setLevel(level)
+    _check_found(checkpoint, found)
+    return model.eval()
+
+
+def config_of(
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    task: Literal["semantic", "instance", "panoptic"],
+    things: tuple[bool, ...],
+    thresholds: tuple[float, float, float],
+) -> Config:
+    """Our network's. things: of each class. Raises CheckpointError."""
+    theirs = model.config
+    mean, std = normalisation(checkpoint)
+    about = theirs.backbone_config.to_dict() | {"use_pretrained_backbone": False}
+    if theirs.backbone_config.model_type != "timm_backbone":
+        del about["use_pretrained_backbone"]
+    queries, _ = IMPORTED_TASKS[task]
+    return Config(
+        name="imported",
+        task=task,
+        classes=theirs.num_labels,
+        queries=theirs.num_queries,
+        backbone=IMPORTED,
+        channels=theirs.hidden_dim,
+        heads=theirs.num_attention_heads,
+        points=POINTS,
+        schedule=(LEVELS,) * theirs.encoder_layers,
+        encoder_ffn=theirs.encoder_feedforward_dim,
+        pixel_embedding="conv",
+        decoder_layers=theirs.decoder_layers - 1,  # it counts the head before the first layer
+        decoder_ffn=theirs.dim_feedforward,
+        matching="hungarian",
+        head="queries" if queries else "dense",
+        things=things if queries else (),
+        thresholds=thresholds,
+        imported=ImportedBackbone(plain(about), mean, std),
+    )
+
+
+def plain(value: Any) -> Any:
+    """A configuration's dictionary as JSON has it."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)
+
+
+def build(model: nn.Module, config: Config) -> Segmenter:
+    """Our network with the checkpoint's weights, in eval mode."""
+    network = Segmenter(config)
+    network.load_state_dict(converted(model.state_dict(), config))
+    return network.eval()
+
+
+@torch.inference_mode()
+def check_strides(
+    checkpoint: Checkpoint, network: Segmenter, shapes: list[tuple[int, int]]
+) -> None:
+    """Raises CheckpointError where the backbone does not give maps at strides 4, 8, 16 and 32.
+    shapes: (height, width) to try."""
+    for height, width in shapes:
+        try:
+            maps = network.backbone(torch.zeros(1, 3, height, width))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise checkpoint.refuse(
+                "backbone_config",
+                f"the backbone cannot take an image of {height}x{width} ({error}); name other "
+                f"sizes by --canvases",
+            ) from error
+        sizes = [tuple(m.shape[-2:]) for m in maps]
+        if sizes != [(height // stride, width // stride) for stride in STRIDES]:
+            raise checkpoint.refuse(
+                "backbone_config",
+                f"its maps of a {height}x{width} image are {sizes}; there must be four, at strides "
+                f"{', '.join(map(str, STRIDES))}",
+            )
+
+
+def normalisation(checkpoint: Checkpoint) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, of values 0..255. Raises CheckpointError."""
+    about = checkpoint.processor
+    scale = about.get("rescale_factor", 1 / 255) if about.get("do_rescale", True) else 1.0
+    if not isinstance(scale, int | float) or scale <= 0:
+        raise _of_processor(checkpoint, "rescale_factor", "must be a positive number")
+    if not about.get("do_normalize", True):
+        return (0.0,) * 3, (1 / scale,) * 3
+    values = []
+    for field in ("image_mean", "image_std"):
+        given = about.get(field)
+        listed = isinstance(given, list) and all(isinstance(v, int | float) for v in given)
+        if not listed or len(given) != 3 or (field == "image_std" and min(given) <= 0):
+            raise _of_processor(checkpoint, field, "must be three numbers, of red, green and blue")
+        values.append(tuple(float(v) / scale for v in given))
+    return values[0], values[1]
+
+
+def _of_processor(checkpoint: Checkpoint, field: str, why: str) -> CheckpointError:
+    return CheckpointError(f"{checkpoint.folder / 'preprocessor_config.json'}: {field}: {why}")
+
+
+# --------------------------------------------------------------------------------------------------
+# refusals
+
+
+def _check_fields(checkpoint: Checkpoint) -> None:
+    config = checkpoint.config
+    kinds = config.get("architectures") or []
+    if config.get("model_type") != "mask2former":
+        raise checkpoint.refuse(
+            "model_type", f"{config.get('model_type')!r} cannot be served; mask2former can"
+        )
+    if kinds and ARCHITECTURE not in kinds:
+        raise checkpoint.refuse("architectures", f"{kinds} has no heads; {ARCHITECTURE} has")
+    if config.get("backbone") is not None and not config.get("backbone_config"):
+        raise checkpoint.refuse(
+            "backbone",
+            f"{config['backbone']!r} is only a name, which would be looked up in the network: "
+            f"backbone_config must describe it",
+        )
+    for field, value in FIXED.items():
+        given = config.get(field, value)
+        if (list(given) if isinstance(given, tuple) else given) != value:
+            raise checkpoint.refuse(field, f"{given!r} cannot be served; it must be {value!r}")
+    widths = {
+        name: config.get(name, 256) for name in ("hidden_dim", "feature_size", "mask_feature_size")
+    }
+    if len(set(widths.values())) > 1:
+        raise checkpoint.refuse(", ".join(widths), f"{[*widths.values()]} must be equal")
+    width, heads = widths["hidden_dim"], config.get("num_attention_heads", 8)
+    if type(width) is not int or type(heads) is not int or width % 32 or width % heads:
+        raise checkpoint.refuse(
+            "hidden_dim", f"{width!r} must be a multiple of 32 and of num_attention_heads {heads!r}"
+        )
+    for field, least in (("encoder_layers", 1), ("decoder_layers", 2), ("num_queries", 1)):
+        given = config.get(field, least)
+        if type(given) is not int or given < least:
+            raise checkpoint.refuse(field, f"{given!r} must be at least {least}")
+
+
+def _check_found(checkpoint: Checkpoint, found: dict[str, Any]) -> None:
+    """transformers would start what is missing at random, and leave out what it does not know."""
+    for what, why in (
+        ("mismatched_keys", "another shape than config.json says"),
+        ("missing_keys", "is missing"),
+        ("unexpected_keys", "is not of this network"),
+    ):
+        entries = sorted(
+            (entry for entry in found.get(what, ()) if "criterion." not in str(entry)), key=str
+        )
+        if entries:
+            first = entries[0]
+            name, shapes = (first[0], first[1:]) if isinstance(first, tuple) else (first, ())
+            sizes = " instead of ".join(str(tuple(shape)) for shape in shapes)
+            raise CheckpointError(
+                f"{checkpoint.folder}: of its weights {name} {why}{f': {sizes}' if sizes else ''}"
+                f"{f', and {len(entries) - 1} more' if len(entries) > 1 else ''}; the weights must "
+                f"belong to config.json"
+            )
+
+
+# --------------------------------------------------------------------------------------------------
+# names
+
+
+def converted(theirs: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """transformers' weights under our names."""
+    ours = {
+        f"backbone.model.{name.removeprefix(BACKBONE)}": value
+        for name, value in theirs.items()
+        if name.startswith(BACKBONE)
+    }
+    for target, source in _names(config):
+        ours[target] = theirs[source]
+    ours |= _attention_inputs(theirs, config)
+    return ours
+
+
+BACKBONE = "model.pixel_level_module.encoder."
+_PIXEL, _TRANSFORMER = "model.pixel_level_module.decoder", "model.transformer_module"
+_BOTH = ("weight", "bias")
+
+
+def _names(config: Config) -> Iterator[tuple[str, str]]:
+    """Our name and theirs of each tensor that is taken as it is."""
+    for target, source, parts in _modules(config):
+        yield from ((f"{target}.{part}", f"{source}.{part}") for part in parts)
+    yield "encoder.level_embedding", f"{_PIXEL}.level_embed"
+    yield "decoder.queries", f"{_TRANSFORMER}.queries_features.weight"
+    yield "decoder.query_positions", f"{_TRANSFORMER}.queries_embedder.weight"
+    yield "decoder.level_embedding", f"{_TRANSFORMER}.level_embed.weight"
+
+
+def _modules(config: Config) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    yield "lateral.0", f"{_PIXEL}.adapter_1.0", ("weight",)
+    yield "lateral.1", f"{_PIXEL}.adapter_1.1", _BOTH
+    for scale in range(LEVELS):
+        for part in range(2):
+            yield f"project.{scale}.{part}", f"{_PIXEL}.input_projections.{scale}.{part}", _BOTH
+    for i in range(config.exits):
+        for ours, theirs in (
+            ("attention.offsets", "self_attn.sampling_offsets"),
+            ("attention.logits", "self_attn.attention_weights"),
+            ("attention.value", "self_attn.value_proj"),
+            ("attention.output", "self_attn.output_proj"),
+            ("norm1", "self_attn_layer_norm"),
+            ("linear1", "fc1"),
+            ("linear2", "fc2"),
+            ("norm2", "final_layer_norm"),
+        ):
+            yield f"encoder.layers.{i}.{ours}", f"{_PIXEL}.encoder.layers.{i}.{theirs}", _BOTH
+    yield "decoder.pixel_embedding.smooth.0", f"{_PIXEL}.layer_1.0", ("weight",)
+    yield "decoder.pixel_embedding.smooth.1", f"{_PIXEL}.layer_1.1", _BOTH
+    yield "decoder.pixel_embedding.project", f"{_PIXEL}.mask_projection", _BOTH
+    for i in range(config.decoder_layers):
+        for ours, theirs in (
+            ("cross.output", "cross_attn.out_proj"),
+            ("self_attention.query", "self_attn.q_proj"),
+            ("self_attention.key", "self_attn.k_proj"),
+            ("self_attention.value", "self_attn.v_proj"),
+            ("self_attention.output", "self_attn.out_proj"),
+            ("norm1", "cross_attn_layer_norm"),
+            ("norm2", "self_attn_layer_norm"),
+            ("linear1", "fc1"),
+            ("linear2", "fc2"),
+            ("norm3", "final_layer_norm"),
+        ):
+            yield f"decoder.layers.{i}.{ours}", f"{_TRANSFORMER}.decoder.layers.{i}.{theirs}", _BOTH
+    yield "decoder.norm", f"{_TRANSFORMER}.decoder.layernorm", _BOTH
+    yield "decoder.classify", "class_predictor", _BOTH
+    for i in range(3):
+        embedder = f"{_TRANSFORMER}.decoder.mask_predictor.mask_embedder"
+        yield f"decoder.embed_mask.{2 * i}", f"{embedder}.{i}.0", _BOTH
+
+
+def _attention_inputs(theirs: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
+    """torch packs the three input projections of the cross-attention into one matrix."""
+    ours = {}
+    for i in range(config.decoder_layers):
+        source = f"{_TRANSFORMER}.decoder.layers.{i}.cross_attn.in_proj"
+        for part in _BOTH:
+            packed = theirs[f"{source}_{part}"].chunk(3)
+            for name, piece in zip(("query", "key", "value"), packed, strict=True):
+                ours[f"decoder.layers.{i}.cross.{name}.{part}"] = piece
+    return ours

@@ -1,0 +1,129 @@
+"""`adapt`: plans, gate and promise from photos without labels, judged by the full plan's answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from model_export.__main__ import main
+from model_export.data.augment import on_canvases
+from model_export.data.unlabelled import photos_in, without_labels
+from model_export.importing.adapt import LEAST_PHOTOS
+from model_export.network.knobs import Knobs
+from model_export.network.segmenter import head_of
+from model_export.tasks import task_of
+from model_export.tasks.segments import VOID_SEGMENT, class_counts
+from model_export.training.quality import counts_by_knobs
+from model_export.training.runs import (
+    classes_of,
+    load_model,
+    read_config,
+    read_gate,
+    read_plans,
+    read_targets,
+)
+from tests.checkpoints import random_model, saved
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for number in range(LEAST_PHOTOS):
+        coarse = rng.integers(0, 256, (6, 8, 3), np.uint8)
+        image = Image.fromarray(coarse).resize((64, 48), Image.Resampling.BICUBIC)
+        image.save(folder / f"{number:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    checkpoint = saved(random_model("resnet"), folder / "checkpoint")
+    ask = ["import", str(checkpoint), "--out", str(folder / "run"), "--task", "semantic"]
+    assert main([*ask, "--canvases", "32x64", "64x96"]) == 0
+    return folder / "run"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_plans_gate_and_promise_come_from_photos_alone(
+    run: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = ["adapt", str(run), "--images", str(photos), "--rounds", "1", "--threads", "1"]
+    assert main(ask) == 0
+    plans, report = read_plans(run)
+    assert plans[-1] == Knobs(3, canvas="c96")
+    assert "agreement" in report["judged_by"]
+    held, fit = read_targets(run, "held"), read_targets(run, "fit")
+    assert len(held["names"]) + len(fit["names"]) == LEAST_PHOTOS
+    assert not {*held["names"]} & {*fit["names"]}
+    matrix = held["counts"][:, -1]
+    assert (matrix.sum((1, 2)) == 48 * 64).all()
+    assert all((np.diag(np.diag(m)) == m).all() for m in matrix)  # it agrees with itself
+    gate, fitted = read_gate(run)
+    assert gate.output.out_features == len(plans)
+    assert [row["asked"] for row in fitted["margins"]] == [0.0025, 0.005, 0.01, 0.02, 0.05]
+
+
+def test_an_image_without_labels_is_judged_by_the_full_plan(run: Path, photos: Path) -> None:
+    config, canvases, _ = read_config(run)
+    data, model = photos_in(photos, config, classes_of(run)), load_model(run)
+    plans = [Knobs(1, canvas="c64"), Knobs(3, canvas="c96")]
+    counts, _ = counts_by_knobs(model, data[0], canvases, plans)
+    frame = on_canvases(data[0], canvases)["c96"]
+    with torch.no_grad():
+        (answer,) = model(torch.from_numpy(frame.pixels)[None], plans[1])
+    labels = task_of(config).predicted(head_of(config, answer), frame.geometry)
+    shown = np.bincount(labels.ravel(), minlength=config.classes)
+    for matrix in counts:  # the rows are the truth
+        assert (matrix.sum(1) == shown).all()
+    assert counts[1].trace() == shown.sum()
+    assert len(without_labels(data, config, classes_of(run))) == LEAST_PHOTOS
+
+
+def test_too_few_photos_are_refused(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["adapt", str(run), "--images", str(tmp_path)]) == 1
+    assert "lacks any image" in capsys.readouterr().err
+    for file in sorted(photos.iterdir())[:3]:
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    assert main(["adapt", str(run), "--images", str(tmp_path)]) == 1
+    assert "has 3 images" in capsys.readouterr().err
+
+
+def labels(*rows: str) -> np.ndarray:
+    """a1: class 0, segment 1; ..: none; ##: void."""
+    meaning = {"..": 0, "##": VOID_SEGMENT}
+    return np.array(
+        [
+            [
+                meaning.get(cell, (ord(cell[0]) - ord("a")) << 16 | int(cell[1:] or 0, 16))
+                if cell not in meaning
+                else meaning[cell]
+                for cell in row.split()
+            ]
+            for row in rows
+        ],
+        np.uint32,
+    )
+
+
+def test_segments_match_within_their_class() -> None:
+    truth = labels("a1 a1 a1 a1 b2 b2", "a1 a1 .. .. b2 b2")
+    ours = labels("a1 a1 a1 .. b3 b3", "a1 a1 .. .. a2 a2")
+    counts = class_counts(ours, truth, 2)
+    assert counts[0] == pytest.approx([5 / 6, 1, 1, 0])  # a2 is wrong
+    assert counts[1] == pytest.approx([0, 0, 1, 1])  # 2 of 4 pixels is not more than half
+
+
+def test_void_pixels_count_nowhere() -> None:
+    truth = labels("a1 a1 ## ##", "## ## ## ##")
+    ours = labels("a1 a1 a1 a2", "a2 a2 a2 a2")
+    counts = class_counts(ours, truth, 1)
+    assert counts[0] == pytest.approx([1, 1, 0, 0])

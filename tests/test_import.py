@@ -1,0 +1,215 @@
+"""`python -m model_export import`: a Mask2Former of transformers becomes a run that computes the
+same, or is refused by the name of what stands in the way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from model_export.__main__ import main
+from model_export.network.knobs import Knobs
+from model_export.network.segmenter import semantic_probabilities
+from model_export.training.runs import classes_of, load_model, read_config
+from tests.checkpoints import CLASSES, PROCESSOR, random_model, saved
+
+MOST = 1e-3  # of a logit
+THINGS = {"panoptic": ["--things", "0-2"], "instance": [], "semantic": []}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(random_model(), tmp_path_factory.mktemp("checkpoints") / "swin")
+
+
+def imported(folder: Path, run: Path, task: str = "panoptic") -> Path:
+    assert main(["import", str(folder), "--out", str(run), "--task", task, *THINGS[task]]) == 0
+    return run
+
+
+@pytest.mark.parametrize(
+    ("backbone", "task"),
+    [
+        ("swin", "panoptic"),
+        ("resnet", "instance"),
+        ("convnext", "semantic"),
+        ("swinv2", "panoptic"),
+        ("pvt_v2", "instance"),
+    ],
+)
+def test_the_full_plan_gives_the_checkpoints_logits(
+    backbone: str, task: str, tmp_path: Path
+) -> None:
+    theirs = random_model(backbone)
+    run = imported(saved(theirs, tmp_path / "checkpoint"), tmp_path / "run", task)
+    (config, canvases, _), ours = read_config(run), load_model(run)
+    assert (config.task, classes_of(run)) == (task, tuple(f"LABEL_{i}" for i in range(CLASSES)))
+    assert [canvas.name for canvas in canvases] == ["c64", "c96", "c128"]
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 96, 128, 3), np.uint8))
+    scaled = images.permute(0, 3, 1, 2) * PROCESSOR["rescale_factor"]
+    mean, std = (torch.tensor(PROCESSOR[k])[:, None, None] for k in ("image_mean", "image_std"))
+    with torch.no_grad():
+        wanted = theirs(pixel_values=(scaled - mean) / std)
+        (got,) = ours(images, Knobs(config.exits))
+    assert (got.classes - wanted.class_queries_logits).abs().max() < MOST
+    assert (got.masks - wanted.masks_queries_logits).abs().max() < MOST
+    assert semantic_probabilities(got).shape == (2, CLASSES, 24, 32)
+
+
+def test_shards_are_read_too(tmp_path: Path) -> None:
+    model = random_model()
+    folder = saved(model, tmp_path / "checkpoint")
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="200KB")
+    assert (folder / "model.safetensors.index.json").exists()
+    imported(folder, tmp_path / "run")
+    next(folder.glob("model-00002*")).unlink()
+    assert main(["import", str(folder), "--out", str(tmp_path / "other")]) == 1
+
+
+def test_thresholds_names_and_things_come_from_the_files(checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "mask2former-panoptic")
+    names = ["person", "car", "dog", "sky", "road"]
+    edit(folder / "config.json", id2label=dict(enumerate(names)), threshold=0.25)
+    edit(folder / "preprocessor_config.json", size={"shortest_edge": 96, "longest_edge": 120})
+    categories = [{"name": name, "isthing": int(name in names[:3])} for name in names]
+    (tmp_path / "coco.json").write_text(json.dumps({"categories": categories}))
+    run = tmp_path / "run"
+    ask = ["import", str(folder), "--out", str(run), "--things", str(tmp_path / "coco.json")]
+    assert main([*ask, "--overlap-threshold", "0.5"]) == 0
+    config, canvases, _ = read_config(run)
+    assert (config.task, config.head) == ("panoptic", "queries")
+    assert config.things == (True, True, True, False, False)
+    assert config.thresholds == (0.25, 0.5, 0.5)
+    assert classes_of(run) == tuple(names)
+    assert [shape.name for shape in canvases[-1].shapes] == ["96x128", "128x96"]
+
+
+# --------------------------------------------------------------------------------------------------
+# refusals
+
+
+def edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+
+
+def without(*words: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        file = folder / "model.safetensors"
+        kept = {
+            name: value
+            for name, value in load_file(file).items()
+            if not any(word in name for word in words)
+        }
+        save_file(kept, file, metadata={"format": "pt"})
+
+    return change
+
+
+def config(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edit(folder / "config.json", **changes)
+
+
+def processor(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edit(folder / "preprocessor_config.json", **changes)
+
+
+REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json is missing"),
+    "no processor": (
+        lambda f: (f / "preprocessor_config.json").unlink(),
+        "preprocessor_config.json is missing",
+    ),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "pickled": (pickled, "pytorch_model.bin only"),
+    "half": (lambda f: cut(f / "model.safetensors"), "not downloaded to its end"),
+    "pointer": (lambda f: (f / "model.safetensors").write_text("version"), "download it again"),
+    "no JSON": (lambda f: (f / "config.json").write_text("{"), "cannot be read"),
+    "a list": (lambda f: (f / "config.json").write_text("[]"), "must be a JSON object"),
+    "code": (config(auto_map={"AutoModel": "x.Y"}), "auto_map"),
+    "another model": (config(model_type="oneformer"), "model_type: 'oneformer'"),
+    "no heads": (config(architectures=["Mask2FormerModel"]), "architectures"),
+    "pre-norm": (config(pre_norm=True), "pre_norm"),
+    "projection": (config(enforce_input_projection=True), "enforce_input_projection"),
+    "activation": (config(activation_function="gelu"), "activation_function: 'gelu'"),
+    "stride": (config(common_stride=8), "common_stride"),
+    "strides": (config(feature_strides=[8, 16, 32, 64]), "feature_strides"),
+    "widths": (config(mask_feature_size=32), "mask_feature_size"),
+    "heads": (config(num_attention_heads=5), "num_attention_heads"),
+    "layers": (config(encoder_layers=0), "encoder_layers"),
+    "a name": (config(backbone="microsoft/swin", backbone_config=None), "backbone: 'microsoft"),
+    "classes": (config(id2label={"0": "a", "2": "b"}), "id2label"),
+    "other queries": (config(num_queries=9), "queries_embedder.weight another shape"),
+    "fewer tensors": (without("class_predictor"), "class_predictor.bias is missing"),
+    "more layers": (config(encoder_layers=4), "is missing"),
+    "fewer layers": (config(encoder_layers=2), "is not of this network"),
+    "mean": (processor(image_mean=[0.5]), "image_mean"),
+    "std": (processor(image_std=[0.5, 0, 0.5]), "image_std"),
+    "size": (processor(size={"max_height": 5}), "--canvases"),
+    "threshold": (processor(threshold=2), "threshold: 2"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_served_is_refused_by_name(
+    case: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    change, words = REFUSED[case]
+    change(folder)
+    ask = ["import", str(folder), "--out", str(tmp_path / "run"), "--task", "panoptic"]
+    assert main([*ask, "--things", "0-1"]) == 1
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ([], "what it was trained for"),
+        (["--task", "panoptic"], "--things"),
+        (["--task", "panoptic", "--things", "0-9"], "the classes are 0 to 4"),
+        (["--task", "panoptic", "--things", "cat"], "no class is named 'cat'"),
+        (["--task", "semantic", "--things", "0-1"], "--things is for a panoptic"),
+        (["--task", "semantic", "--canvases", "100x100"], "100x100"),
+    ],
+)
+def test_what_the_checkpoint_does_not_say_is_asked_for(
+    more: list[str],
+    words: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["import", str(checkpoint), "--out", str(tmp_path), *more]) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_a_backbone_with_other_strides_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = saved(random_model("dinov2"), tmp_path / "checkpoint")
+    assert main(["import", str(folder), "--out", str(tmp_path), "--task", "semantic"]) == 1
+    assert "backbone_config: its maps of a 64x64 image" in capsys.readouterr().err
+
+
+def test_a_missing_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["import", str(tmp_path / "none"), "--out", str(tmp_path)]) == 1
+    assert f"{tmp_path / 'none'} is no folder" in capsys.readouterr().err
