@@ -45,6 +45,11 @@ class FathomError(Exception):
         self.shed = shed
         self.extra = extra
 
+    @property
+    def retry_after_s(self) -> int | None:
+        """The value of `Retry-After`: whole seconds, at least one."""
+        return None if self.retry_after is None else max(1, round(self.retry_after))
+
 
 class BundleError(FathomError):
     title = "The bundle cannot be served"

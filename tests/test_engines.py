@@ -19,10 +19,10 @@ from service.engines.fake import FakeBackend
 from service.engines.onnxruntime import OnnxRuntimeBackend
 from service.errors import BackendError
 from service.inference.batches import Job
-from service.inference.costs import warm_up
 from service.inference.pipeline import Pipeline
 from service.inference.policy import Policy
 from service.inference.stages import Stages
+from service.inference.warm_up import warm_up
 from tests.small_graphs import (
     check_backend,
     check_canvases,
@@ -74,7 +74,7 @@ def test_a_bundle_goes_through_the_whole_pipeline_on_onnxruntime(onnx_bundle: Bu
     stages = Stages(backend, manifest)
     known = warm_up(stages, 4)
     assert all(ms > 0 for ms in known.plan_ms().values())
-    policy = Policy(manifest.plans, manifest.margins, default_max_loss=0.01, load_start=0.5)
+    policy = Policy(manifest.plans, manifest.margins, default_max_loss=0.01)
     spine = Pipeline(stages, policy, known, max_batch=4)
     batch, geometry = images(3), Geometry(64, 48, 64, 48, (48, 64))
     jobs = [
