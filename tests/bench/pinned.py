@@ -9,13 +9,18 @@ import os
 import sys
 
 from service.__main__ import main
-from service.inference import queue
+from service.inference import engine, queue
 
 
 def unlimited(*_: object) -> float:
     return math.inf
 
 
+def an_hour(_: float) -> float:
+    return 3600.0
+
+
 if __name__ == "__main__":
     queue.eased = unlimited
+    engine.objective_s = an_hour  # no image is ever late
     sys.exit(main(sys.argv[1:], os.environ))
