@@ -70,7 +70,7 @@ class Queue(Generic[P]):
         self.answering: dict[P, None] = {}
         self.free = -math.inf
         self._limit_ms, self._limited = math.inf, -math.inf
-        self._rate, self._rated = 0.0, 0.0  # arrivals per second, when
+        self._rate, self._rated = 0.0, 0.0  # images per second that come, when
         self._numbers = count()
 
     @property
@@ -105,7 +105,6 @@ class Queue(Generic[P]):
         # A step of urgency is worth one objective of waiting, so none is starved.
         due = place.due + (place.urgency - URGENCY) * self.target_s
         place.order = (due, next(self._numbers))
-        self._rate, self._rated = rate_after(self._rate, now - self._rated, 1), now
         self._check_places(place, now)
         self._check_times(place, now)
         place.leased = now + LEASE_S if coming else math.inf
@@ -122,6 +121,8 @@ class Queue(Generic[P]):
         """The image of a place is decoded, and waits for its turn. Raises Overloaded if its
         deadline can no longer be met."""
         del self.held[place]
+        # Requests that bring no image do not count, or they would cost the others their quality.
+        self._rate, self._rated = rate_after(self._rate, now - self._rated, 1), now
         self._check_times(place, now)
         insort(self.waiting, place, key=_order)
 
