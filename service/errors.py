@@ -22,6 +22,8 @@ FathomError 500
 
 from __future__ import annotations
 
+import math
+
 
 class FathomError(Exception):
     """The base. `detail` (the message) names what to change; `title` and `status` are the class's.
@@ -48,7 +50,7 @@ class FathomError(Exception):
     @property
     def retry_after_s(self) -> int | None:
         """The value of `Retry-After`: whole seconds, at least one."""
-        return None if self.retry_after is None else max(1, round(self.retry_after))
+        return None if self.retry_after is None else max(1, math.ceil(self.retry_after))
 
 
 class BundleError(FathomError):

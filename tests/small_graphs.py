@@ -185,7 +185,7 @@ def check_canvases(backend: Backend, manifest: Manifest) -> None:
             pixels = rng.integers(0, 256, (*side, 3), dtype=np.uint8) // (1 + len(jobs))
             frames = from_memory(pixels, Limits(10_000_000, 8192, 1), manifest.input)
             jobs.append(Job(frames, Ask(Budget(gflops=most)), None))
-        last = dict(itertools.chain.from_iterable(spine.run(jobs, Budget(), 0.0)))
+        last = dict(itertools.chain.from_iterable(spine.run(jobs, Budget())))
         for job, most in zip(jobs, gflops, strict=True):
             outcome = last[job].result
             assert isinstance(outcome, Outcome)

@@ -81,7 +81,7 @@ def test_a_bundle_goes_through_the_whole_pipeline_on_onnxruntime(onnx_bundle: Bu
         Job({"c64": Frame(pixels, geometry)}, Ask(Budget(depth=depth, max_loss=0)), None)
         for pixels, depth in zip(batch, (2, 4, 2), strict=True)
     ]
-    last = dict(itertools.chain.from_iterable(spine.run(jobs, Budget(), 0.0)))
+    last = dict(itertools.chain.from_iterable(spine.run(jobs, Budget())))
     for job, pixels, depth in zip(jobs, batch, (2, 4, 2), strict=True):
         outcome = last[job].result
         assert isinstance(outcome, Outcome)

@@ -610,7 +610,7 @@ def test_a_hiccup_in_warm_up_does_not_make_a_plan_look_expensive(fake_manifest: 
 def test_costs_follow_what_runs(fake_manifest: Manifest) -> None:
     known = Costs({"c64": 5.0}, dict.fromkeys(fake_manifest.plans, 1.0))
     slow = FakeBackend(fake_manifest, delay_s={"encoder-d4": 0.02}, quality=QUALITY)
-    for _ in range(3):
+    for _ in range(7):
         run(pipeline_of(slow, fake_manifest, known), [job()])
     rest_ms = {plan.name: cost.ms() for plan, cost in known.rest.items()}
     assert rest_ms["d4"] > 19.0

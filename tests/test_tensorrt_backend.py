@@ -171,7 +171,7 @@ def test_a_batch_on_several_canvases_finds_its_tensors_where_they_were_left(
             pixels = np.full((*side, 3), mean, np.uint8)
             frames = from_memory(pixels, Limits(10_000, 100, 1), manifest.input)
             jobs.append(Job(frames, Ask(Budget(gflops=gflops)), None))
-        last = dict(itertools.chain.from_iterable(spine.run(jobs, Budget(), 0.0)))
+        last = dict(itertools.chain.from_iterable(spine.run(jobs, Budget())))
         for job, (_, gflops, _) in zip(jobs, four, strict=True):
             outcome = last[job].result
             assert isinstance(outcome, Outcome)

@@ -17,19 +17,8 @@ from itertools import count
 from typing import Generic
 
 from service.errors import FathomError, Overloaded
+from service.inference import schedule
 from service.inference.place import URGENCY, Batch, P, Place, missed
-from service.inference.schedule import (
-    PAYS,
-    PROMISED,
-    Times,
-    batch_size,
-    eased,
-    planned_s,
-    rate_after,
-    room_ms,
-    share_ms,
-    sustained_ms,
-)
 
 # A random factor for Retry-After: callers refused together must not come back together.
 SPREAD = (1.0, 2.0)
@@ -59,7 +48,7 @@ class Queue(Generic[P]):
         max_batch: int,
         target_s: float,
         promised: bool = False,
-        pays: float = PAYS,
+        pays: float = schedule.PAYS,
         spread: Callable[[], float] = lambda: random.uniform(*SPREAD),
     ) -> None:
         self.size, self.max_batch, self._spread = size, max_batch, spread
@@ -84,8 +73,15 @@ class Queue(Generic[P]):
         return not self.waiting and not self.running
 
     def taken(self, now: float) -> int:
-        """The places that are not free."""
-        return len(self.waiting) + sum(place.leased > now for place in self.held)
+        """The places that are not free. Bodies that still come count for half of them at most, so
+        that senders that do not go on keep nobody out."""
+        coming = sum(now < place.leased < math.inf for place in self.held)
+        return self._arrived + min(coming, (self.size + 1) // 2)
+
+    @property
+    def _arrived(self) -> int:
+        """Images that wait, and those that are being decoded."""
+        return len(self.waiting) + sum(place.leased == math.inf for place in self.held)
 
     def wait_ms(self, now: float) -> float:
         """How long an image would wait behind all that wait, if those took the least time."""
@@ -111,18 +107,17 @@ class Queue(Generic[P]):
         self.held[place] = None
 
     def received(self, place: P, now: float) -> None:
-        """The body of an image is there. Raises Overloaded if it took so long that its place was
-        given away."""
-        if place.leased <= now:
-            self._check_places(place, now)
+        """The body of an image is there. Raises Overloaded if its place was given away meanwhile:
+        it came slowly, or many others did."""
         place.leased = math.inf
+        self._check_places(place, now, arrived=True)
 
     def enter(self, place: P, now: float) -> None:
         """The image of a place is decoded, and waits for its turn. Raises Overloaded if its
         deadline can no longer be met."""
         del self.held[place]
         # Requests that bring no image do not count, or they would cost the others their quality.
-        self._rate, self._rated = rate_after(self._rate, now - self._rated, 1), now
+        self._rate, self._rated = schedule.rate_after(self._rate, now - self._rated, 1), now
         self._check_times(place, now)
         insort(self.waiting, place, key=_order)
 
@@ -145,7 +140,7 @@ class Queue(Generic[P]):
             "The deadline passed in the queue.", shed="expired", retry_after=self._again(now)
         )
 
-    def take(self, now: float, times: Times) -> Batch[P]:
+    def take(self, now: float, times: schedule.Times) -> Batch[P]:
         """Start the next batch; no places if no image waits."""
         hopeless = [place for place in self.waiting if place.slack_ms(now) < place.least_ms]
         self.waiting = [place for place in self.waiting if place not in hopeless]
@@ -153,17 +148,21 @@ class Queue(Generic[P]):
             return Batch([], hopeless=hopeless)
         # Load is read before the batch is taken out, or the last places would never count.
         waits = [(place.arrived, place.due) for place in self.waiting]
-        rate = rate_after(self._rate, now - self._rated)
-        limit_ms = min(share_ms(waits, now), sustained_ms(rate))
+        together = min(self.max_batch, len(self.waiting))
+        rate = schedule.rate_after(self._rate, now - self._rated)
+        limit_ms = min(schedule.share_ms(waits, now), schedule.sustained_ms(rate))
         if self.size > 1:
-            limit_ms = min(limit_ms, room_ms(times.cheapest_ms, self.size, self.taken(now)))
-        limit_ms = eased(self._limit_ms, limit_ms, now - self._limited, times)
+            cheapest_ms = times.each_ms(together)
+            limit_ms = min(limit_ms, schedule.room_ms(cheapest_ms, self.size, self.taken(now)))
+        limit_ms = schedule.eased(self._limit_ms, limit_ms, now - self._limited, times)
         self._limit_ms, self._limited = limit_ms, now
         slack_ms = 1000 * (self.waiting[0].due - now)
-        row_ms = times.within(min(limit_ms, slack_ms))
+        row_ms = times.within(min(limit_ms, slack_ms), together)
         # Without a deadline, only working off the queue helps an image that is late.
         late = self.waiting[0].deadline is None and slack_ms < row_ms[0]
-        size = batch_size(math.inf if late else slack_ms, self.max_batch, row_ms, self._pays)
+        size = schedule.batch_size(
+            math.inf if late else slack_ms, self.max_batch, row_ms, self._pays
+        )
         self.running, self.waiting = self.waiting[:size], self.waiting[size:]
         self.free = now + row_ms[size - 1] / 1000
         for place in self.running:
@@ -178,7 +177,7 @@ class Queue(Generic[P]):
         """
         if self.full or not self.waiting:
             return 0.0
-        latest = min(planned_s(place.arrived, place.due) for place in self.waiting)
+        latest = min(schedule.planned_s(place.arrived, place.due) for place in self.waiting)
         return latest - slowest_ms / 1000 - now
 
     def clear(self) -> list[P]:
@@ -187,8 +186,9 @@ class Queue(Generic[P]):
         self.waiting, self.held = [], {}
         return left
 
-    def _check_places(self, place: P, now: float) -> None:
-        others = self.taken(now) - (place in self.held and place.leased > now)
+    def _check_places(self, place: P, now: float, *, arrived: bool = False) -> None:
+        # An image that is there goes before those that still come.
+        others = self._arrived - 1 if arrived else self.taken(now)
         answers = self.answering.keys() - set(self.running)
         if others >= self._room(place) or len(answers) >= self.size:
             raise Overloaded(
@@ -206,7 +206,7 @@ class Queue(Generic[P]):
             inserted = inserted or other is place
             late = inserted and ends_ms > other.slack_ms(now)
             if other is place and self.promised and place.deadline is None:
-                share = PROMISED * self._room(place) / self.size
+                share = schedule.PROMISED * self._room(place) / self.size
                 late = ends_ms > 1000 * (place.arrived + share * self.target_s - now)
             if late:
                 what = "The deadline" if other is place else "The deadline of an earlier image"
@@ -237,7 +237,7 @@ class Queue(Generic[P]):
 
     def _again(self, now: float) -> float:
         """When a retry has a chance, in seconds: the queue is worked off, and a random time."""
-        return self._spread() * max(1, math.ceil(self.wait_ms(now) / 1000))
+        return round(self._spread() * max(1, math.ceil(self.wait_ms(now) / 1000)))
 
 
 def _order(place: Place) -> tuple[float, int]:

@@ -42,10 +42,14 @@ class Times:
     def slowest_ms(self) -> float:
         return max(row[0] for row in self.ms)
 
-    def within(self, limit_ms: float) -> Sequence[float]:
-        """The row of the slowest plan that takes at most limit_ms for one image; else of the
-        fastest."""
-        rows = [row for row in self.ms if row[0] <= limit_ms]
+    def each_ms(self, images: int) -> float:
+        """What the cheapest plan takes per image, of so many together."""
+        return min(row[images - 1] for row in self.ms) / images
+
+    def within(self, limit_ms: float, images: int = 1) -> Sequence[float]:
+        """The row of the slowest plan that takes at most limit_ms per image, of so many together;
+        else of the fastest."""
+        rows = [row for row in self.ms if row[images - 1] / images <= limit_ms]
         if rows:
             return max(rows, key=lambda row: row[0])
         return min(self.ms, key=lambda row: row[0])
