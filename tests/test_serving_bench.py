@@ -19,9 +19,9 @@ def test_loads_have_the_rate_that_was_asked_for() -> None:
     assert swings == sorted(swings)
     per_second = np.histogram(swings, 1000)[0]
     assert np.var(per_second) > 5 * np.mean(per_second)  # far more than a Poisson process has
-    burst = np.array(step(1.0, 50.0, 10.0, 10.0, 10.0, 3))
+    burst = np.array(step(1.0, 50.0, 10.0, 10.0, 3))
     during = int(((burst >= 10) & (burst < 20)).sum())
-    assert (during, len(burst) - during) == (pytest.approx(500, rel=0.2), pytest.approx(20, abs=14))
+    assert (during, len(burst) - during) == (pytest.approx(500, rel=0.2), pytest.approx(10, abs=9))
 
 
 def test_a_stalled_service_is_seen_from_the_planned_times(fake_manifest: Manifest) -> None:

@@ -154,7 +154,7 @@ def test_a_process_that_started_slowly_serves_all_the_same(
 
 def test_every_plan_is_used_before_anything_is_refused(fake_manifest: Manifest) -> None:
     """More and more callers that send again as soon as they are answered."""
-    delays = {"front": 0.004, **{f"encoder-d{depth}": 0.006 * depth for depth in (1, 2, 3, 4)}}
+    delays = {"front": 0.005, **{f"encoder-d{depth}": 0.02 * depth for depth in (1, 2, 3, 4)}}
     with running(fake_manifest, delay_s=delays, queue_size=5, max_batch=1) as server:
         plans: list[str] = []
         for callers in range(1, 12):

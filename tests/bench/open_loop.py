@@ -73,14 +73,12 @@ def bursts(
     return times
 
 
-def step(
-    low: float, high: float, before_s: float, burst_s: float, after_s: float, seed: int
-) -> list[float]:
-    """Times of a Poisson process with one burst."""
-    first = poisson(low, before_s, seed)
-    burst = [before_s + at for at in poisson(high, burst_s, seed + 1)]
-    last = [before_s + burst_s + at for at in poisson(low, after_s, seed + 2)]
-    return [*first, *burst, *last]
+def step(low: float, high: float, before_s: float, burst_s: float, seed: int) -> list[float]:
+    """Times of a Poisson process with a burst at its end."""
+    return [
+        *poisson(low, before_s, seed),
+        *(before_s + t for t in poisson(high, burst_s, seed + 1)),
+    ]
 
 
 def send(load: Load) -> list[Answer]:

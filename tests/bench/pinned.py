@@ -9,7 +9,7 @@ import os
 import sys
 
 from service.__main__ import main
-from service.inference import engine, queue
+from service.inference import engine, schedule
 
 
 def unlimited(*_: object) -> float:
@@ -21,6 +21,6 @@ def an_hour(_: float) -> float:
 
 
 if __name__ == "__main__":
-    queue.eased = unlimited
+    schedule.eased = unlimited
     engine.objective_s = an_hour  # no image is ever late
     sys.exit(main(sys.argv[1:], os.environ))

@@ -158,7 +158,7 @@ def full_again_s(
     until the last one below that."""
     enough = 0.995 * bench.plans[-1]["quality"]
     cheap = max(plan["gflops"] for plan in bench.plans if plan["quality"] < enough)
-    after = [answer for answer in answers if answer.planned > burst_ended and answer.gflops]
+    after = [answer for answer in answers if answer.planned >= burst_ended and answer.gflops]
     first = min((a.planned for a in after if a.gflops > cheap + 0.001), default=math.inf)
     last = max((a.planned for a in after if a.gflops <= cheap + 0.001), default=burst_ended)
     return first - burst_ended, last - burst_ended
@@ -167,7 +167,9 @@ def full_again_s(
 def burst(bench: Bench, url: str, who: str, budget: str, seed: int) -> tuple[float, float, float]:
     """Ten seconds at three times the full plan's capacity. Share in time, and `full_again_s`."""
     low, high = 0.4 / bench.full_s, 3 / bench.full_s
-    answers = send(Load(url, step(low, high, 3.0, 10.0, 6.0, seed), PHOTOS, budget))
+    # After it, an image now and then, to see what it gets.
+    after = np.arange(13.0, 19.0, 2 * bench.full_s).tolist()
+    answers = send(Load(url, [*step(low, high, 3.0, 10.0, seed), *after], PHOTOS, budget))
     during = [answer for answer in answers if 3.0 <= answer.planned < 13.0]
     point = bench._point(f"{who}, burst", high, during)
     print(point.row(), flush=True)
@@ -211,12 +213,12 @@ def main() -> int:
             f"{1000 * bench.cheapest_s:.0f} ms; objective {1000 * bench.objective_s:.0f} ms"
         )
         print(HEADER)
-        shares = (0.3, 0.5, 0.7) if quick else (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+        shares = (0.3, 0.5, 0.7, 0.9) if quick else (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
         deepest = bench.sweep(
             "fixed, full plan", fixed, [s * full for s in shares], bench.only(bench.plans[-1])
         )
         with bench.adaptive() as adaptive:
-            steps = (1.0, 1.5, 2.0, 3.0) if quick else (0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6)
+            steps = (1.0, 1.5, 2.0, 3.0, 4.0) if quick else (0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6)
             loads = [s * full for s in steps]
             ours = bench.sweep("adaptive", adaptive, loads, ADAPTIVE)
             ratios = (0.5, 1.0, 2.0) if quick else (0.5, 1.0, 1.5, 2.0)
