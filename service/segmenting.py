@@ -104,7 +104,7 @@ class Segmenter:
             raise self.model.engine.expire(ticket) from error
         finally:
             self.model.engine.leave(ticket)
-        return self._answer(progress, ticket.deadline, trace)
+        return self._answer(progress, ticket.promise, trace)
 
     @contextmanager
     def place(
@@ -159,7 +159,7 @@ class Segmenter:
         except TimeoutError as error:
             trace.follow(ticket.progress)
             raise engine.expire(ticket) from error
-        return self._answer(progress, ticket.deadline, trace)
+        return self._answer(progress, ticket.promise, trace)
 
     async def in_thread(self, work: Callable[[], _T]) -> _T:
         """Run work that would block the event loop in one of the image threads; see `Threads`."""
@@ -238,6 +238,6 @@ def open_bundle(folder: str | Path, **changes: Any) -> Segmenter:
 
 def _remaining_s(ticket: Ticket) -> float | None:
     """Seconds until the deadline; None without one."""
-    if ticket.deadline is None:
+    if ticket.promise is None:
         return None
-    return max(0.0, ticket.deadline - time.perf_counter())
+    return max(0.0, ticket.promise - time.perf_counter())

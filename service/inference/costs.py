@@ -84,7 +84,7 @@ class Costs:
 
     front: of each canvas; that of the first, the glance, has the gate in it.
     rest: encoder and head per plan, the cheapest plan first.
-    beside: what a batch takes beside its stages.
+    beside: what a batch takes beside its stages. answer: from an image's result to its answer.
     doubted: plans that an estimate ruled out which was not measured lately, and how often the
         engine shall measure them while it is idle.
     """
@@ -97,7 +97,7 @@ class Costs:
         """front_ms: by canvas, the glance first."""
         self.front = {canvas: _cost(ms) for canvas, ms in front_ms.items()}
         self.rest = {plan: _cost(ms) for plan, ms in rest_ms.items()}
-        self.beside = Cost(0.0)
+        self.beside, self.answer = Cost(0.0), Cost(0.0)
         self.doubted: dict[Plan, int] = {}
         self._trusted_s: dict[Plan, float] = {}  # for how long, if more than STALE_S
         self._before_ms: dict[Plan, float] = {}

@@ -31,6 +31,7 @@ from service.inference.turns import Turns
 from service.inference.warm_up import warm_up
 from service.metrics import Metrics
 
+LONGEST_ANSWER = 0.2  # the most of a deadline that is left for making the answer
 State = Literal["starting", "ready", "draining", "failed"]
 _log = logging.getLogger("fathom.engine")
 
@@ -106,15 +107,21 @@ class Engine:
         """
         now, node = time.perf_counter(), self.node_budget
         limits_ms = [ms for ms in (ask.budget.ms, node.ms) if ms is not None]
-        deadline = arrived + min(limits_ms) / 1000 if limits_ms else None
+        promise = arrived + min(limits_ms) / 1000 if limits_ms else None
         with self._changed:
+            # Beside the engine's time, an answer takes some to be made.
+            answer_s = self._costs.answer.high_ms() / 1000
+            deadline = promise and promise - min(answer_s, LONGEST_ANSWER * (promise - arrived))
             self.check_ready()
             affordable = self._policy.affordable(ask.budget, node)
             plans = [self._policy.plans[index] for index in sorted(affordable)]
             fastest = min(plans, key=self._costs.total_ms)
             least_ms = self._costs.total_ms(fastest)
             ticket = Ticket(
-                arrived, deadline, ask.urgency, caller, least_ms, ask=ask, request_id=request_id
+                *(arrived, deadline, ask.urgency, caller, least_ms),
+                ask=ask,
+                request_id=request_id,
+                promise=promise,
             )
             try:
                 self._queue.reserve(ticket, now, coming=coming)
@@ -151,6 +158,9 @@ class Engine:
     def leave(self, ticket: Ticket) -> None:
         """Give a place back, wherever its image is. May be called again."""
         with self._changed:
+            if ticket.ended is not None and ticket in self._queue.answering:
+                now = time.perf_counter()
+                self._costs.answer.add(now - ticket.ended, 1, now)
             self._queue.leave(ticket)
             self._changed.notify()
 

@@ -75,13 +75,13 @@ class Queue(Generic[P]):
     def taken(self, now: float) -> int:
         """The places that are not free. Bodies that still come count for half of them at most, so
         that senders that do not go on keep nobody out."""
-        coming = sum(now < place.leased < math.inf for place in self.held)
+        coming = sum(now < place.leased < math.inf for place in tuple(self.held))
         return self._arrived + min(coming, (self.size + 1) // 2)
 
     @property
     def _arrived(self) -> int:
-        """Images that wait, and those that are being decoded."""
-        return len(self.waiting) + sum(place.leased == math.inf for place in self.held)
+        """Images that wait, and those that are being decoded. Metrics read it without the lock."""
+        return len(self.waiting) + sum(place.leased == math.inf for place in tuple(self.held))
 
     def wait_ms(self, now: float) -> float:
         """How long an image would wait behind all that wait, if those took the least time."""

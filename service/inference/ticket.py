@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -16,14 +17,18 @@ from service.inference.place import Place
 class Ticket(Place):
     """A place that was taken. job: the image, once it is decoded; until then there is none.
 
+    promise: when its answer is due; its deadline is that of the engine, which leaves time to make
+    the answer. ended: when the engine was done with it.
     queued: when it began to wait. progress: what is known so far. done: the same, once there is a
     result.
     """
 
     ask: Ask = field(kw_only=True)
+    promise: float | None = field(default=None, kw_only=True)
     request_id: str = field(default="", kw_only=True)
     job: Job | None = field(default=None, init=False)
     queued: float = field(default=0.0, init=False)
+    ended: float | None = field(default=None, init=False)
     progress: Progress = field(default_factory=Progress, init=False)
     done: Future[Progress] = field(default_factory=Future, init=False)
 
@@ -41,6 +46,7 @@ class Ticket(Place):
         queued = self.progress.spans[:1]
         self.progress = replace(progress, spans=(*queued, *progress.spans))
         if progress.result is not None:
+            self.ended = time.perf_counter()
             self._wake()
 
     def fail(self, error: FathomError) -> None:

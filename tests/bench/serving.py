@@ -239,6 +239,14 @@ def main() -> int:
     late_ms = max(point.client_late_p99 for point in bench.points)
     if late_ms > 5:
         print(f"the client itself was up to {late_ms:.1f} ms late (p99 of a point)")
+    adaptive_points = [each for each in bench.points if each.who == "adaptive" and each.held]
+    full_quality = bench.plans[-1]["quality"]
+
+    def at_quality(share: float) -> float | None:
+        """The same ratio, with at least that share of the full plan's quality."""
+        enough = [each for each in adaptive_points if each.quality >= share * full_quality]
+        return ratio(max(enough, key=lambda each: each.load, default=None), deepest)
+
     found = {
         "full_ms": round(1000 * bench.full_s, 1),
         "cheapest_ms": round(1000 * bench.cheapest_s, 1),
@@ -248,6 +256,8 @@ def main() -> int:
         "adaptive_quality_fraction": round(ours.quality / bench.plans[-1]["quality"], 4)
         if ours
         else None,
+        "over_fixed_deepest_at_97_percent": at_quality(0.97),
+        "over_fixed_deepest_at_98.5_percent": at_quality(0.985),
         "burst_attained": round(attained, 4),
         "burst_attained_fixed": round(fixed_attained, 4),
         "full_again_s": round(again_s, 2),
