@@ -150,7 +150,9 @@ class Queue(Generic[P]):
         waits = [(place.arrived, place.due) for place in self.waiting]
         together = min(self.max_batch, len(self.waiting))
         rate = schedule.rate_after(self._rate, now - self._rated)
-        limit_ms = min(schedule.share_ms(waits, now), schedule.sustained_ms(rate))
+        limit_ms = schedule.share_ms(waits, now)
+        if len(waits) > 1:  # the rate alone, from a few arrivals, closes nothing
+            limit_ms = min(limit_ms, schedule.sustained_ms(rate))
         if self.size > 1:
             cheapest_ms = times.each_ms(together)
             limit_ms = min(limit_ms, schedule.room_ms(cheapest_ms, self.size, self.taken(now)))
