@@ -5,6 +5,7 @@
 # make lint   ruff (rules, format) and mypy --strict
 # make weights NAME= DATA= BACKBONE=   train and export a bundle of trained_weights/ anew
 # make bench-latency   latency per depth, start and memory of the real service
+# make bench-serving [QUICK=1]   adaptive against one plan for all under rising load; QUICK: at most five minutes
 # make bench-picture   docs/fathom.png, the picture in the README, from the real service
 # make bench-dashboard   docs/dashboard.png, from a real service and a real Prometheus (Debian's package)
 # make bench-autoscale   simulated days under the autoscaler: adaptive depth against fixed plans, k8s's thresholds
@@ -27,7 +28,7 @@ TEST_SERVICE = .venv/test-service
 CLIENTS = .venv/clients
 
 .DEFAULT_GOAL = help
-.PHONY: help serve test test-service test-clients lint bench-latency bench-dashboard bench-autoscale bench-pod bench-gpu bench-picture prove-docker
+.PHONY: help serve test test-service test-clients lint bench-latency bench-serving bench-dashboard bench-autoscale bench-pod bench-gpu bench-picture prove-docker
 .DELETE_ON_ERROR:
 
 help:
@@ -74,6 +75,9 @@ $(SERVE)/.ready $(TEST)/.ready $(TEST_SERVICE)/.ready $(CLIENTS)/.ready: pyproje
 # Benchmarks and pictures of a real service process; each prints a table and ends in one JSON line.
 bench-latency: $(TEST)/.ready
 	$(TEST)/bin/python tests/bench/latency.py --bundle "$(BUNDLE)"
+
+bench-serving: $(TEST_SERVICE)/.ready
+	$(TEST_SERVICE)/bin/python tests/bench/serving.py --bundle "$(BUNDLE)" $(if $(QUICK),--quick)
 
 bench-dashboard: $(TEST)/.ready
 	$(TEST)/bin/python tests/bench/dashboard_preview.py

@@ -249,7 +249,7 @@ def latency() -> list[Panel]:
         "and decoder run in it. glance counts images whose plan has a larger canvas.",
         "p95": "If queue leads, there are too few replicas; if a stage of the engine does, too "
         "little CPU or GPU.",
-        "p99": "The slowest. A queue here and not at p50 means bursts: a lower load-start or more "
+        "p99": "The slowest. A queue here and not at p50 means bursts: a lower target-ms or more "
         "replicas help.",
     }
     return [
@@ -271,10 +271,11 @@ def capacity() -> list[Panel]:
             {
                 "waiting": f"sum(fathom_queue_depth{{{ONE}}})",
                 "in the engine": f"sum(fathom_inflight{{{ONE}}})",
+                "places taken": f"sum(fathom_places_taken{{{ONE}}})",
             },
             "none",
-            "A queue that stays is too little capacity. From half a full queue on (load-start) "
-            "plans get cheaper.",
+            "A queue that stays is too little capacity. The more wait, the cheaper the plans. "
+            "Places that are taken while few wait: bodies come slowly, or the decoders are busy.",
         ),
         lines(
             "Wait in the queue",
@@ -287,6 +288,7 @@ def capacity() -> list[Panel]:
         lines(
             "What the autoscaler sees",
             {
+                "pressure": f"max(fathom_pressure_ratio{{{ONE}}})",
                 "queue wait, s": f"max(namespace_job:fathom_queue_wait_seconds:mean1m"
                 f"{{{SERVICE}}})",
                 "compute given up": f"max(namespace_job:fathom_compute_given_up_ratio:mean1m"
@@ -294,8 +296,8 @@ def capacity() -> list[Panel]:
             },
             "none",
             "The two signals to scale on, over one minute: seconds, and a share of the wanted "
-            "compute. If they stay high at the most replicas, "
-            "allow more.",
+            "compute. Pressure is the predicted wait against the objective: above 1, images are "
+            "late. If they stay high at the most replicas, allow more.",
         ),
         lines(
             "Refused, by reason",

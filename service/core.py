@@ -30,7 +30,7 @@ class Reason(StrEnum):
     REQUEST = "request"  # the request's ceiling on depth or gflops decided
     NODE = "node"  # the node's ceiling decided
     DEADLINE = "deadline"  # a more expensive plan would have missed the deadline
-    LOAD = "load"  # the queue is filling: the node trades depth for throughput
+    LOAD = "load"  # others wait: the node trades quality for throughput
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +100,14 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What one caller wants of one image, however it came in."""
+    """What one caller wants of one image, however it came in.
+
+    urgency: of RFC 9218, from 0 (the most urgent) to 7.
+    """
 
     budget: Budget = Budget()
     value_range: ValueRange = "full"
+    urgency: int = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ FathomError 500
 
 from __future__ import annotations
 
+import math
+
 
 class FathomError(Exception):
     """The base. `detail` (the message) names what to change; `title` and `status` are the class's.
@@ -44,6 +46,11 @@ class FathomError(Exception):
         self.retry_after = retry_after
         self.shed = shed
         self.extra = extra
+
+    @property
+    def retry_after_s(self) -> int | None:
+        """The value of `Retry-After`: whole seconds, at least one."""
+        return None if self.retry_after is None else max(1, math.ceil(self.retry_after))
 
 
 class BundleError(FathomError):

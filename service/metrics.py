@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter as Tally
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 import prometheus_client as prometheus
 from prometheus_client.exposition import choose_encoder
@@ -48,6 +48,11 @@ def _leaves(kind: type[FathomError]) -> Iterable[type[FathomError]]:
 OUTCOMES = {"ok": 200, "cancelled": 499, "unauthorized": 401} | {
     kind.problem: kind.status for kind in _leaves(FathomError)
 }
+
+
+def _check(what: str, value: str, known: Container[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{value!r} is not in the closed set of values of {what}")
 
 
 class Metrics:
@@ -137,14 +142,19 @@ class Metrics:
         self._engine_errors = prometheus.Counter(
             "fathom_engine_errors_total", "Batches that failed in the engine.", registry=registry
         )
-        self.queue_depth = prometheus.Gauge(
-            "fathom_queue_depth", "Images that wait.", registry=registry
-        )
-        self.inflight = prometheus.Gauge(
-            "fathom_inflight", "Images in the engine.", registry=registry
-        )
-        self.node_budget_gflops = prometheus.Gauge(
-            "fathom_node_budget_gflops", "The node's ceiling; +Inf without one.", registry=registry
+
+        def gauge(name: str, text: str) -> prometheus.Gauge:
+            return prometheus.Gauge(name, text, registry=registry)
+
+        self.queue_depth = gauge("fathom_queue_depth", "Images that wait.")
+        text = "Places of the queue that are taken: images that wait or come."
+        self.places = gauge("fathom_places_taken", text)
+        text = "Predicted wait with the cheapest plan against the objective."
+        self.pressure = gauge("fathom_pressure_ratio", text)
+        self.inflight = gauge("fathom_inflight", "Images in the engine.")
+        self.held_bytes = gauge("fathom_held_bytes", "Bytes of bodies that are in memory.")
+        self.node_budget_gflops = gauge(
+            "fathom_node_budget_gflops", "The node's ceiling; +Inf without one."
         )
         self._build = prometheus.Gauge(
             "fathom_build_info",
@@ -172,8 +182,7 @@ class Metrics:
         outcome: one of OUTCOMES: "ok", or the problem type of its error; others raise ValueError.
         seconds: from the request's start to its answer.
         """
-        if outcome not in OUTCOMES:
-            raise ValueError(f"{outcome!r} is not in the closed set of outcomes")
+        _check("outcome", outcome, OUTCOMES)
         self._requests.labels(outcome).inc()
         if outcome == "ok":
             self.last_answer_s = time.time()
@@ -181,8 +190,7 @@ class Metrics:
         exemplar = {"trace_id": trace.trace_id} if trace.sampled else None
         self._request_seconds.labels(outcome).observe(seconds, exemplar)
         for stage, spent in trace.stages.items():
-            if stage not in STAGES:
-                raise ValueError(f"{stage!r} is not in the closed set of stages")
+            _check("stage", stage, STAGES)
             self._stage_seconds.labels(stage).observe(spent)
         if outcome == "deadline-exceeded":
             self._budget_missed.labels("deadline").inc()
@@ -194,8 +202,7 @@ class Metrics:
     def _observe_decision(self, decision: Decision, outcome: str) -> None:
         plan, wanted = decision.plan, decision.wanted or decision.plan
         canvas = plan.canvas if self._canvases else ""
-        if self._canvases and canvas not in self._canvases:
-            raise ValueError(f"{canvas!r} is not in the closed set of canvases")
+        _check("canvas", canvas, self._canvases or [""])
         self._depth.labels(canvas, decision.reason.value).observe(plan.depth)
         self._quality.observe(decision.predicted_quality)
         # A plan on a smaller canvas, or with fewer tokens or channels, is cheaper without losing a
@@ -222,8 +229,7 @@ class Metrics:
 
     def shed(self, reason: str) -> None:
         """Count a refusal. reason: one of SHED."""
-        if reason not in SHED:
-            raise ValueError(f"{reason!r} is not in the closed set of reasons to shed")
+        _check("reason to shed", reason, SHED)
         self._shed.labels(reason).inc()
 
     def build_info(self, *, version: str, bundle: str, backend: str, reason: str) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import TimeoutError as NotInTime
 
 from service.bundle import Bundle
 from service.core import Ask, Budget
 from service.engines.base import Backend
-from service.inference.engine import Engine, State, Ticket
+from service.inference.engine import Engine, State
 from service.inference.policy import Policy, margin_for
 from service.inference.queue import Queue
+from service.inference.schedule import PAYS
+from service.inference.ticket import Ticket
 from service.metrics import Metrics
 from service.settings import Settings, flag
 from service.tasks import task_of
@@ -36,8 +39,16 @@ class Model:
     ) -> None:
         self.bundle, self.manifest, self.task = bundle, bundle.manifest, task_of(bundle)
         plans, margins = self.manifest.plans, self.manifest.margins
-        self.policy = Policy(plans, margins, settings.max_loss, settings.load_start)
-        queue = Queue[Ticket](size=settings.queue_size, max_batch=settings.max_batch)
+        self.policy = Policy(plans, margins, settings.max_loss)
+        queue = Queue[Ticket](
+            size=settings.queue_size,
+            max_batch=settings.max_batch,
+            # Without an objective, the engine sets one once it knows what plans take.
+            target_s=(settings.target_ms or 1000.0) / 1000,
+            promised=settings.target_ms > 0,
+            # Who waits for company wants batches, even if they save nothing here.
+            pays=math.inf if settings.batch_wait_ms else PAYS,
+        )
         self.engine = Engine(
             open_backend,
             self.manifest,
@@ -78,14 +89,16 @@ class Model:
     def node_budget(self, budget: Budget) -> None:
         self.engine.node_budget = budget
 
-    def admit(self, ask: Ask) -> None:
-        """Refuse at once, before the image's bytes are read, an ask that has no chance now.
+    def reserve(
+        self, ask: Ask, arrived: float, request_id: str, *, caller: str = "", coming: bool = True
+    ) -> Ticket:
+        """Take a place for an image before its bytes are read, or refuse it at once.
 
-        Raises NotReady, BadBudget or UnsatisfiableBudget.
+        Raises NotReady, BadBudget, UnsatisfiableBudget or Overloaded; see `Engine.reserve`.
         """
         self.engine.check_ready()
         self.policy.check(ask.budget)
-        self.policy.affordable(ask.budget, self.node_budget)
+        return self.engine.reserve(ask, arrived, request_id, caller=caller, coming=coming)
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new work, finish what was admitted, close the engine.

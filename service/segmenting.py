@@ -16,9 +16,9 @@ import asyncio
 import difflib
 import time
 import uuid
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from concurrent.futures import TimeoutError as NotInTime
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
@@ -30,12 +30,13 @@ from service.bundle import load
 from service.core import Ask, Frames, Progress, Trace, ValueRange
 from service.engines.choice import choose_backend, open_backend
 from service.errors import FathomError, SettingsError
-from service.inference.engine import Ticket
-from service.inference.queue import missed
+from service.inference.place import missed
+from service.inference.ticket import Ticket
 from service.metrics import Metrics
 from service.model import Model
 from service.pixels.decode import Limits, Picture, decode, from_memory
 from service.settings import Settings
+from service.threads import Threads
 
 __all__ = ["Answer", "Segmenter", "open_bundle"]
 
@@ -48,7 +49,7 @@ SETTINGS = (
     "batch_wait_ms",
     "queue_size",
     "max_loss",
-    "load_start",
+    "target_ms",
     "max_pixels",
     "max_side",
     "min_side",
@@ -66,7 +67,7 @@ class Segmenter:
         self.model = model
         self._limits = Limits(settings.max_pixels, settings.max_side, settings.min_side)
         self._drain_timeout_s = settings.drain_timeout_s
-        self._threads = ThreadPoolExecutor(settings.image_threads, thread_name_prefix="image")
+        self._threads = Threads(settings.image_threads)
 
     def segment(
         self,
@@ -91,20 +92,36 @@ class Segmenter:
         limits = {"depth": depth, "gflops": gflops, "ms": ms, "max-loss": max_loss}
         values = {key: limit for key, limit in limits.items() if limit is not None}
         ask = Ask(budget_of({**values, "strict": strict}), value_range_of(value_range))
-        self.model.admit(ask)
-        if isinstance(picture, str | Path):
-            picture = Path(picture).read_bytes()
-        frames = self._frames(picture, "", ask)
-        trace.add("decode", arrived, time.perf_counter())
-        engine = self.model.engine
-        ticket = engine.submit(frames, ask, arrived, trace.request_id)
+        ticket = self.model.reserve(ask, arrived, trace.request_id, coming=False)
         try:
+            if isinstance(picture, str | Path):
+                picture = Path(picture).read_bytes()
+            frames = self._frames(picture, "", ask)
+            trace.add("decode", arrived, time.perf_counter())
+            self.model.engine.submit(ticket, frames)
             progress = ticket.done.result(_remaining_s(ticket))
         except NotInTime as error:
-            raise engine.expire(ticket) from error
+            raise self.model.engine.expire(ticket) from error
         finally:
-            engine.withdraw(ticket)
-        return self._answer(progress, ticket.deadline, trace)
+            self.model.engine.leave(ticket)
+        return self._answer(progress, ticket.promise, trace)
+
+    @contextmanager
+    def place(
+        self, ask: Ask, trace: Trace, arrived: float, *, coming: bool = True
+    ) -> Iterator[Ticket]:
+        """A place in the queue, until the block ends: take it before anything of the image is read,
+        and keep it until the image is answered.
+
+        arrived: perf_counter when the request began. coming: its body is not read yet. Raises
+        NotReady, BadBudget, UnsatisfiableBudget or Overloaded.
+        """
+        caller = trace.caller
+        ticket = self.model.reserve(ask, arrived, trace.request_id, caller=caller, coming=coming)
+        try:
+            yield ticket
+        finally:
+            self.model.engine.leave(ticket)
 
     async def decode(
         self, picture: bytes | Picture, content_type: str, trace: Trace, ask: Ask
@@ -122,28 +139,31 @@ class Segmenter:
         geometry = frames[self.model.manifest.glance.name].geometry
         return geometry.width, geometry.height
 
-    async def run(self, frames: Frames, ask: Ask, trace: Trace, arrived: float) -> Answer:
-        """Wait for the image's turn and its result. arrived: perf_counter when the request began.
+    def received(self, ticket: Ticket) -> None:
+        """The body with the image of a place is there. Raises Overloaded if that took so long that
+        the place was given away."""
+        self.model.engine.received(ticket)
 
-        Cancelling the task takes a waiting image out of the queue. Raises NotReady,
-        UnsatisfiableBudget, DeadlineExceeded (it passed while running) or Overloaded (the queue is
-        full, or the deadline cannot be met or passed in the queue).
+    async def run(self, ticket: Ticket, frames: Frames, trace: Trace) -> Answer:
+        """Wait for the image's turn and its result. ticket: of `place`.
+
+        Raises NotReady, UnsatisfiableBudget, DeadlineExceeded (it passed while running) or
+        Overloaded (the deadline cannot be met any more, or passed in the queue).
         """
         engine = self.model.engine
-        ticket = engine.submit(frames, ask, arrived, trace.request_id)
+        engine.submit(ticket, frames)
+        del frames  # the ticket has them
         try:
             async with asyncio.timeout(_remaining_s(ticket)):
                 progress = await asyncio.wrap_future(ticket.done)
         except TimeoutError as error:
             trace.follow(ticket.progress)
             raise engine.expire(ticket) from error
-        finally:
-            engine.withdraw(ticket)
-        return self._answer(progress, ticket.deadline, trace)
+        return self._answer(progress, ticket.promise, trace)
 
     async def in_thread(self, work: Callable[[], _T]) -> _T:
-        """Run work that would block the event loop in one of the image threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        """Run work that would block the event loop in one of the image threads; see `Threads`."""
+        return await self._threads.run(work)
 
     def start(self) -> None:
         """Start the engine; it is ready some time later."""
@@ -152,12 +172,12 @@ class Segmenter:
     async def drain(self) -> None:
         """Finish what was admitted, within the drain timeout, and end."""
         await self.model.drain(self._drain_timeout_s)
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown()
 
     def close(self) -> None:
         """`drain` for callers without an event loop."""
         self.model.close(self._drain_timeout_s)
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown()
 
     def __enter__(self) -> Segmenter:
         return self
@@ -218,6 +238,6 @@ def open_bundle(folder: str | Path, **changes: Any) -> Segmenter:
 
 def _remaining_s(ticket: Ticket) -> float | None:
     """Seconds until the deadline; None without one."""
-    if ticket.deadline is None:
+    if ticket.promise is None:
         return None
-    return max(0.0, ticket.deadline - time.perf_counter())
+    return max(0.0, ticket.promise - time.perf_counter())

@@ -66,12 +66,12 @@ class Settings:
     batch_wait_ms: float = field(
         default=0.0,
         metadata=_about(
-            "how long a batch that is not full waits for more images", low=0, high=1000
+            "how long a batch that is not full waits for more, if deadlines allow", low=0, high=1000
         ),
     )
     queue_size: int = field(
         default=32,
-        metadata=_about("most images that wait; one more gets a 429", low=1, high=10_000),
+        metadata=_about("most images that wait or come; one more gets a 429", low=1, high=10_000),
     )
     max_loss: float = field(
         default=0.005,
@@ -86,9 +86,14 @@ class Settings:
         default="",
         metadata=_about("file with such ceilings, watched for changes; overrides node-budget"),
     )
-    load_start: float = field(
-        default=0.5,
-        metadata=_about("filled share of the queue above which plans get cheaper", low=0, high=1),
+    target_ms: float = field(
+        default=0.0,
+        metadata=_about(
+            "objective: most milliseconds for 99 % of the answers; plans get cheaper to hold it, "
+            "then requests are refused; 0: three times the full plan's time, and that refuses none",
+            low=0,
+            high=600_000,
+        ),
     )
     max_body_bytes: int = field(
         default=20 * 1024 * 1024,

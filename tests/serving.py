@@ -8,11 +8,12 @@ from fastapi import FastAPI
 
 from service.api.app import create_app
 from service.bundle import Bundle, Manifest
+from service.core import Ask, Frames, Trace
 from service.engines.base import Backend
 from service.engines.fake import FakeBackend
 from service.metrics import Metrics
 from service.model import Model
-from service.segmenting import Segmenter
+from service.segmenting import Answer, Segmenter
 from service.settings import Settings
 
 
@@ -34,6 +35,15 @@ def segmenter_of(
     counted = metrics or metrics_of(manifest, chosen)
     model = Model(Bundle(Path(), manifest, "0" * 64), chosen, counted, lambda: engine)
     return Segmenter(model, chosen)
+
+
+async def answered(
+    segmenter: Segmenter, frames: Frames, ask: Ask, trace: Trace, arrived: float
+) -> Answer:
+    """An image from its place to its answer, as a transport does it."""
+    with segmenter.place(ask, trace, arrived) as ticket:
+        segmenter.received(ticket)
+        return await segmenter.run(ticket, frames, trace)
 
 
 def app_of(

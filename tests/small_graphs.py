@@ -17,10 +17,10 @@ from service.bundle import Bundle, Manifest, TensorSpec
 from service.core import Ask, Budget, Outcome, Plan
 from service.engines.base import Backend, Tensors
 from service.inference.batches import Job
-from service.inference.costs import warm_up
 from service.inference.pipeline import Pipeline
 from service.inference.policy import Policy
 from service.inference.stages import Stages
+from service.inference.warm_up import warm_up
 from service.pixels.decode import Limits, from_memory
 
 DTYPES = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}
@@ -175,7 +175,7 @@ def check_canvases(backend: Backend, manifest: Manifest) -> None:
     """A batch of images with plans on several canvases, through the pipeline of the service: each
     gets what the graphs of `canvases_manifest` say of it alone. Twice, over what was left."""
     stages = Stages(backend, manifest)
-    policy = Policy(manifest.plans, manifest.margins, default_max_loss=0.0, load_start=0.5)
+    policy = Policy(manifest.plans, manifest.margins, default_max_loss=0.0)
     spine = Pipeline(stages, policy, warm_up(stages, 8), max_batch=8)
     sides, gflops = ((48, 64), (64, 48), (24, 32), (90, 120)), (1.5, 2.5, 9.0, 2.5, 9.0, 9.0, 1.5)
     for seed in range(2):
@@ -185,7 +185,7 @@ def check_canvases(backend: Backend, manifest: Manifest) -> None:
             pixels = rng.integers(0, 256, (*side, 3), dtype=np.uint8) // (1 + len(jobs))
             frames = from_memory(pixels, Limits(10_000_000, 8192, 1), manifest.input)
             jobs.append(Job(frames, Ask(Budget(gflops=most)), None))
-        last = dict(itertools.chain.from_iterable(spine.run(jobs, Budget(), 0.0)))
+        last = dict(itertools.chain.from_iterable(spine.run(jobs, Budget())))
         for job, most in zip(jobs, gflops, strict=True):
             outcome = last[job].result
             assert isinstance(outcome, Outcome)

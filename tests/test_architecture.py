@@ -20,7 +20,8 @@ MAX_LINES = {"service": 250, "model_export": 350}
 # From low to high: a module imports what stands before its own row, and its own package.
 LAYERS = {
     "service": [
-        *("errors", "core", "ask", "settings", "command_line", "logs", "request_line", "metrics"),
+        *("errors", "core", "ask", "settings", "command_line", "logs", "request_line"),
+        *("metrics", "threads"),
         *("bundle", "pixels", "tasks", "answer", "engines", "inference"),
         *("model", "segmenting", "open_inference", "api", "grpc", "__main__"),
     ],
@@ -38,7 +39,11 @@ PURE = {
     "service.bundle.canvases": set[str](),
     "service.bundle.kernel": set[str](),
     "service.inference.policy": {"service.ask", "service.core", "service.errors"},
-    "service.inference.queue": {"service.errors"},
+    "service.inference.place": {"service.errors"},
+    "service.inference.schedule": set[str](),
+    "service.inference.queue": {
+        *("service.errors", "service.inference.place", "service.inference.schedule"),
+    },
 }
 # One engine is as good as another: from outside, only these modules of engines/ are known.
 ENGINES_FOR = {

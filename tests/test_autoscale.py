@@ -22,7 +22,7 @@ from service.settings import Settings
 from tests.bench import autoscale, fleet
 from tests.bench.autoscaler import Autoscaler, Behaviour, Policy, from_utilisation, from_value
 from tests.bench.day import Scaling, World, simulate
-from tests.serving import segmenter_of
+from tests.serving import answered, segmenter_of
 
 SHIPPED = Path(__file__).resolve().parents[1] / "trained_weights/camvid-tiny"
 
@@ -116,16 +116,17 @@ def test_a_replica_of_one_plan_waits_as_the_formula_of_pollaczek_and_khinchine_s
 def test_a_cheaper_plan_gives_up_compute_even_if_it_has_as_many_layers(manifest: Manifest) -> None:
     plans = tuple(replace(plan, depth=6) for plan in manifest.plans)
     policy = fleet.policy(
-        "x", replace(manifest, plans=plans), queue_size=5, load_start=0.0, max_loss=0.0
+        "x", replace(manifest, plans=plans), queue_size=5, target_s=2.0, max_loss=0.0
     )
     assert policy.given_up[0] == 0
-    assert list(policy.given_up) == sorted(set(policy.given_up))
+    assert list(policy.given_up) == sorted(policy.given_up)
+    assert policy.given_up[-1] > policy.given_up[1]
     ran = next(plan for plan in plans if plan.quality == policy.quality[-1])
     assert policy.given_up[-1] == pytest.approx(1 - ran.gflops / plans[-1].gflops)
 
 
 def test_every_request_of_a_day_is_accounted_for(manifest: Manifest) -> None:
-    policy = fleet.policy("x", manifest, queue_size=4, load_start=0.1, max_loss=0.005)
+    policy = fleet.policy("x", manifest, queue_size=4, target_s=1.0, max_loss=0.005)
     arrivals = fleet.traffic(np.random.default_rng(1), 60.0, 1800.0)
     day = simulate(policy, Scaling(cpu=0.6), arrivals, np.random.default_rng(2), World())
     assert day.shed > 0
@@ -158,7 +159,11 @@ def test_adaptive_depth_misses_less_than_the_full_plan_on_the_same_fleet(
 def test_the_simulation_takes_its_settings_from_the_manifests(manifest: Manifest) -> None:
     chosen = [case for case in autoscale.cases(manifest) if case.chosen]
     assert [case.table for case in chosen] == ["queue", "cpu", "keda"]
-    assert {case.policy.queue_size for case in chosen} == {autoscale.settings().queue_size}
+    assert {case.policy.seconds for case in chosen} == {chosen[0].policy.seconds}
+    target_s = autoscale.settings().target_ms / 1000
+    # The last that is admitted waits for the others' cheapest plans, within the objective.
+    last_s = min(chosen[0].policy.seconds) * (chosen[0].policy.queue_size + 1)
+    assert 0.9 * target_s < last_s <= target_s
     assert chosen[1].scaling == autoscale.hpa()
     assert chosen[2].scaling == autoscale.keda()
     assert autoscale.settings().max_batch == 1  # what the simulated replica does
@@ -171,7 +176,7 @@ def test_a_simulated_replica_sheds_waits_and_cheapens_as_the_real_one_does(
     # instead of computing.
     delays = {"front": 0.04, **{f"encoder-d{depth}": 0.04 * depth for depth in (1, 2, 3, 4)}}
     arrivals = np.cumsum(np.random.default_rng(11).exponential(0.1, 60)).tolist()
-    settings = Settings(queue_size=6, load_start=0.0, max_batch=1, max_loss=0.0)
+    settings = Settings(queue_size=6, target_ms=5000, max_batch=1, max_loss=0.0)
     latency, depths, engine_s, shed = asyncio.run(_real(fake_manifest, settings, delays, arrivals))
 
     # What each depth took here, on a machine that may be busy: only the policy is compared.
@@ -186,7 +191,7 @@ def test_a_simulated_replica_sheds_waits_and_cheapens_as_the_real_one_does(
         "x",
         replace(fake_manifest, calibration={"search": search}),
         queue_size=6,
-        load_start=0.0,
+        target_s=5.0,
         max_loss=0.0,
     )
     # Nothing is decoded.
@@ -220,7 +225,7 @@ async def _real(
         await asyncio.sleep(max(0.0, begun + after - time.perf_counter()))
         at, trace = time.perf_counter(), Trace()
         with suppress(Overloaded):
-            answer = await segmenter.run({"c64": frame}, Ask(), trace, at)
+            answer = await answered(segmenter, {"c64": frame}, Ask(), trace, at)
             engine_s = sum(trace.stages[stage] for stage in ("front", "encoder", "decoder"))
             answers.append((time.perf_counter() - at, answer.decision.plan.depth, engine_s))
 

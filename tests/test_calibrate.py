@@ -48,7 +48,7 @@ class World:
 def taken(scores: Floats, margin: float | None) -> NDArray[np.int64]:
     """By the service's policy: the index of each image's plan."""
     plans = [Plan(f"d{i}", i + 1, 1.0, 1.0, float(i + 1), 0.5) for i in range(scores.shape[1])]
-    policy = Policy(tuple(plans), (Margin(0.01, margin),), 0.0, 1.0)
+    policy = Policy(tuple(plans), (Margin(0.01, margin),), 0.0)
     ask = Ask(Budget(max_loss=0.01))
     chosen = [
         policy.choose(row.tolist(), ask, Budget(), [0.0] * len(plans), Pressure()).plan.depth

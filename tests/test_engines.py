@@ -19,10 +19,10 @@ from service.engines.fake import FakeBackend
 from service.engines.onnxruntime import OnnxRuntimeBackend
 from service.errors import BackendError
 from service.inference.batches import Job
-from service.inference.costs import warm_up
 from service.inference.pipeline import Pipeline
 from service.inference.policy import Policy
 from service.inference.stages import Stages
+from service.inference.warm_up import warm_up
 from tests.small_graphs import (
     check_backend,
     check_canvases,
@@ -74,14 +74,14 @@ def test_a_bundle_goes_through_the_whole_pipeline_on_onnxruntime(onnx_bundle: Bu
     stages = Stages(backend, manifest)
     known = warm_up(stages, 4)
     assert all(ms > 0 for ms in known.plan_ms().values())
-    policy = Policy(manifest.plans, manifest.margins, default_max_loss=0.01, load_start=0.5)
+    policy = Policy(manifest.plans, manifest.margins, default_max_loss=0.01)
     spine = Pipeline(stages, policy, known, max_batch=4)
     batch, geometry = images(3), Geometry(64, 48, 64, 48, (48, 64))
     jobs = [
         Job({"c64": Frame(pixels, geometry)}, Ask(Budget(depth=depth, max_loss=0)), None)
         for pixels, depth in zip(batch, (2, 4, 2), strict=True)
     ]
-    last = dict(itertools.chain.from_iterable(spine.run(jobs, Budget(), 0.0)))
+    last = dict(itertools.chain.from_iterable(spine.run(jobs, Budget())))
     for job, pixels, depth in zip(jobs, batch, (2, 4, 2), strict=True):
         outcome = last[job].result
         assert isinstance(outcome, Outcome)

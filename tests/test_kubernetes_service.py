@@ -87,7 +87,7 @@ def test_watched_files_lie_in_volumes_that_change(
     assert "subPath" not in mounts[str(budget.parent)]
     name = volumes[mounts[str(budget.parent)]["name"]]["configMap"]["name"]
     budget_lines = one(built, "ConfigMap", name)["data"][budget.name].splitlines()
-    Policy(fake_manifest.plans, (), 0.0, 0.5).check(parse_budget(budget_lines))
+    Policy(fake_manifest.plans, (), 0.0).check(parse_budget(budget_lines))
     if settings.api_keys_file:
         assert "subPath" not in mounts[str(keys.parent)]
         assert (

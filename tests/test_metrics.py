@@ -36,7 +36,7 @@ from service.metrics import (
 from service.segmenting import Answer
 from service.settings import Settings
 from tests.processes import python
-from tests.serving import segmenter_of
+from tests.serving import answered, segmenter_of
 
 CANVASES = ("c320", "c640")
 PLAN = Plan("c640-d2", 2, 1.0, 1.0, 4.5, 0.7, canvas="c640")
@@ -164,21 +164,21 @@ def test_edges_of_what_was_given_up(metrics: Metrics) -> None:
 
 
 @pytest.mark.parametrize(
-    ("request_budget", "node", "load", "wanted", "given_up", "kept", "reason"),
+    ("request_budget", "node", "closed", "wanted", "given_up", "kept", "reason"),
     [
-        (Budget(), Budget(), 0.0, None, 0.0, True, Reason.GATE),
-        (Budget(depth=1), Budget(), 0.0, "d3", 0.095, False, Reason.REQUEST),
-        (Budget(), Budget(gflops=4.0), 0.0, "d3", 0.035, False, Reason.NODE),
-        (Budget(), Budget(), 1.0, "d3", 0.095, False, Reason.LOAD),
-        (Budget(depth=1, max_loss=0.2), Budget(), 0.0, None, 0.0, True, Reason.GATE),
+        (Budget(), Budget(), set(), None, 0.0, True, Reason.GATE),
+        (Budget(depth=1), Budget(), set(), "d3", 0.095, False, Reason.REQUEST),
+        (Budget(), Budget(gflops=4.0), set(), "d3", 0.035, False, Reason.NODE),
+        (Budget(), Budget(), {1, 2, 3}, "d3", 0.095, False, Reason.LOAD),
+        (Budget(depth=1, max_loss=0.2), Budget(), set(), None, 0.0, True, Reason.GATE),
         # the plan that was wanted is closed, a dearer one keeps the floor and gives up nothing
-        (Budget(depth=1, max_loss=0.05), Budget(), 0.0, "d2", 0.0, True, Reason.REQUEST),
+        (Budget(depth=1, max_loss=0.05), Budget(), set(), "d2", 0.0, True, Reason.REQUEST),
     ],
 )
 def test_a_decision_knows_what_the_gate_wanted(
     request_budget: Budget,
     node: Budget,
-    load: float,
+    closed: set[int],
     wanted: str | None,
     given_up: float,
     kept: bool,
@@ -188,9 +188,9 @@ def test_a_decision_knows_what_the_gate_wanted(
     if request_budget.max_loss == 0.05:
         plans[2] = Plan("d1-wide", 1, 1.0, 1.0, 6.0, 0.5)
     margins = tuple(Margin(asked, asked) for asked in (0.01, 0.05, 0.2))
-    policy = Policy(tuple(plans), margins, default_max_loss=0.01, load_start=0.5)
+    policy = Policy(tuple(plans), margins, default_max_loss=0.01)
     scores, costs_ms = [0.60, 0.66, 0.695, 0.70], [1.0, 2.0, 3.0, 4.0]
-    found = policy.choose(scores, Ask(request_budget), node, costs_ms, Pressure(load))
+    found = policy.choose(scores, Ask(request_budget), node, costs_ms, Pressure(frozenset(closed)))
     assert (found.wanted and found.wanted.name, found.floor_kept, found.reason) == (
         wanted,
         kept,
@@ -232,7 +232,9 @@ def test_a_batch_that_fails_in_the_engine_is_one_engine_error(fake_manifest: Man
         assert value(metrics, "fathom_engine_errors_total") == 0
         backend.warm = True
         frames = {fake_manifest.glance.name: frame}
-        tasks = [segmenter.run(frames, Ask(), Trace(str(n)), time.perf_counter()) for n in range(3)]
+        tasks = [
+            answered(segmenter, frames, Ask(), Trace(str(n)), time.perf_counter()) for n in range(3)
+        ]
         results = await asyncio.gather(*tasks, return_exceptions=True)
         await segmenter.model.drain(5)
         return results
@@ -302,6 +304,9 @@ def test_the_page_is_prometheus_text_with_every_documented_name(metrics: Metrics
         "fathom_requests",
         "fathom_queue_depth",
         "fathom_inflight",
+        "fathom_places_taken",
+        "fathom_held_bytes",
+        "fathom_pressure_ratio",
         "fathom_shed",
         "fathom_batch_size",
         "fathom_compute_gflops",

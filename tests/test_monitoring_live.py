@@ -160,8 +160,6 @@ def faulty(folder: Path, port: int) -> AbstractContextManager[None]:
     flags = (
         "--queue-size",
         "8",
-        "--load-start",
-        "0.1",
         "--node-budget-file",
         str(folder / "node-budget"),
     )

@@ -24,8 +24,8 @@ from service.engines.cuda import DriverError
 from service.engines.onnxruntime import OnnxRuntimeBackend
 from service.engines.onnxruntime_cuda import OnnxRuntimeCudaBackend, sizes_up_to
 from service.errors import BackendError
-from service.inference.costs import warm_up
 from service.inference.stages import Stages
+from service.inference.warm_up import warm_up
 from tests.fake_tensorrt import FakeDevice
 from tests.small_graphs import (
     check_backend,

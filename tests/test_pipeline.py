@@ -4,6 +4,7 @@ costs follow what really runs."""
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,13 +19,14 @@ from service.bundle import InputSpec, Manifest, Shape, TensorSpec
 from service.core import Ask, Budget, Frame, Frames, Geometry, Margin, Outcome, Progress, Reason
 from service.engines.base import Arrays, Backend, HostTensors, Tensors, on_host
 from service.engines.fake import FakeBackend
-from service.errors import DeadlineExceeded, FathomError, UnsatisfiableBudget
-from service.inference import batches, costs, pipeline
+from service.errors import FathomError
+from service.inference import batches, pipeline
 from service.inference.batches import Job
-from service.inference.costs import HALF_LIFE_S, Cost, Costs, warm_up
+from service.inference.costs import Costs
 from service.inference.pipeline import Pipeline
 from service.inference.policy import Policy
 from service.inference.stages import Stages
+from service.inference.warm_up import warm_up
 from service.pixels.decode import Limits, from_memory
 
 NONE = Budget()
@@ -73,7 +75,7 @@ def pipeline_of(
     max_batch: int = 8,
 ) -> Pipeline:
     chosen = manifest.margins if margins is None else tuple(margins)
-    policy = Policy(manifest.plans, chosen, default_max_loss=0.01, load_start=0.5)
+    policy = Policy(manifest.plans, chosen, default_max_loss=0.01)
     return Pipeline(Stages(backend, manifest), policy, costs, max_batch)
 
 
@@ -85,18 +87,18 @@ def job(brightness: int = 0, budget: Budget = NONE, ms: float | None = None) -> 
 
 
 def follow(
-    spine: Pipeline, jobs: list[Job], node: Budget = NONE, fill: float = 0.0
+    spine: Pipeline, jobs: list[Job], node: Budget = NONE, limit_ms: float = math.inf
 ) -> list[Progress]:
     """The last progress of each job."""
-    last = dict(itertools.chain.from_iterable(spine.run(jobs, node, fill)))
+    last = dict(itertools.chain.from_iterable(spine.run(jobs, node, limit_ms)))
     assert last.keys() == set(jobs)
     return [last[job] for job in jobs]
 
 
 def run(
-    spine: Pipeline, jobs: list[Job], node: Budget = NONE, fill: float = 0.0
+    spine: Pipeline, jobs: list[Job], node: Budget = NONE, limit_ms: float = math.inf
 ) -> list[Outcome | FathomError]:
-    results = [progress.result for progress in follow(spine, jobs, node, fill)]
+    results = [progress.result for progress in follow(spine, jobs, node, limit_ms)]
     assert None not in results
     return [result for result in results if result is not None]
 
@@ -193,7 +195,7 @@ def test_progress_holds_the_stages_in_order_and_the_decision(spine: Pipeline) ->
 
 def test_decisions_are_known_before_any_encoder_runs(spine: Pipeline, backend: Recorder) -> None:
     jobs = [job(), job(0, Budget(depth=1))]
-    decided = dict(next(spine.run(jobs, NONE, 0.0)))
+    decided = dict(next(spine.run(jobs, NONE)))
     assert [decided[job].decision.plan.name for job in jobs] == ["d4", "d1"]
     assert [decided[job].result for job in jobs] == [None, None]
     assert backend.calls == [("front", 2)]
@@ -217,7 +219,7 @@ def test_a_batch_in_which_nothing_can_be_routed_runs_no_encoder(
 
 def test_node_ceiling_and_load_apply_to_every_image(spine: Pipeline) -> None:
     assert plans_of(run(spine, [job(), job()], node=Budget(depth=2))) == ["d2", "d2"]
-    assert plans_of(run(spine, [job(), job()], fill=1.0)) == ["d1", "d1"]
+    assert plans_of(run(spine, [job(), job()], limit_ms=0.0)) == ["d1", "d1"]
 
 
 def test_a_deadline_counts_the_images_that_run_before_and_beside(
@@ -226,15 +228,16 @@ def test_a_deadline_counts_the_images_that_run_before_and_beside(
     def chosen(*jobs: Job) -> list[str]:
         return plans_of(run(known_spine(backend, fake_manifest), list(jobs)))
 
-    assert chosen(job(0, ms=4500)) == ["d4"]  # 4 s alone
-    # Beside one more image a plan takes twice its time: 4.5 s are enough for 2 x 2 s only.
-    assert chosen(job(0, ms=4500), job()) == ["d2", "d4"]
+    assert chosen(job(0, ms=5000)) == ["d4"]  # 4 s alone, with a margin
+    assert chosen(job(0, ms=4500)) == ["d3"]
+    # Beside one more image a plan takes twice its time: 5 s are enough for 2 x 2 s only.
+    assert chosen(job(0, ms=5000), job()) == ["d2", "d4"]
     # After an image that was promised 4 s, 6.5 s leave time for 2 s.
     assert chosen(job(), job(0, ms=6500)) == ["d4", "d2"]
 
 
 def test_results_come_as_soon_as_their_plan_has_run(spine: Pipeline, backend: Recorder) -> None:
-    steps = spine.run([job(0, Budget(depth=1)), job()], Budget(), 0.0)
+    steps = spine.run([job(0, Budget(depth=1)), job()], Budget())
     next(steps)  # the decisions
     assert plans_of(progress.result for _, progress in next(steps)) == ["d1"]
     assert backend.calls == [("front", 2), ("d1", 1), ("decoder", 1)]
@@ -317,7 +320,7 @@ def test_the_front_of_an_image_is_the_one_whose_features_its_plan_uses(
 ) -> None:
     jobs = [photo(canvases_manifest, WIDE, budget) for budget in (ON_C32, FULL)]
     spine = pipeline_of(small_and_large, canvases_manifest, costs_of(canvases_manifest, 10.0))
-    decided, *rest = spine.run(jobs, NONE, 0.0)
+    decided, *rest = spine.run(jobs, NONE)
     assert [[span.stage for span in step.spans] for _, step in decided] == [["front"], ["glance"]]
     spans = {job: progress.spans for step in rest for job, progress in step}
     small, large = (spans[job] for job in jobs)
@@ -334,7 +337,7 @@ def test_decisions_are_known_before_any_image_is_put_on_another_canvas(
     spine = pipeline_of(small_and_large, canvases_manifest, costs_of(canvases_manifest, 10.0))
     seen: list[str] = []
     frames = Noting(photo(canvases_manifest, WIDE).frames, seen.append)
-    steps = spine.run([Job(frames, Ask(), None)], NONE, 0.0)
+    steps = spine.run([Job(frames, Ask(), None)], NONE)
     next(steps)
     assert (set(seen), small_and_large.calls) == ({"c32"}, [("front-24x32", 1)])
     list(steps)
@@ -410,11 +413,11 @@ def test_a_deadline_counts_another_front_for_a_plan_on_another_canvas(
     def one(ms: float | None = None) -> Job:
         return photo(canvases_manifest, WIDE, ms=ms)
 
-    assert chosen(one(6500)) == ["c64-d4"]
+    assert chosen(one(7000)) == ["c64-d4"]
     assert chosen(one(5500)) == ["c64-d1"]
     assert chosen(one(2500)) == ["c32-d1"]
     assert chosen(one(500)) == ["DeadlineExceeded"]
-    assert chosen(one(6500), one()) == ["c64-d1", "c64-d4"]  # twice 3 s fit, twice 6 s do not
+    assert chosen(one(7000), one()) == ["c64-d1", "c64-d4"]  # twice 3 s fit, twice 6 s do not
     assert chosen(one(), one(9500)) == ["c64-d4", "c64-d1"]  # 6 s are promised: 3.5 s are left
 
 
@@ -424,9 +427,8 @@ def test_a_plan_costs_the_glance_its_front_and_the_rest(canvases_manifest: Manif
         canvases_manifest.plans,
     )
     assert known.plan_ms() == {"c32-d1": 6.0, "c64-d1": 45.0, "c64-d4": 135.0}
-    assert known.mean_ms == pytest.approx(62.0)
-    assert known.after_glance_ms(small, time.perf_counter()) == 1.0
-    assert known.after_glance_ms(full, time.perf_counter()) == 130.0
+    assert known.after_glance_ms(small) == 1.0
+    assert known.after_glance_ms(full) == 130.0
 
 
 def test_the_cost_of_each_canvas_follows_its_own_front(canvases_manifest: Manifest) -> None:
@@ -434,11 +436,12 @@ def test_the_cost_of_each_canvas_follows_its_own_front(canvases_manifest: Manife
         known = costs_of(canvases_manifest, 1.0)
         named = {f"front-{name.removeprefix('on_')}": delay for name, delay in delay_s.items()}
         slow = FakeBackend(canvases_manifest, delay_s=named, quality=[0.5, 0.6, 0.8])
-        run(pipeline_of(slow, canvases_manifest, known), [photo(canvases_manifest, size, budget)])
-        now = time.perf_counter()
-        return known.front["c32"].ms(now), known.front["c64"].ms(now)
+        spine = pipeline_of(slow, canvases_manifest, known)
+        for _ in range(7):  # the median counts, on a machine that may be busy
+            run(spine, [photo(canvases_manifest, size, budget)])
+        return known.front["c32"].ms(), known.front["c64"].ms()
 
-    risen = 5.0 + costs.WEIGHT * 14
+    risen = 19.0
     for size, shape in ((WIDE, "on_48x64"), (TALL, "on_64x48")):
         small, large = after(size, FULL, **{shape: 0.02})
         assert small < 5.0  # the fake backend takes no time
@@ -464,7 +467,11 @@ def test_putting_an_image_on_another_canvas_is_part_of_that_canvas_cost(
     (progress,) = follow(spine, [Job(frames, Ask(), None)])
     (front,) = (span for span in progress.spans if span.stage == "front")
     assert front.ended - front.began >= 0.02
-    assert known.front["c64"].ms(time.perf_counter()) > 5.0 + costs.WEIGHT * 14
+    assert known.front["c64"].high_ms() >= 5.0  # one outlier moves nothing
+    for _ in range(2):
+        scaled.clear()
+        follow(spine, [Job(frames, Ask(), None)])
+    assert known.front["c64"].ms() > 19.0
 
 
 @pytest.mark.parametrize(
@@ -510,7 +517,7 @@ def warm(backend: Backend, manifest: Manifest, max_batch: int) -> Costs:
 def test_warm_up_runs_every_plan_and_the_largest_batch(fake_manifest: Manifest) -> None:
     backend = Recorder(fake_manifest)
     known = warm(backend, fake_manifest, 6)
-    assert [count for name, count in backend.calls if name == "front"] == [1, 1, 6]
+    assert [count for name, count in backend.calls if name == "front"] == [1, 1, 6, 6]
     assert {name for name, count in backend.calls if count == 1} == {
         "front",
         "d1",
@@ -533,20 +540,24 @@ def test_warm_up_runs_every_shape_and_the_largest_batch_of_every_canvas(
         stage.removeprefix("encoder-") for stage in canvases_manifest.stages
     }
     assert [call for call in backend.calls if call[1] == 6] == [
-        *(("front-48x64", 6), ("48x64-d1", 6), ("decoder-48x64", 6)),
-        *(("front-24x32", 6), ("24x32-d1", 6), ("decoder-24x32", 6)),
+        *[("front-48x64", 6)] * 2,
+        *[("48x64-d1", 6)] * 2,
+        *[("decoder-48x64", 6)] * 2,
+        *[("front-24x32", 6)] * 2,
+        *[("24x32-d1", 6)] * 2,
+        *[("decoder-24x32", 6)] * 2,
     ]
     # A shape after the first costs about the same: nothing is measured.
     once = [call for call in backend.calls if "64x48" in call[0]]
-    assert once == [(name, 1) for name in ("front-64x48", "64x48-d1", "64x48-d4", "decoder-64x48")]
+    assert once == [(name, 1) for name in ("front-64x48", "64x48-d4", "64x48-d1", "decoder-64x48")]
     assert list(known.front) == ["c32", "c64"]
     assert list(known.rest) == list(canvases_manifest.plans)
     monkeypatch.setattr(batches, "WHOLE_BATCH", 48 * 64 // 2)
     backend.calls.clear()
     warm(backend, canvases_manifest, 6)
     assert [call for call in backend.calls if call[1] > 1 and "front" in call[0]] == [
-        ("front-48x64", 3),
-        ("front-24x32", 6),
+        *[("front-48x64", 3)] * 2,
+        *[("front-24x32", 6)] * 2,
     ]
 
 
@@ -596,42 +607,12 @@ def test_a_hiccup_in_warm_up_does_not_make_a_plan_look_expensive(fake_manifest: 
     assert warm(Hiccup(fake_manifest), fake_manifest, 1).plan_ms()["d3"] < 25
 
 
-def test_costs_follow_what_runs(spine: Pipeline, fake_manifest: Manifest) -> None:
+def test_costs_follow_what_runs(fake_manifest: Manifest) -> None:
     known = Costs({"c64": 5.0}, dict.fromkeys(fake_manifest.plans, 1.0))
     slow = FakeBackend(fake_manifest, delay_s={"encoder-d4": 0.02}, quality=QUALITY)
-    run(pipeline_of(slow, fake_manifest, known), [job()])
-    rest_ms = {plan.name: cost.ms(time.perf_counter()) for plan, cost in known.rest.items()}
-    assert rest_ms["d4"] > 1.0 + costs.WEIGHT * 18
+    for _ in range(7):
+        run(pipeline_of(slow, fake_manifest, known), [job()])
+    rest_ms = {plan.name: cost.ms() for plan, cost in known.rest.items()}
+    assert rest_ms["d4"] > 19.0
     assert rest_ms["d1"] == 1.0
-    assert known.front["c64"].ms(time.perf_counter()) < 5.0
-
-
-def test_a_cost_moves_by_its_weight_and_is_forgotten_with_time() -> None:
-    cost = Cost(10.0)
-    assert cost.ms(100.0) == 10.0
-    cost.add(0.020, 1, 100.0)
-    assert cost.ms(100.0) == pytest.approx(12.0)
-    assert cost.ms(100.0 + HALF_LIFE_S) == pytest.approx(11.0)
-    assert cost.ms(100.0 + 50 * HALF_LIFE_S) == pytest.approx(10.0)
-
-
-def test_a_batch_counts_only_when_it_shows_that_an_image_takes_longer() -> None:
-    cost = Cost(10.0)
-    cost.add(0.020, 4, 100.0)  # 5 ms per image: a batch at work, not a faster node
-    assert cost.ms(100.0) == 10.0
-    cost.add(0.080, 4, 100.0)
-    assert cost.ms(100.0) == pytest.approx(12.0)
-
-
-def test_mean_time_per_image_follows_the_batches(fake_manifest: Manifest) -> None:
-    known = Costs({"c64": 10.0}, {plan: 10.0 * plan.depth for plan in fake_manifest.plans})
-    assert known.mean_ms == 35.0
-    known.served(0.3, 4)
-    assert known.mean_ms == pytest.approx(35.0 + costs.WEIGHT * (75.0 - 35.0))
-    assert Costs({}, {}).plan_ms() == {}
-
-
-def test_errors_are_those_of_the_contract(spine: Pipeline) -> None:
-    refused, late = run(spine, [job(0, Budget(depth=4, gflops=0.5)), job(0, ms=-1.0)])
-    assert isinstance(refused, UnsatisfiableBudget)
-    assert isinstance(late, DeadlineExceeded)
+    assert known.front["c64"].ms() < 5.0

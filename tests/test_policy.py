@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,7 +25,7 @@ WORD = [Margin(asked, asked) for asked in (0.001, 0.01, 0.05, 0.2)]  # the gate 
 
 
 def policy(margins: Sequence[Margin]) -> Policy:
-    return Policy(tuple(PLANS), tuple(margins), 0.01, 0.5)
+    return Policy(tuple(PLANS), tuple(margins), 0.01)
 
 
 def choose(
@@ -37,12 +38,12 @@ def choose(
     default_max_loss: float = 0.01,
     remaining_ms: float | None = None,
     costs_ms: Sequence[float] = COSTS,
-    load: float = 0.0,
-    load_start: float = 0.5,
+    limit_ms: float = math.inf,
 ) -> Decision:
     """A row of the table below is what it changes of these defaults."""
-    policy = Policy(tuple(plans), tuple(margins), default_max_loss, load_start)
-    return policy.choose(scores, Ask(request), node, costs_ms, Pressure(load, remaining_ms))
+    policy = Policy(tuple(plans), tuple(margins), default_max_loss)
+    closed = frozenset(index for index, ms in enumerate(costs_ms) if ms > limit_ms)
+    return policy.choose(scores, Ask(request), node, costs_ms, Pressure(closed, remaining_ms))
 
 
 def pick(
@@ -225,47 +226,28 @@ CASES: list[tuple[str, dict[str, Any], str, Reason]] = [
     ),
     # load
     (
-        "load up to its start closes nothing",
-        {"scores": RISING, "request": Budget(max_loss=0), "load": 0.5},
+        "load that leaves time for everything closes nothing",
+        {"scores": RISING, "request": Budget(max_loss=0), "limit_ms": 40.0},
         "d4",
         Reason.GATE,
     ),
     (
-        "load just above its start",
-        {"scores": RISING, "request": Budget(max_loss=0), "load": 0.51},
-        "d4",
-        Reason.GATE,
-    ),
-    (
-        "a third of the way",
-        {"scores": RISING, "request": Budget(max_loss=0), "load": 0.67},
+        "load closes the most expensive plan",
+        {"scores": RISING, "request": Budget(max_loss=0), "limit_ms": 39.9},
         "d3",
         Reason.LOAD,
     ),
     (
-        "two thirds of the way",
-        {"scores": RISING, "request": Budget(max_loss=0), "load": 0.83},
+        "load closes plan by plan",
+        {"scores": RISING, "request": Budget(max_loss=0), "limit_ms": 20.0},
         "d2",
         Reason.LOAD,
     ),
-    ("full load", {"scores": RISING, "load": 1.0}, "d1", Reason.LOAD),
-    ("more than full", {"scores": RISING, "load": 1.7}, "d1", Reason.LOAD),
-    ("full load leaves an easy image alone", {"scores": FLAT, "load": 1.0}, "d1", Reason.GATE),
-    (
-        "load that may only start at 1 does not at 1",
-        {"scores": RISING, "load": 1.0, "load_start": 1.0},
-        "d3",
-        Reason.GATE,
-    ),
-    (
-        "load that may only start at 1 does above",
-        {"scores": RISING, "load": 1.1, "load_start": 1.0},
-        "d1",
-        Reason.LOAD,
-    ),
+    ("load leaves the cheapest open", {"scores": RISING, "limit_ms": -7.0}, "d1", Reason.LOAD),
+    ("load leaves an easy image alone", {"scores": FLAT, "limit_ms": 0.0}, "d1", Reason.GATE),
     (
         "deadline before load when they are equal",
-        {"scores": RISING, "remaining_ms": 10.0, "load": 1.0},
+        {"scores": RISING, "remaining_ms": 10.0, "limit_ms": 10.0},
         "d1",
         Reason.DEADLINE,
     ),
@@ -278,7 +260,7 @@ CASES: list[tuple[str, dict[str, Any], str, Reason]] = [
     ),
     (
         "strict is not made cheaper by load",
-        {"scores": RISING, "request": Budget(strict=True), "load": 1.0},
+        {"scores": RISING, "request": Budget(strict=True), "limit_ms": 0.0},
         "d3",
         Reason.GATE,
     ),
@@ -333,7 +315,11 @@ def test_a_ceiling_at_the_cheap_end_that_leaves_no_good_plan_gives_the_best_left
 
 def test_full_load_keeps_the_cheapest_plan_that_other_ceilings_leave() -> None:
     decision = pick(
-        [0.0, 0.1, 0.2, 0.3, 0.9], Budget(depth=3), plans=NARROW, costs_ms=[5.0, *COSTS], load=1.0
+        [0.0, 0.1, 0.2, 0.3, 0.9],
+        Budget(depth=3),
+        plans=NARROW,
+        costs_ms=[5.0, *COSTS],
+        limit_ms=0.0,
     )
     assert (decision.plan.name, decision.reason) == ("d1", Reason.LOAD)
 
@@ -420,8 +406,7 @@ def situations(draw: st.DrawFn) -> dict[str, Any]:
         "default_max_loss": draw(unit),
         "remaining_ms": draw(st.none() | st.floats(-10, 100)),
         "costs_ms": [draw(st.floats(0.1, 100)) for _ in plans],
-        "load": draw(st.floats(0, 1.5)),
-        "load_start": draw(unit),
+        "limit_ms": draw(st.just(math.inf) | st.floats(0, 100)),
     }
 
 
@@ -493,4 +478,5 @@ def test_more_load_never_gives_a_more_expensive_plan(
 ) -> None:
     situation |= {"request": replace(NONE, max_loss=0), "node": NONE, "remaining_ms": None}
     more = choose(**situation).plan
-    assert more.gflops <= choose(**(situation | {"load": less * situation["load"]})).plan.gflops
+    more_ms = situation["limit_ms"] / max(less, 0.01)  # less load leaves more time
+    assert more.gflops <= choose(**(situation | {"limit_ms": more_ms})).plan.gflops

@@ -32,7 +32,7 @@ from service.errors import (
 )
 from service.segmenting import Answer, Segmenter, open_bundle
 from service.settings import Settings
-from tests.serving import segmenter_of
+from tests.serving import answered, segmenter_of
 
 GRAY = np.full((48, 64, 3), 140, np.uint8)  # of the third of four bands
 
@@ -384,7 +384,7 @@ def test_the_coroutines_take_an_image_to_the_canvas_of_its_plan(
         frames = await segmenter.decode(encoded(halves(90, 120)), "image/png", trace, ask)
         assert list(frames) == ["c32", "c64"]
         assert trace.size == segmenter.size_of(frames) == (90, 120)
-        answer = await segmenter.run(frames, ask, trace, time.perf_counter())
+        answer = await answered(segmenter, frames, ask, trace, time.perf_counter())
         assert (answer.geometry.canvas, answer.labels.shape) == ((64, 48), (120, 90))
         assert list(trace.stages) == BEYOND
         assert trace.decision == answer.decision

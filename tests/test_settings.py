@@ -29,7 +29,7 @@ OTHER: dict[str, tuple[str, object]] = {
     "max_loss": ("0", 0.0),
     "node_budget": ("gflops=6.5", "gflops=6.5"),
     "node_budget_file": ("budget.txt", "budget.txt"),
-    "load_start": ("1", 1.0),
+    "target_ms": ("500", 500.0),
     "max_body_bytes": ("1000", 1000),
     "max_pixels": ("4096", 4096),
     "max_side": ("640", 640),

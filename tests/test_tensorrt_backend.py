@@ -21,10 +21,10 @@ from service.engines.engine_cache import EngineSet
 from service.engines.tensorrt import TensorRTBackend
 from service.errors import BackendError
 from service.inference.batches import Job
-from service.inference.costs import warm_up
 from service.inference.pipeline import Pipeline
 from service.inference.policy import Policy
 from service.inference.stages import Stages
+from service.inference.warm_up import warm_up
 from service.pixels.decode import Limits, from_memory
 from tests.fake_tensorrt import FakeDevice, FakeRuntime
 from tests.small_graphs import decode, encode, front
@@ -158,7 +158,7 @@ def test_a_batch_on_several_canvases_finds_its_tensors_where_they_were_left(
 ) -> None:
     opened, manifest = opened_with(canvases_manifest, tmp_path, max_batch=4), canvases_manifest
     stages = Stages(opened.backend, manifest)
-    policy = Policy(manifest.plans, (), default_max_loss=0.0, load_start=0.5)
+    policy = Policy(manifest.plans, (), default_max_loss=0.0)
     spine = Pipeline(stages, policy, warm_up(stages, 4), max_batch=4)
     wide, tall = (48, 64), (64, 48)
     asked = [
@@ -171,7 +171,7 @@ def test_a_batch_on_several_canvases_finds_its_tensors_where_they_were_left(
             pixels = np.full((*side, 3), mean, np.uint8)
             frames = from_memory(pixels, Limits(10_000, 100, 1), manifest.input)
             jobs.append(Job(frames, Ask(Budget(gflops=gflops)), None))
-        last = dict(itertools.chain.from_iterable(spine.run(jobs, Budget(), 0.0)))
+        last = dict(itertools.chain.from_iterable(spine.run(jobs, Budget())))
         for job, (_, gflops, _) in zip(jobs, four, strict=True):
             outcome = last[job].result
             assert isinstance(outcome, Outcome)

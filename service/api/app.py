@@ -94,8 +94,8 @@ def create_app(
         max_bytes=settings.max_body_bytes,
         timeout_s=settings.body_timeout_s,
         min_rate=settings.body_min_rate,
-        max_waiting=settings.queue_size,
     )
+    metrics.held_bytes.set_function(lambda: intake.held_bytes)
     route = SegmentRoute(segmenter, intake, metrics)
     described = openapi.segment(model.manifest.layers)
     app.post("/segment", dependencies=guard, **described)(route.segment)

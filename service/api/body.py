@@ -46,19 +46,17 @@ class Intake:
     max_bytes: the most bytes of a body.
     timeout_s: the time without progress after which a body is given up.
     min_rate: bytes per second of a body that takes longer than that, see `_Pace`.
-    max_waiting: the most bodies that have arrived and are not decoded yet.
+    held_bytes: those of bodies that are in memory, at most HELD_BODIES of the largest.
     """
 
-    def __init__(
-        self, *, max_bytes: int, timeout_s: float, min_rate: float, max_waiting: int
-    ) -> None:
-        self._max_bytes, self._max_waiting = max_bytes, max_waiting
-        self._timeout_s, self._min_rate = timeout_s, min_rate
-        self._held_bytes = self._waiting = 0
+    def __init__(self, *, max_bytes: int, timeout_s: float, min_rate: float) -> None:
+        self._max_bytes, self._timeout_s, self._min_rate = max_bytes, timeout_s, min_rate
+        self.held_bytes = 0
 
     @asynccontextmanager
     async def receive(self, request: Request) -> AsyncIterator[Upload]:
-        """Receive an upload. Its bytes count as held until the block ends: decode them inside.
+        """Receive an upload. Its bytes count as held until the block ends: decode them inside, and
+        leave it only when nothing holds them any more.
 
         Raises UnsupportedMediaType, TooLarge, RequestTimeout, Overloaded, UndecodableImage (a form
         without exactly one image) and starlette's ClientDisconnect.
@@ -85,8 +83,6 @@ class Intake:
         is the server's. Raises TooLarge, RequestTimeout, Overloaded, what `read` raises, and
         ClientDisconnect.
         """
-        if self._waiting >= self._max_waiting:
-            raise self._overloaded()
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > self._max_bytes:
             raise self._too_large()
@@ -97,10 +93,10 @@ class Intake:
             async for chunk in stream:
                 pace.moved(len(chunk))
                 held += len(chunk)
-                self._held_bytes += len(chunk)
+                self.held_bytes += len(chunk)
                 if held > self._max_bytes:
                     raise self._too_large()
-                if self._held_bytes > HELD_BODIES * self._max_bytes:
+                if self.held_bytes > HELD_BODIES * self._max_bytes:
                     raise self._overloaded()
                 yield chunk
 
@@ -114,13 +110,9 @@ class Intake:
                     f"The body came to a halt for {self._timeout_s:g} s, or was slower than "
                     f"{self._min_rate:g} bytes per second"
                 ) from error
-            self._waiting += 1
-            try:
-                yield held_body
-            finally:
-                self._waiting -= 1
+            yield held_body
         finally:
-            self._held_bytes -= held
+            self.held_bytes -= held
 
     def _overloaded(self) -> Overloaded:
         return Overloaded("Too many images are arriving at once", shed="full", retry_after=1)

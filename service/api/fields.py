@@ -20,9 +20,12 @@ import http_sf
 from service.ask import bad, budget_of
 from service.core import Budget, Decision, ValueRange
 from service.errors import BadBudget, BadHeader
+from service.inference.place import URGENCY
 
 FIELD = "Compute-Budget"
 VALUE_RANGE = "Value-Range"
+PRIORITY = "Priority"
+URGENCIES = range(8)  # RFC 9218, 4.1
 MAX_LENGTH = 1024  # characters; all keys with their longest values take about 100
 
 
@@ -51,6 +54,20 @@ def parse_value_range(lines: Sequence[str]) -> ValueRange:
     raise BadHeader(
         f"{VALUE_RANGE} is '{', '.join(lines)[:40]}': it must be full or auto", header=VALUE_RANGE
     )
+
+
+def parse_urgency(lines: Sequence[str]) -> int:
+    """The urgency in the lines of `Priority` (RFC 9218), 3 without one.
+
+    A field or value that cannot be understood is ignored, as section 4 asks; `i` has no meaning
+    here.
+    """
+    try:
+        value, _ = _dictionary(", ".join(lines)[:MAX_LENGTH]).get("u", (None, None))
+    except (http_sf.StructuredFieldError, UnicodeEncodeError):
+        return URGENCY
+    known = isinstance(value, int) and not isinstance(value, bool) and value in URGENCIES
+    return int(value) if known else URGENCY  # type: ignore[call-overload]
 
 
 def pattern(layers: int) -> str:

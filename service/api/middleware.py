@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import re
 import time
 import uuid
@@ -125,8 +124,8 @@ class Edge:
 def problem(error: FathomError, request_id: str, path: str = "") -> Response:
     """The answer to an error, as a problem document. path: the request's."""
     headers: dict[str, str] = {}
-    if error.retry_after is not None:
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, RequestTimeout):
         headers["Connection"] = "close"  # do not wait for the rest of the body
     return document(

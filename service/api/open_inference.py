@@ -6,6 +6,7 @@ Each path of a model also stands below /versions/V.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -17,18 +18,18 @@ from starlette.responses import JSONResponse, Response
 from service.api import encodings, openapi_inference
 from service.api.body import Intake, whole
 from service.api.segment import while_connected
-from service.core import Frames, Trace
+from service.core import Ask, Trace
 from service.errors import UnsupportedMediaType
 from service.metrics import Metrics
 from service.open_inference import description, rest
 from service.open_inference.infer import (
     counted,
     most_images,
+    places,
     reply,
     run_all,
     take,
 )
-from service.open_inference.request import Wanted
 from service.segmenting import Segmenter
 from service.settings import Settings
 
@@ -64,15 +65,27 @@ class InferRoute:
         trace.trace_id, trace.sampled = getattr(request.state, "traced", ("", False))
         request.state.vary = "Accept-Encoding"
         traces = [trace]
-        with counted(self._metrics, traces, request.state.arrived, ClientDisconnect):
+        gone = ClientDisconnect
+        with counted(self._metrics, traces, request.state.arrived, gone), ExitStack() as stack:
             # Whatever can be refused is refused before the body is read.
-            self._segmenter.model.engine.check_ready()
+            stack.enter_context(self._segmenter.place(Ask(), trace, request.state.arrived))
             body = _body(request)
             async with self._intake.hold(request, body, whole) as data:
                 header = request.headers.get(HEADER_LENGTH)
-                taking = self._take(data, header, traces)
-                wanted, frames, binary = await while_connected(request, taking)
-            running = run_all(self._segmenter, frames, wanted.ask, traces, request.state.arrived)
+                parsing = self._segmenter.in_thread(partial(rest.parse, data, header))
+                sent = await while_connected(request, parsing)
+                asked, pictures = sent.request, sent.request.input.pictures(self.max_images)
+                stack.close()  # the place of a body becomes one place for each image
+                tickets = stack.enter_context(
+                    places(
+                        self._segmenter, asked.wanted, traces, len(pictures), request.state.arrived
+                    )
+                )
+                taking = take(self._segmenter, asked, pictures, traces, self._max_pixels)
+                frames = await while_connected(request, taking)
+            wanted, binary = asked.wanted, sent.binary
+            del data, sent, asked, pictures  # the images are decoded
+            running = run_all(self._segmenter, tickets, frames, traces)
             answers = await while_connected(request, running)
             encoding = encodings.accepted(request.headers.getlist("accept-encoding"))
 
@@ -86,21 +99,6 @@ class InferRoute:
             rendering = self._segmenter.in_thread(render)
             content, header_length = await while_connected(request, rendering)
             return _answer(content, header_length, encoding)
-
-    async def _take(
-        self, data: bytes, header_length: str | None, traces: list[Trace]
-    ) -> tuple[Wanted, list[Frames], frozenset[str]]:
-        """What a body wants, its images, and the outputs to be answered as binary data. traces:
-        becomes one per image."""
-        sent = await self._segmenter.in_thread(partial(rest.parse, data, header_length))
-        frames = await take(
-            self._segmenter,
-            sent.request,
-            traces,
-            max_images=self.max_images,
-            max_pixels=self._max_pixels,
-        )
-        return sent.request.wanted, frames, sent.binary
 
 
 def open_inference(

@@ -14,9 +14,11 @@ from service.api import forms
 from service.api.body import Intake
 from service.api.fields import (
     FIELD,
+    PRIORITY,
     VALUE_RANGE,
     names_the_header,
     parse_budget,
+    parse_urgency,
     parse_value_range,
 )
 from service.core import Ask, Trace
@@ -58,16 +60,20 @@ class SegmentRoute:
         ask = Ask(
             parse_budget(request.headers.getlist(FIELD)),
             parse_value_range(request.headers.getlist(VALUE_RANGE)),
+            parse_urgency(request.headers.getlist(PRIORITY)),
         )
-        with names_the_header():
-            self._segmenter.model.admit(ask)
-        async with self._intake.receive(request) as upload:
-            decoding = self._segmenter.decode(upload.data, upload.content_type, trace, ask)
-            frames = await while_connected(request, decoding)
-        running = self._segmenter.run(frames, ask, trace, request.state.arrived)
-        answer = await while_connected(request, running)
-        rendering = self._segmenter.in_thread(lambda: form.render(answer, include))
-        body, span = await while_connected(request, rendering)
+        place = self._segmenter.place(ask, trace, request.state.arrived)
+        with names_the_header(), place as ticket:
+            async with self._intake.receive(request) as upload:
+                self._segmenter.received(ticket)
+                decoding = self._segmenter.decode(upload.data, upload.content_type, trace, ask)
+                del upload  # its bytes are free once they are decoded
+                frames = await while_connected(request, decoding)
+            running = self._segmenter.run(ticket, frames, trace)
+            del frames
+            answer = await while_connected(request, running)
+            rendering = self._segmenter.in_thread(lambda: form.render(answer, include))
+            body, span = await while_connected(request, rendering)
         trace.add(span.stage, span.began, span.ended)
         return Response(body, media_type=form.media_type)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -17,7 +16,7 @@ from service.errors import BadInference, FathomError, SettingsError
 from service.grpc.messages import MESSAGES, SERVICE
 from service.metrics import Metrics
 from service.open_inference import description
-from service.open_inference.infer import Reply, counted, most_images, reply, run_all, take
+from service.open_inference.infer import Reply, counted, most_images, places, reply, run_all, take
 from service.open_inference.request import Input, Request, check_input, elements, shown, wanted
 from service.segmenting import Segmenter
 from service.settings import Settings, flag
@@ -86,8 +85,8 @@ class GrpcServer:
             try:
                 return await self._infer(message, trace, context)
             except FathomError as error:
-                again = error.retry_after
-                fields = () if again is None else (("retry-after", str(math.ceil(again) or 1)),)
+                again = error.retry_after_s
+                fields = () if again is None else (("retry-after", str(again)),)
                 await context.abort(_code(error), error.detail, fields)
 
         return grpc.unary_unary_rpc_method_handler(
@@ -124,17 +123,16 @@ class GrpcServer:
         with counted(self._metrics, traces, arrived):
             self._model.engine.check_ready()
             request = _request(message, context.time_remaining())
-            frames = await take(
-                self._segmenter,
-                request,
-                traces,
-                max_images=most_images(self._settings),
-                max_pixels=self._settings.max_pixels,
-            )
-            asked = request.wanted
-            del request, message  # the images are decoded: they need not wait as bytes, too
-            answers = await run_all(self._segmenter, frames, asked.ask, traces, arrived)
-            found, spans = await self._segmenter.in_thread(lambda: reply(answers, asked))
+            pictures = request.input.pictures(most_images(self._settings))
+            asked, count = request.wanted, len(pictures)
+            with places(self._segmenter, asked, traces, count, arrived) as tickets:
+                most = self._settings.max_pixels
+                frames = await take(self._segmenter, request, pictures, traces, most)
+                # The images are decoded: they need not wait as bytes, too.
+                del request, message, pictures
+                answers = await run_all(self._segmenter, tickets, frames, traces)
+                del frames
+                found, spans = await self._segmenter.in_thread(lambda: reply(answers, asked))
             for image, span in zip(traces, spans, strict=True):
                 image.add(span.stage, span.began, span.ended)
             return _response(found)

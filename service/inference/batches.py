@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,11 +14,16 @@ WHOLE_BATCH = 640 * 480  # the most pixels of a shape that takes a whole batch
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
-    """One image to segment. deadline: in seconds of time.perf_counter, if it has one."""
+    """One image to segment.
+
+    deadline: in seconds of time.perf_counter, if it has one. due: by when it should be answered; a
+    plan that takes longer is closed to it.
+    """
 
     frames: Frames
     ask: Ask
     deadline: float | None
+    due: float = math.inf
 
 
 def together(jobs: Sequence[Job], canvas: str, max_batch: int) -> Iterator[Sequence[Job]]:

@@ -1,53 +1,82 @@
-"""What a plan costs on this node, in milliseconds per image.
+"""What a plan costs on this node, in milliseconds: per stage, by how many images run together.
 
-Costs are measured during the warm-up and then updated by the batches that run. They decide which
-deadlines can be met, and `/plans` shows them.
+Costs are measured at the start (warm_up.py) and then by every batch that runs. They decide which
+deadlines can be met and which plans load leaves open, and `/plans` shows them.
 """
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import TypeVar
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping
+from statistics import mean, median
 
-import numpy as np
+from service.core import Decision, Plan, Reason
 
-from service.bundle import Shape
-from service.core import Frame, Plan
-from service.inference.batches import at_once
-from service.inference.stages import Stages
-
-WEIGHT = 0.2  # of a new measurement in a moving average
-HALF_LIFE_S = 10.0
-_T = TypeVar("_T")
-_log = logging.getLogger("fathom.costs")
+KEPT = 9  # measurements of which the median counts
+AGAIN = 3  # measurements that move a cost, whatever it was
+_BY_TIME = (Reason.DEADLINE, Reason.LOAD)  # what costs decide
+STALE_S = 10.0  # a cost that was not measured for so long may be wrong
+LONGEST_S = 600.0  # until it is measured again, if that changes it by less than the factor SAME
+SAME = 1.25
+ENOUGH = 5  # measurements of which the second highest is a time that few runs exceed
+SAFE = 1.15  # until then: times the median
+MOST = 1.5  # a higher one, in medians, is of another time
 
 
 class Cost:
-    """The cost of one stage: the warm-up's measurement, and how far later runs moved it.
+    """What a stage takes, by the number of images that run together.
 
-    The move decays with time. Otherwise one slow run could close a plan to every request with a
-    deadline, and a plan that is never chosen is never measured again.
+    Of the last KEPT measurements the median counts, or once there are so many, the mean without the
+    two highest and the two lowest. The first one counts twice, so that a single outlier moves
+    nothing, while three that agree move everything, up or down.
     """
 
-    def __init__(self, base_ms: float) -> None:
-        self._base = base_ms
-        self._moved = self._seen = 0.0
+    def __init__(self, first_ms: float, *, most: int = 1, most_ms: float | None = None) -> None:
+        """first_ms: for one image, at the start. most_ms: for `most` images; None: not known."""
+        self._seen: dict[int, deque[float]] = {}
+        self._ms: dict[int, float] = {}  # the medians
+        self._high_ms: dict[int, float] = {}
+        self.measured = -math.inf  # when, in seconds of time.perf_counter
+        self._note(1, first_ms, first_ms)
+        if most_ms is not None and most > 1:
+            self._note(most, most_ms, most_ms)
 
-    def ms(self, now: float) -> float:
-        """Milliseconds per image. now: in seconds of time.perf_counter."""
-        return self._base + self._moved * float(0.5 ** ((now - self._seen) / HALF_LIFE_S))
+    def ms(self, images: int = 1) -> float:
+        """For all of the images together."""
+        return self._ms[images] if images in self._ms else self._between(images)
+
+    def high_ms(self, images: int = 1) -> float:
+        """A time that few runs exceed."""
+        return self._high_ms[images] if images in self._ms else SAFE * self._between(images)
 
     def add(self, seconds: float, images: int, now: float) -> None:
-        """Note how long a batch took.
+        """Note how long a batch took."""
+        if images not in self._seen:
+            known_ms = self._between(images)
+            self._note(images, known_ms, known_ms)
+        self._note(images, 1000 * seconds)
+        self.measured = now
 
-        An image alone takes longer than its share of a batch, so a share counts only if it is more.
-        """
-        known, share = self.ms(now), seconds * 1000 / images
-        if images == 1 or share > known:
-            self._moved, self._seen = known + WEIGHT * (share - known) - self._base, now
+    def _note(self, images: int, *measured_ms: float) -> None:
+        seen = self._seen.setdefault(images, deque(maxlen=KEPT))
+        seen.extend(measured_ms)
+        # For sums, the mean of most of a full window is better than its median. Both copies of the
+        # first measurement, if it was wrong, are among those that are left out.
+        full = len(seen) == KEPT
+        middle = self._ms[images] = mean(sorted(seen)[2:-2]) if full else median(seen)
+        enough = len(seen) >= ENOUGH
+        high = min(sorted(seen)[-2], MOST * middle)
+        self._high_ms[images] = high if enough else SAFE * middle
+
+    def _between(self, images: int) -> float:
+        """On the line through the sizes that are known; with one alone, n take n times as long."""
+        low = max(size for size in self._ms if size < images)
+        higher = [size for size in self._ms if size > images]
+        if not higher:
+            return self._ms[low] * images / low
+        slope = (self._ms[min(higher)] - self._ms[low]) / (min(higher) - low)
+        return self._ms[low] + max(0.0, slope) * (images - low)
 
 
 class Costs:
@@ -55,101 +84,80 @@ class Costs:
 
     front: of each canvas; that of the first, the glance, has the gate in it.
     rest: encoder and head per plan, the cheapest plan first.
-    mean_ms: mean engine time per image.
+    beside: what a batch takes beside its stages. answer: from an image's result to its answer.
+    doubted: plans that an estimate ruled out which was not measured lately, and how often the
+        engine shall measure them while it is idle.
     """
 
-    def __init__(self, front_ms: Mapping[str, float], rest_ms: Mapping[Plan, float]) -> None:
+    def __init__(
+        self,
+        front_ms: Mapping[str, float | Cost],
+        rest_ms: Mapping[Plan, float | Cost],
+    ) -> None:
         """front_ms: by canvas, the glance first."""
-        self.front = {canvas: Cost(ms) for canvas, ms in front_ms.items()}
-        self.rest = {plan: Cost(ms) for plan, ms in rest_ms.items()}
-        plan_ms = self.plan_ms().values()
-        self.mean_ms = sum(plan_ms) / max(1, len(plan_ms))
+        self.front = {canvas: _cost(ms) for canvas, ms in front_ms.items()}
+        self.rest = {plan: _cost(ms) for plan, ms in rest_ms.items()}
+        self.beside, self.answer = Cost(0.0), Cost(0.0)
+        self.doubted: dict[Plan, int] = {}
+        self._trusted_s: dict[Plan, float] = {}  # for how long, if more than STALE_S
+        self._before_ms: dict[Plan, float] = {}
 
-    def served(self, seconds: float, images: int) -> None:
-        """Update the mean with the time of a whole batch."""
-        self.mean_ms += WEIGHT * (seconds * 1000 / images - self.mean_ms)
+    def after_glance_ms(self, plan: Plan, images: int = 1, *, high: bool = False) -> float:
+        """What a plan still needs for some images once the gate has seen them.
 
-    def after_glance_ms(self, plan: Plan, now: float) -> float:
-        """What a plan still needs once the gate has seen the image, for one image.
-
-        now: in seconds of time.perf_counter.
+        high: a time that few runs exceed.
         """
-        again = 0.0 if plan.canvas == next(iter(self.front)) else self.front[plan.canvas].ms(now)
-        return again + self.rest[plan].ms(now)
+        return sum(
+            cost.high_ms(images) if high else cost.ms(images)
+            for cost in self._stages_of(plan)
+            if cost is not self._glance
+        )
+
+    def total_ms(self, plan: Plan, images: int = 1, *, high: bool = False) -> float:
+        """All that runs for images of one plan, and what a batch takes beside its stages."""
+        glance = self._glance.high_ms(images) if high else self._glance.ms(images)
+        return glance + self.after_glance_ms(plan, images, high=high) + self.beside.ms()
 
     def plan_ms(self) -> dict[str, float]:
         """Engine time of one image per plan (name -> ms): glance, front, encoder and decoder."""
-        now = time.perf_counter()
-        glance_ms = next((cost.ms(now) for cost in self.front.values()), 0.0)
-        return {plan.name: glance_ms + self.after_glance_ms(plan, now) for plan in self.rest}
+        return {plan.name: self.total_ms(plan) - self.beside.ms() for plan in self.rest}
+
+    def doubt(self, plan: Plan, now: float) -> None:
+        """Note that the cost of a plan ruled it out; it counts if it was not measured lately, or
+        for longer if measuring it again changed nothing the last times."""
+        age_s = now - min(cost.measured for cost in self._stages_of(plan))
+        if plan not in self.doubted and age_s >= self._trusted_s.get(plan, STALE_S):
+            self.doubted[plan] = AGAIN
+            self._before_ms[plan] = self.total_ms(plan)
+
+    def doubt_of(self, decisions: Iterable[Decision], now: float) -> None:
+        """The same for the plans that deadlines or load ruled out."""
+        plans = list(self.rest)
+        for decision in decisions:
+            if decision.wanted is not None and decision.reason in _BY_TIME:
+                ran, wanted = plans.index(decision.plan), plans.index(decision.wanted)
+                for plan in plans[ran + 1 : wanted + 1]:
+                    self.doubt(plan, now)
+
+    def measured(self, plan: Plan) -> None:
+        """A plan that is in doubt was measured once more."""
+        self.doubted[plan] -= 1
+        if self.doubted[plan]:
+            return
+        del self.doubted[plan]
+        ratio = self.total_ms(plan) / self._before_ms.pop(plan)
+        same = 1 / SAME <= ratio <= SAME
+        trusted_s = 2 * self._trusted_s.get(plan, STALE_S) if same else STALE_S
+        self._trusted_s[plan] = min(trusted_s, LONGEST_S)
+
+    @property
+    def _glance(self) -> Cost:
+        return next(iter(self.front.values()))
+
+    def _stages_of(self, plan: Plan) -> list[Cost]:
+        own = self.front.get(plan.canvas, self._glance)
+        return [*dict.fromkeys((self._glance, own)), self.rest[plan]]
 
 
-def warm_up(stages: Stages, max_batch: int) -> Costs:
-    """Measure every plan for one image, and run each canvas' cheapest with the largest batch.
-
-    The first run of a stage allocates its memory. The largest canvas comes first: its stages and
-    the most expensive encoder run twice, and the better time counts; the others reuse that memory,
-    and run again only if they took longer than a more expensive one. Shapes of a canvas other than
-    its first cost about the same: each of their stages runs once.
-    """
-    front_ms: dict[str, float] = {}
-    rest_ms: dict[Plan, float] = {}
-    canvases = stages.manifest.input.canvases
-    for canvas in reversed(canvases):
-        plans = [plan for plan in stages.manifest.plans if plan.canvas == canvas.name]
-        first, *others = canvas.shapes
-        front_ms[canvas.name], of_plans = _measure(stages, first, plans)
-        rest_ms |= of_plans
-        for shape in others:
-            _run(stages, shape, plans, 1)
-        _run(stages, first, plans[:1], at_once(first, max_batch))
-    costs = Costs(
-        {canvas.name: front_ms[canvas.name] for canvas in canvases},
-        {plan: rest_ms[plan] for plan in stages.manifest.plans},
-    )
-    shown = ", ".join(f"{name} {ms:.1f} ms" for name, ms in costs.plan_ms().items())
-    _log.info("%s is warm: %s", stages.backend.name, shown)
-    return costs
-
-
-def _measure(
-    stages: Stages, shape: Shape, plans: Sequence[Plan]
-) -> tuple[float, dict[Plan, float]]:
-    """Milliseconds of the front, and of encoder and head for each of the canvas' plans."""
-    frame = _blank(shape)
-    features, front_ms = _timed(2, lambda: stages.front([frame]))
-    encoder_ms: dict[Plan, float] = {}
-    for plan in reversed(plans):
-        larger_ms = min(encoder_ms.values(), default=0.0)
-        encode = partial(stages.encode, plan, shape.name, features)
-        encoded, encoder_ms[plan] = _timed(1, encode)
-        if encoder_ms[plan] > larger_ms:
-            encoded, again_ms = _timed(1, encode)  # on some engines it overwrites the first result
-            encoder_ms[plan] = min(encoder_ms[plan], again_ms)
-    if not plans:
-        return front_ms, {}
-    _, head_ms = _timed(2, lambda: stages.head(shape.name, encoded))
-    return front_ms, {plan: encoder_ms[plan] + head_ms for plan in plans}
-
-
-def _run(stages: Stages, shape: Shape, plans: Sequence[Plan], images: int) -> None:
-    """Run each stage of these plans once."""
-    features = stages.front([_blank(shape)] * images)
-    for plan in plans:
-        encoded = stages.encode(plan, shape.name, features)
-    if plans:
-        stages.head(shape.name, encoded)
-
-
-def _blank(shape: Shape) -> Frame:
-    return Frame.filling(np.zeros((shape.height, shape.width, 3), np.uint8))
-
-
-def _timed(runs: int, stage: Callable[[], _T]) -> tuple[_T, float]:
-    """The last result, and the best time in ms."""
-    times = []
-    for _ in range(runs):
-        begun = time.perf_counter()
-        result = stage()
-        times.append(1000 * (time.perf_counter() - begun))
-    return result, min(times)
+def _cost(ms: float | Cost) -> Cost:
+    return ms if isinstance(ms, Cost) else Cost(ms)

@@ -1,7 +1,8 @@
 """The engine thread: it alone opens, warms up, runs and closes the backend.
 
-Other threads submit, expire and withdraw images. They share two things with the engine: the queue,
-under one lock, and a future per image. A Progress carries what the engine measured.
+Other threads take places, submit images, expire and give back. They share two things with the
+engine: the queue, under one lock, and a future per image. A Progress carries what the engine
+measured.
 """
 
 from __future__ import annotations
@@ -10,37 +11,29 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from typing import Literal
 
 from service.bundle import Manifest
-from service.core import Ask, Budget, Frames, Outcome, Progress, Span
+from service.core import Ask, Budget, Frames
 from service.engines.base import Backend
-from service.errors import BackendError, FathomError, NotReady
+from service.errors import BackendError, FathomError, NotReady, Overloaded
 from service.inference.batches import Job
-from service.inference.costs import Costs, warm_up
-from service.inference.pipeline import Pipeline
+from service.inference.costs import Costs
 from service.inference.policy import Policy
-from service.inference.queue import Place, Queue
+from service.inference.queue import Queue
+from service.inference.runner import Runner
+from service.inference.schedule import objective_s
 from service.inference.stages import Stages
+from service.inference.ticket import Ticket
+from service.inference.turns import Turns
+from service.inference.warm_up import warm_up
 from service.metrics import Metrics
 
+LONGEST_ANSWER = 0.2  # the most of a deadline that is left for making the answer
 State = Literal["starting", "ready", "draining", "failed"]
 _log = logging.getLogger("fathom.engine")
-
-
-@dataclass(slots=True, eq=False)
-class Ticket(Place):
-    """An admitted image. progress: what is known so far. done: the same, once there is a result."""
-
-    job: Job
-    request_id: str
-    queued: float
-    progress: Progress = field(default_factory=Progress)
-    done: Future[Progress] = field(default_factory=Future)
 
 
 class Engine:
@@ -73,7 +66,9 @@ class Engine:
         self._changed = threading.Condition()  # guards the queue and the state
         self._queue = queue
         metrics.queue_depth.set_function(lambda: len(queue.waiting))
+        metrics.places.set_function(lambda: queue.taken(time.perf_counter()))
         metrics.inflight.set_function(lambda: len(queue.running))
+        metrics.pressure.set_function(lambda: queue.pressure(time.perf_counter()))
         metrics.node_budget_gflops.set_function(lambda: self.node_budget.gflops or math.inf)
 
     @property
@@ -96,32 +91,78 @@ class Engine:
                 shed="draining" if state == "draining" else "",
             )
 
-    def submit(self, frames: Frames, ask: Ask, arrived: float, request_id: str = "") -> Ticket:
-        """Admit an image. arrived: time.perf_counter() when the request began.
+    def reserve(
+        self,
+        ask: Ask,
+        arrived: float,
+        request_id: str = "",
+        *,
+        caller: str = "",
+        coming: bool = True,
+    ) -> Ticket:
+        """Take a place for an image; give it back with `leave`. Nothing of the image is needed yet.
 
+        arrived: time.perf_counter() when the request began. coming: its body is not read yet.
         Raises NotReady, UnsatisfiableBudget, or Overloaded (queue full, deadline out of reach).
         """
         now, node = time.perf_counter(), self.node_budget
         limits_ms = [ms for ms in (ask.budget.ms, node.ms) if ms is not None]
-        deadline = arrived + min(limits_ms) / 1000 if limits_ms else None
-        ticket = Ticket(arrived, deadline, Job(frames, ask, deadline), request_id, now)
+        promise = arrived + min(limits_ms) / 1000 if limits_ms else None
         with self._changed:
+            # Beside the engine's time, an answer takes some to be made.
+            answer_s = self._costs.answer.high_ms() / 1000
+            deadline = promise and promise - min(answer_s, LONGEST_ANSWER * (promise - arrived))
             self.check_ready()
             affordable = self._policy.affordable(ask.budget, node)
-            plan_ms = list(self._costs.plan_ms().values())
-            self._queue.admit(ticket, now, min(plan_ms[index] for index in affordable))
-            self._changed.notify()
+            plans = [self._policy.plans[index] for index in sorted(affordable)]
+            fastest = min(plans, key=self._costs.total_ms)
+            least_ms = self._costs.total_ms(fastest)
+            ticket = Ticket(
+                *(arrived, deadline, ask.urgency, caller, least_ms),
+                ask=ask,
+                request_id=request_id,
+                promise=promise,
+            )
+            try:
+                self._queue.reserve(ticket, now, coming=coming)
+            except Overloaded:
+                if self._queue.idle:  # then only the estimate stands in the way
+                    self._costs.doubt(fastest, now)
+                    self._changed.notify()
+                raise
         return ticket
+
+    def received(self, ticket: Ticket) -> None:
+        """The body of an image is there. Raises Overloaded if its place was given away."""
+        with self._changed:
+            self._queue.received(ticket, time.perf_counter())
+
+    def submit(self, ticket: Ticket, frames: Frames) -> None:
+        """The image of a place is decoded. Raises NotReady, or Overloaded if its deadline can no
+        longer be met."""
+        now = time.perf_counter()
+        with self._changed:
+            if ticket not in self._queue.held:
+                raise NotReady("The service stopped before this image's turn.", retry_after=1)
+            due = max(ticket.due, ticket.arrived + self._queue.target_s)
+            ticket.job = Job(frames, ticket.ask, ticket.deadline, due)
+            ticket.queued = now
+            self._queue.enter(ticket, now)
+            self._changed.notify()
 
     def expire(self, ticket: Ticket) -> FathomError:
         """Take an image that missed its deadline out of the queue. Returns its caller's error."""
         with self._changed:
-            return self._queue.expire(ticket)
+            return self._queue.expire(ticket, time.perf_counter())
 
-    def withdraw(self, ticket: Ticket) -> None:
-        """Take an image that nobody waits for out of the queue, if it is still there."""
+    def leave(self, ticket: Ticket) -> None:
+        """Give a place back, wherever its image is. May be called again."""
         with self._changed:
-            self._queue.withdraw(ticket)
+            if ticket.ended is not None and ticket in self._queue.answering:
+                now = time.perf_counter()
+                self._costs.answer.add(now - ticket.ended, 1, now)
+            self._queue.leave(ticket)
+            self._changed.notify()
 
     def begin_drain(self) -> None:
         """Refuse new work, finish what was admitted, then end."""
@@ -136,7 +177,7 @@ class Engine:
             left = self._queue.clear()
         _log.warning("drain: %d admitted images were not finished in %g s", len(left), timeout_s)
         for ticket in left:
-            _fail(ticket, NotReady("The service stopped before this image's turn.", retry_after=1))
+            ticket.fail(NotReady("The service stopped before this image's turn.", retry_after=1))
 
     def _live(self) -> None:
         """The thread, from opening the backend to closing it."""
@@ -145,14 +186,17 @@ class Engine:
             backend = self._open_backend()
             stages = Stages(backend, self._manifest)
             costs = warm_up(stages, self._queue.max_batch)
-            pipeline = Pipeline(stages, self._policy, costs, self._queue.max_batch)
+            runner = Runner(stages, self._policy, costs, self._queue.max_batch, self._metrics)
             with self._changed:
-                self._costs, self._queue.mean_ms = costs, costs.mean_ms
+                self._costs = costs
+                if not self._queue.promised:
+                    self._queue.target_s = objective_s(runner.times.slowest_ms)
                 if self.state == "starting":
                     self.state = "ready"
             self.warm.set_result(None)
-            while tickets := self._next():
-                self._run(pipeline, tickets)
+            turns = Turns(self._changed, self._queue, runner, self._batch_wait_s)
+            while (batch := turns.next(lambda: self.state == "ready")).places:
+                runner.run(batch, self.node_budget, turns.busy_for)
         except Exception as error:  # noqa: BLE001  # any error here ends the service
             self._failed(error)
         finally:
@@ -173,62 +217,7 @@ class Engine:
         if not self.warm.done():
             self.warm.set_exception(failure)
         for ticket in left:
-            _fail(ticket, NotReady("The engine stopped.", retry_after=1))
-
-    def _next(self) -> list[Ticket]:
-        """Wait for the next batch; empty once the engine drains and nothing is left."""
-        queue, wait_s = self._queue, self._batch_wait_s
-        with self._changed:
-            queue.running = []
-            while queue.waiting or self.state == "ready":
-                self._changed.wait_for(lambda: queue.waiting or self.state != "ready")
-                if queue.waiting and wait_s:
-                    self._changed.wait_for(lambda: queue.full or self.state != "ready", wait_s)
-                now = time.perf_counter()
-                if batch := queue.take(now, max(self.plan_ms.values())):
-                    for ticket in batch:
-                        spans = (Span("queue", ticket.queued, now),)
-                        ticket.progress = replace(ticket.progress, spans=spans)
-                        # A caller that leaves now cannot cancel the batch for the others.
-                        ticket.done.set_running_or_notify_cancel()
-                    return batch
-            return []
-
-    def _run(self, pipeline: Pipeline, tickets: Sequence[Ticket]) -> None:
-        """Run a batch and answer it. An error of the backend fails only this batch."""
-        began, left = time.perf_counter(), {ticket.job: ticket for ticket in tickets}
-        try:
-            for step in pipeline.run(list(left), self.node_budget, self._queue.fill):
-                results = [progress.result for _, progress in step]
-                ran = [result.decision for result in results if isinstance(result, Outcome)]
-                self._metrics.ran(ran)
-                for job, progress in step:
-                    _publish(left[job], progress)
-                    if progress.result is not None:
-                        del left[job]
-        except Exception:  # noqa: BLE001  # only these images fail; the next batch may be fine
-            self._metrics.engine_failed()
-            ids = ", ".join(ticket.request_id for ticket in left.values())
-            _log.exception("the engine failed on the requests %s", ids)
-            for ticket in left.values():
-                _fail(ticket, FathomError("The engine failed; the log has more under this id."))
-        self._costs.served(time.perf_counter() - began, len(tickets))
-        self._queue.mean_ms = self._costs.mean_ms
+            ticket.fail(NotReady("The engine stopped.", retry_after=1))
 
 
 _RETRY_AFTER_S = {"starting": 2.0, "draining": 1.0, "failed": 30.0}
-
-
-def _publish(ticket: Ticket, progress: Progress) -> None:
-    """Add what was measured to the ticket; a result wakes its waiter."""
-    queued = ticket.progress.spans[:1]
-    ticket.progress = replace(progress, spans=(*queued, *progress.spans))
-    if progress.result is not None:
-        with suppress(InvalidStateError):  # nobody waits any more
-            ticket.done.set_result(ticket.progress)
-
-
-def _fail(ticket: Ticket, error: FathomError) -> None:
-    ticket.progress = replace(ticket.progress, result=error)
-    with suppress(InvalidStateError):
-        ticket.done.set_result(ticket.progress)

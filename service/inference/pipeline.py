@@ -7,6 +7,7 @@ front.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +18,8 @@ from service.engines.base import Tensors
 from service.errors import FathomError
 from service.inference.batches import Job, together
 from service.inference.costs import Costs
-from service.inference.policy import Policy, Pressure
+from service.inference.decisions import decide
+from service.inference.policy import Policy
 from service.inference.stages import Stages
 
 Step: TypeAlias = list[tuple[Job, Progress]]
@@ -31,38 +33,29 @@ class Pipeline:
         self._max_batch = max_batch
         self._glance, *self._others = (each.name for each in stages.manifest.input.canvases)
 
-    def run(self, jobs: Sequence[Job], node: Budget, fill: float) -> Iterator[Step]:
+    def run(self, jobs: Sequence[Job], node: Budget, limit_ms: float = math.inf) -> Iterator[Step]:
         """Yield each job's progress: first the decisions, then the results, plan by plan.
 
-        jobs: the most urgent first. fill: filled share of the queue, 0..1. If no plan fits a job,
-        only that job fails. Errors of the backend are not caught. Images whose glances cannot run
-        together run one after the other.
+        jobs: the most urgent first. limit_ms: the most that load lets each of them take. If no plan
+        fits a job, only that job fails. Errors of the backend are not caught. Images whose glances
+        cannot run together run one after the other.
         """
         for alike in together(jobs, self._glance, self._max_batch):
-            yield from self._run_alike(alike, node, fill)
+            yield from self._run_alike(alike, node, limit_ms)
 
-    def _run_alike(self, jobs: Sequence[Job], node: Budget, fill: float) -> Iterator[Step]:
-        glance, costs, decisions = self._glance, self._costs, dict[Job, Decision]()
+    def _run_alike(self, jobs: Sequence[Job], node: Budget, limit_ms: float) -> Iterator[Step]:
+        glance, decisions = self._glance, dict[Job, Decision]()
         features, front = self._front(jobs, glance, time.perf_counter())
-        scores, now, seen = features["quality"], front.ended, replace(front, stage="glance")
+        scores, seen = features["quality"].tolist(), replace(front, stage="glance")
         decided: Step = []
-        promised_ms = 0.0  # what the images before this one will take
-        for row, job in enumerate(jobs):
-            left_ms = None if job.deadline is None else 1000 * (job.deadline - now) - promised_ms
-            # Later images may join this one, and n images take at most n times as long as one.
-            count = len(jobs) - row
-            costs_ms = [costs.after_glance_ms(plan, now) * count for plan in costs.rest]
-            pressure = Pressure(fill, left_ms)
-            try:
-                quality = scores[row].tolist()
-                decision = self._policy.choose(quality, job.ask, node, costs_ms, pressure)
-            except FathomError as error:
-                decided.append((job, Progress((front,), result=error)))
+        found = decide(self._policy, self._costs, jobs, scores, node, limit_ms, front.ended)
+        for job, decision in zip(jobs, found, strict=True):
+            if isinstance(decision, FathomError):
+                decided.append((job, Progress((front,), result=decision)))
                 continue
             span = front if decision.plan.canvas == glance else seen
             decided.append((job, Progress((span,), decision)))
             decisions[job] = decision
-            promised_ms += costs.after_glance_ms(decision.plan, now)
         yield decided
         # The glance's canvas comes first: its features are there, and may be overwritten later.
         own = [job for job, decision in decisions.items() if decision.plan.canvas == glance]

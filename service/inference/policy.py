@@ -19,10 +19,11 @@ from service.errors import DeadlineExceeded, UnsatisfiableBudget
 class Pressure:
     """What can keep an image from the plan that it would get on an idle node.
 
-    fill: filled share of the queue, 0..1. remaining_ms: until the image's deadline, if it has one.
+    closed: indices of plans that would take too long for those behind. remaining_ms: until the
+    image's deadline, if it has one.
     """
 
-    fill: float = 0.0
+    closed: frozenset[int] = frozenset()
     remaining_ms: float | None = None
 
 
@@ -33,13 +34,11 @@ class Policy:
     plans: the cheapest first; the last one is the full plan.
     margins: per max-loss, ascending: how far a score may be below the full plan's.
     default_max_loss: the floor if neither the request nor the node sets one.
-    load_start: filled share of the queue above which load closes plans, the most expensive first.
     """
 
     plans: tuple[Plan, ...]
     margins: tuple[Margin, ...]
     default_max_loss: float
-    load_start: float
 
     def check(self, budget: Budget) -> None:
         """Raises BadBudget for a depth that no plan of this bundle can have."""
@@ -98,7 +97,7 @@ class Policy:
                 "The deadline leaves no time for any plan: raise ms, or send less at a time."
             )
         if not request.strict:
-            ceilings[Reason.LOAD] = set(range(self._open_plans(pressure.fill)))
+            ceilings[Reason.LOAD] = set(range(len(plans))) - pressure.closed
             allowed = [plan for plan in allowed if plan in ceilings[Reason.LOAD]] or allowed[:1]
 
         chosen = next((plan for plan in allowed if keeps_floor(plan)), None)
@@ -131,17 +130,6 @@ class Policy:
             for index, plan in enumerate(self.plans)
             if plan.depth <= depth and plan.gflops <= gflops
         }
-
-    def _open_plans(self, fill: float) -> int:
-        """How many plans load leaves open; the cheapest stay.
-
-        All up to load_start, then linearly fewer, down to one for a full queue.
-        """
-        start, count = self.load_start, len(self.plans)
-        if fill <= start:
-            return count
-        closed = min((fill - start) / (1 - start), 1.0) if start < 1 else 1.0
-        return 1 + round((count - 1) * (1 - closed))
 
 
 def margin_for(max_loss: float, margins: Sequence[Margin]) -> float | None:

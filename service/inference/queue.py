@@ -1,4 +1,7 @@
-"""The queue as a plain data structure: admission, order, batches, expiry.
+"""The queue as a plain data structure: places, admission, order, batches, expiry.
+
+A place is taken before anything of an image is read, and is given back on every way out: it is held
+while the image comes and is decoded, then the image waits, runs, and is answered.
 
 It gets the time as an argument, in seconds of one clock, and knows neither threads nor asyncio: its
 owner guards it with a lock, and a test drives it by hand.
@@ -8,46 +11,34 @@ from __future__ import annotations
 
 import math
 import random
-from bisect import bisect, insort
+from bisect import insort
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from itertools import count
-from typing import Generic, TypeVar
+from typing import Generic
 
-from service.errors import DeadlineExceeded, FathomError, Overloaded
+from service.errors import FathomError, Overloaded
+from service.inference import schedule
+from service.inference.place import URGENCY, Batch, P, Place, missed
 
-# An image without a deadline queues as if it had this one, so that the others cannot starve it.
-PATIENCE_S = 10.0
 # A random factor for Retry-After: callers refused together must not come back together.
-SPREAD = (1.0, 1.5)
-
-
-@dataclass(slots=True, eq=False)
-class Place:
-    """One image's place. arrived: when its request began. deadline: None for an image without."""
-
-    arrived: float
-    deadline: float | None
-    order: tuple[float, int] = field(default=(0.0, 0), init=False)  # due time, then admission
-    started: bool = field(default=False, init=False)
-
-    def slack_ms(self, now: float) -> float:
-        """Milliseconds until the deadline; infinite without one."""
-        return math.inf if self.deadline is None else (self.deadline - now) * 1000
-
-
-P = TypeVar("P", bound=Place)
+SPREAD = (1.0, 2.0)
+# How long a body that is still coming keeps its place: slow senders must not fill the queue.
+LEASE_S = 1.0
+# The share of the queue, and of the time, that is left to callers with less than an equal share.
+FAIR = 0.75
 
 
 class Queue(Generic[P]):
     """See the module.
 
-    waiting: the images that wait, the most urgent first.
-    running: the batch that runs, since `began`.
-    size: most images that wait.
+    held: places whose images are on their way. waiting: the images that wait, the first one first.
+    running: the batch that runs. free: about when the engine is done.
+    answering: images that run, or whose answers are made.
+    size: most places that are held or wait, and most answers that are made.
     max_batch: most images that run together.
-    mean_ms: mean engine time per image, kept current by the owner.
-    spread: gives a factor for each Retry-After.
+    target_s: within which images without a deadline should be answered.
+    promised: whether images are refused that would be answered later than that.
+    pays: see `batch_size`. spread: gives a factor for each Retry-After.
     """
 
     def __init__(
@@ -55,101 +46,200 @@ class Queue(Generic[P]):
         *,
         size: int,
         max_batch: int,
+        target_s: float,
+        promised: bool = False,
+        pays: float = schedule.PAYS,
         spread: Callable[[], float] = lambda: random.uniform(*SPREAD),
     ) -> None:
         self.size, self.max_batch, self._spread = size, max_batch, spread
+        self.target_s, self.promised, self._pays = target_s, promised, pays
+        self.held: dict[P, None] = {}
         self.waiting: list[P] = []
         self.running: list[P] = []
-        self.began = 0.0
-        self.mean_ms = 0.0
+        self.answering: dict[P, None] = {}
+        self.free = -math.inf
+        self._limit_ms, self._limited = math.inf, -math.inf
+        self._rate, self._rated = 0.0, 0.0  # images per second that come, when
         self._numbers = count()
-
-    @property
-    def fill(self) -> float:
-        """The filled share of the queue, 0..1."""
-        return len(self.waiting) / self.size
 
     @property
     def full(self) -> bool:
         """Whether enough images wait for a full batch."""
         return len(self.waiting) >= self.max_batch
 
-    def admit(self, place: P, now: float, cheapest_ms: float) -> None:
-        """Add an image. cheapest_ms: the least time that it needs.
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        return not self.waiting and not self.running
 
-        Raises Overloaded if the queue is full or the deadline cannot be met.
+    def taken(self, now: float) -> int:
+        """The places that are not free. Bodies that still come count for half of them at most, so
+        that senders that do not go on keep nobody out."""
+        coming = sum(now < place.leased < math.inf for place in tuple(self.held))
+        return self._arrived + min(coming, (self.size + 1) // 2)
+
+    @property
+    def _arrived(self) -> int:
+        """Images that wait, and those that are being decoded. Metrics read it without the lock."""
+        return len(self.waiting) + sum(place.leased == math.inf for place in tuple(self.held))
+
+    def wait_ms(self, now: float) -> float:
+        """How long an image would wait behind all that wait, if those took the least time."""
+        return self._busy_ms(now) + sum(place.least_ms for place in self.waiting)
+
+    def pressure(self, now: float) -> float:
+        """The predicted wait against the objective: above 1 it cannot be held."""
+        return self.wait_ms(now) / (1000 * self.target_s)
+
+    def reserve(self, place: P, now: float, *, coming: bool = True) -> None:
+        """Take a place for an image. coming: its body is not read yet.
+
+        Raises Overloaded if there is none, if the deadline of the image or of one behind it could
+        not be met, or if the objective is promised and could not be held.
         """
-        due = place.arrived + PATIENCE_S if place.deadline is None else place.deadline
+        place.due = place.arrived + self.target_s if place.deadline is None else place.deadline
+        # A step of urgency is worth one objective of waiting, so none is starved.
+        due = place.due + (place.urgency - URGENCY) * self.target_s
         place.order = (due, next(self._numbers))
-        if len(self.waiting) >= self.size:
-            raise Overloaded(
-                "The queue is full: send less at a time, or retry later.",
-                shed="full",
-                retry_after=self._retry_after(now),
-            )
-        if place.deadline is not None:
-            ahead = bisect(self.waiting, place.order, key=_order)
-            needed_ms = self._busy_ms(now) + ahead * self.mean_ms + cheapest_ms
-            if needed_ms > place.slack_ms(now):
-                raise Overloaded(
-                    "The deadline cannot be met: "
-                    f"waiting and the cheapest plan take about {needed_ms:.0f} ms.",
-                    shed="predicted",
-                    retry_after=self._retry_after(now),
-                )
+        self._check_places(place, now)
+        self._check_times(place, now)
+        place.leased = now + LEASE_S if coming else math.inf
+        self.held[place] = None
+
+    def received(self, place: P, now: float) -> None:
+        """The body of an image is there. Raises Overloaded if its place was given away meanwhile:
+        it came slowly, or many others did."""
+        place.leased = math.inf
+        self._check_places(place, now, arrived=True)
+
+    def enter(self, place: P, now: float) -> None:
+        """The image of a place is decoded, and waits for its turn. Raises Overloaded if its
+        deadline can no longer be met."""
+        del self.held[place]
+        # Requests that bring no image do not count, or they would cost the others their quality.
+        self._rate, self._rated = schedule.rate_after(self._rate, now - self._rated, 1), now
+        self._check_times(place, now)
         insort(self.waiting, place, key=_order)
 
-    def withdraw(self, place: P) -> None:
-        """Remove an image whose caller left. Does nothing if it is no longer waiting."""
+    def leave(self, place: P) -> None:
+        """Give a place back, wherever its image is. Does nothing if it was given back before.
+
+        What runs is not stopped.
+        """
+        self.held.pop(place, None)
+        self.answering.pop(place, None)
         if place in self.waiting:
             self.waiting.remove(place)
 
-    def expire(self, place: P) -> FathomError:
+    def expire(self, place: P, now: float) -> FathomError:
         """Remove an image that missed its deadline. Returns the error for its caller."""
         if place.started:
             return missed()
-        self.withdraw(place)
+        self.leave(place)
         return Overloaded(
-            "The deadline passed in the queue.",
-            shed="expired",
-            retry_after=(len(self.waiting) + 1) * self.mean_ms / 1000,
+            "The deadline passed in the queue.", shed="expired", retry_after=self._again(now)
         )
 
-    def take(self, now: float, slowest_ms: float) -> list[P]:
-        """Start the next batch; empty if no image waits.
-
-        A larger batch must not force the most urgent image to a cheaper plan, so its slack limits
-        the batch. slowest_ms: the time of the most expensive plan. Images past their deadlines are
-        left out; their callers' own timers answer them.
-        """
-        self.waiting = [place for place in self.waiting if place.slack_ms(now) > 0]
+    def take(self, now: float, times: schedule.Times) -> Batch[P]:
+        """Start the next batch; no places if no image waits."""
+        hopeless = [place for place in self.waiting if place.slack_ms(now) < place.least_ms]
+        self.waiting = [place for place in self.waiting if place not in hopeless]
         if not self.waiting:
-            return []
-        slack_ms = self.waiting[0].slack_ms(now)
-        size = max(1, int(min(self.max_batch, slack_ms / slowest_ms)))
+            return Batch([], hopeless=hopeless)
+        # Load is read before the batch is taken out, or the last places would never count.
+        waits = [(place.arrived, place.due) for place in self.waiting]
+        together = min(self.max_batch, len(self.waiting))
+        rate = schedule.rate_after(self._rate, now - self._rated)
+        limit_ms = schedule.share_ms(waits, now)
+        if len(waits) > 1:  # the rate alone, from a few arrivals, closes nothing
+            limit_ms = min(limit_ms, schedule.sustained_ms(rate))
+        if self.size > 1:
+            cheapest_ms = times.each_ms(together)
+            limit_ms = min(limit_ms, schedule.room_ms(cheapest_ms, self.size, self.taken(now)))
+        limit_ms = schedule.eased(self._limit_ms, limit_ms, now - self._limited, times)
+        self._limit_ms, self._limited = limit_ms, now
+        slack_ms = 1000 * (self.waiting[0].due - now)
+        row_ms = times.within(min(limit_ms, slack_ms), together)
+        # Without a deadline, only working off the queue helps an image that is late.
+        late = self.waiting[0].deadline is None and slack_ms < row_ms[0]
+        size = schedule.batch_size(
+            math.inf if late else slack_ms, self.max_batch, row_ms, self._pays
+        )
         self.running, self.waiting = self.waiting[:size], self.waiting[size:]
-        self.began = now
+        self.free = now + row_ms[size - 1] / 1000
         for place in self.running:
             place.started = True
-        return self.running
+            self.answering[place] = None
+        return Batch(self.running, limit_ms, hopeless)
+
+    def patience_s(self, now: float, slowest_ms: float) -> float:
+        """How long the next batch may still wait for others, without costing an image its plan.
+
+        slowest_ms: of the most expensive plan.
+        """
+        if self.full or not self.waiting:
+            return 0.0
+        latest = min(schedule.planned_s(place.arrived, place.due) for place in self.waiting)
+        return latest - slowest_ms / 1000 - now
 
     def clear(self) -> list[P]:
-        """Give up all waiting and running images, and return them."""
+        """Give up all waiting and running images, and return them; held places are gone."""
         left = [*self.waiting, *self.running]
-        self.waiting = []
+        self.waiting, self.held = [], {}
         return left
+
+    def _check_places(self, place: P, now: float, *, arrived: bool = False) -> None:
+        # An image that is there goes before those that still come.
+        others = self._arrived - 1 if arrived else self.taken(now)
+        answers = self.answering.keys() - set(self.running)
+        if others >= self._room(place) or len(answers) >= self.size:
+            raise Overloaded(
+                "The queue is full: send less at a time, or retry later.",
+                shed="full",
+                retry_after=self._again(now),
+            )
+
+    def _check_times(self, place: P, now: float) -> None:
+        """Whether all of the order still get their turn in time, if all take the least time."""
+        ends_ms, inserted = self._busy_ms(now), False
+        here = [other for other in self.held if other.leased > now and other is not place]
+        for other in sorted((*here, *self.waiting, place), key=_order):
+            ends_ms += other.least_ms
+            inserted = inserted or other is place
+            late = inserted and ends_ms > other.slack_ms(now)
+            if other is place and self.promised and place.deadline is None:
+                share = schedule.PROMISED * self._room(place) / self.size
+                late = ends_ms > 1000 * (place.arrived + share * self.target_s - now)
+            if late:
+                what = "The deadline" if other is place else "The deadline of an earlier image"
+                raise Overloaded(
+                    f"{what} cannot be met: waiting and the cheapest plan take about "
+                    f"{ends_ms:.0f} ms.",
+                    shed="predicted",
+                    retry_after=self._again(now),
+                )
+
+    def _room(self, place: Place) -> int:
+        """How many places may be taken for its caller to get another one.
+
+        A caller with less than an equal share may use all of them. Who has more gets none while
+        others are there, and leaves a part for others who come.
+        """
+        if not place.caller:
+            return self.size
+        callers = [other.caller for other in (*self.held, *self.waiting) if other is not place]
+        own, present = callers.count(place.caller), len({*callers, place.caller})
+        if own < self.size / (present + (present == 1)):
+            return self.size
+        return 0 if present > 1 else math.ceil(FAIR * self.size)
 
     def _busy_ms(self, now: float) -> float:
         """The time until the running batch should be done."""
-        return max(0.0, len(self.running) * self.mean_ms - (now - self.began) * 1000)
+        return max(0.0, 1000 * (self.free - now))
 
-    def _retry_after(self, now: float) -> float:
-        waiting_ms = self._busy_ms(now) + len(self.waiting) * self.mean_ms
-        return self._spread() * waiting_ms / 1000
-
-
-def missed() -> DeadlineExceeded:
-    return DeadlineExceeded("The deadline passed while the image was running.")
+    def _again(self, now: float) -> float:
+        """When a retry has a chance, in seconds: the queue is worked off, and a random time."""
+        return round(self._spread() * max(1, math.ceil(self.wait_ms(now) / 1000)))
 
 
 def _order(place: Place) -> tuple[float, int]:

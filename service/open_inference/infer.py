@@ -6,17 +6,18 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.core import Ask, Frames, Span, Trace
+from service.core import Frames, Span, Trace
 from service.errors import BadInference, FathomError, TooLarge
+from service.inference.ticket import Ticket
 from service.metrics import Metrics
-from service.open_inference.request import LABELS, MAX_IMAGES, SEGMENTS, Request, Wanted
+from service.open_inference.request import LABELS, MAX_IMAGES, SEGMENTS, Pixels, Request, Wanted
 from service.segmenting import Answer, Segmenter
 from service.settings import Settings
 from service.tasks import Segment
@@ -56,24 +57,32 @@ def datatype_of_labels(objects: bool) -> str:
     return "INT32" if objects else "UINT8"
 
 
+@contextmanager
+def places(
+    segmenter: Segmenter, asked: Wanted, traces: list[Trace], images: int, arrived: float
+) -> Iterator[list[Ticket]]:
+    """A place in the queue for each image of a request, until the block ends.
+
+    traces: the request's own; becomes one per image. Raises what `Segmenter.place` raises.
+    """
+    traces[:] = _traces(traces[0], images)
+    with ExitStack() as stack:
+        taken = [segmenter.place(asked.ask, trace, arrived, coming=False) for trace in traces]
+        yield [stack.enter_context(place) for place in taken]
+
+
 async def take(
     segmenter: Segmenter,
     request: Request,
-    traces: list[Trace],
-    *,
-    max_images: int,
+    pictures: Sequence[bytes | Pixels],
+    traces: Sequence[Trace],
     max_pixels: int,
 ) -> list[Frames]:
-    """Admit a request and decode its images, one after the other, so that nobody else waits for all
-    of them.
+    """Decode a request's images, one after the other, so that nobody else waits for all of them.
 
-    traces: the request's own; becomes one per image. max_pixels: of the label map. Raises
-    BadInference, and what `Model.admit` and `Segmenter.decode` raise; the message names the image,
-    counted from 0.
+    max_pixels: of the label map. Raises BadInference, and what `Segmenter.decode` raises; the
+    message names the image, counted from 0.
     """
-    segmenter.model.admit(request.wanted.ask)
-    pictures = request.input.pictures(max_images)
-    traces[:] = _traces(traces[0], len(pictures))
     images: list[Frames] = []
     for picture, trace in zip(pictures, traces, strict=True):
         with _naming_image(len(images), len(pictures)):
@@ -85,16 +94,15 @@ async def take(
 
 async def run_all(
     segmenter: Segmenter,
+    tickets: Sequence[Ticket],
     images: Sequence[Frames],
-    ask: Ask,
     traces: Sequence[Trace],
-    arrived: float,
 ) -> list[Answer]:
-    """Each image takes its own place in the queue and has its own plan; the first error takes the
-    others out. Raises what `Segmenter.run` raises."""
+    """Each image has its own place in the queue and its own plan; the first error takes the others
+    out. Raises what `Segmenter.run` raises."""
     tasks = [
-        asyncio.ensure_future(segmenter.run(frames, ask, trace, arrived))
-        for frames, trace in zip(images, traces, strict=True)
+        asyncio.ensure_future(segmenter.run(ticket, frames, trace))
+        for ticket, frames, trace in zip(tickets, images, traces, strict=True)
     ]
     try:
         return list(await asyncio.gather(*tasks))
@@ -145,7 +153,7 @@ def counted(
 
 
 def most_images(settings: Settings) -> int:
-    """Of one request: more than the queue has places could never be answered."""
+    """Of one request: more than the queue's places could never be answered."""
     return min(MAX_IMAGES, settings.queue_size)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 from fastapi import FastAPI
 
 from service.api.app import create_app
 from service.bundle import Manifest
-from service.core import Outcome, Trace
+from service.core import Ask, Outcome, Trace
 from service.inference.engine import State
 from service.metrics import Metrics
 from service.segmenting import Answer as Served
@@ -97,7 +97,16 @@ class Stub(Segmenter):
     async def drain(self) -> None:
         self.state = "draining"
 
-    async def run(self, frame: Any, ask: Any, trace: Trace, arrived: float) -> Served:
+    def place(self, ask: Ask, *_: Any, **__: Any) -> Any:
+        self.model.engine.check_ready()
+        self.model.policy.check(ask.budget)
+        self.model.policy.affordable(ask.budget, self.model.node_budget)
+        return nullcontext()
+
+    def received(self, ticket: Any) -> None:
+        """There is no place that could be given away."""
+
+    async def run(self, ticket: Any, frames: Any, trace: Trace) -> Served:
         outcome = await self.become(trace)
         return Served(outcome, self.model.manifest, self.model.task, trace.stages)
 

@@ -25,7 +25,6 @@ _LIMITS: dict[str, Any] = {
     "max_bytes": 1000,
     "timeout_s": 0.1,
     "min_rate": 100_000,
-    "max_waiting": 2,
 }
 
 
@@ -267,7 +266,7 @@ def test_a_client_that_leaves_while_sending_is_no_error_of_ours(headers: Headers
 
 def test_bytes_in_memory_are_bounded_over_all_requests_and_given_back() -> None:
     async def run() -> None:
-        source = intake(timeout_s=5, max_waiting=100)
+        source = intake(timeout_s=5)
         full = [asyncio.Event() for _ in range(HELD_BODIES)]
         release = asyncio.Event()
 
@@ -287,18 +286,5 @@ def test_bytes_in_memory_are_bounded_over_all_requests_and_given_back() -> None:
         await asyncio.gather(*tasks)
         async with source.receive(request(PNG, body(b"x"))) as upload:
             assert upload.data == b"x"
-
-    asyncio.run(run())
-
-
-def test_bodies_that_wait_for_a_thread_are_bounded() -> None:
-    async def run() -> None:
-        source = intake(max_waiting=1)
-        async with source.receive(request(PNG, body(b"x"))):
-            with pytest.raises(Overloaded):
-                async with source.receive(request(PNG, body(b"x"))):
-                    pass
-        async with source.receive(request(PNG, body(b"x"))):
-            pass
 
     asyncio.run(run())

@@ -115,21 +115,20 @@ def cases(manifest: Manifest) -> Iterator[Case]:
     ours, base, object_, usual = settings(), hpa(), keda(), World()
 
     def adaptive(
-        queue_size: int = ours.queue_size, load_start: float = ours.load_start
+        queue_size: int = ours.queue_size, target_ms: float = ours.target_ms
     ) -> fleet.Policy:
-        name = f"queue {queue_size}, load from {load_start:g}"
         return fleet.policy(
-            name,
+            f"queue {queue_size}, objective {target_ms:g} ms",
             manifest,
             queue_size=queue_size,
-            load_start=load_start,
+            target_s=target_ms / 1000,
             max_loss=Settings().max_loss,
         )
 
     def fixed(name: str, max_loss: float, depth: int | None = None) -> fleet.Policy:
         """With the longest queue whose last image keeps the objective: it waits for one that runs
         and for the rest. One image may wait in any case."""
-        make = partial(fleet.policy, name, manifest, load_start=1.0, max_loss=max_loss, depth=depth)
+        make = partial(fleet.policy, name, manifest, max_loss=max_loss, depth=depth)
         longest = math.floor(SLO_S / make(queue_size=1).seconds[0]) - 1
         return make(queue_size=max(1, longest))
 
@@ -139,19 +138,8 @@ def cases(manifest: Manifest) -> Iterator[Case]:
         fixed("full", 0.0),
         fixed("shallow", 0.0, 1),
     )
-    shipped = (ours.queue_size, ours.load_start)
-    defaults = (Settings().queue_size, Settings().load_start)
-    for pair in (
-        (4, 0.0),
-        (5, 0.0),
-        (5, 0.1),
-        (5, 0.25),
-        (5, 0.5),
-        (6, 0.0),
-        (8, 0.0),
-        (16, 0.0),
-        defaults,
-    ):
+    shipped = (ours.queue_size, ours.target_ms)
+    for pair in ((5, 500), (8, 500), shipped, (32, 300), (32, 400), (32, 700), (32, 1000)):
         yield Case("queue", adaptive(*pair), base, usual, chosen=pair == shipped)
     for policy, percents in (
         (named, (30, 35, 40, 45, 50, 55, 60)),

@@ -1,8 +1,8 @@
 """Replicas, their queues and a day of traffic, simulated request by request.
 
 A replica is the service as it runs on a CPU: one engine, one image at a time, first come, first
-served, a bounded queue. The plan of an image follows from the fill of the queue when its turn
-comes, by the service's own router.
+served, a bounded queue. The plan of an image follows from how many wait when its turn comes, by the
+service's own schedule and router.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from service.bundle import Manifest
 from service.core import Ask, Budget
 from service.inference import policy as policies
+from service.inference import schedule
 
 DAY_S = 86_400.0
 BESIDE_ENGINE_S = (
@@ -53,8 +54,8 @@ def policy(
     manifest: Manifest,
     *,
     queue_size: int,
-    load_start: float,
     max_loss: float,
+    target_s: float | None = None,
     depth: int | None = None,
 ) -> Policy:
     """A table of the service's policy. The gate is taken to predict what was calibrated: it hardly
@@ -62,21 +63,32 @@ def policy(
 
     depth: a ceiling, for plans that are fixed; with max_loss=0 the most expensive plan under it
     runs.
-    load_start=1: load never makes a plan cheaper.
+    target_s: the objective, for which load makes plans cheaper and, in the end, refuses images;
+    None: load does neither.
     """
     scores = [plan.quality for plan in manifest.plans]
     engine_s = {row["plan"]: row["ms"] / 1000 for row in manifest.calibration["search"]}
     costs_ms = [1000 * engine_s[plan.name] for plan in manifest.plans]
 
-    rules = policies.Policy(manifest.plans, manifest.margins, max_loss, load_start)
+    rules = policies.Policy(manifest.plans, manifest.margins, max_loss)
+    if target_s is not None:
+        cheapest_s = min(costs_ms) / 1000 + BESIDE_ENGINE_S
+        queue_size = max(1, min(queue_size, math.floor(target_s / cheapest_s) - 1))
 
-    def at(load: float) -> int:
+    def at(waiting: int) -> int:
+        """The plan of an image that has come with as many others as wait behind it."""
+        limit_ms = math.inf
+        if target_s is not None:
+            shares = schedule.share_ms([(0.0, target_s)] * (waiting + 1), 0.0)
+            room = schedule.room_ms(min(costs_ms), queue_size, waiting + 1)
+            limit_ms = min(shares, room) - 1000 * BESIDE_ENGINE_S
+        closed = frozenset(plan for plan, ms in enumerate(costs_ms) if ms > limit_ms)
         ask = Ask(Budget(depth=depth))
-        decision = rules.choose(scores, ask, Budget(), costs_ms, policies.Pressure(load))
+        decision = rules.choose(scores, ask, Budget(), costs_ms, policies.Pressure(closed))
         return manifest.plans.index(decision.plan)
 
-    wanted = manifest.plans[at(0.0)]
-    chosen = [at(waiting / queue_size) for waiting in range(queue_size)]
+    wanted = manifest.plans[at(0)]
+    chosen = [at(waiting) for waiting in range(queue_size)]
     plans = [manifest.plans[index] for index in chosen]
     return Policy(
         name,

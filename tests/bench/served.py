@@ -25,10 +25,13 @@ class Served:
 
 
 @contextmanager
-def served(bundle: str, *flags: str, limit_s: float = 60) -> Iterator[Served]:
-    """Raises RuntimeError with the service's last words when it is not ready within limit_s."""
+def served(
+    bundle: str, *flags: str, limit_s: float = 60, module: str = "service"
+) -> Iterator[Served]:
+    """module: what to run. Raises RuntimeError with the service's last words when it is not ready
+    within limit_s."""
     begun = time.monotonic()
-    command = [sys.executable, "-m", "service", "--bundle", bundle, "--port", "0", *flags]
+    command = [sys.executable, "-m", module, "--bundle", bundle, "--port", "0", *flags]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
     words: list[str] = []
     found = threading.Event()

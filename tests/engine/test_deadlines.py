@@ -82,7 +82,7 @@ def test_a_deadline_out_of_reach_is_429_before_any_work(fake_manifest: Manifest)
     async def scenario() -> None:
         async with ready(fake_manifest) as world:
             first = await world.hold()
-            world.engine._queue.mean_ms = 100_000.0
+            world.engine._queue.free = time.perf_counter() + 100.0
             waiting = world.submit(1)
             await settle()
             # 100 s until the engine is free.
@@ -92,8 +92,8 @@ def test_a_deadline_out_of_reach_is_429_before_any_work(fake_manifest: Manifest)
             assert error.retry_after >= 100
             assert error.shed == "predicted"
             # Image 1 has no deadline, but its turn comes first.
-            later = world.submit(3, Budget(ms=150_000))
-            await failure(later, Overloaded)
+            world.engine._queue.waiting[0].least_ms = 100_000.0
+            await failure(world.submit(3, Budget(ms=150_000)), Overloaded)
             world.release()
             await asyncio.gather(first, waiting)
 

@@ -88,7 +88,7 @@ def test_an_engine_that_breaks_answers_everybody(
 
             tasks = [await world.hold(), world.submit(1)]
             await settle()
-            monkeypatch.setattr(world.engine._costs, "served", broken)
+            monkeypatch.setattr(world.engine._queue, "take", broken)
             world.release()
             await tasks[0]
             await failure(tasks[1], NotReady)

@@ -21,10 +21,12 @@ from service.engines.fake import FakeBackend
 from service.errors import (
     FathomError,
 )
+from service.inference.place import URGENCY
 from service.metrics import Metrics
 from service.model import Model
 from service.segmenting import Answer, Segmenter
 from service.settings import Settings
+from tests.serving import answered
 
 NONE = Budget()
 WAIT_S = 10.0  # only ever reached by a test that fails
@@ -77,12 +79,19 @@ class World:
         return self.backend
 
     def submit(
-        self, number: int, budget: Budget = NONE, *, late_s: float = 0.0
+        self,
+        number: int,
+        budget: Budget = NONE,
+        *,
+        late_s: float = 0.0,
+        urgency: int = URGENCY,
+        caller: str = "",
     ) -> asyncio.Task[Answer]:
         """An image of this brightness; late_s: how long ago its request began."""
-        self.traces[number] = trace = Trace(f"id-{number}")
+        self.traces[number] = trace = Trace(f"id-{number}", caller=caller)
         arrived = time.perf_counter() - late_s
-        return asyncio.create_task(self.segmenter.run(image(number), Ask(budget), trace, arrived))
+        asked = Ask(budget, urgency=urgency)
+        return asyncio.create_task(answered(self.segmenter, image(number), asked, trace, arrived))
 
     async def hold(self) -> asyncio.Task[Answer]:
         """Submit image 0, and return when the engine holds it."""

@@ -1,0 +1,59 @@
+"""The plans of the images of a batch, once the gate has seen them. A pure function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from service.core import Budget, Decision
+from service.errors import FathomError
+from service.inference.batches import Job
+from service.inference.costs import Costs
+from service.inference.policy import Policy, Pressure
+
+
+def decide(
+    policy: Policy,
+    costs: Costs,
+    jobs: Sequence[Job],
+    scores: Sequence[Sequence[float]],
+    node: Budget,
+    limit_ms: float,
+    now: float,
+) -> list[Decision | FathomError]:
+    """Per image, its plan or why it has none.
+
+    scores: per image, the gate's predicted quality of each plan. limit_ms: the most that load lets
+    each take, all in all, where they run together. now: in seconds of time.perf_counter.
+    """
+    plans, images = policy.plans, len(jobs)
+    one_ms = [costs.after_glance_ms(plan) for plan in plans]
+    each_ms = [costs.after_glance_ms(plan, images) / images for plan in plans]
+    # The glance, which is over.
+    before_ms = costs.total_ms(plans[0], images) / images - each_ms[0]
+    found: list[Decision | FathomError] = []
+    promised_ms = 0.0  # what the images before this one will take
+    for row, job in enumerate(jobs):
+        past_ms = 1000 * now + promised_ms
+        left_ms = None if job.deadline is None else 1000 * job.deadline - past_ms
+        due_ms = 1000 * job.due - past_ms
+        closed = frozenset(
+            plan
+            for plan in range(len(plans))
+            if each_ms[plan] > limit_ms - before_ms or one_ms[plan] > due_ms
+        )
+        # Later images may join this one.
+        count = len(jobs) - row
+        fitting_ms = [costs.after_glance_ms(plan, count, high=True) for plan in plans]
+        # The least that it can take: a margin on it would only refuse what can still be in time.
+        likely_ms = [costs.after_glance_ms(plan, count) for plan in plans]
+        fastest = likely_ms.index(min(likely_ms))
+        fitting_ms[fastest] = likely_ms[fastest]
+        pressure = Pressure(closed, left_ms)
+        try:
+            decision = policy.choose(scores[row], job.ask, node, fitting_ms, pressure)
+        except FathomError as error:
+            found.append(error)
+            continue
+        found.append(decision)
+        promised_ms += one_ms[plans.index(decision.plan)]
+    return found

@@ -1,0 +1,50 @@
+"""Threads for work that would block an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+_T = TypeVar("_T")
+
+
+class Threads:
+    """A few threads, and the work that waits for them."""
+
+    def __init__(self, count: int) -> None:
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="image")
+
+    async def run(self, work: Callable[[], _T]) -> _T:
+        """The result of the work.
+
+        If the caller is cancelled, work that has begun is waited for, and work that has not is
+        dropped: what it holds in memory is free when this returns.
+        """
+        task = _Task(work)
+        future = self._pool.submit(task)
+        running = asyncio.wrap_future(future)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            if future.cancel():
+                task.drop()  # the pool keeps a cancelled task until a thread is free
+            else:
+                await asyncio.wait([running])
+            raise
+
+    def shutdown(self) -> None:
+        """Drop what waits; what runs ends by itself."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Task(Generic[_T]):
+    def __init__(self, work: Callable[[], _T]) -> None:
+        self._work = [work]
+
+    def __call__(self) -> _T:
+        return self._work.pop()()
+
+    def drop(self) -> None:
+        self._work.clear()

@@ -1,0 +1,279 @@
+"""Load against quality and time: Fathom, adaptive, beside Fathom with one plan for all.
+
+    python tests/bench/serving.py [--bundle trained_weights/camvid-tiny] [--quick] [--seconds 120]
+
+An open-loop client (open_loop.py) sends Poisson loads to a real service on the same machine. The
+objective is three times the latency of the full plan without load; it is held if at most 1 % of
+what was offered is late, refused or failed. Quality is the calibrated one of the plans that ran.
+`fixed` is the service without scheduling by load (pinned.py), every request at one plan. The last
+part has deadlines (`ms`). Prints tables and ends in one JSON line. --quick: short points, whose p99
+is the largest of some dozens of answers.
+
+Bars: adaptive_over_fixed_deepest >= 3, with adaptive_quality_fraction >= 0.97;
+adaptive_over_best_fixed >= 1.2; burst_attained >= 0.97; goodput with deadlines that never falls and
+is >= 0.95 x that of the cheapest plan; thrown_away <= 0.01; full_again_s <= 3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.bench.open_loop import Answer, Load, bursts, poisson, send, step  # noqa: E402
+from tests.bench.served import served  # noqa: E402
+
+PHOTOS = [str(ROOT / "docs" / f"scene-{name}.jpg") for name in ("clear", "cluttered")]
+MISSED = 0.01
+FLAGS = ("--max-batch", "1")
+SHARES = {True: (0.6, 0.85), False: (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)}
+ADAPTIVE = "max-loss=0"  # the best plan that load allows
+
+
+@dataclass(frozen=True)
+class Point:
+    """What came back of one load. load: requests per second; the times in ms."""
+
+    who: str
+    load: float
+    offered: int
+    answered: int
+    in_time: int
+    p50: float
+    p99: float
+    quality: float
+    gflops: float
+    thrown_away: float
+    client_late_p99: float
+
+    @property
+    def held(self) -> bool:
+        return self.offered - self.in_time <= max(1, MISSED * self.offered)
+
+    def row(self) -> str:
+        attained = self.in_time / self.offered
+        return (
+            f"{self.who:<24}{self.load:8.2f}{self.offered:8d}{attained:9.1%}{self.p50:8.0f}"
+            f"{self.p99:8.0f}{self.quality:9.4f}{self.gflops:8.2f}{self.thrown_away:8.1%}"
+            f"{self.client_late_p99:8.1f}"
+        )
+
+
+HEADER = (
+    f"{'':<24}{'load/s':>8}{'sent':>8}{'in time':>9}{'p50 ms':>8}{'p99 ms':>8}{'quality':>9}"
+    f"{'GFLOPs':>8}{'wasted':>8}{'late ms':>8}"
+)
+
+
+class Bench:
+    """One bundle. seconds: of a point. objective_s: once `measure` has run."""
+
+    def __init__(self, bundle: str, seconds: float) -> None:
+        self.bundle, self.seconds, self.objective_s = bundle, seconds, math.nan
+        manifest = json.loads((Path(bundle) / "manifest.json").read_text("utf-8"))
+        self.plans = manifest["plans"]
+        self.full_s = self.cheapest_s = math.nan
+        self.points: list[Point] = []
+
+    def only(self, plan: dict[str, Any]) -> str:
+        """The budget at which a pinned service runs this plan."""
+        return f"gflops={math.ceil(plan['gflops'] * 1000) / 1000:g}, max-loss=0"
+
+    @contextmanager
+    def fixed(self) -> Iterator[str]:
+        with served(self.bundle, *FLAGS, module="tests.bench.pinned") as service:
+            yield service.url
+
+    @contextmanager
+    def adaptive(self) -> Iterator[str]:
+        target = ("--target-ms", f"{1000 * self.objective_s:.0f}")
+        with served(self.bundle, *FLAGS, *target) as service:
+            yield service.url
+
+    def measure(self, url: str) -> None:
+        """The latency of the full and of the cheapest plan, one request at a time."""
+        times = []
+        for plan in (self.plans[-1], self.plans[0]):
+            load = Load(url, [0.0], PHOTOS, self.only(plan))
+            times.append(statistics.median(send(load)[0].took_s for _ in range(7)))
+        self.full_s, self.cheapest_s = times
+        self.objective_s = 3 * self.full_s
+
+    def point(self, who: str, url: str, times: Sequence[float], budget: str) -> Point:
+        answers = send(Load(url, times, PHOTOS, budget))
+        point = self._point(who, len(times) / max(times), answers)
+        self.points.append(point)
+        print(point.row(), flush=True)
+        return point
+
+    def sweep(self, who: str, url: str, loads: Sequence[float], budget: str) -> Point | None:
+        """The highest load at which the objective is held, of a rising row of loads."""
+        best = None
+        for seed, load in enumerate(loads):
+            point = self.point(who, url, poisson(load, self.seconds, seed), budget)
+            if not point.held:
+                break
+            best = point
+        return best
+
+    def _point(self, who: str, load: float, answers: Sequence[Answer]) -> Point:
+        good = [answer for answer in answers if answer.status == 200]
+        took = [1000 * answer.took_s for answer in good] or [math.nan]
+        ran = [answer for answer in answers if answer.gflops]
+        prices = [plan["gflops"] for plan in self.plans]
+        plans = [min(range(len(prices)), key=lambda i: abs(prices[i] - a.gflops)) for a in good]
+        wasted = [a for a in ran if a.status != 200 or a.took_s > self.objective_s]
+        return Point(
+            who,
+            load,
+            len(answers),
+            len(good),
+            sum(answer.took_s <= self.objective_s for answer in good),
+            float(np.percentile(took, 50)),
+            float(np.percentile(took, 99)),
+            statistics.fmean(self.plans[plan]["quality"] for plan in plans) if plans else math.nan,
+            statistics.fmean(answer.gflops for answer in good) if good else math.nan,
+            len(wasted) / max(1, len(ran)),
+            1000 * float(np.percentile([answer.late_s for answer in answers], 99)),
+        )
+
+
+def full_again_s(
+    bench: Bench, answers: Sequence[Answer], burst_ended: float
+) -> tuple[float, float]:
+    """Seconds from the burst's end until the first image of 99.5 % of the full plan's quality, and
+    until the last one below that."""
+    enough = 0.995 * bench.plans[-1]["quality"]
+    cheap = max(plan["gflops"] for plan in bench.plans if plan["quality"] < enough)
+    after = [answer for answer in answers if answer.planned >= burst_ended and answer.gflops]
+    first = min((a.planned for a in after if a.gflops > cheap + 0.001), default=math.inf)
+    last = max((a.planned for a in after if a.gflops <= cheap + 0.001), default=burst_ended)
+    return first - burst_ended, last - burst_ended
+
+
+def burst(bench: Bench, url: str, who: str, budget: str, seed: int) -> tuple[float, float, float]:
+    """Ten seconds at three times the full plan's capacity. Share in time, and `full_again_s`."""
+    low, high = 0.4 / bench.full_s, 3 / bench.full_s
+    # After it, an image now and then, to see what it gets.
+    after = np.arange(13.0, 19.0, 2 * bench.full_s).tolist()
+    answers = send(Load(url, [*step(low, high, 3.0, 10.0, seed), *after], PHOTOS, budget))
+    during = [answer for answer in answers if 3.0 <= answer.planned < 13.0]
+    point = bench._point(f"{who}, burst", high, during)
+    print(point.row(), flush=True)
+    first, last = full_again_s(bench, answers, 13.0)
+    return point.in_time / point.offered, first, last
+
+
+def deadlines(bench: Bench, adaptive: str, fixed: str, shares: Sequence[float]) -> dict[str, Any]:
+    """Goodput with deadlines of the objective, against the cheapest plan for all."""
+    ms = f"ms={1000 * bench.objective_s:.0f}"
+    ours, theirs, wasted = [], [], []
+    for seed, share in enumerate(shares):
+        times = poisson(share / bench.cheapest_s, bench.seconds, 50 + seed)
+        mine = bench.point(f"adaptive, {ms}", adaptive, times, f"{ADAPTIVE}, {ms}")
+        cheap = bench.point(f"cheapest, {ms}", fixed, times, f"{bench.only(bench.plans[0])}, {ms}")
+        ours.append(mine.in_time / bench.seconds)
+        theirs.append(cheap.in_time / bench.seconds)
+        wasted.append(mine.thrown_away)
+    return {
+        "goodput": [round(each, 2) for each in ours],
+        "goodput_cheapest": [round(each, 2) for each in theirs],
+        "goodput_over_cheapest": round(min(a / b for a, b in zip(ours, theirs, strict=True)), 3),
+        "goodput_falls": round(max(0.0, *(1 - b / a for a, b in itertools.pairwise(ours))), 3),
+        "thrown_away": round(max(wasted), 4),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bundle", default="trained_weights/camvid-tiny")
+    parser.add_argument("--seconds", type=float, default=120.0, help="of a point")
+    parser.add_argument("--quick", action="store_true", help="at most five minutes")
+    asked = parser.parse_args()
+    quick: bool = asked.quick
+    bench = Bench(asked.bundle, 10.0 if quick else asked.seconds)
+    with bench.fixed() as fixed:
+        bench.measure(fixed)
+        full = 1 / bench.full_s
+        print(
+            f"without load: full plan {1000 * bench.full_s:.0f} ms, cheapest "
+            f"{1000 * bench.cheapest_s:.0f} ms; objective {1000 * bench.objective_s:.0f} ms"
+        )
+        print(HEADER)
+        shares = (0.3, 0.5, 0.7, 0.9) if quick else (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+        deepest = bench.sweep(
+            "fixed, full plan", fixed, [s * full for s in shares], bench.only(bench.plans[-1])
+        )
+        with bench.adaptive() as adaptive:
+            steps = (1.0, 1.5, 2.0, 3.0, 4.0) if quick else (0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6)
+            loads = [s * full for s in steps]
+            ours = bench.sweep("adaptive", adaptive, loads, ADAPTIVE)
+            ratios = (0.5, 1.0, 2.0) if quick else (0.5, 1.0, 1.5, 2.0)
+            with_deadlines = deadlines(bench, adaptive, fixed, ratios)
+            attained, again_s, below_s = burst(bench, adaptive, "adaptive", ADAPTIVE, 90)
+            fixed_attained, *_ = burst(
+                bench, fixed, "fixed, full plan", bench.only(bench.plans[-1]), 90
+            )
+            if not quick:
+                swings = bursts((0.5 * full, 3 * full), (20.0, 5.0), bench.seconds, 91)
+                bench.point("adaptive, two states", adaptive, swings, ADAPTIVE)
+        equal = next(
+            (plan for plan in bench.plans if ours and plan["quality"] >= ours.quality),
+            bench.plans[-1],
+        )
+        rising = [share * (ours.load if ours else full) for share in SHARES[quick]]
+        best = bench.sweep(f"fixed, {equal['name']}", fixed, rising, bench.only(equal))
+    late_ms = max(point.client_late_p99 for point in bench.points)
+    if late_ms > 5:
+        print(f"the client itself was up to {late_ms:.1f} ms late (p99 of a point)")
+    adaptive_points = [each for each in bench.points if each.who == "adaptive" and each.held]
+    full_quality = bench.plans[-1]["quality"]
+
+    def at_quality(share: float) -> float | None:
+        """The same ratio, with at least that share of the full plan's quality."""
+        enough = [each for each in adaptive_points if each.quality >= share * full_quality]
+        return ratio(max(enough, key=lambda each: each.load, default=None), deepest)
+
+    found = {
+        "full_ms": round(1000 * bench.full_s, 1),
+        "cheapest_ms": round(1000 * bench.cheapest_s, 1),
+        "objective_ms": round(1000 * bench.objective_s),
+        "adaptive_over_fixed_deepest": ratio(ours, deepest),
+        "adaptive_over_best_fixed": ratio(ours, best),
+        "adaptive_quality_fraction": round(ours.quality / bench.plans[-1]["quality"], 4)
+        if ours
+        else None,
+        "over_fixed_deepest_at_97_percent": at_quality(0.97),
+        "over_fixed_deepest_at_98.5_percent": at_quality(0.985),
+        "burst_attained": round(attained, 4),
+        "burst_attained_fixed": round(fixed_attained, 4),
+        "full_again_s": round(again_s, 2),
+        "last_below_full_s": round(below_s, 2),
+        **with_deadlines,
+        "client_late_p99_ms": round(late_ms, 2),
+        "seconds": bench.seconds,
+    }
+    print(json.dumps(found))
+    return 0
+
+
+def ratio(ours: Point | None, theirs: Point | None) -> float | None:
+    """Of the highest loads at which the objective was held; None if one never was."""
+    return round(ours.load / theirs.load, 3) if ours and theirs else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""Costs: per stage and batch, and how they follow what runs, up and down."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.core import Decision, Plan, Reason
+from service.inference.costs import SAFE, STALE_S, Cost, Costs
+
+PLANS = [Plan(f"d{depth}", depth, 1.0, 1.0, 2.0 * depth, 0.5, canvas="c1") for depth in (1, 2, 3)]
+OTHER = Plan("c2-d1", 1, 1.0, 1.0, 9.0, 0.6, canvas="c2")
+
+
+def fed(cost: Cost, *ms: float, images: int = 1) -> Cost:
+    for each in ms:
+        cost.add(each / 1000, images, 100.0)
+    return cost
+
+
+@pytest.mark.parametrize("actual", [200.0, 1977.0, 20.0])
+def test_three_runs_that_agree_move_a_cost_to_where_they_are(actual: float) -> None:
+    cost = Cost(1977.0 if actual < 1977 else 200.0)
+    before = cost.ms()
+    fed(cost, actual)
+    assert cost.ms() == before
+    assert fed(cost, actual, actual).ms() == pytest.approx(actual)
+
+
+def test_an_outlier_moves_nothing() -> None:
+    cost = fed(Cost(10.0), *[10.0] * 6)
+    assert fed(cost, 5000.0).ms() == 10.0
+    assert cost.high_ms() == 10.0
+    assert fed(cost, 12.0, 12.0).high_ms() == 12.0
+
+
+def test_a_high_time_has_a_margin_until_there_are_enough_runs() -> None:
+    assert Cost(10.0).high_ms() == pytest.approx(SAFE * 10)
+
+
+def test_a_wrong_first_measurement_is_out_of_a_full_window_too() -> None:
+    cost = Cost(30_000.0)
+    for _ in range(12):
+        fed(cost, 10.0, 12.0)
+        if cost.ms() < 100:
+            assert 10.0 <= cost.ms() <= 12.0
+    assert cost.ms() < 100
+
+
+def test_a_high_time_of_before_is_forgotten_as_soon_as_the_median_is() -> None:
+    cost = fed(Cost(60_000.0), 10.0, 10.0, 10.0)
+    assert (cost.ms(), cost.high_ms()) == (10.0, 15.0)
+
+
+def test_what_n_images_take_lies_between_the_sizes_that_are_known() -> None:
+    linear, measured = Cost(10.0), Cost(10.0, most=4, most_ms=16.0)
+    assert [linear.ms(n) for n in (1, 2, 4)] == [10.0, 20.0, 40.0]
+    assert [measured.ms(n) for n in (1, 2, 3, 4, 8)] == [10.0, 12.0, 14.0, 16.0, 32.0]
+    assert measured.high_ms(2) == pytest.approx(SAFE * 12)
+    assert fed(measured, 30.0, 30.0, 30.0, images=2).ms(2) == pytest.approx(30.0)
+    assert measured.ms() == 10.0
+
+
+def test_more_images_never_take_less() -> None:
+    assert Cost(10.0, most=4, most_ms=8.0).ms(2) == 10.0
+
+
+def costs() -> Costs:
+    return Costs({"c1": 5.0, "c2": 30.0}, dict(zip([*PLANS, OTHER], (1, 2, 3, 4), strict=True)))
+
+
+def test_a_plan_takes_the_glance_its_front_the_rest_and_what_is_beside() -> None:
+    known = costs()
+    assert (known.total_ms(PLANS[1]), known.total_ms(OTHER)) == (7.0, 39.0)
+    fed(known.beside, 2.0, 2.0, 2.0)
+    assert (known.total_ms(PLANS[1]), known.total_ms(OTHER)) == (9.0, 41.0)
+    assert (known.after_glance_ms(PLANS[1]), known.after_glance_ms(OTHER)) == (2.0, 34.0)
+    assert known.plan_ms() == {"d1": 6.0, "d2": 7.0, "d3": 8.0, "c2-d1": 39.0}
+
+
+def test_only_a_cost_that_was_not_measured_lately_is_doubted() -> None:
+    known = costs()
+    for cost in (*known.front.values(), *known.rest.values()):
+        fed(cost, 5.0)
+    known.doubt(PLANS[0], 100.0 + STALE_S / 2)
+    assert not known.doubted
+    known.doubt(PLANS[0], 100.0 + STALE_S)
+    assert list(known.doubted) == [PLANS[0]]
+
+
+def test_plans_that_a_deadline_ruled_out_are_doubted() -> None:
+    known = costs()
+    by_node = Decision(PLANS[0], Reason.NODE, 0.5, PLANS[2])
+    known.doubt_of([by_node, Decision(PLANS[0], Reason.GATE, 0.5)], 100.0)
+    assert not known.doubted
+    known.doubt_of([Decision(PLANS[0], Reason.DEADLINE, 0.5, PLANS[2])], 100.0)
+    assert list(known.doubted) == PLANS[1:]  # all that would have been better
+
+
+def test_a_cost_that_measuring_again_confirms_is_trusted_for_longer_and_longer() -> None:
+    known, now, waits = costs(), 0.0, []
+    for ms in (1.0, 1.0, 1.0, 50.0, 50.0):
+        since = now
+        while not known.doubted:
+            now += 1.0
+            known.doubt(PLANS[0], now)
+        waits.append(now - since)
+        while known.doubted:
+            for cost in (known.front["c1"], known.rest[PLANS[0]]):
+                cost.add((5.0 if cost is known.front["c1"] else ms) / 1000, 1, now)
+            known.measured(PLANS[0])
+    assert waits == [1.0, 20.0, 40.0, 80.0, 10.0]
