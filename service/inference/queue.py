@@ -59,7 +59,6 @@ class Queue(Generic[P]):
         self.answering: dict[P, None] = {}
         self.free = -math.inf
         self._limit_ms, self._limited = math.inf, -math.inf
-        self._rate, self._rated = 0.0, 0.0  # images per second that come, when
         self._numbers = count()
 
     @property
@@ -116,8 +115,6 @@ class Queue(Generic[P]):
         """The image of a place is decoded, and waits for its turn. Raises Overloaded if its
         deadline can no longer be met."""
         del self.held[place]
-        # Requests that bring no image do not count, or they would cost the others their quality.
-        self._rate, self._rated = schedule.rate_after(self._rate, now - self._rated, 1), now
         self._check_times(place, now)
         insort(self.waiting, place, key=_order)
 
@@ -149,10 +146,7 @@ class Queue(Generic[P]):
         # Load is read before the batch is taken out, or the last places would never count.
         waits = [(place.arrived, place.due) for place in self.waiting]
         together = min(self.max_batch, len(self.waiting))
-        rate = schedule.rate_after(self._rate, now - self._rated)
         limit_ms = schedule.share_ms(waits, now)
-        if len(waits) > 1:  # the rate alone, from a few arrivals, closes nothing
-            limit_ms = min(limit_ms, schedule.sustained_ms(rate))
         if self.size > 1:
             cheapest_ms = times.each_ms(together)
             limit_ms = min(limit_ms, schedule.room_ms(cheapest_ms, self.size, self.taken(now)))

@@ -10,18 +10,13 @@ at most the cheapest plan runs before anybody is refused.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 # The share of an image's time that those ahead of it may plan with; the rest is for later ones.
 PLANNED = 2 / 3
-# By how much more time images may take together than passes between them: the rate is an estimate,
-# and what waits closes plans, too.
-HEADROOM = 1.25
 PROMISED = 0.9  # of a promised objective that admission plans with; predictions miss a little
-RATE_S = 1.5  # over which arrivals are averaged
 RISE_S = 1.0  # from the cheapest plan to all of them, when the load has gone
 PAYS = 0.95  # of its own time that an image may take in a batch, or it runs alone
 
@@ -82,18 +77,6 @@ def room_ms(cheapest_ms: float, size: int, taken: int) -> float:
     """The most that each image may take by the places that are left: a full queue leaves open the
     cheapest plan alone, however much time there is."""
     return cheapest_ms * size / max(1, taken) if taken > 1 else float("inf")
-
-
-def rate_after(rate: float, elapsed_s: float, arrivals: int = 0) -> float:
-    """Arrivals per second, an exponential average. rate: elapsed_s ago; arrivals: since then."""
-    return rate * math.exp(-elapsed_s / RATE_S) + arrivals / RATE_S
-
-
-def sustained_ms(rate: float) -> float:
-    """The most that each image may take at that rate of arrivals, in the long run. Where it is the
-    same for all, their mean quality is the best that this time can buy: more time buys less and
-    less."""
-    return 1000 * HEADROOM / rate if rate > 0 else math.inf
 
 
 def eased(previous_ms: float, limit_ms: float, elapsed_s: float, times: Times) -> float:

@@ -135,7 +135,7 @@ def test_waiting_images_run_together_each_with_its_own_plan(fake_manifest: Manif
 
 def test_company_does_not_cost_an_urgent_image_its_plan(fake_manifest: Manifest) -> None:
     async def scenario() -> None:
-        async with ready(fake_manifest, target_ms=20_000) as world:
+        async with ready(fake_manifest, target_ms=6_000) as world:
             first = await world.hold()
             for plan, cost in world.engine._costs.rest.items():
                 # Two take as long as one and a half: it pays.

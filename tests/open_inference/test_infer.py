@@ -222,22 +222,24 @@ def test_each_output_may_be_binary_or_not(server: Server) -> None:
     assert "data" in segments
 
 
-def test_each_image_of_a_batch_has_its_own_plan_and_counts(server: Server) -> None:
-    # The fake gate finds bright images easy and dark ones hard.
-    files = [flat((250,) * 3), flat((20,) * 3), QUARTERS]
-    response = infer(server, document(*files, parameters={"max_loss": 0.01}))
-    found = outputs(response)
-    assert found["labels"]["shape"] == [3, 48, 64]
-    maps = np.array(found["labels"]["data"]).reshape(3, 48, 64)
-    usage = json.loads(response.json()["parameters"]["usage"])
-    for i, file in enumerate(files):
-        alone = server.post(file, {"Compute-Budget": "max-loss=0.01"}).json()
-        assert json.loads(found["segments"]["data"][i]) == alone["segments"]
-        assert usage[i] == alone["usage"]
-        assert set(np.unique(maps[i])) == {entry["class_id"] for entry in alone["segments"]}
-    assert len({entry["plan"] for entry in usage}) > 1
-    assert "plan" not in response.json()["parameters"]
-    assert server.value("fathom_requests_total", outcome="ok") == 6
+def test_each_image_of_a_batch_has_its_own_plan_and_counts(fake_manifest: Manifest) -> None:
+    # With so many places, three images are no load.
+    with running(fake_manifest, queue_size=1000) as server:
+        # The fake gate finds bright images easy and dark ones hard.
+        files = [flat((250,) * 3), flat((20,) * 3), QUARTERS]
+        response = infer(server, document(*files, parameters={"max_loss": 0.01}))
+        found = outputs(response)
+        assert found["labels"]["shape"] == [3, 48, 64]
+        maps = np.array(found["labels"]["data"]).reshape(3, 48, 64)
+        usage = json.loads(response.json()["parameters"]["usage"])
+        for i, file in enumerate(files):
+            alone = server.post(file, {"Compute-Budget": "max-loss=0.01"}).json()
+            assert json.loads(found["segments"]["data"][i]) == alone["segments"]
+            assert usage[i] == alone["usage"]
+            assert set(np.unique(maps[i])) == {entry["class_id"] for entry in alone["segments"]}
+        assert len({entry["plan"] for entry in usage}) > 1
+        assert "plan" not in response.json()["parameters"]
+        assert server.value("fathom_requests_total", outcome="ok") == 6
 
 
 def test_images_of_different_sizes_give_segments_only(server: Server) -> None:
