@@ -10,7 +10,8 @@ import contextlib
 import io
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,7 @@ pytest.importorskip("transformers", reason="the reference is not installed")
 IMAGES, QUERIES, CLASSES, CANVAS, CELLS = 40, 100, 133, 512, 128
 POINTS = 0.1  # of PQ and AP, in percent
 TIME = 1 / 5  # of transformers', of one core
+TIMED = 12  # images, each three times
 DEFAULT = Thresholds(0.5, 0.5, 0.8)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -222,16 +224,17 @@ def test_mean_iou_and_time(cases: list[Case], theirs: Any) -> None:
     for case in cases:
         kinds = [VOID, *(entry["cat"] for entry in case.segments)]
         truth = np.array(kinds, np.uint8)[case.labels]
-        clock, size = time.process_time, (case.geometry.height, case.geometry.width)
+        size = (case.geometry.height, case.geometry.width)
         planes = class_planes({"class_logits": case.kinds, "mask_logits": case.masks})
-        began = clock()
         runs = most_probable(planes, case.geometry)
-        took["ours"].append(clock() - began)
         counts["ours"] += confusion(runs.labels(), truth, CLASSES)
         given = outputs(case)
-        began = clock()
-        theirs.post_process_semantic_segmentation(given, target_sizes=[size])
-        took["theirs"].append(clock() - began)
+        if len(took["ours"]) < TIMED:
+            took["ours"].append(least(partial(most_probable, planes, case.geometry)))
+            their_way = partial(
+                theirs.post_process_semantic_segmentation, given, target_sizes=[size]
+            )
+            took["theirs"].append(least(their_way))
         with no_detour():
             (labels,) = theirs.post_process_semantic_segmentation(given, target_sizes=[size])
         counts["theirs"] += confusion(labels.numpy().astype(np.uint8), truth, CLASSES)
@@ -240,6 +243,16 @@ def test_mean_iou_and_time(cases: list[Case], theirs: Any) -> None:
     assert wanted > 20
     assert abs(ours - wanted) < POINTS
     assert np.median(took["ours"]) < TIME * np.median(took["theirs"])
+
+
+def least(work: Callable[[], object], times: int = 3) -> float:
+    """The least CPU time of some runs: what else the machine does only adds to it."""
+    found = []
+    for _ in range(times):
+        began = time.process_time()
+        work()
+        found.append(time.process_time() - began)
+    return min(found)
 
 
 def medians(took: dict[str, list[float]]) -> dict[str, float]:
