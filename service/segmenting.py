@@ -92,18 +92,16 @@ class Segmenter:
         limits = {"depth": depth, "gflops": gflops, "ms": ms, "max-loss": max_loss}
         values = {key: limit for key, limit in limits.items() if limit is not None}
         ask = Ask(budget_of({**values, "strict": strict}), value_range_of(value_range))
-        ticket = self.model.reserve(ask, arrived, trace.request_id, coming=False)
-        try:
+        with self.place(ask, trace, arrived, coming=False) as ticket:
             if isinstance(picture, str | Path):
                 picture = Path(picture).read_bytes()
             frames = self._frames(picture, "", ask)
             trace.add("decode", arrived, time.perf_counter())
             self.model.engine.submit(ticket, frames)
-            progress = ticket.done.result(_remaining_s(ticket))
-        except NotInTime as error:
-            raise self.model.engine.expire(ticket) from error
-        finally:
-            self.model.engine.leave(ticket)
+            try:
+                progress = ticket.done.result(_remaining_s(ticket))
+            except NotInTime as error:
+                raise self.model.engine.expire(ticket) from error
         return self._answer(progress, ticket.promise, trace)
 
     @contextmanager

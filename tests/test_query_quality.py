@@ -42,7 +42,11 @@ POINTS = 0.1  # of PQ and AP, in percent
 TIME = 1 / 5  # of transformers', of one core
 TIMED = 12  # images, each three times
 DEFAULT = Thresholds(0.5, 0.5, 0.8)
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 class Case(NamedTuple):
@@ -100,14 +104,6 @@ def truth_of(case: Case) -> NDArray[np.uint32]:
     for number, entry in enumerate(case.segments, 1):
         table.append(VOID_SEGMENT if entry["iscrowd"] else entry["cat"] << 16 | number)
     return np.array(table, np.uint32)[case.labels]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,7 @@ def share_ms(waits: Sequence[Wait], now: float) -> float:
 def room_ms(cheapest_ms: float, size: int, taken: int) -> float:
     """The most that each image may take by the places that are left: a full queue leaves open the
     cheapest plan alone, however much time there is."""
-    return cheapest_ms * size / max(1, taken) if taken > 1 else float("inf")
+    return cheapest_ms * size / taken if taken > 1 else float("inf")
 
 
 def eased(previous_ms: float, limit_ms: float, elapsed_s: float, times: Times) -> float:

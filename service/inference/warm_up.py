@@ -13,6 +13,7 @@ import numpy as np
 
 from service.bundle import Shape
 from service.core import Frame, Plan
+from service.engines.base import Tensors
 from service.inference.batches import at_once
 from service.inference.costs import Cost, Costs
 from service.inference.stages import Stages
@@ -81,8 +82,8 @@ def check(stages: Stages) -> None:
         _measure(stages, canvas.shapes[0], plans, 1, runs=1)
 
 
-def _encode_and_head(stages: Stages, plan: Plan, shape: str, features: object) -> None:
-    stages.head(shape, stages.encode(plan, shape, features))  # type: ignore[arg-type]
+def _encode_and_head(stages: Stages, plan: Plan, shape: str, features: Tensors) -> None:
+    stages.head(shape, stages.encode(plan, shape, features))
 
 
 def _measure(
