@@ -64,6 +64,15 @@ def blobs(
     return np.asarray(values / values.sum(axis=0), np.float32)
 
 
+def seconds(classes: int = 133, height: int = 12, width: int = 16) -> NDArray[np.float32]:
+    """Class 7 is second in every cell, and leads only between them; most classes lead nowhere."""
+    values = np.full((classes, height, width), 0.1 / (classes - 3), np.float32)
+    left = np.arange(width) % 2 == 0
+    values[3], values[90], values[7] = 0.5 * left, 0.5 * ~left, 0.4
+    values[3, :, :4], values[90, :, :4] = 0.5, 0
+    return values
+
+
 def slow(probabilities: Planes, geometry: Geometry) -> NDArray[np.float64]:
     """The probabilities at every pixel of the image, one at a time: (C, height, width)."""
     classes, rows, columns = probabilities.shape
@@ -96,7 +105,7 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("make", [noise, blobs])
+@pytest.mark.parametrize("make", [noise, blobs, seconds])
 @pytest.mark.parametrize(("width", "height", "scaled"), SHAPES)
 def test_labels_are_the_argmax_of_the_interpolated_probabilities(
     make: Callable[[], Planes], width: int, height: int, scaled: tuple[int, int]
@@ -286,9 +295,9 @@ def test_400_objects_in_a_large_image_take_milliseconds() -> None:
     assert len(masks.regions) == 400
     times = []
     for _ in range(5):
-        began = time.perf_counter()
+        began = time.thread_time()
         masks.segments(NUCLEUS)
-        times.append(time.perf_counter() - began)
+        times.append(time.thread_time() - began)
     # About 10 ms where it was written; encoding them one by one takes six seconds.
     assert min(times) < 0.25
 
@@ -327,9 +336,9 @@ def test_a_label_map_and_its_png_take_milliseconds() -> None:
     probabilities, geometry = blobs(11, 96, 120), Geometry(480, 360, 480, 360, (384, 480))
     times = []
     for _ in range(7):
-        began = time.perf_counter()
+        began = time.thread_time()
         png.palette(most_probable(probabilities, geometry).labels(), colors)
-        times.append(time.perf_counter() - began)
+        times.append(time.thread_time() - began)
     # About 3 ms where it was written; the plain way takes ten times as long.
     assert min(times) < 0.03
 
@@ -344,7 +353,7 @@ def test_the_masks_of_22_megapixels_take_a_quarter_of_a_second(width: int, heigh
     classes = tuple(ClassInfo(str(i), (i, i, i), False) for i in range(11))
     times = []
     for _ in range(5):
-        began = time.perf_counter()
+        began = time.thread_time()
         semantic(probabilities, geometry).segments(classes)
-        times.append(time.perf_counter() - began)
+        times.append(time.thread_time() - began)
     assert min(times) < 0.25

@@ -2,12 +2,15 @@
 
 Down a column, between two rows of cells' centres, every channel's probability is a straight line.
 Where one channel leads by more than rounding at both ends of a stretch, it does all the way between
-them: only stretches with a border inside are cut, until nothing is between their ends. The
-result is that of interpolating and comparing all channels at all pixels, in float32.
+them: only stretches with a border inside are cut, until nothing is between their ends. A mixture of
+four cells is between their least and their largest, so that a channel whose largest is below
+another's least cannot lead there: of many classes only the few that can are compared. The result is
+that of interpolating and comparing all channels at all pixels, in float32.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple, TypeAlias
 
@@ -29,7 +32,7 @@ def most_probable(probabilities: Planes, geometry: Geometry) -> Runs:
     """(C, h, w) -> the map of (height, width), uint8. Ties go to the lower channel."""
     rows, columns = axes(geometry, probabilities.shape[1:])
     tolerance = _ROUNDING * float(np.abs(probabilities).max())
-    cells = _Cells.of(probabilities)
+    cells = _Cells.of(probabilities, tolerance)
     starts: list[Positions] = []
     values: list[Labels] = []
     band = max(1, BAND_VALUES // ((len(rows.tops) - 1) * len(probabilities)))
@@ -47,18 +50,39 @@ class _Cells(NamedTuple):
 
     labels: (h, w), the most probable channel. agree: (h, w), whether it is also that of the next
     cell to the right, below, and across: then it is that of all mixtures of them.
+    columns: (n,) of the cells that do not agree with those three. possible: (C, n), the channels
+    that can lead in a mixture of the four.
     """
 
     probabilities: Planes
     labels: Labels
     agree: NDArray[np.bool_]
+    columns: Positions
+    possible: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, probabilities: Planes) -> _Cells:
+    def of(cls, probabilities: Planes, tolerance: float) -> _Cells:
         labels, _, _ = largest(probabilities)
         edged = np.pad(labels, ((0, 1), (0, 1)), mode="edge")
         agree = (labels == edged[1:, :-1]) & (labels == edged[:-1, 1:]) & (labels == edged[1:, 1:])
-        return cls(probabilities, labels, agree)
+        row, column = np.nonzero(~agree)
+        height, width = labels.shape
+        flat = probabilities.reshape(len(probabilities), -1)
+        rows, columns = (
+            (row, np.minimum(row + 1, height - 1)),
+            (column, np.minimum(column + 1, width - 1)),
+        )
+        corners = [flat.take(at * width + across, axis=1) for at in rows for across in columns]
+        least = functools.reduce(np.minimum, corners).max(0)
+        possible = functools.reduce(np.maximum, corners) >= least - tolerance
+        return cls(probabilities, labels, agree, column, possible)
+
+    def can_lead(self, columns: Positions) -> Positions:
+        """The channels that can be the most probable one between cells of which not all have the
+        same, in these columns of cells, from the first to the last."""
+        within = (self.columns >= columns[0]) & (self.columns <= columns[-1])
+        found = np.flatnonzero(self.possible[:, within].any(1))
+        return found if len(found) else np.zeros(1, np.intp)  # all cells agree
 
 
 class _Stretches(NamedTuple):
@@ -122,11 +146,13 @@ def _band_runs(
     first = cells.labels[above].T[columns.first]  # (columns, strips), the label at the top of each
     last = first.copy()
     column, strip = np.nonzero(~cells.agree[above].T[columns.first])
-    upper, lower = _between(cells.probabilities, rows, columns, strip, column)
+    channels = cells.can_lead(columns.first)
+    upper, lower = _between(cells.probabilities[channels], rows, columns, strip, column)
     stretches = _measured(
         upper, lower, rows.weight, np.arange(len(strip)), tops[strip], bottoms[strip]
     )
-    first[column, strip], last[column, strip] = stretches.first, stretches.last
+    names = channels.astype(np.uint8)
+    first[column, strip], last[column, strip] = names[stretches.first], names[stretches.last]
     height, strips = len(rows.first), first.shape[1]
     before = np.r_[-1, last.ravel()[:-1].astype(np.intp)]
     changed = np.flatnonzero(first.ravel() != before)
@@ -134,7 +160,7 @@ def _band_runs(
     labels = [first.ravel()[changed]]
     for own, row, label in _borders(stretches, upper, lower, rows.weight, tolerance):
         places.append(column[own] * height + row)
-        labels.append(label)
+        labels.append(names[label])
     order = np.argsort(np.concatenate(places), kind="stable")
     return np.concatenate(places)[order], np.concatenate(labels)[order]
 
