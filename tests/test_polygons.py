@@ -106,7 +106,7 @@ def test_outlines_of_400_objects_take_a_fraction_of_a_second() -> None:
     y, x = np.mgrid[:1000, :1400]
     inside = np.hypot(y % 50 - 25, x % 70 - 35) < 20
     labels = np.where(inside, y // 50 * 20 + x // 70 + 1, 0).astype(np.uint16)
-    began = time.perf_counter()
+    began = time.thread_time()
     found = polygons(Runs.of(labels), list(range(1, 401)))
-    assert time.perf_counter() - began < 1  # 0.1 s where it was written
+    assert time.thread_time() - began < 1  # 0.1 s where it was written
     assert [len(parts) for parts in found] == [1] * 400

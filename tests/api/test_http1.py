@@ -285,7 +285,7 @@ def test_an_idle_connection_is_kept_longer_than_proxies_keep_it_and_not_for_ever
             time.sleep(0.5)
         began = time.monotonic()
         assert wire.ended()
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 8
 
 
 @pytest.mark.parametrize("framing", ["length", "chunks", "form"])

@@ -108,10 +108,10 @@ def test_413_bytes_of_a_form(server: Server) -> None:
 
 
 def test_413_pixels_of_a_small_file(server: Server) -> None:
-    began = time.monotonic()
+    began = time.process_time()  # the server runs in this process
     document = rejected(server.post(bomb()), 413, "too-large")
     assert "13300 x 13300" in document["detail"]
-    assert time.monotonic() - began < 1  # decoding it takes seconds
+    assert time.process_time() - began < 1  # decoding it takes seconds
 
 
 def test_413_side(server: Server) -> None:

@@ -78,7 +78,7 @@ def test_an_estimate_that_was_too_low_follows_what_runs(fake_manifest: Manifest)
     play(scenario())
 
 
-@pytest.mark.parametrize("ms", [100, 200])
+@pytest.mark.parametrize("ms", [500, 900])
 def test_a_batch_wait_never_costs_a_deadline(fake_manifest: Manifest, ms: int) -> None:
     async def scenario() -> None:
         async with ready(fake_manifest, batch_wait_ms=1000) as world:
