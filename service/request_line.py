@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from service.core import Trace
 from service.logs import Line
+from service.trace import Trace
 
 
 def request_line(trace: Trace, outcome: str, status: int, seconds: float) -> Line:

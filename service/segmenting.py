@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 from service.answer import Answer
 from service.ask import budget_of, value_range_of
 from service.bundle import load
-from service.core import Ask, Frames, Progress, Trace, ValueRange
+from service.core import Ask, Frames, ValueRange
 from service.engines.choice import choose_backend, open_backend
 from service.errors import FathomError, SettingsError
 from service.inference.place import missed
@@ -37,6 +37,7 @@ from service.model import Model
 from service.pixels.decode import Limits, Picture, decode, from_memory
 from service.settings import Settings
 from service.threads import Threads
+from service.trace import Progress, Trace
 
 __all__ = ["Answer", "Segmenter", "open_bundle"]
 

@@ -8,13 +8,14 @@ from fastapi import FastAPI
 
 from service.api.app import create_app
 from service.bundle import Bundle, Manifest
-from service.core import Ask, Frames, Trace
+from service.core import Ask, Frames
 from service.engines.base import Backend
 from service.engines.fake import FakeBackend
 from service.metrics import Metrics
 from service.model import Model
 from service.segmenting import Answer, Segmenter
 from service.settings import Settings
+from service.trace import Trace
 
 
 def metrics_of(manifest: Manifest, settings: Settings) -> Metrics:

@@ -15,10 +15,11 @@ import pytest
 
 from service import bundle
 from service.bundle import Manifest
-from service.core import Ask, Frame, Geometry, Trace
+from service.core import Ask, Frame, Geometry
 from service.engines.fake import FakeBackend
 from service.errors import Overloaded
 from service.settings import Settings
+from service.trace import Trace
 from tests.bench import autoscale, fleet
 from tests.bench.autoscaler import Autoscaler, Behaviour, Policy, from_utilisation, from_value
 from tests.bench.day import Scaling, World, simulate

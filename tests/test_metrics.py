@@ -19,11 +19,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from service import __main__ as entry
 from service import errors, logs
 from service.bundle import Manifest
-from service.core import Ask, Budget, Decision, Frame, Geometry, Margin, Plan, Reason, Trace
+from service.core import Ask, Budget, Decision, Frame, Geometry, Margin, Plan, Reason
 from service.engines.base import Arrays, HostTensors, Tensors
 from service.engines.fake import FakeBackend
 from service.inference.policy import Policy, Pressure
-from service.metrics import (
+from service.labels import (
     COMPUTE_GIVEN_UP,
     MISSED,
     OUTCOMES,
@@ -31,10 +31,11 @@ from service.metrics import (
     REQUEST_SECONDS,
     SHED,
     STAGES,
-    Metrics,
 )
+from service.metrics import Metrics
 from service.segmenting import Answer
 from service.settings import Settings
+from service.trace import Trace
 from tests.processes import python
 from tests.serving import answered, segmenter_of
 

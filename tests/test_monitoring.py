@@ -13,7 +13,8 @@ import yaml
 
 from monitoring import build
 from service.core import Reason
-from service.metrics import MISSED, OUTCOMES, REQUEST_SECONDS, SHED, STAGES, Metrics
+from service.labels import MISSED, OUTCOMES, REQUEST_SECONDS, SHED, STAGES
+from service.metrics import Metrics
 from tests.observed import (
     ALERTS,
     DCGM,

@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from service.bundle import InputSpec, Manifest, Shape, TensorSpec
-from service.core import Ask, Budget, Frame, Frames, Geometry, Margin, Outcome, Progress, Reason
+from service.core import Ask, Budget, Frame, Frames, Geometry, Margin, Outcome, Reason
 from service.engines.base import Arrays, Backend, HostTensors, Tensors, on_host
 from service.engines.fake import FakeBackend
 from service.errors import FathomError
@@ -28,6 +28,7 @@ from service.inference.policy import Policy
 from service.inference.stages import Stages
 from service.inference.warm_up import warm_up
 from service.pixels.decode import Limits, from_memory
+from service.trace import Progress
 
 NONE = Budget()
 QUALITY = [0.50, 0.60, 0.70, 0.80]  # every plan is worth its price

@@ -18,8 +18,10 @@ import pytest
 
 from model_export.__main__ import COMMANDS, parser_of
 from service import command_line, settings
-from service.core import Decision, Plan, Reason, Trace
-from service.metrics import SHED, STAGES, Metrics
+from service.core import Decision, Plan, Reason
+from service.labels import SHED, STAGES
+from service.metrics import Metrics
+from service.trace import Trace
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

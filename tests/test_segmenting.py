@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from service.bundle import Bundle, Manifest
-from service.core import Ask, Budget, Trace
+from service.core import Ask, Budget
 from service.engines.base import Arrays, HostTensors, Tensors
 from service.engines.fake import FakeBackend
 from service.errors import (
@@ -32,6 +32,7 @@ from service.errors import (
 )
 from service.segmenting import Answer, Segmenter, open_bundle
 from service.settings import Settings
+from service.trace import Trace
 from tests.serving import answered, segmenter_of
 
 GRAY = np.full((48, 64, 3), 140, np.uint8)  # of the third of four bands

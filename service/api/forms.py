@@ -12,8 +12,8 @@ from service.api import interchange, schemas
 from service.api.fields import FIELD
 from service.api.image_info import Wire
 from service.api.interchange import Told
-from service.core import Span
 from service.errors import BadHeader, BadQuery, NotAcceptable
+from service.trace import Span
 
 INCLUDES = frozenset({"paused"})
 Rendered: TypeAlias = tuple[bytes, Span]

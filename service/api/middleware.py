@@ -21,8 +21,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.fields import format_used
 from service.api.origins import Origins
-from service.core import Trace
 from service.errors import FathomError, ForeignOrigin, RequestTimeout
+from service.trace import Trace
 
 REQUEST_ID = "X-Request-Id"
 # The page shows photos and masks that it makes itself (blob:); all else comes from this service.

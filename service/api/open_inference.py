@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from service.api import encodings, openapi_inference
 from service.api.body import Intake, whole
 from service.api.segment import while_connected
-from service.core import Ask, Trace
+from service.core import Ask
 from service.errors import UnsupportedMediaType
 from service.metrics import Metrics
 from service.open_inference import description, rest
@@ -32,6 +32,7 @@ from service.open_inference.infer import (
 )
 from service.segmenting import Segmenter
 from service.settings import Settings
+from service.trace import Trace
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _TYPES = ("", "application/json", "application/octet-stream")  # KServe's and Triton's clients

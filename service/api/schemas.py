@@ -7,9 +7,9 @@ from pydantic import BaseModel, Field
 from service import tasks
 from service.answer import Answer
 from service.api.image_info import ImageInfo, Wire, image_info
-from service.core import Span
 from service.pixels.rle import RunLengths, run_lengths
 from service.pixels.runs import Runs
+from service.trace import Span
 
 TASK_NOTES = "; ".join(
     f"{task.name}: a segment per {'object' if task.objects else 'class'}"

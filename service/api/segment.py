@@ -21,10 +21,11 @@ from service.api.fields import (
     parse_urgency,
     parse_value_range,
 )
-from service.core import Ask, Trace
+from service.core import Ask
 from service.errors import FathomError
 from service.metrics import Metrics
 from service.segmenting import Segmenter
+from service.trace import Trace
 
 _T = TypeVar("_T")
 

@@ -24,9 +24,9 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.core import Trace
 from service.errors import SettingsError
 from service.settings import flag
+from service.trace import Trace
 
 METHOD, SEGMENT, INFER = "POST", "/segment", "/v2/models/{name}/infer"  # what is recorded
 _INFER = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")

@@ -11,7 +11,6 @@ from typing import Any
 import grpc
 
 from service.api.auth import ApiKeys
-from service.core import Trace
 from service.errors import BadInference, FathomError, SettingsError
 from service.grpc.messages import MESSAGES, SERVICE
 from service.metrics import Metrics
@@ -20,6 +19,7 @@ from service.open_inference.infer import Reply, counted, most_images, places, re
 from service.open_inference.request import Input, Request, check_input, elements, shown, wanted
 from service.segmenting import Segmenter
 from service.settings import Settings, flag
+from service.trace import Trace
 
 GRACE_S = 1.0  # for answers that are on their way when the engine has ended
 _OPEN = {"ServerLive", "ServerReady", "ModelReady"}  # to those without a key

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from service.core import Budget, Decision, Outcome, Progress, Span
+from service.core import Budget, Decision, Outcome
 from service.engines.base import Tensors
 from service.errors import FathomError
 from service.inference.batches import Job, together
@@ -21,6 +21,7 @@ from service.inference.costs import Costs
 from service.inference.decisions import decide
 from service.inference.policy import Policy
 from service.inference.stages import Stages
+from service.trace import Progress, Span
 
 Step: TypeAlias = list[tuple[Job, Progress]]
 

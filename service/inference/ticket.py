@@ -7,10 +7,11 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from service.core import Ask, Progress, Span
+from service.core import Ask
 from service.errors import FathomError
 from service.inference.batches import Job
 from service.inference.place import Place
+from service.trace import Progress, Span
 
 
 @dataclass(slots=True, eq=False)

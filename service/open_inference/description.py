@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.metrics import OUTCOMES, Metrics
+from service.labels import OUTCOMES
+from service.metrics import Metrics
 from service.model import Model
 from service.open_inference.infer import VERSION, datatype_of_labels
 from service.open_inference.request import IMAGE, LABELS, PIXELS, SEGMENTS

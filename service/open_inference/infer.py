@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.core import Frames, Span, Trace
+from service.core import Frames
 from service.errors import BadInference, FathomError, TooLarge
 from service.inference.ticket import Ticket
 from service.metrics import Metrics
@@ -21,6 +21,7 @@ from service.open_inference.request import LABELS, MAX_IMAGES, SEGMENTS, Pixels,
 from service.segmenting import Answer, Segmenter
 from service.settings import Settings
 from service.tasks import Segment
+from service.trace import Span, Trace
 
 VERSION = "1"  # as clients expect one: a number. The bundle's revision names the same model
 

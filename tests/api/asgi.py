@@ -12,12 +12,13 @@ from fastapi import FastAPI
 
 from service.api.app import create_app
 from service.bundle import Manifest
-from service.core import Ask, Outcome, Trace
+from service.core import Ask, Outcome
 from service.inference.engine import State
 from service.metrics import Metrics
 from service.segmenting import Answer as Served
 from service.segmenting import Segmenter
 from service.settings import Settings
+from service.trace import Trace
 from tests.serving import metrics_of, segmenter_of
 
 Headers = dict[str, str]

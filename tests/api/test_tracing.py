@@ -14,7 +14,8 @@ from opentelemetry.trace import StatusCode
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from service.bundle import Manifest
-from service.metrics import STAGES, Metrics
+from service.labels import STAGES
+from service.metrics import Metrics
 from tests.api.asgi import GONE, body, call, post, scope
 from tests.api.traced import ON_THE_GLANCE, World, parent_of
 

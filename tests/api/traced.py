@@ -19,7 +19,7 @@ from service.api.app import create_app
 from service.api.tracing import Tracing
 from service.bundle import Manifest
 from service.engines.fake import FakeBackend
-from service.metrics import STAGES
+from service.labels import STAGES
 from service.settings import Settings
 from tests.api.asgi import body, call, started
 from tests.pictures import flat

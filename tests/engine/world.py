@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from service.bundle import Bundle, Manifest
-from service.core import Ask, Budget, Frame, Frames, Geometry, Trace
+from service.core import Ask, Budget, Frame, Frames, Geometry
 from service.engines.base import Arrays, Backend, HostTensors, Tensors, on_host
 from service.engines.fake import FakeBackend
 from service.errors import (
@@ -26,6 +26,7 @@ from service.metrics import Metrics
 from service.model import Model
 from service.segmenting import Answer, Segmenter
 from service.settings import Settings
+from service.trace import Trace
 from tests.serving import answered
 
 NONE = Budget()

@@ -23,10 +23,10 @@ from PIL import Image
 from service import __main__ as entry
 from service.api.auth import ApiKeys
 from service.bundle import Bundle, Manifest
-from service.core import Trace
 from service.errors import SettingsError
 from service.open_inference.infer import _traces
 from service.settings import Settings
+from service.trace import Trace
 from tests.api.server import Gated, Server, running
 from tests.needs import missing
 from tests.open_inference.asking import document, elements, infer
