@@ -59,7 +59,7 @@ class Answer:
     @cached_property
     def segments(self) -> list[Segment]:
         """The classes or objects of the image, by id."""
-        return self.masks.segments(self.manifest.classes)
+        return self.masks.segments(self.manifest.head.classes)
 
     def mask(self, segment: Segment) -> NDArray[np.bool_]:
         """(height, width): where a segment is."""
@@ -75,7 +75,7 @@ class Answer:
 
     def png(self) -> bytes:
         """The label map as a PNG, as in an HTTP answer."""
-        return self.task.to_png(self.labels, self.manifest.classes)
+        return self.task.to_png(self.labels, self.manifest.head.classes)
 
     def panoptic_png(self) -> bytes:
         """COCO's panoptic PNG: a pixel is R + 256 G + 65536 B = the segment's id, 0 = none."""
@@ -86,7 +86,7 @@ class Answer:
 
         Classes have their own colours; objects have one by their id, which comes again after 255.
         """
-        regions, classes = self.masks.regions, self.manifest.classes
+        regions, classes = self.masks.regions, self.manifest.head.classes
         if self.task.objects:
             colors = [object_color(region.id) for region in regions[:SHADES]]
         else:
@@ -97,7 +97,7 @@ class Answer:
     @property
     def probabilities(self) -> NDArray[np.float32]:
         """(channels, h, w) of the decoder's cells, which cover the whole canvas."""
-        if self.manifest.thresholds is not None:
+        if self.manifest.head.thresholds is not None:
             return class_planes(self.outcome.tensors)
         (planes,) = self.outcome.tensors.values()
         return np.asarray(planes, np.float32)
@@ -105,7 +105,7 @@ class Answer:
     @property
     def channels(self) -> list[str]:
         """What the channels of `probabilities` stand for."""
-        return self.task.channels(self.manifest.classes)
+        return self.task.channels(self.manifest.head.classes)
 
     def npz(self) -> bytes:
         """The probabilities and where they lie, as numpy's archive, as in an HTTP answer."""

@@ -32,15 +32,31 @@ class Reason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class HeadWidth:
+    """A head of a bundle at one of its widths, the fraction of its channels in use."""
+
+    name: str
+    width: float = 1.0
+
+    @property
+    def key(self) -> str:
+        """Its name in manifests and in the names of plans: semantic, semantic-w50."""
+        return self.name if self.width == 1 else f"{self.name}-w{round(100 * self.width)}"
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """One way to spend compute. Plans of a bundle are in order of cost, the cheapest first.
 
     keep:  fraction of the high-resolution tokens that later layers still update (PAUMER), 1 = all.
     width: fraction of the encoder's FFN channels in use (slimmable), 1 = all.
     gflops: all that runs for one image, the glance included; a multiply and an add are 2.
-    quality: calibrated mean quality (mIoU or PQ, 0..1) on held-out images.
-    quality_quantiles: the 5, 25, 50, 75 and 95 % quantiles of the same images' quality.
+    quality: calibrated mean quality (mIoU or PQ, 0..1) on held-out images; of several heads, the
+        mean weighted by the preference.
+    quality_quantiles: the 5, 25, 50, 75 and 95 % quantiles of the same images' quality; of several
+        heads none.
     canvas: the name of the canvas, the size at which the image is looked at.
+    heads: those that run, in the bundle's order.
     """
 
     name: str
@@ -51,6 +67,12 @@ class Plan:
     quality: float
     quality_quantiles: tuple[float, ...] = ()
     canvas: str = ""
+    heads: tuple[HeadWidth, ...] = ()
+
+    @property
+    def encoder(self) -> str:
+        """The name of what runs before the heads: c192-d3 of the plan c192-d3+semantic-w50."""
+        return self.name.partition("+")[0]
 
     @property
     def price(self) -> float:

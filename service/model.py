@@ -18,7 +18,7 @@ from service.inference.schedule import PAYS
 from service.inference.ticket import Ticket
 from service.metrics import Metrics
 from service.settings import Settings, flag
-from service.tasks import task_of
+from service.tasks import tasks_of
 
 _log = logging.getLogger("fathom")
 
@@ -37,7 +37,8 @@ class Model:
         metrics: Metrics,
         open_backend: Callable[[], Backend],
     ) -> None:
-        self.bundle, self.manifest, self.task = bundle, bundle.manifest, task_of(bundle)
+        self.bundle, self.manifest, self.tasks = bundle, bundle.manifest, tasks_of(bundle)
+        self.task = self.tasks[self.manifest.head.name]
         plans, margins = self.manifest.plans, self.manifest.margins
         self.policy = Policy(plans, margins, settings.max_loss)
         queue = Queue[Ticket](

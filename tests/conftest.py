@@ -23,14 +23,17 @@ from service.bundle import (
     BundleFile,
     Canvas,
     ClassInfo,
+    EncoderPlan,
     Graphs,
+    Head,
+    HeadWorth,
     InputSpec,
     Manifest,
     Shape,
     Stage,
     TensorSpec,
 )
-from service.core import Margin, Plan
+from service.core import Margin
 from tests.small_graphs import write_graphs
 from tests.toy import one_thread, toy_bundle, toy_config, toy_run, train_words, trained_run
 
@@ -66,6 +69,12 @@ NEEDS_TRAINING = (
 HEIGHT, WIDTH, DEPTHS = 48, 64, (1, 2, 3, 4)
 SHAPE = Shape(HEIGHT, WIDTH)
 CANVAS = Canvas.of([SHAPE])
+CLASSES = (
+    ClassInfo("Road", (128, 64, 128), False),
+    ClassInfo("Building", (128, 0, 0), False),
+    ClassInfo("Car", (64, 0, 128), True),
+    ClassInfo("Sky", (128, 128, 128), False),
+)
 
 
 class TrainingFile(pytest.Module):
@@ -155,32 +164,28 @@ def fake_manifest() -> Manifest:
         name="fake",
         revision="0" * 40,
         provenance={"data": "none", "recipe": "none", "licence": "none", "backbone": "none"},
-        task="semantic",
-        classes=(
-            ClassInfo("Road", (128, 64, 128), False),
-            ClassInfo("Building", (128, 0, 0), False),
-            ClassInfo("Car", (64, 0, 128), True),
-            ClassInfo("Sky", (128, 128, 128), False),
-        ),
+        heads=(Head("semantic", "semantic", CLASSES),),
+        default_preference={"semantic": 1.0},
         input=InputSpec.of([CANVAS], (127, 127, 127)),
         stages=stages,
         files=(BundleFile("model.safetensors", ""),),
-        plans=tuple(
-            Plan(
+        encoder_plans=tuple(
+            EncoderPlan(
                 f"d{depth}",
                 depth,
                 1.0,
                 1.0,
                 1.0 + depth,
-                0.6 + depth / 50,
-                (0.3, 0.5, 0.6, 0.7, 0.8),
+                {"semantic": HeadWorth(0.0, 0.6 + depth / 50, (0.3, 0.5, 0.6, 0.7, 0.8))},
                 CANVAS.name,
             )
             for depth in DEPTHS
         ),
         graphs={
             SHAPE.name: Graphs(
-                "front", "decoder", {f"d{depth}": f"encoder-d{depth}" for depth in DEPTHS}
+                "front",
+                {f"d{depth}": f"encoder-d{depth}" for depth in DEPTHS},
+                {"semantic": "decoder"},
             )
         },
         margins=tuple(
@@ -211,7 +216,7 @@ def canvases_manifest(fake_manifest: Manifest) -> Manifest:
             image = TensorSpec("image", "uint8", ("batch", shape.height, shape.width, 3))
             front, decoder = f"front-{shape.name}", f"decoder-{shape.name}"
             features, encoded = maps("f", shape, 4, 8, 16), maps("e", shape, 8, 16)
-            graphs[shape.name] = Graphs(front, decoder, names)
+            graphs[shape.name] = Graphs(front, names, {"semantic": decoder})
             inputs, scores = ((image, SIZE), (quality,)) if canvas is glance else ((image,), ())
             stages[front] = Stage(f"{front}.onnx", "", inputs, (*features, *scores), 0.0)
             for name in names.values():
@@ -220,14 +225,14 @@ def canvases_manifest(fake_manifest: Manifest) -> Manifest:
                 "probabilities", "float32", ("batch", 4, shape.height // 4, shape.width // 4)
             )
             stages[decoder] = Stage(f"{decoder}.onnx", "", (features[0], *encoded), (answer,), 0.0)
-    d1, *_, d4 = fake_manifest.plans
+    d1, *_, d4 = fake_manifest.encoder_plans
     plans = (
         replace(d1, name="c32-d1", gflops=1.5, canvas="c32"),
         replace(d1, name="c64-d1", gflops=2.5, canvas="c64"),
         replace(d4, name="c64-d4", gflops=5.5, canvas="c64"),
     )
     spec = InputSpec.of([glance, large], (127, 127, 127))
-    return replace(fake_manifest, input=spec, stages=stages, graphs=graphs, plans=plans)
+    return replace(fake_manifest, input=spec, stages=stages, graphs=graphs, encoder_plans=plans)
 
 
 @pytest.fixture
@@ -240,23 +245,27 @@ def instance_manifest(fake_manifest: Manifest) -> Manifest:
     stages["decoder"] = replace(stages["decoder"], outputs=(probabilities,))
     stages[narrow] = Stage(f"{narrow}.onnx", "", _maps("f"), (*_maps("e"), paused), 0.0)
     del stages["encoder-d3"]
-    d1, d2, d3, d4 = fake_manifest.plans
+    d1, d2, d3, d4 = (
+        replace(plan, heads={"instance": plan.heads["semantic"]})
+        for plan in fake_manifest.encoder_plans
+    )
+    nuclei = (ClassInfo("nucleus", (200, 80, 160), True),)
     return replace(
         fake_manifest,
-        task="instance",
-        classes=(ClassInfo("nucleus", (200, 80, 160), True),),
+        heads=(Head("instance", "instance", nuclei),),
+        default_preference={"instance": 1.0},
         stages=stages,
-        plans=(d1, d2, replace(d3, name="d4-k25-w50", depth=4, keep=0.25, width=0.5), d4),
+        encoder_plans=(d1, d2, replace(d3, name="d4-k25-w50", depth=4, keep=0.25, width=0.5), d4),
         graphs={
             SHAPE.name: Graphs(
                 "front",
-                "decoder",
                 {
                     "d1": "encoder-d1",
                     "d2": "encoder-d2",
                     "d4-k25-w50": narrow,
                     "d4": "encoder-d4",
                 },
+                {"instance": "decoder"},
             )
         },
     )

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from service import bundle
-from service.core import Margin, Plan
+from service.core import Margin
 
 HEIGHT, WIDTH, CELL = 32, 48, 4
 CANVAS = bundle.Canvas.of([bundle.Shape(HEIGHT, WIDTH)])
@@ -80,23 +80,32 @@ def write_bundle(
     }
     stages = {name: _write(folder / f"{name}.onnx", *graph) for name, graph in graphs.items()}
     names = ("red", "green", "blue") if task == "semantic" else ("cell",)
-    plans = (
-        Plan("d1", 1, 1.0, 1.0, 3.0, 0.8, (0.8,) * 5, CANVAS.name),
-        Plan("d2", 2, 1.0, 1.0, 6.0, 0.9, (0.9,) * 5, CANVAS.name),
+    plans = tuple(
+        bundle.EncoderPlan(
+            f"d{depth}",
+            depth,
+            1.0,
+            1.0,
+            3.0 * depth,
+            {task: bundle.HeadWorth(0.0, quality, (quality,) * 5)},
+            CANVAS.name,
+        )
+        for depth, quality in ((1, 0.8), (2, 0.9))
     )
+    classes = tuple(bundle.ClassInfo(name, (9, 9, 9), task == "instance") for name in names)
     manifest = bundle.Manifest(
         name=folder.name,
         revision="0" * 40,
         provenance={},
-        task=task,
-        classes=tuple(bundle.ClassInfo(name, (9, 9, 9), task == "instance") for name in names),
+        heads=(bundle.Head(task, task, classes),),
+        default_preference={task: 1.0},
         input=bundle.InputSpec.of([CANVAS], (0, 0, 0)),
         stages=stages,
         files=(),
-        plans=plans,
+        encoder_plans=plans,
         graphs={
             CANVAS.shapes[0].name: bundle.Graphs(
-                "front", "decoder", {plan.name: f"encoder-{plan.name}" for plan in plans}
+                "front", {plan.name: f"encoder-{plan.name}" for plan in plans}, {task: "decoder"}
             )
         },
         margins=margins,

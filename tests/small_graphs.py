@@ -87,7 +87,7 @@ def write_graphs(folder: Path, manifest: Manifest) -> None:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
         onnx.save(model, folder / spec.file)
 
-    node, depths = helper.make_node, {plan.name: plan.depth for plan in manifest.plans}
+    node, depths = helper.make_node, {plan.name: plan.depth for plan in manifest.encoder_plans}
     for graphs in manifest.graphs.values():
         outputs = [spec.name for spec in manifest.stages[graphs.front].outputs]
         strides = [int(name[1:]) for name in outputs if name.startswith("f")]
@@ -104,7 +104,7 @@ def write_graphs(folder: Path, manifest: Manifest) -> None:
             ]
         constants = [numpy_helper.from_array(GAINS, "gains")]
         if "quality" in outputs:
-            taste = TASTE[:, : len(manifest.plans)]
+            taste = TASTE[:, : len(manifest.encoder_plans)]
             constants.append(numpy_helper.from_array(taste, "taste"))
             start += [
                 node("ReduceMean", [f"f{coarsest}"], ["mean"], axes=[1, 2, 3], keepdims=1),
@@ -133,7 +133,8 @@ def write_graphs(folder: Path, manifest: Manifest) -> None:
             node("Softmax", ["logits"], ["probabilities"], axis=1),
         ]
         # The other maps are inputs that this decoder does not need.
-        write(graphs.decoder, decode, [external(folder, "mix", MIX)])
+        (head,) = graphs.heads.values()
+        write(head, decode, [external(folder, "mix", MIX)])
 
 
 def reference(
@@ -203,8 +204,9 @@ def pausing(instance_manifest: Manifest) -> Manifest:
     """Its plans, some of which pause tokens, for these graphs, whose task is the semantic one."""
     decoder = dataclasses.replace(instance_manifest.stages["decoder"], outputs=(PROBABILITIES,))
     stages = {**instance_manifest.stages, "decoder": decoder}
-    classes = instance_manifest.classes * 4
-    return dataclasses.replace(instance_manifest, task="semantic", classes=classes, stages=stages)
+    (head,) = instance_manifest.heads
+    head = dataclasses.replace(head, task="semantic", classes=head.classes * 4)
+    return dataclasses.replace(instance_manifest, heads=(head,), stages=stages)
 
 
 def check_paused(backend: Backend, manifest: Manifest) -> None:

@@ -115,9 +115,9 @@ def test_a_replica_of_one_plan_waits_as_the_formula_of_pollaczek_and_khinchine_s
 
 
 def test_a_cheaper_plan_gives_up_compute_even_if_it_has_as_many_layers(manifest: Manifest) -> None:
-    plans = tuple(replace(plan, depth=6) for plan in manifest.plans)
+    plans = tuple(replace(plan, depth=6) for plan in manifest.encoder_plans)
     policy = fleet.policy(
-        "x", replace(manifest, plans=plans), queue_size=5, target_s=2.0, max_loss=0.0
+        "x", replace(manifest, encoder_plans=plans), queue_size=5, target_s=2.0, max_loss=0.0
     )
     assert policy.given_up[0] == 0
     assert list(policy.given_up) == sorted(policy.given_up)

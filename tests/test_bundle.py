@@ -15,9 +15,10 @@ import pytest
 from service import bundle
 from service.bundle import Bundle, Canvas, Manifest, Shape
 from service.errors import BundleError
-from service.tasks import task_of
+from service.tasks import tasks_of
 
 Change = Callable[[dict[str, Any]], object]
+HEAD, WORTH = ("heads", 0), ("encoder_plans", 0, "heads", "semantic")
 PAUSED = ("stages", "encoder-d4-k25-w50", "outputs", 3)
 
 
@@ -28,9 +29,16 @@ def change(folder: Path, edit: Change) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
+def written(folder: Path, manifest: Manifest) -> Bundle:
+    """A folder with a few bytes in the place of each graph."""
+    for entry in (*manifest.stages.values(), *manifest.files):
+        (folder / entry.file).write_bytes(entry.file.encode())
+    return bundle.save(folder, manifest)
+
+
 def refusal(folder: Path) -> str:
     with pytest.raises(BundleError) as caught:
-        task_of(bundle.load(folder))
+        tasks_of(bundle.load(folder))
     assert f"python -m model_export export RUN -o {folder}" in caught.value.detail
     return caught.value.detail
 
@@ -42,7 +50,7 @@ def test_what_is_saved_is_loaded_again(fake_bundle: Bundle, fake_manifest: Manif
         loaded.digest
         == hashlib.sha256((fake_bundle.root / "manifest.json").read_bytes()).hexdigest()
     )
-    assert loaded.manifest.plans == fake_manifest.plans
+    assert loaded.manifest.encoder_plans == fake_manifest.encoder_plans
     assert loaded.manifest.graphs["48x64"].encoders["d3"] == "encoder-d3"
     assert loaded.manifest.layers == 4
 
@@ -59,7 +67,9 @@ def test_save_fills_in_the_sha256_of_every_file(fake_bundle: Bundle) -> None:
 def test_save_writes_nothing_that_load_would_refuse(fake_bundle: Bundle) -> None:
     before = (fake_bundle.root / "manifest.json").read_bytes()
     for wrong in (
-        dataclasses.replace(fake_bundle.manifest, plans=fake_bundle.manifest.plans[::-1]),
+        dataclasses.replace(
+            fake_bundle.manifest, encoder_plans=fake_bundle.manifest.encoder_plans[::-1]
+        ),
         dataclasses.replace(fake_bundle.manifest, graphs={}),
         dataclasses.replace(fake_bundle.manifest, files=(bundle.BundleFile("nothing.bin", ""),)),
     ):
@@ -145,43 +155,43 @@ def put(new: object, *keys: str | int) -> Change:
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (put(1, "schema"), "schema: 1, but this service reads 2 and 3"),
-        (put(4, "schema"), "schema: 4, but this service reads 2 and 3"),
+        (put(1, "schema"), "schema: 1, but this service reads 2 to 4"),
+        (put(5, "schema"), "schema: 5, but this service reads 2 to 4"),
         (drop("schema"), "schema: None"),
         (put("3", "schema"), "schema: '3'"),
         (drop("name"), "name: is missing"),
         (put(1, "colour"), "colour: is unknown"),
         (put(1, "input", "colour"), "input.colour: is unknown"),
         (drop("stages", "front", "parity"), "stages.front.parity: is missing"),
-        (drop("plans", 1, "keep"), "plans[1].keep: is missing"),
-        (drop("plans", 1, "canvas"), "plans: d2: '' is not among input.canvases"),
+        (drop("encoder_plans", 1, "keep"), "encoder_plans[1].keep: is missing"),
+        (drop("encoder_plans", 1, "canvas"), "encoder_plans: d2: '' is not among input.canvases"),
         (drop("provenance"), "provenance: is missing"),
         (put(3, "name"), "name: 3 has the wrong type"),
         (put(None, "provenance", "data"), "provenance.data: None has the wrong type"),
         (put([], "stages"), "stages: [] has the wrong type"),
-        (put("d1", "plans"), "plans: 'd1' has the wrong type"),
-        (put(True, "plans", 0, "depth"), "plans[0].depth: True has the wrong type"),
-        (put(1.0, "plans", 0, "depth"), "plans[0].depth: 1.0 has the wrong type"),
-        (put("1", "plans", 0, "gflops"), "plans[0].gflops: '1' has the wrong type"),
+        (put("d1", "encoder_plans"), "encoder_plans: 'd1' has the wrong type"),
+        (put(True, "encoder_plans", 0, "depth"), "encoder_plans[0].depth: True has the wrong type"),
+        (put(1.0, "encoder_plans", 0, "depth"), "encoder_plans[0].depth: 1.0 has the wrong type"),
+        (put("1", "encoder_plans", 0, "gflops"), "encoder_plans[0].gflops: '1' has the wrong type"),
         (put(7, "graphs", "48x64", "encoders", "d1"), "48x64.encoders.d1: 7 has the wrong type"),
-        (put([1, 2], "classes", 0, "color"), "classes[0].color: [1, 2] has the wrong type"),
+        (put([1, 2], *HEAD, "classes", 0, "color"), "classes[0].color: [1, 2] has the wrong type"),
         (put([1, 2, 3.5], "input", "pad"), "input.pad[2]: 3.5 has the wrong type"),
         (
             put(["batch", 2.5], "stages", "front", "inputs", 0, "dims"),
             "stages.front.inputs[0].dims[1]: 2.5",
         ),
-        (put("saliency", "task"), "task: 'saliency'"),
-        (put([], "classes"), "classes: there must be"),
-        (put([0, 0, 256], "classes", 0, "color"), "color is outside"),
-        (put([-1, 0, 0], "input", "pad"), "input.pad: a color is outside"),
+        (put("saliency", *HEAD, "task"), "heads[0].task: 'saliency'"),
+        (put([], *HEAD, "classes"), "classes: there must be at least 1"),
+        (put([0, 0, 256], *HEAD, "classes", 0, "color"), "heads[0].classes: a color is outside"),
+        (put([-1, 0, 0], "input", "pad"), "input.pad: a value is outside"),
         (put("float32", "input", "dtype"), "input: it must be uint8"),
-        (put([], "plans"), "plans: there are none"),
-        (put("d1", "plans", 1, "name"), "plans: a name occurs twice"),
-        (put(9.5, "plans", 0, "gflops"), "plans: they must be in order of gflops"),
-        (put(0, "plans", 0, "depth"), "plans: d1: depth and gflops"),
-        (put(1.5, "plans", 0, "keep"), "plans: d1: keep and width"),
-        (put(-0.1, "plans", 0, "quality"), "plans: d1: quality is outside"),
-        (put([0.1], "plans", 0, "quality_quantiles"), "plans: d1: quality_quantiles must have 5"),
+        (put([], "encoder_plans"), "encoder_plans: there are none"),
+        (put("d1", "encoder_plans", 1, "name"), "encoder_plans: a name occurs twice"),
+        (put(9.5, "encoder_plans", 0, "gflops"), "encoder_plans: they must be in order of gflops"),
+        (put(0, "encoder_plans", 0, "depth"), "encoder_plans: d1: depth and gflops"),
+        (put(1.5, "encoder_plans", 0, "keep"), "encoder_plans: d1: keep and width"),
+        (put(-0.1, *WORTH, "quality"), "encoder_plans: d1: heads.semantic: quality is outside"),
+        (put([0.1], *WORTH, "quality_quantiles"), "heads.semantic: quality_quantiles must have 5"),
         (drop("margins"), "margins: is missing"),
         (put({}, "margins"), "margins: {} has the wrong type"),
         (drop("margins", 1, "margin"), "margins[1].margin: is missing"),
@@ -215,7 +225,7 @@ def put(new: object, *keys: str | int) -> Change:
             put("h", "stages", "decoder", "outputs", 0, "dims", 2),
             "stages.decoder.outputs: it must be one",
         ),
-        (put("instance", "task"), "classes: those of the instance task must be things"),
+        (put("instance", *HEAD, "task"), "classes: those of the instance task must be things"),
     ],
 )
 def test_a_manifest_that_breaks_the_contract_is_refused_by_its_key(
@@ -236,7 +246,7 @@ def test_an_instance_bundle_has_a_core_and_a_border_per_class_and_may_pause(
     instance_bundle: Bundle,
 ) -> None:
     manifest = bundle.load(instance_bundle.root).manifest
-    assert manifest.task == "instance"
+    assert manifest.head.task == "instance"
     paused = {name: stage.paused and stage.paused.dims for name, stage in manifest.stages.items()}
     assert paused.pop("encoder-d4-k25-w50") == ("batch", 6, 8)
     assert set(paused.values()) == {None}
@@ -249,12 +259,15 @@ def test_an_instance_bundle_has_a_core_and_a_border_per_class_and_may_pause(
             put(1, "stages", "decoder", "outputs", 0, "dims", 1),
             "it must be one, (batch, 1 + 2 * classes, h, w)",
         ),
-        (put(False, "classes", 0, "thing"), "classes: those of the instance task must be things"),
+        (
+            put(False, *HEAD, "classes", 0, "thing"),
+            "classes: those of the instance task must be things",
+        ),
         (put("float32", *PAUSED, "dtype"), "paused must be uint8"),
         (put(["batch", 48], *PAUSED, "dims"), "paused must be uint8, (batch, rows, columns)"),
         (put(["batch", 6, "columns"], *PAUSED, "dims"), "paused must be uint8"),
         (put(["batch", 0, 8], *PAUSED, "dims"), "paused must be uint8"),
-        (put(1, "plans", 2, "keep"), "paused is listed, but d4-k25-w50 has keep 1"),
+        (put(1, "encoder_plans", 2, "keep"), "paused is listed, but d4-k25-w50 has keep 1"),
     ],
 )
 def test_an_instance_manifest_that_breaks_the_contract_is_refused_by_its_key(
@@ -282,10 +295,7 @@ def test_a_bundle_may_promise_nothing_or_not_everything(fake_bundle: Bundle) -> 
 
 @pytest.fixture
 def canvases_bundle(tmp_path: Path, canvases_manifest: Manifest) -> Bundle:
-    """`canvases_manifest` in a folder of its own, with a few bytes in the place of each graph."""
-    for entry in (*canvases_manifest.stages.values(), *canvases_manifest.files):
-        (tmp_path / entry.file).write_bytes(entry.file.encode())
-    return bundle.save(tmp_path, canvases_manifest)
+    return written(tmp_path, canvases_manifest)
 
 
 def test_a_bundle_may_have_several_canvases_and_those_several_shapes(
@@ -323,13 +333,16 @@ C32, C64 = ("input", "canvases", 0), ("input", "canvases", 1)
             put([{"height": 96, "width": 32}], *C32, "shapes"),  # as large as c64
             "input.canvases: they must go from small to large",
         ),
-        (put("c48", "plans", 2, "canvas"), "plans: c64-d4: 'c48' is not among input.canvases"),
+        (
+            put("c48", "encoder_plans", 2, "canvas"),
+            "encoder_plans: c64-d4: 'c48' is not among input.canvases",
+        ),
         (put([], "graphs"), "graphs: [] has the wrong type"),
         (drop("graphs", "64x48"), "graphs.64x48: is missing"),
-        (drop("graphs", "64x48", "decoder"), "graphs.64x48.decoder: is missing"),
+        (drop("graphs", "64x48", "heads", "semantic"), "graphs.64x48.heads.semantic: is missing"),
         (put(1, "graphs", "64x48", "colour"), "graphs.64x48.colour: is unknown"),
         (
-            put({"front": "f", "decoder": "d", "encoders": {}}, "graphs", "9x9"),
+            put({"front": "f", "encoders": {}, "heads": {}}, "graphs", "9x9"),
             "graphs.9x9: no canvas has this shape",
         ),
         (
@@ -341,7 +354,7 @@ C32, C64 = ("input", "canvases", 0), ("input", "canvases", 1)
             "graphs.64x48.encoders.c64-d1: is missing",
         ),
         (put("fr", "graphs", "64x48", "front"), "stages.fr: is missing"),
-        (put("de", "graphs", "64x48", "decoder"), "stages.de: is missing"),
+        (put("de", "graphs", "64x48", "heads", "semantic"), "stages.de: is missing"),
         (put("en", "graphs", "64x48", "encoders", "c64-d4"), "stages.en: is missing"),
         # The other shape's.
         (
@@ -354,7 +367,7 @@ C32, C64 = ("input", "canvases", 0), ("input", "canvases", 1)
             "stages.encoder-48x64-d4.inputs: no stage before it gives",
         ),
         (
-            put("decoder-48x64", "graphs", "64x48", "decoder"),
+            put("decoder-48x64", "graphs", "64x48", "heads", "semantic"),
             "stages.decoder-48x64.inputs: no stage before it gives",
         ),
         # The size is for the gate, and the gate is part of the glance.
@@ -392,9 +405,25 @@ def test_the_gate_need_not_know_the_size_of_an_image(canvases_bundle: Bundle) ->
     assert [spec.name for spec in manifest.stages["front-24x32"].inputs] == ["image"]
 
 
-def downgrade(value: dict[str, Any]) -> None:
+def to_schema_3(value: dict[str, Any]) -> None:
+    """schema 4 -> schema 3, which has one head, whose GFLOPs are in its plans."""
+    (head,) = value.pop("heads")
+    assert value.pop("default_preference") == {head["name"]: 1.0}
+    value |= {key: head[key] for key in ("task", "classes", "thresholds") if key in head}
+    value["plans"] = value.pop("encoder_plans")
+    for plan in value["plans"]:
+        (worth,) = plan.pop("heads").values()
+        assert worth.pop("gflops") == 0
+        plan.update(worth)
+    for graphs in value["graphs"].values():
+        (graphs["decoder"],) = graphs.pop("heads").values()
+    value["schema"] = 3
+
+
+def to_schema_2(value: dict[str, Any]) -> None:
     """schema 3 -> schema 2, which has one canvas of one shape, an encoder with each plan, and fixed
     names for the other stages."""
+    to_schema_3(value)
     ((shape,),) = (canvas["shapes"] for canvas in value["input"].pop("canvases"))
     value["input"] |= shape
     (graphs,) = value.pop("graphs").values()
@@ -406,7 +435,7 @@ def downgrade(value: dict[str, Any]) -> None:
 
 
 def test_a_bundle_of_schema_2_is_one_with_one_canvas(fake_bundle: Bundle) -> None:
-    change(fake_bundle.root, downgrade)
+    change(fake_bundle.root, to_schema_2)
     text = (fake_bundle.root / bundle.FILE).read_text("utf-8")
     assert '"height"' in text
     assert "canvas" not in text
@@ -415,8 +444,45 @@ def test_a_bundle_of_schema_2_is_one_with_one_canvas(fake_bundle: Bundle) -> Non
     assert loaded.digest == hashlib.sha256(text.encode()).hexdigest()
 
 
-def test_a_bundle_of_schema_2_is_saved_as_schema_3(fake_bundle: Bundle) -> None:
-    change(fake_bundle.root, downgrade)
+@pytest.mark.parametrize("manifest", ["fake_manifest", "canvases_manifest", "instance_manifest"])
+def test_a_bundle_of_schema_3_is_one_with_one_head(
+    manifest: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    saved = written(tmp_path, request.getfixturevalue(manifest))
+    change(tmp_path, to_schema_3)
+    text = (tmp_path / bundle.FILE).read_text("utf-8")
+    assert '"head' not in text
+    assert bundle.load(tmp_path).manifest == saved.manifest
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (drop("task"), "heads[0].task: is missing"),
+        (put(5, "task"), "heads[0].task: 5 has the wrong type"),
+        (drop("classes"), "heads[0].classes: is missing"),
+        (put({"score": 2}, "thresholds"), "heads[0].thresholds: a value is outside"),
+        (drop("plans"), "encoder_plans: is missing"),
+        (put({}, "plans"), "encoder_plans: {} has the wrong type"),
+        (put(7, "plans", 1), "encoder_plans[1]: 7 has the wrong type"),
+        (drop("plans", 1, "quality"), "encoder_plans[1].heads.semantic.quality: is missing"),
+        (drop("graphs"), "graphs: is missing"),
+        (put([], "graphs"), "graphs: [] has the wrong type"),
+        (put(1, "graphs", "48x64"), "graphs.48x64: 1 has the wrong type"),
+        (drop("graphs", "48x64", "decoder"), "graphs.48x64.heads: is missing"),
+        (put([], "heads"), "heads: is unknown in schema 3"),
+    ],
+)
+def test_a_manifest_of_schema_3_that_breaks_the_contract_is_refused_by_its_key(
+    fake_bundle: Bundle, edit: Change, words: str
+) -> None:
+    change(fake_bundle.root, to_schema_3)
+    change(fake_bundle.root, edit)
+    assert words in refusal(fake_bundle.root)
+
+
+def test_a_bundle_of_schema_2_is_saved_as_schema_4(fake_bundle: Bundle) -> None:
+    change(fake_bundle.root, to_schema_2)
     assert bundle.save(fake_bundle.root, bundle.load(fake_bundle.root).manifest) == fake_bundle
 
 
@@ -436,7 +502,7 @@ def test_a_bundle_of_schema_2_is_saved_as_schema_3(fake_bundle: Bundle) -> None:
         (drop("plans", 1, "encoder"), "plans[1].encoder: is missing"),
         (put(7, "plans", 0, "encoder"), "graphs.48x64.encoders.d1: 7 has the wrong type"),
         (put("encoder", "plans", 3, "encoder"), "stages.encoder: is missing"),
-        (drop("plans", 1, "name"), "plans[1].name: is missing"),
+        (drop("plans", 1, "name"), "encoder_plans[1].name: is missing"),
         (put(1, "input", "colour"), "input.colour: is unknown"),
         (put(1, "colour"), "colour: is unknown"),
         (drop("stages", "decoder"), "stages.decoder: is missing"),
@@ -445,12 +511,12 @@ def test_a_bundle_of_schema_2_is_saved_as_schema_3(fake_bundle: Bundle) -> None:
 def test_a_manifest_of_schema_2_that_breaks_the_contract_is_refused_by_its_key(
     fake_bundle: Bundle, edit: Change, words: str
 ) -> None:
-    change(fake_bundle.root, downgrade)
+    change(fake_bundle.root, to_schema_2)
     change(fake_bundle.root, edit)
     assert words in refusal(fake_bundle.root)
 
 
 def test_whole_numbers_are_good_where_floats_are_meant(fake_bundle: Bundle) -> None:
-    change(fake_bundle.root, put(1, "plans", 0, "keep"))
-    keep = bundle.load(fake_bundle.root).manifest.plans[0].keep
+    change(fake_bundle.root, put(1, "encoder_plans", 0, "keep"))
+    keep = bundle.load(fake_bundle.root).manifest.encoder_plans[0].keep
     assert (keep, type(keep)) == (1.0, float)

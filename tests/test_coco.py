@@ -274,7 +274,7 @@ def test_a_bundle_is_measured_on_annotations_of_its_classes(
     toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     document = _instances()
-    names = [entry.name for entry in bundle.load(toy_bundle).manifest.classes]
+    names = [entry.name for entry in bundle.load(toy_bundle).manifest.head.classes]
     document["categories"] = [{"id": 1 + i, "name": name} for i, name in enumerate(names)]
     pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     pixels[..., 0] = 1 + np.arange(HEIGHT)[:, None] // 2

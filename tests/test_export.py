@@ -48,11 +48,11 @@ pytestmark = [
 def test_exported_bundle_is_one_that_the_service_loads(toy_run: Path, toy_bundle: Path) -> None:
     manifest = bundle.load(toy_bundle).manifest
     assert set(manifest.stages) == set(STAGES)
-    assert manifest.task == "semantic"
+    assert manifest.head.task == "semantic"
     assert (manifest.input.canvases, manifest.input.pad) == (CANVASES, (127, 127, 127))
-    assert tuple(entry.name for entry in manifest.classes) == Scenes(1).classes
-    assert tuple(entry.color for entry in manifest.classes) == PALETTE
-    assert not any(entry.thing for entry in manifest.classes)
+    assert tuple(entry.name for entry in manifest.head.classes) == Scenes(1).classes
+    assert tuple(entry.color for entry in manifest.head.classes) == PALETTE
+    assert not any(entry.thing for entry in manifest.head.classes)
     found = [
         (plan.name, Knobs(plan.depth, plan.keep, plan.width, plan.canvas))
         for plan in manifest.plans
@@ -60,8 +60,10 @@ def test_exported_bundle_is_one_that_the_service_loads(toy_run: Path, toy_bundle
     assert found == [(name, Knobs.parse(name)) for name in PLANS]
     encoders = {name: f"encoder-64x96-{name.removeprefix('c96-')}" for name in PLANS[1:]}
     assert manifest.graphs == {
-        "32x64": Graphs("front-32x64", "decoder-32x64", {PLANS[0]: "encoder-32x64-d1-w50"}),
-        "64x96": Graphs("front-64x96", "decoder-64x96", encoders),
+        "32x64": Graphs(
+            "front-32x64", {PLANS[0]: "encoder-32x64-d1-w50"}, {"semantic": "decoder-32x64"}
+        ),
+        "64x96": Graphs("front-64x96", encoders, {"semantic": "decoder-64x96"}),
     }
     assert manifest.stages["decoder-32x64"].outputs[0].dims == ("batch", 11, 8, 16)
     assert manifest.stages["decoder-64x96"].outputs[0].dims == ("batch", 11, 16, 24)
@@ -141,7 +143,7 @@ def test_onnx_runtime_computes_what_torch_does_for_a_batch_of_three(
     for front, images in {"front-32x64": small, own.front: pixels}.items():
         tensors |= {"image": images, "size": sizes}
         run(front)
-    for part in (own.encoders[name], own.decoder):
+    for part in (own.encoders[name], *own.heads.values()):
         run(part)
     assert np.abs(tensors["probabilities"] - wanted).max() < 1e-3
     assert (tensors["probabilities"].argmax(1) == wanted.argmax(1)).mean() >= 0.999
@@ -210,8 +212,8 @@ def blobs(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_instance_bundle_has_things_and_background_core_and_border_of_each(blobs: Path) -> None:
     manifest = bundle.load(blobs).manifest
-    assert manifest.task == "instance"
-    assert [(entry.name, entry.thing) for entry in manifest.classes] == [("blob", True)]
+    assert manifest.head.task == "instance"
+    assert [(entry.name, entry.thing) for entry in manifest.head.classes] == [("blob", True)]
     assert manifest.stages["decoder-32x64"].outputs[0].dims == ("batch", 3, 8, 16)
     assert manifest.plans[0].quality == pytest.approx(1.4 / 2.5)
     assert manifest.margins[0].margin is None

@@ -39,12 +39,12 @@ def case(
 def test_the_graphs_give_the_checkpoints_logits(case: tuple[nn.Module, Path]) -> None:
     model, folder = case
     manifest = bundle.load(folder).manifest
-    assert manifest.thresholds == bundle.Thresholds(0.2, 0.5, 0.8)
-    assert [entry.thing for entry in manifest.classes] == [True, True, True, False, False]
+    assert manifest.head.thresholds == bundle.Thresholds(0.2, 0.5, 0.8)
+    assert [entry.thing for entry in manifest.head.classes] == [True, True, True, False, False]
     (graphs,) = manifest.graphs.values()
     images = np.random.default_rng(1).integers(0, 256, (2, *SIZE, 3), np.uint8)
     tensors = {"image": images, "size": np.array([SIZE, SIZE], np.float32)}
-    for name in (graphs.front, *graphs.encoders.values(), graphs.decoder):
+    for name in (graphs.front, *graphs.encoders.values(), *graphs.heads.values()):
         session = onnxruntime.InferenceSession(folder / manifest.stages[name].file)
         wanted = [value.name for value in session.get_outputs()]
         given = {value.name: tensors[value.name] for value in session.get_inputs()}

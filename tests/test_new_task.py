@@ -19,7 +19,7 @@ from service.core import Geometry
 from service.pixels import png
 from service.pixels.resample import nearest
 from service.tasks import TASKS, Masks, Region, made_up
-from service.tasks.base import Dims, Labels, Tensors, check_planes
+from service.tasks.base import Labels, Tensors, check_planes
 from tests.serving import app_of
 
 SERVICE = Path(__file__).resolve().parent.parent / "service"
@@ -47,9 +47,9 @@ class Saliency:
         return png.gray(labels.astype(np.uint16))
 
     def made_up(
-        self, images: NDArray[np.uint8], certainty: NDArray[np.float64], dims: Dims
+        self, images: NDArray[np.uint8], certainty: NDArray[np.float64], spec: TensorSpec
     ) -> NDArray[np.float32]:
-        height, width = (int(size) for size in dims[2:])
+        height, width = (int(size) for size in spec.dims[2:])
         bright = made_up.brightness(images, height, width)[:, None] / 255
         return (bright * certainty[:, None, None, None]).astype(np.float32)
 
@@ -61,7 +61,8 @@ def client(fake_manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> Iterator
     stages = dict(fake_manifest.stages)
     stages["decoder"] = replace(stages["decoder"], outputs=(output,))
     classes = (ClassInfo("salient", (255, 255, 255), False),)
-    manifest = replace(fake_manifest, task="saliency", classes=classes, stages=stages)
+    head = replace(fake_manifest.head, task="saliency", classes=classes)
+    manifest = replace(fake_manifest, heads=(head,), stages=stages)
     with TestClient(app_of(manifest)) as client:
         while client.get("/readyz").status_code != 200:
             pass

@@ -47,8 +47,8 @@ class Node(Model):
 
 @pytest.fixture
 def node(fake_manifest: Manifest) -> Node:
-    plans = tuple(replace(plan, depth=plan.depth + 2) for plan in fake_manifest.plans)
-    return Node(replace(fake_manifest, plans=plans))
+    plans = tuple(replace(plan, depth=plan.depth + 2) for plan in fake_manifest.encoder_plans)
+    return Node(replace(fake_manifest, encoder_plans=plans))
 
 
 class Watched:

@@ -386,16 +386,17 @@ def test_the_gate_is_told_the_images_own_sizes(
 def test_glances_of_several_shapes_run_one_shape_after_the_other(
     canvases_manifest: Manifest,
 ) -> None:
-    large, plans = canvases_manifest.input.canvases[1], canvases_manifest.plans[1:]
+    large, plans = canvases_manifest.input.canvases[1], canvases_manifest.encoder_plans[1:]
     quality, stages = TensorSpec("quality", "float32", ("batch", 2)), dict(canvases_manifest.stages)
     for name in ("front-48x64", "front-64x48"):
         stages[name] = replace(stages[name], outputs=(*stages[name].outputs, quality))
     spec = InputSpec.of([large], canvases_manifest.input.pad)
     graphs = {shape.name: canvases_manifest.graphs[shape.name] for shape in large.shapes}
-    manifest = replace(canvases_manifest, input=spec, stages=stages, graphs=graphs, plans=plans)
+    changes = {"input": spec, "stages": stages, "graphs": graphs, "encoder_plans": plans}
+    manifest = replace(canvases_manifest, **changes)
     backend = Recorder(manifest, [0.5, 0.8])
     jobs = [photo(manifest, size) for size in (TALL, WIDE, TALL)]
-    known = Costs({"c64": 5.0}, dict.fromkeys(plans, 10.0))
+    known = Costs({"c64": 5.0}, dict.fromkeys(manifest.plans, 10.0))
     assert plans_of(run(pipeline_of(backend, manifest, known), jobs)) == ["c64-d4"] * 3
     assert backend.calls == [
         *(("front-64x48", 2), ("64x48-d4", 2), ("decoder-64x48", 2)),
@@ -575,7 +576,8 @@ def test_warm_up_measures_each_canvas(canvases_manifest: Manifest) -> None:
 def test_a_canvas_may_have_no_plan_of_its_own(canvases_manifest: Manifest) -> None:
     graphs = dict(canvases_manifest.graphs)
     graphs["24x32"] = replace(graphs["24x32"], encoders={})
-    manifest = replace(canvases_manifest, plans=canvases_manifest.plans[1:], graphs=graphs)
+    plans = canvases_manifest.encoder_plans[1:]
+    manifest = replace(canvases_manifest, encoder_plans=plans, graphs=graphs)
     backend = Recorder(manifest, [0.6, 0.8])
     known = warm(backend, manifest, 2)
     assert set(known.plan_ms()) == {"c64-d1", "c64-d4"}

@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from service.bundle import ClassInfo, Manifest, TensorSpec, Thresholds
 from service.core import Geometry
 from service.errors import BundleError
-from service.tasks import OF_QUERIES, TASKS, Region, class_planes, task_of_manifest
+from service.tasks import OF_QUERIES, TASKS, Region, class_planes, task_of
 from service.tasks.queries import InstanceQueries, Panoptic
 from service.tasks.query_maps import object_map, panoptic_map
 from tests.serving import app_of
@@ -181,8 +181,8 @@ def manifest(request: pytest.FixtureRequest, fake_manifest: Manifest) -> Manifes
     )
     stages = dict(fake_manifest.stages)
     stages["decoder"] = replace(stages["decoder"], outputs=specs)
-    changes = {"task": request.param, "classes": classes, "stages": stages}
-    return replace(fake_manifest, **changes, thresholds=DEFAULT)
+    head = replace(fake_manifest.head, task=request.param, classes=classes, thresholds=DEFAULT)
+    return replace(fake_manifest, heads=(head,), stages=stages)
 
 
 @pytest.fixture
@@ -206,22 +206,22 @@ def test_every_form_shows_the_same_segments(client: TestClient, manifest: Manife
         return answer
 
     answer = ask("application/json").json()
-    assert answer["task"] == manifest.task
+    assert answer["task"] == manifest.head.task
     dark, bright = sorted(answer["segments"], key=lambda segment: segment["box"][0])
     assert (dark["label"], bright["label"]) == ("class 0", "class 5")
     assert (dark["area"], bright["area"]) == (48 * 32, 48 * 32)
-    assert (dark["is_thing"], bright["is_thing"]) == (True, manifest.task == "instance")
+    assert (dark["is_thing"], bright["is_thing"]) == (True, manifest.head.task == "instance")
     labels = np.asarray(Image.open(io.BytesIO(ask("image/png").content)))
     assert (labels == np.where(picture[..., 0] > 0, bright["id"], dark["id"])).all()
     panoptic = ask("application/vnd.coco.panoptic+json").json()
     assert [s["area"] for s in panoptic["segments_info"]] == [48 * 32] * 2
     things = {entry["name"]: entry["isthing"] for entry in panoptic["categories"]}
-    assert things["class 5"] == int(manifest.task == "instance")
+    assert things["class 5"] == int(manifest.head.task == "instance")
     polygons = ask("application/geo+json").json()["features"]
     assert {feature["properties"]["label"] for feature in polygons} == {"class 0", "class 5"}
     archive = np.load(io.BytesIO(ask("application/x-npz").content))
     assert archive["probabilities"].shape == (CLASSES, 12, 16)
-    assert archive["channels"].tolist() == [entry.name for entry in manifest.classes]
+    assert archive["channels"].tolist() == [entry.name for entry in manifest.head.classes]
     assert 0 <= archive["probabilities"].min() <= archive["probabilities"].max() <= 1
 
 
@@ -255,4 +255,4 @@ def test_a_head_that_does_not_fit_is_refused(kind: type[Panoptic] | type[Instanc
 
 def test_thresholds_are_for_heads_of_queries(fake_manifest: Manifest) -> None:
     with pytest.raises(BundleError, match="task: 'semantic' is not one of panoptic, instance"):
-        task_of_manifest(replace(fake_manifest, thresholds=DEFAULT))
+        task_of(replace(fake_manifest.head, thresholds=DEFAULT))

@@ -99,8 +99,10 @@ def without_canvases(folder: Path) -> Path:
         )
         for shape, own in manifest.graphs.items()
     }
-    plans = tuple(replace(plan, name=Knobs.parse(plan.name).encoder) for plan in manifest.plans)
-    bundle.save(folder, replace(manifest, plans=plans, graphs=graphs))
+    plans = tuple(
+        replace(plan, name=Knobs.parse(plan.name).encoder) for plan in manifest.encoder_plans
+    )
+    bundle.save(folder, replace(manifest, encoder_plans=plans, graphs=graphs))
     return folder
 
 

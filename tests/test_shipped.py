@@ -21,7 +21,7 @@ from service.core import Frames
 from service.engines.onnxruntime import OnnxRuntimeBackend
 from service.inference.stages import Stages
 from service.pixels.decode import Limits, decode, from_memory
-from service.tasks import task_of
+from service.tasks import tasks_of
 from tests.needs import data_at
 from tests.toy import command
 
@@ -51,7 +51,7 @@ def served(
     shipped: bundle.Bundle, stages: Stages, data: bytes, kind: str
 ) -> Iterator[NDArray[np.unsignedinteger]]:
     """A file's labels or objects, plan by plan, by the code that answers requests."""
-    manifest, task = shipped.manifest, task_of(shipped)
+    manifest, task = shipped.manifest, tasks_of(shipped)[shipped.manifest.head.name]
     frames = decode(data, kind, LIMITS, manifest.input)
     features = {canvas: stages.front([frame]) for canvas, frame in frames.items()}
     for plan in manifest.plans:

@@ -536,6 +536,8 @@ def test_another_graph_weight_or_canvas_is_another_content(fake_bundle: Bundle) 
     found = {engine_cache.content_of(m) for m in (replace(manifest, stages=stages), larger, other)}
     assert len({first, *found}) == 4
     assert (
-        engine_cache.content_of(replace(manifest, name="renamed", plans=manifest.plans[:1]))
+        engine_cache.content_of(
+            replace(manifest, name="renamed", encoder_plans=manifest.encoder_plans[:1])
+        )
         == first
     )

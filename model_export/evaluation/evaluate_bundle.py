@@ -67,7 +67,7 @@ def evaluate_bundle(folder: Path, data: Path | None, options: BundleOptions) -> 
     result: Row = {
         "bundle": manifest.name,
         "digest": measured[0].bundle.digest,
-        "task": manifest.task,
+        "task": manifest.head.task,
         "measure": measured[0].task.measure,
         "data": options.on or str(data and data / "images" / options.below),
         "images": len(measured[0].names),

@@ -37,7 +37,7 @@ from service.engines.choice import open_named
 from service.errors import FathomError
 from service.inference.stages import Stages
 from service.pixels.decode import Limits, decode, decode_full
-from service.tasks import Masks, task_of
+from service.tasks import Masks, tasks_of
 
 LIMITS = Limits(max_pixels=25_000_000, max_side=8192, min_side=16)  # the service's defaults
 FORM = 2  # of the cached files
@@ -76,7 +76,7 @@ class Measured:
 
     @property
     def task(self) -> Task:
-        return TASKS[self.bundle.manifest.task]
+        return TASKS[self.bundle.manifest.head.task]
 
     def ap50(self, plans: NDArray[np.integer]) -> float | None:
         """plans: (N,) each image's. None for a task without objects."""
@@ -122,18 +122,18 @@ class Meter:
     def __init__(self, folder: Path, engine: EngineOptions, cache: Path | None) -> None:
         try:
             self.bundle = bundle.load(folder)
-            self.answers = task_of(self.bundle)
+            self.answers = tasks_of(self.bundle)[self.bundle.manifest.head.name]
             self.backend = engine.open(self.bundle)
         except FathomError as error:
             raise DataError(error.detail) from error
         self.manifest = self.bundle.manifest
-        if self.manifest.thresholds is not None:
+        if self.manifest.head.thresholds is not None:
             raise DataError(
                 f"{folder} answers by queries, and labels of segments with classes cannot be read "
                 f"yet: `evaluate RUN` has the agreement of its plans with the full plan"
             )
         self.stages = Stages(self.backend, self.manifest)
-        self.task = TASKS[self.manifest.task]
+        self.task = TASKS[self.manifest.head.task]
         name = f"{self.bundle.digest[:16]}-threads{engine.threads}-form{FORM}"
         if self.backend.name != "onnxruntime":
             name += f"-{self.backend.name}"
@@ -210,7 +210,7 @@ class Meter:
 
     def judge(self, masks: Masks, truth: Truth) -> tuple[NDArray[Any], Floats]:
         """Counts and detections; of the latter there are none for a task without objects."""
-        channels = self.task.channels(len(self.manifest.classes))
+        channels = self.task.channels(len(self.manifest.head.classes))
         if not self.task.objects:
             return self.task.counts(masks.labels, truth.labels, channels), np.empty((0, 2))
         labels = without_void(masks.labels, truth.void)
@@ -238,7 +238,10 @@ def measure_bundles(
     Raises DataError that names the file or bundle.
     """
     meters = [Meter(folder, engine, cache) for folder in bundles]
-    kinds = [(m.manifest.task, tuple(entry.name for entry in m.manifest.classes)) for m in meters]
+    kinds = [
+        (m.manifest.head.task, tuple(entry.name for entry in m.manifest.head.classes))
+        for m in meters
+    ]
     for meter, kind in zip(meters, kinds, strict=True):
         if kind != kinds[0]:
             raise DataError(

@@ -132,17 +132,19 @@ class DecodeQueries(nn.Module):
 Stage = Front | Glance | Encode | Decode | DecodeQueries
 
 
-def graphs_of(canvases: Sequence[Canvas], plans: Sequence[Knobs]) -> dict[str, Graphs]:
-    """Shape's name -> the names of its stages."""
+def graphs_of(
+    canvases: Sequence[Canvas], plans: Sequence[Knobs], head: str = "head"
+) -> dict[str, Graphs]:
+    """Shape's name -> the names of its stages. head: its name in the manifest."""
     return {
         shape.name: Graphs(
             f"front-{shape.name}",
-            f"decoder-{shape.name}",
             {
                 plan.name: f"encoder-{shape.name}-{plan.encoder}"
                 for plan in plans
                 if plan.canvas == canvas.name
             },
+            {head: f"decoder-{shape.name}"},
         )
         for canvas in canvases
         for shape in canvas.shapes
@@ -162,7 +164,7 @@ def stages_of(
         stages[graphs.front] = Glance(model, gate) if shape in glances else Front(model)
         for plan, name in graphs.encoders.items():
             stages[name] = Encode(model, settings[plan])
-        stages[graphs.decoder] = head(model)
+        stages |= {name: head(model) for name in graphs.heads.values()}
     return stages
 
 

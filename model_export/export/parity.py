@@ -123,7 +123,7 @@ def check_parity(
     """
     errors: dict[str, float] = {}
     for shape, own in graphs.items():
-        names = (own.front, *own.encoders.values(), own.decoder)
+        names = (own.front, *own.encoders.values(), *own.heads.values())
         pairs = Comparison(folder, {name: stages[name] for name in names})
         _check_shape(pairs, own, frames[shape])
         errors |= pairs.errors
@@ -132,7 +132,8 @@ def check_parity(
 
 def _check_shape(pairs: Comparison, graphs: Graphs, frames: Sequence[Frame]) -> None:
     stages = pairs.stages
-    front, decoder = stages[graphs.front], stages[graphs.decoder]
+    (head,) = graphs.heads.values()
+    front, decoder = stages[graphs.front], stages[head]
     compared = dict.fromkeys(graphs.encoders.values(), 0)
     for batch in BATCHES:
         for start in range(len(frames)) if batch == 1 else (0,):
@@ -141,12 +142,10 @@ def _check_shape(pairs: Comparison, graphs: Graphs, frames: Sequence[Frame]) -> 
             ours, theirs = pairs.run(graphs.front, dict(zip(front.inputs, inputs, strict=True)))
             if not compared:  # a glance that no plan uses: features stand in for encoded ones
                 as_encoded = zip(ENCODED, FEATURES, strict=True)
-                pairs.run(graphs.decoder, {"f4": ours["f4"], **{e: ours[f] for e, f in as_encoded}})
+                pairs.run(head, {"f4": ours["f4"], **{e: ours[f] for e, f in as_encoded}})
             for name in compared:
                 encoded, _ = pairs.run(name, ours)
-                got, _ = pairs.run(
-                    graphs.decoder, {"f4": ours["f4"], **{n: encoded[n] for n in ENCODED}}
-                )
+                got, _ = pairs.run(head, {"f4": ours["f4"], **{n: encoded[n] for n in ENCODED}})
                 expected = in_torch(stages[name], theirs)
                 wanted = in_torch(decoder, {**theirs, **expected})
                 same = alike(name, encoded, expected)

@@ -77,7 +77,8 @@ def write_stages(
     for shape, graphs in graphs_of(canvases, plans).items():
         inputs = examples(stages[graphs.front], [_noise(shapes[shape], seed) for seed in range(2)])
         write(trace(stages[graphs.front], inputs["front"], graphs.front), graphs.front)
-        write(trace(stages[graphs.decoder], inputs["decoder"], graphs.decoder), graphs.decoder)
+        for name in graphs.heads.values():
+            write(trace(stages[name], inputs["decoder"], name), name)
         alike: dict[tuple[float, float], list[Knobs]] = {}
         for name in graphs.encoders:
             alike.setdefault((settings[name].keep, settings[name].width), []).append(settings[name])

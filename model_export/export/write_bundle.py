@@ -103,7 +103,7 @@ def main(args: argparse.Namespace) -> None:
         canvases,
         samples,
         [
-            plan_of(knobs, canvases, parts, of_images)
+            plan_of(knobs, canvases, parts, of_images, config.task)
             for knobs, of_images in zip(plans, derived.quality.T, strict=True)
         ],
         errors,

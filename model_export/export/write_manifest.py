@@ -23,7 +23,7 @@ from model_export.tasks import task_of
 from model_export.training.bundle_weights import WEIGHTS
 from service import bundle
 from service.bundle import Canvas
-from service.core import Margin, Plan
+from service.core import Margin
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -33,7 +33,7 @@ def manifest_of(
     config: Config,
     canvases: Sequence[Canvas],
     data: Dataset,
-    plans: list[Plan],
+    plans: list[bundle.EncoderPlan],
     errors: dict[str, float],
     *,
     margins: Iterable[dict[str, float | None]] = (),
@@ -45,24 +45,29 @@ def manifest_of(
     each stage."""
     things = config.things or (task_of(config).objects,) * len(data.classes)
     queries = config.head == "queries"
-    return bundle.Manifest(
-        name=folder.name,
-        revision=revision(),
-        provenance=provenance or {},
-        task=config.task,
+    head = bundle.Head(
+        config.task,
+        config.task,
         classes=tuple(
             bundle.ClassInfo(name, colour, thing)
             for name, colour, thing in zip(data.classes, data.palette, things, strict=True)
         ),
+        thresholds=bundle.Thresholds(*config.thresholds) if queries else None,
+    )
+    return bundle.Manifest(
+        name=folder.name,
+        revision=revision(),
+        provenance=provenance or {},
+        heads=(head,),
+        default_preference={head.name: 1.0},
         input=bundle.InputSpec.of(canvases, (PAD,) * 3),
         stages={name: stage_of(folder / f"{name}.onnx", error) for name, error in errors.items()},
         files=(bundle.BundleFile(WEIGHTS, ""),),
-        plans=tuple(plans),
-        graphs=graphs_of(canvases, [Knobs.parse(plan.name) for plan in plans]),
+        encoder_plans=tuple(plans),
+        graphs=graphs_of(canvases, [Knobs.parse(plan.name) for plan in plans], head.name),
         margins=tuple(Margin(float(row["asked"] or 0.0), row["margin"]) for row in margins),
         calibration=calibration or {},
         kernels=kernels,
-        thresholds=bundle.Thresholds(*config.thresholds) if queries else None,
     )
 
 
@@ -87,16 +92,19 @@ def plan_of(
     canvases: Sequence[Canvas],
     parts: dict[str, float],
     quality: NDArray[np.float64],
-) -> Plan:
-    """parts: GFLOPs of each stage. quality: of this plan on each held-out image, (N,)."""
-    return Plan(
+    head: str,
+) -> bundle.EncoderPlan:
+    """parts: GFLOPs of each stage. quality: of this plan on each held-out image, (N,). head: its
+    name."""
+    before, own = costs_of(knobs, canvases, parts)
+    return bundle.EncoderPlan(
         name=knobs.name,
         depth=knobs.depth,
         keep=knobs.keep,
         width=knobs.width,
-        gflops=round(cost_of(knobs, canvases, parts), 4),
+        gflops=round(before, 4),
+        heads={head: bundle.HeadWorth(round(own, 4), **worth(quality))},
         canvas=knobs.canvas,
-        **worth(quality),
     )
 
 
@@ -105,15 +113,26 @@ def cost_of(knobs: Knobs, canvases: Sequence[Canvas], parts: dict[str, float]) -
 
     parts: of each stage. Of several shapes of a canvas the one that costs most counts.
     """
+    return sum(costs_of(knobs, canvases, parts))
+
+
+def costs_of(
+    knobs: Knobs, canvases: Sequence[Canvas], parts: dict[str, float]
+) -> tuple[float, float]:
+    """The same up to the head, and of the head."""
     glance, own = canvases[0], next(each for each in canvases if each.name == knobs.canvas)
     graphs = graphs_of([own], [knobs])
-    after = [
-        parts[stages.front] * (own is not glance)
-        + parts[stages.encoders[knobs.name]]
-        + parts[stages.decoder]
-        for stages in graphs.values()
-    ]
-    return max(parts[stages.front] for stages in graphs_of([glance], []).values()) + max(after)
+    before, head = max(
+        (
+            (
+                parts[stages.front] * (own is not glance) + parts[stages.encoders[knobs.name]],
+                sum(parts[name] for name in stages.heads.values()),
+            )
+            for stages in graphs.values()
+        ),
+        key=sum,
+    )
+    return max(parts[stages.front] for stages in graphs_of([glance], []).values()) + before, head
 
 
 def worth(quality: NDArray[np.float64]) -> dict[str, Any]:

@@ -50,14 +50,14 @@ def main(args: argparse.Namespace) -> None:
     if args.out.exists() and any(args.out.iterdir()):
         raise RunError(f"{args.out} is not empty; choose another --out or delete it")
     model, _, canvases = read_weights(args.bundle / WEIGHTS)
-    plans = [Knobs.parse(plan.name) for plan in manifest.plans]
+    plans = [Knobs.parse(plan.name) for plan in manifest.encoder_plans]
     if not all(plan.canvas for plan in plans):
         raise RunError(
             f"{args.bundle} is of an older version, whose gate saw less: export its run again"
         )
     seen, place = seen_by_bundle(manifest), args.out.resolve()
     options = data_options(args)
-    classes = [entry.name for entry in manifest.classes]
+    classes = [entry.name for entry in manifest.head.classes]
     network = Network(model, canvases, args.bundle / WEIGHTS, seen, classes)
     parts: dict[str, dict[str, Any]] = dict(measure_parts(network, plans, options, place))
     cost = np.array([plan.gflops for plan in manifest.plans])
@@ -74,12 +74,13 @@ def main(args: argparse.Namespace) -> None:
             f"place"
         )
     quality = qualities(task_of(model.config), parts["held"]["counts"])  # (N, plans)
+    head = manifest.head.name
     changed = replace(
         manifest,
         name=args.out.name,
-        plans=tuple(
-            replace(plan, **worth(of_images))
-            for plan, of_images in zip(manifest.plans, quality.T, strict=True)
+        encoder_plans=tuple(
+            replace(plan, heads={head: replace(plan.heads[head], **worth(of_images))})
+            for plan, of_images in zip(manifest.encoder_plans, quality.T, strict=True)
         ),
         margins=tuple(Margin(row["asked"], row["margin"]) for row in fitted.pop("margins")),
         calibration={"data": str(parts["held"]["spec"]), "images": len(quality), "gate": fitted}

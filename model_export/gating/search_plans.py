@@ -278,15 +278,18 @@ def measure_cost(
         gate = Gate(gate_inputs(config.channels, seen), len(plans))
         stages = write_stages(folder, model, gate, canvases, plans)
         parts = {stage: count_gflops(folder / f"{stage}.onnx") for stage in stages}
-        shown = [plan_of(knobs, canvases, parts, np.zeros(1)) for knobs in plans]
-        by_cost = sorted(shown, key=lambda plan: plan.gflops)
+        gflops = [round(cost_of(knobs, canvases, parts), 4) for knobs in plans]
+        by_cost = [
+            plan_of(plans[i], canvases, parts, np.zeros(1), config.task)
+            for i in np.argsort(gflops, kind="stable")
+        ]
         manifest = manifest_of(folder, config, canvases, data, by_cost, dict.fromkeys(stages, 0.0))
         backend = OnnxRuntimeBackend(bundle.save(folder, manifest), threads=threads)
         try:
             ms = _measure_ms(backend, manifest, frames, rounds)
         finally:
             backend.close()
-    return [plan.gflops for plan in shown], [cost_of(knobs, canvases, ms) for knobs in plans]
+    return gflops, [cost_of(knobs, canvases, ms) for knobs in plans]
 
 
 def _measure_ms(
@@ -297,10 +300,10 @@ def _measure_ms(
     for canvas, frame in frames.items():
         shape = frame.geometry.shape
         graphs, features = manifest.graphs[shape], stages.front([frame])
-        own = [plan for plan in manifest.plans if plan.canvas == canvas]
+        own = [plan for plan in manifest.encoder_plans if plan.canvas == canvas]
         encoded = stages.encode(own[0], shape, features)
         work[graphs.front] = partial(stages.front, [frame])
-        work[graphs.decoder] = partial(stages.head, shape, encoded)
+        work[graphs.heads[manifest.head.name]] = partial(stages.head, shape, encoded)
         for plan in own:
             work[graphs.encoders[plan.name]] = partial(stages.encode, plan, shape, features)
     taken: dict[str, list[float]] = {name: [] for name in work}

@@ -157,7 +157,7 @@ def seen_by(path: Path) -> list[Trained]:
 def classes_by(path: Path) -> tuple[str, ...]:
     """The names of the classes of a run or of a bundle."""
     if (path / bundle.FILE).exists():
-        return tuple(entry.name for entry in bundle.load(path).manifest.classes)
+        return tuple(entry.name for entry in bundle.load(path).manifest.head.classes)
     return classes_of(path)
 
 

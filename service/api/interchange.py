@@ -109,7 +109,7 @@ def panoptic(answer: Answer, told: Told) -> Panoptic:
         ],
         categories=[
             Category(id=i, name=entry.name, isthing=int(entry.thing), color=entry.color)
-            for i, entry in enumerate(answer.manifest.classes)
+            for i, entry in enumerate(answer.manifest.head.classes)
         ],
         png=base64.b64encode(answer.panoptic_png()).decode("ascii"),
     )

@@ -105,7 +105,7 @@ def plans(model: Model, settings: Settings) -> Plans:
         task=model.task.name,
         objects=model.task.objects,
         bundle=BundleName(name=manifest.name, revision=manifest.revision),
-        classes=[ClassName(name=entry.name, color=entry.color) for entry in manifest.classes],
+        classes=[ClassName(name=entry.name, color=entry.color) for entry in manifest.head.classes],
         limits=LimitsInfo(
             max_body_bytes=settings.max_body_bytes,
             max_pixels=settings.max_pixels,

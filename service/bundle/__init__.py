@@ -5,19 +5,19 @@ Uses the standard library only.
 
 from service.bundle.canvases import Canvas, Shape
 from service.bundle.folder import FILE, Bundle, load, remade, save
+from service.bundle.heads import ClassInfo, EncoderPlan, Head, HeadWorth, Thresholds
 from service.bundle.kernel import KernelFile
 from service.bundle.manifest import (
     SCHEMA,
     SIZE,
     BundleFile,
-    ClassInfo,
     Graphs,
     InputSpec,
     Manifest,
     Stage,
     TensorSpec,
-    Thresholds,
 )
+from service.bundle.plans import complete_plans
 
 __all__ = [
     "FILE",
@@ -27,7 +27,10 @@ __all__ = [
     "BundleFile",
     "Canvas",
     "ClassInfo",
+    "EncoderPlan",
     "Graphs",
+    "Head",
+    "HeadWorth",
     "InputSpec",
     "KernelFile",
     "Manifest",
@@ -35,6 +38,7 @@ __all__ = [
     "Stage",
     "TensorSpec",
     "Thresholds",
+    "complete_plans",
     "load",
     "remade",
     "save",

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from service.bundle import schema2, schema3
 from service.bundle.checks import check
 from service.bundle.kernel import KernelFile
 from service.bundle.manifest import SCHEMA, BundleFile, Manifest, Stage
-from service.bundle.schema2 import upgraded
 from service.bundle.typed_json import build
 from service.errors import BundleError
 
@@ -72,9 +72,12 @@ def save(folder: Path, manifest: Manifest) -> Bundle:
     value = dataclasses.asdict(manifest)
     for entry in [*value["stages"].values(), *value["files"], *value["kernels"]]:
         entry["sha256"] = _sha256(folder, entry["file"])
-    for key in ("kernels", "thresholds"):
-        if not value[key]:
-            del value[key]  # older services read bundles without this key
+    for head in value["heads"]:
+        for key in ("thresholds", "unit", "range"):
+            if head[key] is None:
+                del head[key]  # not of this task
+    if not value["kernels"]:
+        del value["kernels"]
     text = json.dumps({"schema": SCHEMA} | value, indent=1, allow_nan=False) + "\n"
     checked = _parse(json.loads(text))
     partial = folder / (FILE + ".partial")
@@ -88,9 +91,11 @@ def _parse(value: Any) -> Manifest:
     if not isinstance(value, dict):
         raise BundleError(f"{FILE}: it must be a JSON object, with the key schema")
     if value.get("schema") == 2:
-        value = upgraded(value)
+        value = schema2.upgraded(value)
+    if value.get("schema") == 3:
+        value = schema3.upgraded(value)
     if value.get("schema") != SCHEMA:
-        raise BundleError(f"schema: {value.get('schema')!r}, but this service reads 2 and {SCHEMA}")
+        raise BundleError(f"schema: {value.get('schema')!r}, but this service reads 2 to {SCHEMA}")
     value = {key: item for key, item in value.items() if key != "schema"}
     manifest = build(Manifest, value, "")
     check(manifest)

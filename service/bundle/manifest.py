@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.bundle.canvases import Canvas
+from service.bundle.heads import EncoderPlan, Head
 from service.bundle.kernel import KernelFile
+from service.bundle.plans import complete_plans
 from service.core import Margin, Plan
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,28 +56,6 @@ class BundleFile:
 
 
 @dataclass(frozen=True, slots=True)
-class ClassInfo:
-    """color: RGB, 0..255. thing: countable (car), as opposed to stuff (road)."""
-
-    name: str
-    color: tuple[int, int, int]
-    thing: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Thresholds:
-    """How segments are made from the queries of a head, all 0..1.
-
-    score: a segment must reach at least. mask: probability from which a pixel is inside. overlap:
-    share of a mask that must be left where more certain ones lie over it.
-    """
-
-    score: float
-    mask: float
-    overlap: float
-
-
-@dataclass(frozen=True, slots=True)
 class InputSpec:
     """How images come in.
 
@@ -97,41 +77,43 @@ class InputSpec:
 class Graphs:
     """The stages that were exported for one shape of a canvas.
 
-    encoders: plan's name -> stage's name, for the plans of that canvas.
+    encoders: encoder plan's name -> stage's name, for the plans of that canvas.
+    heads: `HeadWidth.key` -> stage's name.
     """
 
     front: str
-    decoder: str
     encoders: Mapping[str, str]
+    heads: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """manifest.json as an object.
 
-    plans: from cheapest to most expensive; the last one is the full plan.
+    heads: what the bundle answers, in order.
+    default_preference: how much each head matters to those who say nothing of it, by name; one that
+        is not named does not run for them.
+    encoder_plans: from cheapest to most expensive; the last one is the full plan.
     graphs: shape's name -> its stages.
     margins: the calibration of max-loss, ascending in `asked`; without it only the full plan keeps
         a max-loss.
     kernels: for custom nodes in the graphs, if any: TensorRT engines are built with them, and some
         engines launch them.
-    thresholds: of a head that answers by queries; None: it gives a map for each channel.
     """
 
     name: str
     revision: str
     provenance: Mapping[str, str]
-    task: str
-    classes: tuple[ClassInfo, ...]
+    heads: tuple[Head, ...]
+    default_preference: Mapping[str, float]
     input: InputSpec
     stages: Mapping[str, Stage]
     files: tuple[BundleFile, ...]
-    plans: tuple[Plan, ...]
+    encoder_plans: tuple[EncoderPlan, ...]
     graphs: Mapping[str, Graphs]
     margins: tuple[Margin, ...]
     calibration: Mapping[str, Any]
     kernels: tuple[KernelFile, ...] = ()
-    thresholds: Thresholds | None = None
 
     @property
     def glance(self) -> Canvas:
@@ -141,4 +123,19 @@ class Manifest:
     @property
     def layers(self) -> int:
         """The encoder's layers, K: the depth of the deepest plan."""
-        return max(plan.depth for plan in self.plans)
+        return max(plan.depth for plan in self.encoder_plans)
+
+    @property
+    def head(self) -> Head:
+        """The head that matters most to those who say nothing of it; the first of equals."""
+        return max(self.heads, key=lambda head: self.default_preference.get(head.name, 0.0))
+
+    @property
+    def head_keys(self) -> list[str]:
+        """The `HeadWidth.key` of each head at each of its widths, in the order of gate scores."""
+        return [at.key for head in self.heads for at in head.at_widths()]
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """The complete plans for those who say nothing of heads, the cheapest first."""
+        return complete_plans(self.encoder_plans, self.heads, self.default_preference)

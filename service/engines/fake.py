@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from service.bundle import Manifest
 from service.engines.base import Arrays, HostTensors, Tensors, on_host
-from service.tasks import made_up, task_of_manifest
+from service.tasks import made_up, task_of
 
 
 class FakeBackend:
-    """delay_s: seconds to sleep per image, by stage. quality: the gate's scores, one per plan."""
+    """delay_s: seconds to sleep per image, by stage. quality: the gate's scores, (S,)."""
 
     name = "fake"
 
@@ -26,14 +26,13 @@ class FakeBackend:
         delay_s: Mapping[str, float] | None = None,
         quality: Sequence[float] | None = None,
     ) -> None:
-        self._stages, self._task = manifest.stages, task_of_manifest(manifest)
-        graphs, plans = manifest.graphs.values(), {plan.name: plan for plan in manifest.plans}
+        self._stages, graphs = manifest.stages, manifest.graphs.values()
+        plans = {plan.name: plan for plan in manifest.encoder_plans}
+        tasks = {at.key: task_of(head) for head in manifest.heads for at in head.at_widths()}
         self._fronts = {each.front for each in graphs}
-        self._plans = {
-            stage: plans[name] for each in graphs for name, stage in each.encoders.items()
-        }
-        self._layers = manifest.layers
-        self._depths = np.array([plan.depth for plan in manifest.plans]) / manifest.plans[-1].depth
+        self._plans = {s: plans[name] for each in graphs for name, s in each.encoders.items()}
+        self._heads = {s: tasks[key] for each in graphs for key, s in each.heads.items()}
+        self._layers, self._shares = manifest.layers, made_up.shares(manifest)
         self._delay_s, self._quality = dict(delay_s or {}), quality
 
     def run(self, stage: str, tensors: Tensors | Arrays) -> HostTensors:
@@ -41,7 +40,7 @@ class FakeBackend:
         images, outputs = inputs["image"], dict[str, NDArray[Any]]()  # (B, H, W, 3)
         time.sleep(self._delay_s.get(stage, 0.0) * len(images))
         if stage in self._fronts:
-            outputs["quality"] = made_up.scores(images, self._depths)
+            outputs["quality"] = made_up.scores(images, self._shares)
             if self._quality is not None:
                 outputs["quality"][:] = self._quality
         elif stage in self._plans:
@@ -53,7 +52,8 @@ class FakeBackend:
                 outputs["paused"] = made_up.paused(images, grid, 1 - plan.keep)
         else:
             for spec in self._stages[stage].outputs:
-                outputs[spec.name] = self._task.made_up(images, inputs["certainty"], spec.dims)
+                made = self._heads[stage].made_up(images, inputs["certainty"], spec)
+                outputs[spec.name] = made
         return HostTensors({**inputs, **outputs})
 
     def close(self) -> None:

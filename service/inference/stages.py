@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundle import SIZE, Manifest
+from service.bundle import SIZE, EncoderPlan, Manifest
 from service.core import Frame, Plan
 from service.engines.base import Backend, Tensors
 
@@ -40,20 +40,27 @@ class Stages:
             inputs[SIZE.name] = np.array(sizes, SIZE.dtype)
         return self.backend.run(name, inputs)
 
-    def encode(self, plan: Plan, shape: str, features: Tensors) -> Tensors:
+    def encode(self, plan: Plan | EncoderPlan, shape: str, features: Tensors) -> Tensors:
         """Run the plan's truncated encoder on every image."""
-        return self.backend.run(self.manifest.graphs[shape].encoders[plan.name], features)
+        return self.backend.run(self.manifest.graphs[shape].encoders[plan.encoder], features)
 
-    def paused(self, plan: Plan, shape: str, encoded: Tensors) -> NDArray[np.uint8] | None:
+    def paused(
+        self, plan: Plan | EncoderPlan, shape: str, encoded: Tensors
+    ) -> NDArray[np.uint8] | None:
         """The tokens that the plan's encoder paused, (B, rows, columns), 1 = paused.
 
         None if the plan pauses none.
         """
-        stage = self.manifest.stages[self.manifest.graphs[shape].encoders[plan.name]]
+        stage = self.manifest.stages[self.manifest.graphs[shape].encoders[plan.encoder]]
         return None if stage.paused is None else encoded["paused"]
 
-    def head(self, shape: str, encoded: Tensors) -> Mapping[str, NDArray[Any]]:
-        """The head's tensors by name, each (B, ...)."""
-        name = self.manifest.graphs[shape].decoder
+    def head(
+        self, shape: str, encoded: Tensors, key: str | None = None
+    ) -> Mapping[str, NDArray[Any]]:
+        """A head's tensors by name, each (B, ...).
+
+        key: of a head at one of its widths, see `HeadWidth`; None: the first head's that counts.
+        """
+        name = self.manifest.graphs[shape].heads[key or self.manifest.head.name]
         tensors = self.backend.run(name, encoded)
         return {spec.name: tensors[spec.name] for spec in self.manifest.stages[name].outputs}

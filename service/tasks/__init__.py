@@ -6,7 +6,7 @@ in the second table, too: its task is made for the bundle's classes and threshol
 
 from __future__ import annotations
 
-from service.bundle import Bundle, Manifest, remade
+from service.bundle import Bundle, Head, remade
 from service.errors import BundleError
 from service.tasks.base import Masks, Region, Segment, Task
 from service.tasks.instance import Instance
@@ -21,32 +21,36 @@ __all__ = [
     "Task",
     "class_planes",
     "task_of",
-    "task_of_manifest",
+    "tasks_of",
 ]
 
 TASKS: dict[str, Task] = {task.name: task for task in (Semantic(), Instance(), Panoptic())}
 OF_QUERIES: dict[str, type[QueryTask]] = {kind.name: kind for kind in (Panoptic, InstanceQueries)}
 
 
-def task_of_manifest(manifest: Manifest) -> Task:
-    """Raises BundleError where there is no such task."""
-    if manifest.thresholds is None:
-        if (task := TASKS.get(manifest.task)) is not None:
+def task_of(head: Head, key: str = "head") -> Task:
+    """key: that of the head, for errors. Raises BundleError where there is no such task."""
+    if head.thresholds is None:
+        if (task := TASKS.get(head.task)) is not None:
             return task
-    elif (kind := OF_QUERIES.get(manifest.task)) is not None:
-        return kind(manifest.classes, manifest.thresholds)
-    known = TASKS if manifest.thresholds is None else OF_QUERIES
-    raise BundleError(f"task: {manifest.task!r} is not one of {', '.join(known)}")
+    elif (kind := OF_QUERIES.get(head.task)) is not None:
+        return kind(head.classes, head.thresholds)
+    known = TASKS if head.thresholds is None else OF_QUERIES
+    raise BundleError(f"{key}.task: {head.task!r} is not one of {', '.join(known)}")
 
 
-def task_of(bundle: Bundle) -> Task:
-    """The bundle's task, after a check of its classes and its head. Raises BundleError."""
-    manifest = bundle.manifest
+def tasks_of(bundle: Bundle) -> dict[str, Task]:
+    """Each head's task by the head's name, after a check of its classes and its graphs. Raises
+    BundleError."""
+    manifest, tasks = bundle.manifest, dict[str, Task]()
     try:
-        task = task_of_manifest(manifest)
-        for graphs in manifest.graphs.values():
-            outputs = manifest.stages[graphs.decoder].outputs
-            task.check(manifest.classes, outputs, f"stages.{graphs.decoder}.outputs")
+        for i, head in enumerate(manifest.heads):
+            task = tasks[head.name] = task_of(head, f"heads[{i}]")
+            for graphs in manifest.graphs.values():
+                for at in head.at_widths():
+                    stage = graphs.heads[at.key]
+                    outputs = manifest.stages[stage].outputs
+                    task.check(head.classes, outputs, f"stages.{stage}.outputs")
     except BundleError as error:
         raise remade(bundle.root, error.detail) from error
-    return task
+    return tasks

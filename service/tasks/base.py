@@ -18,7 +18,6 @@ from service.pixels.runs import Runs
 
 Tensors: TypeAlias = Mapping[str, NDArray[Any]]
 Labels: TypeAlias = NDArray[np.unsignedinteger]
-Dims: TypeAlias = tuple[int | str, ...]  # of a TensorSpec, the batch first
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +135,19 @@ class Task(Protocol):
         ...
 
     def made_up(
-        self, images: NDArray[np.uint8], certainty: NDArray[np.float64], dims: Dims
+        self, images: NDArray[np.uint8], certainty: NDArray[np.float64], spec: TensorSpec
     ) -> NDArray[np.float32]:
-        """The answer of the fake engine's head for B images, (B, *dims[1:]).
+        """A tensor of the fake engine's head for B images, (B, *spec.dims[1:]).
 
         Brightness decides, in bands of equal width, the darkest first. certainty: (B,), 0..1.
         """
         ...
+
+
+def check_classes(classes: Sequence[ClassInfo]) -> None:
+    """Raises BundleError where there are none."""
+    if not classes:
+        raise BundleError("classes: there must be at least 1")
 
 
 def check_planes(outputs: Sequence[TensorSpec], key: str, channels: int, what: str) -> None:

@@ -16,7 +16,7 @@ from service.core import Geometry
 from service.errors import BundleError
 from service.pixels import png
 from service.tasks import made_up
-from service.tasks.base import Dims, Labels, Masks, Tensors, check_planes
+from service.tasks.base import Labels, Masks, Tensors, check_classes, check_planes
 from service.tasks.instance_objects import instance_map
 
 
@@ -30,6 +30,7 @@ class Instance:
     def check(self, classes: Sequence[ClassInfo], outputs: Sequence[TensorSpec], key: str) -> None:
         if not all(entry.thing for entry in classes):
             raise BundleError("classes: those of the instance task must be things")
+        check_classes(classes)
         check_planes(outputs, key, 1 + 2 * len(classes), "1 + 2 * classes")
 
     def channels(self, classes: Sequence[ClassInfo]) -> list[str]:
@@ -45,10 +46,10 @@ class Instance:
         return png.gray(labels.astype(np.uint16))
 
     def made_up(
-        self, images: NDArray[np.uint8], certainty: NDArray[np.float64], dims: Dims
+        self, images: NDArray[np.uint8], certainty: NDArray[np.float64], spec: TensorSpec
     ) -> NDArray[np.float32]:
         """A cell is core if its neighbours are of the same band, else border."""
-        channels, height, width = (int(size) for size in dims[1:])
+        channels, height, width = (int(size) for size in spec.dims[1:])
         brightness = made_up.brightness(images, height, width)
         band = (brightness * ((channels + 1) // 2) / 256).astype(np.intp)
         edged = np.pad(band, ((0, 0), (1, 1), (1, 1)), mode="edge")

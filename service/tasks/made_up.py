@@ -5,18 +5,25 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundle import TensorSpec
+from service.bundle import Manifest, TensorSpec
 
 Images = NDArray[np.uint8]  # (B, H, W, 3)
 
 
-def scores(images: Images, depths: NDArray[np.float64]) -> NDArray[np.float32]:
-    """(B, plans) predicted quality. On a flat image every plan is as good as the full one.
+def shares(manifest: Manifest) -> NDArray[np.float64]:
+    """(S,): by plan, head and width, the share of the full plan's layers, and of its channels."""
+    depths = np.array([plan.depth for plan in manifest.encoder_plans])
+    widths = np.array([at.width for head in manifest.heads for at in head.at_widths()])
+    return np.outer(depths / depths[-1], 0.5 + widths / 2).ravel()
 
-    depths: (plans,), each plan's share of the layers.
+
+def scores(images: Images, shares: NDArray[np.float64]) -> NDArray[np.float32]:
+    """(B, S) predicted quality. On a flat image every plan is as good as the full one.
+
+    shares: (S,), the share of the full plan's layers and of its head, by plan and head.
     """
     clutter = np.minimum(images.std(axis=(1, 2, 3)) / 64, 1)[:, None]  # (B, 1)
-    return np.asarray(0.9 - 0.4 * clutter * (1 - depths), np.float32)
+    return np.asarray(0.9 - 0.4 * clutter * (1 - shares), np.float32)
 
 
 def paused(images: Images, grid: TensorSpec, share: float) -> NDArray[np.uint8]:

@@ -20,7 +20,7 @@ from service.core import Geometry
 from service.errors import BundleError
 from service.pixels import png
 from service.tasks import made_up
-from service.tasks.base import Dims, Labels, Masks, Tensors
+from service.tasks.base import Labels, Masks, Tensors, check_classes
 from service.tasks.query_maps import object_map, panoptic_map, sigmoid, softmax
 
 CLASSES, MASKS = "class_logits", "mask_logits"
@@ -45,6 +45,7 @@ class QueryTask(ABC):
     def check(self, classes: Sequence[ClassInfo], outputs: Sequence[TensorSpec], key: str) -> None:
         if self.thresholds is None:
             raise BundleError("thresholds: a head of queries needs them")
+        check_classes(classes)
         specs = {spec.name: spec.dims for spec in outputs}
         kinds, masks = specs.get(CLASSES, ()), specs.get(MASKS, ())
         sized = all(isinstance(size, int) and size > 0 for size in (*kinds[1:], *masks[1:]))
@@ -66,10 +67,10 @@ class QueryTask(ABC):
         return png.gray(labels.astype(np.uint16))
 
     def made_up(
-        self, images: NDArray[np.uint8], certainty: NDArray[np.float64], dims: Dims
+        self, images: NDArray[np.uint8], certainty: NDArray[np.float64], spec: TensorSpec
     ) -> NDArray[np.float32]:
         """Query k answers for class k, as far as there are classes, and has the band k."""
-        queries = int(dims[1])
+        dims, queries = spec.dims, int(spec.dims[1])
         if len(dims) == 3:
             classes = int(dims[2]) - 1
             kinds = np.where(np.arange(queries) < classes, np.arange(queries), classes)

@@ -18,7 +18,7 @@ from service.pixels.most_probable import most_probable
 from service.pixels.runs import Runs
 from service.pixels.sums import areas_and_sums
 from service.tasks import made_up
-from service.tasks.base import Dims, Labels, Masks, Region, Tensors, check_planes
+from service.tasks.base import Labels, Masks, Region, Tensors, check_classes, check_planes
 
 
 class Semantic:
@@ -29,6 +29,7 @@ class Semantic:
     png = "the class, in a palette"
 
     def check(self, classes: Sequence[ClassInfo], outputs: Sequence[TensorSpec], key: str) -> None:
+        check_classes(classes)
         check_planes(outputs, key, len(classes), "classes")
 
     def channels(self, classes: Sequence[ClassInfo]) -> list[str]:
@@ -43,9 +44,9 @@ class Semantic:
         return png.palette(labels.astype(np.uint8), [entry.color for entry in classes])
 
     def made_up(
-        self, images: NDArray[np.uint8], certainty: NDArray[np.float64], dims: Dims
+        self, images: NDArray[np.uint8], certainty: NDArray[np.float64], spec: TensorSpec
     ) -> NDArray[np.float32]:
-        classes, height, width = (int(size) for size in dims[1:])
+        classes, height, width = (int(size) for size in spec.dims[1:])
         brightness = made_up.brightness(images, height, width)
         return made_up.planes((brightness * classes / 256).astype(np.intp), certainty, classes)
 

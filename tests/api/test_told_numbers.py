@@ -43,10 +43,10 @@ def test_compute_used_can_be_sent_back(cost: float) -> None:
 def test_every_place_tells_the_same_number_and_it_buys_the_plan(
     fake_manifest: Manifest, cost: float
 ) -> None:
-    first, second = replace(fake_manifest.plans[0], gflops=cost), fake_manifest.plans[1]
-    dear = replace(second, gflops=cost * 1.5 + 1)
-    manifest = replace(fake_manifest, plans=(first, dear, *fake_manifest.plans[2:]))
-    manifest = replace(manifest, plans=tuple(sorted(manifest.plans, key=lambda p: p.gflops)))
+    first, second, *others = fake_manifest.encoder_plans
+    first, dear = replace(first, gflops=cost), replace(second, gflops=cost * 1.5 + 1)
+    plans = tuple(sorted((first, dear, *others), key=lambda plan: plan.gflops))
+    manifest = replace(fake_manifest, encoder_plans=plans)
     encoded = base64.b64encode(quarters()).decode()
     image = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [encoded]}
     with running(manifest, max_loss=0.0) as server:
@@ -81,7 +81,7 @@ def test_every_place_tells_the_same_number_and_it_buys_the_plan(
 def test_a_ceiling_between_a_cost_and_its_price_buys_the_plan(fake_manifest: Manifest) -> None:
     from tests.serving import segmenter_of
 
-    plan = replace(fake_manifest.plans[0], gflops=1.9644)
-    manifest = replace(fake_manifest, plans=(plan, *fake_manifest.plans[1:]))
+    plan, *others = fake_manifest.encoder_plans
+    manifest = replace(fake_manifest, encoder_plans=(replace(plan, gflops=1.9644), *others))
     policy = segmenter_of(manifest).model.policy
     assert policy.affordable(Budget(gflops=1.9646), Budget()) == {0}

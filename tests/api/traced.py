@@ -37,10 +37,10 @@ class World:
         self, manifest: Manifest, to: SpanExporter | None = None, sample: float = 1.0
     ) -> None:
         self.kept = InMemorySpanExporter()
-        depths = {plan.name: plan.depth for plan in manifest.plans}
+        depths = {plan.name: plan.depth for plan in manifest.encoder_plans}
         delay_s: dict[str, float] = {}
         for graphs in manifest.graphs.values():
-            delay_s |= {graphs.front: 0.004, graphs.decoder: 0.002}
+            delay_s |= {graphs.front: 0.004} | dict.fromkeys(graphs.heads.values(), 0.002)
             delay_s |= {stage: 0.003 * depths[plan] for plan, stage in graphs.encoders.items()}
         self.backend = FakeBackend(manifest, delay_s=delay_s)
         settings = replace(Settings(), batch_wait_ms=50.0, drain_timeout_s=5.0)

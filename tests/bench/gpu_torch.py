@@ -106,7 +106,8 @@ class TorchBackend:
                 for plan in manifest.plans
                 if plan.name in graphs.encoders
             }
-            self._answers[graphs.decoder] = manifest.stages[graphs.decoder].outputs[0].name
+            for head in graphs.heads.values():
+                self._answers[head] = manifest.stages[head].outputs[0].name
         self._made: dict[str, Function] = {}
 
     @torch.inference_mode()

@@ -104,9 +104,11 @@ def test_the_cheapest_plan_of_the_prediction_is_the_cheapest_that_the_budget_all
     fake_manifest: Manifest,
 ) -> None:
     async def scenario() -> None:
-        plans = tuple(replace(plan, depth=5 - plan.depth) for plan in fake_manifest.plans)
-        async with ready(replace(fake_manifest, plans=plans)) as world:
-            world.engine._costs = Costs({"c64": 0.0}, {plan: 1000 * plan.gflops for plan in plans})
+        plans = tuple(replace(plan, depth=5 - plan.depth) for plan in fake_manifest.encoder_plans)
+        manifest = replace(fake_manifest, encoder_plans=plans)
+        async with ready(manifest) as world:
+            taken_ms = {plan: 1000 * plan.gflops for plan in manifest.plans}
+            world.engine._costs = Costs({"c64": 0.0}, taken_ms)
             # The plan of depth 1 takes 5 s.
             await failure(world.submit(1, Budget(depth=1, ms=4_000)), Overloaded)
 

@@ -28,7 +28,8 @@ def served() -> Bundle:
     shape."""
     found = bundle.load(ROOT / "trained_weights/camvid-tiny")
     manifest = found.manifest
-    plans = (manifest.plans[0], next(plan for plan in manifest.plans if plan.keep < 1))
+    every_plan = manifest.encoder_plans
+    plans = (every_plan[0], next(plan for plan in every_plan if plan.keep < 1))
     names = {manifest.glance.name, *(plan.canvas for plan in plans)}
     canvases = tuple(
         Canvas(canvas.name, canvas.shapes[:1])
@@ -43,9 +44,9 @@ def served() -> Bundle:
             plan.name: every.encoders[plan.name] for plan in plans if plan.canvas == canvas.name
         }
         graphs[shape] = replace(every, encoders=encoders)
-        needed = (every.front, *encoders.values(), every.decoder)
+        needed = (every.front, *encoders.values(), *every.heads.values())
         stages |= {name: manifest.stages[name] for name in needed}
-    changes = {"input": replace(manifest.input, canvases=canvases), "plans": plans}
+    changes = {"input": replace(manifest.input, canvases=canvases), "encoder_plans": plans}
     return replace(found, manifest=replace(manifest, **changes, stages=stages, graphs=graphs))
 
 

@@ -98,7 +98,8 @@ def test_the_whole_command_on_the_stand_in(
         "steps_of",
         lambda *what: {name: step for name, step in steps_of(*what).items() if name in wanted},
     )
-    cheap = replace(served, manifest=replace(served.manifest, plans=served.manifest.plans[:1]))
+    plans = served.manifest.encoder_plans[:1]
+    cheap = replace(served, manifest=replace(served.manifest, encoder_plans=plans))
     monkeypatch.setattr(gpu, "load", lambda folder: cheap)
     monkeypatch.setattr(gpu, "uncompiled", lambda parts, every: [])
     monkeypatch.setattr(gpu_machine, "lacking", list)

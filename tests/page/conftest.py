@@ -36,7 +36,7 @@ def services() -> Iterator[dict[str, Any]]:
 @contextmanager
 def visiting(tab: Page, services: dict[str, Any], manifest: Manifest) -> Iterator[Visit]:
     """The page of the manifest's service, ready."""
-    key = f"{manifest.task} {len(manifest.input.canvases)}"
+    key = f"{manifest.head.task} {len(manifest.input.canvases)}"
     if key not in services:
         services[key] = services["stack"].enter_context(serving(manifest))
     with opened(tab, services[key]) as started:

@@ -173,7 +173,7 @@ def test_masks_lie_where_the_browser_shows_the_photo_in_every_orientation(
         height, width, _ = photo.shape
         for y in (height // 4, height * 3 // 4):
             for x in (width // 4, width * 3 // 4):
-                shown = fake_manifest.classes[int(photo[y, x, 0]) * 4 // 256]
+                shown = fake_manifest.head.classes[int(photo[y, x, 0]) * 4 // 256]
                 assert tuple(overlay[y, x, :3]) == shown.color
         expect(visit.page.locator("#size-note")).to_be_hidden()
 

@@ -56,7 +56,7 @@ def serving(manifest: Manifest, **changes: Any) -> Iterator[str]:
         for graphs in manifest.graphs.values()
         for plan, stage in graphs.encoders.items()
     }
-    engine = Shallow if manifest.task == "semantic" else FakeBackend
+    engine = Shallow if manifest.head.task == "semantic" else FakeBackend
     settings = Settings(max_body_bytes=100_000, **changes)
     with live_app(manifest, lambda: engine(manifest, delay_s=delays), settings) as app:
         yield app.url
@@ -169,7 +169,7 @@ def classes_of(found: dict[str, Any]) -> NDArray[np.int64]:
 
 def painted(classes: NDArray[np.int64], manifest: Manifest) -> NDArray[np.uint8]:
     """The opaque class colours, (height, width, 4) RGBA."""
-    colors = np.array([(*entry.color, 255) for entry in manifest.classes], np.uint8)
+    colors = np.array([(*entry.color, 255) for entry in manifest.head.classes], np.uint8)
     return colors[classes]
 
 

@@ -1,0 +1,76 @@
+"""From what was measured of encoder plans and heads to complete plans, for one preference.
+
+The rule of Efficient Controllable Multi-Task Architectures (arXiv 2308.11744): the more a head
+matters, the larger it is, and the encoder is the one with the highest weighted quality in what is
+left. A complete plan costs the sum of its parts; its quality is the mean of its heads', weighted by
+the preference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import permutations, product
+
+from service.bundle.heads import EncoderPlan, Head
+from service.core import HeadWidth, Plan
+
+
+def complete_plans(
+    encoder_plans: Iterable[EncoderPlan], heads: Sequence[Head], preference: Mapping[str, float]
+) -> tuple[Plan, ...]:
+    """The plans from which one is chosen, the cheapest first; the last is the full one.
+
+    preference: weights of heads by name, at least one of them positive; a head without one is not
+    in the plans. Left out is what costs as much as another plan or more and is no better. A bundle
+    with one head of one width keeps all, since a search has chosen them.
+    """
+    asked = {head: preference[head.name] for head in heads if preference.get(head.name, 0) > 0}
+    total = sum(asked.values())
+    shares = {head.name: weight / total for head, weight in asked.items()}
+    plain = len(heads) == 1 and len(heads[0].widths) == 1
+    plans: list[Plan] = []
+    for encoder in encoder_plans:
+        for widths in product(*(head.at_widths() for head in asked)):
+            if _in_order(encoder, widths, asked):
+                plans.append(_complete(encoder, widths, shares, plain=plain))
+    return tuple(plans) if plain else tuple(_front(plans))
+
+
+def _complete(
+    encoder: EncoderPlan, widths: Sequence[HeadWidth], shares: Mapping[str, float], *, plain: bool
+) -> Plan:
+    worth = [encoder.heads[head.key] for head in widths]
+    qualities = (shares[head.name] * own.quality for head, own in zip(widths, worth, strict=True))
+    return Plan(
+        name=encoder.name if plain else "+".join([encoder.name, *(head.key for head in widths)]),
+        depth=encoder.depth,
+        keep=encoder.keep,
+        width=encoder.width,
+        gflops=round(encoder.gflops + sum(own.gflops for own in worth), 4),
+        quality=sum(qualities),
+        quality_quantiles=worth[0].quality_quantiles if len(worth) == 1 else (),
+        canvas=encoder.canvas,
+        heads=tuple(widths),
+    )
+
+
+def _in_order(
+    encoder: EncoderPlan, widths: Sequence[HeadWidth], weights: Mapping[Head, float]
+) -> bool:
+    """Whether no head is narrower than one that matters less, where that costs it quality."""
+    for (more, head), (less, other) in permutations(zip(widths, weights, strict=True), 2):
+        if weights[head] > weights[other] and more.width < less.width:
+            wider = next(at for at in head.at_widths() if at.width >= less.width)
+            if encoder.heads[more.key].quality < encoder.heads[wider.key].quality:
+                return False
+    return True
+
+
+def _front(plans: Sequence[Plan]) -> Iterator[Plan]:
+    """Those that are better than all that cost no more, and the full plan, which came last."""
+    best, full = -1.0, plans[-1]
+    for plan in sorted(plans[:-1], key=lambda plan: (plan.gflops, -plan.quality)):
+        if plan.quality > best:
+            best = plan.quality
+            yield plan
+    yield full
