@@ -6,36 +6,74 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundle import Manifest
+from service.bundle import Head, Manifest
 from service.core import Decision, Geometry, Outcome
+from service.errors import NotAcceptable
 from service.pixels import png
 from service.pixels.png import SHADES, object_color
 from service.pixels.polygons import Polygon, polygons
 from service.pixels.resample import covering
 from service.pixels.runs import Runs
-from service.tasks import Masks, Segment, Task, class_planes
+from service.tasks import Boxes, Masks, MaskTask, Segment, Shown, Task, Values, class_planes
+
+_T = TypeVar("_T", Masks, Boxes, Values)
 
 
 @dataclass(frozen=True, repr=False)
 class Answer:
-    """What one image shows, and what that cost. Masks are made when they are first read.
+    """What one head says of an image, and what that cost. Masks are made when they are first read.
 
-    stages: seconds per stage, in order. Computed attributes may be read in any thread.
+    name: the head's; `heads` has the others that ran. stages: seconds per stage, in order. Computed
+    attributes may be read in any thread; those of another kind of task raise NotAcceptable.
     """
 
     outcome: Outcome
     manifest: Manifest
-    task: Task
+    tasks: Mapping[str, Task]
     stages: Mapping[str, float]
+    name: str
 
     def __repr__(self) -> str:
         decision, geometry = self.decision, self.geometry
         size = f"{geometry.width} x {geometry.height}"
         return f"<Answer: {size} pixels, {decision.plan.name} by {decision.reason.value}>"
+
+    @classmethod
+    def of(
+        cls,
+        outcome: Outcome,
+        manifest: Manifest,
+        tasks: Mapping[str, Task],
+        stages: Mapping[str, float],
+    ) -> Answer:
+        """That of the head that matters most to its caller; of equals, the first one's."""
+        most = max(outcome.heads, key=outcome.shares.__getitem__)
+        return cls(outcome, manifest, tasks, stages, most)
+
+    @cached_property
+    def heads(self) -> Mapping[str, Answer]:
+        """The answers of all heads that ran, by name, in the bundle's order."""
+        return {name: self if name == self.name else self._of(name) for name in self.outcome.heads}
+
+    @property
+    def head(self) -> Head:
+        """As the manifest has it."""
+        return next(head for head in self.manifest.heads if head.name == self.name)
+
+    @property
+    def task(self) -> Task:
+        """What makes an answer of the head's tensors."""
+        return self.tasks[self.name]
+
+    @property
+    def width(self) -> float:
+        """The share of the head's channels that ran."""
+        return next(head.width for head in self.decision.plan.heads if head.name == self.name)
 
     @property
     def decision(self) -> Decision:
@@ -48,8 +86,22 @@ class Answer:
         return self.outcome.geometry
 
     @cached_property
+    def shown(self) -> Shown:
+        """Masks, boxes or values, as the task has it."""
+        return self.task.read(self.outcome.heads[self.name], self.geometry)
+
+    @property
     def masks(self) -> Masks:
-        return self.task.read(self.outcome.tensors, self.geometry)
+        return self._as(Masks, "masks")
+
+    @property
+    def boxes(self) -> Boxes:
+        return self._as(Boxes, "boxes")
+
+    @property
+    def values(self) -> Values:
+        """What was measured; its `values` are (height, width), at the image's own size."""
+        return self._as(Values, "values")
 
     @property
     def labels(self) -> NDArray[np.unsignedinteger]:
@@ -59,7 +111,7 @@ class Answer:
     @cached_property
     def segments(self) -> list[Segment]:
         """The classes or objects of the image, by id."""
-        return self.masks.segments(self.manifest.head.classes)
+        return self.masks.segments(self.head.classes)
 
     def mask(self, segment: Segment) -> NDArray[np.bool_]:
         """(height, width): where a segment is."""
@@ -74,8 +126,10 @@ class Answer:
         return self._polygons[segment.value]
 
     def png(self) -> bytes:
-        """The label map as a PNG, as in an HTTP answer."""
-        return self.task.to_png(self.labels, self.manifest.head.classes)
+        """The label map, or the values times their scale, as a PNG, as in an HTTP answer."""
+        if isinstance(self.shown, Values):
+            return self.shown.png()
+        return self._mask_task.to_png(self.labels, self.head.classes)
 
     def panoptic_png(self) -> bytes:
         """COCO's panoptic PNG: a pixel is R + 256 G + 65536 B = the segment's id, 0 = none."""
@@ -86,7 +140,7 @@ class Answer:
 
         Classes have their own colours; objects have one by their id, which comes again after 255.
         """
-        regions, classes = self.masks.regions, self.manifest.head.classes
+        regions, classes = self.masks.regions, self.head.classes
         if self.task.objects:
             colors = [object_color(region.id) for region in regions[:SHADES]]
         else:
@@ -97,15 +151,16 @@ class Answer:
     @property
     def probabilities(self) -> NDArray[np.float32]:
         """(channels, h, w) of the decoder's cells, which cover the whole canvas."""
-        if self.manifest.head.thresholds is not None:
-            return class_planes(self.outcome.tensors)
-        (planes,) = self.outcome.tensors.values()
+        tensors = self.outcome.heads[self.name]
+        if self.head.thresholds is not None:
+            return class_planes(tensors)
+        (planes,) = tensors.values()
         return np.asarray(planes, np.float32)
 
     @property
     def channels(self) -> list[str]:
         """What the channels of `probabilities` stand for."""
-        return self.task.channels(self.manifest.head.classes)
+        return self._mask_task.channels(self.head.classes)
 
     def npz(self) -> bytes:
         """The probabilities and where they lie, as numpy's archive, as in an HTTP answer."""
@@ -139,6 +194,19 @@ class Answer:
         """
         runs = self.paused_runs
         return None if runs is None else np.asarray(runs.labels(), np.uint8)
+
+    @property
+    def _mask_task(self) -> MaskTask:
+        self._as(Masks, "masks")
+        return cast(MaskTask, self.task)
+
+    def _as(self, kind: type[_T], what: str) -> _T:
+        if not isinstance(self.shown, kind):
+            raise NotAcceptable(f"the head '{self.name}' is of {self.task.name}: it has no {what}")
+        return self.shown
+
+    def _of(self, name: str) -> Answer:
+        return Answer(self.outcome, self.manifest, self.tasks, self.stages, name)
 
     @cached_property
     def _polygons(self) -> dict[int, list[Polygon]]:

@@ -13,7 +13,7 @@ from decimal import Decimal
 from numbers import Integral, Real
 
 from service.core import Budget, ValueRange
-from service.errors import BadBudget
+from service.errors import BadBudget, BadPreference
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,7 @@ _NUMBERS = {
     "ms": _Number(1, 600_000),
     "max-loss": _Number(0, 1),
 }
+_WEIGHT = _Number(0, 1e6)  # of a head
 KEYS = (*_NUMBERS, "strict")
 
 
@@ -66,6 +67,22 @@ def budget_of(values: Mapping[str, object]) -> Budget:
         else:
             raise bad(key, "must be a Boolean")
     return Budget(**read)  # type: ignore[arg-type]  # each key was read as its field's type
+
+
+def preference_of(values: Mapping[str, object]) -> dict[str, float]:
+    """Weights of heads by name, from plain values. Raises BadPreference that names the key.
+
+    Whether the bundle has such heads is checked with it (`Policies.check`).
+    """
+    try:
+        weights = {key: _WEIGHT.read(key, value) for key, value in values.items()}
+    except BadBudget as error:
+        raise BadPreference(error.detail, key=error.extra["key"]) from error
+    if not any(weights.values()):
+        key = next(iter(weights), "")
+        named = f"the key '{key}' is 0, and so are all others" if key else "there is no head"
+        raise BadPreference(f"{named}: at least one weight must be over 0", key=key)
+    return {key: float(weight) for key, weight in weights.items()}
 
 
 def value_range_of(value: object) -> ValueRange:

@@ -123,11 +123,14 @@ class Ask:
     """What one caller wants of one image, however it came in.
 
     urgency: of RFC 9218, from 0 (the most urgent) to 7.
+    preference: how much each head matters, by name, 0 or more; a head with 0, or without one, does
+        not run. None: as the bundle has it.
     """
 
     budget: Budget = Budget()
     value_range: ValueRange = "full"
     urgency: int = 3
+    preference: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,12 +203,14 @@ class Decision:
 class Outcome:
     """The engine's result for one image.
 
-    tensors: the head's tensors by name, without the batch; the bundle's task gives them a meaning.
+    heads: of each head that ran its tensors by name, without the batch; the head's task gives them
+        a meaning. shares: of the same heads, how much each was to matter; they add up to 1.
     paused: (rows, columns) uint8 over the whole canvas, 1 = a token that the plan did not update to
         the end; None if the plan pauses none.
     """
 
     decision: Decision
     geometry: Geometry
-    tensors: Mapping[str, NDArray[Any]]
+    heads: Mapping[str, Mapping[str, NDArray[Any]]]
+    shares: Mapping[str, float]
     paused: NDArray[np.uint8] | None = None

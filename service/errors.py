@@ -6,6 +6,7 @@ FathomError 500
 ├── BackendError              at start: the chosen backend cannot run here
 ├── BadHeader 400             a header field cannot be understood
 ├── BadBudget 400             a key of a budget cannot be understood
+├── BadPreference 400         a weight of a head cannot be understood
 ├── BadQuery 400
 ├── BadInference 400          an inference request of the Open Inference Protocol
 ├── ForeignOrigin 403         a page of an origin that is not allowed
@@ -73,6 +74,12 @@ class BadBudget(FathomError):
     """A wrong key of a budget, for every transport; `extra` has the key."""
 
     status, problem, title = 400, "bad-budget", "A budget cannot be understood"
+
+
+class BadPreference(FathomError):
+    """A wrong head or weight, for every transport; `extra` has the key."""
+
+    status, problem, title = 400, "bad-preference", "A preference cannot be understood"
 
 
 class BadQuery(FathomError):

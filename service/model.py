@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import TimeoutError as NotInTime
 
 from service.bundle import Bundle
-from service.core import Ask, Budget
+from service.core import Ask, Budget, Plan
 from service.engines.base import Backend
 from service.inference.engine import Engine, State
-from service.inference.policy import Policy, margin_for
+from service.inference.policies import Policies
+from service.inference.policy import margin_for
 from service.inference.queue import Queue
 from service.inference.schedule import PAYS
 from service.inference.ticket import Ticket
@@ -39,8 +40,7 @@ class Model:
     ) -> None:
         self.bundle, self.manifest, self.tasks = bundle, bundle.manifest, tasks_of(bundle)
         self.task = self.tasks[self.manifest.head.name]
-        plans, margins = self.manifest.plans, self.manifest.margins
-        self.policy = Policy(plans, margins, settings.max_loss)
+        self.policies = Policies(self.manifest, settings.max_loss)
         queue = Queue[Ticket](
             size=settings.queue_size,
             max_batch=settings.max_batch,
@@ -53,12 +53,12 @@ class Model:
         self.engine = Engine(
             open_backend,
             self.manifest,
-            self.policy,
+            self.policies,
             queue,
             metrics,
             batch_wait_s=settings.batch_wait_ms / 1000,
         )
-        if settings.max_loss > 0 and margin_for(settings.max_loss, margins) is None:
+        if settings.max_loss > 0 and margin_for(settings.max_loss, self.manifest.margins) is None:
             _log.warning(
                 "%s promises nothing for %s %g: without a budget every image takes the full plan",
                 self.manifest.name,
@@ -76,10 +76,9 @@ class Model:
         """The engine's state."""
         return self.engine.state
 
-    @property
-    def plan_ms(self) -> Mapping[str, float]:
+    def plan_ms(self, plans: Iterable[Plan]) -> Mapping[str, float]:
         """Engine time of one image per plan, in ms, as measured on this node; empty until then."""
-        return self.engine.plan_ms
+        return self.engine.plan_ms(plans)
 
     @property
     def node_budget(self) -> Budget:
@@ -95,10 +94,11 @@ class Model:
     ) -> Ticket:
         """Take a place for an image before its bytes are read, or refuse it at once.
 
-        Raises NotReady, BadBudget, UnsatisfiableBudget or Overloaded; see `Engine.reserve`.
+        Raises NotReady, BadBudget, BadPreference, UnsatisfiableBudget or Overloaded; see
+        `Engine.reserve`.
         """
         self.engine.check_ready()
-        self.policy.check(ask.budget)
+        self.policies.check(ask)
         return self.engine.reserve(ask, arrived, request_id, caller=caller, coming=coming)
 
     async def drain(self, timeout_s: float) -> None:

@@ -16,7 +16,7 @@ import asyncio
 import difflib
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import TimeoutError as NotInTime
 from contextlib import contextmanager
 from dataclasses import fields
@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from service.answer import Answer
-from service.ask import budget_of, value_range_of
+from service.ask import budget_of, preference_of, value_range_of
 from service.bundle import load
 from service.core import Ask, Frames, ValueRange
 from service.engines.choice import choose_backend, open_backend
@@ -80,19 +80,27 @@ class Segmenter:
         max_loss: float | None = None,
         strict: bool = False,
         value_range: ValueRange = "full",
+        preference: Mapping[str, float] | None = None,
     ) -> Answer:
         """Segment one image under a budget and block until it is done. The keys: `Compute-Budget`.
 
+        preference: how much each head matters, by name; those without a weight do not run. None: as
+            the bundle has it. The answer is that of the head with the largest weight.
         picture: the bytes of an image file, its path, a Pillow image, or an array, see
             `from_memory`.
         value_range: "auto" scales 16-bit samples by the range that the image uses.
-        Raises these of service.errors: BadBudget, UndecodableImage, UnsupportedMediaType, TooLarge,
-        UnsatisfiableBudget, Overloaded, DeadlineExceeded, NotReady; OSError for a path.
+        Raises these of service.errors: BadBudget, BadPreference, UndecodableImage,
+        UnsupportedMediaType, TooLarge, UnsatisfiableBudget, Overloaded, DeadlineExceeded, NotReady;
+        OSError for a path.
         """
         arrived, trace = time.perf_counter(), Trace(uuid.uuid4().hex)
         limits = {"depth": depth, "gflops": gflops, "ms": ms, "max-loss": max_loss}
         values = {key: limit for key, limit in limits.items() if limit is not None}
-        ask = Ask(budget_of({**values, "strict": strict}), value_range_of(value_range))
+        ask = Ask(
+            budget_of({**values, "strict": strict}),
+            value_range_of(value_range),
+            preference=None if preference is None else preference_of(preference),
+        )
         with self.place(ask, trace, arrived, coming=False) as ticket:
             if isinstance(picture, str | Path):
                 picture = Path(picture).read_bytes()
@@ -203,7 +211,7 @@ class Segmenter:
         if deadline is not None and time.perf_counter() > deadline:
             raise missed()
         assert progress.result is not None  # a finished image has a result
-        return Answer(progress.result, self.model.manifest, self.model.task, trace.stages)
+        return Answer.of(progress.result, self.model.manifest, self.model.tasks, trace.stages)
 
 
 def open_bundle(folder: str | Path, **changes: Any) -> Segmenter:

@@ -16,13 +16,14 @@ import numpy as np
 from service.core import Ask, Budget, Decision, Frames, Margin, Plan
 from service.errors import FathomError, Overloaded
 from service.inference.batches import Job
-from service.inference.costs import Cost, Costs
+from service.inference.costs import Cost
 from service.inference.decisions import decide
 from service.inference.place import Batch, Place
 from service.inference.policy import Policy
 from service.inference.queue import Queue
 from service.inference.schedule import Times, objective_s
 from service.inference.turns import IDLE_S
+from tests.known_costs import known_costs
 
 NONE = Budget()
 _RECORDED = json.loads((Path(__file__).parent / "data" / "service_times.json").read_text())
@@ -113,7 +114,7 @@ class Node:
             plan: Cost(slow * float(np.median(times)))
             for plan, times in zip(PLANS, AFTER_GLANCE_MS, strict=True)
         }
-        self.costs = Costs({"": Cost(slow * float(np.median(GLANCE_MS)))}, rest)
+        self.costs = known_costs({"": Cost(slow * float(np.median(GLANCE_MS)))}, rest)
         self.policy = Policy(self.plans, (Margin(0.001, 0.001),), max_loss)
         full_ms = max(map(self.costs.total_ms, PLANS))
         self.queue = Queue[Image](
@@ -158,7 +159,7 @@ class Node:
 
     def _measure_again(self, now: float) -> float:
         """As the engine does when it is idle. Returns when it is done."""
-        plan = next(iter(self.costs.doubted))
+        plan = next(iter(self.costs.doubted.values())).plan
         self.costs.measured(plan)
         return now + (self._glanced(now) + self._ran(plan, now)) / 1000
 
@@ -166,7 +167,7 @@ class Node:
         """Milliseconds of one run after the glance, which the costs follow."""
         times = AFTER_GLANCE_MS[self.plans.index(plan)]
         ms = float(self._rng.choice(times)) * self._factor(now)
-        self.costs.rest[plan].add(ms / 1000, 1, now)
+        self.costs.encoders[plan.encoder].add(ms / 1000, 1, now)
         return ms
 
     def _glanced(self, now: float) -> float:
@@ -193,7 +194,7 @@ class Node:
         scores = [[plan.quality for plan in self.plans]]
         glanced = now + self._glanced(now) / 1000
         (decision,) = decide(
-            self.policy, self.costs, [job], scores, self.node, batch.limit_ms, glanced
+            [self.policy], self.costs, [job], scores, self.node, batch.limit_ms, glanced
         )
         if isinstance(decision, FathomError):
             image.error, image.ended = decision.problem, glanced
@@ -202,7 +203,7 @@ class Node:
             return glanced
         image.decision = decision
         image.ended = glanced + self._ran(decision.plan, now) / 1000
-        self.costs.doubt_of([decision], image.ended)
+        self.costs.doubt_of(self.plans, decision, image.ended)
         self.queue.free = glanced + self.costs.after_glance_ms(decision.plan) / 1000
         report.events.append((now, "ran", image))
         self.queue.leave(image)

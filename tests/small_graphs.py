@@ -18,7 +18,7 @@ from service.core import Ask, Budget, Outcome, Plan
 from service.engines.base import Backend, Tensors
 from service.inference.batches import Job
 from service.inference.pipeline import Pipeline
-from service.inference.policy import Policy
+from service.inference.policies import Policies
 from service.inference.stages import Stages
 from service.inference.warm_up import warm_up
 from service.pixels.decode import Limits, from_memory
@@ -176,8 +176,8 @@ def check_canvases(backend: Backend, manifest: Manifest) -> None:
     """A batch of images with plans on several canvases, through the pipeline of the service: each
     gets what the graphs of `canvases_manifest` say of it alone. Twice, over what was left."""
     stages = Stages(backend, manifest)
-    policy = Policy(manifest.plans, manifest.margins, default_max_loss=0.0)
-    spine = Pipeline(stages, policy, warm_up(stages, 8), max_batch=8)
+    policies = Policies(manifest, 0.0)
+    spine = Pipeline(stages, policies, warm_up(stages, 8), max_batch=8)
     sides, gflops = ((48, 64), (64, 48), (24, 32), (90, 120)), (1.5, 2.5, 9.0, 2.5, 9.0, 9.0, 1.5)
     for seed in range(2):
         rng = np.random.default_rng(seed)
@@ -195,7 +195,7 @@ def check_canvases(backend: Backend, manifest: Manifest) -> None:
             glance, shown = (job.frames[name].pixels for name in ("c32", plan.canvas))
             scores = reference(glance, plan.depth, 16)[0][manifest.plans.index(plan)]
             assert outcome.decision.predicted_quality == pytest.approx(scores, abs=1e-5)
-            (probabilities,) = outcome.tensors.values()
+            (probabilities,) = outcome.heads["semantic"].values()
             expected = reference(shown, plan.depth, 16)[1]
             np.testing.assert_allclose(probabilities, expected, atol=1e-5)
 

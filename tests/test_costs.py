@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from service.core import Decision, Plan, Reason
+from service.core import Decision, HeadWidth, Plan, Reason
 from service.inference.costs import SAFE, STALE_S, Cost, Costs
+from tests.known_costs import known_costs
 
 PLANS = [Plan(f"d{depth}", depth, 1.0, 1.0, 2.0 * depth, 0.5, canvas="c1") for depth in (1, 2, 3)]
 OTHER = Plan("c2-d1", 1, 1.0, 1.0, 9.0, 0.6, canvas="c2")
@@ -65,7 +68,8 @@ def test_more_images_never_take_less() -> None:
 
 
 def costs() -> Costs:
-    return Costs({"c1": 5.0, "c2": 30.0}, dict(zip([*PLANS, OTHER], (1, 2, 3, 4), strict=True)))
+    rest_ms = dict(zip([*PLANS, OTHER], (1, 2, 3, 4), strict=True))
+    return known_costs({"c1": 5.0, "c2": 30.0}, rest_ms)
 
 
 def test_a_plan_takes_the_glance_its_front_the_rest_and_what_is_beside() -> None:
@@ -74,26 +78,27 @@ def test_a_plan_takes_the_glance_its_front_the_rest_and_what_is_beside() -> None
     fed(known.beside, 2.0, 2.0, 2.0)
     assert (known.total_ms(PLANS[1]), known.total_ms(OTHER)) == (9.0, 41.0)
     assert (known.after_glance_ms(PLANS[1]), known.after_glance_ms(OTHER)) == (2.0, 34.0)
-    assert known.plan_ms() == {"d1": 6.0, "d2": 7.0, "d3": 8.0, "c2-d1": 39.0}
+    assert known.plan_ms([*PLANS, OTHER]) == {"d1": 6.0, "d2": 7.0, "d3": 8.0, "c2-d1": 39.0}
 
 
 def test_only_a_cost_that_was_not_measured_lately_is_doubted() -> None:
     known = costs()
-    for cost in (*known.front.values(), *known.rest.values()):
+    for cost in (*known.front.values(), *known.encoders.values()):
         fed(cost, 5.0)
     known.doubt(PLANS[0], 100.0 + STALE_S / 2)
     assert not known.doubted
     known.doubt(PLANS[0], 100.0 + STALE_S)
-    assert list(known.doubted) == [PLANS[0]]
+    assert list(known.doubted) == ["d1"]
 
 
 def test_plans_that_a_deadline_ruled_out_are_doubted() -> None:
     known = costs()
     by_node = Decision(PLANS[0], Reason.NODE, 0.5, PLANS[2])
-    known.doubt_of([by_node, Decision(PLANS[0], Reason.GATE, 0.5)], 100.0)
+    for decision in (by_node, Decision(PLANS[0], Reason.GATE, 0.5)):
+        known.doubt_of(PLANS, decision, 100.0)
     assert not known.doubted
-    known.doubt_of([Decision(PLANS[0], Reason.DEADLINE, 0.5, PLANS[2])], 100.0)
-    assert list(known.doubted) == PLANS[1:]  # all that would have been better
+    known.doubt_of(PLANS, Decision(PLANS[0], Reason.DEADLINE, 0.5, PLANS[2]), 100.0)
+    assert list(known.doubted) == ["d2", "d3"]  # all that would have been better
 
 
 def test_a_cost_that_measuring_again_confirms_is_trusted_for_longer_and_longer() -> None:
@@ -105,7 +110,26 @@ def test_a_cost_that_measuring_again_confirms_is_trusted_for_longer_and_longer()
             known.doubt(PLANS[0], now)
         waits.append(now - since)
         while known.doubted:
-            for cost in (known.front["c1"], known.rest[PLANS[0]]):
+            for cost in (known.front["c1"], known.encoders["d1"]):
                 cost.add((5.0 if cost is known.front["c1"] else ms) / 1000, 1, now)
             known.measured(PLANS[0])
     assert waits == [1.0, 20.0, 40.0, 80.0, 10.0]
+
+
+def test_of_several_heads_each_is_a_cost_of_its_own_by_its_width_and_canvas() -> None:
+    heads = (HeadWidth("semantic"), HeadWidth("depth", 0.5))
+    plan = Plan("d1+semantic+depth-w50", 1, 1.0, 1.0, 2.0, 0.5, canvas="c1", heads=heads)
+    other = replace(plan, name="c2-d1+semantic+depth-w50", canvas="c2")
+    heads_ms = {"semantic": 2.0, "depth-w50": 3.0, "depth": 50.0}
+    at = {
+        (canvas, key): factor * ms
+        for canvas, factor in (("c1", 1), ("c2", 10))
+        for key, ms in heads_ms.items()
+    }
+    known = Costs({"c1": 5.0, "c2": 30.0}, {"d1": 1.0, "c2-d1": 4.0}, at)
+    assert (known.total_ms(plan), known.after_glance_ms(plan)) == (11.0, 6.0)
+    assert known.total_ms(other) == 5.0 + 30.0 + 4.0 + 50.0
+    fed(known.heads["c1", "depth-w50"], 7.0, 7.0, 7.0)
+    assert known.total_ms(plan) == 15.0
+    known.doubt(plan, 1e6)  # also because of the heads, which were not measured lately
+    assert list(known.doubted) == [plan.name]

@@ -20,7 +20,7 @@ from service.engines.onnxruntime import OnnxRuntimeBackend
 from service.errors import BackendError
 from service.inference.batches import Job
 from service.inference.pipeline import Pipeline
-from service.inference.policy import Policy
+from service.inference.policies import Policies
 from service.inference.stages import Stages
 from service.inference.warm_up import warm_up
 from tests.small_graphs import (
@@ -73,9 +73,9 @@ def test_a_bundle_goes_through_the_whole_pipeline_on_onnxruntime(onnx_bundle: Bu
     manifest = onnx_bundle.manifest
     stages = Stages(backend, manifest)
     known = warm_up(stages, 4)
-    assert all(ms > 0 for ms in known.plan_ms().values())
-    policy = Policy(manifest.plans, manifest.margins, default_max_loss=0.01)
-    spine = Pipeline(stages, policy, known, max_batch=4)
+    assert all(ms > 0 for ms in known.plan_ms(manifest.plans).values())
+    policies = Policies(manifest, 0.01)
+    spine = Pipeline(stages, policies, known, max_batch=4)
     batch, geometry = images(3), Geometry(64, 48, 64, 48, (48, 64))
     jobs = [
         Job({"c64": Frame(pixels, geometry)}, Ask(Budget(depth=depth, max_loss=0)), None)
@@ -88,7 +88,7 @@ def test_a_bundle_goes_through_the_whole_pipeline_on_onnxruntime(onnx_bundle: Bu
         assert outcome.decision.plan.depth == depth
         scores, expected = reference(pixels, depth)
         assert outcome.decision.predicted_quality == pytest.approx(scores[depth - 1], abs=1e-5)
-        np.testing.assert_allclose(outcome.tensors["probabilities"], expected, atol=1e-5)
+        np.testing.assert_allclose(outcome.heads["semantic"]["probabilities"], expected, atol=1e-5)
 
 
 def test_sessions_run_on_the_cpu_with_the_threads_asked_for_and_idle_ones_sleep(

@@ -104,7 +104,7 @@ def test_it_warms_up_like_any_backend_and_gives_everything_back_once(onnx_bundle
     backend = on_host(onnx_bundle, device)
     assert (device.streams, device.closed) == (1, 0)
     stages = Stages(backend, onnx_bundle.manifest)
-    assert set(warm_up(stages, 4).plan_ms()) == {"d1", "d2", "d3", "d4"}
+    assert set(warm_up(stages, 4).encoders) == {"d1", "d2", "d3", "d4"}
     backend.close()
     backend.close()
     assert (device.streams, device.closed) == (0, 1)

@@ -24,11 +24,12 @@ from service.inference import batches, pipeline
 from service.inference.batches import Job
 from service.inference.costs import Costs
 from service.inference.pipeline import Pipeline
-from service.inference.policy import Policy
+from service.inference.policies import Policies
 from service.inference.stages import Stages
 from service.inference.warm_up import warm_up
 from service.pixels.decode import Limits, from_memory
 from service.trace import Progress
+from tests.known_costs import known_costs
 
 NONE = Budget()
 QUALITY = [0.50, 0.60, 0.70, 0.80]  # every plan is worth its price
@@ -64,7 +65,7 @@ def spine(backend: Recorder, fake_manifest: Manifest) -> Pipeline:
 
 
 def known_spine(backend: Recorder, manifest: Manifest) -> Pipeline:
-    known = Costs({"c64": 5.0}, {plan: 1000.0 * plan.depth for plan in manifest.plans})
+    known = known_costs({"c64": 5.0}, {plan: 1000.0 * plan.depth for plan in manifest.plans})
     return pipeline_of(backend, manifest, known)
 
 
@@ -76,8 +77,8 @@ def pipeline_of(
     max_batch: int = 8,
 ) -> Pipeline:
     chosen = manifest.margins if margins is None else tuple(margins)
-    policy = Policy(manifest.plans, chosen, default_max_loss=0.01)
-    return Pipeline(Stages(backend, manifest), policy, costs, max_batch)
+    policies = Policies(replace(manifest, margins=chosen), 0.01)
+    return Pipeline(Stages(backend, manifest), policies, costs, max_batch)
 
 
 def job(brightness: int = 0, budget: Budget = NONE, ms: float | None = None) -> Job:
@@ -124,8 +125,8 @@ def test_each_image_of_a_batch_gets_the_plan_of_its_own_budget_and_its_own_mask(
     assert plans_of(results) == ["d1", "d4", "d1", "d3"]
     for label, result in enumerate(results):
         assert isinstance(result, Outcome)
-        assert (result.tensors["probabilities"].argmax(axis=0) == label).all()
-        assert result.tensors["probabilities"].shape == (4, 12, 16)
+        assert (result.heads["semantic"]["probabilities"].argmax(axis=0) == label).all()
+        assert result.heads["semantic"]["probabilities"].shape == (4, 12, 16)
     assert backend.calls == [
         ("front", 4),
         ("d1", 2),
@@ -140,7 +141,7 @@ def test_each_image_of_a_batch_gets_the_plan_of_its_own_budget_and_its_own_mask(
 
 def test_each_image_of_a_batch_gets_the_plan_of_its_own_scores(fake_manifest: Manifest) -> None:
     backend = Recorder(fake_manifest)
-    known = Costs({"c64": 5.0}, dict.fromkeys(fake_manifest.plans, 10.0))
+    known = known_costs({"c64": 5.0}, dict.fromkeys(fake_manifest.plans, 10.0))
     spine = pipeline_of(backend, fake_manifest, known)
     easy, hard = job(90), job()
     pixels = hard.frames["c64"].pixels
@@ -152,7 +153,7 @@ def test_each_image_gets_its_own_map_of_paused_tokens_where_its_plan_pauses(
     instance_manifest: Manifest,
 ) -> None:
     backend = Recorder(instance_manifest, QUALITY)
-    known = Costs({"c64": 5.0}, dict.fromkeys(instance_manifest.plans, 10.0))
+    known = known_costs({"c64": 5.0}, dict.fromkeys(instance_manifest.plans, 10.0))
     spine = pipeline_of(backend, instance_manifest, known)
     jobs = [job(budget=Budget(gflops=gflops)) for gflops in (4, 2, 4)]
     for each, rows in zip(jobs, (slice(0, 24), slice(0, 48), slice(24, 48)), strict=True):
@@ -174,7 +175,7 @@ def test_each_image_gets_its_own_map_of_paused_tokens_where_its_plan_pauses(
 def test_the_margins_of_the_bundle_decide_for_the_default_floor(fake_manifest: Manifest) -> None:
     backend, known = (
         Recorder(fake_manifest, QUALITY),
-        Costs({"c64": 5.0}, dict.fromkeys(fake_manifest.plans, 10.0)),
+        known_costs({"c64": 5.0}, dict.fromkeys(fake_manifest.plans, 10.0)),
     )
     for margins, plan in (([], "d4"), ([Margin(0.01, 0.15)], "d3"), ([Margin(0.01, 1.0)], "d1")):
         spine = pipeline_of(backend, fake_manifest, known, margins)
@@ -261,7 +262,9 @@ def small_and_large(canvases_manifest: Manifest) -> Recorder:
 
 def costs_of(manifest: Manifest, *rest_ms: float, c32: float = 5.0, c64: float = 5.0) -> Costs:
     """rest_ms: one for all plans, or one for each."""
-    return Costs({"c32": c32, "c64": c64}, dict(zip(manifest.plans, itertools.cycle(rest_ms))))
+    return known_costs(
+        {"c32": c32, "c64": c64}, dict(zip(manifest.plans, itertools.cycle(rest_ms)))
+    )
 
 
 def photo(
@@ -310,7 +313,7 @@ def test_all_share_the_glance_and_each_shape_of_another_canvas_has_a_front(
         assert result.geometry == job.frames[result.decision.plan.canvas].geometry
         assert result.geometry.shape == shape
         height, width = result.geometry.canvas
-        (planes,) = result.tensors.values()
+        (planes,) = result.heads["semantic"].values()
         assert planes.shape == (4, height // 4, width // 4)
         shown = planes[:, : result.geometry.scaled_height // 4, : result.geometry.scaled_width // 4]
         assert (shown.argmax(axis=0) == 50 * row * 4 // 256).all()  # its own
@@ -396,7 +399,7 @@ def test_glances_of_several_shapes_run_one_shape_after_the_other(
     manifest = replace(canvases_manifest, **changes)
     backend = Recorder(manifest, [0.5, 0.8])
     jobs = [photo(manifest, size) for size in (TALL, WIDE, TALL)]
-    known = Costs({"c64": 5.0}, dict.fromkeys(manifest.plans, 10.0))
+    known = known_costs({"c64": 5.0}, dict.fromkeys(manifest.plans, 10.0))
     assert plans_of(run(pipeline_of(backend, manifest, known), jobs)) == ["c64-d4"] * 3
     assert backend.calls == [
         *(("front-64x48", 2), ("64x48-d4", 2), ("decoder-64x48", 2)),
@@ -428,7 +431,11 @@ def test_a_plan_costs_the_glance_its_front_and_the_rest(canvases_manifest: Manif
         costs_of(canvases_manifest, 1.0, 10.0, 100.0, c32=5.0, c64=30.0),
         canvases_manifest.plans,
     )
-    assert known.plan_ms() == {"c32-d1": 6.0, "c64-d1": 45.0, "c64-d4": 135.0}
+    assert known.plan_ms(canvases_manifest.plans) == {
+        "c32-d1": 6.0,
+        "c64-d1": 45.0,
+        "c64-d4": 135.0,
+    }
     assert known.after_glance_ms(small) == 1.0
     assert known.after_glance_ms(full) == 130.0
 
@@ -530,7 +537,7 @@ def test_warm_up_runs_every_plan_and_the_largest_batch(fake_manifest: Manifest) 
     }
     assert {name for name, count in backend.calls if count == 6} == {"front", "d1", "decoder"}
     assert backend.calls.count(("d4", 1)) == backend.calls.count(("decoder", 1)) == 2
-    assert list(known.rest) == list(fake_manifest.plans)
+    assert list(known.encoders) == ["d1", "d2", "d3", "d4"]
 
 
 def test_warm_up_runs_every_shape_and_the_largest_batch_of_every_canvas(
@@ -553,7 +560,7 @@ def test_warm_up_runs_every_shape_and_the_largest_batch_of_every_canvas(
     once = [call for call in backend.calls if "64x48" in call[0]]
     assert once == [(name, 1) for name in ("front-64x48", "64x48-d4", "64x48-d1", "decoder-64x48")]
     assert list(known.front) == ["c32", "c64"]
-    assert list(known.rest) == list(canvases_manifest.plans)
+    assert list(known.encoders) == ["c32-d1", "c64-d1", "c64-d4"]
     monkeypatch.setattr(batches, "WHOLE_BATCH", 48 * 64 // 2)
     backend.calls.clear()
     warm(backend, canvases_manifest, 6)
@@ -568,7 +575,7 @@ def test_warm_up_measures_each_canvas(canvases_manifest: Manifest) -> None:
         canvases_manifest,
         delay_s={"front-24x32": 0.004, "front-48x64": 0.05, "front-64x48": 0.3},
     )
-    measured = warm(slow, canvases_manifest, 1).plan_ms()
+    measured = warm(slow, canvases_manifest, 1).plan_ms(canvases_manifest.plans)
     assert 4 <= measured["c32-d1"] < 50
     assert 54 <= measured["c64-d1"] < 300  # by its first shape
 
@@ -580,7 +587,7 @@ def test_a_canvas_may_have_no_plan_of_its_own(canvases_manifest: Manifest) -> No
     manifest = replace(canvases_manifest, encoder_plans=plans, graphs=graphs)
     backend = Recorder(manifest, [0.6, 0.8])
     known = warm(backend, manifest, 2)
-    assert set(known.plan_ms()) == {"c64-d1", "c64-d4"}
+    assert set(known.plan_ms(manifest.plans)) == {"c64-d1", "c64-d4"}
     backend.calls.clear()
     assert plans_of(run(pipeline_of(backend, manifest, known), [photo(manifest, WIDE)])) == [
         "c64-d4"
@@ -592,7 +599,7 @@ def test_warm_up_measures_what_plans_take_on_this_node(fake_manifest: Manifest) 
     slow = FakeBackend(
         fake_manifest, delay_s={"front": 0.004, "encoder-d2": 0.010, "decoder": 0.002}
     )
-    measured = warm(slow, fake_manifest, 1).plan_ms()
+    measured = warm(slow, fake_manifest, 1).plan_ms(fake_manifest.plans)
     assert 6 <= measured["d1"] < measured["d2"] - 5
     assert measured["d2"] >= 16
 
@@ -607,15 +614,14 @@ def test_a_hiccup_in_warm_up_does_not_make_a_plan_look_expensive(fake_manifest: 
                 time.sleep(0.05)
             return super().run(stage, tensors)
 
-    assert warm(Hiccup(fake_manifest), fake_manifest, 1).plan_ms()["d3"] < 25
+    assert warm(Hiccup(fake_manifest), fake_manifest, 1).plan_ms(fake_manifest.plans)["d3"] < 25
 
 
 def test_costs_follow_what_runs(fake_manifest: Manifest) -> None:
-    known = Costs({"c64": 5.0}, dict.fromkeys(fake_manifest.plans, 1.0))
+    known = known_costs({"c64": 5.0}, dict.fromkeys(fake_manifest.plans, 1.0))
     slow = FakeBackend(fake_manifest, delay_s={"encoder-d4": 0.02}, quality=QUALITY)
     for _ in range(7):
         run(pipeline_of(slow, fake_manifest, known), [job()])
-    rest_ms = {plan.name: cost.ms() for plan, cost in known.rest.items()}
-    assert rest_ms["d4"] > 19.0
-    assert rest_ms["d1"] == 1.0
+    assert known.encoders["d4"].ms() > 19.0
+    assert known.encoders["d1"].ms() == 1.0
     assert known.front["c64"].ms() < 5.0

@@ -231,7 +231,8 @@ def test_closing_twice_is_fine_and_nothing_is_taken_after_it(segmenter: Segmente
 def test_a_bundle_is_opened_by_its_folder_and_settings(onnx_bundle: Bundle) -> None:
     with open_bundle(str(onnx_bundle.root), backend="onnxruntime", threads=1) as segmenter:
         assert segmenter.model.label == f"fake@{onnx_bundle.digest[:12]}"
-        assert segmenter.model.plan_ms.keys() == {"d1", "d2", "d3", "d4"}
+        plans = segmenter.model.manifest.plans
+        assert segmenter.model.plan_ms(plans).keys() == {"d1", "d2", "d3", "d4"}
         answer = segmenter.segment(GRAY, depth=1)
         assert answer.labels.shape == (48, 64)
 
@@ -335,7 +336,8 @@ def test_an_image_is_segmented_on_the_canvas_of_its_plan(
 def test_the_gate_chooses_a_canvas(canvases_manifest: Manifest) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (150, 200, 3)).astype(np.uint8)
     with opened(canvases_manifest) as segmenter:
-        assert segmenter.model.plan_ms.keys() == {"c32-d1", "c64-d1", "c64-d4"}
+        measured = segmenter.model.plan_ms(canvases_manifest.plans)
+        assert measured.keys() == {"c32-d1", "c64-d1", "c64-d4"}
         assert segmenter.segment(GRAY).decision.plan.canvas == "c32"
         answer = segmenter.segment(noise)
         assert (answer.decision.plan.name, answer.decision.reason) == ("c64-d4", "gate")

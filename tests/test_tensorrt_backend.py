@@ -22,7 +22,7 @@ from service.engines.tensorrt import TensorRTBackend
 from service.errors import BackendError
 from service.inference.batches import Job
 from service.inference.pipeline import Pipeline
-from service.inference.policy import Policy
+from service.inference.policies import Policies
 from service.inference.stages import Stages
 from service.inference.warm_up import warm_up
 from service.pixels.decode import Limits, from_memory
@@ -158,8 +158,8 @@ def test_a_batch_on_several_canvases_finds_its_tensors_where_they_were_left(
 ) -> None:
     opened, manifest = opened_with(canvases_manifest, tmp_path, max_batch=4), canvases_manifest
     stages = Stages(opened.backend, manifest)
-    policy = Policy(manifest.plans, (), default_max_loss=0.0)
-    spine = Pipeline(stages, policy, warm_up(stages, 4), max_batch=4)
+    policies = Policies(replace(manifest, margins=()), 0.0)
+    spine = Pipeline(stages, policies, warm_up(stages, 4), max_batch=4)
     wide, tall = (48, 64), (64, 48)
     asked = [
         *((wide, 2.5, 10), (tall, 1.5, 20), (wide, 9.0, 30), (tall, 9.0, 40)),
@@ -180,7 +180,7 @@ def test_a_batch_on_several_canvases_finds_its_tensors_where_they_were_left(
             glance, shown = (job.frames[name].pixels.mean() for name in ("c32", plan.canvas))
             score = glance / 255 * np.linspace(0.5, 1, 3)[manifest.plans.index(plan)]
             assert outcome.decision.predicted_quality == pytest.approx(score, rel=1e-3)
-            found = outcome.tensors["probabilities"][:2, 0, 0]
+            found = outcome.heads["semantic"]["probabilities"][:2, 0, 0]
             assert found == pytest.approx([shown, shown + plan.depth], rel=1e-3)
 
 

@@ -26,7 +26,7 @@ def read(text: str, model: Model) -> Budget:
     """The budget of the file's lines. Raises BadHeader that names the key."""
     budget = parse_budget(text.splitlines())
     with names_the_header():
-        model.policy.check(budget)
+        model.policies.default.check(budget)
         if budget.strict:
             raise bad("strict", "has no meaning for a node: it is for requests")
     return budget
@@ -68,7 +68,7 @@ async def watch(path: Path, model: Model, period_s: float = watched.PERIOD_S) ->
 def _warn_if_closed(budget: Budget, model: Model) -> None:
     """Such a budget is in force all the same: it may be meant, to take no more images."""
     try:
-        model.policy.affordable(Budget(), budget)
+        model.policies.default.affordable(Budget(), budget)
     except UnsatisfiableBudget as error:
         _log.warning("this node refuses every image: %s", error.detail)
 

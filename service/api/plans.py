@@ -77,7 +77,7 @@ class Plans(Wire):
 def plans(model: Model, settings: Settings) -> Plans:
     """The answer of /plans."""
     manifest = model.manifest
-    measured = {name: told(ms) for name, ms in model.plan_ms.items()}
+    measured = {name: told(ms) for name, ms in model.plan_ms(manifest.plans).items()}
     return Plans(
         plans=[
             PlanInfo(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import mean, median
 
 from service.core import Decision, Plan, Reason
@@ -83,24 +84,24 @@ class Costs:
     """The costs of all stages.
 
     front: of each canvas; that of the first, the glance, has the gate in it.
-    rest: encoder and head per plan, the cheapest plan first.
+    encoders: by the encoder plan's name. heads: by canvas and `HeadWidth.key`.
     beside: what a batch takes beside its stages. answer: from an image's result to its answer.
-    doubted: plans that an estimate ruled out which was not measured lately, and how often the
-        engine shall measure them while it is idle.
+    doubted: plans that an estimate ruled out which was not measured lately, by name.
     """
 
     def __init__(
         self,
         front_ms: Mapping[str, float | Cost],
-        rest_ms: Mapping[Plan, float | Cost],
+        encoder_ms: Mapping[str, float | Cost],
+        head_ms: Mapping[tuple[str, str], float | Cost],
     ) -> None:
         """front_ms: by canvas, the glance first."""
         self.front = {canvas: _cost(ms) for canvas, ms in front_ms.items()}
-        self.rest = {plan: _cost(ms) for plan, ms in rest_ms.items()}
+        self.encoders = {name: _cost(ms) for name, ms in encoder_ms.items()}
+        self.heads = {place: _cost(ms) for place, ms in head_ms.items()}
         self.beside, self.answer = Cost(0.0), Cost(0.0)
-        self.doubted: dict[Plan, int] = {}
-        self._trusted_s: dict[Plan, float] = {}  # for how long, if more than STALE_S
-        self._before_ms: dict[Plan, float] = {}
+        self.doubted: dict[str, Doubt] = {}
+        self._trusted_s: dict[str, float] = {}  # for how long, if more than STALE_S
 
     def after_glance_ms(self, plan: Plan, images: int = 1, *, high: bool = False) -> float:
         """What a plan still needs for some images once the gate has seen them.
@@ -118,37 +119,39 @@ class Costs:
         glance = self._glance.high_ms(images) if high else self._glance.ms(images)
         return glance + self.after_glance_ms(plan, images, high=high) + self.beside.ms()
 
-    def plan_ms(self) -> dict[str, float]:
-        """Engine time of one image per plan (name -> ms): glance, front, encoder and decoder."""
-        return {plan.name: self.total_ms(plan) - self.beside.ms() for plan in self.rest}
+    def plan_ms(self, plans: Iterable[Plan]) -> dict[str, float]:
+        """Engine time of one image per plan (name -> ms): glance, front, encoder and heads; empty
+        before anything was measured."""
+        if not self.front:
+            return {}
+        return {plan.name: self.total_ms(plan) - self.beside.ms() for plan in plans}
 
     def doubt(self, plan: Plan, now: float) -> None:
         """Note that the cost of a plan ruled it out; it counts if it was not measured lately, or
         for longer if measuring it again changed nothing the last times."""
         age_s = now - min(cost.measured for cost in self._stages_of(plan))
-        if plan not in self.doubted and age_s >= self._trusted_s.get(plan, STALE_S):
-            self.doubted[plan] = AGAIN
-            self._before_ms[plan] = self.total_ms(plan)
+        if plan.name not in self.doubted and age_s >= self._trusted_s.get(plan.name, STALE_S):
+            self.doubted[plan.name] = Doubt(plan, self.total_ms(plan))
 
-    def doubt_of(self, decisions: Iterable[Decision], now: float) -> None:
-        """The same for the plans that deadlines or load ruled out."""
-        plans = list(self.rest)
-        for decision in decisions:
-            if decision.wanted is not None and decision.reason in _BY_TIME:
-                ran, wanted = plans.index(decision.plan), plans.index(decision.wanted)
-                for plan in plans[ran + 1 : wanted + 1]:
-                    self.doubt(plan, now)
+    def doubt_of(self, plans: Sequence[Plan], decision: Decision, now: float) -> None:
+        """The same for the plans that a deadline or load ruled out. plans: all that were open to
+        the image."""
+        if decision.wanted is not None and decision.reason in _BY_TIME:
+            ran, wanted = plans.index(decision.plan), plans.index(decision.wanted)
+            for plan in plans[ran + 1 : wanted + 1]:
+                self.doubt(plan, now)
 
     def measured(self, plan: Plan) -> None:
         """A plan that is in doubt was measured once more."""
-        self.doubted[plan] -= 1
-        if self.doubted[plan]:
+        doubt = self.doubted[plan.name]
+        doubt.times -= 1
+        if doubt.times:
             return
-        del self.doubted[plan]
-        ratio = self.total_ms(plan) / self._before_ms.pop(plan)
+        del self.doubted[plan.name]
+        ratio = self.total_ms(plan) / doubt.before_ms
         same = 1 / SAME <= ratio <= SAME
-        trusted_s = 2 * self._trusted_s.get(plan, STALE_S) if same else STALE_S
-        self._trusted_s[plan] = min(trusted_s, LONGEST_S)
+        trusted_s = 2 * self._trusted_s.get(plan.name, STALE_S) if same else STALE_S
+        self._trusted_s[plan.name] = min(trusted_s, LONGEST_S)
 
     @property
     def _glance(self) -> Cost:
@@ -156,7 +159,18 @@ class Costs:
 
     def _stages_of(self, plan: Plan) -> list[Cost]:
         own = self.front.get(plan.canvas, self._glance)
-        return [*dict.fromkeys((self._glance, own)), self.rest[plan]]
+        heads = (self.heads[plan.canvas, head.key] for head in plan.heads)
+        return [*dict.fromkeys((self._glance, own)), self.encoders[plan.encoder], *heads]
+
+
+@dataclass(slots=True)
+class Doubt:
+    """A plan whose cost may be wrong. before_ms: that cost. times: how often the engine shall
+    measure it while it is idle."""
+
+    plan: Plan
+    before_ms: float
+    times: int = AGAIN
 
 
 def _cost(ms: float | Cost) -> Cost:

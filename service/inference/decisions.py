@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from service.core import Budget, Decision
+from service.core import Budget, Decision, Plan
 from service.errors import FathomError
 from service.inference.batches import Job
 from service.inference.costs import Costs
@@ -12,7 +13,7 @@ from service.inference.policy import Policy, Pressure
 
 
 def decide(
-    policy: Policy,
+    policies: Sequence[Policy],
     costs: Costs,
     jobs: Sequence[Job],
     scores: Sequence[Sequence[float]],
@@ -22,17 +23,18 @@ def decide(
 ) -> list[Decision | FathomError]:
     """Per image, its plan or why it has none.
 
-    scores: per image, the gate's predicted quality of each plan. limit_ms: the most that load lets
-    each take, all in all, where they run together. now: in seconds of time.perf_counter.
+    policies: of each image. scores: per image, the predicted quality of each plan. limit_ms: the
+    most that load lets each take, all in all, where they run together. now: in seconds of
+    time.perf_counter.
     """
-    plans, images = policy.plans, len(jobs)
-    one_ms = [costs.after_glance_ms(plan) for plan in plans]
-    each_ms = [costs.after_glance_ms(plan, images) / images for plan in plans]
-    # The glance, which is over.
-    before_ms = costs.total_ms(plans[0], images) / images - each_ms[0]
+    images, known = len(jobs), dict[int, _Known]()
     found: list[Decision | FathomError] = []
     promised_ms = 0.0  # what the images before this one will take
-    for row, job in enumerate(jobs):
+    for row, (job, policy) in enumerate(zip(jobs, policies, strict=True)):
+        plans = policy.plans
+        if id(policy) not in known:
+            known[id(policy)] = _Known.of(plans, costs, images)
+        one_ms, each_ms, before_ms = known[id(policy)]
         past_ms = 1000 * now + promised_ms
         left_ms = None if job.deadline is None else 1000 * job.deadline - past_ms
         due_ms = 1000 * job.due - past_ms
@@ -57,3 +59,18 @@ def decide(
         found.append(decision)
         promised_ms += one_ms[plans.index(decision.plan)]
     return found
+
+
+class _Known(NamedTuple):
+    """By plan, what it takes for one image alone, and for each of all together; and of the latter
+    the glance, which is over."""
+
+    one_ms: list[float]
+    each_ms: list[float]
+    before_ms: float
+
+    @classmethod
+    def of(cls, plans: Sequence[Plan], costs: Costs, images: int) -> _Known:
+        one_ms = [costs.after_glance_ms(plan) for plan in plans]
+        each_ms = [costs.after_glance_ms(plan, images) / images for plan in plans]
+        return cls(one_ms, each_ms, costs.total_ms(plans[0], images) / images - each_ms[0])

@@ -11,17 +11,17 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Literal
 
 from service.bundle import Manifest
-from service.core import Ask, Budget, Frames
+from service.core import Ask, Budget, Frames, Plan
 from service.engines.base import Backend
 from service.errors import BackendError, FathomError, NotReady, Overloaded
 from service.inference.batches import Job
 from service.inference.costs import Costs
-from service.inference.policy import Policy
+from service.inference.policies import Policies
 from service.inference.queue import Queue
 from service.inference.runner import Runner
 from service.inference.schedule import objective_s
@@ -47,7 +47,7 @@ class Engine:
         self,
         open_backend: Callable[[], Backend],
         manifest: Manifest,
-        policy: Policy,
+        policies: Policies,
         queue: Queue[Ticket],
         metrics: Metrics,
         *,
@@ -60,9 +60,9 @@ class Engine:
         self.ended: Future[None] = Future()
         for milestone in (self.warm, self.ended):
             milestone.set_running_or_notify_cancel()  # so that no waiter can cancel it
-        self._open_backend, self._manifest, self._policy = open_backend, manifest, policy
+        self._open_backend, self._manifest, self._policies = open_backend, manifest, policies
         self._batch_wait_s, self._metrics = batch_wait_s, metrics
-        self._costs = Costs({}, {})  # empty until the warm-up is done
+        self._costs = Costs({}, {}, {})  # empty until the warm-up is done
         self._changed = threading.Condition()  # guards the queue and the state
         self._queue = queue
         metrics.queue_depth.set_function(lambda: len(queue.waiting))
@@ -71,10 +71,9 @@ class Engine:
         metrics.pressure.set_function(lambda: queue.pressure(time.perf_counter()))
         metrics.node_budget_gflops.set_function(lambda: self.node_budget.gflops or math.inf)
 
-    @property
-    def plan_ms(self) -> Mapping[str, float]:
+    def plan_ms(self, plans: Iterable[Plan]) -> Mapping[str, float]:
         """Engine time per image and plan in ms, measured on this node; empty until it is warm."""
-        return self._costs.plan_ms()
+        return self._costs.plan_ms(plans)
 
     def start(self) -> None:
         """Start the thread. Call once."""
@@ -113,8 +112,8 @@ class Engine:
             answer_s = self._costs.answer.high_ms() / 1000
             deadline = promise and promise - min(answer_s, LONGEST_ANSWER * (promise - arrived))
             self.check_ready()
-            affordable = self._policy.affordable(ask.budget, node)
-            plans = [self._policy.plans[index] for index in sorted(affordable)]
+            policy = self._policies.of(ask.preference)
+            plans = [policy.plans[index] for index in sorted(policy.affordable(ask.budget, node))]
             fastest = min(plans, key=self._costs.total_ms)
             least_ms = self._costs.total_ms(fastest)
             ticket = Ticket(
@@ -186,7 +185,7 @@ class Engine:
             backend = self._open_backend()
             stages = Stages(backend, self._manifest)
             costs = warm_up(stages, self._queue.max_batch)
-            runner = Runner(stages, self._policy, costs, self._queue.max_batch, self._metrics)
+            runner = Runner(stages, self._policies, costs, self._queue.max_batch, self._metrics)
             with self._changed:
                 self._costs = costs
                 if not self._queue.promised:

@@ -1,8 +1,8 @@
 """The pipeline for one batch of images: glance -> choose -> front -> encoder -> head. No queue.
 
-Every image gets the plan that its own scores and budget call for. Images with the same canvas share
-a front, those with the same plan an encoder. For a plan on the smallest canvas, the glance is the
-front.
+Every image gets the plan that its own scores, budget and preference call for. Images with the same
+canvas share a front, those with the same encoder plan an encoder, and of these, those with the same
+head at the same width a head. For a plan on the smallest canvas, the glance is the front.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from service.errors import FathomError
 from service.inference.batches import Job, together
 from service.inference.costs import Costs
 from service.inference.decisions import decide
-from service.inference.policy import Policy
+from service.inference.heads import rows, run_heads
+from service.inference.policies import Policies
 from service.inference.stages import Stages
 from service.trace import Progress, Span
 
@@ -29,8 +30,8 @@ Step: TypeAlias = list[tuple[Job, Progress]]
 class Pipeline:
     """Has no state but the costs, which it keeps current. max_batch: most images at once."""
 
-    def __init__(self, stages: Stages, policy: Policy, costs: Costs, max_batch: int) -> None:
-        self._stages, self._policy, self._costs = stages, policy, costs
+    def __init__(self, stages: Stages, policies: Policies, costs: Costs, max_batch: int) -> None:
+        self._stages, self._policies, self._costs = stages, policies, costs
         self._max_batch = max_batch
         self._glance, *self._others = (each.name for each in stages.manifest.input.canvases)
 
@@ -47,9 +48,11 @@ class Pipeline:
     def _run_alike(self, jobs: Sequence[Job], node: Budget, limit_ms: float) -> Iterator[Step]:
         glance, decisions = self._glance, dict[Job, Decision]()
         features, front = self._front(jobs, glance, time.perf_counter())
-        scores, seen = features["quality"].tolist(), replace(front, stage="glance")
+        predicted, seen = features["quality"].tolist(), replace(front, stage="glance")
         decided: Step = []
-        found = decide(self._policy, self._costs, jobs, scores, node, limit_ms, front.ended)
+        policies = [self._policies.of(job.ask.preference) for job in jobs]
+        scores = [own.scores(row) for own, row in zip(policies, predicted, strict=True)]
+        found = decide(policies, self._costs, jobs, scores, node, limit_ms, front.ended)
         for job, decision in zip(jobs, found, strict=True):
             if isinstance(decision, FathomError):
                 decided.append((job, Progress((front,), result=decision)))
@@ -61,7 +64,7 @@ class Pipeline:
         # The glance's canvas comes first: its features are there, and may be overwritten later.
         own = [job for job, decision in decisions.items() if decision.plan.canvas == glance]
         if own:
-            yield from self._finish(own, decisions, _rows(features, jobs, own), (front,))
+            yield from self._finish(own, decisions, rows(features, jobs, own), (front,))
         for canvas in self._others:
             own = [job for job, decision in decisions.items() if decision.plan.canvas == canvas]
             began = time.perf_counter()  # before the images are put on this canvas
@@ -83,28 +86,26 @@ class Pipeline:
         features: Tensors,
         spans: tuple[Span, ...],
     ) -> Iterator[Step]:
-        """Encoder and head, plan by plan, for images of one shape. spans: what ran before."""
-        for plan in dict.fromkeys(decisions[job].plan for job in jobs):
-            group = [job for job in jobs if decisions[job].plan == plan]
-            part = _rows(features, jobs, group)
+        """Encoder and heads, encoder by encoder, for images of one shape. spans: before that."""
+        for name in dict.fromkeys(decisions[job].plan.encoder for job in jobs):
+            group = [job for job in jobs if decisions[job].plan.encoder == name]
+            plan, part = decisions[group[0]].plan, rows(features, jobs, group)
             geometries = [job.frames[plan.canvas].geometry for job in group]
             shape, began = geometries[0].shape, time.perf_counter()
             encoded = self._stages.encode(plan, shape, part)
             encoder_ended = time.perf_counter()
-            tensors = self._stages.head(shape, encoded)
-            now = time.perf_counter()
-            count, paused = len(group), self._stages.paused(plan, shape, encoded)
-            self._costs.rest[plan].add(now - began, count, now)
-            ran = (Span("encoder", began, encoder_ended), Span("decoder", encoder_ended, now))
+            self._costs.encoders[name].add(encoder_ended - began, len(group), encoder_ended)
+            # On some engines a later call overwrites it.
+            paused = self._stages.paused(plan, shape, encoded)
+            answers = run_heads(self._stages, self._costs, decisions, group, shape, encoded)
+            ran = (
+                Span("encoder", began, encoder_ended),
+                Span("decoder", encoder_ended, time.perf_counter()),
+            )
             step: Step = []
             for row, (job, geometry) in enumerate(zip(group, geometries, strict=True)):
-                answer = {name: values[row] for name, values in tensors.items()}
+                shares = self._policies.shares(job.ask.preference)
                 image_paused = None if paused is None else paused[row]
-                outcome = Outcome(decisions[job], geometry, answer, image_paused)
-                step.append((job, Progress((*spans, *ran), decisions[job], count, outcome)))
+                outcome = Outcome(decisions[job], geometry, answers[job], shares, image_paused)
+                step.append((job, Progress((*spans, *ran), decisions[job], len(group), outcome)))
             yield step
-
-
-def _rows(features: Tensors, jobs: Sequence[Job], some: Sequence[Job]) -> Tensors:
-    """The features of some of the images, in their order."""
-    return features if len(some) == len(jobs) else features.take([jobs.index(job) for job in some])

@@ -34,11 +34,20 @@ class Policy:
     plans: the cheapest first; the last one is the full plan.
     margins: per max-loss, ascending: how far a score may be below the full plan's.
     default_max_loss: the floor if neither the request nor the node sets one.
+    columns: of each plan, which of the gate's scores count, and their weights, which add up to 1;
+        without them, the gate has one score per plan.
     """
 
     plans: tuple[Plan, ...]
     margins: tuple[Margin, ...]
     default_max_loss: float
+    columns: tuple[tuple[tuple[int, float], ...], ...] = ()
+
+    def scores(self, predicted: Sequence[float]) -> list[float]:
+        """The predicted quality of each plan, weighted. predicted: all scores of the gate."""
+        if not self.columns:
+            return list(predicted)
+        return [sum(weight * predicted[at] for at, weight in plan) for plan in self.columns]
 
     def check(self, budget: Budget) -> None:
         """Raises BadBudget for a depth that no plan of this bundle can have."""

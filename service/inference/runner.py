@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from service.core import Budget, Decision, Outcome, Plan
+from service.core import Budget, Outcome, Plan
 from service.errors import FathomError
 from service.inference.batches import Job
-from service.inference.costs import Costs
+from service.inference.costs import Costs, Doubt
 from service.inference.pipeline import Pipeline, Step
 from service.inference.place import Batch
-from service.inference.policy import Policy
+from service.inference.policies import Policies
 from service.inference.schedule import Times
 from service.inference.stages import Stages
 from service.inference.ticket import Ticket
@@ -31,21 +31,21 @@ class Runner:
     """See the module."""
 
     def __init__(
-        self, stages: Stages, policy: Policy, costs: Costs, max_batch: int, metrics: Metrics
+        self, stages: Stages, policies: Policies, costs: Costs, max_batch: int, metrics: Metrics
     ) -> None:
         self._stages, self._costs, self._metrics = stages, costs, metrics
-        self._max_batch, self._failures = max_batch, 0
-        self._pipeline = Pipeline(stages, policy, costs, max_batch)
+        self._policies, self._max_batch, self._failures = policies, max_batch, 0
+        self._pipeline = Pipeline(stages, policies, costs, max_batch)
 
     @property
     def times(self) -> Times:
-        """What plans take now."""
-        sizes = range(1, self._max_batch + 1)
-        costs = self._costs
-        return Times([[costs.total_ms(plan, size) for size in sizes] for plan in costs.rest])
+        """What plans take now, for those who say nothing of heads."""
+        sizes, costs = range(1, self._max_batch + 1), self._costs
+        plans = self._policies.default.plans
+        return Times([[costs.total_ms(plan, size) for size in sizes] for plan in plans])
 
     @property
-    def doubted(self) -> dict[Plan, int]:
+    def doubted(self) -> Mapping[str, Doubt]:
         """Plans whose costs are in doubt."""
         return self._costs.doubted
 
@@ -90,9 +90,11 @@ class Runner:
         results = [progress.result for _, progress in step]
         ran = [result.decision for result in results if isinstance(result, Outcome)]
         self._metrics.ran(ran)
-        decided: list[Decision] = [each.decision for _, each in step if each.decision]
-        self._costs.doubt_of(decided, time.perf_counter())
+        now = time.perf_counter()
         for job, progress in step:
+            if progress.decision:
+                plans = self._policies.of(job.ask.preference).plans
+                self._costs.doubt_of(plans, progress.decision, now)
             left[job].publish(progress)
             if progress.result is not None:
                 del left[job]

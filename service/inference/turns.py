@@ -64,7 +64,7 @@ class Turns:
             if not doubted:
                 changed.wait_for(lambda: wanted() or doubted)
             elif not changed.wait_for(wanted, IDLE_S):
-                plan = next(iter(doubted))
+                plan = next(iter(doubted.values())).plan
                 queue.free = time.perf_counter() + self._runner.measuring_s(plan)
                 changed.release()  # others may take places meanwhile
                 try:

@@ -7,13 +7,12 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from service.bundle import Shape
-from service.core import Frame, Plan
-from service.engines.base import Tensors
+from service.bundle import EncoderPlan, Shape
+from service.core import Frame, HeadWidth, Plan
 from service.inference.batches import at_once
 from service.inference.costs import Cost, Costs
 from service.inference.stages import Stages
@@ -24,40 +23,46 @@ _log = logging.getLogger("fathom.costs")
 
 
 def warm_up(stages: Stages, max_batch: int) -> Costs:
-    """Measure every plan for one image, and each canvas' cheapest with the largest batch.
+    """Measure every encoder plan and every head for one image, and each canvas' cheapest plan and
+    full heads with the largest batch.
 
     The first run of a stage allocates its memory. The largest canvas comes first: its stages and
     the most expensive encoder run twice, and the better time counts; the others reuse that memory,
     and run again only if they took longer than a more expensive one. What the largest batch takes
-    against one image is measured with the cheapest plan of a canvas, and taken to be so for its
-    others. Shapes of a canvas other than its first cost about the same: each of their stages runs
-    once.
+    against one image is measured with the cheapest plan of a canvas and with the widest of each
+    head, and taken to be so for its others. Shapes of a canvas other than its first cost about the
+    same: each of their stages runs once.
     """
     front: dict[str, Cost] = {}
-    rest: dict[Plan, Cost] = {}
-    canvases = stages.manifest.input.canvases
-    for canvas in reversed(canvases):
-        plans = [plan for plan in stages.manifest.plans if plan.canvas == canvas.name]
+    encoders: dict[str, Cost] = {}
+    heads: dict[tuple[str, str], Cost] = {}
+    manifest = stages.manifest
+    every = [at for head in manifest.heads for at in head.at_widths()]
+    for canvas in reversed(manifest.input.canvases):
+        plans = [plan for plan in manifest.encoder_plans if plan.canvas == canvas.name]
         first, *others = canvas.shapes
-        front_ms, rest_ms = _measure(stages, first, plans, 1)
+        one = _measure(stages, first, plans, every, 1)
         for shape in others:
-            _measure(stages, shape, plans, 1, runs=1)
-        most = at_once(first, max_batch)
-        if most == 1:
-            front[canvas.name] = Cost(front_ms)
-            rest |= {plan: Cost(ms) for plan, ms in rest_ms.items()}
-            continue
-        most_front_ms, most_rest_ms = _measure(stages, first, plans[:1], most)
-        front[canvas.name] = Cost(front_ms, most=most, most_ms=most_front_ms)
-        for plan, ms in rest_ms.items():
-            factor = most_rest_ms[plans[0]] / rest_ms[plans[0]]
-            rest[plan] = Cost(ms, most=most, most_ms=factor * ms)
+            _measure(stages, shape, plans, every, 1, runs=1)
+        most, many = at_once(first, max_batch), one
+        if most > 1:
+            full = [at for at in every if at.width == 1]
+            many = _measure(stages, first, plans[:1], full, most)
+        front[canvas.name] = Cost(one.front_ms, most=most, most_ms=many.front_ms)
+        for name, ms in one.encoder_ms.items():
+            factor = many.encoder_ms[plans[0].name] / one.encoder_ms[plans[0].name]
+            encoders[name] = Cost(ms, most=most, most_ms=factor * ms)
+        for at, ms in one.head_ms.items():
+            widest = HeadWidth(at.name)
+            factor = many.head_ms[widest] / one.head_ms[widest]
+            heads[canvas.name, at.key] = Cost(ms, most=most, most_ms=factor * ms)
     costs = Costs(
-        {canvas.name: front[canvas.name] for canvas in canvases},
-        {plan: rest[plan] for plan in stages.manifest.plans},
+        {canvas.name: front[canvas.name] for canvas in manifest.input.canvases},
+        {plan.name: encoders[plan.name] for plan in manifest.encoder_plans},
+        heads,
     )
-    shown = ", ".join(f"{name} {ms:.1f} ms" for name, ms in costs.plan_ms().items())
-    _log.info("%s is warm: %s", stages.backend.name, shown)
+    shown = (f"{name} {ms:.1f} ms" for name, ms in costs.plan_ms(manifest.plans).items())
+    _log.info("%s is warm: %s", stages.backend.name, ", ".join(shown))
     return costs
 
 
@@ -70,41 +75,56 @@ def measure_again(stages: Stages, costs: Costs, plan: Plan) -> None:
         features, ms = _timed(1, partial(stages.front, [frame]))
         costs.front[canvas].add(ms / 1000, 1, time.perf_counter())
     shape = canvases[own].name
-    _, ms = _timed(1, partial(_encode_and_head, stages, plan, shape, features))
-    costs.rest[plan].add(ms / 1000, 1, time.perf_counter())
+    encoded, ms = _timed(1, partial(stages.encode, plan, shape, features))
+    costs.encoders[plan.encoder].add(ms / 1000, 1, time.perf_counter())
+    for head in plan.heads:
+        _, ms = _timed(1, partial(stages.head, shape, encoded, head.key))
+        costs.heads[own, head.key].add(ms / 1000, 1, time.perf_counter())
     costs.measured(plan)
 
 
 def check(stages: Stages) -> None:
     """Run every stage on a blank image. Raises what the backend raises."""
+    heads = [at for head in stages.manifest.heads for at in head.at_widths()]
     for canvas in stages.manifest.input.canvases:
-        plans = [plan for plan in stages.manifest.plans if plan.canvas == canvas.name]
-        _measure(stages, canvas.shapes[0], plans, 1, runs=1)
+        plans = [plan for plan in stages.manifest.encoder_plans if plan.canvas == canvas.name]
+        _measure(stages, canvas.shapes[0], plans, heads, 1, runs=1)
 
 
-def _encode_and_head(stages: Stages, plan: Plan, shape: str, features: Tensors) -> None:
-    stages.head(shape, stages.encode(plan, shape, features))
+class _Measured(NamedTuple):
+    """Milliseconds of the stages of one shape. encoder_ms: by the plan's name."""
+
+    front_ms: float
+    encoder_ms: dict[str, float]
+    head_ms: dict[HeadWidth, float]
 
 
 def _measure(
-    stages: Stages, shape: Shape, plans: Sequence[Plan], images: int, *, runs: int = 2
-) -> tuple[float, dict[Plan, float]]:
-    """Milliseconds of the front, and of encoder and head for each of the canvas' plans."""
+    stages: Stages,
+    shape: Shape,
+    plans: Sequence[EncoderPlan],
+    heads: Sequence[HeadWidth],
+    images: int,
+    *,
+    runs: int = 2,
+) -> _Measured:
+    """Of the front, of each of the canvas' plans, and of the heads."""
     frames = [_blank(shape)] * images
     most_ms = math.inf if images == 1 else LONG_MS
     features, front_ms = _timed(runs, lambda: stages.front(frames), most_ms)
-    encoder_ms: dict[Plan, float] = {}
+    measured = _Measured(front_ms, {}, {})
     for plan in reversed(plans):
-        larger_ms = min(encoder_ms.values(), default=0.0)
+        larger_ms = min(measured.encoder_ms.values(), default=0.0)
         encode = partial(stages.encode, plan, shape.name, features)
-        encoded, encoder_ms[plan] = _timed(1, encode)
-        if runs > 1 and larger_ms < encoder_ms[plan] <= most_ms:
+        encoded, ms = _timed(1, encode)
+        if runs > 1 and larger_ms < ms <= most_ms:
             encoded, again_ms = _timed(1, encode)  # on some engines it overwrites the first result
-            encoder_ms[plan] = min(encoder_ms[plan], again_ms)
-    if not plans:
-        return front_ms, {}
-    _, head_ms = _timed(runs, lambda: stages.head(shape.name, encoded), most_ms)
-    return front_ms, {plan: encoder_ms[plan] + head_ms for plan in plans}
+            ms = min(ms, again_ms)
+        measured.encoder_ms[plan.name] = ms
+    for head in heads if plans else ():
+        run = partial(stages.head, shape.name, encoded, head.key)
+        _, measured.head_ms[head] = _timed(runs, run, most_ms)
+    return measured
 
 
 def _blank(shape: Shape) -> Frame:

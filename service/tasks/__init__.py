@@ -1,40 +1,59 @@
 """TASKS: what a head can answer, one module per task. Tasks differ here and nowhere else.
 
-A new task is a module with a class like these, and a row in the table. A head of queries has a row
-in the second table, too: its task is made for the bundle's classes and thresholds.
+A new task is a module with a class like these, and a row in the table. A task that depends on its
+head, on its thresholds or its unit, has a row in the second or third table, too, and is made for
+the head.
 """
 
 from __future__ import annotations
 
 from service.bundle import Bundle, Head, remade
 from service.errors import BundleError
-from service.tasks.base import Masks, Region, Segment, Task
+from service.tasks.base import Masks, MaskTask, Region, Segment, Shown, Task
+from service.tasks.boxes import Box, Boxes, BoxSegment
+from service.tasks.depth import Depth
+from service.tasks.detection import Detection
 from service.tasks.instance import Instance
 from service.tasks.queries import InstanceQueries, Panoptic, QueryTask, class_planes
 from service.tasks.semantic import Semantic
+from service.tasks.values import Statistics, Values
 
 __all__ = [
     "TASKS",
+    "Box",
+    "BoxSegment",
+    "Boxes",
+    "MaskTask",
     "Masks",
     "Region",
     "Segment",
+    "Shown",
+    "Statistics",
     "Task",
+    "Values",
     "class_planes",
     "task_of",
     "tasks_of",
 ]
 
-TASKS: dict[str, Task] = {task.name: task for task in (Semantic(), Instance(), Panoptic())}
-OF_QUERIES: dict[str, type[QueryTask]] = {kind.name: kind for kind in (Panoptic, InstanceQueries)}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (Semantic(), Instance(), Panoptic(), Detection(), Depth())
+}
+OF_QUERIES: dict[str, type[QueryTask | Detection]] = {
+    kind.name: kind for kind in (Panoptic, InstanceQueries, Detection)
+}
+OF_VALUES: dict[str, type[Depth]] = {kind.name: kind for kind in (Depth,)}
 
 
 def task_of(head: Head, key: str = "head") -> Task:
     """key: that of the head, for errors. Raises BundleError where there is no such task."""
-    if head.thresholds is None:
-        if (task := TASKS.get(head.task)) is not None:
-            return task
-    elif (kind := OF_QUERIES.get(head.task)) is not None:
-        return kind(head.classes, head.thresholds)
+    if head.thresholds is not None:
+        if (of_queries := OF_QUERIES.get(head.task)) is not None:
+            return of_queries.of(head)
+    elif (of_values := OF_VALUES.get(head.task)) is not None:
+        return of_values.of(head)
+    elif (task := TASKS.get(head.task)) is not None:
+        return task
     known = TASKS if head.thresholds is None else OF_QUERIES
     raise BundleError(f"{key}.task: {head.task!r} is not one of {', '.join(known)}")
 

@@ -15,6 +15,8 @@ from service.core import Geometry
 from service.errors import BundleError
 from service.pixels.rle import RunLengths, run_lengths
 from service.pixels.runs import Runs
+from service.tasks.boxes import Boxes
+from service.tasks.values import Values
 
 Tensors: TypeAlias = Mapping[str, NDArray[Any]]
 Labels: TypeAlias = NDArray[np.unsignedinteger]
@@ -97,6 +99,9 @@ class Masks:
         ]
 
 
+Shown: TypeAlias = Masks | Boxes | Values
+
+
 class Task(Protocol):
     """One row of the table of tasks."""
 
@@ -112,7 +117,12 @@ class Task(Protocol):
 
     @property
     def png(self) -> str:
-        """What the pixels of a PNG mean, for people."""
+        """What the pixels of a PNG mean, for people; empty if it has none."""
+        ...
+
+    @property
+    def gives(self) -> type[Shown]:
+        """What `read` makes: it decides which forms of an answer there are."""
         ...
 
     def check(self, classes: Sequence[ClassInfo], outputs: Sequence[TensorSpec], key: str) -> None:
@@ -122,16 +132,9 @@ class Task(Protocol):
         """
         ...
 
-    def channels(self, classes: Sequence[ClassInfo]) -> list[str]:
-        """What the planes of the head's tensor stand for, in order."""
-        ...
-
-    def read(self, tensors: Tensors, geometry: Geometry) -> Masks:
-        """Masks at the image's own size, from a head's tensors for one image (no batch axis)."""
-        ...
-
-    def to_png(self, labels: Labels, classes: Sequence[ClassInfo]) -> bytes:
-        """The label map as a PNG."""
+    def read(self, tensors: Tensors, geometry: Geometry) -> Shown:
+        """What the image shows, at its own size, from a head's tensors for one image (no batch
+        axis)."""
         ...
 
     def made_up(
@@ -141,6 +144,20 @@ class Task(Protocol):
 
         Brightness decides, in bands of equal width, the darkest first. certainty: (B,), 0..1.
         """
+        ...
+
+
+class MaskTask(Task, Protocol):
+    """A task that gives masks."""
+
+    def channels(self, classes: Sequence[ClassInfo]) -> list[str]:
+        """What the planes of the head's tensor stand for, in order."""
+        ...
+
+    def read(self, tensors: Tensors, geometry: Geometry) -> Masks: ...
+
+    def to_png(self, labels: Labels, classes: Sequence[ClassInfo]) -> bytes:
+        """The label map as a PNG."""
         ...
 
 

@@ -26,6 +26,7 @@ class Instance:
     name = "instance"
     objects = True
     png = "the object's id as 16-bit gray, 0 is the background"
+    gives = Masks
 
     def check(self, classes: Sequence[ClassInfo], outputs: Sequence[TensorSpec], key: str) -> None:
         if not all(entry.thing for entry in classes):

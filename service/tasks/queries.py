@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bundle import ClassInfo, TensorSpec, Thresholds
+from service.bundle import ClassInfo, Head, TensorSpec, Thresholds
 from service.core import Geometry
 from service.errors import BundleError
 from service.pixels import png
@@ -38,6 +38,11 @@ class QueryTask(ABC):
     name: ClassVar[str]
     objects: ClassVar[bool] = True
     png: ClassVar[str] = "the segment's id as 16-bit gray, 0 is none"
+    gives: ClassVar[type[Masks]] = Masks
+
+    @classmethod
+    def of(cls, head: Head) -> QueryTask:
+        return cls(head.classes, head.thresholds)
 
     @abstractmethod
     def read(self, tensors: Tensors, geometry: Geometry) -> Masks: ...

@@ -27,6 +27,7 @@ class Semantic:
     name = "semantic"
     objects = False
     png = "the class, in a palette"
+    gives = Masks
 
     def check(self, classes: Sequence[ClassInfo], outputs: Sequence[TensorSpec], key: str) -> None:
         check_classes(classes)

@@ -100,8 +100,8 @@ class Stub(Segmenter):
 
     def place(self, ask: Ask, *_: Any, **__: Any) -> Any:
         self.model.engine.check_ready()
-        self.model.policy.check(ask.budget)
-        self.model.policy.affordable(ask.budget, self.model.node_budget)
+        self.model.policies.check(ask)
+        self.model.policies.of(ask.preference).affordable(ask.budget, self.model.node_budget)
         return nullcontext()
 
     def received(self, ticket: Any) -> None:
@@ -109,7 +109,7 @@ class Stub(Segmenter):
 
     async def run(self, ticket: Any, frames: Any, trace: Trace) -> Served:
         outcome = await self.become(trace)
-        return Served(outcome, self.model.manifest, self.model.task, trace.stages)
+        return Served.of(outcome, self.model.manifest, self.model.tasks, trace.stages)
 
 
 def stubbed(

@@ -138,7 +138,7 @@ def test_a_process_that_started_slowly_serves_all_the_same(
 ) -> None:
     with running(fake_manifest) as server:
         costs = server.model.engine._costs
-        for cost in (*costs.front.values(), *costs.rest.values()):
+        for cost in (*costs.front.values(), *costs.encoders.values(), *costs.heads.values()):
             cost.__init__(1e5 * cost.ms())  # type: ignore[misc]
         headers = {} if of_the_node else {"Compute-Budget": "ms=400"}
         if of_the_node:

@@ -51,7 +51,7 @@ def guarded(manifest: Manifest, file: Path) -> tuple[FastAPI, Metrics]:
         features = stages.front([Frame(np.full((48, 64, 3), 200, np.uint8), geometry)])
         tensors = stages.head(geometry.shape, stages.encode(plan, geometry.shape, features))
         own = {name: values[0] for name, values in tensors.items()}
-        return Outcome(trace.decision, geometry, own)
+        return Outcome(trace.decision, geometry, {"semantic": own}, {"semantic": 1.0})
 
     app, _, metrics = stubbed(manifest, run, Settings(api_keys_file=str(file)))
     return app, metrics

@@ -83,5 +83,5 @@ def test_a_ceiling_between_a_cost_and_its_price_buys_the_plan(fake_manifest: Man
 
     plan, *others = fake_manifest.encoder_plans
     manifest = replace(fake_manifest, encoder_plans=(replace(plan, gflops=1.9644), *others))
-    policy = segmenter_of(manifest).model.policy
+    policy = segmenter_of(manifest).model.policies.default
     assert policy.affordable(Budget(gflops=1.9646), Budget()) == {0}

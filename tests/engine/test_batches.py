@@ -25,7 +25,7 @@ def test_an_image_is_answered_and_its_trace_is_written(fake_manifest: Manifest) 
     async def scenario() -> None:
         async with ready(fake_manifest) as world:
             answer = await world.submit(200)
-            assert (answer.outcome.tensors["probabilities"].argmax(axis=0) == 3).all()
+            assert (answer.outcome.heads["semantic"]["probabilities"].argmax(axis=0) == 3).all()
             trace = world.traces[200]
             assert list(trace.stages) == ["queue", "front", "encoder", "decoder"]
             assert (trace.decision, trace.batch_size) == (answer.decision, 1)
@@ -38,7 +38,7 @@ def test_an_image_is_answered_and_its_trace_is_written(fake_manifest: Manifest) 
 def test_one_thread_opens_runs_and_closes_the_engine(fake_manifest: Manifest) -> None:
     async def scenario() -> None:
         async with ready(fake_manifest) as world:
-            assert world.model.plan_ms.keys() == {"d1", "d2", "d3", "d4"}
+            assert world.model.plan_ms(fake_manifest.plans).keys() == {"d1", "d2", "d3", "d4"}
         assert world.threads == ["engine"]
         assert world.backend.closings == 1
         await until(lambda: "engine" not in {thread.name for thread in threading.enumerate()})
@@ -49,7 +49,7 @@ def test_one_thread_opens_runs_and_closes_the_engine(fake_manifest: Manifest) ->
 def test_nothing_is_taken_before_the_engine_is_warm(fake_manifest: Manifest) -> None:
     async def scenario() -> None:
         world = World(fake_manifest, Settings())
-        assert (world.model.state, world.model.plan_ms) == ("starting", {})
+        assert (world.model.state, world.model.plan_ms(fake_manifest.plans)) == ("starting", {})
         assert (await failure(world.submit(1), NotReady)).retry_after == 2
         world.backend.closed = True
         world.segmenter.start()
@@ -137,7 +137,8 @@ def test_company_does_not_cost_an_urgent_image_its_plan(fake_manifest: Manifest)
     async def scenario() -> None:
         async with ready(fake_manifest, target_ms=6_000) as world:
             first = await world.hold()
-            for plan, cost in world.engine._costs.rest.items():
+            for plan in fake_manifest.plans:
+                cost = world.engine._costs.encoders[plan.encoder]
                 # Two take as long as one and a half: it pays.
                 cost.__init__(1000.0 * plan.depth, most=4, most_ms=2500.0 * plan.depth)  # type: ignore[misc]
             tasks = [
@@ -176,7 +177,8 @@ def test_every_plan_down_to_the_cheapest_is_used_before_anything_is_refused(
 ) -> None:
     async def scenario() -> None:
         async with ready(fake_manifest, max_batch=1, queue_size=4) as world:
-            for plan, cost in world.engine._costs.rest.items():
+            for plan in fake_manifest.plans:
+                cost = world.engine._costs.encoders[plan.encoder]
                 cost.__init__(10.0 * plan.depth)  # type: ignore[misc]
             tasks = [await world.hold(), *(world.submit(number) for number in (1, 2, 3, 4))]
             await settle()
@@ -240,7 +242,8 @@ def test_many_images_at_once_are_all_answered(fake_manifest: Manifest) -> None:
             numbers: Sequence[int] = range(60)
             answers = await asyncio.gather(*(world.submit(number) for number in numbers))
             labels = [
-                int(answer.outcome.tensors["probabilities"][:, 0, 0].argmax()) for answer in answers
+                int(answer.outcome.heads["semantic"]["probabilities"][:, 0, 0].argmax())
+                for answer in answers
             ]
             assert labels == [number * 4 // 256 for number in numbers]
             assert world.count("fathom_queue_depth") == 0

@@ -13,8 +13,8 @@ from service.errors import (
     Overloaded,
     UnsatisfiableBudget,
 )
-from service.inference.costs import Costs
 from tests.engine.world import failure, play, ready, settle, until
+from tests.known_costs import known_costs
 
 
 def test_a_deadline_that_passes_while_running_is_504_at_once(fake_manifest: Manifest) -> None:
@@ -108,7 +108,7 @@ def test_the_cheapest_plan_of_the_prediction_is_the_cheapest_that_the_budget_all
         manifest = replace(fake_manifest, encoder_plans=plans)
         async with ready(manifest) as world:
             taken_ms = {plan: 1000 * plan.gflops for plan in manifest.plans}
-            world.engine._costs = Costs({"c64": 0.0}, taken_ms)
+            world.engine._costs = known_costs({"c64": 0.0}, taken_ms)
             # The plan of depth 1 takes 5 s.
             await failure(world.submit(1, Budget(depth=1, ms=4_000)), Overloaded)
 

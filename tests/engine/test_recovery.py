@@ -20,7 +20,7 @@ from tests.engine.world import NONE, Gate, World, failure, play, ready, settle, 
 def slow_start(world: World, factor: float) -> None:
     """As if everything had taken so many times as long in the warm-up."""
     costs = world.engine._costs
-    for cost in (*costs.front.values(), *costs.rest.values()):
+    for cost in (*costs.front.values(), *costs.encoders.values(), *costs.heads.values()):
         cost.__init__(factor * cost.ms())  # type: ignore[misc]
 
 
@@ -48,7 +48,7 @@ def test_a_slow_start_does_not_refuse_for_good(fake_manifest: Manifest, of_the_n
                 world.model.node_budget, budget = budget, NONE
             refusals = await until_answered(lambda: world.submit(1, budget))
             assert 1 <= refusals < 40
-            assert min(world.model.plan_ms.values()) < 400
+            assert min(world.model.plan_ms(fake_manifest.plans).values()) < 400
 
     play(scenario())
 
@@ -56,7 +56,7 @@ def test_a_slow_start_does_not_refuse_for_good(fake_manifest: Manifest, of_the_n
 def test_plans_that_a_wrong_estimate_ruled_out_come_back(fake_manifest: Manifest) -> None:
     async def scenario() -> None:
         async with ready(fake_manifest) as world:
-            d4, cost = list(world.engine._costs.rest.items())[-1]
+            d4, cost = fake_manifest.plans[-1], world.engine._costs.encoders["d4"]
             cost.__init__(60_000.0)  # type: ignore[misc]
             answer = await world.submit(1, Budget(ms=5_000, max_loss=0))
             assert (answer.decision.plan.name, answer.decision.reason) == ("d3", "deadline")
@@ -73,7 +73,7 @@ def test_an_estimate_that_was_too_low_follows_what_runs(fake_manifest: Manifest)
             slow_start(world, 1e-6)
             for number in range(4):
                 await world.submit(number)
-            assert world.engine._costs.rest[fake_manifest.plans[-1]].ms() > 0.001
+            assert world.engine._costs.encoders["d4"].ms() > 0.001
 
     play(scenario())
 

@@ -1,0 +1,76 @@
+"""The policy for each preference among the heads of a bundle."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from functools import lru_cache
+
+from service.bundle import Manifest, complete_plans
+from service.core import Ask, Plan
+from service.errors import BadPreference
+from service.inference.policy import Policy
+
+KEPT = 256  # policies: a caller that sends ever new weights costs time and no memory
+DIGITS = 3  # of a head's share; finer differences make no other plan
+
+
+class Policies:
+    """See the module. default_max_loss: the floor if neither the request nor the node sets one."""
+
+    def __init__(self, manifest: Manifest, default_max_loss: float) -> None:
+        self._manifest, self._default_max_loss = manifest, default_max_loss
+        self._names = [head.name for head in manifest.heads]
+        self._made = lru_cache(KEPT)(self._make)
+
+    @property
+    def default(self) -> Policy:
+        """For those who say nothing of heads."""
+        return self.of(None)
+
+    def of(self, preference: Mapping[str, float] | None) -> Policy:
+        """preference: as in `Ask`, checked. May be called from any thread."""
+        return self._made(tuple(self.shares(preference).items()))
+
+    def shares(self, preference: Mapping[str, float] | None) -> dict[str, float]:
+        """The heads that are asked for, in the bundle's order, with weights that add up to 1."""
+        weights = self._manifest.default_preference if preference is None else preference
+        most = max(weights.values())  # first of all: a sum could overflow
+        asked = {name: weights[name] / most for name in self._names if weights.get(name, 0) > 0}
+        total = sum(asked.values())
+        return {
+            name: float(f"{weight / total:.{DIGITS}g}")
+            for name, weight in asked.items()
+            if weight > 0
+        }
+
+    def check(self, ask: Ask) -> None:
+        """Raises BadPreference for a head that the bundle does not have, BadBudget for a depth that
+        no plan of it can have."""
+        for name in ask.preference or ():
+            if name not in self._names:
+                near = difflib.get_close_matches(name, self._names, n=1, cutoff=0.5)
+                hint = f"did you mean '{near[0]}'?" if near else f"there is {_listed(self._names)}"
+                raise BadPreference(f"the key '{name}' is no head of this bundle: {hint}", key=name)
+        self.of(ask.preference).check(ask.budget)
+
+    def _make(self, shares: tuple[tuple[str, float], ...]) -> Policy:
+        manifest, weights = self._manifest, dict(shares)
+        plans = complete_plans(manifest.encoder_plans, manifest.heads, weights)
+        rows = {plan.name: row for row, plan in enumerate(manifest.encoder_plans)}
+        keys = manifest.head_keys
+        total = sum(weights.values())
+
+        def columns(plan: Plan) -> tuple[tuple[int, float], ...]:
+            first = rows[plan.encoder] * len(keys)
+            return tuple(
+                (first + keys.index(head.key), weights[head.name] / total) for head in plan.heads
+            )
+
+        return Policy(
+            plans, manifest.margins, self._default_max_loss, tuple(columns(plan) for plan in plans)
+        )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
