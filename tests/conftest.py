@@ -34,11 +34,13 @@ from service.bundle import (
     TensorSpec,
 )
 from service.core import Margin
+from tests.several_heads import several_heads
 from tests.small_graphs import write_graphs
 from tests.toy import one_thread, toy_bundle, toy_config, toy_run, train_words, trained_run
 
 __all__ = [
     "one_thread",
+    "several_heads",
     "toy_bundle",
     "toy_config",
     "toy_run",

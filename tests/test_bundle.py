@@ -282,6 +282,103 @@ def test_a_plan_that_pauses_need_not_show_where(instance_bundle: Bundle) -> None
     assert bundle.load(instance_bundle.root).manifest.stages[PAUSED[1]].paused is None
 
 
+@pytest.fixture
+def several_bundle(tmp_path: Path, several_heads: Manifest) -> Bundle:
+    return written(tmp_path, several_heads)
+
+
+def test_a_bundle_may_have_several_heads_at_several_widths(several_bundle: Bundle) -> None:
+    loaded = bundle.load(several_bundle.root)
+    assert loaded == several_bundle
+    manifest = loaded.manifest
+    assert [head.name for head in manifest.heads] == ["semantic", "boxes", "depth"]
+    assert manifest.head_keys == ["semantic-w50", "semantic", "boxes", "depth-w25", "depth"]
+    assert manifest.heads[1].thresholds == bundle.Thresholds(0.5)
+    assert (manifest.heads[2].unit, manifest.heads[2].range) == ("m", (1.0, 50.0))
+    assert manifest.head.name == "semantic"  # the first of equals
+    assert {name: task.name for name, task in tasks_of(loaded).items()} == {
+        "semantic": "semantic",
+        "boxes": "detection",
+        "depth": "depth",
+    }
+    text = (several_bundle.root / bundle.FILE).read_text("utf-8")
+    assert text.count('"thresholds"') == text.count('"unit"') == text.count('"range"') == 1
+
+
+def test_a_head_may_have_cells_of_its_own_size(several_bundle: Bundle) -> None:
+    change(several_bundle.root, put(9, "stages", "depth-w25-48x64", "outputs", 0, "dims", 1))
+    tasks_of(bundle.load(several_bundle.root))
+
+
+DEPTH = ("encoder_plans", 2, "heads", "depth")
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (put([], "heads"), "heads: there are none"),
+        (put("Semantic", *HEAD, "name"), "heads[0].name: 'Semantic' must be of a to z"),
+        (put("", *HEAD, "name"), "heads[0].name: '' must be of"),
+        (put("2d", *HEAD, "name"), "heads[0].name: '2d' must be of"),
+        (put("a+b", *HEAD, "name"), "heads[0].name: 'a+b' must be of"),
+        (put("depth", *HEAD, "name"), "heads: a name occurs twice"),
+        (put("depth-w25", "heads", 1, "name"), "heads: a name occurs twice"),
+        (put([], *HEAD, "widths"), "heads[0].widths: they must be over 0 and ascend"),
+        (put([0.5], *HEAD, "widths"), "heads[0].widths: they must be"),
+        (put([1, 0.5], *HEAD, "widths"), "heads[0].widths: they must be"),
+        (put([0, 1], *HEAD, "widths"), "heads[0].widths: they must be"),
+        (put([0.5, 1, 2], *HEAD, "widths"), "heads[0].widths: they must be"),
+        (put({"mask": 0.5}, "heads", 1, "thresholds"), "heads[1].thresholds.score: is missing"),
+        (put({"score": 1.5}, "heads", 1, "thresholds"), "heads[1].thresholds: a value is outside"),
+        (drop("heads", 1, "thresholds"), "thresholds: a head of detection needs its score"),
+        (put({"score": 0.5}, *HEAD, "thresholds"), "heads[0].task: 'semantic' is not one of"),
+        (drop("heads", 2, "unit"), "unit, range: a head of depth needs both"),
+        (put([5, 1], "heads", 2, "range"), "heads[2].range: must be of two numbers"),
+        (put([-1, 1], "heads", 2, "range"), "from 0 on and ascending"),
+        (put([1], "heads", 2, "range"), "heads[2].range: [1] has the wrong type"),
+        (put({"sky": 1}, "default_preference"), "default_preference.sky: no head has this name"),
+        (put(-1, "default_preference", "depth"), "default_preference.depth: must be a number"),
+        (put({"depth": 0}, "default_preference"), "default_preference: at least one weight"),
+        (put({}, "default_preference"), "default_preference: at least one weight"),
+        (put("c+d", "encoder_plans", 0, "name"), "encoder_plans: c+d: a name has no +"),
+        (drop(*DEPTH), "encoder_plans: c64-d4: heads.depth: is missing"),
+        (drop(*DEPTH, "gflops"), "encoder_plans[2].heads.depth.gflops: is missing"),
+        (
+            lambda value: value["encoder_plans"][2]["heads"].update(
+                {"sky": value["encoder_plans"][2]["heads"]["depth"]}
+            ),
+            "encoder_plans: c64-d4: heads.sky: no head at one of its widths has this name",
+        ),
+        (put(-1, *DEPTH, "gflops"), "c64-d4: heads.depth: gflops must be 0 or more"),
+        (put(9, "encoder_plans", 0, "gflops"), "in order of gflops with all heads"),
+        (
+            put("depth-24x32", "graphs", "24x32", "heads", "depth-w10"),
+            "graphs.24x32.heads.depth-w10: no head at one of its widths has this name",
+        ),
+        (drop("graphs", "24x32", "heads", "boxes"), "graphs.24x32.heads.boxes: is missing"),
+        (put("x", "graphs", "24x32", "heads", "boxes"), "stages.x: is missing"),
+        (
+            put("d", "stages", "depth-w25-48x64", "outputs", 0, "name"),
+            "stages.depth-w25-48x64.outputs: it must be depth (batch, h, w)",
+        ),
+        (
+            put("e9", "stages", "boxes-64x48", "inputs", 1, "name"),
+            "stages.boxes-64x48.inputs: no stage before it gives",
+        ),
+        (
+            put(14, "stages", "front-24x32", "outputs", 3, "dims", 1),
+            "stages.front-24x32.outputs: it must hold TensorSpec(name='quality', "
+            "dtype='float32', dims=('batch', 15))",
+        ),
+    ],
+)
+def test_heads_that_break_the_contract_are_refused_by_their_key(
+    several_bundle: Bundle, edit: Change, words: str
+) -> None:
+    change(several_bundle.root, edit)
+    assert words in refusal(several_bundle.root)
+
+
 def test_a_bundle_may_promise_nothing_or_not_everything(fake_bundle: Bundle) -> None:
     change(fake_bundle.root, put(None, "margins", 0, "margin"))
     change(fake_bundle.root, put(0, "margins", 1, "margin"))

@@ -64,7 +64,10 @@ def _check_head(head: Head, at: str) -> None:
         require(all(0 <= v <= 1 for v in values), f"{at}.thresholds: a value is outside 0..1")
     if head.range is not None:
         least, most = head.range
-        require(0 <= least < most < math.inf, f"{at}.range: must be of two numbers, ascending")
+        require(
+            0 <= least < most < math.inf,
+            f"{at}.range: must be of two numbers, from 0 on and ascending",
+        )
 
 
 def require(holds: bool, detail: str) -> None:

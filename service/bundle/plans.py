@@ -1,15 +1,16 @@
 """From what was measured of encoder plans and heads to complete plans, for one preference.
 
-The rule of Efficient Controllable Multi-Task Architectures (arXiv 2308.11744): the more a head
-matters, the larger it is, and the encoder is the one with the highest weighted quality in what is
-left. A complete plan costs the sum of its parts; its quality is the mean of its heads', weighted by
-the preference.
+Efficient Controllable Multi-Task Architectures (arXiv 2308.11744) give the preferred task the
+larger decoder, then search the encoder in what is left. Here both are searched at once, in the
+measured table: a complete plan costs the sum of its parts, and its quality is the mean of its
+heads', weighted by the preference. At the same budget, a head that matters more is never worse: of
+two best plans, one each for two preferences, each is best for its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import permutations, product
+from itertools import product
 
 from service.bundle.heads import EncoderPlan, Head
 from service.core import HeadWidth, Plan
@@ -24,15 +25,14 @@ def complete_plans(
     in the plans. Left out is what costs as much as another plan or more and is no better. A bundle
     with one head of one width keeps all, since a search has chosen them.
     """
-    asked = {head: preference[head.name] for head in heads if preference.get(head.name, 0) > 0}
-    total = sum(asked.values())
-    shares = {head.name: weight / total for head, weight in asked.items()}
+    asked = [head for head in heads if preference.get(head.name, 0) > 0]
+    total = sum(preference[head.name] for head in asked)
+    shares = {head.name: preference[head.name] / total for head in asked}
     plain = len(heads) == 1 and len(heads[0].widths) == 1
     plans: list[Plan] = []
     for encoder in encoder_plans:
         for widths in product(*(head.at_widths() for head in asked)):
-            if _in_order(encoder, widths, asked):
-                plans.append(_complete(encoder, widths, shares, plain=plain))
+            plans.append(_complete(encoder, widths, shares, plain=plain))
     return tuple(plans) if plain else tuple(_front(plans))
 
 
@@ -52,18 +52,6 @@ def _complete(
         canvas=encoder.canvas,
         heads=tuple(widths),
     )
-
-
-def _in_order(
-    encoder: EncoderPlan, widths: Sequence[HeadWidth], weights: Mapping[Head, float]
-) -> bool:
-    """Whether no head is narrower than one that matters less, where that costs it quality."""
-    for (more, head), (less, other) in permutations(zip(widths, weights, strict=True), 2):
-        if weights[head] > weights[other] and more.width < less.width:
-            wider = next(at for at in head.at_widths() if at.width >= less.width)
-            if encoder.heads[more.key].quality < encoder.heads[wider.key].quality:
-                return False
-    return True
 
 
 def _front(plans: Sequence[Plan]) -> Iterator[Plan]:
