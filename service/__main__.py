@@ -30,7 +30,7 @@ from service.engines.base import Backend
 from service.engines.choice import choose_backend, open_backend
 from service.errors import FathomError, SettingsError
 from service.metrics import Metrics
-from service.model import Model
+from service.model import Model, metrics_of
 from service.segmenting import Segmenter
 from service.settings import Settings, flag
 
@@ -64,10 +64,7 @@ def serve(settings: Settings, served: Bundle, standard: str = "") -> None:
 
     standard: see `open_tracing`. Raises SettingsError, or the error that stopped the engine.
     """
-    canvases = [canvas.name for canvas in served.manifest.input.canvases]
-    metrics = Metrics(
-        layers=served.manifest.layers, max_batch=settings.max_batch, canvases=canvases
-    )
+    metrics = metrics_of(served.manifest, settings)
     release = _version()
 
     def open_engine() -> Backend:

@@ -19,7 +19,17 @@ from service.pixels.png import SHADES, object_color
 from service.pixels.polygons import Polygon, polygons
 from service.pixels.resample import covering
 from service.pixels.runs import Runs
-from service.tasks import Boxes, Masks, MaskTask, Segment, Shown, Task, Values, class_planes
+from service.tasks import (
+    Boxes,
+    BoxSegment,
+    Masks,
+    MaskTask,
+    Segment,
+    Shown,
+    Task,
+    Values,
+    class_planes,
+)
 
 _T = TypeVar("_T", Masks, Boxes, Values)
 
@@ -112,6 +122,11 @@ class Answer:
     def segments(self) -> list[Segment]:
         """The classes or objects of the image, by id."""
         return self.masks.segments(self.head.classes)
+
+    @property
+    def detections(self) -> list[BoxSegment]:
+        """The objects of the image, by id, the most certain first."""
+        return self.boxes.segments(self.head.classes)
 
     def mask(self, segment: Segment) -> NDArray[np.bool_]:
         """(height, width): where a segment is."""

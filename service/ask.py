@@ -94,6 +94,11 @@ def value_range_of(value: object) -> ValueRange:
     raise bad("value_range", "must be 'full' or 'auto'")
 
 
+def bad_weight(key: str, what: str) -> BadPreference:
+    """The error for a head's weight; see `bad`."""
+    return BadPreference(f"the key '{key}' {what}", key=key)
+
+
 def bad(key: str, what: str) -> BadBudget:
     """The error for a key. what: what is wrong with it, as the end of a sentence."""
     return BadBudget(f"the key '{key}' {what}", key=key)

@@ -70,6 +70,11 @@ class Plan:
     heads: tuple[HeadWidth, ...] = ()
 
     @property
+    def chooses_heads(self) -> bool:
+        """Whether its bundle has several heads, or one of several widths."""
+        return "+" in self.name
+
+    @property
     def encoder(self) -> str:
         """The name of what runs before the heads: c192-d3 of the plan c192-d3+semantic-w50."""
         return self.name.partition("+")[0]

@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter as Tally
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Hashable, Iterable, Sequence
 
 import prometheus_client as prometheus
 from prometheus_client.exposition import choose_encoder
 
-from service.core import Decision, Reason
+from service.core import Decision, HeadWidth, Reason
 from service.labels import (
     COMPUTE_GIVEN_UP,
     MISSED,
@@ -34,7 +34,7 @@ _log = logging.getLogger("fathom.request")
 prometheus.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
-def _check(what: str, value: str, known: Container[str]) -> None:
+def _check(what: str, value: Hashable, known: Container[Hashable]) -> None:
     if value not in known:
         raise ValueError(f"{value!r} is not in the closed set of values of {what}")
 
@@ -43,17 +43,26 @@ class Metrics:
     """All metrics; may be called from several threads.
 
     layers: K, the encoder's depth. max_batch: most images per batch. canvases: the names of the
-    bundle's canvases; without them, the label stays empty.
+    bundle's canvases; without them, the label stays empty. heads: the bundle's, at each width.
     """
 
-    def __init__(self, *, layers: int, max_batch: int, canvases: Sequence[str] = ()) -> None:
-        self._canvases = tuple(canvases)
+    def __init__(
+        self,
+        *,
+        layers: int,
+        max_batch: int,
+        canvases: Sequence[str] = (),
+        heads: Sequence[HeadWidth] = (),
+    ) -> None:
+        self._canvases, self._known_heads = tuple(canvases), frozenset(heads)
         self.registry = registry = prometheus.CollectorRegistry()
         self.last_answer_s = 0.0  # when the last "ok" was counted, in seconds of time.time
         prometheus.ProcessCollector(registry=registry)
-        self._requests = prometheus.Counter(
-            "fathom_requests_total", "Answered requests.", ["outcome"], registry=registry
-        )
+
+        def counter(name: str, text: str, *labels: str) -> prometheus.Counter:
+            return prometheus.Counter(name, text, labels, registry=registry)
+
+        self._requests = counter("fathom_requests_total", "Answered requests.", "outcome")
         self._request_seconds = prometheus.Histogram(
             "fathom_request_duration_seconds",
             "From the request's first byte to its answer.",
@@ -107,15 +116,13 @@ class Metrics:
             buckets=range(1, max_batch + 1),
             registry=registry,
         )
+        text = "Images that a head answered, by the share of its channels that ran."
+        self._heads = counter("fathom_head_images_total", text, "head", "width")
         self._gflops = prometheus.Counter(
             "fathom_compute_gflops_total", "Compute spent on images, in GFLOPs.", registry=registry
         )
-        self._shed = prometheus.Counter(
-            "fathom_shed_total",
-            "Requests refused to protect the others.",
-            ["reason"],
-            registry=registry,
-        )
+        text = "Requests refused to protect the others."
+        self._shed = counter("fathom_shed_total", text, "reason")
         self._budget_missed = prometheus.Counter(
             "fathom_budget_missed_total",
             "Answered requests whose deadline passed while they ran, or whose max-loss could not "
@@ -123,9 +130,8 @@ class Metrics:
             ["kind"],
             registry=registry,
         )
-        self._engine_errors = prometheus.Counter(
-            "fathom_engine_errors_total", "Batches that failed in the engine.", registry=registry
-        )
+        text = "Batches that failed in the engine."
+        self._engine_errors = counter("fathom_engine_errors_total", text)
 
         def gauge(name: str, text: str) -> prometheus.Gauge:
             return prometheus.Gauge(name, text, registry=registry)
@@ -152,6 +158,8 @@ class Metrics:
         for canvas in self._canvases or ("",):
             for decided in Reason:
                 self._depth.labels(canvas, decided.value)
+        for head in heads:
+            self._heads.labels(head.name, f"{head.width:g}")
         for kind in MISSED:
             self._budget_missed.labels(kind)
         for stage in STAGES:
@@ -198,13 +206,16 @@ class Metrics:
             self._budget_missed.labels("max-loss").inc()
 
     def ran(self, decisions: Iterable[Decision]) -> None:
-        """Count the encoder batches and the compute of images that ran together.
+        """Count the encoder batches, the heads and the compute of images that ran together.
 
         Compute counts when it is spent, even if nobody waits for the answer any more.
         """
         plans = [decision.plan for decision in decisions]
-        for size in Tally(plan.name for plan in plans).values():
+        for size in Tally(plan.encoder for plan in plans).values():
             self._batch.observe(size)
+        for head, images in Tally(head for plan in plans for head in plan.heads).items():
+            _check("head", head, self._known_heads)
+            self._heads.labels(head.name, f"{head.width:g}").inc(images)
         self._gflops.inc(sum(plan.gflops for plan in plans))
 
     def engine_failed(self) -> None:

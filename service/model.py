@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import TimeoutError as NotInTime
 
-from service.bundle import Bundle
+from service.bundle import Bundle, Manifest
 from service.core import Ask, Budget, Plan
 from service.engines.base import Backend
 from service.inference.engine import Engine, State
@@ -22,6 +22,16 @@ from service.settings import Settings, flag
 from service.tasks import tasks_of
 
 _log = logging.getLogger("fathom")
+
+
+def metrics_of(manifest: Manifest, settings: Settings) -> Metrics:
+    """The metrics of a bundle that is served; labels have the names of its canvases and heads."""
+    return Metrics(
+        layers=manifest.layers,
+        max_batch=settings.max_batch,
+        canvases=[canvas.name for canvas in manifest.input.canvases],
+        heads=manifest.head_widths,
+    )
 
 
 class Model:

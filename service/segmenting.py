@@ -32,8 +32,7 @@ from service.engines.choice import choose_backend, open_backend
 from service.errors import FathomError, SettingsError
 from service.inference.place import missed
 from service.inference.ticket import Ticket
-from service.metrics import Metrics
-from service.model import Model
+from service.model import Model, metrics_of
 from service.pixels.decode import Limits, Picture, decode, from_memory
 from service.settings import Settings
 from service.threads import Threads
@@ -231,10 +230,7 @@ def open_bundle(folder: str | Path, **changes: Any) -> Segmenter:
         changes["engine_cache"] = Path(cache)
     settings = Settings(bundle=Path(folder), **changes)
     bundle = load(settings.bundle)
-    canvases = [canvas.name for canvas in bundle.manifest.input.canvases]
-    metrics = Metrics(
-        layers=bundle.manifest.layers, max_batch=settings.max_batch, canvases=canvases
-    )
+    metrics = metrics_of(bundle.manifest, settings)
     choice = choose_backend(settings, bundle)
     model = Model(bundle, settings, metrics, lambda: open_backend(choice, settings, bundle))
     segmenter = Segmenter(model, settings)

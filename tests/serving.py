@@ -12,15 +12,10 @@ from service.core import Ask, Frames
 from service.engines.base import Backend
 from service.engines.fake import FakeBackend
 from service.metrics import Metrics
-from service.model import Model
+from service.model import Model, metrics_of
 from service.segmenting import Answer, Segmenter
 from service.settings import Settings
 from service.trace import Trace
-
-
-def metrics_of(manifest: Manifest, settings: Settings) -> Metrics:
-    canvases = [canvas.name for canvas in manifest.input.canvases]
-    return Metrics(layers=manifest.layers, max_batch=settings.max_batch, canvases=canvases)
 
 
 def segmenter_of(

@@ -20,7 +20,17 @@ MAX_LINES = {"service": 250, "model_export": 350}
 # From low to high: a module imports what stands before its own row, and its own package.
 LAYERS = {
     "service": [
-        *("errors", "core", "trace", "ask", "settings", "command_line", "logs", "request_line"),
+        *(
+            "errors",
+            "core",
+            "trace",
+            "ask",
+            "structured",
+            "settings",
+            "command_line",
+            "logs",
+            "request_line",
+        ),
         *("labels", "metrics", "threads"),
         *("bundle", "pixels", "tasks", "answer", "engines", "inference"),
         *("model", "segmenting", "open_inference", "api", "grpc", "__main__"),
@@ -63,7 +73,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "fastapi": {"api"},
     "starlette": {"api"},
     "pydantic": {"api"},
-    "http_sf": {"api.fields"},
+    "http_sf": {"api.fields", "structured"},
     "h11": {"api.http1"},
     "opentelemetry": {"api.tracing", "api.tracing_grpc"},
     "grpc": {"grpc"},

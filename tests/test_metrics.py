@@ -302,6 +302,7 @@ def test_the_page_is_prometheus_text_with_every_documented_name(metrics: Metrics
         "fathom_request_duration_seconds",
         "fathom_stage_duration_seconds",
         "fathom_exit_depth_layers",
+        "fathom_head_images",
         "fathom_requests",
         "fathom_queue_depth",
         "fathom_inflight",

@@ -97,7 +97,7 @@ def create_app(
     )
     metrics.held_bytes.set_function(lambda: intake.held_bytes)
     route = SegmentRoute(segmenter, intake, metrics)
-    described = openapi.segment(model.manifest.layers)
+    described = openapi.segment(model.manifest.layers, [head.name for head in model.manifest.heads])
     app.post("/segment", dependencies=guard, **described)(route.segment)
     app.include_router(operations(settings, model, metrics, guard))
     app.include_router(

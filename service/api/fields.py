@@ -1,32 +1,35 @@
-"""The fields `Compute-Budget` (request) and `Compute-Used` (answer): Dictionaries of RFC 9651.
+"""The fields `Compute-Budget` and `Task-Preference` (request), `Compute-Used` and `Value-Scale`
+(answer): Dictionaries and an Item of RFC 9651.
 
     Compute-Budget: depth=3, gflops=6.5, ms=80, max-loss=0.01, strict
+    Task-Preference: semantic=0.7, depth=0.3
     Compute-Used: depth=2, of=6, gflops=4.1, reason=request
     Compute-Used: depth=6, of=6, keep=0.25, width=0.5, gflops=5.2, reason=gate
     Compute-Used: canvas=c640, depth=4, of=6, gflops=21.3, reason=gate
-
-http_sf does the parsing. Parameters are refused below: they have no meaning here.
+    Compute-Used: depth=2, of=6, heads=(semantic depth;width=0.5), gflops=3.2, reason=gate
+    Value-Scale: 512.0;unit="m"
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 
 import http_sf
 
-from service.ask import bad, budget_of
-from service.core import Budget, Decision, ValueRange
-from service.errors import BadBudget, BadHeader
+from service.ask import bad, bad_weight, budget_of, preference_of
+from service.core import Budget, Decision, Plan, ValueRange
+from service.errors import BadBudget, BadHeader, BadPreference, FathomError
 from service.inference.place import URGENCY
+from service.structured import MAX_LENGTH, MemberWithoutKeyError, dictionary, plain_members
 
 FIELD = "Compute-Budget"
+PREFERENCE = "Task-Preference"
 VALUE_RANGE = "Value-Range"
+VALUE_SCALE = "Value-Scale"
 PRIORITY = "Priority"
 URGENCIES = range(8)  # RFC 9218, 4.1
-MAX_LENGTH = 1024  # characters; all keys with their longest values take about 100
 
 
 def parse_budget(lines: Sequence[str]) -> Budget:
@@ -35,13 +38,27 @@ def parse_budget(lines: Sequence[str]) -> Budget:
     The last value of a repeated key counts, as the format says. Raises only BadHeader (400), which
     names the key.
     """
-    text = ", ".join(line for line in (line.strip(" \t") for line in lines) if line)
+    text = _joined(lines, FIELD)
     if not text:
         return Budget()
-    if len(text) > MAX_LENGTH:
-        raise BadHeader(f"{FIELD} has {len(text)} characters, more than {MAX_LENGTH}", header=FIELD)
     with names_the_header():
-        return budget_of({key: _value(key, *member) for key, member in _parse(text).items()})
+        values = _members(text, FIELD, bad)
+        if not isinstance(values.get("strict", False), bool):
+            raise bad("strict", "must be a Boolean: strict, strict=?1 or strict=?0")
+        return budget_of(values)
+
+
+def parse_preference(lines: Sequence[str]) -> dict[str, float] | None:
+    """The weights of heads in the lines of `Task-Preference`; None without a line that has text.
+
+    Raises only BadHeader (400), which names the key. Whether the bundle has such heads is checked
+    with it.
+    """
+    text = _joined(lines, PREFERENCE)
+    if not text:
+        return None
+    with names_the_header():
+        return preference_of(_members(text, PREFERENCE, bad_weight))
 
 
 def parse_value_range(lines: Sequence[str]) -> ValueRange:
@@ -63,7 +80,7 @@ def parse_urgency(lines: Sequence[str]) -> int:
     here.
     """
     try:
-        value, _ = _dictionary(", ".join(lines)[:MAX_LENGTH]).get("u", (None, None))
+        value, _ = dictionary(", ".join(lines)[:MAX_LENGTH]).get("u", (None, None))
     except (http_sf.StructuredFieldError, UnicodeEncodeError):
         return URGENCY
     known = isinstance(value, int) and not isinstance(value, bool) and value in URGENCIES
@@ -90,66 +107,75 @@ def pattern(layers: int) -> str:
     return rf"^(?:(?:{member})(?:[ \t]*,[ \t]*(?:{member}))*)?$"
 
 
+def preference_pattern(heads: Sequence[str]) -> str:
+    """The same for a preference: weights from 0.001 to 1. heads: of the bundle."""
+    weight = "(?:1|0[.](?:[1-9][0-9]{0,2}|0[1-9][0-9]?|00[1-9]))"
+    member = f"(?:{'|'.join(heads)})={weight}"
+    return rf"^(?:{member}(?:[ \t]*,[ \t]*{member})*)?$"
+
+
 @contextmanager
 def names_the_header() -> Iterator[None]:
-    """Turn BadBudget into BadHeader: here the budget came in the header."""
+    """Turn BadBudget and BadPreference into BadHeader: here the ask came in header fields."""
     try:
         yield
-    except BadBudget as error:
-        detail = f"{FIELD}: {error.detail}"
-        raise BadHeader(detail, header=FIELD, key=error.extra["key"]) from error
+    except (BadBudget, BadPreference) as error:
+        field = FIELD if isinstance(error, BadBudget) else PREFERENCE
+        detail = f"{field}: {error.detail}"
+        raise BadHeader(detail, header=field, key=error.extra["key"]) from error
 
 
 def format_used(decision: Decision, of: int, *, several_canvases: bool = False) -> str:
     """The value of `Compute-Used`. of: the bundle's deepest exit.
 
-    The canvas is left out if the bundle has only one, keep and width if they are 1.
+    The canvas is left out if the bundle has only one, keep and width if they are 1, and the heads
+    if there is one of one width.
     """
     plan, reason = decision.plan, http_sf.Token(decision.reason.value)
     canvas = {"canvas": http_sf.Token(plan.canvas)} if several_canvases else {}
     shares = (("keep", plan.keep), ("width", plan.width))
     reduced = {key: Decimal(share) for key, share in shares if share < 1}
     gflops = Decimal(str(plan.price))
+    heads = {"heads": _heads(plan)} if plan.chooses_heads else {}
     return http_sf.ser(
-        {**canvas, "depth": plan.depth, "of": of, **reduced, "gflops": gflops, "reason": reason}
+        {
+            **canvas,
+            "depth": plan.depth,
+            "of": of,
+            **reduced,
+            **heads,
+            "gflops": gflops,
+            "reason": reason,
+        }
     )
 
 
-def _value(key: str, value: object, parameters: object) -> object:
-    if isinstance(value, list):
-        raise bad(key, "must be a single value, not a list")
-    if parameters:
-        raise bad(key, "takes no parameters (the part after ';')")
-    if key == "strict" and not isinstance(value, bool):
-        raise bad(key, "must be a Boolean: strict, strict=?1 or strict=?0")
-    return value
+def format_scale(scale: float, unit: str) -> str:
+    """The value of `Value-Scale`: by what values of this unit were multiplied."""
+    item: http_sf.ItemType = (Decimal(str(scale)), {"unit": unit})
+    return http_sf.ser(item)
 
 
-def _parse(text: str) -> dict[str, tuple[object, object]]:
-    """Parse to key -> (value, parameters).
+def _heads(plan: Plan) -> http_sf.InnerListType:
+    return [
+        (
+            http_sf.Token(head.name),
+            {} if head.width == 1 else {"width": Decimal(str(round(head.width, 3)))},
+        )
+        for head in plan.heads
+    ]
 
-    Any failure of the parser becomes BadBudget with the key of the wrong member.
-    """
+
+def _members(text: str, field: str, bad: Callable[[str, str], FathomError]) -> dict[str, object]:
     try:
-        return _dictionary(text)
-    except (http_sf.StructuredFieldError, UnicodeEncodeError) as error:
-        members = map(str.strip, text.split(","))
-        wrong = next((member for member in members if not _is_dictionary(member)), text)
-        key = re.split(r"[=;]", wrong)[0][:40]
-        if not key:
-            raise BadHeader(f"{FIELD} has a member without a key", header=FIELD) from error
-        form = "write key=value, the key in lower case, a number with at most 3 decimals (RFC 9651)"
-        raise bad(key, f"cannot be understood: {form}") from error
+        return plain_members(text, bad)
+    except MemberWithoutKeyError as error:
+        raise BadHeader(f"{field} has a member without a key", header=field) from error
 
 
-def _dictionary(text: str) -> dict[str, tuple[object, object]]:
-    members = http_sf.parse(text.encode("ascii"), tltype="dictionary")
-    return dict(members)  # type: ignore[arg-type]  # the type of the top level is in the argument
-
-
-def _is_dictionary(text: str) -> bool:
-    try:
-        _dictionary(text)
-    except (http_sf.StructuredFieldError, UnicodeEncodeError):
-        return False
-    return bool(text)
+def _joined(lines: Sequence[str], field: str) -> str:
+    """The lines of a field as one. Raises BadHeader if that is too long."""
+    text = ", ".join(line for line in (line.strip(" \t") for line in lines) if line)
+    if len(text) > MAX_LENGTH:
+        raise BadHeader(f"{field} has {len(text)} characters, more than {MAX_LENGTH}", header=field)
+    return text

@@ -1,23 +1,38 @@
-"""The forms of an answer, one row each: which one `Accept` selects, and what `include` adds."""
+"""The forms of an answer, one row each."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from service.answer import Answer
 from service.api import interchange, schemas
-from service.api.fields import FIELD
-from service.api.image_info import Wire
+from service.api.fields import VALUE_SCALE, format_scale
+from service.api.image_info import Wire, image_info
 from service.api.interchange import Told
-from service.errors import BadHeader, BadQuery, NotAcceptable
+from service.api.json_answer import segmentation, usage
+from service.api.mixed import mixed
+from service.tasks import Masks, Shown, Values
 from service.trace import Span
 
-INCLUDES = frozenset({"paused"})
-Rendered: TypeAlias = tuple[bytes, Span]
-Ranges: TypeAlias = dict[tuple[str, str], float]  # (type, profile or "") of Accept -> weight
+INCLUDES = frozenset({"paused", "values"})
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A body, and the stage that made it. media_type: None: that of its form. fields: of the
+    header."""
+
+    body: bytes
+    span: Span
+    media_type: str | None = None
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+
+# Of an answer, the heads with these names, and what `include` adds.
+Render: TypeAlias = Callable[[Answer, Sequence[str], Set[str]], Rendered]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +42,15 @@ class Form:
     media_type: if it has a profile, only a range with that profile, or without one, asks for it.
     holds: what it is, for people.
     render: makes the body and times the stage "mask". It runs outside the event loop.
+    takes: the kind of what one head says that it can hold; None: any, and several heads.
     includes: what `include` may add.
     model: of a form in JSON.
     """
 
     media_type: str
     holds: str
-    render: Callable[[Answer, Set[str]], Rendered]
+    render: Render
+    takes: tuple[type[Shown], ...] | None = None
     includes: Set[str] = frozenset()
     model: type[Wire] | None = None
 
@@ -45,127 +62,84 @@ class Form:
         return ((media, profile), *wider) if profile else wider
 
 
-def _json(answer: Answer, include: Set[str]) -> Rendered:
-    began = time.perf_counter()
-    segments = [schemas.segment(segment) for segment in answer.segments]
-    paused = schemas.paused(answer.paused_runs) if "paused" in include else None
-    span = Span("mask", began, time.perf_counter())
-    body = schemas.segmentation(answer, segments, paused, span)
-    return body.model_dump_json(exclude=set(INCLUDES - include)).encode(), span
+def _json(answer: Answer, names: Sequence[str], include: Set[str]) -> Rendered:
+    return Rendered(*segmentation(answer, names, include))
 
 
-def _timed(body: Callable[[Answer], bytes]) -> Callable[[Answer, Set[str]], Rendered]:
-    """A form that is made in one step."""
+def _mixed(answer: Answer, names: Sequence[str], include: Set[str]) -> Rendered:
+    return Rendered(*mixed(answer, names))
 
-    def render(answer: Answer, include: Set[str]) -> Rendered:
-        began = time.perf_counter()
-        return body(answer), Span("mask", began, time.perf_counter())
+
+def _of_one(body: Callable[[Answer], bytes]) -> Render:
+    """A form of one head that is made in one step."""
+
+    def render(answer: Answer, names: Sequence[str], include: Set[str]) -> Rendered:
+        (name,) = names
+        began, own = time.perf_counter(), answer.heads[name]
+        made = body(own)
+        fields = {}
+        if isinstance(own.shown, Values):
+            fields[VALUE_SCALE] = format_scale(own.values.scale, own.values.unit)
+        return Rendered(made, Span("mask", began, time.perf_counter()), fields=fields)
 
     return render
 
 
-def _interchange(make: Callable[[Answer, Told], Wire]) -> Callable[[Answer, Set[str]], Rendered]:
+def _interchange(make: Callable[[Answer, Told], Wire]) -> Render:
     """A form in JSON that says of the image what the first one does."""
 
     def body(answer: Answer) -> bytes:
-        now = time.perf_counter()
-        whole = schemas.segmentation(answer, [], None, Span("mask", now, now))
-        told = Told(image=whole.image, task=whole.task, usage=whole.usage)
-        return make(answer, told).model_dump_json().encode()
+        several = len(answer.manifest.heads) > 1
+        told = Told(
+            image=image_info(answer.geometry),
+            head=answer.name if several else None,
+            task=answer.task.name,
+            usage=usage(answer),
+        )
+        left_out = set() if several else {"head"}
+        return make(answer, told).model_dump_json(exclude=left_out).encode()
 
-    return _timed(body)
+    return _of_one(body)
 
 
 FORMS = (
     Form(
         "application/json",
-        "segments with COCO run lengths",
+        "segments with COCO run lengths, boxes, statistics of values",
         _json,
         includes=INCLUDES,
         model=schemas.Segmentation,
     ),
-    Form("image/png", "label map", _timed(Answer.png)),
+    Form("image/png", "label map, or values", _of_one(Answer.png), (Masks, Values)),
     Form(
         "image/png;profile=overlay",
         "the segments' colours, half transparent, to lay over the image",
-        _timed(Answer.overlay_png),
+        _of_one(Answer.overlay_png),
+        (Masks,),
     ),
     Form(
         "application/vnd.coco.panoptic+json",
         "COCO panoptic: segments_info, categories and the PNG in base64",
         _interchange(interchange.panoptic),
+        (Masks,),
         model=interchange.Panoptic,
     ),
     Form(
         "application/geo+json",
         "GeoJSON polygons with holes, in pixels, y down",
         _interchange(interchange.feature_collection),
+        (Masks,),
         model=interchange.FeatureCollection,
     ),
     Form(
         "application/x-npz",
         "probabilities per channel on the decoder's cells, numpy's archive",
-        _timed(Answer.npz),
+        _of_one(Answer.npz),
+        (Masks,),
+    ),
+    Form(
+        "multipart/mixed",
+        "answer.json, then a part per head: the PNG of masks or values, the JSON of boxes",
+        _mixed,
     ),
 )
-
-
-def negotiate(accept: Sequence[str]) -> Form:
-    """The form that the lines of `Accept` prefer; among equals, or without a line, the first one.
-
-    A form's weight is that of the most specific range that matches it (RFC 9110, 12.5.1). Raises
-    NotAcceptable, or BadHeader for a weight that is not a number from 0 to 1.
-    """
-    ranges = dict(_range(entry) for line in accept for entry in line.split(",") if entry.strip())
-    if not ranges:
-        return FORMS[0]
-    weights = [_weight(form, ranges) for form in FORMS]
-    best = max(weights)
-    if best <= 0:
-        offered = [form.media_type for form in FORMS]
-        raise NotAcceptable(f"This resource comes as {' or '.join(offered)}", offered=offered)
-    return FORMS[weights.index(best)]
-
-
-def included(query: Sequence[tuple[str, str]], form: Form) -> Set[str]:
-    """What the query adds to an answer of this form. Raises BadQuery that names the key."""
-    for key, value in query:
-        if key != "include":
-            raise BadQuery(
-                f"The query has the key '{key}', but the only key is 'include'; "
-                f"the budget belongs in {FIELD}",
-                key=key,
-            )
-        if value not in INCLUDES:
-            raise BadQuery(
-                f"include is '{value}', but it can only be {' or '.join(INCLUDES)}", key=key
-            )
-        if value not in form.includes:
-            raise BadQuery(
-                f"include={value} adds to JSON, but the answer would be {form.media_type}", key=key
-            )
-    return {value for _, value in query}
-
-
-def _range(entry: str) -> tuple[tuple[str, str], float]:
-    """One media range, its profile or "", and its weight; other parameters do not matter here."""
-    media, *parameters = (part.strip().lower() for part in entry.split(";"))
-    profile = ""
-    for name, _, value in (parameter.partition("=") for parameter in parameters):
-        if name.strip() == "profile":
-            profile = value.strip().strip('"')
-        if name.strip() == "q":
-            try:
-                weight = float(value)
-            except ValueError:
-                weight = -1.0
-            if not 0 <= weight <= 1:
-                raise BadHeader(
-                    f"Accept: the weight q={value} must be from 0 to 1", header="Accept", key="q"
-                )
-            return (media, profile), weight
-    return (media, profile), 1.0
-
-
-def _weight(form: Form, ranges: Ranges) -> float:
-    return next((ranges[match] for match in form.matches if match in ranges), 0.0)

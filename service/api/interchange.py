@@ -9,7 +9,7 @@ from pydantic import Field
 
 from service.answer import Answer
 from service.api.image_info import ImageInfo, Wire
-from service.api.schemas import Usage
+from service.api.schemas import Usage, UsageOfHeads
 from service.pixels.polygons import Polygon
 
 
@@ -17,8 +17,11 @@ class Told(Wire):
     """What every form in JSON says beside its segments."""
 
     image: ImageInfo
+    head: str | None = Field(
+        default=None, description="The head's name, where the bundle has several"
+    )
     task: str
-    usage: Usage
+    usage: UsageOfHeads | Usage
 
 
 class Category(Wire):
@@ -109,7 +112,7 @@ def panoptic(answer: Answer, told: Told) -> Panoptic:
         ],
         categories=[
             Category(id=i, name=entry.name, isthing=int(entry.thing), color=entry.color)
-            for i, entry in enumerate(answer.manifest.head.classes)
+            for i, entry in enumerate(answer.head.classes)
         ],
         png=base64.b64encode(answer.panoptic_png()).decode("ascii"),
     )

@@ -30,6 +30,7 @@ from service.open_inference.infer import (
     run_all,
     take,
 )
+from service.open_inference.outputs import Outputs
 from service.segmenting import Segmenter
 from service.settings import Settings
 from service.trace import Trace
@@ -59,6 +60,7 @@ class InferRoute:
     ) -> None:
         self._segmenter, self._intake, self._metrics = segmenter, intake, metrics
         self._max_pixels = settings.max_pixels
+        self._outputs = Outputs.of(segmenter.model)
         self.max_images = most_images(settings)
 
     async def infer(self, request: Request) -> Response:
@@ -73,7 +75,9 @@ class InferRoute:
             body = _body(request)
             async with self._intake.hold(request, body, whole) as data:
                 header = request.headers.get(HEADER_LENGTH)
-                parsing = self._segmenter.in_thread(partial(rest.parse, data, header))
+                parsing = self._segmenter.in_thread(
+                    partial(rest.parse, data, header, self._outputs)
+                )
                 sent = await while_connected(request, parsing)
                 asked, pictures = sent.request, sent.request.input.pictures(self.max_images)
                 stack.close()  # the place of a body becomes one place for each image
@@ -82,7 +86,9 @@ class InferRoute:
                         self._segmenter, asked.wanted, traces, len(pictures), request.state.arrived
                     )
                 )
-                taking = take(self._segmenter, asked, pictures, traces, self._max_pixels)
+                taking = take(
+                    self._segmenter, asked, pictures, traces, self._outputs, self._max_pixels
+                )
                 frames = await while_connected(request, taking)
             wanted, binary = asked.wanted, sent.binary
             del data, sent, asked, pictures  # the images are decoded
@@ -91,7 +97,7 @@ class InferRoute:
             encoding = encodings.accepted(request.headers.getlist("accept-encoding"))
 
             def render() -> tuple[bytes, int | None]:
-                found, spans = reply(answers, wanted)
+                found, spans = reply(answers, wanted, self._outputs)
                 for trace, span in zip(traces, spans, strict=True):
                     trace.add(span.stage, span.began, span.ended)
                 content, header_length = rest.write(found, binary)
@@ -116,6 +122,7 @@ def open_inference(
     model = segmenter.model
     route = InferRoute(segmenter, intake, metrics, settings)
     known = description.versions(model)
+    outputs = list(Outputs.of(model).known)
 
     async def named(name: str) -> None:
         if name != model.manifest.name:
@@ -136,7 +143,7 @@ def open_inference(
                 handler,
                 methods=[method],
                 dependencies=[*keys, *map(Depends, checks)],
-                **openapi_inference.described(path, model.manifest.layers),
+                **openapi_inference.described(path, model.manifest, outputs),
             )
 
     @router.get("", dependencies=guard)
@@ -159,7 +166,7 @@ def open_inference(
     @router.post(
         "/repository/index",
         dependencies=guard,
-        **openapi_inference.described("index", model.manifest.layers),
+        **openapi_inference.described("index", model.manifest, outputs),
     )
     async def index(request: Request) -> JSONResponse:
         async with intake.hold(request, _body(request), whole) as data:

@@ -6,6 +6,7 @@ It is made from the table of forms, the image formats and the error tree.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi.routing import APIRoute
@@ -13,13 +14,14 @@ from starlette.responses import Response
 
 from service.api import openapi_answers
 from service.api.body import FORM
-from service.api.fields import MAX_LENGTH, pattern
+from service.api.fields import PREFERENCE, VALUE_SCALE, pattern, preference_pattern
 from service.api.forms import FORMS, INCLUDES
 from service.api.image_info import Wire
 from service.api.openapi_answers import failure
 from service.api.schemas import TASK_NOTES, Problem
 from service.errors import BadInference, FathomError
 from service.pixels.formats import FORMATS
+from service.structured import MAX_LENGTH
 from service.tasks import TASKS
 
 _BINARY = {"type": "string", "format": "binary"}
@@ -73,10 +75,10 @@ _HEADERS = {
 }
 
 
-def segment(layers: int) -> dict[str, Any]:
+def segment(layers: int, heads: Sequence[str]) -> dict[str, Any]:
     """The arguments of the route /segment for its description.
 
-    layers: the bundle's deepest exit.
+    layers: the bundle's deepest exit. heads: the names of its heads.
     """
     headers = {
         name: {
@@ -92,6 +94,12 @@ def segment(layers: int) -> dict[str, Any]:
         for form in FORMS
     }
     content["application/json"]["example"] = _EXAMPLE
+    headers[VALUE_SCALE] = {
+        "description": "With a PNG of values: by what they were multiplied, and their unit "
+        "(RFC 9651 Item)",
+        "schema": {"type": "string"},
+        "example": '512.0;unit="m"',
+    }
     responses: dict[int, Any] = {
         200: {
             "description": "The segmented image",
@@ -102,7 +110,7 @@ def segment(layers: int) -> dict[str, Any]:
     for status, names in sorted(titles(BadInference).items()):
         responses[status] = failure(" / ".join(names))
     forms = "; ".join(f"{form.media_type}: {form.holds}" for form in FORMS)
-    pixels = "; ".join(f"{task.name}: {task.png}" for task in TASKS.values())
+    pixels = "; ".join(f"{task.name}: {task.png}" for task in TASKS.values() if task.png)
     return {
         "summary": "Segment one image",
         "description": "Masks of one image, with the compute that the image needs and its budget "
@@ -111,7 +119,7 @@ def segment(layers: int) -> dict[str, Any]:
         "tags": ["segment"],
         "response_class": Response,
         "responses": responses,
-        "openapi_extra": {"parameters": _parameters(layers), "requestBody": _request_body()},
+        "openapi_extra": {"parameters": _parameters(layers, heads), "requestBody": _request_body()},
     }
 
 
@@ -163,7 +171,7 @@ def _request_body() -> dict[str, Any]:
     return {"required": True, "content": content | {FORM: form}}
 
 
-def _parameters(layers: int) -> list[dict[str, Any]]:
+def _parameters(layers: int, heads: Sequence[str]) -> list[dict[str, Any]]:
     budget = (
         "Ceilings and a floor, all optional (RFC 9651 Dictionary). "
         "depth: most encoder layers. "
@@ -180,17 +188,36 @@ def _parameters(layers: int) -> list[dict[str, Any]]:
     # No Accept here: OpenAPI ignores it as a parameter, and takes it from the answers' types.
     return [
         _header("Compute-Budget", budget, "depth=3, gflops=6.5, ms=500, max-loss=0.01", **written),
+        preference(heads),
         _header("Value-Range", value_range, "auto", enum=["full", "auto"]),
         _header("X-Request-Id", "Echoed if it matches [A-Za-z0-9._-]{1,64}", "3f1c9a"),
         {
             "name": "include",
             "in": "query",
             "description": "paused: adds to JSON the part of the image that the encoder paused; "
-            "null if none",
+            "null if none. values: adds their PNG to what a head measured",
             "schema": {"type": "string", "enum": sorted(INCLUDES)},
             "example": "paused",
         },
+        {
+            "name": "head",
+            "in": "query",
+            "description": "Answer this head alone; it must be asked for. Without it, a form that "
+            "holds one head has the one that matters most of those that it can hold",
+            "schema": {"type": "string", "enum": list(heads)},
+            "example": heads[0],
+        },
     ]
+
+
+def preference(heads: Sequence[str]) -> dict[str, Any]:
+    """The field `Task-Preference`. heads: the names of the bundle's."""
+    text = (
+        "How much each head matters (RFC 9651 Dictionary of numbers, 0 or more); a head with 0, or "
+        "without a weight, is neither run nor answered. This bundle's: " + ", ".join(heads)
+    )
+    weights = {"pattern": preference_pattern(heads), "maxLength": MAX_LENGTH}
+    return _header(PREFERENCE, text, f"{heads[0]}=0.7", **weights)
 
 
 def _header(name: str, description: str, example: str, **schema: object) -> dict[str, Any]:

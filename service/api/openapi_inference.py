@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.responses import Response
 
+from service.api.fields import preference_pattern
 from service.api.openapi import titles
 from service.api.openapi_answers import error
+from service.bundle import Manifest
 from service.errors import BadHeader, BadQuery, NotAcceptable
-from service.open_inference.request import IGNORED, IMAGE, LABELS, MAX_ID, PIXELS, SEGMENTS
+from service.open_inference.request import IGNORED, IMAGE, MAX_ID, PIXELS
+from service.structured import MAX_LENGTH
 
 _NAMED = {"type": "object", "required": ["name"]}
 _SCALAR = {"anyOf": [{"type": kind} for kind in ("string", "number", "boolean")]}
@@ -49,20 +53,6 @@ _REQUEST: dict[str, Any] = {
                 },
             },
         },
-        "outputs": {
-            "type": "array",
-            "items": _NAMED
-            | {
-                "properties": {
-                    "name": {"type": "string", "enum": [LABELS, SEGMENTS]},
-                    "parameters": {
-                        "type": "object",
-                        "additionalProperties": False,
-                        "properties": {"binary_data": {"type": "boolean"}},
-                    },
-                }
-            },
-        },
     },
 }
 _RESPONSE = {
@@ -76,11 +66,6 @@ _RESPONSE = {
         "outputs": {"type": "array", "items": {"type": "object", "properties": _TENSOR}},
     },
 }
-_EXAMPLE = {
-    "inputs": [{"name": IMAGE, "datatype": "BYTES", "shape": [1], "data": ["/9j/4AAQSkZJRg..."]}],
-    "outputs": [{"name": SEGMENTS}],
-    "parameters": {"gflops": 6.5},
-}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _SUMMARIES = {
     "": "Metadata of the model: its inputs and outputs",
@@ -92,33 +77,43 @@ _SUMMARIES = {
 }
 
 
-def described(path: str, layers: int) -> dict[str, Any]:
+def described(path: str, manifest: Manifest, outputs: Sequence[str]) -> dict[str, Any]:
     """The arguments of a route of the model that describe it.
 
-    path: below the model's own. layers: the bundle's deepest exit.
+    path: below the model's own. outputs: the names of the model's.
     """
     found: dict[str, Any] = {"summary": _SUMMARIES[path], "responses": {404: error("Unknown")}}
     if path == "/ready":
         found["responses"][503] = error("Starting, draining or failed")
     if path == "/infer":
-        found |= _infer(layers)
+        found |= _infer(manifest, outputs)
     return found
 
 
-def _request(layers: int) -> dict[str, Any]:
-    """The schema of a request. layers: the bundle's deepest exit."""
-    depth = {"type": "integer", "minimum": 1, "maximum": layers}
+def _request(manifest: Manifest, outputs: Sequence[str]) -> dict[str, Any]:
+    """The schema of a request."""
+    depth = {"type": "integer", "minimum": 1, "maximum": manifest.layers}
+    weights = preference_pattern([head.name for head in manifest.heads])
+    preference = {"type": "string", "pattern": weights, "maxLength": MAX_LENGTH}
     parameters = {
         "type": "object",
-        "description": "The keys of Compute-Budget, timeout in microseconds, binary_data_output. "
-        "Numbers may be strings.",
+        "description": "The keys of Compute-Budget, task_preference as the field Task-Preference, "
+        "timeout in microseconds, binary_data_output. Numbers may be strings.",
         "additionalProperties": False,
-        "properties": {"depth": depth, **_PARAMETERS},
+        "properties": {"depth": depth, "task_preference": preference, **_PARAMETERS},
     }
-    return _REQUEST | {"properties": {"parameters": parameters, **_REQUEST["properties"]}}
+    binary = {"binary_data": {"type": "boolean"}}
+    of_output = {"type": "object", "additionalProperties": False, "properties": binary}
+    output = {"name": {"type": "string", "enum": list(outputs)}, "parameters": of_output}
+    properties = {
+        "parameters": parameters,
+        "outputs": {"type": "array", "items": _NAMED | {"properties": output}},
+        **_REQUEST["properties"],
+    }
+    return _REQUEST | {"properties": properties}
 
 
-def _infer(layers: int) -> dict[str, Any]:
+def _infer(manifest: Manifest, outputs: Sequence[str]) -> dict[str, Any]:
     responses: dict[int, Any] = {
         200: {
             "description": "The outputs, with what each image took in the parameters",
@@ -137,8 +132,14 @@ def _infer(layers: int) -> dict[str, Any]:
         "description": "Bytes of JSON before the binary data; 0: the body is one image file",
         "schema": {"type": "integer", "minimum": 0},
     }
+    data = ["/9j/4AAQSkZJRg..."]
+    example = {
+        "inputs": [{"name": IMAGE, "datatype": "BYTES", "shape": [1], "data": data}],
+        "outputs": [{"name": outputs[-1]}],
+        "parameters": {"gflops": 6.5},
+    }
     content = {
-        "application/json": {"schema": _request(layers), "example": _EXAMPLE},
+        "application/json": {"schema": _request(manifest, outputs), "example": example},
         "application/octet-stream": _BINARY,
     }
     return {

@@ -8,8 +8,12 @@ from fastapi import APIRouter, params
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.api import openapi
 from service.api import plans as answer
+from service.api.fields import PREFERENCE, names_the_header, parse_preference
 from service.api.openapi_answers import failure
+from service.core import Ask
+from service.errors import BadHeader
 from service.metrics import Metrics
 from service.model import Model
 from service.settings import Settings
@@ -21,10 +25,21 @@ def operations(
     """The routes. guard: the dependencies of those that need an API key."""
     router = APIRouter(tags=["operations"])
 
-    @router.get("/plans", dependencies=guard)
-    async def plans() -> answer.Plans:
-        """The plans with their costs on this node, the canvases, the classes and the limits."""
-        return answer.plans(model, settings)
+    described = {"parameters": [openapi.preference([head.name for head in model.manifest.heads])]}
+
+    @router.get(
+        "/plans",
+        dependencies=guard,
+        responses={400: failure(BadHeader.title)},
+        openapi_extra=described,
+    )
+    async def plans(request: Request) -> answer.Plans:
+        """The plans with their costs on this node, the canvases, the heads and the limits."""
+        request.state.vary = PREFERENCE
+        weights = parse_preference(request.headers.getlist(PREFERENCE))
+        with names_the_header():
+            model.policies.check(Ask(preference=weights))
+        return answer.plans(model, settings, weights)
 
     @router.get("/healthz")
     async def healthz() -> dict[str, str]:

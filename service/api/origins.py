@@ -20,11 +20,12 @@ from service.settings import flag
 ANY = "*"
 SENT = (
     *("Accept", "Authorization", "Compute-Budget", "Content-Encoding", "Content-Type"),
-    *("Value-Range", "X-API-Key", "X-Request-Id", "traceparent", "tracestate"),
+    *("Task-Preference", "Value-Range", "X-API-Key", "X-Request-Id", "traceparent", "tracestate"),
     "Inference-Header-Content-Length",
 )
 SHOWN = (
-    *("Compute-Used", "Retry-After", "Server-Timing", "X-Request-Id", "traceparent"),
+    *("Compute-Used", "Retry-After", "Server-Timing", "Value-Scale", "X-Request-Id"),
+    "traceparent",
     "Inference-Header-Content-Length",
 )
 _PREFLIGHT = {

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Literal
+
 from pydantic import Field
 
 from service.api.image_info import Wire
+from service.bundle import Head
 from service.core import told
 from service.model import Model
 from service.settings import Settings
+from service.tasks import Boxes, Masks, Shown, Task, Values
+
+_GIVES: dict[type[Shown], Literal["masks", "boxes", "values"]] = {
+    Masks: "masks",
+    Boxes: "boxes",
+    Values: "values",
+}
 
 
 class ShapeInfo(Wire):
@@ -18,14 +29,15 @@ class ShapeInfo(Wire):
 
 
 class PlanInfo(Wire):
-    """A plan and its cost. canvas: the name of one of `canvases`. ms: for one image on this node;
-    null until the engine is warm."""
+    """A plan and its cost. canvas: the name of one of `canvases`. heads: those that run, with their
+    widths. ms: for one image on this node; null until the engine is warm."""
 
     name: str
     canvas: str
     depth: int
     keep: float
     width: float
+    heads: dict[str, float]
     gflops: float
     quality: float
     ms: float | None
@@ -45,6 +57,22 @@ class ClassName(Wire):
     color: tuple[int, int, int]
 
 
+class HeadInfo(Wire):
+    """What a head answers. gives: masks, boxes or values; objects: whether a segment is one object,
+    not all pixels of a class; weight: how much it matters, of 1 in all, 0 if it does not run; unit,
+    range: of values, else null."""
+
+    name: str
+    task: str
+    gives: Literal["masks", "boxes", "values"]
+    objects: bool
+    weight: float
+    widths: list[float]
+    classes: list[ClassName]
+    unit: str | None
+    range: tuple[float, float] | None
+
+
 class BundleName(Wire):
     """What is served."""
 
@@ -62,22 +90,29 @@ class LimitsInfo(Wire):
 
 
 class Plans(Wire):
-    """The answer of /plans: all that a page needs to let a user set a budget."""
+    """The answer of /plans: all that a page needs to let a user set a budget and a preference."""
 
-    plans: list[PlanInfo] = Field(description="From the cheapest to the most expensive")
+    plans: list[PlanInfo] = Field(
+        description="From the cheapest to the most expensive; for the Task-Preference of the "
+        "request, or the bundle's own"
+    )
     canvases: list[CanvasInfo] = Field(description="From small to large")
     glance: str = Field(description="The canvas on which the gate sees every image")
-    task: str
-    objects: bool = Field(description="A segment is one object, not all pixels of a class")
+    heads: list[HeadInfo]
+    task: str = Field(description="Of the head that matters most to those who say nothing of it")
+    objects: bool = Field(description="Of the same head")
     bundle: BundleName
-    classes: list[ClassName]
+    classes: list[ClassName] = Field(description="Of the same head")
     limits: LimitsInfo
 
 
-def plans(model: Model, settings: Settings) -> Plans:
-    """The answer of /plans."""
-    manifest = model.manifest
-    measured = {name: told(ms) for name, ms in model.plan_ms(manifest.plans).items()}
+def plans(model: Model, settings: Settings, preference: Mapping[str, float] | None) -> Plans:
+    """The answer of /plans. preference: checked."""
+    manifest, complete = model.manifest, model.policies.of(preference).plans
+    shares = model.policies.shares(preference)
+    measured = {name: told(ms) for name, ms in model.plan_ms(complete).items()}
+    heads = [_head(head, model.tasks[head.name], shares) for head in manifest.heads]
+    main = next(head for head in heads if head.name == manifest.head.name)
     return Plans(
         plans=[
             PlanInfo(
@@ -86,11 +121,12 @@ def plans(model: Model, settings: Settings) -> Plans:
                 depth=plan.depth,
                 keep=plan.keep,
                 width=plan.width,
+                heads={head.name: head.width for head in plan.heads},
                 gflops=plan.price,
                 quality=plan.quality,
                 ms=measured.get(plan.name),
             )
-            for plan in manifest.plans
+            for plan in complete
         ],
         canvases=[
             CanvasInfo(
@@ -102,14 +138,29 @@ def plans(model: Model, settings: Settings) -> Plans:
             for canvas in manifest.input.canvases
         ],
         glance=manifest.glance.name,
-        task=model.task.name,
-        objects=model.task.objects,
+        heads=heads,
+        task=main.task,
+        objects=main.objects,
         bundle=BundleName(name=manifest.name, revision=manifest.revision),
-        classes=[ClassName(name=entry.name, color=entry.color) for entry in manifest.head.classes],
+        classes=main.classes,
         limits=LimitsInfo(
             max_body_bytes=settings.max_body_bytes,
             max_pixels=settings.max_pixels,
             max_side=settings.max_side,
             min_side=settings.min_side,
         ),
+    )
+
+
+def _head(head: Head, task: Task, shares: Mapping[str, float]) -> HeadInfo:
+    return HeadInfo(
+        name=head.name,
+        task=head.task,
+        gives=_GIVES[task.gives],
+        objects=task.objects,
+        weight=round(shares.get(head.name, 0.0), 4),
+        widths=list(head.widths),
+        classes=[ClassName(name=entry.name, color=entry.color) for entry in head.classes],
+        unit=head.unit,
+        range=head.range,
     )

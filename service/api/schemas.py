@@ -5,16 +5,17 @@ from __future__ import annotations
 from pydantic import BaseModel, Field
 
 from service import tasks
-from service.answer import Answer
-from service.api.image_info import ImageInfo, Wire, image_info
-from service.pixels.rle import RunLengths, run_lengths
-from service.pixels.runs import Runs
-from service.trace import Span
+from service.api.image_info import ImageInfo, Wire
 
-TASK_NOTES = "; ".join(
-    f"{task.name}: a segment per {'object' if task.objects else 'class'}"
-    for task in tasks.TASKS.values()
-)
+
+def _note(task: tasks.Task) -> str:
+    if task.gives is tasks.Values:
+        return f"{task.name}: statistics of its values"
+    what = "box" if task.gives is tasks.Boxes else "segment"
+    return f"{task.name}: a {what} per {'object' if task.objects else 'class'}"
+
+
+TASK_NOTES = "; ".join(_note(task) for task in tasks.TASKS.values())
 
 
 class Rle(Wire):
@@ -41,6 +42,57 @@ class Segment(Wire):
     rle: Rle
 
 
+class Detected(Wire):
+    """One object that was found, without its mask. box: [x, y, width, height] in pixels, within the
+    image. score: the probability of its class."""
+
+    id: int
+    class_id: int
+    label: str
+    is_thing: bool
+    score: float
+    box: tuple[float, float, float, float]
+
+
+class Measured(Wire):
+    """Statistics of the values that a head measured, over the image.
+
+    percentiles: by 5, 25, 75 and 95. scale: a pixel of the PNG is its value times this.
+    """
+
+    unit: str
+    min: float
+    max: float
+    mean: float
+    median: float
+    percentiles: dict[str, float]
+    scale: float
+    png: str | None = Field(
+        default=None,
+        description="Only with include=values: the 16-bit PNG in base64",
+        json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"},
+    )
+
+
+class HeadSegments(Wire):
+    """What a head says that gives masks or boxes. weight: how much it was to matter, of 1 in all;
+    width: the share of its channels that ran."""
+
+    task: str = Field(description=TASK_NOTES)
+    weight: float
+    width: float
+    segments: list[Segment] | list[Detected]
+
+
+class HeadValues(Wire):
+    """What a head says that measures something."""
+
+    task: str
+    weight: float
+    width: float
+    values: Measured
+
+
 class CanvasUsed(Wire):
     """The canvas that the image was scaled to. height, width: of its shape that fits the image."""
 
@@ -61,6 +113,12 @@ class Usage(Wire):
     predicted_quality: float
 
 
+class UsageOfHeads(Usage):
+    """The same for a bundle that has heads or widths to choose from. heads: width by name."""
+
+    heads: dict[str, float]
+
+
 class Paused(Wire):
     """The part of the image where the encoder paused tokens. share: of the pixels, 0..1."""
 
@@ -72,9 +130,19 @@ class Segmentation(Wire):
     """The answer of /segment as application/json."""
 
     image: ImageInfo
-    task: str = Field(description=TASK_NOTES)
-    segments: list[Segment]
-    usage: Usage
+    task: str | None = Field(
+        default=None, description=f"Of a single head that is answered. {TASK_NOTES}"
+    )
+    segments: list[Segment] | list[Detected] | None = Field(
+        default=None, description="Of a single head that is answered, and gives masks or boxes"
+    )
+    values: Measured | None = Field(
+        default=None, description="Of a single head that is answered, and measures something"
+    )
+    heads: dict[str, HeadSegments | HeadValues] | None = Field(
+        default=None, description="By name, where the bundle has several heads"
+    )
+    usage: UsageOfHeads | Usage
     timing_ms: dict[str, float]
     paused: Paused | None = Field(
         default=None,
@@ -90,55 +158,3 @@ class Problem(BaseModel):
     status: int
     detail: str
     instance: str
-
-
-def segment(result: tasks.Segment) -> Segment:
-    """A segment in its JSON form."""
-    return Segment(
-        id=result.id,
-        class_id=result.class_id,
-        label=result.label,
-        is_thing=result.thing,
-        score=round(result.score, 4),
-        area=result.mask.area,
-        box=result.mask.box,
-        rle=_rle(result.mask),
-    )
-
-
-def paused(runs: Runs | None) -> Paused | None:
-    """The JSON form of a map (height, width), 1 = paused."""
-    if runs is None:
-        return None
-    (mask,) = run_lengths(runs, [1])
-    height, width = runs.shape
-    return Paused(share=round(mask.area / (height * width), 4), rle=_rle(mask))
-
-
-def segmentation(
-    answer: Answer, segments: list[Segment], paused: Paused | None, mask: Span
-) -> Segmentation:
-    """The JSON answer. mask: the stage that made the segments."""
-    geometry, decision = answer.geometry, answer.decision
-    height, width = geometry.canvas
-    stages = {**answer.stages, mask.stage: mask.ended - mask.began}
-    return Segmentation(
-        image=image_info(geometry),
-        task=answer.task.name,
-        segments=segments,
-        usage=Usage(
-            plan=decision.plan.name,
-            canvas=CanvasUsed(name=decision.plan.canvas, height=height, width=width),
-            depth=decision.plan.depth,
-            of=answer.manifest.layers,
-            gflops=decision.plan.price,
-            reason=decision.reason.value,
-            predicted_quality=round(decision.predicted_quality, 4),
-        ),
-        timing_ms={stage: round(seconds * 1000, 3) for stage, seconds in stages.items()},
-        paused=paused,
-    )
-
-
-def _rle(mask: RunLengths) -> Rle:
-    return Rle(size=mask.size, counts=mask.counts)

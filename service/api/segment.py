@@ -10,14 +10,16 @@ from typing import TypeVar
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from service.api import forms
+from service.api import selection
 from service.api.body import Intake
 from service.api.fields import (
     FIELD,
+    PREFERENCE,
     PRIORITY,
     VALUE_RANGE,
     names_the_header,
     parse_budget,
+    parse_preference,
     parse_urgency,
     parse_value_range,
 )
@@ -35,9 +37,10 @@ class SegmentRoute:
 
     def __init__(self, segmenter: Segmenter, intake: Intake, metrics: Metrics) -> None:
         self._segmenter, self._intake, self._metrics = segmenter, intake, metrics
+        self._model = segmenter.model
 
     async def segment(self, request: Request) -> Response:
-        request.state.vary = f"Accept, {FIELD}, {VALUE_RANGE}"
+        request.state.vary = f"Accept, {FIELD}, {PREFERENCE}, {VALUE_RANGE}"
         outcome = FathomError.problem
         try:
             response = await self._segment(request, request.state.trace)
@@ -56,14 +59,20 @@ class SegmentRoute:
 
     async def _segment(self, request: Request, trace: Trace) -> Response:
         # Whatever can be refused is refused before the body is read.
-        form = forms.negotiate(request.headers.getlist("accept"))
-        include = forms.included(request.query_params.multi_items(), form)
+        form = selection.negotiate(request.headers.getlist("accept"))
+        query = selection.parse_query(request.query_params.multi_items(), form)
         ask = Ask(
             parse_budget(request.headers.getlist(FIELD)),
             parse_value_range(request.headers.getlist(VALUE_RANGE)),
             parse_urgency(request.headers.getlist(PRIORITY)),
+            parse_preference(request.headers.getlist(PREFERENCE)),
         )
-        place = self._segmenter.place(ask, trace, request.state.arrived)
+        place, model = self._segmenter.place(ask, trace, request.state.arrived), self._model
+        with names_the_header():
+            model.policies.check(ask)
+        names = selection.answered(
+            form, query.head, model.policies.shares(ask.preference), model.tasks
+        )
         with names_the_header(), place as ticket:
             async with self._intake.receive(request) as upload:
                 self._segmenter.received(ticket)
@@ -73,10 +82,11 @@ class SegmentRoute:
             running = self._segmenter.run(ticket, frames, trace)
             del frames
             answer = await while_connected(request, running)
-            rendering = self._segmenter.in_thread(lambda: form.render(answer, include))
-            body, span = await while_connected(request, rendering)
-        trace.add(span.stage, span.began, span.ended)
-        return Response(body, media_type=form.media_type)
+            rendering = self._segmenter.in_thread(lambda: form.render(answer, names, query.include))
+            made = await while_connected(request, rendering)
+        trace.add(made.span.stage, made.span.began, made.span.ended)
+        media_type = made.media_type or form.media_type
+        return Response(made.body, media_type=media_type, headers=dict(made.fields))
 
 
 def observe(metrics: Metrics, request: Request, outcome: str) -> None:

@@ -10,7 +10,7 @@ from service.bundle.canvases import Canvas
 from service.bundle.heads import EncoderPlan, Head
 from service.bundle.kernel import KernelFile
 from service.bundle.plans import complete_plans
-from service.core import Margin, Plan
+from service.core import HeadWidth, Margin, Plan
 
 SCHEMA = 4
 
@@ -131,9 +131,14 @@ class Manifest:
         return max(self.heads, key=lambda head: self.default_preference.get(head.name, 0.0))
 
     @property
+    def head_widths(self) -> list[HeadWidth]:
+        """Each head at each of its widths, in the order of gate scores."""
+        return [at for head in self.heads for at in head.at_widths()]
+
+    @property
     def head_keys(self) -> list[str]:
-        """The `HeadWidth.key` of each head at each of its widths, in the order of gate scores."""
-        return [at.key for head in self.heads for at in head.at_widths()]
+        """The same by `HeadWidth.key`."""
+        return [at.key for at in self.head_widths]
 
     @property
     def plans(self) -> tuple[Plan, ...]:

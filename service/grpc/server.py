@@ -16,7 +16,16 @@ from service.grpc.messages import MESSAGES, SERVICE
 from service.metrics import Metrics
 from service.open_inference import description
 from service.open_inference.infer import Reply, counted, most_images, places, reply, run_all, take
-from service.open_inference.request import Input, Request, check_input, elements, shown, wanted
+from service.open_inference.outputs import Outputs
+from service.open_inference.request import (
+    Input,
+    Offer,
+    Request,
+    check_input,
+    elements,
+    shown,
+    wanted,
+)
 from service.segmenting import Segmenter
 from service.settings import Settings, flag
 from service.trace import Trace
@@ -40,6 +49,7 @@ class GrpcServer:
     ) -> None:
         self._settings, self._segmenter, self._metrics = settings, segmenter, metrics
         self._model, self._keys = segmenter.model, keys
+        self._outputs = Outputs.of(segmenter.model)
         self._server: Any = None
         self._told: dict[str, Callable[[], dict[str, Any]]] = {
             "ServerLive": lambda: {"live": True},
@@ -122,17 +132,19 @@ class GrpcServer:
         arrived, traces = time.perf_counter(), [trace]
         with counted(self._metrics, traces, arrived):
             self._model.engine.check_ready()
-            request = _request(message, context.time_remaining())
+            request = _request(message, context.time_remaining(), self._outputs)
             pictures = request.input.pictures(most_images(self._settings))
             asked, count = request.wanted, len(pictures)
             with places(self._segmenter, asked, traces, count, arrived) as tickets:
                 most = self._settings.max_pixels
-                frames = await take(self._segmenter, request, pictures, traces, most)
+                frames = await take(self._segmenter, request, pictures, traces, self._outputs, most)
                 # The images are decoded: they need not wait as bytes, too.
                 del request, message, pictures
                 answers = await run_all(self._segmenter, tickets, frames, traces)
                 del frames
-                found, spans = await self._segmenter.in_thread(lambda: reply(answers, asked))
+                found, spans = await self._segmenter.in_thread(
+                    lambda: reply(answers, asked, self._outputs)
+                )
             for image, span in zip(traces, spans, strict=True):
                 image.add(span.stage, span.began, span.ended)
             return _response(found)
@@ -148,9 +160,11 @@ def _code(error: FathomError) -> grpc.StatusCode:
     return known.get(error.status, grpc.StatusCode.INVALID_ARGUMENT)
 
 
-def _request(message: Any, remaining_s: float | None) -> Request:
-    """remaining_s: until the caller's own deadline. Raises BadInference and BadBudget."""
-    found = wanted(message.id, _plain(message.parameters), [out.name for out in message.outputs])
+def _request(message: Any, remaining_s: float | None, offer: Offer) -> Request:
+    """remaining_s: until the caller's own deadline. offer: the model's outputs. Raises
+    BadInference, BadBudget and BadPreference."""
+    names = [out.name for out in message.outputs]
+    found = wanted(message.id, _plain(message.parameters), names, offer)
     if remaining_s is not None:
         left, budget = max(1.0, remaining_s * 1000), found.ask.budget
         budget = replace(budget, ms=left if budget.ms is None else min(left, budget.ms))

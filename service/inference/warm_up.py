@@ -37,7 +37,7 @@ def warm_up(stages: Stages, max_batch: int) -> Costs:
     encoders: dict[str, Cost] = {}
     heads: dict[tuple[str, str], Cost] = {}
     manifest = stages.manifest
-    every = [at for head in manifest.heads for at in head.at_widths()]
+    every = manifest.head_widths
     for canvas in reversed(manifest.input.canvases):
         plans = [plan for plan in manifest.encoder_plans if plan.canvas == canvas.name]
         first, *others = canvas.shapes
@@ -85,10 +85,10 @@ def measure_again(stages: Stages, costs: Costs, plan: Plan) -> None:
 
 def check(stages: Stages) -> None:
     """Run every stage on a blank image. Raises what the backend raises."""
-    heads = [at for head in stages.manifest.heads for at in head.at_widths()]
-    for canvas in stages.manifest.input.canvases:
-        plans = [plan for plan in stages.manifest.encoder_plans if plan.canvas == canvas.name]
-        _measure(stages, canvas.shapes[0], plans, heads, 1, runs=1)
+    manifest = stages.manifest
+    for canvas in manifest.input.canvases:
+        plans = [plan for plan in manifest.encoder_plans if plan.canvas == canvas.name]
+        _measure(stages, canvas.shapes[0], plans, manifest.head_widths, 1, runs=1)
 
 
 class _Measured(NamedTuple):

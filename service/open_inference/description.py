@@ -7,11 +7,17 @@ from typing import Any
 from service.labels import OUTCOMES
 from service.metrics import Metrics
 from service.model import Model
-from service.open_inference.infer import VERSION, datatype_of_labels
-from service.open_inference.request import IMAGE, LABELS, PIXELS, SEGMENTS
+from service.open_inference.infer import VERSION
+from service.open_inference.outputs import Outputs
+from service.open_inference.request import IMAGE, PIXELS
 
 EXTENSIONS = ["binary_tensor_data", "parameters", "model_configuration", "statistics"]
-_TYPES = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "INT32": "TYPE_INT32"}  # in /config
+_TYPES = {
+    "BYTES": "TYPE_STRING",
+    "UINT8": "TYPE_UINT8",
+    "INT32": "TYPE_INT32",
+    "FP32": "TYPE_FP32",
+}  # in /config
 # Triton's stages -> those of ours that they are made of
 _STAGES = {
     "queue": ("queue",),
@@ -40,8 +46,8 @@ def metadata(model: Model) -> dict[str, Any]:
         "platform": "fathom",
         "inputs": [_tensor(IMAGE, "BYTES", [-1]), _tensor(PIXELS, "UINT8", [-1, -1, -1, 3])],
         "outputs": [
-            _tensor(LABELS, datatype_of_labels(model.task.objects), [-1, -1, -1]),
-            _tensor(SEGMENTS, "BYTES", [-1]),
+            _tensor(row.name, row.datatype, list(row.shape))
+            for row in Outputs.of(model).known.values()
         ],
     }
 
@@ -78,6 +84,7 @@ def config(model: Model, max_images: int) -> dict[str, Any]:
         "parameters": {
             "max_images": {"string_value": str(max_images)},
             "revision": {"string_value": model.manifest.revision},
+            "heads": {"string_value": ", ".join(head.name for head in model.manifest.heads)},
         },
         "model_warmup": [],
         "model_transaction_policy": {"decoupled": False},

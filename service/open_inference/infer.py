@@ -5,41 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from service.core import Frames
 from service.errors import BadInference, FathomError, TooLarge
 from service.inference.ticket import Ticket
 from service.metrics import Metrics
-from service.open_inference.request import LABELS, MAX_IMAGES, SEGMENTS, Pixels, Request, Wanted
+from service.open_inference.outputs import Outputs, Part, Tensor
+from service.open_inference.request import MAX_IMAGES, Pixels, Request, Wanted
 from service.segmenting import Answer, Segmenter
 from service.settings import Settings
-from service.tasks import Segment
 from service.trace import Span, Trace
 
 VERSION = "1"  # as clients expect one: a number. The bundle's revision names the same model
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """An output. data: of BYTES, its elements; else an array of the shape."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    data: list[bytes] | NDArray[Any]
-
-    def raw(self) -> bytes:
-        """The binary form: little endian, an element of BYTES behind its length."""
-        if isinstance(self.data, list):
-            return b"".join(len(text).to_bytes(4, "little") + text for text in self.data)
-        return np.ascontiguousarray(self.data).tobytes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +31,6 @@ class Reply:
     parameters: Mapping[str, str | int | float]
     outputs: Sequence[Tensor]
     model_version: str = VERSION
-
-
-def datatype_of_labels(objects: bool) -> str:
-    """objects: whether the task's label map holds ids of objects rather than of classes."""
-    return "INT32" if objects else "UINT8"
 
 
 @contextmanager
@@ -77,19 +52,28 @@ async def take(
     request: Request,
     pictures: Sequence[bytes | Pixels],
     traces: Sequence[Trace],
+    outputs: Outputs,
     max_pixels: int,
 ) -> list[Frames]:
     """Decode a request's images, one after the other, so that nobody else waits for all of them.
 
-    max_pixels: of the label map. Raises BadInference, and what `Segmenter.decode` raises; the
-    message names the image, counted from 0.
+    max_pixels: of an output with a value per pixel. Raises BadInference, and what
+    `Segmenter.decode` raises; the message names the image, counted from 0.
     """
     images: list[Frames] = []
     for picture, trace in zip(pictures, traces, strict=True):
         with _naming_image(len(images), len(pictures)):
             images.append(await segmenter.decode(picture, "", trace, request.wanted.ask))
-    if LABELS in request.wanted.outputs:
-        _check_labels([segmenter.size_of(frames) for frames in images], max_pixels)
+    per_pixel = [name for name in request.wanted.outputs if outputs.known[name].per_pixel]
+    if per_pixel:
+        sizes = [segmenter.size_of(frames) for frames in images]
+        heads = {outputs.known[name].head for name in request.wanted.outputs}
+        others = [
+            f"'{row.name}'"
+            for row in outputs.known.values()
+            if row.head in heads and not row.per_pixel
+        ]
+        _check_size(per_pixel[0], " and ".join(others), sizes, max_pixels)
     return images
 
 
@@ -113,20 +97,18 @@ async def run_all(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def reply(answers: Sequence[Answer], wanted: Wanted) -> tuple[Reply, list[Span]]:
+def reply(answers: Sequence[Answer], wanted: Wanted, outputs: Outputs) -> tuple[Reply, list[Span]]:
     """The tensors that are wanted, and the stage "mask" of each image. It takes a while: call it in
     a thread."""
-    spans: list[Span] = []
+    rows, spans = [outputs.known[name] for name in wanted.outputs], list[Span]()
+    parts: list[list[Part]] = [[] for _ in rows]
     for answer in answers:
         began = time.perf_counter()
-        if LABELS in wanted.outputs:
-            answer.labels  # noqa: B018  # made here, and kept by the answer
-        if SEGMENTS in wanted.outputs:
-            answer.segments  # noqa: B018
+        for row, own in zip(rows, parts, strict=True):
+            own.append(row.make(answer.heads[row.head]))
         spans.append(Span("mask", began, time.perf_counter()))
-    outputs = [_OUTPUTS[name](answers) for name in wanted.outputs]
-    name = answers[0].manifest.name
-    return Reply(name, wanted.id, _used(answers), outputs), spans
+    tensors = [row.tensor(own) for row, own in zip(rows, parts, strict=True)]
+    return Reply(answers[0].manifest.name, wanted.id, _used(answers), tensors), spans
 
 
 @contextmanager
@@ -168,51 +150,24 @@ def _traces(trace: Trace, images: int) -> list[Trace]:
     ]
 
 
-def _check_labels(sizes_of: Sequence[tuple[int, int]], max_pixels: int) -> None:
-    """Whether images of these (width, height) fit into one label map. Raises BadInference or
-    TooLarge."""
+def _check_size(
+    output: str, others: str, sizes_of: Sequence[tuple[int, int]], max_pixels: int
+) -> None:
+    """Whether images of these (width, height) fit into one tensor. others: outputs that always do.
+    Raises BadInference or TooLarge."""
     sizes = set(sizes_of)
     if len(sizes) > 1:
         shown = ", ".join(f"{width} x {height}" for width, height in sorted(sizes))
         raise BadInference(
-            f"the images have different sizes ({shown}), which one '{LABELS}' tensor cannot hold: "
-            f"request the output '{SEGMENTS}' alone, or send images of one size"
+            f"the images have different sizes ({shown}), which one '{output}' tensor cannot hold: "
+            f"request {others} alone, or send images of one size"
         )
     ((width, height),) = sizes
     if len(sizes_of) * width * height > max_pixels:
         raise TooLarge(
-            f"'{LABELS}' of {len(sizes_of)} images of {width} x {height} would have more than "
-            f"{max_pixels} pixels: request '{SEGMENTS}' alone, or send fewer images"
+            f"'{output}' of {len(sizes_of)} images of {width} x {height} would have more than "
+            f"{max_pixels} pixels: request {others} alone, or send fewer images"
         )
-
-
-def _labels(answers: Sequence[Answer]) -> Tensor:
-    objects = answers[0].task.objects
-    maps = np.stack([answer.labels for answer in answers])  # (N, height, width)
-    array = maps.astype(np.dtype("<i4") if objects else np.uint8, copy=False)
-    return Tensor(LABELS, datatype_of_labels(objects), array.shape, array)
-
-
-def _segments(answers: Sequence[Answer]) -> Tensor:
-    texts = [json.dumps([_segment(found) for found in answer.segments]) for answer in answers]
-    return Tensor(SEGMENTS, "BYTES", (len(texts),), [text.encode() for text in texts])
-
-
-_OUTPUTS: dict[str, Callable[[Sequence[Answer]], Tensor]] = {LABELS: _labels, SEGMENTS: _segments}
-
-
-def _segment(found: Segment) -> dict[str, object]:
-    """A segment as the JSON of /segment has it."""
-    return {
-        "id": found.id,
-        "class_id": found.class_id,
-        "label": found.label,
-        "is_thing": found.thing,
-        "score": round(found.score, 4),
-        "area": found.mask.area,
-        "box": found.mask.box,
-        "rle": found.mask.as_json(),
-    }
 
 
 def _used(answers: Sequence[Answer]) -> dict[str, str | int | float]:
@@ -232,8 +187,10 @@ def _used(answers: Sequence[Answer]) -> dict[str, str | int | float]:
             "predicted_quality": round(decision.predicted_quality, 4),
         }
         canvas = {"name": decision.plan.canvas, "height": height, "width": width}
+        heads = {head.name: head.width for head in decision.plan.heads}
+        more: dict[str, object] = {"heads": heads} if decision.plan.chooses_heads else {}
         plain.append(used)
-        usage.append(used | {"canvas": canvas})
+        usage.append({**used, "canvas": canvas, **more})
     single = plain[0] if len(plain) == 1 else {}
     return {**single, "usage": json.dumps(usage)}
 

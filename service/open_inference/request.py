@@ -1,8 +1,9 @@
 """An inference request: its one input tensor, the outputs that it wants, and its ask.
 
-Parameters of a request are the keys of `Compute-Budget` with underscores (`max_loss`), and those of
-the protocol itself: `timeout` is a deadline in microseconds, `sequence_*` and `priority` have no
-meaning here and are ignored, `binary_data_output` belongs to the HTTP form. All others are refused.
+Parameters of a request are the keys of `Compute-Budget` with underscores (`max_loss`),
+`task_preference` in the syntax of that field, and those of the protocol itself: `timeout` is a
+deadline in microseconds, `sequence_*` and `priority` have no meaning here and are ignored,
+`binary_data_output` belongs to the HTTP form. All others are refused.
 """
 
 from __future__ import annotations
@@ -12,21 +13,22 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.ask import KEYS, budget_of, value_range_of
+from service.ask import KEYS, bad_weight, budget_of, preference_of, value_range_of
 from service.core import Ask
-from service.errors import BadBudget, BadInference
+from service.errors import BadBudget, BadInference, BadPreference
+from service.structured import MAX_LENGTH, MemberWithoutKeyError, plain_members
 
 IMAGE, PIXELS = "image", "pixels"  # the inputs by name; the datatype decides what is in them
-LABELS, SEGMENTS = "labels", "segments"  # the outputs
 MAX_IMAGES = 16  # of one request
 MAX_ID = 1024  # characters
 TIMEOUT = "timeout"  # in microseconds
 VALUE_RANGE = "value_range"
+PREFERENCE = "task_preference"  # in the syntax of the field Task-Preference
 IGNORED = frozenset(
     {"sequence_id", "sequence_start", "sequence_end", "priority", "binary_data_output"}
 )
@@ -84,6 +86,14 @@ class Input:
         return _bad_input(self.name, what)
 
 
+class Offer(Protocol):
+    """The outputs of the model."""
+
+    def chosen(self, names: Sequence[object], ask: Ask) -> tuple[str, ...]:
+        """The names, checked; of none, all that are asked for."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What the caller wants of the images. outputs: names, in the order of the answer."""
@@ -111,24 +121,20 @@ def check_input(name: str, datatype: str) -> None:
         )
 
 
-def wanted(request_id: object, parameters: object, outputs: Sequence[object]) -> Wanted:
-    """The request but for its input. outputs: names; none: all of them. Raises BadInference and
-    BadBudget."""
+def wanted(
+    request_id: object, parameters: object, outputs: Sequence[object], offer: Offer
+) -> Wanted:
+    """The request but for its input. outputs: names; none: all of them. Raises BadInference,
+    BadBudget and BadPreference."""
     if not isinstance(request_id, str) or len(request_id) > MAX_ID:
         raise BadInference(f"the id must be a string of at most {MAX_ID} characters")
-    for name in outputs:
-        if name not in (LABELS, SEGMENTS):
-            raise BadInference(
-                f"the output {shown(name)} is unknown: the outputs are '{LABELS}' and '{SEGMENTS}'"
-            )
-    names = tuple(str(name) for name in outputs) or (LABELS, SEGMENTS)
-    if len(set(names)) < len(names):
-        raise BadInference("an output is requested twice")
-    return Wanted(request_id, ask_of(parameters), names)
+    ask = ask_of(parameters)
+    return Wanted(request_id, ask, offer.chosen(outputs, ask))
 
 
 def ask_of(parameters: object) -> Ask:
-    """The ask in a request's parameters. Raises BadInference, or BadBudget that names the key.
+    """The ask in a request's parameters. Raises BadInference, or BadBudget or BadPreference that
+    names the key.
 
     Numbers may be strings: KServe's gRPC client cannot send fractions.
     """
@@ -138,7 +144,7 @@ def ask_of(parameters: object) -> Ask:
     for name, value in parameters.items():
         if name in _BUDGET:
             values[_BUDGET[name]] = _plain(name, value)
-        elif name not in IGNORED and name not in (TIMEOUT, VALUE_RANGE):
+        elif name not in IGNORED and name not in (TIMEOUT, VALUE_RANGE, PREFERENCE):
             raise _unknown(name)
     try:
         budget = budget_of(values | _deadline(parameters.get(TIMEOUT), values.get("ms")))
@@ -147,7 +153,24 @@ def ask_of(parameters: object) -> Ask:
         name = str(error.extra["key"]).replace("-", "_")
         detail = error.detail.replace(f"'{error.extra['key']}'", f"'{name}'")
         raise BadBudget(f"parameters: {detail}", key=name) from error
-    return Ask(budget, value_range)
+    return Ask(budget, value_range, preference=_preference(parameters.get(PREFERENCE)))
+
+
+def _preference(text: object) -> dict[str, float] | None:
+    """None: the parameter is not there. Raises BadPreference."""
+    if text is None:
+        return None
+    if not isinstance(text, str) or len(text) > MAX_LENGTH:
+        form = f"a string of at most {MAX_LENGTH} characters, such as 'semantic=0.7, depth=0.3'"
+        raise BadPreference(f"parameters: the key '{PREFERENCE}' must be {form}", key=PREFERENCE)
+    try:
+        return preference_of(plain_members(text, bad_weight))
+    except BadPreference as error:
+        detail = f"parameters: {PREFERENCE}: {error.detail}"
+        raise BadPreference(detail, key=error.extra["key"]) from error
+    except MemberWithoutKeyError as error:
+        detail = f"parameters: {PREFERENCE} has a member without a key"
+        raise BadPreference(detail, key=PREFERENCE) from error
 
 
 def _plain(name: str, value: object) -> object:
@@ -180,7 +203,7 @@ def _deadline(timeout: object, ms: object) -> dict[str, object]:
 
 
 def _unknown(name: object) -> BadInference:
-    keys = (*_BUDGET, VALUE_RANGE, TIMEOUT, "binary_data_output")
+    keys = (*_BUDGET, PREFERENCE, VALUE_RANGE, TIMEOUT, "binary_data_output")
     near = difflib.get_close_matches(str(name)[:40], keys, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'?" if near else f"the keys are {', '.join(keys)}"
     return BadInference(f"parameters: the key {shown(name)} is unknown: {hint}")

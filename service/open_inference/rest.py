@@ -12,17 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import numpy as np
-from numpy.typing import NDArray
-
 from service.errors import BadInference
-from service.open_inference.infer import Reply, Tensor
+from service.open_inference.infer import Reply
 from service.open_inference.request import (
     IMAGE,
-    LABELS,
     MAX_IMAGES,
-    SEGMENTS,
     Input,
+    Offer,
     Request,
     check_input,
     elements,
@@ -45,14 +41,15 @@ class Sent:
     binary: frozenset[str]
 
 
-def parse(body: bytes, header_length: str | None) -> Sent:
+def parse(body: bytes, header_length: str | None, offer: Offer) -> Sent:
     """The body of a request.
 
     header_length: the field Inference-Header-Content-Length: the bytes of JSON before the binary
-    data. None: all of them; 0: none, the body is one image file. Raises BadInference, BadBudget.
+    data. None: all of them; 0: none, the body is one image file. offer: the model's outputs.
+    Raises BadInference, BadBudget, BadPreference.
     """
     if header_length is None:
-        return _parse(body, b"")
+        return _parse(body, b"", offer)
     if not header_length.isascii() or not header_length.isdecimal() or len(header_length) > 10:
         raise BadInference("Inference-Header-Content-Length must be a number of bytes")
     length = int(header_length)
@@ -62,10 +59,10 @@ def parse(body: bytes, header_length: str | None) -> Sent:
         )
     if length == 0:
         file = Input(IMAGE, "BYTES", [1], files=[body])
-        return Sent(Request(wanted("", {}, []), file), frozenset())
+        return Sent(Request(wanted("", {}, [], offer), file), frozenset())
     if length > MAX_HEADER and length < len(body):
         raise BadInference(f"the JSON before the binary data has more than {MAX_HEADER} bytes")
-    return _parse(body[:length], body[length:])
+    return _parse(body[:length], body[length:], offer)
 
 
 def only_ready(body: bytes) -> bool:
@@ -90,7 +87,7 @@ def write(reply: Reply, binary: frozenset[str]) -> tuple[bytes, int | None]:
             texts.append(json.dumps(head).encode())
         else:
             start = json.dumps(head)[:-1].encode()
-            texts.append(b'%b, "data": [%b]}' % (start, _values(tensor)))
+            texts.append(b'%b, "data": [%b]}' % (start, tensor.in_json()))
     members = {"model_name": reply.model_name, "model_version": reply.model_version}
     if reply.id:
         members["id"] = reply.id
@@ -99,24 +96,12 @@ def write(reply: Reply, binary: frozenset[str]) -> tuple[bytes, int | None]:
     return b"".join([text, *buffers]), len(text) if buffers else None
 
 
-def _values(tensor: Tensor) -> bytes:
-    """The JSON of a tensor's values, flat. Numbers have blanks before them, up to one width: so a
-    table of their texts can be looked up for all pixels of a large photo at once."""
-    if isinstance(tensor.data, list):
-        return ",".join(json.dumps(element.decode()) for element in tensor.data).encode()
-    flat: NDArray[np.integer[Any]] = tensor.data.ravel()
-    most = int(flat.max())  # labels count from 0 on
-    width = len(str(most))
-    texts = np.array([f"{value:{width}}," for value in range(most + 1)], f"S{width + 1}")
-    return bytes(texts[flat].tobytes()[:-1])
-
-
-def _parse(text: bytes, rest: bytes) -> Sent:
+def _parse(text: bytes, rest: bytes, offer: Offer) -> Sent:
     document = _load(text)
     parameters = document.get("parameters", {})
     outputs = _objects(document.get("outputs", []), "outputs")
     names = [output.get("name") for output in outputs]
-    asked = wanted(document.get("id", ""), parameters, names)
+    asked = wanted(document.get("id", ""), parameters, names, offer)
     whole = _flag(parameters, "binary_data_output", False)
     binary = {
         name
@@ -124,7 +109,7 @@ def _parse(text: bytes, rest: bytes) -> Sent:
         if _flag(_of_output(name, output), "binary_data", whole)
     }
     if not outputs and whole:
-        binary = {LABELS, SEGMENTS}
+        binary = set(asked.outputs)
     inputs = _objects(document.get("inputs"), "inputs")
     if len(inputs) != 1:
         raise BadInference(f"there are {len(inputs)} inputs: send one, 'image' or 'pixels'")

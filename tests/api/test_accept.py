@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.forms import FORMS, negotiate
+from service.api.forms import FORMS
+from service.api.selection import negotiate
 from service.errors import (
     BadHeader,
     NotAcceptable,

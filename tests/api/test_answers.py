@@ -54,7 +54,7 @@ def test_json_is_the_default_and_holds_what_is_documented(server: Server) -> Non
     assert set(answer["timing_ms"]) == {"decode", "queue", "front", "encoder", "decoder", "mask"}
     assert response.headers["compute-used"] == "depth=2, of=4, gflops=3.0, reason=request"
     assert response.headers["x-request-id"] == "my-id.1"
-    assert response.headers["vary"] == "Accept, Compute-Budget, Value-Range"
+    assert response.headers["vary"] == "Accept, Compute-Budget, Task-Preference, Value-Range"
     stages = re.findall(r"(\w+);dur=([\d.]+)", response.headers["server-timing"])
     assert {name: float(ms) for name, ms in stages} == answer["timing_ms"]
 

@@ -110,7 +110,7 @@ def test_an_error_carries_the_stages_and_the_plan_that_were_known(fake_manifest:
     assert status == 504
     assert headers["compute-used"] == "depth=2, of=4, gflops=3.0, reason=deadline"
     assert re.fullmatch(r"decode;dur=\d+\.\d{3}, queue;dur=1\.500", headers["server-timing"])
-    assert headers["vary"] == "Accept, Compute-Budget, Value-Range"
+    assert headers["vary"] == "Accept, Compute-Budget, Task-Preference, Value-Range"
     assert counted(metrics, "deadline-exceeded") == 1
 
 

@@ -243,7 +243,8 @@ def test_the_reference_lists_every_form() -> None:
 def test_every_form_of_a_bundle_that_ships_says_the_same(bundle: str) -> None:
     with open_bundle(ROOT / "trained_weights" / bundle, threads=1) as segmenter:
         answer = segmenter.segment((ROOT / "docs/scene-cluttered.jpg").read_bytes(), depth=1)
-    bodies = {form.media_type: form.render(answer, set())[0] for form in FORMS}
+    names = [answer.name]
+    bodies = {form.media_type: form.render(answer, names, set()).body for form in FORMS}
     assert len(answer.segments) > 1
     masks = {segment.id: answer.mask(segment) for segment in answer.segments}
     panoptic = json.loads(bodies[PANOPTIC])

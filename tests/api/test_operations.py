@@ -23,12 +23,27 @@ def test_plans_tell_a_page_all_that_it_needs(fake_manifest: Manifest) -> None:
     answer = json.loads(get(app, "/plans")[2])
     assert [plan["name"] for plan in answer["plans"]] == ["d1", "d2", "d3", "d4"]
     assert set(answer["plans"][0]) == {
-        *("name", "canvas", "depth", "keep", "width", "gflops", "quality", "ms"),
+        *("name", "canvas", "depth", "keep", "width", "heads", "gflops", "quality", "ms"),
     }
+    assert answer["plans"][0]["heads"] == {"semantic": 1.0}
     assert answer["plans"][0]["ms"] is None  # no engine has measured it
     assert answer["classes"][0] == {"name": "Road", "color": [128, 64, 128]}
     assert answer["bundle"] == {"name": "fake", "revision": "0" * 40}
     assert answer["task"] == "semantic"
+    (head,) = answer["heads"]
+    assert (head.pop("classes"), head) == (
+        answer["classes"],
+        {
+            "name": "semantic",
+            "task": "semantic",
+            "gives": "masks",
+            "objects": False,
+            "weight": 1.0,
+            "widths": [1.0],
+            "unit": None,
+            "range": None,
+        },
+    )
     assert answer["limits"] == {
         "max_body_bytes": 20 * 1024 * 1024,
         "max_pixels": 25_000_000,
@@ -120,7 +135,7 @@ def test_openapi_describes_bodies_forms_budget_and_every_error(api: dict[str, An
     assert "Compute-Budget" in parameters
     assert (parameters["include"]["in"], parameters["include"]["schema"]["enum"]) == (
         "query",
-        ["paused"],
+        ["paused", "values"],
     )
     assert set(segment["responses"]["200"]["content"]) == {form.media_type for form in FORMS}
     met = {kind.status for kind in FathomError.__subclasses__()} | {500}

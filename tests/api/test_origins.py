@@ -109,9 +109,8 @@ def test_a_browser_that_asks_first_is_told_what_it_may_send(fake_manifest: Manif
     assert set(headers["access-control-allow-methods"].split(", ")) == {"GET", "HEAD", "POST"}
     allowed = {name.lower() for name in headers["access-control-allow-headers"].split(", ")}
     assert allowed == {name.lower() for name in SENT}
-    needed = "compute-budget value-range x-api-key authorization content-type traceparent"
-    assert set(needed.split()) | {"content-encoding"} <= allowed
-    assert "task-preference" not in allowed  # nothing reads it
+    needed = "compute-budget task-preference value-range x-api-key authorization content-type"
+    assert set(needed.split()) | {"content-encoding", "traceparent"} <= allowed
     for origin, origins in ((APP, ""), ("https://other.example", APP), ("null", APP)):
         assert asked(fake_manifest, preflight(origin), origins)[0] == 403
 
@@ -135,5 +134,5 @@ def test_what_is_no_origin_is_a_wrong_setting(word: str) -> None:
 def test_off_it_adds_nothing(fake_manifest: Manifest) -> None:
     headers = asked(fake_manifest, scope(path="/plans", headers={"origin": APP}))[1]
     assert not [name for name in headers if name.startswith("access-control")]
-    assert "vary" not in headers
+    assert headers["vary"] == "Task-Preference"  # of /plans itself
     assert Origins().answer("OPTIONS", Headers({"origin": APP})) is None

@@ -34,8 +34,7 @@ from service import bundle  # noqa: E402
 from service.api.app import create_app  # noqa: E402
 from service.api.http1.connection import protocol  # noqa: E402
 from service.engines.fake import FakeBackend  # noqa: E402
-from service.metrics import Metrics  # noqa: E402
-from service.model import Model  # noqa: E402
+from service.model import Model, metrics_of  # noqa: E402
 from service.segmenting import Segmenter  # noqa: E402
 from service.settings import Settings  # noqa: E402
 
@@ -49,7 +48,7 @@ def serve(http: str) -> int:
     """Start one server in a thread; returns its port."""
     settings = Settings(log_level="error")
     served = bundle.load(settings.bundle)
-    metrics = Metrics(layers=served.manifest.layers, max_batch=settings.max_batch)
+    metrics = metrics_of(served.manifest, settings)
     model = Model(served, settings, metrics, lambda: FakeBackend(served.manifest))
     app = create_app(settings, Segmenter(model, settings), metrics)
 

@@ -22,8 +22,7 @@ from service.errors import (
     FathomError,
 )
 from service.inference.place import URGENCY
-from service.metrics import Metrics
-from service.model import Model
+from service.model import Model, metrics_of
 from service.segmenting import Answer, Segmenter
 from service.settings import Settings
 from service.trace import Trace
@@ -68,7 +67,7 @@ class World:
 
     def __init__(self, manifest: Manifest, settings: Settings) -> None:
         self.backend = Gate(manifest)
-        self.metrics = Metrics(layers=manifest.layers, max_batch=settings.max_batch)
+        self.metrics = metrics_of(manifest, settings)
         self.threads: list[str] = []
         self.model = Model(Bundle(Path(), manifest, ""), settings, self.metrics, self._open)
         self.engine = self.model.engine

@@ -8,6 +8,7 @@ import gzip
 import json
 import tracemalloc
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 
 from service.api.encodings import MAX_MEMBERS, PIECE
 from service.bundle import Manifest
-from service.errors import BadBudget, BadInference
+from service.core import Ask
+from service.errors import BadBudget, BadInference, BadPreference
 from service.open_inference import rest
 from service.open_inference.request import elements as split
 from tests.api.server import Server, running
@@ -42,12 +44,16 @@ LEAVES = (
     | st.floats()
     | st.text(max_size=8)
     | st.sampled_from(["image", "pixels", "labels", "BYTES", "UINT8", "FP32", "AAAA"])
+    | st.sampled_from(
+        ["a=1", "a=-1", "a=0", "a=1, a", "=1", "a=(1 2)", "A=1", "a=1;b", "a=9" * 400]
+    )
 )
 KEYS = st.sampled_from(
     [
         *("name", "datatype", "shape", "data", "parameters", "binary_data_size", "binary_data"),
         *("id", "inputs", "outputs", "depth", "gflops", "ms", "max_loss", "strict", "timeout"),
         *("binary_data_output", "sequence_id", "shared_memory_region", "x"),
+        *("task_preference", "value_range"),
     ]
 )
 VALUES = st.recursive(
@@ -84,6 +90,13 @@ LENGTHS = st.sampled_from(["", "0", "-1", "+1", "1e3", "7 7", "²", "9" * 30]) |
 ).map(str)
 
 
+class Everything:
+    """Offers any output."""
+
+    def chosen(self, names: Sequence[object], ask: Ask) -> tuple[str, ...]:
+        return tuple(map(str, names))
+
+
 @settings(max_examples=400, deadline=None)
 @given(head=DOCUMENTS | VALUES, data=st.binary(max_size=40), length=LENGTHS)
 @example(head={}, data=b"", length="2")
@@ -92,8 +105,8 @@ def test_a_parser_of_hostile_bodies_raises_its_own_errors_alone(
 ) -> None:
     body = json.dumps(head).encode() + data
     for field in (length, str(len(body) - len(data)), None):
-        with contextlib.suppress(BadInference, BadBudget):
-            sent = rest.parse(body, field)
+        with contextlib.suppress(BadInference, BadBudget, BadPreference):
+            sent = rest.parse(body, field, Everything())
             assert 1 <= len(sent.request.input.pictures(4)) <= 4
 
 
@@ -205,7 +218,10 @@ def test_the_service_answers_hostile_requests_with_4xx(
             b'{"outputs": [{"name": "labels", "parameters": {"classification": 3}}]}',
             "the parameter 'classification' of the output 'labels' is unknown",
         ),
-        (b'{"parameters": {"xyz": 3}}', "strict, value_range, timeout, binary_data_output"),
+        (
+            b'{"parameters": {"xyz": 3}}',
+            "strict, task_preference, value_range, timeout, binary_data_output",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(server: Server, body: bytes, part: str) -> None:

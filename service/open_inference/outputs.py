@@ -1,0 +1,206 @@
+"""The outputs of the model: which there are, and answers as their tensors.
+
+A head that gives masks has labels and segments, one that gives boxes has segments, and one that
+measures something has values and statistics. In a bundle with several heads the head's name stands
+before them: semantic.labels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.bundle import Manifest
+from service.core import Ask
+from service.errors import BadInference
+from service.inference.policies import Policies
+from service.model import Model
+from service.open_inference.request import PREFERENCE, shown
+from service.segmenting import Answer
+from service.tasks import Boxes, BoxSegment, Masks, Segment, Shown, Task, Values
+
+Part: TypeAlias = bytes | NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An output. data: of BYTES, its elements; else an array of the shape."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: list[bytes] | NDArray[Any]
+
+    def raw(self) -> bytes:
+        """The binary form: little endian, an element of BYTES behind its length."""
+        if isinstance(self.data, list):
+            return b"".join(len(text).to_bytes(4, "little") + text for text in self.data)
+        return np.ascontiguousarray(self.data).tobytes()
+
+    def in_json(self) -> bytes:
+        """The values, flat. Whole numbers have blanks before them, up to one width: so a table of
+        their texts can be looked up for all pixels of a large photo at once."""
+        if isinstance(self.data, list):
+            return ",".join(json.dumps(element.decode()) for element in self.data).encode()
+        flat = self.data.ravel()
+        if flat.dtype.kind == "f":
+            return json.dumps(flat.astype(float).round(4).tolist())[1:-1].encode()
+        most = int(flat.max())  # labels count from 0 on
+        width = len(str(most))
+        texts = np.array([f"{value:{width}}," for value in range(most + 1)], f"S{width + 1}")
+        return bytes(texts[flat].tobytes()[:-1])
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One row. shape: as metadata has it, -1 is a size that varies. make: from the head's answer
+    for one image, (height, width) or the bytes of an element."""
+
+    name: str
+    head: str
+    datatype: str
+    shape: tuple[int, ...]
+    make: Callable[[Answer], Part]
+
+    @property
+    def per_pixel(self) -> bool:
+        """Whether it has a value per pixel, so that all images must be of one size."""
+        return len(self.shape) == 3
+
+    def tensor(self, parts: Sequence[Part]) -> Tensor:
+        """parts: of each image, as `make` makes them."""
+        elements = [part for part in parts if isinstance(part, bytes)]
+        if elements:
+            return Tensor(self.name, self.datatype, (len(elements),), elements)
+        array = np.stack([part for part in parts if not isinstance(part, bytes)])
+        return Tensor(self.name, self.datatype, array.shape, array)
+
+
+class Outputs:
+    """What a bundle can answer, by name, in the order of its heads."""
+
+    def __init__(self, manifest: Manifest, tasks: Mapping[str, Task], policies: Policies) -> None:
+        self._policies = policies
+        several = len(manifest.heads) > 1
+        self.known = {
+            output.name: output
+            for head in manifest.heads
+            for output in _of_head(head.name, tasks[head.name], several=several)
+        }
+
+    @classmethod
+    def of(cls, model: Model) -> Outputs:
+        return cls(model.manifest, model.tasks, model.policies)
+
+    def chosen(self, names: Sequence[object], ask: Ask) -> tuple[str, ...]:
+        """The names, or without any, those of all heads that are asked for.
+
+        Raises BadInference for one that is unknown or not asked for, BadPreference for a head that
+        the bundle does not have.
+        """
+        self._policies.check(ask)
+        asked = self._policies.shares(ask.preference)
+        for name in names:
+            if not isinstance(name, str) or name not in self.known:
+                listed = " and ".join(f"'{known}'" for known in self.known)
+                raise BadInference(f"the output {shown(name)} is unknown: the outputs are {listed}")
+            if (head := self.known[name].head) not in asked:
+                raise BadInference(
+                    f"the output '{name}' is of the head '{head}', which is not asked for: give it "
+                    f"a weight in {PREFERENCE}"
+                )
+        found = tuple(str(name) for name in names)
+        if len(set(found)) < len(found):
+            raise BadInference("an output is requested twice")
+        return found or tuple(row.name for row in self.known.values() if row.head in asked)
+
+
+def _of_head(head: str, task: Task, *, several: bool) -> list[Output]:
+    before = f"{head}." if several else ""
+    return [
+        Output(f"{before}{name}", head, _datatype(task, datatype), shape, make)
+        for name, datatype, shape, make in _KINDS[task.gives]
+    ]
+
+
+def _datatype(task: Task, datatype: str) -> str:
+    """That of labels depends on the task: ids of objects may need more than 8 bits."""
+    return "INT32" if datatype == "UINT8" and task.objects else datatype
+
+
+def _labels(answer: Answer) -> Part:
+    return answer.labels.astype(np.dtype("<i4") if answer.task.objects else np.uint8, copy=False)
+
+
+def _segments(answer: Answer) -> Part:
+    return json.dumps([_segment(found) for found in answer.segments]).encode()
+
+
+def _boxes(answer: Answer) -> Part:
+    return json.dumps([_box(found) for found in answer.detections]).encode()
+
+
+def _values(answer: Answer) -> Part:
+    return answer.values.values.astype("<f4", copy=False)
+
+
+def _statistics(answer: Answer) -> Part:
+    return json.dumps(_measured(answer.values)).encode()
+
+
+_Row: TypeAlias = tuple[str, str, tuple[int, ...], Callable[[Answer], Part]]
+_KINDS: dict[type[Shown], tuple[_Row, ...]] = {
+    Masks: (
+        ("labels", "UINT8", (-1, -1, -1), _labels),
+        ("segments", "BYTES", (-1,), _segments),
+    ),
+    Boxes: (("segments", "BYTES", (-1,), _boxes),),
+    Values: (
+        ("values", "FP32", (-1, -1, -1), _values),
+        ("statistics", "BYTES", (-1,), _statistics),
+    ),
+}
+
+
+def _segment(found: Segment) -> dict[str, object]:
+    """A segment as the JSON of /segment has it."""
+    return {
+        "id": found.id,
+        "class_id": found.class_id,
+        "label": found.label,
+        "is_thing": found.thing,
+        "score": round(found.score, 4),
+        "area": found.mask.area,
+        "box": found.mask.box,
+        "rle": found.mask.as_json(),
+    }
+
+
+def _box(found: BoxSegment) -> dict[str, object]:
+    """The same of a box."""
+    return {
+        "id": found.id,
+        "class_id": found.class_id,
+        "label": found.label,
+        "is_thing": found.thing,
+        "score": round(found.score, 4),
+        "box": [round(side, 2) for side in found.box],
+    }
+
+
+def _measured(values: Values) -> dict[str, object]:
+    """The same of values."""
+    told = values.statistics()
+    return {
+        "unit": values.unit,
+        "min": round(told.least, 4),
+        "max": round(told.most, 4),
+        "mean": round(told.mean, 4),
+        "median": round(told.median, 4),
+        "percentiles": {str(share): round(at, 4) for share, at in told.percentiles.items()},
+    }
