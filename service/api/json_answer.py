@@ -16,6 +16,7 @@ from service.api.schemas import (
     HeadSegments,
     HeadValues,
     Measured,
+    MeasuredMap,
     Paused,
     Rle,
     Segment,
@@ -118,16 +119,18 @@ def _detected(result: tasks.BoxSegment) -> Detected:
 
 def _measured(values: Values, *, with_png: bool) -> Measured:
     told = values.statistics()
-    return Measured(
-        unit=values.unit,
-        min=round(told.least, _DIGITS),
-        max=round(told.most, _DIGITS),
-        mean=round(told.mean, _DIGITS),
-        median=round(told.median, _DIGITS),
-        percentiles={str(share): round(at, _DIGITS) for share, at in told.percentiles.items()},
-        scale=values.scale,
-        png=base64.b64encode(values.png()).decode("ascii") if with_png else None,
-    )
+    measured: dict[str, Any] = {
+        "unit": values.unit,
+        "min": round(told.least, _DIGITS),
+        "max": round(told.most, _DIGITS),
+        "mean": round(told.mean, _DIGITS),
+        "median": round(told.median, _DIGITS),
+        "percentiles": {str(share): round(at, _DIGITS) for share, at in told.percentiles.items()},
+        "scale": values.scale,
+    }
+    if with_png:
+        return MeasuredMap(**measured, png=base64.b64encode(values.png()).decode("ascii"))
+    return Measured(**measured)
 
 
 def _paused(runs: Runs | None) -> Paused | None:

@@ -67,10 +67,13 @@ class Measured(Wire):
     median: float
     percentiles: dict[str, float]
     scale: float
-    png: str | None = Field(
-        default=None,
-        description="Only with include=values: the 16-bit PNG in base64",
-        json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"},
+
+
+class MeasuredMap(Measured):
+    """The same, with include=values. png: 16-bit, in base64."""
+
+    png: str = Field(
+        json_schema_extra={"contentEncoding": "base64", "contentMediaType": "image/png"}
     )
 
 
@@ -90,7 +93,7 @@ class HeadValues(Wire):
     task: str
     weight: float
     width: float
-    values: Measured
+    values: MeasuredMap | Measured
 
 
 class CanvasUsed(Wire):
@@ -136,7 +139,7 @@ class Segmentation(Wire):
     segments: list[Segment] | list[Detected] | None = Field(
         default=None, description="Of a single head that is answered, and gives masks or boxes"
     )
-    values: Measured | None = Field(
+    values: MeasuredMap | Measured | None = Field(
         default=None, description="Of a single head that is answered, and measures something"
     )
     heads: dict[str, HeadSegments | HeadValues] | None = Field(
