@@ -21,8 +21,10 @@ from service.engines.base import Arrays, HostTensors, Tensors
 from service.engines.fake import FakeBackend
 from service.errors import (
     BadBudget,
+    BadPreference,
     BundleError,
     DeadlineExceeded,
+    NotAcceptable,
     NotReady,
     Overloaded,
     SettingsError,
@@ -394,3 +396,50 @@ def test_the_coroutines_take_an_image_to_the_canvas_of_its_plan(
 
     with opened(canvases_manifest) as segmenter:
         asyncio.run(scenario(segmenter))
+
+
+# -- several heads ---------------------------------------------------------------------------------
+
+
+def test_a_preference_runs_and_answers_its_heads(several_heads: Manifest) -> None:
+    with opened(several_heads) as segmenter:
+        answer = segmenter.segment(GRAY, preference={"depth": 0.7, "boxes": 0.3}, max_loss=0)
+        assert list(answer.heads) == ["boxes", "depth"]
+        assert (answer.name, answer.task.name, answer.width) == ("depth", "depth", 1.0)
+        assert answer.heads["depth"] is answer
+        assert answer.values.values.shape == (48, 64)
+        assert answer.values.unit == "m"
+        (box,) = answer.heads["boxes"].detections
+        assert box.box == (0.0, 0.0, 64.0, 48.0)
+        with pytest.raises(NotAcceptable, match="'depth' is of depth: it has no masks"):
+            answer.labels  # noqa: B018
+        with pytest.raises(NotAcceptable, match="'boxes' is of detection: it has no values"):
+            answer.heads["boxes"].values  # noqa: B018
+        with pytest.raises(NotAcceptable, match="'depth' is of depth: it has no boxes"):
+            answer.detections  # noqa: B018
+
+
+def test_without_a_preference_the_heads_are_the_bundles(several_heads: Manifest) -> None:
+    with opened(several_heads) as segmenter:
+        answer = segmenter.segment(GRAY, gflops=1.7)
+        assert list(answer.heads) == ["semantic", "depth"]
+        assert answer.decision.plan.name == "c32-d1+semantic-w50+depth-w25"
+        assert (answer.name, answer.width) == ("semantic", 0.5)
+        assert answer.labels.shape == (48, 64)
+
+
+@pytest.mark.parametrize(
+    ("preference", "words"),
+    [
+        ({"depth": -1}, "'depth' must be from 0"),
+        ({"depth": 0}, "'depth' is 0, and so are all others"),
+        ({"depth": float("nan")}, "'depth' must be from 0"),
+        ({"dept": 1}, "'dept' is no head of this bundle: did you mean 'depth'"),
+        ({}, "there is no head"),
+    ],
+)
+def test_a_wrong_preference_is_named(
+    several_heads: Manifest, preference: dict[str, float], words: str
+) -> None:
+    with opened(several_heads) as segmenter, pytest.raises(BadPreference, match=words):
+        segmenter.segment(GRAY, preference=preference)

@@ -368,3 +368,24 @@ def test_without_the_extra_the_setting_is_wrong(monkeypatch: pytest.MonkeyPatch)
 def test_traces_of_one_request_share_its_id() -> None:
     many = _traces(Trace("seven", caller="me"), 3)
     assert [(trace.request_id, trace.caller) for trace in many] == [("seven", "me")] * 3
+
+
+def test_several_heads_are_asked_for_and_answered(several_heads: Manifest) -> None:
+    with running(several_heads) as server, beside(server) as address:
+        call = Caller(address)
+        wanted = parameter("task_preference", string_param="boxes=0.25, depth=0.75")
+        found = call("ModelInfer", **image(QUARTERS), parameters=[wanted])
+        assert [out.name for out in found.outputs] == [
+            "boxes.segments",
+            "depth.values",
+            "depth.statistics",
+        ]
+        values = np.frombuffer(found.raw_output_contents[1], "<f4").reshape(48, 64)
+        assert values.min() == pytest.approx(1.0)
+        for text, words in (
+            ("sky=1", "the key 'sky' is no head of this bundle"),
+            ("depth=0", "the key 'depth' is 0"),
+        ):
+            wrong = [parameter("task_preference", string_param=text)]
+            detail, _ = call.refused("INVALID_ARGUMENT", **image(QUARTERS), parameters=wrong)
+            assert words in detail
