@@ -5,9 +5,11 @@ import { Problem, curlLine, getPlans, segment } from "./client.js";
 import { bytes } from "./format.js";
 import { askKey } from "./key.js";
 import { Labels } from "./labels.js";
+import { PreferenceForm } from "./preference.js";
 import { Reading } from "./reading.js";
 import { Stage } from "./stage.js";
 import { Strip } from "./strip.js";
+import { Views } from "./views.js";
 
 const $ = (id) => document.getElementById(id);
 const SETTLE_MS = 300; // arrow keys on a slider come in bursts: wait for the last one before a request
@@ -59,36 +61,90 @@ class App {
     this.running = null;
     this.settle = 0;
     this.reading = new Reading(info);
-    this.stage = new Stage(info.classes);
-    this.include = info.plans.some((plan) => plan.keep < 1) ? "paused" : "";
-    this.strip = new Strip(info, this.include, this.stage.colors, (result) => this.show(result));
+    // The photo has the masks of the head that matters most of those that give any.
+    const masks = info.heads.filter((head) => head.gives === "masks").sort((a, b) => b.weight - a.weight);
+    this.main = masks[0] ?? { name: "", classes: [], objects: false };
+    this.stage = new Stage(this.main.classes);
+    this.views = new Views(info.heads);
+    this.include = [];
+    if (info.plans.some((plan) => plan.keep < 1)) this.include.push("paused");
+    if (info.heads.some((head) => head.gives === "values")) this.include.push("values");
+    const labelled = (answer) => this.#labels(answer);
+    this.strip = new Strip(info, this.include, this.stage.colors, labelled, (result) => this.show(result));
     this.form = new BudgetForm($("limits"), $("limit"), info.plans, (settled) => this.limited(settled));
-    const classes = info.classes.length === 1 ? "1 class" : `${info.classes.length} classes`;
-    const canvases = info.canvases.length > 1 ? ` on ${info.canvases.length} canvases` : "";
-    const facts = [info.bundle.name, info.task, classes, `${info.plans.length} plans${canvases}`];
-    $("bundle").textContent = facts.join(" · ");
+    this.preference = new PreferenceForm($("weights"), info.heads, (settled) => this.preferred(settled));
+    this.#facts(info.plans);
     $("run").addEventListener("click", () => this.run());
     $("every").addEventListener("click", () => this.everyPlan());
     this.limited(false);
   }
 
+  #facts(plans) {
+    const { bundle, canvases, classes, heads, task } = this.info;
+    const several = heads.map(({ name }) => name).join(", ");
+    const alone = `${task} · ${classes.length === 1 ? "1 class" : `${classes.length} classes`}`;
+    const where = canvases.length > 1 ? ` on ${canvases.length} canvases` : "";
+    const facts = [bundle.name, heads.length > 1 ? several : alone, `${plans.length} plans${where}`];
+    $("bundle").textContent = facts.join(" · ");
+  }
+
   /** The limits changed; segment again once they have settled. */
   limited(settled) {
-    const header = this.form.header();
-    $("header-sent").textContent = header ? `Compute-Budget: ${header}` : "no Compute-Budget: the gate decides";
+    const { budget, preference } = this.#ask();
+    const lines = [budget ? `Compute-Budget: ${budget}` : "no Compute-Budget: the gate decides"];
+    if (preference) lines.push(`Task-Preference: ${preference}`);
+    $("header-sent").textContent = lines.join("\n");
     this.#writeCurl();
     this.reading.afford((plan) => this.form.excludedBy(plan));
     clearTimeout(this.settle);
-    if (settled && this.file) this.settle = setTimeout(() => this.run(), SETTLE_MS);
+    if (settled && this.file && this.preference.some) this.settle = setTimeout(() => this.run(), SETTLE_MS);
+  }
+
+  #ask() {
+    return { budget: this.form.header(), preference: this.preference.header(), include: this.include };
   }
 
   #writeCurl() {
-    $("curl").textContent = curlLine(this.file, this.form.header(), this.include);
+    $("curl").textContent = curlLine(this.file, this.#ask());
+  }
+
+  /** The preference changed: other plans are open. Once it has settled, get them, and segment again. */
+  preferred(settled) {
+    $("run").disabled = $("every").disabled = !(this.file && this.preference.some);
+    this.limited(false);
+    if (settled && this.preference.some) this.settle = setTimeout(() => this.#replan(), SETTLE_MS);
+  }
+
+  async #replan() {
+    const preference = this.preference.header();
+    try {
+      const { plans } = await getPlans(preference);
+      if (preference !== this.preference.header()) return; // it changed again meanwhile
+      this.#facts(plans);
+      this.reading = new Reading({ ...this.info, plans });
+      this.form.use(plans);
+      this.strip.use(plans, preference);
+      this.limited(false);
+      if (this.file) await this.run();
+    } catch (error) {
+      problem.show(error, () => this.#replan());
+    }
+  }
+
+  /** What each head says, by name. */
+  #heads(answer) {
+    return answer.heads ?? { [this.info.heads[0].name]: answer };
+  }
+
+  #labels(answer) {
+    const { segments } = this.#heads(answer)[this.main.name] ?? {};
+    return new Labels({ ...answer, segments }, this.main.objects);
   }
 
   async open(file) {
     this.running?.abort();
     this.strip.clear();
+    this.views.clear();
     this.reading.clear();
     problem.hide();
     this.file = file;
@@ -97,8 +153,8 @@ class App {
     const drawn = await this.stage.load(file);
     if (this.file !== file) return;
     if (drawn) $("photo-facts").textContent += ` · ${$("photo").naturalWidth} × ${$("photo").naturalHeight}`;
-    $("run").disabled = $("every").disabled = false;
-    await this.run();
+    $("run").disabled = $("every").disabled = !this.preference.some;
+    if (this.preference.some) await this.run();
   }
 
   /** Refuse a body that is too large before it is sent: some browsers show a broken connection instead of the 413. */
@@ -123,8 +179,8 @@ class App {
     $("busy").hidden = false;
     try {
       this.#checkSize();
-      const result = await segment(this.file, this.form.header(), this.include, control.signal);
-      if (this.running === control) this.show({ ...result, limits, labels: new Labels(result.answer, this.info.objects) });
+      const result = await segment(this.file, this.#ask(), control.signal);
+      if (this.running === control) await this.show({ ...result, limits, labels: this.#labels(result.answer) });
     } catch (error) {
       if (this.running === control) this.#failed(error, () => this.run());
     } finally {
@@ -135,10 +191,12 @@ class App {
     }
   }
 
-  show(result) {
-    this.stage.show(result.labels, result.answer.image.orientation_applied);
+  async show(result) {
+    const { answer } = result;
+    this.stage.show(result.labels, answer.image.orientation_applied);
     this.reading.show(result);
     this.strip.mark(result);
+    await this.views.show(answer.image, this.#heads(answer), this.main.name);
   }
 
   /** Show an error, and remove the masks and figures of an earlier answer. */
@@ -146,6 +204,7 @@ class App {
     problem.show(error, again);
     if (error.name === "AbortError") return;
     this.stage.clear();
+    this.views.clear();
     this.reading.fail(error);
     this.strip.mark(null);
   }

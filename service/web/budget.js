@@ -97,6 +97,21 @@ export class BudgetForm {
     this.refresh();
   }
 
+  /** Other plans, for another preference: limits keep their positions between the least and the most. */
+  use(plans) {
+    this.plans = plans;
+    for (const row of this.rows) {
+      const share = Number(row.range.value) / (row.scale.steps || 1);
+      row.scale = row.limit.scale(plans);
+      row.range.max = String(row.scale.steps);
+      row.range.value = String(Math.round(row.scale.steps * share));
+      const host = row.node.querySelector(".marks");
+      host.replaceChildren();
+      row.marks = row.limit.cost ? plans.map((plan) => this.#mark(host, row, plan)) : [];
+    }
+    this.refresh();
+  }
+
   #mark(host, row, plan) {
     const mark = document.createElement("i");
     const cost = row.limit.cost(plan);

@@ -45,27 +45,39 @@ async function call(path, options) {
   return response;
 }
 
-/** The plans, classes and limits of the bundle, once the engine is warm and every plan's time is known. */
-export async function getPlans() {
+/**
+ * The plans, heads and limits of the bundle, once the engine is warm and every plan's time is known.
+ * @param {string} [preference] value of Task-Preference: the plans are those for it
+ */
+export async function getPlans(preference = "") {
   await call("readyz");
-  return (await call("plans", { headers: { Accept: "application/json", ...keyFields() } })).json();
+  const headers = { Accept: "application/json", ...keyFields() };
+  if (preference) headers["Task-Preference"] = preference;
+  return (await call("plans", { headers })).json();
 }
 
-const path = (include) => (include ? `segment?include=${include}` : "segment");
+/**
+ * What is asked for beside the image.
+ * @typedef {{budget: string, preference: string, include: string[]}} Ask the values of Compute-Budget and
+ *   Task-Preference, "" to send none, and what to add to the answer
+ */
+
+const path = ({ include }) => (include.length ? `segment?${include.map((word) => `include=${word}`).join("&")}` : "segment");
 
 /**
  * Segment one image.
  * @param {File} file sent unchanged
- * @param {string} budget value of Compute-Budget, "" to send none
- * @param {string} include what to add to the answer, "" for nothing
+ * @param {Ask} ask
  * @param {AbortSignal} signal
  */
-export async function segment(file, budget, include, signal) {
+export async function segment(file, ask, signal) {
+  const { budget, preference } = ask;
   const headers = { Accept: "application/json", ...keyFields() };
   headers["Content-Type"] = file.type || "application/octet-stream";
   if (budget) headers["Compute-Budget"] = budget;
+  if (preference) headers["Task-Preference"] = preference;
   const started = performance.now();
-  const response = await call(path(include), { method: "POST", body: file, headers, signal });
+  const response = await call(path(ask), { method: "POST", body: file, headers, signal });
   const answer = await response.json();
   return {
     answer,
@@ -79,12 +91,14 @@ export async function segment(file, budget, include, signal) {
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 /** The same request for a shell. It prints the answer's header fields and saves the JSON. The key is a variable. */
-export function curlLine(file, budget, include) {
+export function curlLine(file, ask) {
+  const { budget, preference } = ask;
   const parts = ["curl -sS -D - -o segments.json"];
   parts.push(`-H ${quoted(`Content-Type: ${file?.type || "image/jpeg"}`)}`);
   if (hasKey()) parts.push('-H "X-API-Key: $API_KEY"');
   if (budget) parts.push(`-H ${quoted(`Compute-Budget: ${budget}`)}`);
+  if (preference) parts.push(`-H ${quoted(`Task-Preference: ${preference}`)}`);
   parts.push(`--data-binary ${quoted(`@${file?.name ?? "photo.jpg"}`)}`);
-  parts.push(quoted(new URL(path(include), document.baseURI).href));
+  parts.push(quoted(new URL(path(ask), document.baseURI).href));
   return parts.join(" \\\n  ");
 }

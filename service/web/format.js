@@ -30,10 +30,14 @@ export function element(tag, className = "", text = "") {
 
 export const rgb = (color) => `rgb(${color.join(" ")})`;
 
+const shares = (pairs) => pairs.filter(([, share]) => share < 1)
+  .map(([letter, share]) => letter + Number((100 * share).toPrecision(3)));
+
 /** A plan's keep and width in per cent, as in its name: "k25 w50". Shares of 100 % are left out. */
-export const knobs = ({ keep, width }) =>
-  [["k", keep], ["w", width]].filter(([, share]) => share < 1)
-    .map(([letter, share]) => letter + Number((100 * share).toPrecision(3))).join(" ");
+export const knobs = ({ keep, width }) => shares([["k", keep], ["w", width]]).join(" ");
+
+/** The heads that a plan runs narrower than they are, as in its name: ["depth-w25"]. */
+export const narrowed = ({ heads }) => shares(Object.entries(heads).map(([name, share]) => [`${name}-w`, share]));
 
 /** A canvas' shape as photos are measured: "640 × 480", the width first. It stays on one line. */
 export const size = ({ width, height }) => `${width}\u00a0×\u00a0${height}`;

@@ -25,11 +25,12 @@ function objectColor(id) {
 
 export class Labels {
   /**
-   * @param {object} answer the JSON of /segment
+   * @param {object} answer the JSON of /segment, with the segments of one head
    * @param {boolean} objects whether a segment is one object, as in /plans: it then has its own colour
    */
   constructor(answer, objects) {
-    this.segments = answer.segments;
+    this.segments = answer.segments ?? [];
+    this.asked = Boolean(answer.segments); // else nobody asked for masks
     this.width = answer.image.width;
     this.height = answer.image.height;
     this.objects = objects;

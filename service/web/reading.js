@@ -1,6 +1,6 @@
 /** The result: which plan an image took, why, and what that cost. */
 
-import { cost, element, knobs, serverMs, short, size } from "./format.js";
+import { cost, element, knobs, narrowed, serverMs, short, size } from "./format.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -42,7 +42,7 @@ export class Reading {
       const mark = element("th", "mark");
       mark.scope = "row";
       mark.append(element("i", "line"), element("span", "sounding", String(plan.depth)));
-      const labels = [this.several ? plan.canvas : "", knobs(plan)].filter(Boolean);
+      const labels = [this.several ? plan.canvas : "", knobs(plan), ...narrowed(plan)].filter(Boolean);
       const small = element("small");
       small.append(...labels.map((label) => element("span", "", label)));
       if (labels.length) mark.append(small);
@@ -52,7 +52,8 @@ export class Reading {
     });
     $("gauge").tBodies[0].replaceChildren(...this.rows);
     $("gauge").classList.toggle("dense", plans.length > 7);
-    $("knobs").hidden = !plans.some(knobs);
+    $("knobs").hidden = !plans.some((plan) => knobs(plan) || narrowed(plan).length);
+    $("knobs-heads").hidden = !plans.some((plan) => narrowed(plan).length);
     const sizes = canvases.map(({ name, shapes }) => `${name}: ${shapes.map(size).join(" or ")}.`);
     $("canvases").textContent = `Canvases, in pixels. ${sizes.join(" ")} The gate glances at every image on ${glance}.`;
     $("canvases").hidden = !this.several;
@@ -94,7 +95,7 @@ export class Reading {
   show({ answer, used, requestId, roundTripMs, limits }) {
     const { plan, canvas, depth, of, gflops, reason, predicted_quality: quality } = answer.usage;
     const taken = this.plans.findIndex((candidate) => candidate.name === plan);
-    const reduced = knobs(this.plans[taken]);
+    const reduced = [knobs(this.plans[taken]), ...narrowed(this.plans[taken])].filter(Boolean).join(" ");
     this.rows.forEach((row, index) => {
       row.dataset.reach = index < taken ? "passed" : index === taken ? "taken" : "beyond";
       if (index === taken) row.setAttribute("aria-current", "true");

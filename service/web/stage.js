@@ -178,6 +178,13 @@ export class Stage {
       return item;
     });
     $("legend").replaceChildren(...rows);
+    if (!this.labels.asked) {
+      $("legend").replaceChildren();
+      $("legend-title").textContent = "No masks";
+      $("legend-facts").textContent = "were asked for";
+      $("absent").textContent = "";
+      return;
+    }
     const absent = this.classes.filter((_, id) => !present.has(id)).map(({ name }) => name);
     const { length } = this.labels.segments;
     $("legend-title").textContent = this.labels.objects ? "Objects" : "Classes";

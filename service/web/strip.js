@@ -4,30 +4,38 @@
  */
 
 import { Problem, segment } from "./client.js";
-import { cost, element, knobs, percent, serverMs, short, size } from "./format.js";
-import { Labels } from "./labels.js";
+import { cost, element, knobs, narrowed, percent, serverMs, short, size } from "./format.js";
 
 const $ = (id) => document.getElementById(id);
 const LONGEST = 400; // the longer side of a card's picture, in pixels
 
 export class Strip {
   /**
-   * @param {{plans: object[], canvases: object[], objects: boolean}} info of GET /plans; its plans, the cheapest first
-   * @param {string} include what each answer should have besides the masks
+   * @param {{plans: object[], canvases: object[]}} info of GET /plans; its plans, the cheapest first
+   * @param {string[]} include what each answer should have besides the masks
    * @param {number[][]} colors per class id
+   * @param {(answer: object) => Labels} labelled the masks of an answer
    * @param {(result: object) => void} chosen a card was pressed: show its result
    */
-  constructor({ plans, canvases, objects }, include, colors, chosen) {
+  constructor({ plans, canvases }, include, colors, labelled, chosen) {
     this.plans = plans;
+    this.preference = "";
     this.canvases = canvases;
-    this.objects = objects;
     this.include = include;
     this.colors = colors;
+    this.labelled = labelled;
     this.chosen = chosen;
     this.cards = [];
     this.running = null;
     $("strip-cancel").addEventListener("click", () => this.stop("Cancelled."));
     $("changes").addEventListener("change", () => this.cards.forEach((card) => this.#draw(card)));
+  }
+
+  /** Other plans, for another value of Task-Preference. */
+  use(plans, preference) {
+    this.clear();
+    this.plans = plans;
+    this.preference = preference;
   }
 
   /** End a run; finished cards stay. */
@@ -72,9 +80,10 @@ export class Strip {
         // With max-loss=0 the service takes the most expensive plan under this ceiling.
         const limits = { gflops: card.plan.gflops, "max-loss": 0 };
         const budget = `gflops=${limits.gflops}, max-loss=0`;
-        const result = await segment(file, budget, this.include, control.signal);
+        const ask = { budget, preference: this.preference, include: this.include };
+        const result = await segment(file, ask, control.signal);
         if (this.running !== control) return;
-        card.result = { ...result, limits, labels: new Labels(result.answer, this.objects) };
+        card.result = { ...result, limits, labels: this.labelled(result.answer) };
         this.#fill(card);
       }
       this.#end(`${order.length} of ${order.length} done. Press one to look at it.`);
@@ -113,7 +122,8 @@ export class Strip {
     canvas.width = LONGEST;
     canvas.height = Math.round(LONGEST / ($("photo").naturalWidth / $("photo").naturalHeight || 4 / 3));
     const sounding = element("span", "sounding", String(plan.depth));
-    if (knobs(plan)) sounding.append(element("small", "", knobs(plan)));
+    const reduced = [knobs(plan), ...narrowed(plan)].filter(Boolean).join(" ");
+    if (reduced) sounding.append(element("small", "", reduced));
     node.append(canvas, sounding, element("span", "numbers"));
     const item = element("li");
     item.append(node);
@@ -133,8 +143,8 @@ export class Strip {
     const facts = [
       ["ms", short(serverMs(answer.timing_ms))],
       ["GFLOPs", cost(answer.usage.gflops)],
-      differs ? ["differs", differs] : ["for the others", "reference"],
     ];
+    if (labels.asked) facts.push(differs ? ["differs", differs] : ["for the others", "reference"]);
     if (labels.objects) facts.push(["objects", String(labels.segments.length)]);
     if (plan !== card.plan.name) facts.push(["ran", `${plan}, ${answer.usage.reason}`]);
     const numbers = card.node.querySelector(".numbers");

@@ -36,7 +36,7 @@ def services() -> Iterator[dict[str, Any]]:
 @contextmanager
 def visiting(tab: Page, services: dict[str, Any], manifest: Manifest) -> Iterator[Visit]:
     """The page of the manifest's service, ready."""
-    key = f"{manifest.head.task} {len(manifest.input.canvases)}"
+    key = f"{manifest.head.task} {len(manifest.input.canvases)} {len(manifest.heads)}"
     if key not in services:
         services[key] = services["stack"].enter_context(serving(manifest))
     with opened(tab, services[key]) as started:
@@ -62,4 +62,11 @@ def objects(tab: Page, services: dict[str, Any], instance_manifest: Manifest) ->
 def canvases(tab: Page, services: dict[str, Any], canvases_manifest: Manifest) -> Iterator[Visit]:
     """The page of a bundle with two canvases, the larger one in two shapes."""
     with visiting(tab, services, canvases_manifest) as started:
+        yield started
+
+
+@pytest.fixture
+def heads(tab: Page, services: dict[str, Any], several_heads: Manifest) -> Iterator[Visit]:
+    """The page of a bundle with the heads semantic, boxes and depth, on two canvases."""
+    with visiting(tab, services, several_heads) as started:
         yield started

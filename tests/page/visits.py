@@ -50,13 +50,14 @@ def serving(manifest: Manifest, **changes: Any) -> Iterator[str]:
     """The service's address. Every plan takes 5 ms a layer, so that deadlines and prices differ.
     changes: settings."""
     Shallow.gate.set()
-    depths = {plan.name: plan.depth for plan in manifest.plans}
+    depths = {plan.name: plan.depth for plan in manifest.encoder_plans}
     delays = {
         stage: depths[plan] * 0.005
         for graphs in manifest.graphs.values()
         for plan, stage in graphs.encoders.items()
     }
-    engine = Shallow if manifest.head.task == "semantic" else FakeBackend
+    plain = len(manifest.heads) == 1 and manifest.head.task == "semantic"
+    engine = Shallow if plain else FakeBackend
     settings = Settings(max_body_bytes=100_000, **changes)
     with live_app(manifest, lambda: engine(manifest, delay_s=delays), settings) as app:
         yield app.url
