@@ -18,7 +18,7 @@ import pytest
 
 from model_export.__main__ import COMMANDS, parser_of
 from service import command_line, settings
-from service.core import Decision, Plan, Reason
+from service.core import Decision, HeadWidth, Plan, Reason
 from service.labels import SHED, STAGES
 from service.metrics import Metrics
 from service.trace import Trace
@@ -68,7 +68,7 @@ def anchors(text: str) -> set[str]:
 def metrics_table() -> str:
     """The service's metrics as a Markdown table, taken from a registry in which each metric has
     happened once."""
-    metrics = Metrics(layers=2, max_batch=1)
+    metrics = Metrics(layers=2, max_batch=1, heads=[HeadWidth("semantic")])
     plan = Plan(name="d1", depth=1, keep=1.0, width=1.0, gflops=1.0, quality=0.5)
     decision = Decision(plan=plan, reason=Reason.GATE, predicted_quality=0.5)
     metrics.observe(
