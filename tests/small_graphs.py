@@ -74,7 +74,7 @@ def external(folder: Path, name: str, values: NDArray[np.float32]) -> onnx.Tenso
 
 def write_graphs(folder: Path, manifest: Manifest) -> None:
     """Front: mean brightness and, in the glance's, a gate; encoder of depth k: adds k; decoder:
-    mixes f4, scaled by the mean of the coarsest map, e32.
+    mixes f4, scaled by the mean of the coarsest map, e32; other heads: see `head_nodes`.
 
     An encoder that pauses tokens pauses those below the middle brightness.
     """
@@ -104,7 +104,8 @@ def write_graphs(folder: Path, manifest: Manifest) -> None:
             ]
         constants = [numpy_helper.from_array(GAINS, "gains")]
         if "quality" in outputs:
-            taste = TASTE[:, : len(manifest.encoder_plans)]
+            scores = len(manifest.encoder_plans) * len(manifest.head_keys)
+            taste = np.resize(TASTE, (1, scores))
             constants.append(numpy_helper.from_array(taste, "taste"))
             start += [
                 node("ReduceMean", [f"f{coarsest}"], ["mean"], axes=[1, 2, 3], keepdims=1),
@@ -126,15 +127,47 @@ def write_graphs(folder: Path, manifest: Manifest) -> None:
                     node("Cast", ["dark"], ["paused"], to=TensorProto.UINT8),
                 ]
             write(encoder, encode, constants)
-        decode = [
+        for name in graphs.heads.values():
+            nodes, constants = head_nodes(manifest.stages[name].outputs, coarsest)
+            if not constants:
+                constants = [external(folder, "mix", MIX)]
+            write(name, nodes, constants)
+
+
+def head_nodes(
+    outputs: tuple[TensorSpec, ...], coarsest: int
+) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """A head by its outputs: probabilities as in `reference`, depth as the mean of f4, and the same
+    box of class 0 for every image. The other maps are inputs that it does not need."""
+    node, names = helper.make_node, [spec.name for spec in outputs]
+    scale = node("ReduceMean", [f"e{coarsest}"], ["scale"], axes=[1, 2, 3], keepdims=1)
+    if names == ["probabilities"]:
+        return [
             node("Conv", ["f4", "mix"], ["mixed"], kernel_shape=[1, 1]),
-            node("ReduceMean", [f"e{coarsest}"], ["scale"], axes=[1, 2, 3], keepdims=1),
+            scale,
             node("Mul", ["mixed", "scale"], ["logits"]),
             node("Softmax", ["logits"], ["probabilities"], axis=1),
-        ]
-        # The other maps are inputs that this decoder does not need.
-        (head,) = graphs.heads.values()
-        write(head, decode, [external(folder, "mix", MIX)])
+        ], []
+    if names == ["depth"]:
+        factor = numpy_helper.from_array(np.float32(100), "factor")
+        mean = node("ReduceMean", ["f4"], ["mean"], axes=[1], keepdims=0)
+        return [mean, node("Mul", ["mean", "factor"], ["depth"])], [factor]
+    none = node("ReduceMean", ["f4"], ["one"], axes=[1, 2, 3], keepdims=1)
+    flat = node("Flatten", ["one"], ["flat"])  # (B, 1): only for its batch
+    apart = node("Sub", ["flat", "flat"], ["zero"])
+    shaped = node("Unsqueeze", ["zero", "axis"], ["zeros"])
+    made, constants = [none, flat, apart, shaped], [numpy_helper.from_array(np.int64([2]), "axis")]
+    for spec in outputs:
+        _, queries, columns = (int(size) if size != "batch" else 0 for size in spec.dims)
+        values = np.zeros((1, queries, columns), np.float32)
+        if spec.name == "boxes":
+            values[:] = (0.5, 0.25, 0.5, 0.25)
+        else:
+            values[:, :, -1] = 9  # no object
+            values[:, 0] = np.eye(columns)[0] * 9
+        constants.append(numpy_helper.from_array(values, f"fixed_{spec.name}"))
+        made.append(node("Add", ["zeros", f"fixed_{spec.name}"], [spec.name]))
+    return made, constants
 
 
 def reference(
