@@ -157,8 +157,8 @@ def ask_of(parameters: object) -> Ask:
 
 
 def _preference(text: object) -> dict[str, float] | None:
-    """None: the parameter is not there. Raises BadPreference."""
-    if text is None:
+    """None: the parameter is not there, or empty. Raises BadPreference."""
+    if text is None or text == "":
         return None
     if not isinstance(text, str) or len(text) > MAX_LENGTH:
         form = f"a string of at most {MAX_LENGTH} characters, such as 'semantic=0.7, depth=0.3'"

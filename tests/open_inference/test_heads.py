@@ -57,6 +57,7 @@ def test_without_names_the_outputs_are_those_of_the_asked_heads(server: Server) 
     assert list(outputs(infer(server, asked()))) == [
         name for name in NAMES if not name.startswith("boxes")
     ]
+    assert len(outputs(infer(server, asked("")))) == 4  # no preference, as an empty field
     assert list(outputs(infer(server, asked("boxes=1")))) == ["boxes.segments"]
     found = outputs(infer(server, asked("semantic=0.1, depth=0.9", "depth.values")))
     assert list(found) == ["depth.values"]
@@ -109,7 +110,6 @@ def test_images_of_different_sizes_have_no_common_tensor_of_values(server: Serve
         ({"depth": 1}, (), "the key 'task_preference' must be a string"),
         (1.5, (), "the key 'task_preference' must be a string"),
         ("a" * 2000, (), "the key 'task_preference' must be a string of at most 1024"),
-        ("", (), "there is no head: at least one weight must be over 0"),
         ("depth=1", ("boxes.segments",), "of the head 'boxes', which is not asked for"),
         (None, ("boxes.segments",), "give it a weight in task_preference"),
         ("depth=1", ("labels",), "the output 'labels' is unknown: the outputs are"),

@@ -58,6 +58,15 @@ def test_every_check_passes_where_keys_are_asked_for(
         check(config, server.url, "--max-examples", "10")
 
 
+def test_answers_of_a_bundle_with_several_heads_are_documented(
+    config: Path, several_heads: Manifest
+) -> None:
+    """What is not asked for cannot be named, which the document has no words for."""
+    with running(several_heads) as server:
+        checks = f"not_a_server_error,{ANSWERS_ONLY}"
+        check(config, server.url, "--max-examples", "10", checks=checks)
+
+
 def test_answers_of_a_service_that_is_not_ready_are_documented(
     config: Path, fake_manifest: Manifest
 ) -> None:
