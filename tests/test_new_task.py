@@ -31,6 +31,7 @@ class Saliency:
     name = "saliency"
     objects = False
     png = "255 where it is salient"
+    gives = Masks
 
     def check(self, classes: Sequence[ClassInfo], outputs: Sequence[TensorSpec], key: str) -> None:
         check_planes(outputs, key, 1, "1")

@@ -67,19 +67,23 @@ def warm_up(stages: Stages, max_batch: int) -> Costs:
 
 
 def measure_again(stages: Stages, costs: Costs, plan: Plan) -> None:
-    """Run a plan on a blank image, so that its cost follows."""
+    """Run a plan on a blank image, so that its cost follows: all at once, when the engine is about
+    to be free again."""
     canvases = {canvas.name: canvas.shapes[0] for canvas in stages.manifest.input.canvases}
     glance, own = next(iter(canvases)), plan.canvas or next(iter(canvases))
+    taken: list[tuple[Cost, float]] = []
     for canvas in dict.fromkeys((glance, own)):
         frame = _blank(canvases[canvas])
         features, ms = _timed(1, partial(stages.front, [frame]))
-        costs.front[canvas].add(ms / 1000, 1, time.perf_counter())
+        taken.append((costs.front[canvas], ms))
     shape = canvases[own].name
     encoded, ms = _timed(1, partial(stages.encode, plan, shape, features))
-    costs.encoders[plan.encoder].add(ms / 1000, 1, time.perf_counter())
+    taken.append((costs.encoders[plan.encoder], ms))
     for head in plan.heads:
         _, ms = _timed(1, partial(stages.head, shape, encoded, head.key))
-        costs.heads[own, head.key].add(ms / 1000, 1, time.perf_counter())
+        taken.append((costs.heads[own, head.key], ms))
+    for cost, ms in taken:
+        cost.add(ms / 1000, 1, time.perf_counter())
     costs.measured(plan)
 
 
