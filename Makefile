@@ -34,14 +34,19 @@ CLIENTS = .venv/clients
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
-serve: $(SERVE)/.ready
+# Built when a package is installed; built again when its sources change. Without a compiler the service goes without.
+NATIVE = service/engines/native/libfathom.so
+$(NATIVE): $(wildcard service/engines/native/*.[ch])
+	@if command -v $${CC:-cc} >/dev/null; then $(PYTHON) -m service.engines.native.build; fi
+
+serve: $(SERVE)/.ready $(NATIVE)
 	@$(SERVE)/bin/python -m service --bundle "$(BUNDLE)" --host "$(HOST)" --port "$(PORT)"
 
 # Coverage has a floor only where everything runs: a part of the suite cannot reach it.
-test: $(TEST)/.ready
+test: $(TEST)/.ready $(NATIVE)
 	$(TEST)/bin/python -m pytest $(if $(strip $(TESTS)),$(TESTS),--cov=service --cov-report=term-missing --cov-fail-under=95)
 
-test-service: $(TEST_SERVICE)/.ready
+test-service: $(TEST_SERVICE)/.ready $(NATIVE)
 	@! $(TEST_SERVICE)/bin/python -c 'import torch' 2>/dev/null || { \
 	  echo "$(TEST_SERVICE) has torch: remove that folder, and it is made anew." >&2; exit 1; }
 	$(TEST_SERVICE)/bin/python -m pytest $(TESTS)

@@ -70,11 +70,16 @@ class Attention(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """The opened library. path: its file. instructions: what of this processor it uses."""
+    """The opened library.
+
+    path: its file. instructions: what of this processor it uses. bfloat16: whether the processor
+    multiplies in that type.
+    """
 
     library: ctypes.CDLL
     path: str
     instructions: str
+    bfloat16: bool
 
     def use_threads(self, threads: int) -> None:
         """Threads for ONNX Runtime's operator, in this process."""
@@ -103,4 +108,9 @@ def compiled() -> Compiled | None:
         getattr(library, name).restype = ctypes.c_char_p
     if library.fathom_sources().decode() != digest():
         raise BackendError(f"{LIBRARY} was built from other sources: {MEND}")
-    return Compiled(library, str(LIBRARY), library.fathom_instructions().decode())
+    return Compiled(
+        library,
+        str(LIBRARY),
+        library.fathom_instructions().decode(),
+        bool(library.fathom_bfloat16()),
+    )

@@ -86,6 +86,14 @@ int fathom_attend(const Attention *call, int threads) {
 
 const char *fathom_sources(void) { return FATHOM_SOURCES; }
 
+int fathom_bfloat16(void) {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512bf16") != 0;
+#else
+  return 0;
+#endif
+}
+
 const char *fathom_instructions(void) {
   Sample *sample = fitting();
   return sample == sample_base ? "baseline" : sample == sample_v3 ? "AVX2" : "AVX-512";
