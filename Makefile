@@ -10,6 +10,7 @@
 # make bench-dashboard   docs/dashboard.png, from a real service and a real Prometheus (Debian's package)
 # make bench-autoscale   simulated days under the autoscaler: adaptive depth against fixed plans, k8s's thresholds
 # make bench-pod   CPU and memory of a pod
+# make bench-peers [PEERS="--only attention ..."]   our engines on a CPU beside PyTorch and transformers' Mask2Former
 # make bench-gpu [GPU="--out FILE ..."]   kernel, models and service on an NVIDIA GPU, against bars (docs/backends.md)
 # make prove-docker   build docker/'s image and run it without a Docker daemon (root; Debian's buildah and mmdebstrap)
 # Each sets itself up in .venv; PYTHON= picks the interpreter (3.11 to 3.13) that a new environment is made with.
@@ -20,6 +21,7 @@ HOST = 127.0.0.1
 BUNDLE = trained_weights/camvid-tiny
 TESTS =
 GPU =
+PEERS =
 PYTHON = python3
 
 SERVE = .venv/serve
@@ -28,7 +30,7 @@ TEST_SERVICE = .venv/test-service
 CLIENTS = .venv/clients
 
 .DEFAULT_GOAL = help
-.PHONY: help serve test test-service test-clients lint bench-latency bench-serving bench-dashboard bench-autoscale bench-pod bench-gpu bench-picture prove-docker
+.PHONY: help serve test test-service test-clients lint bench-latency bench-serving bench-dashboard bench-autoscale bench-pod bench-gpu bench-peers bench-picture prove-docker
 .DELETE_ON_ERROR:
 
 help:
@@ -95,6 +97,9 @@ bench-pod: $(TEST)/.ready
 
 bench-gpu: $(TEST)/.ready
 	$(TEST)/bin/python tests/bench/gpu.py --bundle "$(BUNDLE)" $(GPU)
+
+bench-peers: $(TEST)/.ready $(NATIVE)
+	$(TEST)/bin/python tests/bench/peers.py --bundle "$(BUNDLE)" $(PEERS)
 
 prove-docker: $(TEST)/.ready
 	$(TEST)/bin/python docker/prove.py
