@@ -10,7 +10,7 @@
 # make bench-dashboard   docs/dashboard.png, from a real service and a real Prometheus (Debian's package)
 # make bench-autoscale   simulated days under the autoscaler: adaptive depth against fixed plans, k8s's thresholds
 # make bench-pod   CPU and memory of a pod
-# make bench-peers [PEERS="--only attention ..."]   our engines on a CPU beside PyTorch and transformers' Mask2Former
+# make bench-peers [CPU_PEERS="--only attention ..."]   our engines on a CPU beside PyTorch and transformers' Mask2Former
 # make bench-gpu [GPU="--out FILE ..."]   kernel, models and service on an NVIDIA GPU, against bars (docs/backends.md)
 # make prove-docker   build docker/'s image and run it without a Docker daemon (root; Debian's buildah and mmdebstrap)
 # Each sets itself up in .venv; PYTHON= picks the interpreter (3.11 to 3.13) that a new environment is made with.
@@ -21,7 +21,7 @@ HOST = 127.0.0.1
 BUNDLE = trained_weights/camvid-tiny
 TESTS =
 GPU =
-PEERS =
+CPU_PEERS =
 PYTHON = python3
 
 SERVE = .venv/serve
@@ -99,7 +99,7 @@ bench-gpu: $(TEST)/.ready
 	$(TEST)/bin/python tests/bench/gpu.py --bundle "$(BUNDLE)" $(GPU)
 
 bench-peers: $(TEST)/.ready $(NATIVE)
-	$(TEST)/bin/python tests/bench/peers.py --bundle "$(BUNDLE)" $(PEERS)
+	$(TEST)/bin/python tests/bench/cpu_peers.py --bundle "$(BUNDLE)" $(CPU_PEERS)
 
 prove-docker: $(TEST)/.ready
 	$(TEST)/bin/python docker/prove.py

@@ -192,7 +192,7 @@ def test_a_backend_is_opened_by_its_name_without_settings(
     assert backend.name == "onnxruntime"
     backend.close()
     with pytest.raises(
-        BackendError, match="'cpu' is not a backend: choose one of onnxruntime, onnxruntime-cuda, "
+        BackendError, match="'cpu' is not a backend: choose one of onnxruntime, openvino, "
     ):
         open_named("cpu", onnx_bundle, **limits)
 

@@ -1,6 +1,6 @@
 """Fathom's engines on a CPU, and the same network in others' hands, in turns on one machine.
 
-    python tests/bench/peers.py [--bundle trained_weights/camvid-tiny] [--only attention plans ...]
+    python tests/bench/cpu_peers.py [--bundle trained_weights/camvid-tiny] [--only plans ...]
         [--threads 2] [--rounds 9] [--data DIR --below val --images 100]
 
 | part | in turns |
@@ -279,7 +279,7 @@ def mask2former(setting: Setting) -> dict[str, Result]:
 
 
 def quality(setting: Setting, data: Path, below: str, images: int) -> Result:
-    """Percent of the set's measure by plan and engine, and how far the gate's scores move."""
+    """Percent of the set's measure by plan and engine, and what becomes of the gate's choices."""
     manifest = setting.bundle.manifest
     classes = tuple(entry.name for entry in manifest.classes)
     opened = open_labelled(data, below, manifest.task, classes)
@@ -290,15 +290,14 @@ def quality(setting: Setting, data: Path, below: str, images: int) -> Result:
     pausing = [plan for plan in manifest.plans if plan.keep < 1]
     shown = [manifest.plans[0], *pausing[-1:], manifest.plans[-1]]
     counts: dict[tuple[str, str], list[NDArray[Any]]] = {}
-    moved: list[float] = []
+    scores: dict[str, list[NDArray[np.float32]]] = {name: [] for name in meters}
     for index in range(0, len(opened), max(1, len(opened) // images)):
         _, labels, void = opened.read(index)
         truth = Truth(labels, np.zeros(labels.shape, np.bool_) if void is None else void)
         frames = decode(opened.files[index][0].read_bytes(), "", LIMITS, manifest.input)
-        scores = []
         for name, meter in meters.items():
             seen, score = meter.stages.glance([frames[manifest.glance.name]])
-            scores.append(score)
+            scores[name].append(score[0])
             for plan in shown:
                 frame = frames[plan.canvas]
                 first = plan.canvas == manifest.glance.name
@@ -307,15 +306,27 @@ def quality(setting: Setting, data: Path, below: str, images: int) -> Result:
                 answer = meter.stages.head(shape, meter.stages.encode(plan, shape, features))
                 masks = meter.answers.read({n: v[0] for n, v in answer.items()}, frame.geometry)
                 counts.setdefault((plan.name, name), []).append(meter.judge(masks, truth)[0])
-        moved.append(float(np.abs(scores[0] - scores[1]).max()))
     task = meters["onnxruntime"].task
     points = {key: 100 * float(task.of_set(np.array(c).sum(0))) for key, c in counts.items()}
+    # What the policy goes by: how far each plan is below the full one.
+    below_full = [np.array(own)[:, -1:] - np.array(own) for own in scores.values()]
+    moved = float(np.abs(below_full[0] - below_full[1]).mean())
+    alike = {}
+    for margin in manifest.margins:
+        first, second = ((own <= margin.margin) for own in below_full)
+        first[:, -1] = second[:, -1] = True
+        alike[f"{margin.asked:g}"] = float((first.argmax(1) == second.argmax(1)).mean())
     rows = [(plan.name, *(f"{points[plan.name, name]:.2f}" for name in meters)) for plan in shown]
-    print(f"\n{table((f'{task.measure} of {len(moved)} images', *meters), rows)}")
-    print(f"the gate's scores move by {max(moved):.4f} at most")
+    count = len(scores["openvino"])
+    print(f"\n{table((f'{task.measure} of {count} images', *meters), rows)}")
+    print(
+        f"predicted losses move by {moved:.4f} in the mean; images with the same plan, by max-loss:"
+    )
+    print(", ".join(f"{asked}: {100 * share:.0f} %" for asked, share in alike.items()))
     return {
-        "images": len(moved),
-        "gate_moves": max(moved),
+        "images": count,
+        "losses_move": moved,
+        "same_plan": alike,
         **{f"{plan}, {name}": value for (plan, name), value in points.items()},
     }
 
