@@ -4,6 +4,7 @@ of instructions, with threads, and inside of ONNX Runtime."""
 from __future__ import annotations
 
 import ctypes
+import logging
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,12 @@ import torch
 from torch import Tensor
 
 from model_export.network.deformable_attention import deformable_attention
+from service.bundle import Bundle
 from service.engines import compiled as module
+from service.engines import onnxruntime as engine
 from service.engines.compiled import Attention, Compiled, compiled
 from service.engines.native import build
+from service.engines.onnxruntime import OnnxRuntimeBackend
 from service.errors import BackendError
 from tests.small_network import worst
 from tests.test_deformable_attention import slow_deformable_attention
@@ -156,6 +160,22 @@ def test_without_a_compiler_the_build_says_so(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("CC", "cc --no-such-flag")
     with pytest.raises(build.BuildError, match="cc failed"):
         build.build()
+
+
+def test_the_log_says_where_the_attention_is_computed(
+    library: Compiled,
+    onnx_bundle: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    OnnxRuntimeBackend(onnx_bundle, threads=1)
+    assert f"attention compiled for {library.instructions}" in caplog.text
+    OnnxRuntimeBackend(onnx_bundle, threads=1, decomposed=True)
+    assert "own operators (as asked)" in caplog.text
+    monkeypatch.setattr(engine, "compiled", lambda: None)
+    OnnxRuntimeBackend(onnx_bundle, threads=1)
+    assert "own operators (none compiled; with a C compiler: pip install" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["encoder-192x256-d1-w25", "encoder-192x256-d6-k25-w25"])

@@ -1,7 +1,7 @@
 """Fathom's engines on a CPU, and the same network in others' hands, in turns on one machine.
 
     python tests/bench/cpu_peers.py [--bundle trained_weights/camvid-tiny] [--only plans ...]
-        [--threads 2] [--rounds 9] [--data DIR --below val --images 100]
+        [--ours] [--threads 2] [--rounds 9] [--data DIR --below val --images 100]
 
 | part | in turns |
 |---|---|
@@ -75,6 +75,7 @@ class Setting(NamedTuple):
     threads: int
     rounds: int
     cache: Path
+    ours: bool  # leave PyTorch out, whose compiler takes minutes
 
 
 def in_turns(contenders: Mapping[str, Work], rounds: int) -> Result:
@@ -181,7 +182,9 @@ def plans(setting: Setting) -> dict[str, Result]:
     return measured
 
 
-def in_torch(module: torch.nn.Module, *inputs: Any) -> dict[str, Work]:
+def in_torch(setting: Setting, module: torch.nn.Module, *inputs: Any) -> dict[str, Work]:
+    if setting.ours:
+        return {}
     fast = torch.compile(module)
 
     def work(run: Any) -> Work:
@@ -212,7 +215,7 @@ def network(setting: Setting) -> dict[str, Result]:
     shape = next(s for s, g in manifest.graphs.items() if plan.name in g.encoders)
     frame = frame_for(served, shape)
     images = torch.from_numpy(frame.pixels.copy()[None])
-    works = in_torch(Whole(model, Knobs.parse(plan.name)).eval(), images)
+    works = in_torch(setting, Whole(model, Knobs.parse(plan.name)).eval(), images)
     for name, backend in engines(served, setting).items():
         stages = Stages(backend, manifest)
 
@@ -248,7 +251,7 @@ def published(setting: Setting) -> dict[str, Result]:
             | {"stages": {"encoder": stage}}
         )
         feeds = {n: f[:1].numpy() for n, f in zip(module.inputs, features, strict=True)}
-        works = in_torch(module, *(f[:1] for f in features))
+        works = in_torch(setting, module, *(f[:1] for f in features))
         setting = setting._replace(cache=root)
         for name, backend in engines(Bundle(root, manifest, "published"), setting).items():
             works[name] = lambda b=backend: b.run("encoder", feeds)  # type: ignore[misc]
@@ -275,7 +278,9 @@ def mask2former(setting: Setting) -> dict[str, Result]:
         num_labels=11,
     )
     model = transformers.Mask2FormerForUniversalSegmentation(config).eval()
-    return {"576 x 768": in_turns(in_torch(model, torch.randn(1, 3, 576, 768)), setting.rounds)}
+    return {
+        "576 x 768": in_turns(in_torch(setting, model, torch.randn(1, 3, 576, 768)), setting.rounds)
+    }
 
 
 def quality(setting: Setting, data: Path, below: str, images: int) -> Result:
@@ -344,15 +349,20 @@ def main() -> None:
     add("--only", nargs="*", choices=PARTS, default=list(PARTS))
     add("--threads", type=int, default=2)
     add("--rounds", type=int, default=9)
+    add("--ours", action="store_true", help="only our engines: PyTorch's compiler takes minutes")
     add("--data", type=Path, help="labelled folder, as for `evaluate`")
     add("--below", default="")
     add("--images", type=int, default=100, help="about so many of the folder's")
     add("--engine-cache", type=Path, default=Path("engines"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    setting = Setting(bundle.load(args.bundle), args.threads, args.rounds, args.engine_cache)
+    setting = Setting(
+        bundle.load(args.bundle), args.threads, args.rounds, args.engine_cache, args.ours
+    )
     result: Result = {"machine": f"{platform.machine()}, {args.threads} threads"}
     for name in args.only:
+        if args.ours and name == "mask2former":
+            continue
         result[name] = PARTS[name](setting)
         show(name, result[name])
     if args.data:
