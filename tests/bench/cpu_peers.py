@@ -10,7 +10,7 @@
 | network | the full plan's network in PyTorch, eager and compiled, and in those engines |
 | published | pixel decoder of Mask2Former's published sizes, 512 x 512, random weights, as before |
 | mask2former | transformers' Mask2Former of our channels and layers, random, on a ResNet-18 |
-| quality | with --data: mIoU or PQ of the cheapest, a pausing and the full plan in both engines |
+| quality | with --data: mIoU or PQ of the cheapest, a pausing and the full plan, or --plans |
 
 wall: the median; cpu: the least time of the process, all threads together, which other work on the
 machine disturbs less. Prints tables and ends in one JSON line.
@@ -25,7 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -162,7 +162,7 @@ def plans(setting: Setting) -> dict[str, Result]:
     glance = manifest.glance.shapes[0].name
     measured = {}
     for plan in manifest.plans:
-        shape = next(s for s, g in manifest.graphs.items() if plan.name in g.encoders)
+        shape = next(s for s, g in manifest.graphs.items() if plan.encoder in g.encoders)
         works, alone = {}, {}
         for name, backend in found.items():
             stages = Stages(backend, manifest)
@@ -212,10 +212,10 @@ def network(setting: Setting) -> dict[str, Result]:
     served = setting.bundle
     manifest, plan = served.manifest, served.manifest.plans[-1]
     model, _, _ = read_weights(served.root / WEIGHTS)
-    shape = next(s for s, g in manifest.graphs.items() if plan.name in g.encoders)
+    shape = next(s for s, g in manifest.graphs.items() if plan.encoder in g.encoders)
     frame = frame_for(served, shape)
     images = torch.from_numpy(frame.pixels.copy()[None])
-    works = in_torch(setting, Whole(model, Knobs.parse(plan.name)).eval(), images)
+    works = in_torch(setting, Whole(model, Knobs.parse(plan.encoder)).eval(), images)
     for name, backend in engines(served, setting).items():
         stages = Stages(backend, manifest)
 
@@ -283,17 +283,19 @@ def mask2former(setting: Setting) -> dict[str, Result]:
     }
 
 
-def quality(setting: Setting, data: Path, below: str, images: int) -> Result:
+def quality(setting: Setting, data: Path, below: str, images: int, names: Sequence[str]) -> Result:
     """Percent of the set's measure by plan and engine, and what becomes of the gate's choices."""
     manifest = setting.bundle.manifest
-    classes = tuple(entry.name for entry in manifest.classes)
-    opened = open_labelled(data, below, manifest.task, classes)
+    classes = tuple(entry.name for entry in manifest.head.classes)
+    opened = open_labelled(data, below, manifest.head.task, classes)
     meters = {
         name: Meter(setting.bundle.root, EngineOptions(name, 1, setting.cache), None)
         for name in ("onnxruntime", "openvino")
     }
     pausing = [plan for plan in manifest.plans if plan.keep < 1]
     shown = [manifest.plans[0], *pausing[-1:], manifest.plans[-1]]
+    if names:
+        shown = [plan for plan in manifest.plans if plan.name in names]
     counts: dict[tuple[str, str], list[NDArray[Any]]] = {}
     scores: dict[str, list[NDArray[np.float32]]] = {name: [] for name in meters}
     for index in range(0, len(opened), max(1, len(opened) // images)):
@@ -353,6 +355,7 @@ def main() -> None:
     add("--data", type=Path, help="labelled folder, as for `evaluate`")
     add("--below", default="")
     add("--images", type=int, default=100, help="about so many of the folder's")
+    add("--plans", nargs="*", default=(), help="whose quality is measured")
     add("--engine-cache", type=Path, default=Path("engines"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -366,7 +369,7 @@ def main() -> None:
         result[name] = PARTS[name](setting)
         show(name, result[name])
     if args.data:
-        result["quality"] = quality(setting, args.data, args.below, args.images)
+        result["quality"] = quality(setting, args.data, args.below, args.images, args.plans)
     print(json.dumps(result))
 
 
