@@ -10,6 +10,7 @@
 # make bench-dashboard   docs/dashboard.png, from a real service and a real Prometheus (Debian's package)
 # make bench-autoscale   simulated days under the autoscaler: adaptive depth against fixed plans, k8s's thresholds
 # make bench-pod   CPU and memory of a pod
+# make bench-peers [CPU_PEERS="--only attention ..."]   our engines on a CPU beside PyTorch and transformers' Mask2Former
 # make bench-gpu [GPU="--out FILE ..."]   kernel, models and service on an NVIDIA GPU, against bars (docs/backends.md)
 # make prove-docker   build docker/'s image and run it without a Docker daemon (root; Debian's buildah and mmdebstrap)
 # Each sets itself up in .venv; PYTHON= picks the interpreter (3.11 to 3.13) that a new environment is made with.
@@ -20,6 +21,7 @@ HOST = 127.0.0.1
 BUNDLE = trained_weights/camvid-tiny
 TESTS =
 GPU =
+CPU_PEERS =
 PYTHON = python3
 
 SERVE = .venv/serve
@@ -28,20 +30,25 @@ TEST_SERVICE = .venv/test-service
 CLIENTS = .venv/clients
 
 .DEFAULT_GOAL = help
-.PHONY: help serve test test-service test-clients lint bench-latency bench-serving bench-dashboard bench-autoscale bench-pod bench-gpu bench-picture prove-docker
+.PHONY: help serve test test-service test-clients lint bench-latency bench-serving bench-dashboard bench-autoscale bench-pod bench-gpu bench-peers bench-picture prove-docker
 .DELETE_ON_ERROR:
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
-serve: $(SERVE)/.ready
+# Built when a package is installed; built again when its sources change. Without a compiler the service goes without.
+NATIVE = service/engines/native/libfathom.so
+$(NATIVE): $(wildcard service/engines/native/*.[ch])
+	@if command -v $${CC:-cc} >/dev/null; then $(PYTHON) -m service.engines.native.build; fi
+
+serve: $(SERVE)/.ready $(NATIVE)
 	@$(SERVE)/bin/python -m service --bundle "$(BUNDLE)" --host "$(HOST)" --port "$(PORT)"
 
 # Coverage has a floor only where everything runs: a part of the suite cannot reach it.
-test: $(TEST)/.ready
+test: $(TEST)/.ready $(NATIVE)
 	$(TEST)/bin/python -m pytest $(if $(strip $(TESTS)),$(TESTS),--cov=service --cov-report=term-missing --cov-fail-under=95)
 
-test-service: $(TEST_SERVICE)/.ready
+test-service: $(TEST_SERVICE)/.ready $(NATIVE)
 	@! $(TEST_SERVICE)/bin/python -c 'import torch' 2>/dev/null || { \
 	  echo "$(TEST_SERVICE) has torch: remove that folder, and it is made anew." >&2; exit 1; }
 	$(TEST_SERVICE)/bin/python -m pytest $(TESTS)
@@ -90,6 +97,9 @@ bench-pod: $(TEST)/.ready
 
 bench-gpu: $(TEST)/.ready
 	$(TEST)/bin/python tests/bench/gpu.py --bundle "$(BUNDLE)" $(GPU)
+
+bench-peers: $(TEST)/.ready $(NATIVE)
+	$(TEST)/bin/python tests/bench/cpu_peers.py --bundle "$(BUNDLE)" $(CPU_PEERS)
 
 prove-docker: $(TEST)/.ready
 	$(TEST)/bin/python docker/prove.py

@@ -45,12 +45,15 @@ class Settings:
         metadata=_about(
             "engine: auto takes the fastest that is ready and says why (docs/backends.md); fake "
             "makes up its masks",
-            choices=("auto", "onnxruntime", "onnxruntime-cuda", "tensorrt", "fake"),
+            choices=("auto", "onnxruntime", "openvino", "onnxruntime-cuda", "tensorrt", "fake"),
         ),
     )
     engine_cache: Path = field(
         default=Path("engines"),
-        metadata=_about("folder of TensorRT engines, as model_export build-trt writes it"),
+        metadata=_about(
+            "folder of TensorRT engines, as model_export build-trt writes it, and of OpenVINO's "
+            "compiled models, which the service writes"
+        ),
     )
     threads: int = field(
         default=0,

@@ -83,6 +83,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "pycocotools": {"pixels.rle"},
     "prometheus_client": {"metrics"},
     "onnxruntime": {"engines.choice", "engines.onnxruntime", "engines.onnxruntime_cuda"},
+    "openvino": {"engines.openvino"},
     "tensorrt": {"engines.tensorrt_runtime"},
     "tensorrt_rtx": {"engines.tensorrt_runtime"},
     "uvicorn": {"__main__"},

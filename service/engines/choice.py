@@ -16,6 +16,7 @@ from pathlib import Path
 from service.bundle import Bundle
 from service.engines import engine_cache
 from service.engines.base import Backend
+from service.engines.compiled import compiled
 from service.engines.cpu_limit import resolve_threads
 from service.engines.cuda import DriverError, gpu_name
 from service.engines.tensorrt_runtime import MODULES
@@ -53,7 +54,8 @@ def choose_backend(
     try:
         name = gpu()
     except DriverError as error:
-        return Choice("onnxruntime", "no-gpu", f"there is no GPU to use ({error})")
+        backend, why = _for_cpu(settings, served)
+        return Choice(backend, "no-gpu", f"there is no GPU to use ({error}), and {why}")
     if not any(map(installed, MODULES.values())):
         missing = "TensorRT is not installed"
     elif not engine_cache.holds(settings.engine_cache, engine_cache.content_of(served.manifest)):
@@ -76,6 +78,20 @@ def choose_backend(
     return Choice("onnxruntime", "no-gpu-runtime", why)
 
 
+def _for_cpu(settings: Settings, served: Bundle) -> tuple[str, str]:
+    """The backend without a GPU, and why. OpenVINO takes twice the memory and, before its models
+    are compiled, longer to start: who wants it has asked for it once."""
+    if not installed("openvino"):
+        return "onnxruntime", "OpenVINO is not installed"
+    attention = compiled()
+    if attention is None or not attention.bfloat16:
+        return "onnxruntime", "this processor or installation is not what OpenVINO is faster on"
+    folder = engine_cache.openvino_folder(settings.engine_cache, served.manifest)
+    if not any(folder.glob("*.blob")):
+        return "onnxruntime", f"{folder} has no models of OpenVINO (--backend openvino makes them)"
+    return "openvino", f"{folder} has its models, and this processor multiplies in bfloat16"
+
+
 def open_backend(choice: Choice, settings: Settings, served: Bundle) -> Backend:
     """Open the chosen backend, and no other. Raises BackendError."""
     level = logging.WARNING if choice.reason == "no-gpu-runtime" else logging.INFO
@@ -96,7 +112,7 @@ def open_named(
 
     threads: for an engine on the CPU, at least 1.
     max_batch: most images that run together.
-    engine_cache: folder of TensorRT engines.
+    engine_cache: folder of TensorRT engines and of OpenVINO's compiled models.
     Raises BackendError.
     """
     if name not in BACKENDS:
@@ -121,6 +137,18 @@ def _onnxruntime(served: Bundle, limits: Limits) -> Backend:
     return OnnxRuntimeBackend(served, threads=limits.threads)
 
 
+def _openvino(served: Bundle, limits: Limits) -> Backend:
+    if not installed("openvino"):
+        raise BackendError(
+            "openvino is not installed: pip install '.[cpu,openvino]' in Fathom's source folder"
+        )
+    from service.engines.openvino import OpenVinoBackend
+
+    _log.info("openvino runs on the CPU, %d threads", limits.threads)
+    folder = engine_cache.openvino_folder(limits.engine_cache, served.manifest)
+    return OpenVinoBackend(served, threads=limits.threads, cache=folder)
+
+
 def _onnxruntime_cuda(served: Bundle, limits: Limits) -> Backend:
     _require_onnxruntime()
     from service.engines.onnxruntime_cuda import OnnxRuntimeCudaBackend
@@ -143,6 +171,7 @@ def _fake(served: Bundle, limits: Limits) -> Backend:
 
 BACKENDS: Mapping[str, Callable[[Bundle, Limits], Backend]] = {
     "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
     "onnxruntime-cuda": _onnxruntime_cuda,
     "tensorrt": _tensorrt,
     "fake": _fake,

@@ -1,8 +1,9 @@
-"""TensorRT engines on disk: a folder for each bundle, TensorRT, chip, precision and set of batches.
+"""Engines on disk: a folder for each bundle, TensorRT, chip, precision and set of batches.
 
     CACHE/<flavour>-<version>-<capability>-<precision>-<key>/engines.json and a plan for each stage
 
 `build-trt` writes them and the backend reads them. Nothing here touches a GPU.
+OpenVINO keeps its compiled models beside them, in a folder for each bundle.
 """
 
 from __future__ import annotations
@@ -68,6 +69,11 @@ def content_of(manifest: Manifest) -> str:
     parts = sorted(parts + [(kernel.file, kernel.sha256) for kernel in manifest.kernels])
     text = json.dumps([parts, sorted(manifest.graphs)])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def openvino_folder(cache: Path, manifest: Manifest) -> Path:
+    """Where OpenVINO keeps its compiled models of a bundle. It knows its own versions and chips."""
+    return cache / f"openvino-{content_of(manifest)[:16]}"
 
 
 def save(cache: Path, about: EngineSet, plans: Mapping[str, bytes]) -> EngineSet:

@@ -4,11 +4,15 @@ Only one stage runs at a time. Therefore the threads of a session sleep when it 
 they keep spinning and take the cores from the next session. All sessions share one arena; by
 default each keeps the memory of its largest batch. Memory patterns are off, so that no batch size
 allocates anything of its own.
+
+The deformable attention is our compiled operator where this installation has it; else ONNX Runtime
+takes the node's body, in its own operators.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,26 +20,36 @@ import onnxruntime as ort
 
 from service.bundle import Bundle, Stage, TensorSpec
 from service.engines.base import Arrays, HostTensors, Tensors, on_host, passed_on
+from service.engines.compiled import MEND, Compiled, compiled
 from service.errors import BackendError
 
+_log = logging.getLogger("fathom")
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 
 
 class OnnxRuntimeBackend:
     """Opens every graph of a verified bundle.
 
-    threads: per session, at least 1. Raises BackendError that names the file, and the tensor if one
-    differs from the manifest.
+    threads: per session, at least 1. decomposed: leave the compiled deformable attention alone.
+    Raises BackendError that names the file, and the tensor if one differs from the manifest.
     """
 
     name = "onnxruntime"
 
-    def __init__(self, bundle: Bundle, *, threads: int) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int, decomposed: bool = False) -> None:
         _share_arena()
+        attention = None if decomposed else compiled()
+        if attention is None:
+            why = "as asked" if decomposed else f"none compiled; with a C compiler: {MEND}"
+            _log.info("deformable attention in ONNX Runtime's own operators (%s)", why)
+        else:
+            attention.use_threads(threads)
+            _log.info("deformable attention compiled for %s", attention.instructions)
         self._stages = bundle.manifest.stages
         self._passed_on = {spec.name for spec in passed_on(self._stages)}
         self._sessions = {
-            name: _open(bundle.root, stage, threads) for name, stage in self._stages.items()
+            name: _open(bundle.root, stage, threads, attention)
+            for name, stage in self._stages.items()
         }
 
     def run(self, stage: str, tensors: Tensors | Arrays) -> HostTensors:
@@ -62,7 +76,9 @@ def _share_arena() -> None:
     ort.create_and_register_allocator(memory, None)
 
 
-def _open(root: Path, stage: Stage, threads: int) -> ort.InferenceSession:
+def _open(
+    root: Path, stage: Stage, threads: int, attention: Compiled | None
+) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -71,6 +87,8 @@ def _open(root: Path, stage: Stage, threads: int) -> ort.InferenceSession:
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
+        if attention is not None:
+            options.register_custom_ops_library(attention.path)
         session = ort.InferenceSession(
             root / stage.file, options, providers=["CPUExecutionProvider"]
         )

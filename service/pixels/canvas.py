@@ -78,9 +78,11 @@ class Scaled(Mapping[str, Frame]):
         image, size = self._source, (geometry.scaled_width, geometry.scaled_height)
         if image.size != size:
             image = image.resize(size, Image.Resampling.BILINEAR)
+        # `convert` would copy an image that is RGB already.
+        inside = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
         pixels = np.empty((*geometry.canvas, 3), np.uint8)
-        pixels[:] = self._pad
-        pixels[: size[1], : size[0]] = np.asarray(image.convert("RGB"))
+        pixels[: size[1], : size[0]] = inside
+        pixels[size[1] :] = pixels[: size[1], size[0] :] = self._pad
         return Frame(pixels, geometry)
 
 

@@ -21,9 +21,17 @@ _BAND_PIXELS = 1 << 18  # written at a time, where Pillow would hold four bytes 
 
 def palette(labels: NDArray[np.uint8], colors: Sequence[Color]) -> bytes:
     """A palette PNG: the pixel values are the labels, shown in these colours."""
-    image = Image.fromarray(labels)
-    image.putpalette(bytes(value for color in colors for value in color))
-    return _written(image)
+    shown = bytes(value for color in colors for value in color)
+    # Label maps are long runs of zeros once the row above is taken away: to look for runs alone is
+    # half the time of Pillow's encoder, and the files are a quarter smaller.
+    packer = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_RLE)
+    height, width = labels.shape
+    filtered = np.empty((height, 1 + width), np.uint8)
+    filtered[:, 0] = 2  # less the row above
+    filtered[0, 1:] = labels[0]
+    np.subtract(labels[1:], labels[:-1], out=filtered[1:, 1:])
+    data = packer.compress(filtered.tobytes()) + packer.flush()
+    return _file((width, height), 3, (b"PLTE", shown), (b"IDAT", data))
 
 
 def gray(labels: NDArray[np.uint16]) -> bytes:
@@ -52,9 +60,7 @@ def ids(labels: NDArray[np.unsignedinteger], table: NDArray[np.uint32]) -> bytes
         above = rows[-1:]
         parts.append(packer.compress(filtered.tobytes()))
     parts.append(packer.flush())
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = ((b"IHDR", head), (b"IDAT", b"".join(parts)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, data) for name, data in chunks)
+    return _file((width, height), 2, (b"IDAT", b"".join(parts)))
 
 
 def object_color(number: int) -> Color:
@@ -69,6 +75,14 @@ def object_color(number: int) -> Color:
 def _saturation(lightness: float) -> float:
     """Of a chroma of 0.6, whatever the lightness."""
     return 0.3 / min(lightness, 1 - lightness)
+
+
+def _file(size: tuple[int, int], color: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """size: (width, height). color: PNG's colour type, of 8 bits."""
+    head = b"IHDR", struct.pack(">IIBBBBB", *size, 8, color, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        _chunk(name, data) for name, data in (head, *chunks, (b"IEND", b""))
+    )
 
 
 def _chunk(name: bytes, data: bytes) -> bytes:

@@ -1,0 +1,1 @@
+"""The compiled deformable attention for CPUs, in C: its sources, and after a build the library."""
