@@ -2,7 +2,8 @@
 them.
 
 The image's colours are the decoder's probabilities, cell by cell: red, green and blue are classes
-0, 1, 2, or background, core and border. The cheap plan d1 takes blue for red; d2 sees everything.
+0, 1, 2, or background, core and border; of the panoptic task the masks of three queries, each of
+which answers for a class. The cheap plan d1 takes blue for red; d2 sees everything.
 The gate knows how much blue there is.
 """
 
@@ -33,7 +34,7 @@ def write_bundle(
     """blind: whether d1 is; if not, it is as good as d2, and the gate does not know."""
     folder.mkdir(parents=True)
     f4 = ("f4", TensorProto.FLOAT, ["batch", 3, *GRID])
-    e4, probabilities = ("e4", *f4[1:]), ("probabilities", *f4[1:])
+    e4 = ("e4", *f4[1:])
     image = ("image", TensorProto.UINT8, ["batch", HEIGHT, WIDTH, 3])
     quality = ("quality", TensorProto.FLOAT, ["batch", 2])
     seen = np.float32([[1, 0, blind], [0, 1, 0], [0, 0, not blind]]).reshape(3, 3, 1, 1)
@@ -71,15 +72,11 @@ def write_bundle(
             {"seen": seen},
         ),
         "encoder-d2": ([f4], [e4], [helper.make_node("Identity", ["f4"], ["e4"])], {}),
-        "decoder": (
-            [e4],
-            [probabilities],
-            [helper.make_node("Identity", ["e4"], ["probabilities"])],
-            {},
-        ),
+        "decoder": _queries(e4) if task == "panoptic" else _probabilities(e4),
     }
     stages = {name: _write(folder / f"{name}.onnx", *graph) for name, graph in graphs.items()}
-    names = ("red", "green", "blue") if task == "semantic" else ("cell",)
+    names = ("cell",) if task == "instance" else ("red", "green", "blue")
+    things = {"red", "blue"} if task == "panoptic" else {"cell"}
     plans = tuple(
         bundle.EncoderPlan(
             f"d{depth}",
@@ -92,12 +89,13 @@ def write_bundle(
         )
         for depth, quality in ((1, 0.8), (2, 0.9))
     )
-    classes = tuple(bundle.ClassInfo(name, (9, 9, 9), task == "instance") for name in names)
+    classes = tuple(bundle.ClassInfo(name, (9, 9, 9), name in things) for name in names)
+    thresholds = bundle.Thresholds(0.5, 0.5, 0.8) if task == "panoptic" else None
     manifest = bundle.Manifest(
         name=folder.name,
         revision="0" * 40,
         provenance={},
-        heads=(bundle.Head(task, task, classes),),
+        heads=(bundle.Head(task, task, classes, thresholds=thresholds),),
         default_preference={task: 1.0},
         input=bundle.InputSpec.of([CANVAS], (0, 0, 0)),
         stages=stages,
@@ -116,6 +114,34 @@ def write_bundle(
 
 
 _Value = tuple[str, int, list[object]]
+_Graph = tuple[list[_Value], list[_Value], list[onnx.NodeProto], Mapping[str, object]]
+
+
+def _probabilities(e4: _Value) -> _Graph:
+    nodes = [helper.make_node("Identity", ["e4"], ["probabilities"])]
+    return [e4], [("probabilities", *e4[1:])], nodes, {}
+
+
+def _queries(e4: _Value) -> _Graph:
+    """Query k is sure to be of class k; its mask's logits are -9 to 9."""
+    classes = ("class_logits", TensorProto.FLOAT, ["batch", 3, 4])
+    nodes = [
+        helper.make_node("Sub", ["e4", "half"], ["centred"]),
+        helper.make_node("Mul", ["centred", "steep"], ["mask_logits"]),
+        helper.make_node("ReduceMean", ["e4", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Unsqueeze", ["mean", "last"], ["column"]),
+        helper.make_node("Mul", ["column", "nothing"], ["zeros"]),
+        helper.make_node("Add", ["zeros", "kinds"], ["class_logits"]),
+    ]
+    constants = {
+        "half": np.float32(0.5),
+        "steep": np.float32(18),
+        "axes": np.int64([2, 3]),
+        "last": np.int64([2]),
+        "nothing": np.float32(0),
+        "kinds": 9 * np.eye(3, 4, dtype=np.float32),
+    }
+    return [e4], [classes, ("mask_logits", *e4[1:])], nodes, constants
 
 
 def _write(

@@ -16,7 +16,9 @@ from pycocotools import mask as coco
 from model_export.data.checks import check
 from model_export.data.coco_masks import region_of
 from model_export.data.datasets import DataError, absolute, open_dataset, share_images
+from model_export.tasks import VOID
 from model_export.tasks.panoptic_quality import match_counts, without_void
+from model_export.tasks.segments import VOID_SEGMENT, segment_label
 from service import bundle
 from tests.labelled_folders import save_image
 from tests.toy import command, last_json
@@ -151,6 +153,29 @@ def test_panoptic_segments_become_classes_or_objects(tmp_path: Path) -> None:
     assert cats.instances is not None
     assert cats.instances[::4, 0].tolist() == [0, 1, 0, 0, 0]
     assert (cats.mask[9, 0], cats.mask[17, 0], cats.mask[13, 0]) == (255, 255, 0)
+
+
+def test_segments_keep_their_classes(tmp_path: Path) -> None:
+    spec = _write(tmp_path, _panoptic(), "panoptic_val.json")
+    data = open_dataset(f"{spec}@panoptic", None)
+    check(data, "coco")
+    assert (data.task, data.classes, data.channels) == ("panoptic", ("sky", "cat", "dog"), 3)
+    truth = data[0].truth
+    assert truth.dtype == np.uint32
+    rows = [segment_label(0, 2), segment_label(1, 3), VOID_SEGMENT, segment_label(2, 1)]
+    assert truth[::4, 0].tolist() == [*rows, VOID_SEGMENT]
+    assert data[0].mask[::4, 0].tolist() == [0, 1, VOID, 2, VOID]
+    things = open_dataset(f"{spec}@instance", None, segments=True)
+    assert (things.task, things.classes) == ("instance", ("cat", "dog"))
+    rows = [0, segment_label(0, 2), VOID_SEGMENT, segment_label(1, 1), VOID_SEGMENT]
+    assert things[0].truth[::4, 0].tolist() == rows
+    drawn = open_dataset(_write(tmp_path, _instances()), None, segments=True)
+    assert (drawn.task, drawn.classes) == ("instance", ("cat", "dog"))
+    found = {*np.unique(drawn[0].truth).tolist()} - {0, VOID_SEGMENT}
+    assert sorted(value >> 16 for value in found) == [0, 0, 1, 1]
+    assert sorted(value & 0xFFFF for value in found) == [1, 2, 3, 4]
+    with pytest.raises(DataError, match="no segments_info"):
+        open_dataset(f"{_write(tmp_path, _instances())}@panoptic", None)
 
 
 def test_gray_panoptic_pngs_have_their_ids_as_values(tmp_path: Path) -> None:

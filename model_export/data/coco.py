@@ -1,7 +1,8 @@
 """COCO's annotation files as data sets: instances (polygons and run lengths) and panoptic.
 
 The file tells which one it is: panoptic annotations have `segments_info`. Of both, the semantic
-task gets a class per pixel and the instance task the objects of one class:
+task gets a class per pixel and the instance task the objects of one class. A network of queries
+gets segments with classes: of the panoptic task all, of the instance task the things.
 
 | | no annotation there | crowd | a category that was not chosen |
 |---|---|---|---|
@@ -9,6 +10,7 @@ task gets a class per pixel and the instance task the objects of one class:
 | instances, instance | background | void | background |
 | panoptic, semantic | void | void | "background", which is then the first class |
 | panoptic, instance | background (0 in the PNG: void) | void | background |
+| panoptic, panoptic | void | void | background |
 
 Where objects overlap, the smaller one lies on top.
 """
@@ -33,6 +35,7 @@ from model_export.data.labelled import Colours, LabelledImages, Read
 from model_export.data.meta_json import colour_map
 from model_export.data.sample import DataError
 from model_export.tasks import TASKS, VOID
+from model_export.tasks.segments import VOID_SEGMENT, Segments, segment_label
 
 BACKGROUND = "background"
 
@@ -50,8 +53,7 @@ class Spec:
     def parse(cls, text: str) -> Spec:
         """text: behind "coco:". Raises DataError that shows the form."""
         match = re.fullmatch(r"(.+?\.json)(?:@(\w+)(?::(.+))?)?", text)
-        # Labels of more than 16 bits are segments with classes, which no data set gives yet.
-        if match is None or (match[2] and (match[2] not in TASKS or TASKS[match[2]].bits > 16)):
+        if match is None or (match[2] and match[2] not in TASKS):
             raise DataError(
                 f"unknown data set 'coco:{text}'; it is coco:PATH.json, and optionally a task and "
                 f"classes, e.g. coco:instances_val2017.json@instance:person"
@@ -77,17 +79,24 @@ class Category:
 class Coco(LabelledImages):
     """The images of one annotation file. `files`: (image, panoptic PNG, or the annotation file)."""
 
-    def __init__(self, spec: Spec, root: Path | None) -> None:
-        """root: where images (and panoptic PNGs) lie, if not beside the annotation file. Raises
-        DataError: for faults of single images one message that lists them."""
+    def __init__(self, spec: Spec, root: Path | None, segments: bool = False) -> None:
+        """root: where images (and panoptic PNGs) lie, if not beside the annotation file. segments:
+        whether labels are segments with classes (tasks/segments.py), as for a network of queries.
+        Raises DataError: for faults of single images one message that lists them."""
         self.file = spec.file(root)
         document = read_document(self.file)
         self.panoptic = is_panoptic(document)
-        things = _categories(document, self.file)
-        chosen = _chosen(things, spec, self.file)
-        task = spec.task or ("instance" if len(things) == 1 and not self.panoptic else "semantic")
-        objects = TASKS[task].objects
-        if objects and len(chosen) != 1:
+        known = _categories(document, self.file)
+        task = spec.task or _suggested(self.panoptic, len(known), segments)
+        if task == "panoptic" and not self.panoptic:
+            raise DataError(f"{self.file} has no segments_info: its annotations are not panoptic")
+        self.segments = segments or task == "panoptic"
+        kind = Segments(task) if self.segments else TASKS[task]
+        chosen = _chosen(known, spec, self.file)
+        if self.segments and task == "instance" and not spec.classes:
+            chosen = _things(document, chosen)
+        objects = kind.objects
+        if objects and not self.segments and len(chosen) != 1:
             raise DataError(
                 f"{self.file} has {len(chosen)} categories ({few(chosen)}), and the {task} task "
                 f"has one class: name it, e.g. coco:{spec.path}@instance:{chosen[0]}"
@@ -96,13 +105,13 @@ class Coco(LabelledImages):
         if (
             not objects
             and BACKGROUND not in names
-            and (not self.panoptic or len(chosen) < len(things))
+            and (not self.panoptic or len(chosen) < len(known))
         ):
             names.insert(0, BACKGROUND)
         self.rest = names.index(BACKGROUND) if BACKGROUND in names and not objects else 0
         self.categories = {
             key: Category(name, colour, names.index(name) if name in chosen else None)
-            for key, (name, colour) in things.items()
+            for key, (name, colour) in known.items()
         }
         if len(names) > VOID:
             raise DataError(
@@ -111,7 +120,8 @@ class Coco(LabelledImages):
         images, faults = images_of(document, self.file, root, self.panoptic)
         self.annotated = [annotated for annotated, _, _ in images]
         files = [(image, labels) for _, image, labels in images]
-        super().__init__(task, tuple(names), _palette(names, self.categories), files)
+        palette = _palette(names, self.categories)
+        super().__init__(task, tuple(names), palette, files, kind=kind)
         if faults:
             self.look_at_all(str(self.file), faults)
         if not files:
@@ -157,7 +167,7 @@ class Coco(LabelledImages):
             void[mask] = crowd
             if not crowd:
                 objects += 1
-                labels[mask] = objects if self.kind.objects else category.place
+                labels[mask] = self._label(category.place, objects)
         return self._with_void(labels, void)
 
     def _segments(self, index: int, annotated: Annotated) -> Read:
@@ -185,23 +195,41 @@ class Coco(LabelledImages):
                 void[row] = category.place is not None
             elif category.place is not None:
                 objects += 1
-                table[row] = objects if self.kind.objects else category.place
+                table[row] = self._label(category.place, objects)
         return self._with_void(table[rows], void[rows])
 
+    def _label(self, place: int, number: int) -> int:
+        if self.segments:
+            return segment_label(place, number)
+        return number if self.kind.objects else place
+
     def _with_void(self, labels: NDArray[Any], void: NDArray[np.bool_]) -> Read:
-        if self.kind.objects:
+        if not self.kind.void:
             return labels, void if void.any() else None
-        labels[void] = VOID
+        labels[void] = VOID_SEGMENT if self.segments else VOID
         return labels, None
 
     @property
-    def _dtype(self) -> type[np.uint8 | np.uint16]:
-        return np.uint16 if self.kind.objects else np.uint8
+    def _dtype(self) -> str:
+        return f"uint{self.kind.bits}"
 
     def _category(self, entry: dict[str, Any]) -> Category:
         if entry["category_id"] not in self.categories:
             raise ValueError(f"category_id {entry['category_id']!r} is none of the categories")
         return self.categories[entry["category_id"]]
+
+
+def _suggested(panoptic: bool, categories: int, segments: bool) -> str:
+    """The task of a file for which none was named."""
+    if segments:
+        return "panoptic" if panoptic else "instance"
+    return "instance" if categories == 1 and not panoptic else "semantic"
+
+
+def _things(document: dict[str, Any], names: list[str]) -> list[str]:
+    """Those of the names that are countable, as far as the file tells."""
+    stuff = {entry["name"] for entry in document["categories"] if not entry.get("isthing", 1)}
+    return [name for name in names if name not in stuff]
 
 
 def panoptic_ids(image: Image.Image) -> NDArray[np.uint32]:

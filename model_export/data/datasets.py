@@ -279,15 +279,17 @@ def refuse_shared(
         )
 
 
-def open_dataset(spec: str, root: Path | None, cache: SampleCache | None = None) -> Dataset:
+def open_dataset(
+    spec: str, root: Path | None, cache: SampleCache | None = None, segments: bool = False
+) -> Dataset:
     """spec: one of SPECS; all but the scenes read `root`. cache: shared with other data sets; None:
-    one of its own."""
+    one of its own. segments: of annotation files, labels as a network of queries needs them."""
     kind, _, rest = spec.partition(":")
     if kind == "scenes":
         return _scenes(spec)
     data: LabelledImages
     if kind == "coco":
-        data = Coco(Spec.parse(rest), root)
+        data = Coco(Spec.parse(rest), root, segments)
         if cache is not None:
             data.cache = cache
         return data

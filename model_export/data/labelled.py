@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from model_export.data.cache import SampleCache
 from model_export.data.sample import DataError, Sample, read_image
-from model_export.tasks import TASKS, VOID
+from model_export.tasks import TASKS, VOID, Task
 from model_export.tasks.base import Labels
 
 Colours = tuple[tuple[int, int, int], ...]
@@ -37,9 +37,10 @@ class LabelledImages:
         files: Sequence[tuple[Path, Path]],
         groups: Groups | None = None,
         labels_right: float = 0.0,
+        kind: Task | None = None,
     ) -> None:
-        """groups: of the names that have one."""
-        self.task, self.kind = task, TASKS[task]
+        """groups: of the names that have one. kind: of the labels; None: the task's own."""
+        self.task, self.kind = task, kind or TASKS[task]
         self.classes, self.palette = classes, palette
         self.channels = self.kind.channels(len(classes))
         self.files, self.groups, self.labels_right = files, groups or {}, labels_right

@@ -172,7 +172,7 @@ def evaluate_run(run: Path, data: Path | None, on: str | None) -> None:
     targets, classes = read_targets(run, "held"), None
     plans = [Knobs.parse(name) for name in targets["plans"].tolist()]
     if on is not None:
-        dataset = open_dataset(on, data)
+        dataset = open_dataset(on, data, segments=config.head == "queries")
         if dataset.task != config.task:
             raise RunError(f"--on {on} is of the {dataset.task} task, the run of {config.task}")
         refuse_other_classes(

@@ -23,6 +23,10 @@ def open_labelled(root: Path, below: str, task: str, classes: tuple[str, ...]) -
 
     Raises DataError that names the folder or file; for files' contents, when they are read.
     """
+    if task == "panoptic":
+        raise DataError(
+            f"{root}: labels of the panoptic task are COCO's: name them by --on coco:PATH.json"
+        )
     wanted = TASKS[task].folder
     others = [other.folder for name, other in TASKS.items() if name != task]
     if not (root / wanted / below).is_dir():
@@ -45,7 +49,8 @@ def open_labelled(root: Path, below: str, task: str, classes: tuple[str, ...]) -
         )
     if TASKS[task].objects and len(classes) != 1:
         raise DataError(
-            f"{root / wanted} does not tell classes apart, and the bundle has {len(classes)}"
+            f"{root / wanted} does not tell classes apart, and the bundle has {len(classes)}: name "
+            f"annotations of COCO's by --on coco:PATH.json"
         )
     return Folder(
         root, task, classes=classes, palette=(), below=below, groups=groups, values=values
@@ -53,11 +58,11 @@ def open_labelled(root: Path, below: str, task: str, classes: tuple[str, ...]) -
 
 
 def open_annotated(
-    on: str, root: Path | None, task: str, classes: tuple[str, ...]
+    on: str, root: Path | None, task: str, classes: tuple[str, ...], segments: bool
 ) -> LabelledImages:
     """on: coco:PATH.json. root: the folder of its images, if it is not beside it. task, classes:
-    the bundle's. Raises DataError."""
-    data = open_dataset(on, root)
+    the bundle's. segments: whether it answers by queries. Raises DataError."""
+    data = open_dataset(on, root, segments=segments)
     if not is_coco(on) or not isinstance(data, LabelledImages):
         raise DataError(f"a bundle is measured on a folder or on coco:PATH.json, not on {on!r}")
     if data.task != task:

@@ -30,6 +30,7 @@ from model_export.evaluation.labelled_folder import group_of, open_annotated, op
 from model_export.tasks import TASKS, Task, qualities
 from model_export.tasks.detections import average_precision, detections
 from model_export.tasks.panoptic_quality import without_void
+from model_export.tasks.segments import Segments, labels_of, segment_detections, segment_label
 from service import bundle
 from service.core import Frames
 from service.engines.base import Backend
@@ -40,7 +41,7 @@ from service.pixels.decode import Limits, decode, decode_full
 from service.tasks import Masks, tasks_of
 
 LIMITS = Limits(max_pixels=25_000_000, max_side=8192, min_side=16)  # the service's defaults
-FORM = 2  # of the cached files
+FORM = 3  # of the cached files
 
 Floats = NDArray[np.float64]
 Arrays = dict[str, NDArray[Any]]
@@ -76,15 +77,22 @@ class Measured:
 
     @property
     def task(self) -> Task:
-        return TASKS[self.bundle.manifest.head.task]
+        return judge_of(self.bundle.manifest.head)
 
     def ap50(self, plans: NDArray[np.integer]) -> float | None:
-        """plans: (N,) each image's. None for a task without objects."""
+        """The mean over the countable classes that occur. plans: (N,) each image's. None for a task
+        without objects."""
         if not self.detections:
             return None
-        objects = self.counts[:, 0, [1, 3]].sum()  # hit or missed, by any plan
+        objects = self.counts[:, 0][..., [1, 3]].sum((0, -1)).reshape(-1)  # by any plan
         tables = [image[plan] for image, plan in zip(self.detections, plans, strict=True)]
-        return average_precision(tables, objects)
+        things = [entry.thing for entry in self.bundle.manifest.head.classes]
+        found = [
+            average_precision([rows[rows[:, 0] == kind, 1:] for rows in tables], count)
+            for kind, count in enumerate(objects.tolist())
+            if count and things[kind]
+        ]
+        return float(np.mean(found)) if found else float("nan")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +117,11 @@ class EngineOptions:
         )
 
 
+def judge_of(head: bundle.Head) -> Task:
+    """How a head's answers are judged: those of queries as segments with classes."""
+    return TASKS[head.task] if head.thresholds is None else Segments(head.task)
+
+
 class Truth(NamedTuple):
     """labels: (H, W) as the task has them. void: (H, W) where objects count nowhere."""
 
@@ -127,13 +140,8 @@ class Meter:
         except FathomError as error:
             raise DataError(error.detail) from error
         self.manifest = self.bundle.manifest
-        if self.manifest.head.thresholds is not None:
-            raise DataError(
-                f"{folder} answers by queries, and labels of segments with classes cannot be read "
-                f"yet: `evaluate RUN` has the agreement of its plans with the full plan"
-            )
         self.stages = Stages(self.backend, self.manifest)
-        self.task = TASKS[self.manifest.head.task]
+        self.task = judge_of(self.manifest.head)
         name = f"{self.bundle.digest[:16]}-threads{engine.threads}-form{FORM}"
         if self.backend.name != "onnxruntime":
             name += f"-{self.backend.name}"
@@ -166,7 +174,7 @@ class Meter:
 
     def run(self, frames: Frames, truth: Truth, turn: int) -> Arrays:
         """scores (P,), counts (P, ...), sides (1,), glance (1,), front, encoder and decoder (P,) in
-        ms, detections (objects, 1 plan + 2).
+        ms, detections (objects, 1 plan + 3).
 
         turn: decides which plan comes first, so that it is not always the same.
         """
@@ -177,7 +185,7 @@ class Meter:
         glance = clock() - began
         features, took = {first: seen}, {first: 0.0}
         counts: dict[int, NDArray[Any]] = {}
-        tables = [np.empty((0, 3))]
+        tables = [np.empty((0, 4))]
         front, encoder, decoder = (np.empty(len(plans)) for _ in range(3))
         for index in np.roll(np.arange(len(plans)), -turn).tolist():
             plan = plans[index]
@@ -212,12 +220,19 @@ class Meter:
         """Counts and detections; of the latter there are none for a task without objects."""
         channels = self.task.channels(len(self.manifest.head.classes))
         if not self.task.objects:
-            return self.task.counts(masks.labels, truth.labels, channels), np.empty((0, 2))
+            return self.task.counts(masks.labels, truth.labels, channels), np.empty((0, 3))
+        if isinstance(self.task, Segments):
+            labels = labels_of(masks.runs, masks.regions)
+            known = {segment_label(r.class_id, r.id): r.score for r in masks.regions}
+            return (
+                self.task.counts(labels, truth.labels, channels),
+                segment_detections(labels, known, truth.labels),
+            )
         labels = without_void(masks.labels, truth.void)
         counts = self.task.counts(labels, truth.labels, channels)
         scores = [region.score for region in masks.regions]
         left = np.isin(np.arange(1, len(scores) + 1), labels)  # the others lie in void
-        return counts, detections(labels, scores, truth.labels)[left]
+        return counts, np.insert(detections(labels, scores, truth.labels)[left], 0, 0, axis=1)
 
 
 def measure_bundles(
@@ -250,7 +265,8 @@ def measure_bundles(
             )
     folder: LabelledImages
     if on or root is None:
-        folder = open_annotated(on, root, *kinds[0])
+        segments = isinstance(meters[0].task, Segments)
+        folder = open_annotated(on, root, *kinds[0], segments)
     else:
         folder = open_labelled(root, below, *kinds[0])
     check(folder, on or str(root), complete=False)

@@ -167,7 +167,7 @@ def open_samples(spec: str, data: Path | None, config: Config, classes: Sequence
         if data is None:
             raise RunError(f"{PHOTOS} needs --data FOLDER, a folder of images")
         return at_least(spec, photos_in(data, config, classes))
-    samples: Dataset = open_dataset(spec, data)
+    samples: Dataset = open_dataset(spec, data, segments=config.head == "queries")
     if config.imported is not None and isinstance(samples, Scenes):
         return at_least(spec, without_labels(samples, config, classes))
     if (samples.task, samples.channels) != (config.task, config.classes):

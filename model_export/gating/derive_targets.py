@@ -198,7 +198,11 @@ def measure_parts(
     for spec in options.fit:
         refuse_shared("--held", options.held, options.data, spec, options.data, "the gate")
     opened = {
-        part: [open_dataset(spec, options.data) for spec in specs] for part, specs, _ in parts
+        part: [
+            open_dataset(spec, options.data, segments=model.config.head == "queries")
+            for spec in specs
+        ]
+        for part, specs, _ in parts
     }
     check_views(options.views, opened["fit"])
     for part, specs, _ in parts:

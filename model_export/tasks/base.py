@@ -21,7 +21,8 @@ class Task(Protocol):
     name: as configs, runs and manifests have it. measure: of quality, for people and reports.
     folder, bits: where a data set has its labels, and of how many bits they are. objects: whether
     labels tell single objects apart: they have borders, can touch, are turned whole and are ranked
-    by their scores. views: that an image can have at most; None = any number.
+    by their scores. views: that an image can have at most; None = any number. void: whether labels
+    themselves say which pixels count nowhere.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Task(Protocol):
     bits: int
     objects: bool
     views: int | None
+    void: bool
 
     def channels(self, classes: int) -> int:
         """Of the network."""

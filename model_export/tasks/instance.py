@@ -21,7 +21,8 @@ class Instance:
 
     name, measure = "instance", "PQ"
     folder, bits = "instances", 16
-    objects, views = True, 8  # views: turns by right angles, and their mirror images
+    objects, void = True, False
+    views = 8  # turns by right angles, and their mirror images
 
     def channels(self, classes: int) -> int:
         return 1 + 2 * classes  # background, then core and border of each class

@@ -7,7 +7,7 @@ positives, their number, false positives, false negatives.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +36,7 @@ class Segments:
     config: Config | None = None
 
     measure, folder, bits = "PQ", "panoptic", 32
-    objects, views = True, 1
+    objects, views, void = True, 1, True
 
     def channels(self, classes: int) -> int:
         return classes
@@ -80,41 +80,85 @@ class Segments:
         return self.of_set(counts) if counts.any() else 1.0
 
 
+def segment_label(kind: int, number: int) -> int:
+    """number: of the segment, from 1 on."""
+    return kind << _ID_BITS | number
+
+
 def labels_of(runs: Runs, regions: Sequence[Region]) -> Labels:
     """(H, W) uint32. runs: a label map with the ids of the regions, 0 = none."""
     table = np.zeros(len(regions) + 1, np.uint32)
     for region in regions:
-        table[region.value] = region.class_id << _ID_BITS | region.id
+        table[region.value] = segment_label(region.class_id, region.id)
     return runs.renamed(table).labels()
 
 
-def class_counts(labels: Labels, truth: Labels, classes: int) -> NDArray[np.float64]:
-    """(classes, 4), see the module (Kirillov et al. 2019, arXiv 1801.00868, sections 4.1 and 4.2).
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """Segments of two label maps. true, ours: their values, with areas. in_void: the pixels of ours
+    that lie in void, where there are any. pairs: true, ours, IoU of those of one class that share
+    pixels; pixels of truth that are void belong to no union."""
 
-    Pixels of truth that are void belong to no union, and a predicted segment that mostly lies there
-    is not wrong.
-    """
-    pairs = truth.astype(np.uint64) << np.uint64(32) | labels.astype(np.uint64)
-    found, shared = np.unique(pairs, return_counts=True)
-    true, ours = (found >> np.uint64(32)).astype(np.int64), (found & np.uint64(VOID_SEGMENT))
-    ours = ours.astype(np.int64)
-    areas = {side: _sums(values, shared) for side, values in (("true", true), ("ours", ours))}
-    in_void = _sums(ours[true == VOID_SEGMENT], shared[true == VOID_SEGMENT])
-    counts, matched = np.zeros((classes, 4)), {"true": set[int](), "ours": set[int]()}
-    for a, b, both in zip(true.tolist(), ours.tolist(), shared.tolist(), strict=True):
-        if not a or not b or a == VOID_SEGMENT or a >> _ID_BITS != b >> _ID_BITS:
-            continue
-        iou = both / (areas["true"][a] + areas["ours"][b] - in_void.get(b, 0) - both)
-        if iou > 0.5:
-            counts[a >> _ID_BITS, :2] += iou, 1
-            matched["true"].add(a)
-            matched["ours"].add(b)
-    for value in areas["ours"].keys() - matched["ours"] - {0}:
-        if 2 * in_void.get(value, 0) <= areas["ours"][value]:
+    true: dict[int, int]
+    ours: dict[int, int]
+    in_void: dict[int, int]
+    pairs: list[tuple[int, int, float]]
+
+    @classmethod
+    def of(cls, labels: Labels, truth: Labels) -> _Compared:
+        both = truth.astype(np.uint64) << np.uint64(32) | labels.astype(np.uint64)
+        found, shared = np.unique(both, return_counts=True)
+        true = (found >> np.uint64(32)).astype(np.int64)
+        ours = (found & np.uint64(VOID_SEGMENT)).astype(np.int64)
+        in_void = _sums(ours[true == VOID_SEGMENT], shared[true == VOID_SEGMENT])
+        true_areas, areas = _sums(true, shared), _sums(ours, shared)
+        pairs = [
+            (a, b, pixels / (true_areas[a] + areas[b] - in_void.get(b, 0) - pixels))
+            for a, b, pixels in zip(true.tolist(), ours.tolist(), shared.tolist(), strict=True)
+            if a and b and a != VOID_SEGMENT and a >> _ID_BITS == b >> _ID_BITS
+        ]
+        for areas_of in (true_areas, areas):
+            for value in (0, VOID_SEGMENT):
+                areas_of.pop(value, None)
+        return cls(true_areas, areas, in_void, pairs)
+
+    def mostly_void(self, value: int) -> bool:
+        """Such a segment of ours is not wrong (Kirillov et al., section 4.2)."""
+        return 2 * self.in_void.get(value, 0) > self.ours[value]
+
+
+def class_counts(labels: Labels, truth: Labels, classes: int) -> NDArray[np.float64]:
+    """(classes, 4), see the module (Kirillov et al. 2019, arXiv 1801.00868, sections 4.1 and
+    4.2)."""
+    compared, counts = _Compared.of(labels, truth), np.zeros((classes, 4))
+    matched = [pair for pair in compared.pairs if pair[2] > 0.5]
+    for a, _, iou in matched:
+        counts[a >> _ID_BITS, :2] += iou, 1
+    for value in compared.ours.keys() - {b for _, b, _ in matched}:
+        if not compared.mostly_void(value):
             counts[value >> _ID_BITS, 2] += 1
-    for value in areas["true"].keys() - matched["true"] - {0, VOID_SEGMENT}:
+    for value in compared.true.keys() - {a for a, _, _ in matched}:
         counts[value >> _ID_BITS, 3] += 1
     return counts
+
+
+def segment_detections(
+    labels: Labels, scores: Mapping[int, float], truth: Labels
+) -> NDArray[np.float64]:
+    """(segments, 3): class, score, and 1 if a true one of its class overlaps it with an IoU of 0.5,
+    else 0; see tasks/detections.py. scores: of each value in labels. Segments that mostly lie in
+    void are left out."""
+    compared, hits = _Compared.of(labels, truth), dict[int, int]()
+    enough = [(a, b) for a, b, iou in compared.pairs if iou >= 0.5]
+    for a, b in sorted(enough, key=lambda pair: -scores[pair[1]]):
+        if a not in hits.values() and b not in hits:
+            hits[b] = a
+    rows = [
+        (value >> _ID_BITS, scores[value], value in hits)
+        for value in sorted(compared.ours)
+        if not compared.mostly_void(value)
+    ]
+    return np.array(rows, np.float64).reshape(-1, 3)
 
 
 def _sums(values: NDArray[np.int64], shared: NDArray[np.intp]) -> dict[int, int]:

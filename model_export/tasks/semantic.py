@@ -20,7 +20,7 @@ class Semantic:
 
     name, measure = "semantic", "mIoU"
     folder, bits = "masks", 8
-    objects, views = False, None
+    objects, views, void = False, None, True
 
     def channels(self, classes: int) -> int:
         return classes

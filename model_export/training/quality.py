@@ -56,8 +56,7 @@ def counts_by_knobs(
 
 def _counts(config: Config, labels: Labels, sample: Sample, truth: Labels) -> NDArray[Any]:
     task = task_of(config)
-    if task.objects and sample.instances is not None:
-        # Their labels have no value for void, the mask has.
+    if not task.void and sample.instances is not None:  # but the mask has a value for it
         labels = without_void(labels, sample.mask == VOID)
     return task.counts(labels, truth, config.classes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -83,6 +84,46 @@ def test_instances_are_measured_by_panoptic_quality_and_average_precision(
     assert rows["gate max-loss 0.01"]["plans"] == {"d1": 1, "d2": 1}
     assert rows["gate max-loss 0.01"]["ap50"] == 1
     assert "AP50" in shown
+
+
+def panoptic_labels(root: Path, images: dict[str, np.ndarray]) -> Path:
+    """COCO's panoptic annotations: a segment for each of red, green and blue that an image shows.
+    images: of each name the cells."""
+    rows, segments = [], []
+    for number, (name, shown) in enumerate(images.items()):
+        write_image(root, name, shown, np.where(shown == 9, 0, shown + 1), labels="panoptic")
+        rows.append({"id": number, "file_name": f"{name}.png", "height": 32, "width": 48})
+        info = [{"id": k + 1, "category_id": k} for k in (0, 1, 2) if (shown == k).any()]
+        segments.append({"image_id": number, "file_name": f"{name}.png", "segments_info": info})
+    kinds = [
+        {"id": k, "name": name, "isthing": int(name != "green")}
+        for k, name in enumerate(("red", "green", "blue"))
+    ]
+    file = root / "panoptic.json"
+    file.write_text(json.dumps({"images": rows, "annotations": segments, "categories": kinds}))
+    return file
+
+
+def test_segments_with_classes_are_measured_on_panoptic_annotations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seer = write_bundle(tmp_path / "seer", task="panoptic")
+    images = {name: cells(*columns) for name, columns in COLUMNS.items()}
+    file = panoptic_labels(tmp_path / "data", images)
+    rows = by_name(run(capsys, seer, "--on", f"coco:{file}")[1])
+    assert rows["full"]["quality"] == pytest.approx(1)
+    assert rows["full"]["ap50"] == 1
+    # Where there is blue, its segment is missed, and red is found where it is most of the two.
+    blind = rows["fixed d1"]
+    red = [1, 1, 5 / 8, 0]  # b_1: 3 of 9
+    assert blind["image_quality"] == pytest.approx(
+        np.mean([1, 1, (red[2] + 1) / 3, 1 / 3]), abs=1e-4
+    )
+    tp = 2 + 5 / 8
+    assert blind["quality"] == pytest.approx((tp / (3 + 1 / 2 + 1 / 2) + 1 + 0) / 3, abs=1e-4)
+    assert blind["ap50"] == pytest.approx((0.5 * (76 / 101) + 0) / 2 * 2, abs=0.1)
+    assert "labels of the panoptic task" in refused(capsys, seer, "--data", tmp_path / "data")
+    assert "add @panoptic" in refused(capsys, seer, "--on", f"coco:{file}@instance")
 
 
 def test_image_without_objects_in_which_none_is_found_is_right(
