@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from model_export.__main__ import main
 from model_export.data.augment import on_canvases
 from model_export.data.unlabelled import photos_in, without_labels
-from model_export.importing.adapt import LEAST_PHOTOS
+from model_export.importing.adapt import LEAST_PHOTOS, LEAST_TO_TRAIN
+from model_export.importing.distill import CHECKPOINT, DistillOptions, teach
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import head_of
 from model_export.tasks import task_of
 from model_export.tasks.segments import VOID_SEGMENT, class_counts
 from model_export.training.quality import counts_by_knobs
 from model_export.training.runs import (
+    RunError,
     classes_of,
     load_model,
     read_config,
@@ -127,3 +132,42 @@ def test_void_pixels_count_nowhere() -> None:
     ours = labels("a1 a1 a1 a2", "a2 a2 a2 a2")
     counts = class_counts(ours, truth, 1)
     assert counts[0] == pytest.approx([1, 1, 0, 0])
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_exits_are_taught_and_the_full_plan_stays_bit_equal(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(LEAST_TO_TRAIN):
+        source = photos / f"{number % LEAST_PHOTOS:02}.png"
+        (folder / f"{number:02}.png").write_bytes(source.read_bytes())
+    config, canvases, _ = read_config(run)
+    before, data = load_model(run), photos_in(folder, config, classes_of(run))
+    options = DistillOptions(steps=16, batch=1, rate=3e-3, seed=0, save_every=8)
+    assert not teach(copy, before, data, canvases, replace(options, minutes=0))
+    assert "taught" not in read_config(copy)[2]
+    assert (copy / CHECKPOINT).exists()
+    with pytest.raises(RunError, match="begun with"):
+        teach(copy, before, data, canvases, replace(options, batch=2))
+    assert teach(copy, before, data, canvases, options)
+    assert not (copy / CHECKPOINT).exists()
+    after = load_model(copy)
+    assert after.config.exit_adapters
+    assert after.front_head is not None
+    image = torch.from_numpy(on_canvases(data[0], canvases)["c96"].pixels)[None]
+    with torch.no_grad():
+        (ours,), (theirs,) = (model(image, Knobs(3)) for model in (after, before))
+        assert torch.equal(ours.masks, theirs.masks)
+        assert torch.equal(ours.classes, theirs.classes)
+        maps = before.features(image)[1]
+        full = before.encoder(maps, 3)
+        for exit in (1, 2):
+            far, near = (
+                sum(F.mse_loss(a, b) for a, b in zip(model.encoder(maps, exit), full, strict=True))
+                for model in (before, after)
+            )
+            assert near < far

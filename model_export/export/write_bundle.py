@@ -141,7 +141,7 @@ def read_derived(run: Path, config: Config, canvases: Sequence[Canvas]) -> Deriv
     it then has its full plan alone."""
     if config.imported is not None and not (run / "plans.json").exists():
         full = Knobs(config.exits, canvas=canvases[-1].name)
-        gate = Gate(gate_inputs(config.channels, None), 1)
+        gate = Gate(gate_inputs(config.channels, config.glanced), 1)
         with torch.no_grad():
             gate.output.weight.zero_()
             gate.output.bias.fill_(1)

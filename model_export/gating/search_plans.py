@@ -274,8 +274,7 @@ def measure_cost(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         # Any gate will do: all cost the same.
-        seen = None if config.imported is not None else config.classes
-        gate = Gate(gate_inputs(config.channels, seen), len(plans))
+        gate = Gate(gate_inputs(config.channels, config.glanced), len(plans))
         stages = write_stages(folder, model, gate, canvases, plans)
         parts = {stage: count_gflops(folder / f"{stage}.onnx") for stage in stages}
         gflops = [round(cost_of(knobs, canvases, parts), 4) for knobs in plans]

@@ -3,15 +3,18 @@
 The full plan is the teacher: its own answer stands for the labels. The quality of a plan is how far
 it agrees with the full plan, per image (panoptic quality or mIoU), and what max-loss promises is
 that agreement. Nothing is trained but the gate: canvases need no training, and of the exits those
-become plans that are already of use.
+become plans that are already of use. With --train early exits are taught first (distill.py).
 
-The photos are split: two of three choose the plans and fit the gate, the third is held out.
+The photos are split: two of three choose the plans and fit the gate, the third is held out. With
+--train half of those two thirds is what the exits learn from; the gate learns from it, too, but
+plans and promise do not rest on it. Where --on names data with labels, these judge.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -20,13 +23,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model_export.data.checks import check
+from model_export.data.datasets import Dataset
 from model_export.data.folders import listed_in
 from model_export.data.sample import DataError
-from model_export.data.unlabelled import PHOTOS, photos_in
+from model_export.data.unlabelled import PHOTOS, photos_in, without_labels
+from model_export.export.write_bundle import open_samples
 from model_export.gating.derive_targets import measure_plans
 from model_export.gating.partial_results import PartialResults, key_of
 from model_export.gating.search_plans import CostOptions, choose, combinations_of
 from model_export.gating.train_gate import fit_and_calibrate
+from model_export.importing.distill import DistillOptions, teach
+from model_export.network.config import Config
 from model_export.tasks import qualities, task_of
 from model_export.training.runs import (
     classes_of,
@@ -40,13 +48,16 @@ from model_export.training.runs import (
 
 CACHE = "adapt.npz"
 LEAST_PHOTOS = 20  # with fewer, the gate has nothing to learn from, and nothing can be promised
+LEAST_TO_TRAIN = 30
 JUDGED_BY = "the full plan's own answer: quality is agreement with it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run", type=Path, help="a run's folder, e.g. of `import`")
-    add("--images", type=Path, required=True, help="folder of photos like those to be served")
+    add("--images", type=Path, help="folder of photos like those to be served, without labels")
+    add("--on", help="in place of --images: data with labels, which then judge, as coco:PATH.json")
+    add("--data", type=Path, help="folder of the data set that --on names")
     add("--most", type=int, default=8, help="plans to choose at most")
     add("--rounds", type=int, default=7, help="rounds of the measurement of milliseconds")
     add(
@@ -54,6 +65,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=os.cpu_count() or 1,
         help="threads of the engine while milliseconds are measured",
+    )
+    train = parser.add_argument_group("early exits").add_argument
+    train("--train", action="store_true", help="teach them first, from the full plan's own answers")
+    train("--steps", type=int, default=400, help="of that; default 400")
+    train("--batch", type=int, default=2, help="crops in each step; default 2")
+    train("--rate", type=float, default=1e-3, help="learning rate; default 0.001")
+    train("--seed", type=int, default=0)
+    train(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        help="stop teaching after so many; the same command goes on",
     )
 
 
@@ -63,34 +86,48 @@ def main(args: argparse.Namespace) -> None:
             "--most must be at least 2 (the cheapest and the full plan), --rounds and --threads at "
             "least 1"
         )
+    if args.steps < 1 or args.batch < 1 or args.rate <= 0:
+        raise ValueError("--steps and --batch must be at least 1, and --rate above 0")
     began = time.monotonic()
-    config, canvases, _ = read_config(args.run)
-    photos = photos_in(args.images, config, classes_of(args.run))
-    if len(photos) < LEAST_PHOTOS:
-        raise DataError(
-            f"{args.images} has {len(photos)} images; a gate and its promise need at least "
-            f"{LEAST_PHOTOS}, like those to be served"
-        )
+    config, canvases, arguments = read_config(args.run)
+    spec, taught = args.on or PHOTOS, "taught" in arguments
+    photos = _open(args, config, LEAST_TO_TRAIN if args.train or taught else LEAST_PHOTOS)
+    place = np.arange(len(photos))
+    if args.train and not taught:
+        options = DistillOptions(args.steps, args.batch, args.rate, args.seed, args.minutes)
+        mine = without_labels(photos, config, classes_of(args.run)).part(place[::3].tolist())
+        taught = teach(args.run, load_model(args.run), mine, canvases, options)
+        if not taught:
+            print(json.dumps({"run": str(args.run), "taught": False, "go on": "the same command"}))
+            return
+        config, _, _ = read_config(args.run)
     model = load_model(args.run)
     combinations = combinations_of(config, canvases, (1.0,), config.widths)
     names = [knobs.name for knobs in combinations]
-    sizes = [(file.name, file.stat().st_size) for file in listed_in(args.images)]
-    key = key_of(args.run / "model.safetensors", PHOTOS, sizes, names, shapes_of(canvases))
+    files = listed_in(args.images) if args.images else []
+    sizes = [len(photos), *((file.name, file.stat().st_size) for file in files)]
+    key = key_of(args.run / "model.safetensors", spec, sizes, names, shapes_of(canvases))
     results = PartialResults(args.run / CACHE, key)
-    targets = measure_plans(model, combinations, [photos], PHOTOS, canvases, 1, 0, results)
-    held = np.arange(len(photos)) % 3 == 2
-    options = CostOptions(
+    targets = measure_plans(model, combinations, [photos], spec, canvases, 1, 0, results)
+    if len(targets["names"]) < len(photos):
+        raise DataError(f"{spec}: the labels of some images are all void: leave those out")
+    held, seen = place % 3 == 2, (place % 3 == 0) & taught
+    choice = CostOptions(
         run=args.run,
-        on=PHOTOS,
+        on=spec,
         most=args.most,
         least=min(args.most, 4),
         threads=args.threads,
         rounds=args.rounds,
     )
-    about = {"judged_by": JUDGED_BY}
-    plans = choose(options, model, photos, canvases, combinations, targets["counts"][~held], about)
+    about = {"judged_by": "labels" if args.on else JUDGED_BY}
+    counts = targets["counts"][~held & ~seen]
+    plans = choose(choice, model, photos, canvases, combinations, counts, about)
     columns = [names.index(plan.name) for plan in plans]
-    parts = {"held": _part(targets, held, columns), "fit": _part(targets, ~held, columns)}
+    parts = {
+        part: _part(targets, rows, columns, spec, seen[rows])
+        for part, rows in (("held", held), ("fit", ~held))
+    }
     for part, arrays in parts.items():
         write_targets(args.run, part, arrays)
     gflops = {row["plan"]: row["gflops"] for row in read_plans(args.run)[1]["search"]}
@@ -102,8 +139,12 @@ def main(args: argparse.Namespace) -> None:
         json.dumps(
             {
                 "run": str(args.run),
-                "photos": {"fit": int((~held).sum()), "held": int(held.sum())},
-                "agreement": dict(
+                "photos": {
+                    "taught": int(seen.sum()),
+                    "fit": int((~held & ~seen).sum()),
+                    "held": int(held.sum()),
+                },
+                "quality" if args.on else "agreement": dict(
                     zip((plan.name for plan in plans), np.round(quality, 4).tolist(), strict=True)
                 ),
                 "margins": report["margins"],
@@ -113,17 +154,38 @@ def main(args: argparse.Namespace) -> None:
     )
 
 
-def _part(
-    targets: dict[str, Any], rows: NDArray[np.bool_], columns: list[int]
-) -> dict[str, NDArray[Any]]:
-    """Targets of some images and some plans, as derive-targets writes them.
+def _open(args: argparse.Namespace, config: Config, least: int) -> Dataset:
+    """Raises DataError where there are fewer images than `least`."""
+    if (args.images is None) == (args.on is None):
+        raise ValueError("give adapt either --images FOLDER or, with labels, --on DATA")
+    classes = classes_of(args.run)
+    if args.on is None:
+        photos: Dataset = photos_in(args.images, config, classes)
+    else:
+        photos = open_samples(args.on, args.data, config, classes)
+        check(photos, f"--on {args.on}", complete=False)
+    if len(photos) < least:
+        raise DataError(
+            f"{args.images or args.on} has {len(photos)} images; a gate and its promise need at "
+            f"least {least}, like those to be served"
+        )
+    return photos
 
-    seen: the network may have been trained on them, but its full plan judges itself.
-    """
+
+def _part(
+    targets: dict[str, Any],
+    rows: NDArray[np.bool_],
+    columns: list[int],
+    spec: str,
+    seen: NDArray[np.bool_],
+) -> dict[str, NDArray[Any]]:
+    """Targets of some images and some plans, as derive-targets writes them. seen: the images that
+    exits learned from; what the checkpoint was trained on does not matter, as far as its full plan
+    judges itself."""
     part = {name: values[rows] for name, values in targets.items() if name != "plans"}
     return part | {
         "counts": part["counts"][:, columns],
         "plans": targets["plans"][columns],
-        "spec": np.array(PHOTOS),
-        "seen": np.zeros(int(rows.sum()), np.bool_),
+        "spec": np.array(spec),
+        "seen": seen,
     }

@@ -96,6 +96,7 @@ def config_of(
         things=things if queries else (),
         thresholds=thresholds,
         imported=ImportedBackbone(plain(about), mean, std),
+        front_head=False,
     )
 
 

@@ -63,6 +63,10 @@ class Config:
     things: with such a head, whether each class is countable.
     thresholds: with such a head, (score, mask, overlap) as service.bundle.Thresholds has them.
     imported: the backbone of a checkpoint; None: one of our own.
+    front_head: whether a token head before the encoder tells the gate about difficulty. False of a
+        checkpoint that nobody has taught one.
+    exit_adapters: whether every exit but the last brings its features nearer to those of the last
+        (network.encoder.ExitAdapter), which leaves the full plan what it was.
     """
 
     name: str
@@ -89,6 +93,8 @@ class Config:
     things: tuple[bool, ...] = ()
     thresholds: tuple[float, float, float] = (0.5, 0.5, 0.8)
     imported: ImportedBackbone | None = None
+    front_head: bool = True
+    exit_adapters: bool = False
 
     def __post_init__(self) -> None:
         if any(scales not in (1, 2, 3) for scales in self.schedule) or not self.schedule:
@@ -123,6 +129,11 @@ class Config:
         return len(self.schedule)
 
     @property
+    def glanced(self) -> int | None:
+        """The classes that the front head tells the gate about; None = there is no such head."""
+        return self.classes if self.front_head else None
+
+    @property
     def pauses_from(self) -> int | None:
         """The first exit whose encoder can leave tokens alone; None = there is none."""
         if self.pause_after is None or 3 not in self.schedule:
@@ -140,6 +151,7 @@ class Config:
                 values[name] = tuple(values[name])
         if values.get("imported") is not None:
             values["imported"] = ImportedBackbone.from_dict(values["imported"])
+            values.setdefault("front_head", False)  # before there was a way to teach one
         return cls(**values)
 
 

@@ -11,7 +11,7 @@ LayerNorm has no running statistics, so all widths share all weights.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -91,7 +91,25 @@ class TokenRecalibration(nn.Module):
         return coarse * torch.sigmoid(self.temperature * gate)
 
 
+class ExitAdapter(nn.Module):
+    """Brings the features of an exit nearer to those of the last one, which the decoder knows: a
+    linear map per scale, added to its input. It starts as the identity."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.change = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in range(3))
+        for layer in self.change:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """maps: strides 32, 16, 8, each (B, C, h, w). Keeps the shapes."""
+        return [m + change(m) for m, change in zip(maps, self.change, strict=True)]
+
+
 class Encoder(nn.Module):
+    """adapters: of every exit but the last; None where nobody has taught any."""
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.schedule, self.pause_after = config.schedule, config.pause_after
@@ -106,6 +124,11 @@ class Encoder(nn.Module):
         )
         self.token_head = (
             None if config.pause_after is None else TokenHead(config.channels, config.classes)
+        )
+        self.adapters = (
+            nn.ModuleList(ExitAdapter(config.channels) for _ in range(config.exits - 1))
+            if config.exit_adapters
+            else None
         )
 
     def forward(
@@ -134,6 +157,21 @@ class Encoder(nn.Module):
         instead, all whose entropy, as a share of its largest possible value, is at least this.
         width: share of the FFN's channels.
         """
+        for done, encoded in enumerate(self.layered(maps, exit, keep, width, threshold)):
+            if self.adapters is not None and done < len(self.adapters):
+                yield replace(encoded, maps=self.adapters[done](encoded.maps))
+            else:
+                yield encoded
+
+    def layered(
+        self,
+        maps: list[Tensor],
+        exit: int,
+        keep: float = 1.0,
+        width: float = 1.0,
+        threshold: float | None = None,
+    ) -> Iterator[Encoded]:
+        """As `run`, but what leaves the layers themselves, without adapters."""
         assert 1 <= exit <= len(self.layers), exit
         assert self.token_head is not None or (keep == 1 and threshold is None), (
             "this network has no token head"

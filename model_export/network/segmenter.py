@@ -18,7 +18,7 @@ from model_export.network.transformers_backbone import TransformersBackbone
 
 class Segmenter(nn.Module):
     """front_head: a token head on the features before the encoder. How unsure it is tells the gate
-    about difficulty. None with an imported backbone: nobody has taught one."""
+    about difficulty. None where nobody has taught one."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -36,9 +36,7 @@ class Segmenter(nn.Module):
         )
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.front_head = (
-            TokenHead(config.channels, config.classes) if config.imported is None else None
-        )
+        self.front_head = TokenHead(config.channels, config.classes) if config.front_head else None
 
     @staticmethod
     def _projection(inputs: int, outputs: int, bias: bool = True) -> nn.Sequential:
