@@ -16,7 +16,11 @@ COMMANDS = {
     ),
     "adapt": (
         "importing.adapt",
-        "plans, gate and promise of a run from photos without labels; nothing is trained",
+        "plans, gate and promise of a run from photos without labels; early exits by --train",
+    ),
+    "compare-import": (
+        "importing.compare",
+        "an imported checkpoint beside transformers, torch.compile and ONNX Runtime on its export",
     ),
     "train-exits": ("training.train_exits", "step A: train the parent for early exits"),
     "average": ("training.average", "the mean of several runs' weights, as a run"),

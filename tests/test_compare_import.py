@@ -1,0 +1,65 @@
+"""`compare-import`: an imported checkpoint beside transformers, on ten real photos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from model_export.__main__ import main
+from model_export.importing import compare
+from tests.checkpoints import random_model, saved
+from tests.needs import data_at
+from tests.toy import last_json
+
+MOST = 1e-3  # of a logit
+EQUAL = 0.999  # of the pixels
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("one_thread")]
+
+
+def photos() -> Path:
+    return data_at("coco128_panoptic") / "images/val"
+
+
+@pytest.fixture(scope="module", params=["panoptic", "semantic"])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command's words for a bundle of the checkpoint's own size."""
+    folder = tmp_path_factory.mktemp(request.param)
+    checkpoint, run = saved(random_model("swin"), folder / "checkpoint"), folder / "run"
+    ask = ["import", str(checkpoint), "--out", str(run), "--task", request.param]
+    ask += ["--threshold", "0.2"]
+    assert main([*ask, *(("--things", "0-2") if request.param == "panoptic" else ())]) == 0
+    export = ["export", str(run), "-o", str(folder / "bundle"), "--parity", "photos"]
+    assert main([*export, "--data", str(photos())]) == 0
+    return [str(folder / "bundle"), "--checkpoint", str(checkpoint), "--images", str(photos())]
+
+
+def test_ten_photos_give_transformers_logits_in_torch_and_on_the_engine(
+    made: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unable(*_: object) -> None:
+        raise RuntimeError("GridSample in double")
+
+    monkeypatch.setattr(compare, "exported", unable)
+    ask = ["compare-import", *made, "--rounds", "1", "--threads", "1", "--others", "onnx"]
+    assert main(ask) == 0
+    shown = capsys.readouterr().out
+    found = last_json(shown)
+    assert found["photos"] == 10
+    assert "10 photos at 96x128" in shown
+    rows = {row["name"]: row for row in found["rows"]}
+    assert [*rows] == ["transformers, eager", "this network, torch", "c128-d3, onnxruntime"]
+    for name in [*rows][1:]:
+        assert rows[name]["error"] < MOST
+        assert rows[name]["equal"] > EQUAL
+    (why,) = found["failed"].values()
+    assert why == "RuntimeError: GridSample in double"
+
+
+def test_a_bundle_of_something_else_is_refused(
+    made: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = ["trained_weights/camvid-tiny", *made[1:]]
+    assert main(["compare-import", *other]) == 1
+    assert "is no bundle of" in capsys.readouterr().err
