@@ -26,20 +26,23 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """config, processor: the content of the two JSON files. weights: the files with tensors."""
+    """config, processor: the content of the two JSON files. weights: the files with tensors.
+    foreign: whether those are a state dict of other code, with other names."""
 
     folder: Path
     config: dict[str, Any]
     processor: dict[str, Any]
     weights: tuple[Path, ...]
+    foreign: bool = False
 
     def refuse(self, field: str, why: str) -> CheckpointError:
         """An error about a field of config.json."""
         return CheckpointError(f"{self.folder / CONFIG}: {field}: {why}")
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
-    """Read the folder and the header of every weights file. Raises CheckpointError."""
+def open_checkpoint(folder: Path, foreign: Path | None = None) -> Checkpoint:
+    """Read the folder and the header of every weights file. foreign: a state dict of other code, in
+    place of the folder's own weights. Raises CheckpointError."""
     if not folder.is_dir():
         raise CheckpointError(
             f"{folder} is no folder: download the checkpoint first, with config.json, "
@@ -49,6 +52,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     for path, content in ((folder / CONFIG, config), (folder / PROCESSOR, processor)):
         if "auto_map" in content:
             raise CheckpointError(f"{path}: auto_map: code of a checkpoint's own is never run")
+    if foreign is not None:
+        if not foreign.is_file():
+            raise CheckpointError(f"{foreign} is no file: --weights names a state dict")
+        return Checkpoint(folder, config, processor, (foreign,), foreign=True)
     weights = weights_in(folder)
     for path in weights:
         check_tensors(path)

@@ -35,6 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("checkpoint", type=Path, help="folder that save_pretrained wrote: config.json, ...")
     add("--out", type=Path, required=True, help="the run's folder")
+    add(
+        "--weights",
+        type=Path,
+        help="a state dict of the original Mask2Former (detectron2) or of mmdetection, in place of "
+        "the folder's own weights; .safetensors, or of torch.save with nothing but tensors in it",
+    )
     add("--task", choices=IMPORTED, help="default: as the checkpoint's name says")
     add(
         "--things",
@@ -59,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    checkpoint = open_checkpoint(args.checkpoint)
+    checkpoint = open_checkpoint(args.checkpoint, args.weights)
     names = class_names(checkpoint)
     task = args.task or task_of(checkpoint)
     things = things_of(args.things, names, task)

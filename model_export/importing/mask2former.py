@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from model_export.importing import state_dicts
 from model_export.importing.checkpoint import Checkpoint, CheckpointError
 from model_export.network.config import IMPORTED, Config, ImportedBackbone
 from model_export.network.segmenter import Segmenter
@@ -36,6 +37,8 @@ def load(checkpoint: Checkpoint) -> nn.Module:
     """The checkpoint as transformers' own module, float32, in eval mode. Raises CheckpointError."""
     _check_fields(checkpoint)
     package = transformers()
+    if checkpoint.foreign:
+        return _from_others(checkpoint, package)
     kind, loading = getattr(package, ARCHITECTURE), logging.getLogger("transformers")
     level = loading.level
     loading.setLevel(logging.ERROR)  # what it warns of is an error below
@@ -61,6 +64,17 @@ def load(checkpoint: Checkpoint) -> nn.Module:
         loading.setLevel(level)
     _check_found(checkpoint, found)
     return model.eval()
+
+
+def _from_others(checkpoint: Checkpoint, package: Any) -> nn.Module:
+    """As `load`, with the tensors of a state dict that has other names."""
+    (path,) = checkpoint.weights
+    given = state_dicts.read_tensors(path)
+    config = package.Mask2FormerConfig.from_dict(checkpoint.config)
+    model: nn.Module = getattr(package, ARCHITECTURE)(config)
+    backbone = config.backbone_config.model_type
+    model.load_state_dict(state_dicts.renamed(path, given, model.state_dict(), backbone))
+    return model.float().eval()
 
 
 def config_of(
