@@ -12,6 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
 from model_export.data.datasets import PALETTE, Sample, Scenes
 from model_export.export import parity, weights
@@ -20,7 +21,7 @@ from model_export.network.gate import Gate, gate_input, gate_inputs
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter, semantic_probabilities
 from model_export.tasks import TASKS, qualities
-from model_export.training.bundle_weights import read_weights
+from model_export.training.bundle_weights import WEIGHTS, read_weights
 from model_export.training.runs import (
     read_config,
     read_gate,
@@ -324,3 +325,31 @@ def test_failed_parity_leaves_no_manifest_even_of_an_older_bundle(
     monkeypatch.undo()
     with pytest.raises(BundleError):
         bundle.load(folder)
+
+
+def test_weights_may_lie_beyond_two_gigabytes(tmp_path: Path) -> None:
+    """The format of ONNX ends there; what it refers to does not. The file has a hole."""
+    hole, values = 3 << 30, np.arange(8, dtype=np.float32).reshape(2, 4)
+    header = {
+        "hole": {"dtype": "U8", "shape": [hole], "data_offsets": [0, hole]},
+        "w": {"dtype": "F32", "shape": [2, 4], "data_offsets": [hole, hole + 32]},
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with (tmp_path / WEIGHTS).open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.seek(hole, 1)
+        file.write(values.tobytes())
+    entries = weights.read_entries(tmp_path / WEIGHTS)
+    assert entries["w"].offset > 1 << 31
+    node = helper.make_node("Add", ["x", "model.w"], ["y"])
+    sides = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 2, 4]) for n in "xy"]
+    graph = helper.make_graph(
+        [node], "far", sides[:1], sides[1:], [numpy_helper.from_array(values, "model.w")]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    weights.write_graph(model, tmp_path / "far.onnx", entries)
+    assert (tmp_path / "far.onnx").stat().st_size < 1000
+    session = onnxruntime.InferenceSession(tmp_path / "far.onnx")
+    (found,) = session.run(None, {"x": np.ones((3, 2, 4), np.float32)})
+    assert (found == values + 1).all()
