@@ -13,14 +13,13 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -60,8 +59,7 @@ class DistillOptions:
 
 
 class Distiller(nn.Module):
-    """The network with its losses: one forward pass, as distributed training wants it. Only the
-    adapters and the front head have gradients."""
+    """The network with its losses. Only the adapters and the front head have gradients."""
 
     def __init__(self, model: Segmenter) -> None:
         super().__init__()
@@ -131,8 +129,9 @@ def teach(
     on. photos: those to learn from; model: the run's, without adapters. Raises RunError."""
     if model.config.exits < 2:
         raise RunError(f"{run} has one encoder layer, and so no early exit to teach")
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[unused])
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    if accelerator.num_processes > 1:
+        raise RunError("adapt runs as one process: start it with python, not with several")
     config = replace(model.config, front_head=True, exit_adapters=True)
     torch.manual_seed(options.seed)
     student = Segmenter(config)
@@ -155,21 +154,19 @@ def teach(
             sums[name] += float(term.detach())
         late = (time.monotonic() - began) / 60 > options.minutes
         if (step + 1) % options.save_every == 0 or late:
-            if accelerator.is_main_process:
-                _save(run, student, optimizer, options, step + 1)
-                since = (step - first) % options.save_every + 1
-                tqdm.write(json.dumps({"step": step + 1} | {k: v / since for k, v in sums.items()}))
+            _save(run, student, optimizer, options, step + 1)
+            since = min(step % options.save_every, step - first) + 1
+            means = {name: round(total / since, 4) for name, total in sums.items()}
+            tqdm.write(json.dumps({"step": step + 1} | means))
             sums = dict.fromkeys(TERMS, 0.0)
             if late and step + 1 < options.steps:
                 return False
-    if accelerator.is_main_process:
-        _, canvases, arguments = read_config(run)
-        arguments |= {"taught": asdict(options)}
-        write_config(run, config, canvases, arguments, trained_on(run), classes_of(run))
-        save_model(run, student.state_dict())
-        discard_derived(run)
-        (run / CHECKPOINT).unlink(missing_ok=True)
-    accelerator.wait_for_everyone()
+    _, _, arguments = read_config(run)
+    arguments |= {"taught": _key(options)}
+    write_config(run, config, canvases, arguments, trained_on(run), classes_of(run))
+    save_model(run, student.state_dict())
+    discard_derived(run)
+    (run / CHECKPOINT).unlink(missing_ok=True)
     return True
 
 
