@@ -19,7 +19,7 @@ COMMANDS = {
         "plans, gate and promise of a run from photos without labels; early exits by --train",
     ),
     "compare-import": (
-        "importing.compare",
+        "evaluation.compare_import",
         "an imported checkpoint beside transformers, torch.compile and ONNX Runtime on its export",
     ),
     "train-exits": ("training.train_exits", "step A: train the parent for early exits"),

@@ -295,6 +295,7 @@ def test_categories_are_chosen_by_name(tmp_path: Path) -> None:
     assert open_dataset(f"{spec}@semantic: cat , dog", None).classes == ("background", "cat", "dog")
 
 
+@pytest.mark.timeout(900)  # it may wait for the export
 def test_a_bundle_is_measured_on_annotations_of_its_classes(
     toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from model_export.__main__ import main
-from model_export.importing import compare
+from model_export.evaluation import compare_import
 from tests.checkpoints import random_model, saved
 from tests.needs import data_at
 from tests.toy import last_json
@@ -41,7 +41,7 @@ def test_ten_photos_give_transformers_logits_in_torch_and_on_the_engine(
     def unable(*_: object) -> None:
         raise RuntimeError("GridSample in double")
 
-    monkeypatch.setattr(compare, "exported", unable)
+    monkeypatch.setattr(compare_import, "exported", unable)
     ask = ["compare-import", *made, "--rounds", "1", "--threads", "1", "--others", "onnx"]
     assert main(ask) == 0
     shown = capsys.readouterr().out

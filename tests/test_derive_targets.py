@@ -172,7 +172,7 @@ def test_objects_have_no_more_views_than_orientations(
     toy_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "model_export.gating.derive_targets.open_dataset", lambda spec, root: _Corner()
+        "model_export.gating.derive_targets.open_dataset", lambda spec, root, **_: _Corner()
     )
     options = DataOptions(None, ["corner"], "another", 9, 0)
     network = Network(load_model(toy_run), CANVASES, Path("none"), [], ["corner"])

@@ -62,6 +62,7 @@ def ours(reference: nn.Module) -> Segmenter:
         imported=ImportedBackbone(
             reference.config.backbone_config.to_dict(), (127.5,) * 3, (127.5,) * 3
         ),
+        front_head=False,
     )
     network = Segmenter(config).eval()
     network.load_state_dict(converted(reference.state_dict(), config))

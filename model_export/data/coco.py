@@ -88,12 +88,13 @@ class Coco(LabelledImages):
         self.panoptic = is_panoptic(document)
         known = _categories(document, self.file)
         task = spec.task or _suggested(self.panoptic, len(known), segments)
-        if task == "panoptic" and not self.panoptic:
+        whole = isinstance(TASKS[task], Segments)  # every pixel is of a segment
+        if whole and not self.panoptic:
             raise DataError(f"{self.file} has no segments_info: its annotations are not panoptic")
-        self.segments = segments or task == "panoptic"
+        self.segments = segments or whole
         kind = Segments(task) if self.segments else TASKS[task]
         chosen = _chosen(known, spec, self.file)
-        if self.segments and task == "instance" and not spec.classes:
+        if self.segments and not whole and not spec.classes:
             chosen = _things(document, chosen)
         objects = kind.objects
         if objects and not self.segments and len(chosen) != 1:

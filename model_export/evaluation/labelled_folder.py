@@ -15,6 +15,7 @@ from model_export.data.datasets import DataError, Folder, is_coco, open_dataset
 from model_export.data.labelled import LabelledImages
 from model_export.data.meta_json import classes_in, groups_in, read_description, values_in
 from model_export.tasks import TASKS
+from model_export.tasks.segments import Segments
 
 
 def open_labelled(root: Path, below: str, task: str, classes: tuple[str, ...]) -> Folder:
@@ -23,9 +24,9 @@ def open_labelled(root: Path, below: str, task: str, classes: tuple[str, ...]) -
 
     Raises DataError that names the folder or file; for files' contents, when they are read.
     """
-    if task == "panoptic":
+    if isinstance(TASKS[task], Segments):
         raise DataError(
-            f"{root}: labels of the panoptic task are COCO's: name them by --on coco:PATH.json"
+            f"{root}: labels of the {task} task are COCO's: name them by --on coco:PATH.json"
         )
     wanted = TASKS[task].folder
     others = [other.folder for name, other in TASKS.items() if name != task]

@@ -188,7 +188,7 @@ def test_class_that_is_neither_there_nor_predicted_has_no_iou(
     toy_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "model_export.evaluation.evaluate.open_dataset", lambda spec, root: _Plain(2)
+        "model_export.evaluation.evaluate.open_dataset", lambda spec, root, **_: _Plain(2)
     )
     assert command("evaluate", toy_run, "--on", "plain") == 0
     found: dict[str, Any] = last_json(capsys.readouterr().out)
