@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("bundle", type=Path, help="folder of a bundle that `export` made of the checkpoint")
     add("--checkpoint", type=Path, required=True, help="the folder that was imported")
+    add("--weights", type=Path, help="the state dict of other code that was imported with it")
     add("--images", type=Path, required=True, help="folder of photos")
     add("--most", type=int, default=PHOTOS, help=f"photos to look at; default {PHOTOS}")
     add("--rounds", type=int, default=ROUNDS, help=f"of the measurement; default {ROUNDS}")
@@ -90,20 +91,25 @@ class Case:
     threads: int
 
     @property
+    def queries(self) -> bool:
+        """Whether the bundle's head gives logits of queries, and not probabilities."""
+        return self.opened.manifest.thresholds is not None
+
+    @property
     def full(self) -> Plan:
         return self.opened.manifest.plans[-1]
 
     def labels(self, tensors: Arrays, index: int) -> NDArray[np.integer]:
         """(H, W) the class of each pixel of a photo; of segments, and -1 for none."""
         masks = task_of(self.opened).read(tensors, self.frames[index][self.full.canvas].geometry)
-        if self.opened.manifest.thresholds is None:
+        if not self.queries:
             return masks.labels.astype(np.int64)
         labels = labels_of(masks.runs, masks.regions).astype(np.int64)
         return np.where(labels > 0, labels >> 16, -1)
 
     def expected(self, tensors: Arrays) -> Arrays:
         """transformers' logits as the bundle's head would give them."""
-        if self.opened.manifest.thresholds is not None:
+        if self.queries:
             return tensors
         classes, masks = (torch.from_numpy(tensors[name])[None] for name in LOGITS)
         return {"probabilities": semantic_probabilities(Prediction(classes, masks))[0].numpy()}
@@ -145,7 +151,8 @@ def main(args: argparse.Namespace) -> None:
 
 def open_case(args: argparse.Namespace) -> Case:
     """Raises ValueError, FathomError."""
-    checkpoint, opened = open_checkpoint(args.checkpoint), bundle.load(args.bundle)
+    checkpoint = open_checkpoint(args.checkpoint, args.weights)
+    opened = bundle.load(args.bundle)
     theirs = mask2former.load(checkpoint)
     model, _, canvases = read_weights(args.bundle / WEIGHTS)
     classes = [entry.name for entry in opened.manifest.classes]
