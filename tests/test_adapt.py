@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +101,30 @@ def test_too_few_photos_are_refused(
         (tmp_path / file.name).write_bytes(file.read_bytes())
     assert main(["adapt", str(run), "--images", str(tmp_path)]) == 1
     assert "has 3 images" in capsys.readouterr().err
+    assert main(["adapt", str(run), "--images", str(photos), "--train"]) == 1
+    assert f"has {LEAST_PHOTOS} images; a gate and its promise need at least 30" in (
+        capsys.readouterr().err
+    )
+    for wrong in ((), ("--images", str(photos), "--on", "folder")):
+        assert main(["adapt", str(run), *wrong]) == 1
+        assert "either --images FOLDER or, with labels, --on DATA" in capsys.readouterr().err
+    assert main(["adapt", str(run), "--images", str(photos), "--train", "--steps", "0"]) == 1
+    assert "--steps" in capsys.readouterr().err
+
+
+def test_labels_judge_where_there_are_any(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = classes_of(run)
+    (tmp_path / "masks").mkdir()
+    shutil.copytree(photos, tmp_path / "images")
+    (tmp_path / "meta.json").write_text(json.dumps({"classes": list(names)}))
+    for image in photos.iterdir():
+        Image.fromarray(np.full((48, 64), 255, np.uint8)).save(tmp_path / "masks" / image.name)
+    Image.fromarray(np.zeros((48, 64), np.uint8)).save(tmp_path / "masks/00.png")
+    ask = ["adapt", str(run), "--on", "folder", "--data", str(tmp_path)]
+    assert main([*ask, "--rounds", "1", "--threads", "1"]) == 1
+    assert "some images are all void" in capsys.readouterr().err
 
 
 def labels(*rows: str) -> np.ndarray:
