@@ -134,6 +134,13 @@ def test_other_paused_tokens_are_refused_but_for_near_ties(
         _check(toy_bundle, stages)
 
 
+def test_features_may_differ_with_their_size_and_answers_not() -> None:
+    large = np.array([-18.0, 2], np.float32)
+    assert parity.allowed("f4", large) == parity.allowed("e32", large) == pytest.approx(0.018)
+    assert parity.allowed("f4", large[1:] / 8) == 1e-3
+    assert parity.allowed("mask_logits", large) == 1e-3
+
+
 def test_parity_limits() -> None:
     zeros = np.zeros(4, np.float32)
     enforce("x", zeros, zeros + 0.0009, 1e-3, 0.9995)
