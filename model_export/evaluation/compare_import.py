@@ -39,7 +39,7 @@ from service import bundle
 from service.core import Frames, Plan
 from service.engines.choice import BACKENDS
 from service.inference.stages import Stages
-from service.tasks import task_of
+from service.tasks import tasks_of
 
 Arrays = Mapping[str, NDArray[Any]]
 LOGITS = ("class_logits", "mask_logits")
@@ -93,7 +93,7 @@ class Case:
     @property
     def queries(self) -> bool:
         """Whether the bundle's head gives logits of queries, and not probabilities."""
-        return self.opened.manifest.thresholds is not None
+        return self.opened.manifest.head.thresholds is not None
 
     @property
     def full(self) -> Plan:
@@ -101,7 +101,9 @@ class Case:
 
     def labels(self, tensors: Arrays, index: int) -> NDArray[np.integer]:
         """(H, W) the class of each pixel of a photo; of segments, and -1 for none."""
-        masks = task_of(self.opened).read(tensors, self.frames[index][self.full.canvas].geometry)
+        geometry = self.frames[index][self.full.canvas].geometry
+        task = tasks_of(self.opened)[self.opened.manifest.head.name]
+        masks = task.read(tensors, geometry)
         if not self.queries:
             return masks.labels.astype(np.int64)
         labels = labels_of(masks.runs, masks.regions).astype(np.int64)
@@ -155,7 +157,7 @@ def open_case(args: argparse.Namespace) -> Case:
     opened = bundle.load(args.bundle)
     theirs = mask2former.load(checkpoint)
     model, _, canvases = read_weights(args.bundle / WEIGHTS)
-    classes = [entry.name for entry in opened.manifest.classes]
+    classes = [entry.name for entry in opened.manifest.head.classes]
     if len(classes) != theirs.config.num_labels or model.config.imported is None:
         raise CheckpointError(f"{args.bundle} is no bundle of {args.checkpoint}")
     photos = photos_in(args.images, model.config, classes)
@@ -253,7 +255,7 @@ def on_engine(case: Case, backend: str) -> list[Runner]:
             head = stages.head(shape, stages.encode(plan, shape, features))
             return {name: values[0] for name, values in head.items()}
 
-        return Runner(f"{plan.name}, {backend}", run, plan is case.full)
+        return Runner(f"{plan.name}, {backend}", run, plan == case.full)
 
     return [runner(plan) for plan in manifest.plans]
 
