@@ -1,0 +1,189 @@
+"""Goodput, time and quality against offered load: Fathom beside other servers of its full plan.
+
+    python tests/bench/peers_serving.py --out FILE [--only adaptive,litserve,...] [--data FOLDER]
+        [--seconds 20] [--figure docs/serving.png]
+
+Each server runs alone, with the same graphs, decoding, answers, threads and client (open_loop.py),
+and gets the same Poisson loads, in multiples of what the full plan can serve. The objective is
+three times the latency of Fathom's full plan without load. Points are added to FILE (JSON lines) as
+they are measured, and those that are there are not measured again: --only measures in pieces.
+Prints a table and ends in one JSON line. Bars: goodput of the full plan >= 1.1 x that of the best
+other server, and its p99 lower.
+
+"batched" is with batches of up to 4 that wait 10 ms, as each server's guide has it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from service.engines.cpu_limit import resolve_threads  # noqa: E402
+from tests.bench.open_loop import Wrap, poisson  # noqa: E402
+from tests.bench.peers.servers import PEERS, peer  # noqa: E402
+from tests.bench.photos import Photos  # noqa: E402
+from tests.bench.points import ADAPTIVE, HEADER, Bench, Point  # noqa: E402
+
+SHARES = (0.3, 0.5, 0.7, 0.9, 1.2, 1.6)  # of the full plan's capacity
+FURTHER = (2.2, 3.0, 4.0, 6.0)  # for those that can get cheaper
+OURS = ("adaptive", "full plan", "cheapest plan")
+WHO = (*OURS, *(f"{name}{batched}" for name in PEERS for batched in ("", ", batched")))
+
+
+class Record:
+    """The points of a file. figures: what `measure` found, in seconds."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.figures: dict[str, float] = {}
+        self.points: dict[tuple[str, float], Point] = {}
+        for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+            row = json.loads(line)
+            if "share" in row:
+                self.points[row["point"]["who"], row["share"]] = Point(**row["point"])
+            else:
+                self.figures = row
+
+    def write(self, row: dict[str, Any]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def of(self, who: str) -> list[Point]:
+        return [self.points[key] for key in sorted(self.points) if key[0] == who]
+
+
+@contextmanager
+def server(bench: Bench, who: str) -> Iterator[tuple[str, str, Wrap]]:
+    """The URL of one that runs alone, the budget to ask it for, and how it takes images."""
+    if who == "adaptive":
+        with bench.adaptive() as url:
+            yield url, ADAPTIVE, "body"
+    elif who in OURS:
+        with bench.fixed() as url:
+            yield url, bench.only(bench.plans[-1 if who == "full plan" else 0]), "body"
+    else:
+        name, _, batched = who.partition(", ")
+        threads, photo = resolve_threads(0), bench.photos.paths[0]
+        with peer(name, bench.bundle, photo, threads=threads, batched=bool(batched)) as url:
+            yield url, "", PEERS[name][0]
+
+
+def measure(bench: Bench, record: Record, who: str) -> None:
+    """The points of one server that are not there yet."""
+    shares = SHARES + (FURTHER if who in ("adaptive", "cheapest plan") else ())
+    left = [share for share in shares if (who, share) not in record.points]
+    if not left:
+        return
+    with server(bench, who) as (url, budget, wrap):
+        warm = poisson(0.3 / bench.full_s, 3.0, 99)
+        bench.point(f"({who}, warm-up)", url, warm, budget, wrap)
+        for share in left:
+            times = poisson(share / bench.full_s, bench.seconds, round(100 * share))
+            point = record.points[who, share] = bench.point(who, url, times, budget, wrap)
+            record.write({"share": share, "point": asdict(point)})
+
+
+def draw(record: Record, path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, grid = plt.subplots(1, 4, figsize=(15, 4), constrained_layout=True)
+    wanted = (
+        ("goodput", "answers in time, per second"),
+        ("p99", "p99, ms"),
+        ("miou", "mIoU of the answers"),
+        ("gflops", "mean cost, GFLOPs"),
+    )
+    for axes, (key, label) in zip(grid, wanted, strict=True):
+        for who in WHO:
+            points = record.of(who)
+            style = "-" if who in OURS else "--" if "batched" in who else ":"
+            axes.plot(
+                [point.load for point in points],
+                [getattr(point, key) for point in points],
+                style,
+                marker="o",
+                markersize=3,
+                label=who,
+            )
+        axes.set_xlabel("requests offered per second")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+    grid[1].axhline(1000 * record.figures["objective_s"], color="black", linewidth=0.7)
+    grid[1].set_yscale("log")
+    grid[0].legend(fontsize=7)
+    figure.savefig(path, dpi=100)
+
+
+def found(record: Record) -> dict[str, Any]:
+    """What the bars are about: the most answers in time, and the highest load that is held."""
+    measured = [who for who in WHO if record.of(who)]
+    best = {who: max(point.goodput for point in record.of(who)) for who in measured}
+    held = {
+        who: max((point.load for point in record.of(who) if point.held), default=0.0)
+        for who in measured
+    }
+    result: dict[str, Any] = {
+        "full_ms": round(1000 * record.figures["full_s"], 1),
+        "objective_ms": round(1000 * record.figures["objective_s"]),
+        "goodput": {who: round(goodput, 2) for who, goodput in best.items()},
+        "objective_held_at": {who: round(load, 2) for who, load in held.items()},
+    }
+    if peers := [who for who in measured if who not in OURS]:
+        strongest = result["best_peer"] = max(peers, key=lambda who: best[who])
+        for who in ("full plan", "adaptive"):
+            if who in best:
+                key = f"{who.replace(' ', '_')}_over_best_peer"
+                result[key] = round(best[who] / best[strongest], 3)
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bundle", default="trained_weights/camvid-tiny")
+    parser.add_argument("--out", type=Path, required=True, help="file of the points")
+    parser.add_argument("--only", default=",".join(WHO).replace(", batched", "+batched"))
+    parser.add_argument("--data", type=Path, help="labelled folder, whose part val is sent")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of a point")
+    parser.add_argument("--figure", type=Path, help="draw the points (needs matplotlib)")
+    asked = parser.parse_args()
+    bench = Bench(asked.bundle, asked.seconds, Photos.of(asked.data))
+    record = Record(asked.out)
+    chosen = [name.replace("+batched", ", batched") for name in asked.only.split(",") if name]
+    if unknown := set(chosen) - set(WHO):
+        parser.error(f"--only: {', '.join(unknown)} is none of {', '.join(WHO)}")
+    if not record.figures:
+        with bench.fixed() as url:
+            bench.measure(url)
+        keys = ("full_s", "cheapest_s", "objective_s")
+        record.figures = {key: getattr(bench, key) for key in keys}
+        record.write(record.figures)
+    for key, value in record.figures.items():
+        setattr(bench, key, value)
+    print(HEADER)
+    for who in chosen:
+        measure(bench, record, who)
+    print("\n" + HEADER)
+    for who in WHO:
+        for point in record.of(who):
+            print(point.row())
+    if asked.figure:
+        draw(record, asked.figure)
+    print(json.dumps(found(record)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
