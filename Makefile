@@ -7,6 +7,7 @@
 # make bench-latency   latency per depth, start and memory of the real service
 # make bench-serving [QUICK=1 DATA=]   adaptive against one plan for all under rising load; QUICK: at most five minutes
 # make bench-peers-serving [OUT=FILE ONLY=adaptive,ray,... DATA=]   the same beside LitServe, BentoML and Ray Serve, in pieces
+# make bench-soak [MINUTES=5]   memory, places and threads under mixed requests, clients that leave and slow bodies
 # make bench-picture   docs/fathom.png, the picture in the README, from the real service
 # make bench-dashboard   docs/dashboard.png, from a real service and a real Prometheus (Debian's package)
 # make bench-autoscale   simulated days under the autoscaler: adaptive depth against fixed plans, k8s's thresholds
@@ -19,6 +20,7 @@
 # Plain `=`: only the command line changes these, not a HOST or PORT that the shell happens to export.
 PORT = 8000
 HOST = 127.0.0.1
+MINUTES = 5
 BUNDLE = trained_weights/camvid-tiny
 TESTS =
 GPU =
@@ -34,7 +36,7 @@ CLIENTS = .venv/clients
 PEERS = litserve bentoml ray
 
 .DEFAULT_GOAL = help
-.PHONY: help serve test test-service test-clients lint bench-latency bench-serving bench-dashboard bench-autoscale bench-pod bench-gpu bench-peers bench-picture prove-docker bench-peers-serving
+.PHONY: help serve test test-service test-clients lint bench-latency bench-serving bench-dashboard bench-autoscale bench-pod bench-gpu bench-peers bench-picture prove-docker bench-peers-serving bench-soak
 .DELETE_ON_ERROR:
 
 help:
@@ -94,6 +96,9 @@ bench-serving: $(TEST_SERVICE)/.ready
 bench-peers-serving: OUT = .cache/peers-serving.jsonl
 bench-peers-serving: $(TEST)/.ready $(PEERS:%=.venv/bench-%/.ready)
 	$(TEST)/bin/python tests/bench/peers_serving.py --bundle "$(BUNDLE)" --out "$(OUT)" $(if $(ONLY),--only "$(ONLY)") $(if $(DATA),--data "$(DATA)") --figure "$(OUT).png"
+
+bench-soak: $(TEST_SERVICE)/.ready
+	$(TEST_SERVICE)/bin/python tests/bench/soak.py --bundle "$(BUNDLE)" --minutes "$(MINUTES)"
 
 bench-dashboard: $(TEST)/.ready
 	$(TEST)/bin/python tests/bench/dashboard_preview.py

@@ -6,9 +6,13 @@ import base64
 import io
 import json
 import math
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -17,9 +21,10 @@ from service.segmenting import open_bundle
 from tests.api.server import running
 from tests.bench.open_loop import Answer, Load, Wrap, _request, bursts, poisson, replay, send, step
 from tests.bench.peers.full_plan import FullPlan
-from tests.bench.peers_serving import Record, found
+from tests.bench.peers_serving import Contender, Record, found
 from tests.bench.photos import Photos
 from tests.bench.points import Bench, Point
+from tests.processes import python, until
 
 PHOTOS = Photos.of(None).paths
 BUNDLE = Path(__file__).parents[1] / "trained_weights" / "camvid-tiny"
@@ -170,6 +175,20 @@ def test_points_are_measured_once_and_compared(tmp_path: Path) -> None:
     assert result["objective_held_at"] == {"full plan": 4.0, "litserve": 0.0, "ray": 4.0}
 
 
+def test_a_server_and_its_children_run_in_its_turn_only() -> None:
+    lines = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
+    with subprocess.Popen([sys.executable, "-c", lines], stdin=subprocess.PIPE) as process:
+        parent = psutil.Process(process.pid)
+        until(lambda: len(parent.children()) == 1, 20)
+        both = [parent, *parent.children()]
+        server = Contender(process.pid, "http://127.0.0.1:1")
+        with server.turn():
+            assert psutil.STATUS_STOPPED not in [each.status() for each in both]
+        until(lambda: [each.status() for each in both] == [psutil.STATUS_STOPPED] * 2, 5)
+        server.signal(signal.SIGCONT)
+        process.communicate(b"\n", timeout=10)
+
+
 def test_the_model_of_other_servers_answers_as_the_full_plan_does() -> None:
     photo = Path(PHOTOS[0]).read_bytes()
     with open_bundle(BUNDLE, backend="onnxruntime", threads=1, max_batch=1) as segmenter:
@@ -177,3 +196,11 @@ def test_the_model_of_other_servers_answers_as_the_full_plan_does() -> None:
     model = FullPlan(str(BUNDLE), 1)
     assert model.segment(photo) == ours
     assert model.predict(np.stack([model.decode(photo).pixels] * 2)).shape[0] == 2
+
+
+def test_the_soak_sends_all_kinds_and_finds_everything_given_back() -> None:
+    run = python("tests/bench/soak.py", "--minutes", "0.05", "--", "--backend", "fake")
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert (found["left"], found["unexpected"]) == ({}, 0), run.stdout
+    assert found["requests"] > 5
+    assert found["growth"] < 1

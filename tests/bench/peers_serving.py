@@ -1,12 +1,14 @@
 """Goodput, time and quality against offered load: Fathom beside other servers of its full plan.
 
-    python tests/bench/peers_serving.py --out FILE [--only adaptive,litserve,...] [--data FOLDER]
-        [--seconds 20] [--figure docs/serving.png]
+    python tests/bench/peers_serving.py --out FILE [--only adaptive,litserve,...] [--shares 0.5,0.7]
+        [--data FOLDER] [--seconds 20] [--figure docs/serving.png]
 
-Each server runs alone, with the same graphs, decoding, answers, threads and client (open_loop.py),
-and gets the same Poisson loads, in multiples of what the full plan can serve. The objective is
+The servers have the same graphs, decoding, answers, threads and client (open_loop.py), and get the
+same Poisson loads, in multiples of what the full plan can serve. All are started, and each runs
+alone in its turn, load by load: the processes of the others are stopped. The objective is
 three times the latency of Fathom's full plan without load. Points are added to FILE (JSON lines) as
-they are measured, and those that are there are not measured again: --only measures in pieces.
+they are measured, and those that are there are not measured again: --only and --shares measure in
+pieces.
 Prints a table and ends in one JSON line. Bars: goodput of the full plan >= 1.1 x that of the best
 other server, and its p99 lower.
 
@@ -17,25 +19,30 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from service.engines.cpu_limit import resolve_threads  # noqa: E402
-from tests.bench.open_loop import Wrap, poisson  # noqa: E402
+from tests.bench.open_loop import Load, Wrap, poisson, send  # noqa: E402
 from tests.bench.peers.servers import PEERS, peer  # noqa: E402
 from tests.bench.photos import Photos  # noqa: E402
-from tests.bench.points import ADAPTIVE, HEADER, Bench, Point  # noqa: E402
+from tests.bench.points import ADAPTIVE, FLAGS, HEADER, Bench, Point  # noqa: E402
+from tests.bench.served import served  # noqa: E402
 
-SHARES = (0.3, 0.5, 0.7, 0.9, 1.2, 1.6)  # of the full plan's capacity
-FURTHER = (2.2, 3.0, 4.0, 6.0)  # for those that can get cheaper
+SHARES = (0.5, 0.7, 0.9, 1.2, 1.6)  # of the full plan's capacity
+FURTHER = (2.2, 3.0, 4.0)
 OURS = ("adaptive", "full plan", "cheapest plan")
+CHEAPER = ("adaptive", "cheapest plan")  # than the full plan: they get the further loads, too
 WHO = (*OURS, *(f"{name}{batched}" for name in PEERS for batched in ("", ", batched")))
 
 
@@ -62,34 +69,72 @@ class Record:
         return [self.points[key] for key in sorted(self.points) if key[0] == who]
 
 
+class Contender:
+    """A server that runs only while it is measured: between its turns its processes are stopped."""
+
+    def __init__(self, pid: int, url: str, budget: str = "", wrap: Wrap = "body") -> None:
+        self.url, self.budget, self.wrap = url, budget, wrap
+        self._process = psutil.Process(pid)
+
+    def signal(self, number: signal.Signals) -> None:
+        for process in (self._process, *self._process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        self.signal(signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self.signal(signal.SIGSTOP)
+
+
 @contextmanager
-def server(bench: Bench, who: str) -> Iterator[tuple[str, str, Wrap]]:
-    """The URL of one that runs alone, the budget to ask it for, and how it takes images."""
-    if who == "adaptive":
-        with bench.adaptive() as url:
-            yield url, ADAPTIVE, "body"
-    elif who in OURS:
-        with bench.fixed() as url:
-            yield url, bench.only(bench.plans[-1 if who == "full plan" else 0]), "body"
-    else:
-        name, _, batched = who.partition(", ")
-        threads, photo = resolve_threads(0), bench.photos.paths[0]
-        with peer(name, bench.bundle, photo, threads=threads, batched=bool(batched)) as url:
-            yield url, "", PEERS[name][0]
+def contender(bench: Bench, who: str) -> Iterator[Contender]:
+    """A server of its own, stopped as soon as it is ready."""
+    with ExitStack() as stack:
+        if who in OURS:
+            module = "service" if who == "adaptive" else "tests.bench.pinned"
+            target = ("--target-ms", f"{1000 * bench.objective_s:.0f}")
+            flags = (*FLAGS, *(target if who == "adaptive" else ()))
+            budget = ADAPTIVE
+            if who != "adaptive":
+                budget = bench.only(bench.plans[-1 if who == "full plan" else 0])
+            ours = stack.enter_context(served(bench.bundle, *flags, module=module))
+            found = Contender(ours.pid, ours.url, budget)
+        else:
+            name, _, batched = who.partition(", ")
+            threads, photo = resolve_threads(0), bench.photos.paths[0]
+            other = peer(name, bench.bundle, photo, threads=threads, batched=bool(batched))
+            theirs = stack.enter_context(other)
+            found = Contender(theirs.pid, theirs.url, wrap=PEERS[name][0])
+        found.signal(signal.SIGSTOP)
+        try:
+            yield found
+        finally:
+            found.signal(signal.SIGCONT)
 
 
-def measure(bench: Bench, record: Record, who: str) -> None:
-    """The points of one server that are not there yet."""
-    shares = SHARES + (FURTHER if who in ("adaptive", "cheapest plan") else ())
-    left = [share for share in shares if (who, share) not in record.points]
-    if not left:
-        return
-    with server(bench, who) as (url, budget, wrap):
-        warm = poisson(0.3 / bench.full_s, 3.0, 99)
-        bench.point(f"({who}, warm-up)", url, warm, budget, wrap)
-        for share in left:
-            times = poisson(share / bench.full_s, bench.seconds, round(100 * share))
-            point = record.points[who, share] = bench.point(who, url, times, budget, wrap)
+def measure(bench: Bench, record: Record, chosen: Sequence[str], shares: Sequence[float]) -> None:
+    """The points that are not there yet, load by load, each server in its turn."""
+    left = [
+        (who, share)
+        for share in shares
+        for who in chosen
+        if (who, share) not in record.points and (share in SHARES or who in CHEAPER)
+    ]
+    with ExitStack() as running:
+        names = dict.fromkeys(who for who, _ in left)
+        servers = {who: running.enter_context(contender(bench, who)) for who in names}
+        for who, share in left:
+            own = servers[who]
+            with own.turn():
+                warm = poisson(0.3 / bench.full_s, 3.0, 99)
+                send(Load(own.url, warm, bench.photos.paths, own.budget, own.wrap))
+                times = poisson(share / bench.full_s, bench.seconds, round(100 * share))
+                point = bench.point(who, own.url, times, own.budget, own.wrap)
+            record.points[who, share] = point
             record.write({"share": share, "point": asdict(point)})
 
 
@@ -155,6 +200,7 @@ def main() -> int:
     parser.add_argument("--bundle", default="trained_weights/camvid-tiny")
     parser.add_argument("--out", type=Path, required=True, help="file of the points")
     parser.add_argument("--only", default=",".join(WHO).replace(", batched", "+batched"))
+    parser.add_argument("--shares", default=",".join(map(str, (*SHARES, *FURTHER))), help="loads")
     parser.add_argument("--data", type=Path, help="labelled folder, whose part val is sent")
     parser.add_argument("--seconds", type=float, default=20.0, help="of a point")
     parser.add_argument("--figure", type=Path, help="draw the points (needs matplotlib)")
@@ -173,8 +219,10 @@ def main() -> int:
     for key, value in record.figures.items():
         setattr(bench, key, value)
     print(HEADER)
-    for who in chosen:
-        measure(bench, record, who)
+    shares = [float(share) for share in asked.shares.split(",")]
+    if unknown_shares := set(shares) - {*SHARES, *FURTHER}:
+        parser.error(f"--shares: {unknown_shares} are none of {(*SHARES, *FURTHER)}")
+    measure(bench, record, chosen, shares)
     print("\n" + HEADER)
     for who in WHO:
         for point in record.of(who):

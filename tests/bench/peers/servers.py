@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.bench.open_loop import Load, Wrap, send
 from tests.bench.peers.full_plan import BATCHED, BUNDLE, THREADS
+from tests.bench.served import Served
 from tests.observed import free_port
 from tests.processes import environment
 
@@ -38,8 +39,8 @@ SETTINGS = {
 
 
 @contextmanager
-def peer(name: str, bundle: str, photo: str, *, threads: int, batched: bool) -> Iterator[str]:
-    """The URL of a server, once it answers. name: one of PEERS; its environment: .venv/bench-NAME.
+def peer(name: str, bundle: str, photo: str, *, threads: int, batched: bool) -> Iterator[Served]:
+    """A server, once it answers. name: one of PEERS; its environment: .venv/bench-NAME.
 
     Raises RuntimeError with its last words if it does not start.
     """
@@ -73,7 +74,7 @@ def peer(name: str, bundle: str, photo: str, *, threads: int, batched: bool) -> 
                     log.seek(0)
                     raise RuntimeError(f"{name} did not start:\n{log.read()[-4000:]}")
                 time.sleep(0.5)
-            yield url
+            yield Served(url, process.pid, time.monotonic() - begun)
         finally:
             _end(process)
 
