@@ -171,7 +171,7 @@ def test_points_are_measured_once_and_compared(tmp_path: Path) -> None:
     assert again.figures["objective_s"] == 0.6
     assert [point.load for point in again.of("full plan")] == [4.0, 8.0]
     result = found(again)
-    assert (result["best_peer"], result["full_plan_over_best_peer"]) == ("ray", 1.1)
+    assert (result["best_peer"], result["over_best_peer"]) == ("ray", {"full plan": 1.1})
     assert result["objective_held_at"] == {"full plan": 4.0, "litserve": 0.0, "ray": 4.0}
 
 

@@ -112,8 +112,7 @@ class Engine:
             longest_s = LONGEST_ANSWER * (promise - arrived) if promise else 0.0
             deadline = promise and promise - min(self._costs.answer.s, longest_s)
             self.check_ready()
-            policy = self._policies.of(ask.preference)
-            plans = [policy.plans[index] for index in sorted(policy.affordable(ask.budget, node))]
+            plans = self._policies.of(ask.preference).possible(ask.budget, node)
             fastest = min(plans, key=self._costs.total_ms)
             ticket = Ticket(
                 *(arrived, deadline, ask.urgency, caller),

@@ -12,7 +12,10 @@ pieces.
 Prints a table and ends in one JSON line. Bars: goodput of the full plan >= 1.1 x that of the best
 other server, and its p99 lower.
 
-"batched" is with batches of up to 4 that wait 10 ms, as each server's guide has it.
+"adaptive" and "strict" are the service with that objective; strict takes no plan but the full one,
+and is refused what would be late. "full plan" and "cheapest plan" are without scheduling by load
+(pinned.py), as are the others; "batched" has batches of up to 4 that wait 10 ms, as each server's
+guide has it.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ from tests.bench.served import served  # noqa: E402
 
 SHARES = (0.5, 0.7, 0.9, 1.2, 1.6)  # of the full plan's capacity
 FURTHER = (2.2, 3.0, 4.0)
-OURS = ("adaptive", "full plan", "cheapest plan")
+OURS = ("adaptive", "full plan, strict", "full plan", "cheapest plan")
 CHEAPER = ("adaptive", "cheapest plan")  # than the full plan: they get the further loads, too
 WHO = (*OURS, *(f"{name}{batched}" for name in PEERS for batched in ("", ", batched")))
 
@@ -95,13 +98,16 @@ def contender(bench: Bench, who: str) -> Iterator[Contender]:
     """A server of its own, stopped as soon as it is ready."""
     with ExitStack() as stack:
         if who in OURS:
-            module = "service" if who == "adaptive" else "tests.bench.pinned"
-            target = ("--target-ms", f"{1000 * bench.objective_s:.0f}")
-            flags = (*FLAGS, *(target if who == "adaptive" else ()))
-            budget = ADAPTIVE
-            if who != "adaptive":
-                budget = bench.only(bench.plans[-1 if who == "full plan" else 0])
-            ours = stack.enter_context(served(bench.bundle, *flags, module=module))
+            scheduled = who in ("adaptive", "full plan, strict")
+            target = ("--target-ms", f"{1000 * bench.objective_s:.0f}") if scheduled else ()
+            module = "service" if scheduled else "tests.bench.pinned"
+            budget = {
+                "adaptive": ADAPTIVE,
+                "full plan, strict": f"{ADAPTIVE}, strict",
+                "full plan": bench.only(bench.plans[-1]),
+                "cheapest plan": bench.only(bench.plans[0]),
+            }[who]
+            ours = stack.enter_context(served(bench.bundle, *FLAGS, *target, module=module))
             found = Contender(ours.pid, ours.url, budget)
         else:
             name, _, batched = who.partition(", ")
@@ -188,10 +194,9 @@ def found(record: Record) -> dict[str, Any]:
     }
     if peers := [who for who in measured if who not in OURS]:
         strongest = result["best_peer"] = max(peers, key=lambda who: best[who])
-        for who in ("full plan", "adaptive"):
-            if who in best:
-                key = f"{who.replace(' ', '_')}_over_best_peer"
-                result[key] = round(best[who] / best[strongest], 3)
+        result["over_best_peer"] = {
+            who: round(best[who] / best[strongest], 3) for who in OURS if who in best
+        }
     return result
 
 
@@ -199,7 +204,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", default="trained_weights/camvid-tiny")
     parser.add_argument("--out", type=Path, required=True, help="file of the points")
-    parser.add_argument("--only", default=",".join(WHO).replace(", batched", "+batched"))
+    parser.add_argument("--only", default=",".join(WHO).replace(", ", "+"))
     parser.add_argument("--shares", default=",".join(map(str, (*SHARES, *FURTHER))), help="loads")
     parser.add_argument("--data", type=Path, help="labelled folder, whose part val is sent")
     parser.add_argument("--seconds", type=float, default=20.0, help="of a point")
@@ -207,7 +212,7 @@ def main() -> int:
     asked = parser.parse_args()
     bench = Bench(asked.bundle, asked.seconds, Photos.of(asked.data))
     record = Record(asked.out)
-    chosen = [name.replace("+batched", ", batched") for name in asked.only.split(",") if name]
+    chosen = [name.replace("+", ", ") for name in asked.only.split(",") if name]
     if unknown := set(chosen) - set(WHO):
         parser.error(f"--only: {', '.join(unknown)} is none of {', '.join(WHO)}")
     if not record.figures:
