@@ -150,7 +150,7 @@ def draw(record: Record, path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, grid = plt.subplots(1, 4, figsize=(15, 4), constrained_layout=True)
+    figure, grid = plt.subplots(1, 4, figsize=(16, 3.6), layout="constrained")
     wanted = (
         ("goodput", "answers in time, per second"),
         ("p99", "p99, ms"),
@@ -174,7 +174,8 @@ def draw(record: Record, path: Path) -> None:
         axes.grid(alpha=0.3)
     grid[1].axhline(1000 * record.figures["objective_s"], color="black", linewidth=0.7)
     grid[1].set_yscale("log")
-    grid[0].legend(fontsize=7)
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=8)
     figure.savefig(path, dpi=100)
 
 

@@ -34,6 +34,7 @@ PEERS: dict[str, tuple[Wrap, tuple[str, ...]]] = {
 SETTINGS = {
     "BENTOML_DO_NOT_TRACK": "true",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # 15 would let all other work of the machine go first
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # two busy cores take longer than its 5 s
 }
 
