@@ -5,7 +5,7 @@
 # make lint   ruff (rules, format) and mypy --strict
 # make weights NAME= DATA= BACKBONE=   train and export a bundle of trained_weights/ anew
 # make bench-latency   latency per depth, start and memory of the real service
-# make bench-serving [QUICK=1 DATA=]   adaptive against one plan for all under rising load; QUICK: at most five minutes
+# make bench-serving [QUICK=1 DATA= TRACE=]   adaptive against one plan for all under rising load; QUICK: at most five minutes
 # make bench-peers-serving [OUT=FILE ONLY=adaptive,ray,... DATA=]   the same beside LitServe, BentoML and Ray Serve, in pieces
 # make bench-soak [MINUTES=5]   memory, places and threads under mixed requests, clients that leave and slow bodies
 # make bench-picture   docs/fathom.png, the picture in the README, from the real service
@@ -27,6 +27,7 @@ GPU =
 CPU_PEERS =
 ONLY =
 DATA =
+TRACE =
 PYTHON = python3
 
 SERVE = .venv/serve
@@ -91,7 +92,7 @@ bench-latency: $(TEST)/.ready
 	$(TEST)/bin/python tests/bench/latency.py --bundle "$(BUNDLE)"
 
 bench-serving: $(TEST_SERVICE)/.ready
-	$(TEST_SERVICE)/bin/python tests/bench/serving.py --bundle "$(BUNDLE)" $(if $(QUICK),--quick) $(if $(DATA),--data "$(DATA)")
+	$(TEST_SERVICE)/bin/python tests/bench/serving.py --bundle "$(BUNDLE)" $(if $(QUICK),--quick) $(if $(DATA),--data "$(DATA)") $(if $(TRACE),--trace "$(TRACE)")
 
 bench-peers-serving: OUT = .cache/peers-serving.jsonl
 bench-peers-serving: $(TEST)/.ready $(PEERS:%=.venv/bench-%/.ready)
