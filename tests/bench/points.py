@@ -105,8 +105,10 @@ class Bench:
         self, who: str, url: str, times: Sequence[float], budget: str = "", wrap: Wrap = "body"
     ) -> Point:
         """Send a load and wait for all of its answers. wrap: see Load."""
+        if not times:
+            raise ValueError(f"no request falls into {self.seconds:g} s: raise --seconds")
         answers = send(Load(url, times, self.photos.paths, budget, wrap))
-        point = self.summary(who, len(times) / max(times), answers, self.seconds)
+        point = self.summary(who, len(times) / self.seconds, answers, self.seconds)
         self.points.append(point)
         print(point.row(), flush=True)
         return point
