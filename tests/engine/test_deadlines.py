@@ -7,12 +7,13 @@ import time
 from dataclasses import replace
 
 from service.bundle import Manifest
-from service.core import Ask, Budget, Trace
+from service.core import Ask, Budget
 from service.errors import (
     DeadlineExceeded,
     Overloaded,
     UnsatisfiableBudget,
 )
+from service.trace import Trace
 from tests.engine.world import failure, play, ready, settle, until
 from tests.known_costs import known_costs
 

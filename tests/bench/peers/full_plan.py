@@ -18,7 +18,7 @@ from service.core import Frame, Geometry
 from service.engines.onnxruntime import OnnxRuntimeBackend
 from service.pixels.decode import Limits, decode
 from service.settings import Settings
-from service.tasks import task_of
+from service.tasks.semantic import Semantic
 
 BUNDLE = "BENCH_BUNDLE"  # environment variables that the servers read
 THREADS = "BENCH_THREADS"
@@ -33,12 +33,13 @@ class FullPlan:
 
     def __init__(self, folder: str, threads: int) -> None:
         opened = bundle.load(Path(folder))
-        manifest = self._manifest = opened.manifest
-        self._task, plan = task_of(opened), manifest.plans[-1]
+        manifest = opened.manifest
+        head, plan = manifest.head, manifest.plans[-1]
+        self._task, self._classes = Semantic(), head.classes
         (canvas,) = (each for each in manifest.input.canvases if each.name == plan.canvas)
         (shape,) = canvas.shapes
         graphs = manifest.graphs[f"{shape.height}x{shape.width}"]
-        self._names = (graphs.front, graphs.encoders[plan.name], graphs.decoder)
+        self._names = (graphs.front, graphs.encoders[plan.encoder], graphs.heads[head.name])
         self._backend = OnnxRuntimeBackend(opened, threads=threads)
         defaults = Settings()
         self._limits = Limits(defaults.max_pixels, defaults.max_side, defaults.min_side)
@@ -63,7 +64,7 @@ class FullPlan:
     def encode(self, probabilities: NDArray[np.float32], geometry: Geometry) -> bytes:
         """(classes, h, w) -> PNG."""
         labels = self._task.read({"probabilities": probabilities}, geometry).labels
-        return self._task.to_png(labels, self._manifest.classes)
+        return self._task.to_png(labels, self._classes)
 
     def segment(self, image: bytes) -> bytes:
         """All of it, for one image."""
