@@ -82,7 +82,8 @@ class Cost:
 
 
 class Tail:
-    """A time that hardly any of the last ones exceeded: of KEPT_TAIL, the second highest."""
+    """A time that hardly any of the last ones exceeded: of KEPT_TAIL, the second highest; 0 until
+    there are AGAIN."""
 
     def __init__(self) -> None:
         self._seen: deque[float] = deque(maxlen=KEPT_TAIL)
@@ -90,7 +91,7 @@ class Tail:
 
     def add(self, seconds: float) -> None:
         self._seen.append(seconds)
-        self.s = sorted(self._seen)[-2:][0]
+        self.s = sorted(self._seen)[-2] if len(self._seen) >= AGAIN else 0.0
 
 
 class Costs:

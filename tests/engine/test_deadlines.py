@@ -164,11 +164,14 @@ def test_deadlines_leave_time_for_the_way_in_and_out_as_for_waking_a_waiter(
     async def scenario() -> None:
         async with ready(fake_manifest) as world:
             world.backend.closed = True
-            task = world.submit(1)
-            await until(world.backend.entered.is_set)
-            world.release()
-            time.sleep(0.1)
-            await task
+            for number in range(3):
+                world.backend.entered.clear()
+                world.backend.opened.clear()
+                task = world.submit(number)
+                await until(world.backend.entered.is_set)
+                world.backend.opened.set()
+                time.sleep(0.1)
+                await task
             ask, arrived = Ask(Budget(ms=10_000)), time.perf_counter()
             with world.segmenter.place(ask, Trace("2"), arrived) as ticket:
                 assert ticket.deadline is not None
