@@ -5,7 +5,9 @@
 # make lint   ruff (rules, format) and mypy --strict
 # make weights NAME= DATA= BACKBONE=   train and export a bundle of trained_weights/ anew
 # make bench-latency   latency per depth, start and memory of the real service
-# make bench-serving [QUICK=1]   adaptive against one plan for all under rising load; QUICK: at most five minutes
+# make bench-serving [QUICK=1 DATA= TRACE=]   adaptive against one plan for all under rising load; QUICK: at most five minutes
+# make bench-peers-serving [OUT=FILE ONLY=adaptive,ray,... DATA=]   the same beside LitServe, BentoML and Ray Serve, in pieces
+# make bench-soak [MINUTES=5]   memory, places and threads under mixed requests, clients that leave and slow bodies
 # make bench-picture   docs/fathom.png, the picture in the README, from the real service
 # make bench-dashboard   docs/dashboard.png, from a real service and a real Prometheus (Debian's package)
 # make bench-autoscale   simulated days under the autoscaler: adaptive depth against fixed plans, k8s's thresholds
@@ -18,19 +20,24 @@
 # Plain `=`: only the command line changes these, not a HOST or PORT that the shell happens to export.
 PORT = 8000
 HOST = 127.0.0.1
+MINUTES = 5
 BUNDLE = trained_weights/camvid-tiny
 TESTS =
 GPU =
 CPU_PEERS =
+ONLY =
+DATA =
+TRACE =
 PYTHON = python3
 
 SERVE = .venv/serve
 TEST = .venv/test
 TEST_SERVICE = .venv/test-service
 CLIENTS = .venv/clients
+PEERS = litserve bentoml ray
 
 .DEFAULT_GOAL = help
-.PHONY: help serve test test-service test-clients lint bench-latency bench-serving bench-dashboard bench-autoscale bench-pod bench-gpu bench-peers bench-picture prove-docker
+.PHONY: help serve test test-service test-clients lint bench-latency bench-serving bench-dashboard bench-autoscale bench-pod bench-gpu bench-peers bench-picture prove-docker bench-peers-serving bench-soak
 .DELETE_ON_ERROR:
 
 help:
@@ -66,8 +73,9 @@ $(SERVE)/.ready: EXTRA = cpu
 $(TEST)/.ready: EXTRA = test
 $(TEST_SERVICE)/.ready: EXTRA = test-service
 $(CLIENTS)/.ready: EXTRA = test-clients
+.venv/bench-%/.ready: EXTRA = $(notdir $(@D))
 $(TEST)/.ready: NOTE = PyTorch is a large download.
-$(SERVE)/.ready $(TEST)/.ready $(TEST_SERVICE)/.ready $(CLIENTS)/.ready: pyproject.toml
+$(SERVE)/.ready $(TEST)/.ready $(TEST_SERVICE)/.ready $(CLIENTS)/.ready $(PEERS:%=.venv/bench-%/.ready): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
 	  echo "Fathom needs Python 3.11, 3.12 or 3.13, but '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)." >&2; \
 	  echo "Name a fitting one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
@@ -84,7 +92,14 @@ bench-latency: $(TEST)/.ready
 	$(TEST)/bin/python tests/bench/latency.py --bundle "$(BUNDLE)"
 
 bench-serving: $(TEST_SERVICE)/.ready
-	$(TEST_SERVICE)/bin/python tests/bench/serving.py --bundle "$(BUNDLE)" $(if $(QUICK),--quick)
+	$(TEST_SERVICE)/bin/python tests/bench/serving.py --bundle "$(BUNDLE)" $(if $(QUICK),--quick) $(if $(DATA),--data "$(DATA)") $(if $(TRACE),--trace "$(TRACE)")
+
+bench-peers-serving: OUT = .cache/peers-serving.jsonl
+bench-peers-serving: $(TEST)/.ready $(PEERS:%=.venv/bench-%/.ready)
+	$(TEST)/bin/python tests/bench/peers_serving.py --bundle "$(BUNDLE)" --out "$(OUT)" $(if $(ONLY),--only "$(ONLY)") $(if $(DATA),--data "$(DATA)") --figure "$(OUT).png"
+
+bench-soak: $(TEST_SERVICE)/.ready
+	$(TEST_SERVICE)/bin/python tests/bench/soak.py --bundle "$(BUNDLE)" --minutes "$(MINUTES)"
 
 bench-dashboard: $(TEST)/.ready
 	$(TEST)/bin/python tests/bench/dashboard_preview.py

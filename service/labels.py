@@ -19,6 +19,7 @@ QUALITY = tuple(edge / 20 for edge in range(1, 21))
 COMPUTE_GIVEN_UP = tuple(edge / 10 for edge in range(11))
 QUALITY_GIVEN_UP = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 MISSED = ("deadline", "max-loss")
+CACHED = ("hit", "collapsed", "miss")
 
 
 def _leaves(kind: type[FathomError]) -> Iterable[type[FathomError]]:

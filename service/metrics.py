@@ -16,6 +16,7 @@ from prometheus_client.exposition import choose_encoder
 
 from service.core import Decision, HeadWidth, Reason
 from service.labels import (
+    CACHED,
     COMPUTE_GIVEN_UP,
     MISSED,
     OUTCOMES,
@@ -118,20 +119,19 @@ class Metrics:
         )
         text = "Images that a head answered, by the share of its channels that ran."
         self._heads = counter("fathom_head_images_total", text, "head", "width")
-        self._gflops = prometheus.Counter(
-            "fathom_compute_gflops_total", "Compute spent on images, in GFLOPs.", registry=registry
-        )
+        text = "Compute spent on images, in GFLOPs."
+        self._gflops = counter("fathom_compute_gflops_total", text)
         text = "Requests refused to protect the others."
         self._shed = counter("fathom_shed_total", text, "reason")
-        self._budget_missed = prometheus.Counter(
-            "fathom_budget_missed_total",
+        text = (
             "Answered requests whose deadline passed while they ran, or whose max-loss could not "
-            "be kept.",
-            ["kind"],
-            registry=registry,
+            "be kept."
         )
+        self._budget_missed = counter("fathom_budget_missed_total", text, "kind")
         text = "Batches that failed in the engine."
         self._engine_errors = counter("fathom_engine_errors_total", text)
+        text = "Requests that asked the response cache, by what it had."
+        self._cached = counter("fathom_response_cache_requests_total", text, "result")
 
         def gauge(name: str, text: str) -> prometheus.Gauge:
             return prometheus.Gauge(name, text, registry=registry)
@@ -143,9 +143,9 @@ class Metrics:
         self.pressure = gauge("fathom_pressure_ratio", text)
         self.inflight = gauge("fathom_inflight", "Images in the engine.")
         self.held_bytes = gauge("fathom_held_bytes", "Bytes of bodies that are in memory.")
-        self.node_budget_gflops = gauge(
-            "fathom_node_budget_gflops", "The node's ceiling; +Inf without one."
-        )
+        self.cached_bytes = gauge("fathom_response_cache_bytes", "Bytes of answers that are kept.")
+        text = "The node's ceiling; +Inf without one."
+        self.node_budget_gflops = gauge("fathom_node_budget_gflops", text)
         self._build = prometheus.Gauge(
             "fathom_build_info",
             "Always 1; the labels say what runs.",
@@ -160,8 +160,9 @@ class Metrics:
                 self._depth.labels(canvas, decided.value)
         for head in heads:
             self._heads.labels(head.name, f"{head.width:g}")
-        for kind in MISSED:
-            self._budget_missed.labels(kind)
+        for labelled, values in ((self._budget_missed, MISSED), (self._cached, CACHED)):
+            for value in values:
+                labelled.labels(value)
         for stage in STAGES:
             self._stage_seconds.labels(stage)
         for outcome in OUTCOMES:
@@ -186,7 +187,7 @@ class Metrics:
             self._stage_seconds.labels(stage).observe(spent)
         if outcome == "deadline-exceeded":
             self._budget_missed.labels("deadline").inc()
-        if trace.decision is not None:
+        if trace.decision is not None and not trace.shared:
             self._observe_decision(trace.decision, outcome)
         if _log.isEnabledFor(logging.INFO):
             _log.info(request_line(trace, outcome, OUTCOMES[outcome], seconds))
@@ -226,6 +227,10 @@ class Metrics:
         """Count a refusal. reason: one of SHED."""
         _check("reason to shed", reason, SHED)
         self._shed.labels(reason).inc()
+
+    def cached(self, result: str) -> None:
+        """Count a request that asked the response cache. result: one of CACHED."""
+        self._cached.labels(result).inc()
 
     def build_info(self, *, version: str, bundle: str, backend: str, reason: str) -> None:
         """Say what runs. bundle: NAME@DIGEST. reason: why this engine, as in Choice."""

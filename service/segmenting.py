@@ -110,7 +110,7 @@ class Segmenter:
                 progress = ticket.done.result(_remaining_s(ticket))
             except NotInTime as error:
                 raise self.model.engine.expire(ticket) from error
-        return self._answer(progress, ticket.promise, trace)
+        return self._answer(progress, ticket, trace)
 
     @contextmanager
     def place(
@@ -165,7 +165,7 @@ class Segmenter:
         except TimeoutError as error:
             trace.follow(ticket.progress)
             raise engine.expire(ticket) from error
-        return self._answer(progress, ticket.promise, trace)
+        return self._answer(progress, ticket, trace)
 
     async def in_thread(self, work: Callable[[], _T]) -> _T:
         """Run work that would block the event loop in one of the image threads; see `Threads`."""
@@ -202,12 +202,13 @@ class Segmenter:
             return decode(bytes(picture), content_type, self._limits, spec, ask.value_range)
         return from_memory(picture, self._limits, spec, ask.value_range)
 
-    def _answer(self, progress: Progress, deadline: float | None, trace: Trace) -> Answer:
+    def _answer(self, progress: Progress, ticket: Ticket, trace: Trace) -> Answer:
         """The answer of a finished image. Raises its error, if it has one."""
         trace.follow(progress)
         if isinstance(progress.result, FathomError):
             raise progress.result
-        if deadline is not None and time.perf_counter() > deadline:
+        ticket.woken = time.perf_counter()
+        if ticket.promise is not None and ticket.woken > ticket.promise:
             raise missed()
         assert progress.result is not None  # a finished image has a result
         return Answer.of(progress.result, self.model.manifest, self.model.tasks, trace.stages)

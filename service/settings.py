@@ -147,6 +147,14 @@ class Settings:
             "is all"
         ),
     )
+    response_cache_mb: int = field(
+        default=0,
+        metadata=_about(
+            "megabytes of answers that are kept for the same image and ask; 0: none",
+            low=0,
+            high=1_000_000,
+        ),
+    )
     drain_timeout_s: float = field(
         default=25.0,
         metadata=_about("seconds to finish admitted work after SIGTERM", low=0, high=3600),

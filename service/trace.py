@@ -44,6 +44,7 @@ class Trace:
     caller: the name of the API key; empty if none is required.
     trace_id: of the distributed trace, 32 hex digits; empty while tracing is off.
     sampled: whether the distributed trace is recorded.
+    shared: another request's computation answered it: its decision counts there.
     """
 
     request_id: str = ""
@@ -55,6 +56,7 @@ class Trace:
     caller: str = ""
     trace_id: str = ""
     sampled: bool = False
+    shared: bool = False
 
     def add(self, stage: str, began: float, ended: float) -> None:
         """Note a finished stage. began, ended: in seconds of time.perf_counter."""

@@ -146,7 +146,9 @@ class Node:
     def _arrive(self, image: Image, now: float, report: Report) -> None:
         try:
             affordable = self.policy.affordable(image.asked, self.node)
-            image.least_ms = min(self.costs.total_ms(self.plans[index]) for index in affordable)
+            fastest = min((self.plans[index] for index in affordable), key=self.costs.total_ms)
+            image.least_ms = self.costs.total_ms(fastest)
+            image.safe_ms = self.costs.total_ms(fastest, high=True)
             self.queue.reserve(image, now, coming=False)
             self.queue.enter(image, now)
         except Overloaded as error:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from service.core import Decision, HeadWidth, Plan, Reason
-from service.inference.costs import SAFE, STALE_S, Cost, Costs
+from service.inference.costs import KEPT_TAIL, SAFE, STALE_S, Cost, Costs, Tail
 from tests.known_costs import known_costs
 
 PLANS = [Plan(f"d{depth}", depth, 1.0, 1.0, 2.0 * depth, 0.5, canvas="c1") for depth in (1, 2, 3)]
@@ -133,3 +133,18 @@ def test_of_several_heads_each_is_a_cost_of_its_own_by_its_width_and_canvas() ->
     assert known.total_ms(plan) == 15.0
     known.doubt(plan, 1e6)  # also because of the heads, which were not measured lately
     assert list(known.doubted) == [plan.name]
+
+
+def test_a_tail_is_what_hardly_any_of_the_last_times_exceeded() -> None:
+    tail = Tail()
+    for _ in range(2):
+        tail.add(0.01)
+        assert tail.s == 0
+    tail.add(0.01)
+    assert tail.s == 0.01
+    for index in range(KEPT_TAIL - 3):
+        tail.add(0.05 if index in (5, 18) else 0.01)
+    assert tail.s == 0.05
+    for _ in range(KEPT_TAIL - 21):  # one of the two is of another time now
+        tail.add(0.01)
+    assert tail.s == 0.01

@@ -308,6 +308,8 @@ def test_the_page_is_prometheus_text_with_every_documented_name(metrics: Metrics
         "fathom_inflight",
         "fathom_places_taken",
         "fathom_held_bytes",
+        "fathom_response_cache_bytes",
+        "fathom_response_cache_requests",
         "fathom_pressure_ratio",
         "fathom_shed",
         "fathom_batch_size",

@@ -355,6 +355,24 @@ def test_strict_refuses_a_missed_floor_and_names_the_plan_that_would_keep_it(
     assert caught.value.extra == {"cheapest": {"plan": "d3", "depth": 3, "gflops": 6.0}}
 
 
+@pytest.mark.parametrize(
+    ("request_", "node", "names"),
+    [
+        (NONE, NONE, ["d1", "d2", "d3", "d4"]),
+        (Budget(depth=2), Budget(depth=3), ["d1", "d2"]),
+        (Budget(max_loss=0), NONE, ["d1", "d2", "d3", "d4"]),  # load may make it cheaper
+        (Budget(max_loss=0, strict=True), NONE, ["d4"]),
+        (Budget(strict=True), Budget(max_loss=0), ["d4"]),
+        (Budget(strict=True), NONE, ["d1", "d2", "d3", "d4"]),  # the scores decide
+        (Budget(max_loss=0, strict=True), Budget(depth=2), ["d1", "d2"]),  # refused later
+    ],
+)
+def test_what_an_image_may_get_whatever_its_scores(
+    request_: Budget, node: Budget, names: list[str]
+) -> None:
+    assert [plan.name for plan in policy(WORD).possible(request_, node)] == names
+
+
 @pytest.mark.parametrize("remaining_ms", [9.9, 0.0, -5.0])
 def test_a_deadline_that_leaves_no_plan_is_an_error(remaining_ms: float) -> None:
     with pytest.raises(DeadlineExceeded):

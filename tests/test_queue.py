@@ -306,6 +306,28 @@ def test_what_even_the_cheapest_plan_would_answer_too_late_never_runs() -> None:
     assert not places[0].started
 
 
+@pytest.mark.parametrize(
+    ("deadlines", "ran", "given_up"),
+    [
+        ((0.212, 0.3), [1], [0]),  # it might still be in time, but the other one surely is
+        ((0.212, 0.213), [0], []),  # then one of them is tried
+        ((0.212,), [0], []),
+        ((0.205, 0.212), [1], [0]),
+        ((0.216, 0.3), [0], []),
+    ],
+)
+def test_what_is_likely_to_be_late_runs_only_if_nothing_better_waits(
+    deadlines: tuple[float, ...], ran: list[int], given_up: list[int]
+) -> None:
+    waiting = queue(max_batch=1)
+    places = [enter(waiting, image(deadline=deadline)) for deadline in deadlines]
+    for place in places:
+        place.safe_ms = 15.0
+    batch = waiting.take(0.2, FOUR)
+    assert [places.index(place) for place in batch.places] == ran
+    assert [places.index(place) for place in batch.hopeless] == given_up
+
+
 def test_an_image_that_was_decoded_too_late_does_not_wait() -> None:
     waiting = queue()
     place = image(deadline=0.1)

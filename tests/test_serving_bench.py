@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
+import math
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
+import psutil
 import pytest
+from PIL import Image
 
 from service.bundle import Manifest
+from service.segmenting import open_bundle
 from tests.api.server import running
-from tests.bench.open_loop import Load, bursts, poisson, send, step
-from tests.bench.serving import PHOTOS, Point
+from tests.bench.open_loop import Answer, Load, Wrap, _request, bursts, poisson, replay, send, step
+from tests.bench.peers.full_plan import FullPlan
+from tests.bench.peers_serving import Contender, Record, found
+from tests.bench.photos import Photos
+from tests.bench.points import Bench, Point
+from tests.processes import python, until
+
+PHOTOS = Photos.of(None).paths
+BUNDLE = Path(__file__).parents[1] / "trained_weights" / "camvid-tiny"
 
 
 def test_loads_have_the_rate_that_was_asked_for() -> None:
@@ -50,5 +69,138 @@ def test_refusals_and_failures_are_answers_too(fake_manifest: Manifest) -> None:
 def test_an_objective_is_held_if_one_in_a_hundred_misses_it(
     offered: int, in_time: int, held: bool
 ) -> None:
-    point = Point("", 1.0, offered, offered, in_time, 1.0, 1.0, 0.7, 1.0, 0.0, 0.0)
-    assert point.held is held
+    assert measured(offered=offered, in_time=in_time).held is held
+
+
+def measured(
+    who: str = "", load: float = 1.0, *, offered: int = 100, in_time: int = 100, p99: float = 1.0
+) -> Point:
+    rest = {"p50": 1.0, "quality": 0.7, "miou": 0.7, "gflops": 1.0, "thrown_away": 0.0}
+    return Point(
+        who, load, offered, offered, in_time, p99=p99, client_late_p99=0.0, seconds=10.0, **rest
+    )
+
+
+def test_a_trace_is_replayed_as_far_as_it_lasts(tmp_path: Path) -> None:
+    trace = tmp_path / "intervals"
+    trace.write_text("250000\n500000\n0\n1000000\n")
+    assert replay(trace, 60.0) == [0.25, 0.75, 0.75, 1.75]
+    assert replay(trace, 1.0) == [0.25, 0.75, 0.75]
+    with pytest.raises(ValueError, match=r"no request within 0\.2 s"):
+        replay(trace, 0.2)
+    trace.write_text("250000\n0.5\n")
+    with pytest.raises(ValueError, match=r"line 2: '0\.5' is no interval in microseconds"):
+        replay(trace, 60.0)
+
+
+@pytest.mark.parametrize("wrap", ["body", "form", "json"])
+def test_images_are_wrapped_as_servers_take_them(wrap: Wrap) -> None:
+    request, body = _request(b"photo", Load("http://x:1", [0.0], [], "ms=1", wrap))
+    fields = {name.decode(): value.decode() for name, value in request.headers}
+    assert int(fields["content-length"]) == len(body)
+    assert (fields["host"], fields["compute-budget"]) == ("x:1", "ms=1")
+    if wrap == "json":
+        assert base64.b64decode(json.loads(body)["image"]) == b"photo"
+    elif wrap == "body":
+        assert (body, fields["content-type"]) == (b"photo", "image/jpeg")
+
+
+def test_a_form_is_read_by_the_service_as_a_body_is(fake_manifest: Manifest) -> None:
+    with running(fake_manifest) as server:
+        ways: tuple[Wrap, ...] = ("body", "form")
+        answers = [send(Load(server.url, [0.0], PHOTOS, "depth=1", wrap))[0] for wrap in ways]
+    assert answers[0].body == answers[1].body
+    with Image.open(PHOTOS[0]) as photo:
+        assert Image.open(io.BytesIO(answers[0].body)).size == photo.size
+
+
+def png(labels: list[list[int]]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.array(labels, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_accuracy_is_that_of_the_answers_and_photos_count_alike(tmp_path: Path) -> None:
+    for part in ("images", "masks"):
+        (tmp_path / part / "val").mkdir(parents=True)
+    for index, labels in enumerate(([[0, 1], [1, 255]], [[0, 0], [0, 0]])):
+        Image.new("RGB", (2, 2)).save(tmp_path / "images" / "val" / f"{index}.jpg")
+        (tmp_path / "masks" / "val" / f"{index}.png").write_bytes(png(labels))
+    photos = Photos.of(tmp_path)
+
+    def answer(photo: int, labels: list[list[int]], status: int = 200) -> Answer:
+        return Answer(0.0, 0.0, 0.1, status, photo=photo, body=png(labels))
+
+    right = [answer(0, [[0, 1], [1, 7]]), answer(1, [[0, 0], [0, 0]])]
+    assert photos.miou(right) == 1.0
+    wrong = answer(0, [[0, 0], [1, 7]])  # class 0: 1 of 2 pixels, class 1: 1 of 2
+    assert photos.miou([wrong]) == pytest.approx(0.5)
+    assert photos.miou([wrong] * 3) == pytest.approx(0.5)
+    # Photo 0 half right, half wrong: class 0 has 5 of 5.5 pixels, class 1 has 1.5 of 2.
+    assert photos.miou([wrong, *right, *right[1:]]) == pytest.approx((5 / 5.5 + 1.5 / 2) / 2)
+    assert math.isnan(photos.miou([answer(0, [[0, 0], [0, 0]], status=429)]))
+    assert math.isnan(Photos.of(None).miou(right))
+    with pytest.raises(FileNotFoundError, match="images/val"):
+        Photos.of(tmp_path / "images")
+
+
+def test_a_summary_counts_what_was_computed_in_vain() -> None:
+    bench = Bench(str(BUNDLE), 10.0, Photos.of(None))
+    bench.objective_s = 0.5
+    prices = [plan["gflops"] for plan in bench.plans]
+    answers = [
+        Answer(0.0, 0.0, 0.4, 200, prices[0]),
+        Answer(0.0, 0.0, 0.6, 200),  # a server that does not tell runs the full plan
+        Answer(0.0, 0.0, 0.6, 504, prices[0]),
+        Answer(0.0, 0.0, 0.1, 429),
+    ]
+    point = bench.summary("", 4.0, answers, 10.0)
+    assert (point.offered, point.answered, point.in_time, point.goodput) == (4, 2, 1, 0.1)
+    assert point.gflops == pytest.approx((prices[0] + prices[-1]) / 2)
+    assert point.thrown_away == pytest.approx(2 / 3)
+
+
+def test_points_are_measured_once_and_compared(tmp_path: Path) -> None:
+    record = Record(tmp_path / "new" / "points")
+    record.write({"full_s": 0.2, "cheapest_s": 0.02, "objective_s": 0.6})
+    rows = [("full plan", 4.0, 40), ("full plan", 8.0, 44), ("ray", 4.0, 40), ("litserve", 4.0, 30)]
+    for who, load, in_time in rows:
+        point = measured(who, load, offered=int(10 * load), in_time=in_time)
+        record.write({"share": load / 5, "point": vars(point)})
+    again = Record(tmp_path / "new" / "points")
+    assert again.figures["objective_s"] == 0.6
+    assert [point.load for point in again.of("full plan")] == [4.0, 8.0]
+    result = found(again)
+    assert (result["best_peer"], result["over_best_peer"]) == ("ray", {"full plan": 1.1})
+    assert result["objective_held_at"] == {"full plan": 4.0, "litserve": 0.0, "ray": 4.0}
+
+
+def test_a_server_and_its_children_run_in_its_turn_only() -> None:
+    lines = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
+    with subprocess.Popen([sys.executable, "-c", lines], stdin=subprocess.PIPE) as process:
+        parent = psutil.Process(process.pid)
+        until(lambda: len(parent.children()) == 1, 20)
+        both = [parent, *parent.children()]
+        server = Contender(process.pid, "http://127.0.0.1:1")
+        with server.turn():
+            assert psutil.STATUS_STOPPED not in [each.status() for each in both]
+        until(lambda: [each.status() for each in both] == [psutil.STATUS_STOPPED] * 2, 5)
+        server.signal(signal.SIGCONT)
+        process.communicate(b"\n", timeout=10)
+
+
+def test_the_model_of_other_servers_answers_as_the_full_plan_does() -> None:
+    photo = Path(PHOTOS[0]).read_bytes()
+    with open_bundle(BUNDLE, backend="onnxruntime", threads=1, max_batch=1) as segmenter:
+        ours = segmenter.segment(photo, max_loss=0).png()
+    model = FullPlan(str(BUNDLE), 1)
+    assert model.segment(photo) == ours
+    assert model.predict(np.stack([model.decode(photo).pixels] * 2)).shape[0] == 2
+
+
+def test_the_soak_sends_all_kinds_and_finds_everything_given_back() -> None:
+    run = python("tests/bench/soak.py", "--minutes", "0.05", "--", "--backend", "fake")
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert (found["left"], found["unexpected"]) == ({}, 0), run.stdout
+    assert found["requests"] > 5
+    assert found["growth"] < 1

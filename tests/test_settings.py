@@ -39,6 +39,7 @@ OTHER: dict[str, tuple[str, object]] = {
     "body_min_rate": ("1000", 1000),
     "keep_alive_s": ("700", 700.0),
     "cors_origins": ("https://app.example", "https://app.example"),
+    "response_cache_mb": ("64", 64),
     "drain_timeout_s": ("1", 1.0),
     "image_threads": ("1", 1),
     "api_keys_file": ("keys", "keys"),

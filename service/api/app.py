@@ -26,6 +26,7 @@ from service.api.open_inference import open_inference
 from service.api.operations import operations
 from service.api.origins import Origins
 from service.api.pages import pages
+from service.api.response_cache import ResponseCache
 from service.api.segment import SegmentRoute, observe
 from service.errors import BadQuery, FathomError, ForeignOrigin
 from service.metrics import Metrics
@@ -96,7 +97,9 @@ def create_app(
         min_rate=settings.body_min_rate,
     )
     metrics.held_bytes.set_function(lambda: intake.held_bytes)
-    route = SegmentRoute(segmenter, intake, metrics)
+    kept_bytes = settings.response_cache_mb * 1_000_000
+    cache = ResponseCache(kept_bytes, metrics) if kept_bytes else None
+    route = SegmentRoute(segmenter, intake, metrics, cache)
     described = openapi.segment(model.manifest.layers, [head.name for head in model.manifest.heads])
     app.post("/segment", dependencies=guard, **described)(route.segment)
     app.include_router(operations(settings, model, metrics, guard))

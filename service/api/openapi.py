@@ -71,7 +71,11 @@ _HEADERS = {
         "What was spent and why (RFC 9651 Dictionary); canvas where the bundle has several",
         "canvas=c640, depth=2, of=6, gflops=21.3, reason=request",
     ),
-    "Server-Timing": ("Milliseconds per stage", "decode;dur=2.1, queue;dur=0.1, front;dur=21.4"),
+    "Server-Timing": (
+        "Milliseconds per stage; none if another request's computation answered it",
+        "decode;dur=2.1, queue;dur=0.1, front;dur=21.4",
+    ),
+    "Cache-Status": ("What the response cache did, where there is one (RFC 9211)", "fathom; hit"),
 }
 
 
@@ -83,7 +87,7 @@ def segment(layers: int, heads: Sequence[str]) -> dict[str, Any]:
     headers = {
         name: {
             "description": text,
-            "required": True,
+            "required": name == "Compute-Used",
             "schema": {"type": "string"},
             "example": example,
         }

@@ -19,13 +19,14 @@ from service.settings import flag
 
 ANY = "*"
 SENT = (
-    *("Accept", "Authorization", "Compute-Budget", "Content-Encoding", "Content-Type"),
-    *("Task-Preference", "Value-Range", "X-API-Key", "X-Request-Id", "traceparent", "tracestate"),
+    *("Accept", "Authorization", "Cache-Control", "Compute-Budget", "Content-Encoding"),
+    *("Content-Type", "Task-Preference", "Value-Range", "X-API-Key", "X-Request-Id"),
+    *("traceparent", "tracestate"),
     "Inference-Header-Content-Length",
 )
 SHOWN = (
-    *("Compute-Used", "Retry-After", "Server-Timing", "Value-Scale", "X-Request-Id"),
-    "traceparent",
+    *("Cache-Status", "Compute-Used", "Retry-After", "Server-Timing", "Value-Scale"),
+    *("X-Request-Id", "traceparent"),
     "Inference-Header-Content-Length",
 )
 _PREFLIGHT = {

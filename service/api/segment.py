@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -23,21 +24,38 @@ from service.api.fields import (
     parse_urgency,
     parse_value_range,
 )
-from service.core import Ask
+from service.api.forms import Rendered
+from service.api.response_cache import (
+    BYPASS,
+    COLLAPSED,
+    HIT,
+    Made,
+    ResponseCache,
+    bypasses,
+    key_of,
+)
+from service.core import Ask, Frames
 from service.errors import FathomError
+from service.inference.ticket import Ticket
 from service.metrics import Metrics
-from service.segmenting import Segmenter
+from service.segmenting import Answer, Segmenter
 from service.trace import Trace
 
 _T = TypeVar("_T")
 
 
 class SegmentRoute:
-    """The handler; openapi.py describes the route."""
+    """The handler; openapi.py describes the route. cache: None: every image is computed."""
 
-    def __init__(self, segmenter: Segmenter, intake: Intake, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        intake: Intake,
+        metrics: Metrics,
+        cache: ResponseCache | None = None,
+    ) -> None:
         self._segmenter, self._intake, self._metrics = segmenter, intake, metrics
-        self._model = segmenter.model
+        self._model, self._cache = segmenter.model, cache
 
     async def segment(self, request: Request) -> Response:
         request.state.vary = f"Accept, {FIELD}, {PREFERENCE}, {VALUE_RANGE}"
@@ -67,26 +85,73 @@ class SegmentRoute:
             parse_urgency(request.headers.getlist(PRIORITY)),
             parse_preference(request.headers.getlist(PREFERENCE)),
         )
-        place, model = self._segmenter.place(ask, trace, request.state.arrived), self._model
+        model = self._model
         with names_the_header():
             model.policies.check(ask)
-        names = selection.answered(
-            form, query.head, model.policies.shares(ask.preference), model.tasks
-        )
-        with names_the_header(), place as ticket:
+        shares = model.policies.shares(ask.preference)
+        names = selection.answered(form, query.head, shares, model.tasks)
+        cache = None if bypasses(request.headers.getlist("cache-control")) else self._cache
+        with names_the_header(), ExitStack() as held:
+            place = self._segmenter.place(ask, trace, request.state.arrived)
+            ticket, key, found = held.enter_context(place), b"", None
             async with self._intake.receive(request) as upload:
                 self._segmenter.received(ticket)
-                decoding = self._segmenter.decode(upload.data, upload.content_type, trace, ask)
-                del upload  # its bytes are free once they are decoded
-                frames = await while_connected(request, decoding)
-            running = self._segmenter.run(ticket, frames, trace)
+                if cache is not None:
+                    wanted = (form.media_type, list(names), sorted(query.include))
+                    asked = (trace.caller, upload.content_type, ask, model.node_budget)
+                    key = key_of(upload.data, *asked, *wanted)
+                    found = cache.find(key)
+                if found is None:
+                    decoding = self._segmenter.decode(upload.data, upload.content_type, trace, ask)
+                    del upload  # its bytes are free once they are decoded
+                    frames = await while_connected(request, decoding)
+            # While it was decoded, another request for the same answer may have come further.
+            if cache is not None and (found := found or cache.find(key)) is not None:
+                held.close()  # it needs no turn of its own
+                made = await while_connected(request, cache.join(found))
+                made.tell(trace)
+                return _response(made, HIT if found is made else COLLAPSED)
+            work = self._make(
+                *(ticket, frames, trace),
+                lambda answer: form.render(answer, names, query.include),
+                form.media_type,
+            )
             del frames
-            answer = await while_connected(request, running)
-            rendering = self._segmenter.in_thread(lambda: form.render(answer, names, query.include))
-            made = await while_connected(request, rendering)
-        trace.add(made.span.stage, made.span.began, made.span.ended)
-        media_type = made.media_type or form.media_type
-        return Response(made.body, media_type=media_type, headers=dict(made.fields))
+            if cache is None:
+                made = await while_connected(request, work)
+                return _response(made, BYPASS if self._cache is not None else "")
+            flight = cache.begin(key, work, held.pop_all().close)
+            made = await while_connected(request, cache.join(flight))
+            return _response(made, cache.status(made))
+
+    async def _make(
+        self,
+        ticket: Ticket,
+        frames: Frames,
+        trace: Trace,
+        render: Callable[[Answer], Rendered],
+        media_type: str,
+    ) -> Made:
+        """Run an image that is decoded, and make its answer. media_type: if that has none."""
+        running = self._segmenter.run(ticket, frames, trace)
+        del frames  # the ticket has them, until they have run
+        answer = await running
+        rendered = await self._segmenter.in_thread(lambda: render(answer))
+        trace.add(rendered.span.stage, rendered.span.began, rendered.span.ended)
+        return Made(
+            rendered.body,
+            rendered.media_type or media_type,
+            answer.decision,
+            trace.batch_size,
+            trace.size,
+            dict(rendered.fields),
+        )
+
+
+def _response(made: Made, status: str) -> Response:
+    """status: `Cache-Status`, if there is a cache."""
+    fields = {"Cache-Status": status} if status else {}
+    return Response(made.body, headers={**made.fields, **fields}, media_type=made.media_type)
 
 
 def observe(metrics: Metrics, request: Request, outcome: str) -> None:

@@ -23,6 +23,7 @@ SAME = 1.25
 ENOUGH = 5  # measurements of which the second highest is a time that few runs exceed
 SAFE = 1.15  # until then: times the median
 MOST = 1.5  # a higher one, in medians, is of another time
+KEPT_TAIL = 64  # times of answers: few images of a node that is full have any to spare
 
 
 class Cost:
@@ -80,12 +81,26 @@ class Cost:
         return self._ms[low] + max(0.0, slope) * (images - low)
 
 
+class Tail:
+    """A time that hardly any of the last ones exceeded: of KEPT_TAIL, the second highest; 0 until
+    there are AGAIN."""
+
+    def __init__(self) -> None:
+        self._seen: deque[float] = deque(maxlen=KEPT_TAIL)
+        self.s = 0.0
+
+    def add(self, seconds: float) -> None:
+        self._seen.append(seconds)
+        self.s = sorted(self._seen)[-2] if len(self._seen) >= AGAIN else 0.0
+
+
 class Costs:
     """The costs of all stages.
 
     front: of each canvas; that of the first, the glance, has the gate in it.
     encoders: by the encoder plan's name. heads: by canvas and `HeadWidth.key`.
-    beside: what a batch takes beside its stages. answer: from an image's result to its answer.
+    beside: what a batch takes beside its stages. answer: what an
+        image takes beside the engine after that knows its result.
     doubted: plans that an estimate ruled out which was not measured lately, by name.
     """
 
@@ -99,7 +114,7 @@ class Costs:
         self.front = {canvas: _cost(ms) for canvas, ms in front_ms.items()}
         self.encoders = {name: _cost(ms) for name, ms in encoder_ms.items()}
         self.heads = {place: _cost(ms) for place, ms in head_ms.items()}
-        self.beside, self.answer = Cost(0.0), Cost(0.0)
+        self.beside, self.answer = Cost(0.0), Tail()
         self.doubted: dict[str, Doubt] = {}
         self._trusted_s: dict[str, float] = {}  # for how long, if more than STALE_S
 

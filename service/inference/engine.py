@@ -109,15 +109,15 @@ class Engine:
         promise = arrived + min(limits_ms) / 1000 if limits_ms else None
         with self._changed:
             # Beside the engine's time, an answer takes some to be made.
-            answer_s = self._costs.answer.high_ms() / 1000
-            deadline = promise and promise - min(answer_s, LONGEST_ANSWER * (promise - arrived))
+            longest_s = LONGEST_ANSWER * (promise - arrived) if promise else 0.0
+            deadline = promise and promise - min(self._costs.answer.s, longest_s)
             self.check_ready()
-            policy = self._policies.of(ask.preference)
-            plans = [policy.plans[index] for index in sorted(policy.affordable(ask.budget, node))]
+            plans = self._policies.of(ask.preference).possible(ask.budget, node)
             fastest = min(plans, key=self._costs.total_ms)
-            least_ms = self._costs.total_ms(fastest)
             ticket = Ticket(
-                *(arrived, deadline, ask.urgency, caller, least_ms),
+                *(arrived, deadline, ask.urgency, caller),
+                least_ms=self._costs.total_ms(fastest),
+                safe_ms=self._costs.total_ms(fastest, high=True),
                 ask=ask,
                 request_id=request_id,
                 promise=promise,
@@ -157,9 +157,8 @@ class Engine:
     def leave(self, ticket: Ticket) -> None:
         """Give a place back, wherever its image is. May be called again."""
         with self._changed:
-            if ticket.ended is not None and ticket in self._queue.answering:
-                now = time.perf_counter()
-                self._costs.answer.add(now - ticket.ended, 1, now)
+            if ticket in self._queue.answering and ticket.woken is not None:
+                self._costs.answer.add(ticket.answer_s(time.perf_counter()))
             self._queue.leave(ticket)
             self._changed.notify()
 

@@ -15,7 +15,8 @@ URGENCY = 3  # of RFC 9218, if none is asked for: 0 is the most urgent, 7 the le
 class Place:
     """One image's place. arrived: when its request began. deadline: None for an image without.
 
-    urgency: of RFC 9218. caller: who sent it, for fairness. least_ms: the least time that it needs.
+    urgency: of RFC 9218. caller: who sent it, for fairness. least_ms: the least time that it needs;
+    safe_ms: the same, as few runs exceed it.
     """
 
     arrived: float
@@ -23,6 +24,7 @@ class Place:
     urgency: int = URGENCY
     caller: str = ""
     least_ms: float = 0.0
+    safe_ms: float = 0.0
     due: float = field(default=0.0, init=False)  # its deadline, or else the objective
     order: tuple[float, int] = field(default=(0.0, 0), init=False)
     leased: float = field(default=math.inf, init=False)  # until when its place is kept

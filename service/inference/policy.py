@@ -66,6 +66,17 @@ class Policy:
             raise _unsatisfiable(f"No plan is under {owner} ceilings", self.plans[0])
         return affordable
 
+    def possible(self, request: Budget, node: Budget) -> list[Plan]:
+        """The plans that an image may get, whatever its scores: a strict request that only the full
+        plan can satisfy gets no other. Raises UnsatisfiableBudget if there are none."""
+        affordable = self.affordable(request, node)
+        full = len(self.plans) - 1
+        only_full = (
+            request.strict and margin_for(self._max_loss(request, node), self.margins) is None
+        )
+        indices = {full} if only_full and full in affordable else affordable
+        return [self.plans[index] for index in sorted(indices)]
+
     def choose(
         self,
         scores: Sequence[float],
@@ -86,8 +97,7 @@ class Policy:
         """
         request, plans, full = ask.budget, self.plans, len(self.plans) - 1
         affordable = self.affordable(request, node)
-        floors = (request.max_loss, node.max_loss, self.default_max_loss)
-        max_loss = next(floor for floor in floors if floor is not None)
+        max_loss = self._max_loss(request, node)
         margin = margin_for(max_loss, self.margins)
 
         def keeps_floor(plan: int) -> bool:
@@ -130,6 +140,11 @@ class Policy:
             quality_given_up=max(0.0, float(scores[wanted] - scores[chosen])),
             floor_kept=keeps_floor(chosen),
         )
+
+    def _max_loss(self, request: Budget, node: Budget) -> float:
+        """The floor that is in force."""
+        floors = (request.max_loss, node.max_loss, self.default_max_loss)
+        return next(floor for floor in floors if floor is not None)
 
     def _under(self, budget: Budget) -> set[int]:
         depth = math.inf if budget.depth is None else budget.depth

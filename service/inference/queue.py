@@ -139,7 +139,7 @@ class Queue(Generic[P]):
 
     def take(self, now: float, times: schedule.Times) -> Batch[P]:
         """Start the next batch; no places if no image waits."""
-        hopeless = [place for place in self.waiting if place.slack_ms(now) < place.least_ms]
+        hopeless = self._hopeless(now)
         self.waiting = [place for place in self.waiting if place not in hopeless]
         if not self.waiting:
             return Batch([], hopeless=hopeless)
@@ -226,6 +226,15 @@ class Queue(Generic[P]):
         if own < self.size / (present + (present == 1)):
             return self.size
         return 0 if present > 1 else math.ceil(FAIR * self.size)
+
+    def _hopeless(self, now: float) -> list[P]:
+        """Images that would be answered too late. What is likely to be late does not run while
+        others wait that are not; if all are, whatever can still be in time is tried."""
+        safe = [max(place.least_ms, place.safe_ms) for place in self.waiting]
+        likely = [p for p, ms in zip(self.waiting, safe, strict=True) if p.slack_ms(now) < ms]
+        if len(likely) < len(self.waiting):
+            return likely
+        return [place for place in self.waiting if place.slack_ms(now) < place.least_ms]
 
     def _busy_ms(self, now: float) -> float:
         """The time until the running batch should be done."""

@@ -19,7 +19,7 @@ class Ticket(Place):
     """A place that was taken. job: the image, once it is decoded; until then there is none.
 
     promise: when its answer is due; its deadline is that of the engine, which leaves time to make
-    the answer. ended: when the engine was done with it.
+    the answer. ended: when the engine was done with it. woken: when its waiter knew.
     queued: when it began to wait. progress: what is known so far. done: the same, once there is a
     result.
     """
@@ -30,6 +30,7 @@ class Ticket(Place):
     job: Job | None = field(default=None, init=False)
     queued: float = field(default=0.0, init=False)
     ended: float | None = field(default=None, init=False)
+    woken: float | None = field(default=None, init=False)
     progress: Progress = field(default_factory=Progress, init=False)
     done: Future[Progress] = field(default_factory=Future, init=False)
 
@@ -49,6 +50,16 @@ class Ticket(Place):
         if progress.result is not None:
             self.ended = time.perf_counter()
             self._wake()
+
+    def answer_s(self, now: float) -> float:
+        """What its answer takes beside the engine, if that is made now; its waiter must know it.
+
+        The request's way in and the answer's way out cannot be seen from here. On a busy node they
+        take what it takes to wake a waiter, for it is the same event loop that is late.
+        """
+        assert self.ended is not None
+        assert self.woken is not None
+        return now - self.ended + 2 * (self.woken - self.ended)
 
     def fail(self, error: FathomError) -> None:
         self.progress = replace(self.progress, result=error)

@@ -217,3 +217,17 @@ def test_a_more_urgent_request_goes_first(fake_manifest: Manifest) -> None:
         for each in posts:
             each.result()
         assert ended == ["runs", "urgent", "usual", "background"]
+
+
+def test_a_strict_request_waits_for_the_full_plan_or_is_refused(fake_manifest: Manifest) -> None:
+    """An objective that the cheapest plans would hold, and the full plan for all would not."""
+    delays = {"encoder-d1": 0.01, "encoder-d2": 0.1, "encoder-d3": 0.2, "encoder-d4": 0.3}
+    settings = {"delay_s": delays, "max_batch": 1, "target_ms": 1000}
+    with running(fake_manifest, **settings) as server, ThreadPoolExecutor(12) as pool:
+        fields = {"Compute-Budget": "max-loss=0, strict"}
+        strict = list(pool.map(lambda _: server.post(quarters(), fields), range(12)))
+        refused = [answer for answer in strict if answer.status_code == 429]
+        assert 6 <= len(refused) < 12
+        assert all("depth=4" in a.headers["compute-used"] for a in strict if a not in refused)
+        others = list(pool.map(lambda _: server.post(quarters()), range(12)))
+        assert sum(answer.status_code == 429 for answer in others) < len(refused) / 2

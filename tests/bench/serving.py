@@ -4,7 +4,9 @@
 
 An open-loop client (open_loop.py) sends Poisson loads to a real service on the same machine. The
 objective is three times the latency of the full plan without load; it is held if at most 1 % of
-what was offered is late, refused or failed. Quality is the calibrated one of the plans that ran.
+what was offered is late, refused or failed. Quality is the calibrated one of the plans that ran;
+with --data FOLDER, mIoU is that of the answers that came back, on its photos. --trace FILE: also
+send at recorded times; FILE is what Triton's `perf_analyzer --request-intervals` reads.
 `fixed` is the service without scheduling by load (pinned.py), every request at one plan. The last
 part has deadlines (`ms`). Prints tables and ends in one JSON line. --quick: short points, whose p99
 is the largest of some dozens of answers.
@@ -20,11 +22,8 @@ import argparse
 import itertools
 import json
 import math
-import statistics
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,122 +32,22 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.bench.open_loop import Answer, Load, bursts, poisson, send, step  # noqa: E402
-from tests.bench.served import served  # noqa: E402
+from tests.bench.open_loop import Answer, Load, bursts, poisson, replay, send, step  # noqa: E402
+from tests.bench.photos import Photos  # noqa: E402
+from tests.bench.points import ADAPTIVE, HEADER, Bench, Point  # noqa: E402
 
-PHOTOS = [str(ROOT / "docs" / f"scene-{name}.jpg") for name in ("clear", "cluttered")]
-MISSED = 0.01
-FLAGS = ("--max-batch", "1")
 SHARES = {True: (0.6, 0.85), False: (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)}
-ADAPTIVE = "max-loss=0"  # the best plan that load allows
 
 
-@dataclass(frozen=True)
-class Point:
-    """What came back of one load. load: requests per second; the times in ms."""
-
-    who: str
-    load: float
-    offered: int
-    answered: int
-    in_time: int
-    p50: float
-    p99: float
-    quality: float
-    gflops: float
-    thrown_away: float
-    client_late_p99: float
-
-    @property
-    def held(self) -> bool:
-        return self.offered - self.in_time <= max(1, MISSED * self.offered)
-
-    def row(self) -> str:
-        attained = self.in_time / self.offered
-        return (
-            f"{self.who:<24}{self.load:8.2f}{self.offered:8d}{attained:9.1%}{self.p50:8.0f}"
-            f"{self.p99:8.0f}{self.quality:9.4f}{self.gflops:8.2f}{self.thrown_away:8.1%}"
-            f"{self.client_late_p99:8.1f}"
-        )
-
-
-HEADER = (
-    f"{'':<24}{'load/s':>8}{'sent':>8}{'in time':>9}{'p50 ms':>8}{'p99 ms':>8}{'quality':>9}"
-    f"{'GFLOPs':>8}{'wasted':>8}{'late ms':>8}"
-)
-
-
-class Bench:
-    """One bundle. seconds: of a point. objective_s: once `measure` has run."""
-
-    def __init__(self, bundle: str, seconds: float) -> None:
-        self.bundle, self.seconds, self.objective_s = bundle, seconds, math.nan
-        manifest = json.loads((Path(bundle) / "manifest.json").read_text("utf-8"))
-        self.plans = manifest["plans"]
-        self.full_s = self.cheapest_s = math.nan
-        self.points: list[Point] = []
-
-    def only(self, plan: dict[str, Any]) -> str:
-        """The budget at which a pinned service runs this plan."""
-        return f"gflops={math.ceil(plan['gflops'] * 1000) / 1000:g}, max-loss=0"
-
-    @contextmanager
-    def fixed(self) -> Iterator[str]:
-        with served(self.bundle, *FLAGS, module="tests.bench.pinned") as service:
-            yield service.url
-
-    @contextmanager
-    def adaptive(self) -> Iterator[str]:
-        target = ("--target-ms", f"{1000 * self.objective_s:.0f}")
-        with served(self.bundle, *FLAGS, *target) as service:
-            yield service.url
-
-    def measure(self, url: str) -> None:
-        """The latency of the full and of the cheapest plan, one request at a time."""
-        times = []
-        for plan in (self.plans[-1], self.plans[0]):
-            load = Load(url, [0.0], PHOTOS, self.only(plan))
-            times.append(statistics.median(send(load)[0].took_s for _ in range(7)))
-        self.full_s, self.cheapest_s = times
-        self.objective_s = 3 * self.full_s
-
-    def point(self, who: str, url: str, times: Sequence[float], budget: str) -> Point:
-        answers = send(Load(url, times, PHOTOS, budget))
-        point = self._point(who, len(times) / max(times), answers)
-        self.points.append(point)
-        print(point.row(), flush=True)
-        return point
-
-    def sweep(self, who: str, url: str, loads: Sequence[float], budget: str) -> Point | None:
-        """The highest load at which the objective is held, of a rising row of loads."""
-        best = None
-        for seed, load in enumerate(loads):
-            point = self.point(who, url, poisson(load, self.seconds, seed), budget)
-            if not point.held:
-                break
-            best = point
-        return best
-
-    def _point(self, who: str, load: float, answers: Sequence[Answer]) -> Point:
-        good = [answer for answer in answers if answer.status == 200]
-        took = [1000 * answer.took_s for answer in good] or [math.nan]
-        ran = [answer for answer in answers if answer.gflops]
-        prices = [plan["gflops"] for plan in self.plans]
-        plans = [min(range(len(prices)), key=lambda i: abs(prices[i] - a.gflops)) for a in good]
-        wasted = [a for a in ran if a.status != 200 or a.took_s > self.objective_s]
-        return Point(
-            who,
-            load,
-            len(answers),
-            len(good),
-            sum(answer.took_s <= self.objective_s for answer in good),
-            float(np.percentile(took, 50)),
-            float(np.percentile(took, 99)),
-            statistics.fmean(self.plans[plan]["quality"] for plan in plans) if plans else math.nan,
-            statistics.fmean(answer.gflops for answer in good) if good else math.nan,
-            len(wasted) / max(1, len(ran)),
-            1000 * float(np.percentile([answer.late_s for answer in answers], 99)),
-        )
+def sweep(bench: Bench, who: str, url: str, loads: Sequence[float], budget: str) -> Point | None:
+    """The highest load at which the objective is held, of a rising row of loads."""
+    best = None
+    for seed, load in enumerate(loads):
+        point = bench.point(who, url, poisson(load, bench.seconds, seed), budget)
+        if not point.held:
+            break
+        best = point
+    return best
 
 
 def full_again_s(
@@ -169,9 +68,10 @@ def burst(bench: Bench, url: str, who: str, budget: str, seed: int) -> tuple[flo
     low, high = 0.4 / bench.full_s, 3 / bench.full_s
     # After it, an image now and then, to see what it gets.
     after = np.arange(13.0, 19.0, 2 * bench.full_s).tolist()
-    answers = send(Load(url, [*step(low, high, 3.0, 10.0, seed), *after], PHOTOS, budget))
+    times = [*step(low, high, 3.0, 10.0, seed), *after]
+    answers = send(Load(url, times, bench.photos.paths, budget))
     during = [answer for answer in answers if 3.0 <= answer.planned < 13.0]
-    point = bench._point(f"{who}, burst", high, during)
+    point = bench.summary(f"{who}, burst", high, during, 10.0)
     print(point.row(), flush=True)
     first, last = full_again_s(bench, answers, 13.0)
     return point.in_time / point.offered, first, last
@@ -185,8 +85,8 @@ def deadlines(bench: Bench, adaptive: str, fixed: str, shares: Sequence[float]) 
         times = poisson(share / bench.cheapest_s, bench.seconds, 50 + seed)
         mine = bench.point(f"adaptive, {ms}", adaptive, times, f"{ADAPTIVE}, {ms}")
         cheap = bench.point(f"cheapest, {ms}", fixed, times, f"{bench.only(bench.plans[0])}, {ms}")
-        ours.append(mine.in_time / bench.seconds)
-        theirs.append(cheap.in_time / bench.seconds)
+        ours.append(mine.goodput)
+        theirs.append(cheap.goodput)
         wasted.append(mine.thrown_away)
     return {
         "goodput": [round(each, 2) for each in ours],
@@ -201,10 +101,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", default="trained_weights/camvid-tiny")
     parser.add_argument("--seconds", type=float, default=120.0, help="of a point")
+    parser.add_argument("--data", type=Path, help="labelled folder, whose part val is sent")
+    parser.add_argument("--trace", type=Path, help="recorded intervals, one a line, in us")
     parser.add_argument("--quick", action="store_true", help="at most five minutes")
     asked = parser.parse_args()
     quick: bool = asked.quick
-    bench = Bench(asked.bundle, 10.0 if quick else asked.seconds)
+    bench = Bench(asked.bundle, 10.0 if quick else asked.seconds, Photos.of(asked.data))
+    trace = replay(asked.trace, bench.seconds) if asked.trace else []
     with bench.fixed() as fixed:
         bench.measure(fixed)
         full = 1 / bench.full_s
@@ -214,19 +117,19 @@ def main() -> int:
         )
         print(HEADER)
         shares = (0.3, 0.5, 0.7, 0.9) if quick else (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-        deepest = bench.sweep(
-            "fixed, full plan", fixed, [s * full for s in shares], bench.only(bench.plans[-1])
-        )
+        only_full = bench.only(bench.plans[-1])
+        deepest = sweep(bench, "fixed, full plan", fixed, [s * full for s in shares], only_full)
         with bench.adaptive() as adaptive:
             steps = (1.0, 1.5, 2.0, 3.0, 4.0) if quick else (0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6)
             loads = [s * full for s in steps]
-            ours = bench.sweep("adaptive", adaptive, loads, ADAPTIVE)
+            ours = sweep(bench, "adaptive", adaptive, loads, ADAPTIVE)
             ratios = (0.5, 1.0, 2.0) if quick else (0.5, 1.0, 1.5, 2.0)
             with_deadlines = deadlines(bench, adaptive, fixed, ratios)
             attained, again_s, below_s = burst(bench, adaptive, "adaptive", ADAPTIVE, 90)
-            fixed_attained, *_ = burst(
-                bench, fixed, "fixed, full plan", bench.only(bench.plans[-1]), 90
-            )
+            fixed_attained, *_ = burst(bench, fixed, "fixed, full plan", only_full, 90)
+            if trace:
+                bench.point("adaptive, trace", adaptive, trace, ADAPTIVE)
+                bench.point("fixed, trace", fixed, trace, only_full)
             if not quick:
                 swings = bursts((0.5 * full, 3 * full), (20.0, 5.0), bench.seconds, 91)
                 bench.point("adaptive, two states", adaptive, swings, ADAPTIVE)
@@ -235,7 +138,7 @@ def main() -> int:
             bench.plans[-1],
         )
         rising = [share * (ours.load if ours else full) for share in SHARES[quick]]
-        best = bench.sweep(f"fixed, {equal['name']}", fixed, rising, bench.only(equal))
+        best = sweep(bench, f"fixed, {equal['name']}", fixed, rising, bench.only(equal))
     late_ms = max(point.client_late_p99 for point in bench.points)
     if late_ms > 5:
         print(f"the client itself was up to {late_ms:.1f} ms late (p99 of a point)")
@@ -253,9 +156,9 @@ def main() -> int:
         "objective_ms": round(1000 * bench.objective_s),
         "adaptive_over_fixed_deepest": ratio(ours, deepest),
         "adaptive_over_best_fixed": ratio(ours, best),
-        "adaptive_quality_fraction": round(ours.quality / bench.plans[-1]["quality"], 4)
-        if ours
-        else None,
+        "adaptive_quality_fraction": round(ours.quality / full_quality, 4) if ours else None,
+        "adaptive_miou": round(ours.miou, 4) if ours and asked.data else None,
+        "full_plan_miou": round(bench.points[0].miou, 4) if asked.data else None,
         "over_fixed_deepest_at_97_percent": at_quality(0.97),
         "over_fixed_deepest_at_98.5_percent": at_quality(0.985),
         "burst_attained": round(attained, 4),

@@ -7,12 +7,13 @@ import time
 from dataclasses import replace
 
 from service.bundle import Manifest
-from service.core import Budget
+from service.core import Ask, Budget
 from service.errors import (
     DeadlineExceeded,
     Overloaded,
     UnsatisfiableBudget,
 )
+from service.trace import Trace
 from tests.engine.world import failure, play, ready, settle, until
 from tests.known_costs import known_costs
 
@@ -151,5 +152,30 @@ def test_a_budget_under_the_cheapest_plan_is_refused_before_any_work(
             assert world.count("fathom_node_budget_gflops") == 0.5
             await failure(world.submit(2), UnsatisfiableBudget)
             assert world.backend.batches == []
+
+    play(scenario())
+
+
+def test_deadlines_leave_time_for_the_way_in_and_out_as_for_waking_a_waiter(
+    fake_manifest: Manifest,
+) -> None:
+    """An event loop that is late hides part of each request's latency from the engine."""
+
+    async def scenario() -> None:
+        async with ready(fake_manifest) as world:
+            world.backend.closed = True
+            for number in range(3):
+                world.backend.entered.clear()
+                world.backend.opened.clear()
+                task = world.submit(number)
+                await until(world.backend.entered.is_set)
+                world.backend.opened.set()
+                time.sleep(0.1)
+                await task
+            ask, arrived = Ask(Budget(ms=10_000)), time.perf_counter()
+            with world.segmenter.place(ask, Trace("2"), arrived) as ticket:
+                assert ticket.deadline is not None
+                left_s = arrived + 10 - ticket.deadline
+            assert 0.25 < left_s < 2.0
 
     play(scenario())

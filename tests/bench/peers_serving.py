@@ -1,0 +1,243 @@
+"""Goodput, time and quality against offered load: Fathom beside other servers of its full plan.
+
+    python tests/bench/peers_serving.py --out FILE [--only adaptive,litserve,...] [--shares 0.5,0.7]
+        [--data FOLDER] [--seconds 20] [--figure docs/serving.png]
+
+The servers have the same graphs, decoding, answers, threads and client (open_loop.py), and get the
+same Poisson loads, in multiples of what the full plan can serve. All are started, and each runs
+alone in its turn, load by load: the processes of the others are stopped. The objective is
+three times the latency of Fathom's full plan without load. Points are added to FILE (JSON lines) as
+they are measured, and those that are there are not measured again: --only and --shares measure in
+pieces.
+Prints a table and ends in one JSON line. Bars: goodput of the full plan >= 1.1 x that of the best
+other server, and its p99 lower.
+
+"adaptive" and "strict" are the service with that objective; strict takes no plan but the full one,
+and is refused what would be late. "full plan" and "cheapest plan" are without scheduling by load
+(pinned.py), as are the others; "batched" has batches of up to 4 that wait 10 ms, as each server's
+guide has it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from service.engines.cpu_limit import resolve_threads  # noqa: E402
+from tests.bench.open_loop import Load, Wrap, poisson, send  # noqa: E402
+from tests.bench.peers.servers import PEERS, peer  # noqa: E402
+from tests.bench.photos import Photos  # noqa: E402
+from tests.bench.points import ADAPTIVE, FLAGS, HEADER, Bench, Point  # noqa: E402
+from tests.bench.served import served  # noqa: E402
+
+SHARES = (0.5, 0.7, 0.9, 1.2, 1.6)  # of the full plan's capacity
+FURTHER = (2.2, 3.0, 4.0)
+OURS = ("adaptive", "full plan, strict", "full plan", "cheapest plan")
+CHEAPER = ("adaptive", "cheapest plan")  # than the full plan: they get the further loads, too
+WHO = (*OURS, *(f"{name}{batched}" for name in PEERS for batched in ("", ", batched")))
+
+
+class Record:
+    """The points of a file. figures: what `measure` found, in seconds."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.figures: dict[str, float] = {}
+        self.points: dict[tuple[str, float], Point] = {}
+        for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+            row = json.loads(line)
+            if "share" in row:
+                self.points[row["point"]["who"], row["share"]] = Point(**row["point"])
+            else:
+                self.figures = row
+
+    def write(self, row: dict[str, Any]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def of(self, who: str) -> list[Point]:
+        return [self.points[key] for key in sorted(self.points) if key[0] == who]
+
+
+class Contender:
+    """A server that runs only while it is measured: between its turns its processes are stopped."""
+
+    def __init__(self, pid: int, url: str, budget: str = "", wrap: Wrap = "body") -> None:
+        self.url, self.budget, self.wrap = url, budget, wrap
+        self._process = psutil.Process(pid)
+
+    def signal(self, number: signal.Signals) -> None:
+        for process in (self._process, *self._process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        self.signal(signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self.signal(signal.SIGSTOP)
+
+
+@contextmanager
+def contender(bench: Bench, who: str) -> Iterator[Contender]:
+    """A server of its own, stopped as soon as it is ready."""
+    with ExitStack() as stack:
+        if who in OURS:
+            scheduled = who in ("adaptive", "full plan, strict")
+            target = ("--target-ms", f"{1000 * bench.objective_s:.0f}") if scheduled else ()
+            module = "service" if scheduled else "tests.bench.pinned"
+            budget = {
+                "adaptive": ADAPTIVE,
+                "full plan, strict": f"{ADAPTIVE}, strict",
+                "full plan": bench.only(bench.plans[-1]),
+                "cheapest plan": bench.only(bench.plans[0]),
+            }[who]
+            ours = stack.enter_context(served(bench.bundle, *FLAGS, *target, module=module))
+            found = Contender(ours.pid, ours.url, budget)
+        else:
+            name, _, batched = who.partition(", ")
+            threads, photo = resolve_threads(0), bench.photos.paths[0]
+            other = peer(name, bench.bundle, photo, threads=threads, batched=bool(batched))
+            theirs = stack.enter_context(other)
+            found = Contender(theirs.pid, theirs.url, wrap=PEERS[name][0])
+        found.signal(signal.SIGSTOP)
+        try:
+            yield found
+        finally:
+            found.signal(signal.SIGCONT)
+
+
+def measure(bench: Bench, record: Record, chosen: Sequence[str], shares: Sequence[float]) -> None:
+    """The points that are not there yet, load by load, each server in its turn."""
+    left = [
+        (who, share)
+        for share in shares
+        for who in chosen
+        if (who, share) not in record.points and (share in SHARES or who in CHEAPER)
+    ]
+    with ExitStack() as running:
+        names = dict.fromkeys(who for who, _ in left)
+        servers = {who: running.enter_context(contender(bench, who)) for who in names}
+        for who, share in left:
+            own = servers[who]
+            with own.turn():
+                warm = poisson(0.3 / bench.full_s, 3.0, 99)
+                send(Load(own.url, warm, bench.photos.paths, own.budget, own.wrap))
+                times = poisson(share / bench.full_s, bench.seconds, round(100 * share))
+                point = bench.point(who, own.url, times, own.budget, own.wrap)
+            record.points[who, share] = point
+            record.write({"share": share, "point": asdict(point)})
+
+
+def draw(record: Record, path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, grid = plt.subplots(1, 4, figsize=(16, 3.6), layout="constrained")
+    wanted = (
+        ("goodput", "answers in time, per second"),
+        ("p99", "p99, ms"),
+        ("miou", "mIoU of the answers"),
+        ("gflops", "mean cost, GFLOPs"),
+    )
+    for axes, (key, label) in zip(grid, wanted, strict=True):
+        for who in WHO:
+            points = record.of(who)
+            style = "-" if who in OURS else "--" if "batched" in who else ":"
+            axes.plot(
+                [point.load for point in points],
+                [getattr(point, key) for point in points],
+                style,
+                marker="o",
+                markersize=3,
+                label=who,
+            )
+        axes.set_xlabel("requests offered per second")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+    grid[1].axhline(1000 * record.figures["objective_s"], color="black", linewidth=0.7)
+    grid[1].set_yscale("log")
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=8)
+    figure.savefig(path, dpi=100)
+
+
+def found(record: Record) -> dict[str, Any]:
+    """What the bars are about: the most answers in time, and the highest load that is held."""
+    measured = [who for who in WHO if record.of(who)]
+    best = {who: max(point.goodput for point in record.of(who)) for who in measured}
+    held = {
+        who: max((point.load for point in record.of(who) if point.held), default=0.0)
+        for who in measured
+    }
+    result: dict[str, Any] = {
+        "full_ms": round(1000 * record.figures["full_s"], 1),
+        "objective_ms": round(1000 * record.figures["objective_s"]),
+        "goodput": {who: round(goodput, 2) for who, goodput in best.items()},
+        "objective_held_at": {who: round(load, 2) for who, load in held.items()},
+    }
+    if peers := [who for who in measured if who not in OURS]:
+        strongest = result["best_peer"] = max(peers, key=lambda who: best[who])
+        result["over_best_peer"] = {
+            who: round(best[who] / best[strongest], 3) for who in OURS if who in best
+        }
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bundle", default="trained_weights/camvid-tiny")
+    parser.add_argument("--out", type=Path, required=True, help="file of the points")
+    parser.add_argument("--only", default=",".join(WHO).replace(", ", "+"))
+    parser.add_argument("--shares", default=",".join(map(str, (*SHARES, *FURTHER))), help="loads")
+    parser.add_argument("--data", type=Path, help="labelled folder, whose part val is sent")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of a point")
+    parser.add_argument("--figure", type=Path, help="draw the points (needs matplotlib)")
+    asked = parser.parse_args()
+    bench = Bench(asked.bundle, asked.seconds, Photos.of(asked.data))
+    record = Record(asked.out)
+    chosen = [name.replace("+", ", ") for name in asked.only.split(",") if name]
+    if unknown := set(chosen) - set(WHO):
+        parser.error(f"--only: {', '.join(unknown)} is none of {', '.join(WHO)}")
+    if not record.figures:
+        with bench.fixed() as url:
+            bench.measure(url)
+        keys = ("full_s", "cheapest_s", "objective_s")
+        record.figures = {key: getattr(bench, key) for key in keys}
+        record.write(record.figures)
+    for key, value in record.figures.items():
+        setattr(bench, key, value)
+    print(HEADER)
+    shares = [float(share) for share in asked.shares.split(",")]
+    if unknown_shares := set(shares) - {*SHARES, *FURTHER}:
+        parser.error(f"--shares: {unknown_shares} are none of {(*SHARES, *FURTHER)}")
+    measure(bench, record, chosen, shares)
+    print("\n" + HEADER)
+    for who in WHO:
+        for point in record.of(who):
+            print(point.row())
+    if asked.figure:
+        draw(record, asked.figure)
+    print(json.dumps(found(record)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
