@@ -213,7 +213,7 @@ def test_many_threads_get_their_own_answers_and_share_batches(fake_manifest: Man
                 self.sizes.append(len(made["image"]))
             return made
 
-    settings = Settings(queue_size=64, batch_wait_ms=20, max_batch=8)
+    settings = Settings(queue_size=1000, batch_wait_ms=20, max_batch=8, target_ms=60_000)
     backend = Counting(fake_manifest)
     with opened(fake_manifest, settings, backend) as shared, ThreadPoolExecutor(16) as callers:
         brightness = np.arange(64) * 4
@@ -370,7 +370,7 @@ def test_many_threads_get_answers_from_their_own_canvases(canvases_manifest: Man
         (width, height), budget = asked(number)
         return shared.segment(np.full((height, width, 3), number * 4, np.uint8), **budget)
 
-    settings = Settings(queue_size=64, batch_wait_ms=20, max_batch=8)
+    settings = Settings(queue_size=1000, batch_wait_ms=20, max_batch=8, target_ms=60_000)
     with opened(canvases_manifest, settings) as shared, ThreadPoolExecutor(16) as callers:
         answers = list(callers.map(segment, range(64)))
     plans = ("c32-d1", "c64-d1", "c64-d4", "c64-d4")

@@ -140,9 +140,9 @@ def test_a_process_that_started_slowly_serves_all_the_same(
         costs = server.model.engine._costs
         for cost in (*costs.front.values(), *costs.encoders.values(), *costs.heads.values()):
             cost.__init__(1e5 * cost.ms())  # type: ignore[misc]
-        headers = {} if of_the_node else {"Compute-Budget": "ms=400"}
+        headers = {} if of_the_node else {"Compute-Budget": "ms=2000"}
         if of_the_node:
-            server.model.node_budget = Budget(depth=4, ms=400)
+            server.model.node_budget = Budget(depth=4, ms=2000)
         rejected(server.post(quarters(), headers), 429, "overloaded")
         end = time.monotonic() + 10
         while server.post(quarters(), headers).status_code == 429:
@@ -172,7 +172,7 @@ def test_every_plan_is_used_before_anything_is_refused(fake_manifest: Manifest) 
         assert len(set(plans)) >= 3
 
 
-@pytest.mark.parametrize(("wait_ms", "ms"), [(300, 100), (300, 200)])
+@pytest.mark.parametrize(("wait_ms", "ms"), [(1000, 500), (1000, 800)])
 def test_a_batch_wait_costs_no_deadline(fake_manifest: Manifest, wait_ms: int, ms: int) -> None:
     with running(fake_manifest, batch_wait_ms=wait_ms) as server:
         server.post(quarters())
