@@ -19,15 +19,11 @@ from model_export.network.transformers_backbone import TransformersBackbone
 
 class Segmenter(nn.Module):
     """front_head: a token head on the features before the encoder. How unsure it is tells the gate
-<<<<<<< HEAD
-    about difficulty. None where nobody has taught one."""
-=======
-    about difficulty. None with an imported backbone: nobody has taught one.
+    about difficulty. None where nobody has taught one.
 
     decoder: the one head of a network of one task; None with several, which are in `heads`, by
     name.
     """
->>>>>>> d2e21bc (Give a network several heads, each at several widths)
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -44,18 +40,11 @@ class Segmenter(nn.Module):
             self._projection(c, config.channels) for c in reversed(self.backbone.channels[1:])
         )
         self.encoder = Encoder(config)
-<<<<<<< HEAD
-        self.decoder = Decoder(config)
-        self.front_head = TokenHead(config.channels, config.classes) if config.front_head else None
-=======
         self.heads = nn.ModuleDict(
             {head.name: HEADS[head.task](config, head) for head in config.tasks}
         )
         self.decoder = None if config.tasks else Decoder(config)
-        self.front_head = (
-            TokenHead(config.channels, config.classes) if config.imported is None else None
-        )
->>>>>>> d2e21bc (Give a network several heads, each at several widths)
+        self.front_head = TokenHead(config.channels, config.classes) if config.front_head else None
 
     @staticmethod
     def _projection(inputs: int, outputs: int, bias: bool = True) -> nn.Sequential:
