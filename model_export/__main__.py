@@ -23,6 +23,10 @@ COMMANDS = {
         "an imported checkpoint beside transformers, torch.compile and ONNX Runtime on its export",
     ),
     "train-exits": ("training.train_exits", "step A: train the parent for early exits"),
+    "train-tasks": (
+        "training.train_tasks",
+        "step A for several tasks: one encoder, heads whose width can be cut, generated streets",
+    ),
     "average": ("training.average", "the mean of several runs' weights, as a run"),
     "search-plans": (
         "gating.search_plans",
@@ -44,6 +48,10 @@ COMMANDS = {
         "a new gate and new margins for a bundle, from other data; nothing is trained",
     ),
     "export": ("export.write_bundle", "write a bundle: front, encoders and decoder as ONNX"),
+    "compare-tasks": (
+        "evaluation.compare_tasks",
+        "several tasks on one encoder against separate networks and against fixed widths",
+    ),
     "build-trt": (
         "export.tensorrt",
         "TensorRT engines of a bundle, compared with ONNX Runtime, into a cache",

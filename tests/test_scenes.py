@@ -3,13 +3,15 @@ arguments."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from model_export.data.datasets import Scenes
-from model_export.data.scenes import CLASSES, render
+from model_export.data.scene_depth import Camera, Surfaces
+from model_export.data.scenes import CLASSES, COUNTABLE, Street, draw, render
 from model_export.evaluation.labelled_folder import open_labelled
 from tests.toy import command
 
@@ -150,3 +152,86 @@ def test_scenes_do_not_overwrite_a_folder(
     (tmp_path / "mine.txt").touch()
     assert command("draw-scenes", tmp_path, "--count", 1) == 1
     assert "is not empty" in capsys.readouterr().err
+
+
+# ---- what the generator knows besides classes
+
+
+@pytest.fixture(scope="module")
+def streets() -> list[Street]:
+    return [draw(seed, height=180, width=240, clutter=0.6) for seed in range(8)]
+
+
+def test_pictures_and_classes_of_a_seed_are_what_they_were() -> None:
+    """Before depth and boxes: data sets that were drawn, and all that was trained on them, stay."""
+    digest = hashlib.sha256()
+    for seed, clutter in ((1, 0.0), (2, 0.5), (3, 1.0), (4, -1.0), (5, 0.8)):
+        for plane in render(seed, height=180, width=240, clutter=clutter):
+            digest.update(plane.tobytes())
+    assert digest.hexdigest() == "748af0d2e87614d0b84c27cf964e2841585c0b195713e56af01afb67d19b2f66"
+
+
+def test_everything_but_the_sky_is_somewhere(streets: list[Street]) -> None:
+    for street in streets:
+        assert street.depth.dtype == np.float32
+        np.testing.assert_array_equal(street.depth == 0, street.mask == CLASSES.index("Sky"))
+        known = street.depth[street.depth > 0]
+        assert known.min() >= 0.9
+        assert known.max() <= 220
+
+
+def test_the_road_is_farther_the_higher_it_lies_in_the_picture(streets: list[Street]) -> None:
+    for street in streets:
+        road = street.mask == CLASSES.index("Road")
+        rows = [depth[own] for depth, own in zip(street.depth, road, strict=True) if own.any()]
+        assert (np.diff([row.mean() for row in rows]) <= 1e-3).all()
+        for row in rows:
+            assert np.ptp(row) < 1e-3 * row.mean(), "a row of level ground is one distance"
+
+
+def test_a_box_holds_the_visible_pixels_of_one_thing(streets: list[Street]) -> None:
+    count = 0
+    for street in streets:
+        for place, left, top, width, height in street.boxes.astype(int):
+            assert 0 <= left < left + width <= 240
+            assert 0 <= top < top + height <= 180
+            own = street.mask == COUNTABLE[place]
+            inside = own[top : top + height, left : left + width]
+            assert inside.any(0)[[0, -1]].all(), "its left and right edge are its own"
+            assert inside.any(1)[[0, -1]].all()
+            count += 1
+        covered = np.zeros(street.mask.shape, bool)
+        for _, left, top, width, height in street.boxes.astype(int):
+            covered[top : top + height, left : left + width] = True
+        assert not (np.isin(street.mask, COUNTABLE) & ~covered).any()
+    assert count > 40
+
+
+def test_what_stands_before_another_thing_is_nearer(streets: list[Street]) -> None:
+    """Where a person's lowest pixels meet the ground, both are about as far away."""
+    gaps = []
+    for street in streets:
+        for place, left, top, width, height in street.boxes.astype(int):
+            foot = top + height
+            if COUNTABLE[place] == CLASSES.index("Pedestrian") and height > 12 and foot < 180:
+                own = street.depth[foot - 1, left : left + width]
+                ground = street.depth[foot, left : left + width]
+                near = street.mask[foot, left : left + width] <= CLASSES.index("Pavement")
+                if near.any() and street.mask[foot - 1, left + width // 2]:
+                    gaps.append(abs(np.log(np.median(own) / np.median(ground[near]))))
+    assert len(gaps) > 3
+    assert np.median(gaps) < 0.15
+
+
+def test_a_slanted_plane_is_as_far_as_geometry_says() -> None:
+    """A wall along the street, 2 m to the right: the pixel at column x sees it at 2 f / x."""
+    surfaces = Surfaces(40, 60)
+    wall = [(2.0, 0.0, 3.0), (2.0, 0.0, 30.0), (2.0, 4.0, 30.0), (2.0, 4.0, 3.0)]
+    surfaces.pen.rectangle((0, 0, 60, 40), fill=surfaces.plane(wall))
+    depth = surfaces.depth(surfaces.numbers(), Camera(60.0, 0.0, 20.0, 1.5, 0.0))
+    np.testing.assert_allclose(depth[7, 5:35], 2 * 60 / np.arange(5, 35), rtol=1e-5)
+    assert depth[7, 1] == 30
+    assert depth[7, 59] == 3
+    bent = surfaces.depth(surfaces.numbers(), Camera(60.0, 0.0, 20.0, 1.5, 0.002))
+    x = 60 * (2 / bent[7] + 0.002 * bent[7])
+    np.testing.assert_allclose(x[10:35], np.arange(10, 35), atol=0.05)

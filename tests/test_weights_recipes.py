@@ -55,6 +55,34 @@ def test_a_bundle_is_made_by_one_command_that_runs_every_step(name: str) -> None
     assert options[-1].out == Path("trained_weights") / name
 
 
+def test_streets_multi_is_made_from_streets_alone_and_no_step_sees_another_s() -> None:
+    found = commands("weights", "NAME=streets-multi", "BACKBONE=weights.npz")
+    steps = [words[0] for words in found]
+    tail = ["search-plans", "derive-targets", "train-gate", "export"]
+    assert steps == ["train-tasks"] * 2 + tail
+    first, more, search, derive, _, export = [
+        parser_of(words[0]).parse_args(words[1:]) for words in found
+    ]
+    assert first.out == more.out
+    assert first.steps < more.steps
+    own = [more.train, more.dev, search.on, *derive.fit, derive.held, export.parity]
+    seeds = [int(spec.split(":")[2]) for spec in own]
+    assert len(set(seeds)) == len(seeds)
+    assert export.out == Path("trained_weights/streets-multi")
+
+
+def test_networks_are_compared_after_equal_steps() -> None:
+    found = commands("compare-tasks", "BACKBONE=weights.npz")
+    made = [parser_of(words[0]).parse_args(words[1:]) for words in found]
+    trained = [each for words, each in zip(found, made, strict=True) if words[0] == "train-tasks"]
+    assert {each.steps for each in trained} == {400}
+    assert {each.train for each in trained} == {"scenes:800:11"}
+    compared = made[-1]
+    assert compared.run == trained[0].out
+    assert compared.fixed == trained[1].out
+    assert trained[1].sampling == "full"
+
+
 def test_the_two_nuclei_bundles_come_from_one_network_and_differ_by_the_encoder_alone() -> None:
     encoder, trained = {"config", "schedule", "pause_after", "out"}, []
     for name in ("nuclei-tiny", "nuclei-tiny-standard"):

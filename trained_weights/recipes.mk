@@ -1,15 +1,18 @@
 # How each bundle here was made: make weights NAME=camvid-tiny DATA=DIR BACKBONE=NPZ
 # DATA is the data set's folder, BACKBONE the ImageNet weights: MobileNetV2's for camvid, MobileNetV1's for nuclei;
+# streets-multi takes MobileNetV2's and no data: its streets are generated.
 # camvid-tiny-standard starts from the adaptive bundle and needs none. Hours on a CPU; a command that was stopped goes
 # on where it was. Runs lie in runs/, the bundle is written to trained_weights/NAME; edit its README by hand.
 # make mechanism [PARENT=BUNDLE]   does the gate follow a difficulty that is known? On drawn streets, half of them bare;
 # half an hour on two cores.
+# make compare-tasks BACKBONE=   several tasks on one encoder against separate networks and fixed widths, 400 steps each
 
 EXPORT = $(TEST)/bin/python -m model_export
 RUN = runs/$(NAME)
 PROVENANCE = $(addprefix --provenance ,$(wildcard trained_weights/$(NAME)/provenance.json))
 
-.PHONY: mechanism weights $(addprefix weights-, camvid-tiny camvid-tiny-standard nuclei-tiny nuclei-tiny-standard)
+.PHONY: mechanism weights $(addprefix weights-, camvid-tiny camvid-tiny-standard nuclei-tiny nuclei-tiny-standard \
+  streets-multi)
 weights: $(TEST)/.ready weights-$(NAME)
 
 # Once for long; twice from there on a larger canvas, with larger crops and with the shorter sequences drawn more often;
@@ -90,6 +93,37 @@ $(EXPORT) derive-targets $(RUN) --data "$(DATA)" --fit nuclei:gate nuclei:dev --
 $(EXPORT) train-gate $(RUN)
 $(EXPORT) export $(RUN) -o trained_weights/$(NAME) --data "$(DATA)" --parity nuclei:gate $(PROVENANCE)
 endef
+
+# Three heads on one encoder, on generated streets alone: 400 steps, which are what other networks are compared with
+# (make compare-tasks), then from there on twice as many streets, along a longer cosine.
+STREETS = --backbone-weights "$(BACKBONE)" --dev scenes:24:12 --cache runs/streets-scenes
+FIRST = --train scenes:800:11 --steps 400 --check-every 100
+weights-streets-multi:
+	$(EXPORT) train-tasks --out $(RUN) $(STREETS) $(FIRST)
+	$(EXPORT) train-tasks --out $(RUN) $(STREETS) --train scenes:1600:11 --steps 1600 --check-every 200
+	$(streets-plans)
+	$(EXPORT) export $(RUN) -o trained_weights/$(NAME) --parity scenes:3:28 $(PROVENANCE)
+
+define streets-plans
+$(EXPORT) search-plans $(RUN) --on scenes:30:22 --widths 0.25 --most 8
+$(EXPORT) derive-targets $(RUN) --fit scenes:120:23 --held scenes:60:24
+$(EXPORT) train-gate $(RUN)
+endef
+
+# What several tasks on one encoder are worth: after equal steps, against a network for each task, all three together
+# of the same cost, and against one whose widths are fixed.
+COMPARE = runs/compare-tasks
+SEPARATE = --sampling full --canvases 96x128
+.PHONY: compare-tasks
+compare-tasks: $(TEST)/.ready
+	$(EXPORT) train-tasks --out $(COMPARE)-adaptive $(STREETS) $(FIRST)
+	$(EXPORT) train-tasks --out $(COMPARE)-fixed $(STREETS) $(FIRST) --sampling full
+	$(EXPORT) train-tasks --out $(COMPARE)-semantic $(STREETS) $(FIRST) $(SEPARATE) --heads semantic
+	$(EXPORT) train-tasks --out $(COMPARE)-detection $(STREETS) $(FIRST) $(SEPARATE) --heads detection
+	$(EXPORT) train-tasks --out $(COMPARE)-depth $(STREETS) $(FIRST) $(SEPARATE) --heads depth
+	$(EXPORT) search-plans $(COMPARE)-adaptive --on scenes:30:22 --widths 0.25 --most 8
+	$(EXPORT) compare-tasks $(COMPARE)-adaptive --on scenes:100:31 --fixed $(COMPARE)-fixed --separate \
+	  $(COMPARE)-semantic $(COMPARE)-detection $(COMPARE)-depth --figures $(COMPARE)-figures
 
 PARENT = trained_weights/camvid-tiny
 SCENES = runs/scenes

@@ -208,13 +208,19 @@ class Scenes:
 
     def __getitem__(self, index: int) -> Sample:
         height, width = self.size
-        image, mask = scenes.render(
+        street = scenes.draw(
             self.seed * 1_000_003 + index,
             height=height,
             width=width,
             clutter=self.clutter_of(index),
         )
-        return Sample(f"scene-{self.seed}-{index}", image, mask)
+        return Sample(
+            f"scene-{self.seed}-{index}",
+            street.image,
+            street.mask,
+            depth=street.depth,
+            boxes=street.boxes,
+        )
 
 
 SPECS = (

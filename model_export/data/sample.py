@@ -27,6 +27,8 @@ class Sample:
 
     Semantic: the mask has the classes. Instance: it has background, core and border of objects
     (tasks/core_and_border.py), and instances are (H, W) uint16, 0 = background, k = object k.
+    depth: (H, W) float32 in metres, 0 = not known. boxes: (N, 5) float32, class, left, top, width,
+    height in pixels. Both None where the data set does not tell.
     group: the same for images that are alike, e.g. frames of one video. labels_right: how many
     pixels the labels lie to the right of what the image shows. labelled: False of an image without
     labels, whose mask is 0.
@@ -39,6 +41,8 @@ class Sample:
     group: str = ""
     labels_right: float = 0.0
     labelled: bool = True
+    depth: NDArray[np.float32] | None = None
+    boxes: NDArray[np.float32] | None = None
 
     @property
     def truth(self) -> Labels:
@@ -48,9 +52,8 @@ class Sample:
     @property
     def size(self) -> int:
         """Bytes in memory."""
-        return sum(
-            plane.nbytes for plane in (self.image, self.mask, self.instances) if plane is not None
-        )
+        planes = (self.image, self.mask, self.instances, self.depth, self.boxes)
+        return sum(plane.nbytes for plane in planes if plane is not None)
 
 
 def read_image(file: Path) -> NDArray[np.uint8]:

@@ -2,8 +2,8 @@
 them).
 
 The world is metric and seen by a dash camera at the origin: X to the right, Y up from the road
-surface, Z ahead. Everything is painted back to front into the image and the mask together, which
-keeps occlusion right in both.
+surface, Z ahead. Everything is painted back to front into the image and the mask together, and
+into a third canvas that numbers the surfaces (scene_depth.py), which keeps occlusion right in all.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+
+from model_export.data.scene_depth import Surfaces
 
 CLASSES: tuple[str, ...] = (
     "Sky",
@@ -124,6 +126,7 @@ class Painter:
         self.image = Image.new("RGB", (width, height))
         self.mask = Image.new("L", (width, height), SKY)
         self.ink, self.pen = ImageDraw.Draw(self.image), ImageDraw.Draw(self.mask)
+        self.surfaces = Surfaces(height, width)
 
     # Camera
     # ----------------------------------------------------------------------------------------------
@@ -151,13 +154,20 @@ class Painter:
         flat = [self.at(p) for p in points]
         self.ink.polygon(flat, fill=self.tint(colour, points[0][2]))
         if label is not None:
-            self.pen.polygon(flat, fill=label)
+            self.mark(label, points)
+
+    def mark(self, label: int, points: Sequence[Point]) -> None:
+        """A polygon that the mask shows, whatever the image does."""
+        flat = [self.at(p) for p in points]
+        self.pen.polygon(flat, fill=label)
+        self.surfaces.pen.polygon(flat, fill=self.surfaces.plane(points))
 
     def limb(self, label: int, a: Point, b: Point, thick: float, colour: Sequence[float]) -> None:
         """A line of a thickness in metres, never thinner than a pixel."""
         flat, wide = [self.at(a), self.at(b)], max(1, round(self.focal * thick / max(a[2], _NEAR)))
         self.ink.line(flat, fill=self.tint(colour, a[2]), width=wide)
         self.pen.line(flat, fill=label, width=wide)
+        self.surfaces.pen.line(flat, fill=self.surfaces.upright(a[2]), width=wide)
 
     def stroke(self, a: Point, b: Point, thick: float, colour: Sequence[float]) -> None:
         """A line on a surface already painted: image only."""
@@ -168,12 +178,21 @@ class Painter:
         self, label: int | None, centre: Point, rx: float, ry: float, colour: Sequence[float]
     ) -> None:
         """A filled upright ellipse facing the camera, radii in metres."""
-        (x0, y0), (x1, y1) = (
-            self.at((centre[0] + s * rx, centre[1] - s * ry, centre[2])) for s in (-1, 1)
-        )
-        self.ink.ellipse((x0, y0, x1, y1), fill=self.tint(colour, centre[2]))
+        self.ink.ellipse(self.around(centre, rx, ry), fill=self.tint(colour, centre[2]))
         if label is not None:
-            self.pen.ellipse((x0, y0, x1, y1), fill=label)
+            self.mark_disc(label, centre, rx, ry)
+
+    def around(self, centre: Point, rx: float, ry: float) -> tuple[float, float, float, float]:
+        """Pixels (left, top, right, bottom) of an upright ellipse, radii in metres."""
+        corners = (self.at((centre[0] + s * rx, centre[1] - s * ry, centre[2])) for s in (-1, 1))
+        (x0, y0), (x1, y1) = corners
+        return x0, y0, x1, y1
+
+    def mark_disc(self, label: int, centre: Point, rx: float, ry: float) -> None:
+        """A disc that the mask shows, whatever the image does."""
+        box = self.around(centre, rx, ry)
+        self.pen.ellipse(box, fill=label)
+        self.surfaces.pen.ellipse(box, fill=self.surfaces.upright(centre[2]))
 
     def box(
         self,
@@ -200,6 +219,8 @@ class Painter:
         ground = self.at((0, 0, FAR * 2))[1]
         self.ink.rectangle((0, ground, wide, high), fill=self.tint(slab, 0))
         self.pen.rectangle((0, ground, wide, high), fill=PAVEMENT)
+        level = [(-1.0, 0.0, _NEAR), (1.0, 0.0, _NEAR), (0.0, 0.0, FAR * 2)]
+        self.surfaces.pen.rectangle((0, ground, wide, high), fill=self.surfaces.plane(level))
         steps = [0.9, 1.5, 2.5, 4, 6, 9, 13, 18, 25, 35, 50, 75, FAR, FAR * 2]
 
         def strip(label: int | None, x0: float, x1: float, colour: Sequence[float]) -> None:
@@ -323,4 +344,6 @@ class Painter:
         self.image.paste(
             Image.fromarray(patch), (x0, y0), Image.fromarray(seen.astype(np.uint8) * 255)
         )
-        self.mask.paste(TREE, (x0, y0, x1, y1), Image.fromarray(inside.astype(np.uint8) * 255))
+        crown = Image.fromarray(inside.astype(np.uint8) * 255)
+        self.mask.paste(TREE, (x0, y0, x1, y1), crown)
+        self.surfaces.order.paste(self.surfaces.upright(z), (x0, y0, x1, y1), crown)

@@ -164,7 +164,7 @@ def fence(
     if style:
         p.poly(FENCE, panel, tone)
     else:
-        p.pen.polygon([p.at(q) for q in panel], fill=FENCE)
+        p.mark(FENCE, panel)
     if style == 2:
         p.poly(None, [(x, high * 0.88, z0), (x, high * 0.88, z1), *panel[2:]], scale(tone, 1.2))
         return

@@ -165,10 +165,10 @@ def cyclist(p: Painter, x: float, z: float, side_on: bool) -> None:
     reach = 0.52 if side_on else 0.0
     for s in (-1, 1) if side_on else (0,):
         wide = 0.34 if side_on else 0.05
-        (x0, y0), (x1, y1) = (p.at((x + s * reach + k * wide, 0.34 - k * 0.34, z)) for k in (-1, 1))
-        p.pen.ellipse((x0, y0, x1, y1), fill=BICYCLIST)
+        hub = (x + s * reach, 0.34, z)
+        p.mark_disc(BICYCLIST, hub, wide, 0.34)
         p.ink.ellipse(
-            (x0, y0, x1, y1),
+            p.around(hub, wide, 0.34),
             outline=p.tint((28, 28, 30), z),
             width=max(1, round(p.focal * 0.05 / z)),
         )

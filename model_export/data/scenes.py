@@ -9,13 +9,18 @@ difficulty.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from PIL import ImageFilter
+from scipy import ndimage
 
+from model_export.data.scene_depth import Camera
 from model_export.data.scene_paint import (
+    BICYCLIST,
     BUILDING,
+    CAR,
     CLASSES,
     PAINT,
     PEDESTRIAN,
@@ -28,7 +33,9 @@ from model_export.data.scene_paint import (
 from model_export.data.scene_surroundings import building, fence, pole, tree
 from model_export.data.scene_traffic import car, cyclist, person
 
-__all__ = ["CLASSES", "render"]
+__all__ = ["CLASSES", "COUNTABLE", "Street", "draw", "render"]
+
+COUNTABLE = (CAR, PEDESTRIAN, BICYCLIST)  # what has boxes
 
 # How strongly the surface texture shows on each class, as a fraction of the brightness.
 _ROUGH = np.array([0.006, 0.10, 0.08, 0.035, 0.05, 0.16, 0.04, 0.13, 0.035, 0.11, 0.11], np.float32)
@@ -182,6 +189,7 @@ def _street(p: Painter, bare: float) -> None:
             p.box(BUILDING, x, 110, u(4, 8), 0, u(4, 10), scale(rng.choice(WALLS), u(0.8, 1)))
     for group in (houses, things):
         for _, paint in sorted(group, key=lambda item: -item[0]):
+            p.surfaces.next_thing()
             paint()
 
 
@@ -221,10 +229,46 @@ def render(
     sky, road, pavement and walls) over 0 (few things, clear sky) to 1 (many small overlapping
     objects, low contrast, rain, dusk and sensor noise).
     """
+    scene = draw(seed, height=height, width=width, clutter=clutter)
+    return scene.image, scene.mask
+
+
+@dataclass(frozen=True, slots=True)
+class Street:
+    """image, mask: as `render` returns them. depth: (height, width) float32, metres along the
+    camera's axis, 0 where nothing is (the sky). boxes: (N, 5) float32, of every car, pedestrian and
+    cyclist that shows: place in COUNTABLE, then left, top, width and height of its visible pixels.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray
+    depth: np.ndarray
+    boxes: np.ndarray
+
+
+def draw(seed: int, *, height: int = 360, width: int = 480, clutter: float = 0.5) -> Street:
+    """The street of `render`, with all that the generator knows of it."""
     if not -1.0 <= clutter <= 1.0:
         raise ValueError(f"clutter must be in [-1, 1], got {clutter}")
     if height <= 0 or width <= 0:
         raise ValueError(f"height and width must be positive, got {height} x {width}")
     painter = Painter(seed, height, width, max(clutter, 0.0))
     _street(painter, max(-clutter, 0.0))
-    return _expose(painter), np.asarray(painter.mask).copy()
+    mask = np.asarray(painter.mask).copy()
+    order = painter.surfaces.numbers()
+    camera = Camera(painter.focal, painter.vx, painter.hy, painter.cam, painter.bend)
+    depth = painter.surfaces.depth(order, camera)
+    things = painter.surfaces.things(order)
+    return Street(_expose(painter), mask, depth, boxes_of(mask, things))
+
+
+def boxes_of(mask: np.ndarray, things: np.ndarray) -> np.ndarray:
+    """(N, 5), see Street. things: (height, width), the number of what each pixel belongs to."""
+    rows = []
+    for place, label in enumerate(COUNTABLE):
+        seen = np.where(mask == label, things, 0)
+        for part in ndimage.find_objects(seen):
+            if part is not None:
+                y, x = part
+                rows.append((place, x.start, y.start, x.stop - x.start, y.stop - y.start))
+    return np.array(rows, np.float32).reshape(-1, 5)

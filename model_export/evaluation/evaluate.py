@@ -24,6 +24,7 @@ from model_export.data.checks import check
 from model_export.data.class_names import refuse_other_classes
 from model_export.data.datasets import is_coco, open_dataset
 from model_export.evaluation.evaluate_bundle import BundleOptions, evaluate_bundle
+from model_export.evaluation.evaluate_tasks import evaluate_tasks
 from model_export.evaluation.training_curves import plot_run
 from model_export.gating.derive_targets import measure_plans
 from model_export.gating.policies import BETAS, Shares, by_beta, by_margin, dealt_at_random, fixed
@@ -37,6 +38,7 @@ from model_export.training.runs import (
     read_gate,
     read_targets,
 )
+from service import bundle
 from service.engines.choice import BACKENDS
 
 
@@ -95,6 +97,14 @@ def main(args: argparse.Namespace) -> None:
                 f"{args.folder} is no bundle: --{', --'.join(flags)} cannot be used with a run"
             )
         evaluate_run(args.folder, args.data, on)
+        return
+    if len(bundle.load(args.folder).manifest.heads) > 1:
+        if on is None or given.keys() - {"threads"}:
+            raise RunError(
+                f"{args.folder} has several heads: give it --on scenes:COUNT[:SEED], and of the "
+                f"others only --threads"
+            )
+        evaluate_tasks(args.folder, on, given.get("threads") or os.cpu_count() or 1)
         return
     if not is_coco(on or "") and (args.data is None or on is not None):
         raise RunError(
@@ -167,6 +177,8 @@ def policy_rows(
 @torch.inference_mode()
 def evaluate_run(run: Path, data: Path | None, on: str | None) -> None:
     config, canvases, _ = read_config(run)
+    if config.tasks:
+        raise RunError(f"{run} has several heads: export it, or use compare-tasks")
     model, (gate, report) = load_model(run), read_gate(run)
     task = task_of(config)
     targets, classes = read_targets(run, "held"), None

@@ -3,7 +3,7 @@ chosen."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -126,3 +126,27 @@ def _depths(results: BundleResults, path: Path) -> Path:
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return path
+
+
+def draw_tasks(
+    adaptive: Mapping[str, Sequence[tuple[float, float]]],
+    fixed: Mapping[str, Sequence[tuple[float, float]]],
+    folder: Path,
+) -> None:
+    """tasks.png: of each head alone quality against GFLOPs, of plans whose widths can be chosen and
+    of those whose cannot."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure, places = plt.subplots(
+        1, len(adaptive), figsize=(3.2 * len(adaptive), 2.8), layout="constrained", squeeze=False
+    )
+    for axes, (head, points) in zip(places[0], adaptive.items(), strict=True):
+        for name, own, colour in (
+            ("adaptive", points, GATE),
+            ("fixed widths", fixed.get(head, ()), FIXED),
+        ):
+            if own:
+                axes.plot(*zip(*own, strict=True), "o-", color=colour, label=name)
+        axes.set(title=head, xlabel="GFLOPs", ylabel="quality")
+        axes.legend(fontsize="small")
+    figure.savefig(folder / "tasks.png", dpi=110)
+    plt.close(figure)

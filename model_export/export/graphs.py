@@ -3,18 +3,19 @@ canvas. The network itself knows nothing about it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from model_export.network.config import Config, Head
 from model_export.network.encoder import Encoded
 from model_export.network.gate import Gate
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter, semantic_probabilities
 from service.bundle import Canvas, Graphs
-from service.core import Frame
+from service.core import Frame, HeadWidth
 
 FEATURES = ("f8", "f16", "f32")
 ENCODED = ("e8", "e16", "e32")
@@ -129,13 +130,65 @@ class DecodeQueries(nn.Module):
         return prediction.classes, prediction.masks
 
 
-Stage = Front | Glance | Encode | Decode | DecodeQueries
+class DecodeTask(nn.Module):
+    """f4, e8, e16, e32 -> what one of several heads answers, at one of its widths: probabilities as
+    `Decode`, or depth (B, H/4, W/4) in its unit."""
+
+    inputs: tuple[str, ...] = ("f4", *ENCODED)
+
+    def __init__(self, model: Segmenter, head: Head, width: float) -> None:
+        super().__init__()
+        self.model, self.head, self.width = model, head, width
+        self.outputs: tuple[str, ...] = ("probabilities" if head.task == "semantic" else "depth",)
+
+    def forward(self, f4: Tensor, e8: Tensor, e16: Tensor, e32: Tensor) -> Tensor:
+        answer = self.model.heads[self.head.name](f4, [e32, e16, e8], self.width)
+        return semantic_probabilities(answer[-1]) if self.head.task == "semantic" else answer.exp()
+
+
+class DecodeBoxes(nn.Module):
+    """e8, e16, e32 -> class_logits (B, Q, classes + 1), the last is "no object", and boxes (B, Q,
+    4): centre x, centre y, width and height as shares of the canvas."""
+
+    inputs, outputs = ENCODED, ("class_logits", "boxes")
+
+    def __init__(self, model: Segmenter, head: Head, width: float) -> None:
+        super().__init__()
+        self.model, self.head, self.width = model, head, width
+
+    def forward(self, e8: Tensor, e16: Tensor, e32: Tensor) -> tuple[Tensor, Tensor]:
+        answer = self.model.heads[self.head.name](None, [e32, e16, e8], self.width)[-1]
+        return answer.classes, answer.boxes
+
+
+def decode_task(model: Segmenter, head: Head, width: float) -> DecodeTask | DecodeBoxes:
+    return (DecodeBoxes if head.task == "detection" else DecodeTask)(model, head, width)
+
+
+Stage = Front | Glance | Encode | Decode | DecodeQueries | DecodeTask | DecodeBoxes
+# Key of a head at one of its widths -> what the names of its stages begin with.
+Heads = Mapping[str, str]
+ONE_HEAD: Heads = {"head": "decoder"}
+
+
+def at_widths(config: Config) -> dict[str, tuple[Head, float]]:
+    """Key -> head and width, of each of several heads at each of its widths."""
+    return {
+        HeadWidth(head.name, width).key: (head, width)
+        for head in config.tasks
+        for width in head.widths
+    }
+
+
+def heads_of(config: Config) -> Heads:
+    """Of a network: of its one head, or of each of several at each width, in the gate's order."""
+    return {key: key for key in at_widths(config)} or {config.task: "decoder"}
 
 
 def graphs_of(
-    canvases: Sequence[Canvas], plans: Sequence[Knobs], head: str = "head"
+    canvases: Sequence[Canvas], plans: Sequence[Knobs], heads: Heads = ONE_HEAD
 ) -> dict[str, Graphs]:
-    """Shape's name -> the names of its stages. head: its name in the manifest."""
+    """Shape's name -> the names of its stages."""
     return {
         shape.name: Graphs(
             f"front-{shape.name}",
@@ -144,7 +197,7 @@ def graphs_of(
                 for plan in plans
                 if plan.canvas == canvas.name
             },
-            {head: f"decoder-{shape.name}"},
+            {key: f"{prefix}-{shape.name}" for key, prefix in heads.items()},
         )
         for canvas in canvases
         for shape in canvas.shapes
@@ -154,17 +207,19 @@ def graphs_of(
 def stages_of(
     model: Segmenter, gate: Gate, canvases: Sequence[Canvas], plans: Sequence[Knobs]
 ) -> dict[str, Stage]:
-    """Name -> stage. Of each shape the front comes first, the decoder last, between them an encoder
+    """Name -> stage. Of each shape the front comes first, the heads last, between them an encoder
     for each plan."""
     settings = {plan.name: plan for plan in plans}
     glances = {shape.name for shape in canvases[0].shapes}
     stages: dict[str, Stage] = {}
+    several = at_widths(model.config)
     head = DecodeQueries if model.config.head == "queries" else Decode
-    for shape, graphs in graphs_of(canvases, plans).items():
+    for shape, graphs in graphs_of(canvases, plans, heads_of(model.config)).items():
         stages[graphs.front] = Glance(model, gate) if shape in glances else Front(model)
         for plan, name in graphs.encoders.items():
             stages[name] = Encode(model, settings[plan])
-        stages |= {name: head(model) for name in graphs.heads.values()}
+        for key, name in graphs.heads.items():
+            stages[name] = decode_task(model, *several[key]) if several else head(model)
     return stages
 
 
@@ -182,7 +237,8 @@ def front_inputs(front: Stage, frames: Sequence[Frame]) -> tuple[Tensor, ...]:
 
 @torch.inference_mode()
 def examples(front: Stage, frames: Sequence[Frame]) -> dict[str, tuple[Tensor, ...]]:
-    """Inputs of the front, of any encoder and of the decoder for images on one shape."""
+    """Inputs of the front, of any encoder and of a head (`Decode.inputs`) for images on one
+    shape."""
     inputs = front_inputs(front, frames)
     f4, *features = front(*inputs)[: 1 + len(FEATURES)]
     # An encoder keeps the shapes, so its inputs can stand for its outputs.

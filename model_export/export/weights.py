@@ -24,7 +24,15 @@ from tqdm import tqdm
 from model_export.export.attention import OPSET, add_bodies, nodes_of
 from model_export.export.compact import compact
 from model_export.export.graph_edits import needed_for, rename, types_of
-from model_export.export.graphs import Encoders, Stage, examples, graphs_of, stages_of
+from model_export.export.graphs import (
+    Decode,
+    Encoders,
+    Stage,
+    examples,
+    graphs_of,
+    heads_of,
+    stages_of,
+)
 from model_export.network.gate import Gate
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
@@ -74,11 +82,13 @@ def write_stages(
         write_graph(graph, folder / f"{name}.onnx", entries)
         bar.update()
 
-    for shape, graphs in graphs_of(canvases, plans).items():
+    for shape, graphs in graphs_of(canvases, plans, heads_of(model.config)).items():
         inputs = examples(stages[graphs.front], [_noise(shapes[shape], seed) for seed in range(2)])
         write(trace(stages[graphs.front], inputs["front"], graphs.front), graphs.front)
+        to_heads = dict(zip(Decode.inputs, inputs["decoder"], strict=True))
         for name in graphs.heads.values():
-            write(trace(stages[name], inputs["decoder"], name), name)
+            example = tuple(to_heads[wanted] for wanted in stages[name].inputs)
+            write(trace(stages[name], example, name), name)
         alike: dict[tuple[float, float], list[Knobs]] = {}
         for name in graphs.encoders:
             alike.setdefault((settings[name].keep, settings[name].width), []).append(settings[name])

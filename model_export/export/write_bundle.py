@@ -24,7 +24,7 @@ from model_export.data.class_names import refuse_other_classes
 from model_export.data.datasets import Dataset, Scenes, is_nameless, open_dataset
 from model_export.data.unlabelled import PHOTOS, photos_in, without_labels
 from model_export.export.flops import count_gflops
-from model_export.export.graphs import graphs_of
+from model_export.export.graphs import graphs_of, heads_of
 from model_export.export.kernel_files import write_kernels
 from model_export.export.parity import BATCHES, check_parity
 from model_export.export.weights import write_stages
@@ -88,12 +88,15 @@ def main(args: argparse.Namespace) -> None:
     for stale in (*args.out.glob("*.onnx"), *args.out.glob("*.ptx.gz"), args.out / bundle.FILE):
         # A folder without a manifest is no bundle: a failed export cannot be served.
         stale.unlink(missing_ok=True)
-    plans = derived.plans
+    plans, heads = derived.plans, heads_of(config)
     # With one plan there is nothing to choose, and no smaller canvas to do so.
     canvases = used(canvases, plans) if len(plans) > 1 else canvases[-1:]
     stages = write_stages(args.out, trained, derived.gate, canvases, plans, half=half)
     errors = check_parity(
-        args.out, stages, graphs_of(canvases, plans), frames_by_shape(samples, canvases, IMAGES)
+        args.out,
+        stages,
+        graphs_of(canvases, plans, heads),
+        frames_by_shape(samples, canvases, IMAGES),
     )
     kernels = write_kernels(args.out, [args.out / f"{name}.onnx" for name in stages])
     parts = {name: count_gflops(args.out / f"{name}.onnx") for name in stages}
@@ -103,8 +106,14 @@ def main(args: argparse.Namespace) -> None:
         canvases,
         samples,
         [
-            plan_of(knobs, canvases, parts, of_images, config.task)
-            for knobs, of_images in zip(plans, derived.quality.T, strict=True)
+            plan_of(
+                knobs,
+                canvases,
+                parts,
+                {key: derived.quality[:, row, i] for i, key in enumerate(heads)},
+                heads,
+            )
+            for row, knobs in enumerate(plans)
         ],
         errors,
         margins=derived.margins,
@@ -120,14 +129,14 @@ def main(args: argparse.Namespace) -> None:
     bundle.save(args.out, manifest)
     size = sum(f.stat().st_size for f in args.out.iterdir()) / 1e6
     for plan in manifest.plans:
-        print(f"{plan.name:<12} {plan.gflops:6.2f} GFLOPs, quality {plan.quality:.4f}")
+        print(f"{plan.name:<12} {plan.gflops:6.3f} GFLOPs, quality {plan.quality:.4f}")
     print(json.dumps({"bundle": str(args.out), "megabytes": round(size, 2), "parity": errors}))
 
 
 @dataclass(frozen=True, slots=True)
 class Derived:
-    """What search, targets and gate have found. quality: (N, plans). about: free JSON, for people
-    and for a later calibration."""
+    """What search, targets and gate have found. quality: (N, plans, heads at widths). about: free
+    JSON, for people and for a later calibration."""
 
     plans: Sequence[Knobs]
     gate: Gate
@@ -146,11 +155,25 @@ def read_derived(run: Path, config: Config, canvases: Sequence[Canvas]) -> Deriv
             gate.output.weight.zero_()
             gate.output.bias.fill_(1)
         about = {"data": "none: there is one plan, which agrees with itself", "images": 0}
-        return Derived([full], gate.eval(), np.ones((1, 1)), [], about)
-    (plans, search), held = read_plans(run), read_targets(run, "held")
-    (gate, fitted), task = read_gate(run), task_of(config)
+        return Derived([full], gate.eval(), np.ones((1, 1, 1)), [], about)
+    (plans, search), held, (gate, fitted) = (
+        read_plans(run),
+        read_targets(run, "held"),
+        read_gate(run),
+    )
+    if config.tasks:
+        about = {
+            "data": str(held["spec"]),
+            "images": len(held["names"]),
+            "quality": "mean over images of each image's mIoU, AP and share of depths within 1.25",
+            "gate": {name: value for name, value in fitted.items() if name != "margins"},
+            "search": search["search"],
+            "searched_on": {"data": search["data"], "images": search["images"]},
+        }
+        return Derived(plans, gate, held["quality"], fitted["margins"], about)
     about = calibration(config, held, search, fitted)
-    return Derived(plans, gate, qualities(task, held["counts"]), fitted["margins"], about)
+    quality = qualities(task_of(config), held["counts"])[..., None]
+    return Derived(plans, gate, quality, fitted["margins"], about)
 
 
 def used(canvases: Sequence[Canvas], plans: Sequence[Knobs]) -> tuple[Canvas, ...]:

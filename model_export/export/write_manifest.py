@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from onnx import helper
 
 from model_export.data.augment import PAD
 from model_export.data.datasets import Dataset
-from model_export.export.graphs import graphs_of
+from model_export.data.scenes import COUNTABLE
+from model_export.export.graphs import ONE_HEAD, Heads, graphs_of, heads_of
 from model_export.network.config import Config
 from model_export.network.knobs import Knobs
 from model_export.tasks import task_of
+from model_export.tasks.detection import SURE
 from model_export.training.bundle_weights import WEIGHTS
 from service import bundle
 from service.bundle import Canvas
@@ -43,32 +46,49 @@ def manifest_of(
 ) -> bundle.Manifest:
     """For the graphs in `folder`. data: has names and colours of the classes. errors: parity of
     each stage."""
-    things = config.things or (task_of(config).objects,) * len(data.classes)
-    queries = config.head == "queries"
-    head = bundle.Head(
-        config.task,
-        config.task,
-        classes=tuple(
-            bundle.ClassInfo(name, colour, thing)
-            for name, colour, thing in zip(data.classes, data.palette, things, strict=True)
-        ),
-        thresholds=bundle.Thresholds(*config.thresholds) if queries else None,
-    )
+    heads = tuple(several_heads(config, data)) or (one_head(config, data),)
     return bundle.Manifest(
         name=folder.name,
         revision=revision(),
         provenance=provenance or {},
-        heads=(head,),
-        default_preference={head.name: 1.0},
+        heads=heads,
+        default_preference={head.name: round(1 / len(heads), 4) for head in heads},
         input=bundle.InputSpec.of(canvases, (PAD,) * 3),
         stages={name: stage_of(folder / f"{name}.onnx", error) for name, error in errors.items()},
         files=(bundle.BundleFile(WEIGHTS, ""),),
         encoder_plans=tuple(plans),
-        graphs=graphs_of(canvases, [Knobs.parse(plan.name) for plan in plans], head.name),
+        graphs=graphs_of(canvases, [Knobs.parse(plan.name) for plan in plans], heads_of(config)),
         margins=tuple(Margin(float(row["asked"] or 0.0), row["margin"]) for row in margins),
         calibration=calibration or {},
         kernels=kernels,
     )
+
+
+def one_head(config: Config, data: Dataset) -> bundle.Head:
+    """Of a network with one task."""
+    things = config.things or (task_of(config).objects,) * len(data.classes)
+    classes = tuple(map(bundle.ClassInfo, data.classes, data.palette, things))
+    queries = config.head == "queries"
+    thresholds = bundle.Thresholds(*config.thresholds) if queries else None
+    return bundle.Head(config.task, config.task, classes, thresholds=thresholds)
+
+
+def several_heads(config: Config, data: Dataset) -> Iterator[bundle.Head]:
+    """Of a network with several tasks; none of another. data: the generated streets."""
+    everything = tuple(
+        bundle.ClassInfo(name, colour, thing=False)
+        for name, colour in zip(data.classes, data.palette, strict=True)
+    )
+    countable = tuple(replace(everything[place], thing=True) for place in COUNTABLE)
+    for head in config.tasks:
+        about: dict[str, Any] = {"widths": head.widths}
+        if head.task == "detection":
+            about |= {"classes": countable, "thresholds": bundle.Thresholds(SURE)}
+        elif head.task == "depth":
+            about |= {"classes": (), "unit": head.unit, "range": head.range}
+        else:
+            about["classes"] = everything
+        yield bundle.Head(head.name, head.task, **about)
 
 
 def stage_of(path: Path, error: float) -> bundle.Stage:
@@ -91,48 +111,56 @@ def plan_of(
     knobs: Knobs,
     canvases: Sequence[Canvas],
     parts: dict[str, float],
-    quality: NDArray[np.float64],
-    head: str,
+    quality: Mapping[str, NDArray[np.float64]],
+    heads: Heads,
 ) -> bundle.EncoderPlan:
-    """parts: GFLOPs of each stage. quality: of this plan on each held-out image, (N,). head: its
-    name."""
-    before, own = costs_of(knobs, canvases, parts)
+    """parts: GFLOPs of each stage. quality: of this plan with a head at a width, by its key, on
+    each held-out image, (N,)."""
+    before, own = costs_of(knobs, canvases, parts, heads)
     return bundle.EncoderPlan(
         name=knobs.name,
         depth=knobs.depth,
         keep=knobs.keep,
         width=knobs.width,
         gflops=round(before, 4),
-        heads={head: bundle.HeadWorth(round(own, 4), **worth(quality))},
+        heads={
+            key: bundle.HeadWorth(round(own[key], 4), **worth(of_images))
+            for key, of_images in quality.items()
+        },
         canvas=knobs.canvas,
     )
 
 
 def cost_of(knobs: Knobs, canvases: Sequence[Canvas], parts: dict[str, float]) -> float:
-    """All that runs for an image, the glance included: the sum over the stages, of GFLOPs or of ms.
+    """All that runs for an image through a network with one head, the glance included: the sum over
+    the stages, of GFLOPs or of ms.
 
     parts: of each stage. Of several shapes of a canvas the one that costs most counts.
     """
-    return sum(costs_of(knobs, canvases, parts))
+    before, heads = costs_of(knobs, canvases, parts)
+    return before + sum(heads.values())
 
 
 def costs_of(
-    knobs: Knobs, canvases: Sequence[Canvas], parts: dict[str, float]
-) -> tuple[float, float]:
-    """The same up to the head, and of the head."""
+    knobs: Knobs,
+    canvases: Sequence[Canvas],
+    parts: dict[str, float],
+    heads: Heads = ONE_HEAD,
+) -> tuple[float, dict[str, float]]:
+    """The same up to the heads, and of each head at each of its widths."""
     glance, own = canvases[0], next(each for each in canvases if each.name == knobs.canvas)
-    graphs = graphs_of([own], [knobs])
-    before, head = max(
+    graphs = graphs_of([own], [knobs], heads)
+    before, after = max(
         (
             (
                 parts[stages.front] * (own is not glance) + parts[stages.encoders[knobs.name]],
-                sum(parts[name] for name in stages.heads.values()),
+                {key: parts[name] for key, name in stages.heads.items()},
             )
             for stages in graphs.values()
         ),
-        key=sum,
+        key=lambda costs: costs[0] + sum(costs[1].values()),
     )
-    return max(parts[stages.front] for stages in graphs_of([glance], []).values()) + before, head
+    return max(parts[stages.front] for stages in graphs_of([glance], []).values()) + before, after
 
 
 def worth(quality: NDArray[np.float64]) -> dict[str, Any]:
@@ -156,7 +184,9 @@ def provenance_of(path: Path | None, arguments: dict[str, Any]) -> dict[str, str
     averaged = [f"mean of {len(arguments['averaged'])} runs"] if "averaged" in arguments else []
     return {
         "data": str(arguments["train"]),
-        "recipe": " ".join([*(f"{name}={arguments[name]}" for name in chosen), *averaged]),
+        "recipe": " ".join(
+            [*(f"{name}={arguments[name]}" for name in chosen if name in arguments), *averaged]
+        ),
         "licence": "as the training data's",
         "backbone": Path(str(arguments["backbone_weights"] or "random initialisation")).name,
     }

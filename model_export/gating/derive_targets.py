@@ -29,6 +29,7 @@ from model_export.data.datasets import (
     share_images,
 )
 from model_export.gating.partial_results import PartialResults, key_of
+from model_export.gating.task_gate import derive_tasks
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
 from model_export.tasks import TASKS
@@ -160,7 +161,10 @@ def measure_plans(
 
 def main(args: argparse.Namespace) -> None:
     options = data_options(args)
-    _, canvases, _ = read_config(args.run)
+    config, canvases, _ = read_config(args.run)
+    if config.tasks:
+        derive_tasks(args.run, options.fit, options.held)
+        return
     model, (plans, _), place = load_model(args.run), read_plans(args.run), args.run / "targets"
     weights = args.run / "model.safetensors"
     network = Network(model, canvases, weights, trained_on(args.run), classes_of(args.run))

@@ -47,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     began = time.monotonic()
     manifest = bundle.load(args.bundle).manifest
+    if len(manifest.heads) > 1:
+        raise RunError(f"{args.bundle} has several heads: repeat derive-targets with its run")
     if args.out.exists() and any(args.out.iterdir()):
         raise RunError(f"{args.out} is not empty; choose another --out or delete it")
     model, _, canvases = read_weights(args.bundle / WEIGHTS)

@@ -34,12 +34,14 @@ from model_export.data.augment import on_canvases
 from model_export.data.checks import check
 from model_export.data.datasets import Dataset, refuse_shared
 from model_export.export.flops import count_gflops
+from model_export.export.graphs import heads_of
 from model_export.export.weights import write_stages
 from model_export.export.write_bundle import open_samples
 from model_export.export.write_manifest import cost_of, manifest_of, plan_of
 from model_export.gating.choose_plans import Candidate, choose_plans, undominated
 from model_export.gating.derive_targets import measure_plans
 from model_export.gating.partial_results import PartialResults, key_of
+from model_export.gating.task_search import search_tasks
 from model_export.network.config import Config
 from model_export.network.gate import Gate, gate_inputs
 from model_export.network.knobs import Knobs
@@ -123,6 +125,9 @@ def main(args: argparse.Namespace) -> None:
         )
     keeps = shares("--keeps", args.keeps)
     widths = None if args.widths is None else shares("--widths", args.widths)
+    if read_config(args.run)[0].tasks:
+        search_tasks(args.run, args.on, widths, args.most)
+        return
     search(Options(**vars(args) | {"keeps": keeps, "widths": widths, "least": least}))
 
 
@@ -279,7 +284,7 @@ def measure_cost(
         parts = {stage: count_gflops(folder / f"{stage}.onnx") for stage in stages}
         gflops = [round(cost_of(knobs, canvases, parts), 4) for knobs in plans]
         by_cost = [
-            plan_of(plans[i], canvases, parts, np.zeros(1), config.task)
+            plan_of(plans[i], canvases, parts, {config.task: np.zeros(1)}, heads_of(config))
             for i in np.argsort(gflops, kind="stable")
         ]
         manifest = manifest_of(folder, config, canvases, data, by_cost, dict.fromkeys(stages, 0.0))

@@ -28,6 +28,7 @@ from model_export.gating.gate_regression import (
 )
 from model_export.gating.plain_json import plain
 from model_export.gating.policies import BETAS, by_beta, by_margin, compare, resample
+from model_export.gating.task_gate import fit_task_gate
 from model_export.network.config import Config
 from model_export.network.gate import SIDES, Gate
 from model_export.tasks import Task, qualities, task_of
@@ -74,6 +75,9 @@ def blocks_of(groups: NDArray[np.str_], views: NDArray[np.int64], block: int) ->
 
 def main(args: argparse.Namespace) -> None:
     config, _, _ = read_config(args.run)
+    if config.tasks:
+        fit_task_gate(args.run)
+        return
     targets = {part: read_targets(args.run, part) for part in ("fit", "held")}
     plans, search = read_plans(args.run)
     gflops = {row["plan"]: row["gflops"] for row in search["search"]}

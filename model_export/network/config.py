@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -39,6 +39,42 @@ class ImportedBackbone:
 
 
 @dataclass(frozen=True, slots=True)
+class Head:
+    """One of several heads on one encoder (network/heads.py).
+
+    name: of the head in its bundle. classes: those of its task; 0 of depth. channels: of its
+    convolutions; queries, layers, ffn: of its decoder, as far as its task has them. widths: shares
+    of all that it is trained to run with, ascending; the last is 1. unit, range: of depth, the
+    smallest and the largest value.
+    """
+
+    name: str
+    task: Literal["semantic", "detection", "depth"]
+    classes: int = 0
+    channels: int = 64
+    queries: int = 0
+    layers: int = 0
+    ffn: int = 256
+    widths: tuple[float, ...] = (0.25, 0.5, 1.0)
+    unit: str = ""
+    range: tuple[float, float] = (0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        if list(self.widths) != sorted(set(self.widths)) or self.widths[-1:] != (1.0,):
+            raise ValueError(f"head {self.name}: widths {self.widths} must ascend and end with 1")
+        if any(self.channels * width % 8 for width in self.widths):
+            raise ValueError(
+                f"head {self.name}: each width's share of channels {self.channels} must be a "
+                f"multiple of 8"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Head:
+        lists = {name: tuple(values[name]) for name in ("widths", "range")}
+        return cls(**{**values, **lists})
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Sizes of one network.
 
@@ -67,6 +103,8 @@ class Config:
         checkpoint that nobody has taught one.
     exit_adapters: whether every exit but the last brings its features nearer to those of the last
         (network.encoder.ExitAdapter), which leaves the full plan what it was.
+    tasks: several heads; then matching, head, decoder and pixel embedding do not count, and task
+        and classes are of the token head, which the gate sees by. Empty: the one head of `task`.
     """
 
     name: str
@@ -95,6 +133,7 @@ class Config:
     imported: ImportedBackbone | None = None
     front_head: bool = True
     exit_adapters: bool = False
+    tasks: tuple[Head, ...] = ()
 
     def __post_init__(self) -> None:
         if any(scales not in (1, 2, 3) for scales in self.schedule) or not self.schedule:
@@ -123,6 +162,8 @@ class Config:
             )
         if (self.imported is not None) != (self.backbone == IMPORTED):
             raise ValueError(f"backbone {self.backbone!r} must be {IMPORTED!r} if it is imported")
+        if len({head.name for head in self.tasks}) < len(self.tasks):
+            raise ValueError(f"two heads have one name: {[head.name for head in self.tasks]}")
 
     @property
     def exits(self) -> int:
@@ -152,6 +193,7 @@ class Config:
         if values.get("imported") is not None:
             values["imported"] = ImportedBackbone.from_dict(values["imported"])
             values.setdefault("front_head", False)  # before there was a way to teach one
+        values["tasks"] = tuple(Head.from_dict(head) for head in values.get("tasks", ()))
         return cls(**values)
 
 
@@ -190,6 +232,33 @@ def base(classes: int = 11) -> Config:
         decoder_layers=9,
         decoder_ffn=2048,
         matching="hungarian",
+    )
+
+
+COUNTABLE = 3  # classes of the generated streets that have boxes
+DEPTHS = (1.0, 120.0)  # metres, from the nearest to the farthest that are told apart
+
+
+def streets(classes: int = 11, heads: Sequence[str] = ("semantic", "detection", "depth")) -> Config:
+    """Several heads on one small encoder, for the generated streets. Depth and width of the encoder
+    can be cut, and the width of each head, which make up most of the cost."""
+    sizes = {
+        "semantic": Head("semantic", "semantic", classes, 64, queries=classes, layers=3),
+        "detection": Head("detection", "detection", COUNTABLE, 96, queries=64, layers=2),
+        "depth": Head("depth", "depth", 0, 64, unit="m", range=DEPTHS),
+    }
+    return Config(
+        name="streets",
+        task="semantic",
+        classes=classes,
+        queries=classes,
+        backbone="mobilenet_v2",
+        channels=64,
+        schedule=proscale(1, 1, 2),
+        encoder_ffn=256,
+        top_down=True,
+        widths=(0.25, 0.5, 1.0),
+        tasks=tuple(sizes[name] for name in heads),
     )
 
 

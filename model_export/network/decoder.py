@@ -73,15 +73,15 @@ class Attention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    def __init__(self, config: Config) -> None:
+    def __init__(self, channels: int, heads: int, ffn: int) -> None:
         super().__init__()
-        self.cross = Attention(config.channels, config.heads)
-        self.norm1 = nn.LayerNorm(config.channels)
-        self.self_attention = Attention(config.channels, config.heads)
-        self.norm2 = nn.LayerNorm(config.channels)
-        self.linear1 = nn.Linear(config.channels, config.decoder_ffn)
-        self.linear2 = nn.Linear(config.decoder_ffn, config.channels)
-        self.norm3 = nn.LayerNorm(config.channels)
+        self.cross = Attention(channels, heads)
+        self.norm1 = nn.LayerNorm(channels)
+        self.self_attention = Attention(channels, heads)
+        self.norm2 = nn.LayerNorm(channels)
+        self.linear1 = nn.Linear(channels, ffn)
+        self.linear2 = nn.Linear(ffn, channels)
+        self.norm3 = nn.LayerNorm(channels)
 
     def forward(
         self, x: Tensor, query_position: Tensor, key: Tensor, value: Tensor, blocked: Tensor
@@ -100,7 +100,10 @@ class Decoder(nn.Module):
         self.queries = nn.Parameter(torch.randn(config.queries, channels))
         self.query_positions = nn.Parameter(torch.randn(config.queries, channels))
         self.level_embedding = nn.Parameter(torch.randn(3, channels))
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.layers = nn.ModuleList(
+            DecoderLayer(channels, config.heads, config.decoder_ffn)
+            for _ in range(config.decoder_layers)
+        )
         self.norm = nn.LayerNorm(channels)
         self.classify = nn.Linear(channels, config.classes + 1)
         self.embed_mask = nn.Sequential(

@@ -11,6 +11,7 @@ from model_export.network.config import Config
 from model_export.network.decoder import Decoder, Prediction
 from model_export.network.encoder import Encoder
 from model_export.network.gate import gate_input
+from model_export.network.heads import HEADS
 from model_export.network.knobs import Knobs
 from model_export.network.pausing import TokenHead
 from model_export.network.transformers_backbone import TransformersBackbone
@@ -18,7 +19,11 @@ from model_export.network.transformers_backbone import TransformersBackbone
 
 class Segmenter(nn.Module):
     """front_head: a token head on the features before the encoder. How unsure it is tells the gate
-    about difficulty. None where nobody has taught one."""
+    about difficulty. None where nobody has taught one.
+
+    decoder: the one head of a network of one task; None with several, which are in `heads`, by
+    name.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -35,7 +40,10 @@ class Segmenter(nn.Module):
             self._projection(c, config.channels) for c in reversed(self.backbone.channels[1:])
         )
         self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.heads = nn.ModuleDict(
+            {head.name: HEADS[head.task](config, head) for head in config.tasks}
+        )
+        self.decoder = None if config.tasks else Decoder(config)
         self.front_head = TokenHead(config.channels, config.classes) if config.front_head else None
 
     @staticmethod
@@ -57,6 +65,8 @@ class Segmenter(nn.Module):
         return gate_input(maps, None if self.front_head is None else self.front_head(maps), size)
 
     def forward(self, images: Tensor, knobs: Knobs, deep: bool = False) -> list[Prediction]:
+        """Of the one decoder."""
+        assert self.decoder is not None
         lateral, maps = self.features(images)
         return self.decoder(lateral, self.encoder(maps, knobs.depth, knobs.keep, knobs.width), deep)
 

@@ -110,6 +110,11 @@ def initial_model(
     elif options.start_from:
         weights, canvases = read_trained(options.start_from)
         config = weights.config
+        if config.tasks:
+            raise RunError(
+                f"--start-from {options.start_from} has several heads: train it further with "
+                f"train-tasks, or name a network of one task"
+            )
     model = Segmenter(config_of(options, train, config))
     if options.backbone_weights:
         if weights and weights.config.backbone == model.config.backbone:

@@ -1,0 +1,230 @@
+"""Heads of a network with several tasks. Each can run at several widths (slimmable.py): fewer
+channels in its convolutions, and fewer layers and queries of its decoder (arXiv 2308.11744).
+
+All see the same: lateral features at stride 4, and the encoded maps at strides 32, 16 and 8.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model_export.network.config import Config, Head
+from model_export.network.decoder import Attention, DecoderLayer, Prediction
+from model_export.network.position import reference_points, sine_embedding
+from model_export.network.slimmable import Branch, SlimConv, SlimLinear
+
+
+def share_of(count: int, width: float) -> int:
+    """At least one."""
+    return max(1, round(count * width))
+
+
+def merged(lateral: Tensor, finest: Tensor) -> Tensor:
+    """lateral: (B, C, H/4, W/4), finest: (B, C, H/8, W/8) -> (B, C, H/4, W/4)."""
+    up = F.interpolate(finest, lateral.shape[-2:], mode="bilinear", align_corners=False)
+    return lateral + up
+
+
+class SemanticHead(nn.Module):
+    """A query for each class, as Decoder with class matching; its width is of the pixel embedding
+    and of the number of layers."""
+
+    def __init__(self, config: Config, head: Head) -> None:
+        super().__init__()
+        channels = config.channels
+        self.branch = Branch(channels, head.channels)
+        self.features = SlimConv(head.channels, head.channels, 1)
+        self.queries = nn.Parameter(torch.randn(head.queries, channels))
+        self.query_positions = nn.Parameter(torch.randn(head.queries, channels))
+        self.level_embedding = nn.Parameter(torch.randn(3, channels))
+        self.layers = nn.ModuleList(
+            DecoderLayer(channels, config.heads, head.ffn) for _ in range(head.layers)
+        )
+        self.norm = nn.LayerNorm(channels)
+        self.classify = nn.Linear(channels, head.classes + 1)
+        self.embed = nn.Sequential(nn.Linear(channels, channels), nn.ReLU())
+        self.embed_mask = SlimLinear(channels, head.channels)
+
+    def forward(self, lateral: Tensor, maps: list[Tensor], width: float = 1.0) -> list[Prediction]:
+        """Predictions, the final one last. Before it those that the masked attention of the layers
+        needed, which are at the layers' own scales and not classified, are left out."""
+        features = self.branch(merged(lateral, maps[-1]), width)
+        features = self.features(features, features.shape[1])
+        n, x = features.shape[1], self.queries.expand(maps[0].shape[0], -1, -1)
+        for i, layer in enumerate(self.layers[: share_of(len(self.layers), width)]):
+            value = maps[i % 3].flatten(2).mT + self.level_embedding[i % 3]
+            shape = maps[i % 3].shape[-2:]
+            small = F.interpolate(features, shape, mode="bilinear", align_corners=False)
+            blocked = (self._embedding(x, n) @ small.flatten(2) < 0).detach()
+            blocked = blocked & ~blocked.all(-1, keepdim=True)  # an empty mask looks everywhere
+            key = value + sine_embedding(*shape, value.shape[2], value.device)
+            x = layer(x, self.query_positions, key, value, blocked)
+        masks = self._embedding(x, n) @ features.flatten(2)
+        masks = masks.unflatten(2, features.shape[-2:])
+        return [Prediction(self.classify(self.norm(x)), masks)]
+
+    def _embedding(self, x: Tensor, channels: int) -> Tensor:
+        return self.embed_mask(self.embed(self.norm(x)), channels)
+
+
+class DepthHead(nn.Module):
+    """A value for every cell of stride 4: the logarithm lies between those of the range's ends.
+
+    Rows and columns are told, since on level ground the distance follows from the row.
+    """
+
+    def __init__(self, config: Config, head: Head) -> None:
+        super().__init__()
+        self.branch = Branch(config.channels + 2, head.channels)
+        self.output = SlimConv(head.channels, 1, 1)
+        self.low, self.high = (torch.tensor(end).log().item() for end in head.range)
+
+    def forward(self, lateral: Tensor, maps: list[Tensor], width: float = 1.0) -> Tensor:
+        """(B, H/4, W/4): the natural logarithm of the depth."""
+        x = merged(lateral, maps[-1])
+        shape = (x.shape[-2], x.shape[-1])
+        places = reference_points([shape], x.device).mT.unflatten(1, shape)
+        x = torch.cat((x, (2 * places - 1).expand(x.shape[0], -1, -1, -1)), 1)
+        share = self.output(self.branch(x, width))[:, 0].sigmoid()
+        return self.low + (self.high - self.low) * share
+
+
+@dataclass
+class Boxes:
+    """classes: (B, Q, classes + 1) logits, the last is "no object". boxes: (B, Q, 4): centre x,
+    centre y, width and height as shares of the canvas."""
+
+    classes: Tensor
+    boxes: Tensor
+
+
+@dataclass
+class Proposals:
+    """Of every cell of stride 8: scores (B, N, classes), a logit for each class by itself; boxes
+    (B, N, 4) as those of Boxes. reference: (N, 2), the cells' centres."""
+
+    scores: Tensor
+    boxes: Tensor
+    reference: Tensor
+
+
+def inverse_sigmoid(x: Tensor) -> Tensor:
+    x = x.clamp(1e-4, 1 - 1e-4)
+    return (x / (1 - x)).log()
+
+
+class NearAttention(Attention):
+    """Attention that looks around a box: a Gaussian of its size, added to the scores as its
+    logarithm (spatially modulated co-attention, arXiv 2101.07448)."""
+
+    def around(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        """query: (B, Q, C), key, value: (B, K, C), bias: (B, Q, K) -> (B, Q, C)."""
+        q = self.query(query).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, M, Q, D)
+        k = self.key(key).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        v = self.value(value).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        score = q @ k.mT * q.shape[-1] ** -0.5 + bias.unsqueeze(1)
+        return self.output((score.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+class BoxLayer(nn.Module):
+    def __init__(self, channels: int, heads: int, ffn: int) -> None:
+        super().__init__()
+        self.self_attention = Attention(channels, heads)
+        self.norm1 = nn.LayerNorm(channels)
+        self.cross = NearAttention(channels, heads)
+        self.norm2 = nn.LayerNorm(channels)
+        self.linear1, self.linear2 = SlimLinear(channels, ffn), SlimLinear(ffn, channels)
+        self.norm3 = nn.LayerNorm(channels)
+
+    def forward(
+        self, x: Tensor, position: Tensor, memory: tuple[Tensor, Tensor], bias: Tensor, width: float
+    ) -> Tensor:
+        placed = x + position
+        x = self.norm1(x + self.self_attention(placed, placed, x))
+        x = self.norm2(x + self.cross.around(x + position, *memory, bias))
+        hidden = F.relu(self.linear1(x, share_of(self.linear1.out_features, width)))
+        return self.norm3(x + self.linear2(hidden))
+
+
+class DetectionHead(nn.Module):
+    """Boxes and classes without masks, by a decoder of queries (DETR, arXiv 2005.12872).
+
+    As in two-stage Deformable DETR (arXiv 2010.04159, section 4.2) every cell of stride 8 proposes
+    a box, and the best proposals become the queries, whose boxes each layer refines. The width is
+    of the convolutions before, of the queries, of the layers and of their FFN.
+    """
+
+    def __init__(self, config: Config, head: Head) -> None:
+        super().__init__()
+        channels = config.channels
+        self.count = head.queries
+        self.branch = Branch(channels, head.channels)
+        self.propose_class = SlimConv(head.channels, head.classes, 1)
+        self.propose_box = SlimConv(head.channels, 4, 1)
+        nn.init.constant_(self.propose_class.bias, -4.0)  # hardly any cell is an object's
+        nn.init.zeros_(self.propose_box.weight)
+        nn.init.zeros_(self.propose_box.bias)
+        self.content = SlimLinear(head.channels, channels)
+        self.position = nn.Sequential(
+            nn.Linear(4, channels), nn.ReLU(), nn.Linear(channels, channels)
+        )
+        self.level_embedding = nn.Parameter(torch.randn(3, channels))
+        self.layers = nn.ModuleList(
+            BoxLayer(channels, config.heads, head.ffn) for _ in range(head.layers)
+        )
+        self.classify = nn.Linear(channels, head.classes + 1)
+        self.refine = nn.Sequential(
+            nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, 4)
+        )
+        nn.init.zeros_(self.refine[2].weight)
+        nn.init.zeros_(self.refine[2].bias)
+
+    def forward(
+        self, lateral: Tensor, maps: list[Tensor], width: float = 1.0
+    ) -> list[Boxes | Proposals]:
+        """The proposals, then the boxes of each layer, the final ones last."""
+        shapes = [(m.shape[-2], m.shape[-1]) for m in maps]
+        x = self.branch(maps[-1], width)
+        proposals = self._proposals(x, shapes[-1])
+        best = proposals.scores.detach().amax(-1)
+        most = min(share_of(self.count, width), best.shape[1])
+        chosen = best.topk(most, 1).indices.unsqueeze(-1)  # (B, Q, 1)
+        content = self.content(x.flatten(2).mT)
+        x = content.gather(1, chosen.expand(-1, -1, content.shape[2]))
+        boxes = proposals.boxes.detach().gather(1, chosen.expand(-1, -1, 4))
+        memory, places = self._memory(maps, shapes)
+        answers: list[Boxes | Proposals] = [proposals]
+        for layer in self.layers[: share_of(len(self.layers), width)]:
+            gap = (boxes[:, :, None, :2] - places) / boxes[:, :, None, 2:].clamp(min=0.02)
+            x = layer(x, self.position(boxes), memory, -2 * gap.square().sum(-1), width)
+            boxes = (self.refine(x) + inverse_sigmoid(boxes)).sigmoid()
+            answers.append(Boxes(self.classify(x), boxes))
+            boxes = boxes.detach()
+        return answers
+
+    def _proposals(self, x: Tensor, shape: tuple[int, int]) -> Proposals:
+        """A cell's box starts at its centre, three cells wide and high."""
+        reference = reference_points([shape], x.device)  # (N, 2)
+        start = torch.cat((reference, torch.ones_like(reference)), 1)
+        size = torch.tensor([1.0, 1.0, 3 / shape[1], 3 / shape[0]], device=x.device)
+        offsets = self.propose_box(x).flatten(2).mT
+        boxes = (offsets + inverse_sigmoid(start * size)).sigmoid()
+        return Proposals(self.propose_class(x).flatten(2).mT, boxes, reference)
+
+    def _memory(
+        self, maps: list[Tensor], shapes: list[tuple[int, int]]
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Keys and values of all tokens, (B, K, C) each, and their centres, (K, 2)."""
+        values = torch.cat(
+            [m.flatten(2).mT + level for m, level in zip(maps, self.level_embedding, strict=True)],
+            1,
+        )
+        where = [sine_embedding(*shape, maps[0].shape[1], maps[0].device) for shape in shapes]
+        return (values + torch.cat(where), values), reference_points(shapes, maps[0].device)
+
+
+HEADS = {"semantic": SemanticHead, "detection": DetectionHead, "depth": DepthHead}

@@ -1,0 +1,203 @@
+"""Heads of several tasks: their answers, and what a width is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from model_export.network.config import Config, Head, streets
+from model_export.network.heads import Boxes, DepthHead, DetectionHead, Proposals, SemanticHead
+from model_export.network.segmenter import Segmenter
+from model_export.network.slimmable import Branch, SlimConv, SlimLinear, SlimNorm
+from model_export.training.runs import RunError
+from model_export.training.train_tasks import Options, config_of, full, sandwich
+from tests.small_network import randomised, worst
+from tests.toy import command
+
+SHAPES = [(2, 3), (4, 6), (8, 12)]
+
+
+def given(channels: int = 64, batch: int = 2) -> tuple[Tensor, list[Tensor]]:
+    torch.manual_seed(0)
+    maps = [torch.randn(batch, channels, *shape) for shape in SHAPES]
+    return torch.randn(batch, channels, 16, 24), maps
+
+
+# ---- layers
+
+
+def test_a_width_takes_the_first_channels() -> None:
+    x = torch.randn(2, 16, 5, 6)
+    conv, norm, linear = SlimConv(16, 24, 3), SlimNorm(24), SlimLinear(16, 24)
+    whole, part = conv(x), conv(x, 8)
+    assert part.shape == (2, 8, 5, 6)
+    assert worst(part, whole[:, :8]) < 1e-5
+    assert worst(norm(part), norm(whole)[:, :8]) < 1e-5, "a group's statistics are its own"
+    assert worst(linear(x[:, :, 0].mT, 8), linear(x[:, :, 0].mT)[..., :8]) < 1e-5
+
+
+def test_a_narrow_branch_depends_on_its_own_weights_alone() -> None:
+    branch = randomised(Branch(16, 32))
+    x = torch.randn(1, 16, 4, 4)
+    narrow = branch(x, 0.25)
+    assert narrow.shape == (1, 8, 4, 4)
+    with torch.no_grad():
+        for conv in (branch.reduce, *branch.convs):
+            conv.weight[8:] += 1
+    assert worst(branch(x, 0.25), narrow) == 0
+    assert worst(branch(x, 1.0)[:, :8], narrow) > 0.1
+
+
+# ---- heads
+
+
+@pytest.mark.parametrize("width", [0.25, 0.5, 1.0])
+def test_semantic_answers_for_every_class(width: float) -> None:
+    config = streets()
+    head = randomised(SemanticHead(config, config.tasks[0]))
+    (answer,) = head(*given(), width)
+    assert answer.classes.shape == (2, 11, 12)
+    assert answer.masks.shape == (2, 11, 16, 24)
+
+
+@pytest.mark.parametrize("width", [0.25, 0.5, 1.0])
+def test_depth_stays_in_its_range(width: float) -> None:
+    config = streets()
+    head = randomised(DepthHead(config, config.tasks[2]))
+    depth = head(*given(), width).exp()
+    assert depth.shape == (2, 16, 24)
+    assert depth.min() >= 0.999
+    assert depth.max() <= 120.1
+
+
+@pytest.mark.parametrize(("width", "queries", "layers"), [(0.25, 16, 1), (0.5, 32, 1), (1, 64, 2)])
+def test_detection_has_queries_and_layers_by_width(width: float, queries: int, layers: int) -> None:
+    config = streets()
+    head = randomised(DetectionHead(config, config.tasks[1]))
+    proposals, *answers = head(*given(), width)
+    assert isinstance(proposals, Proposals)
+    assert proposals.scores.shape == (2, 96, 3)
+    assert len(answers) == layers
+    for answer in answers:
+        assert isinstance(answer, Boxes)
+        assert answer.classes.shape == (2, queries, 4)
+        assert ((answer.boxes > 0) & (answer.boxes < 1)).all()
+
+
+def test_a_new_detection_head_proposes_boxes_around_its_cells() -> None:
+    config = streets()
+    proposals = DetectionHead(config, config.tasks[1])(*given())[0]
+    assert worst(proposals.boxes[0, :, :2], proposals.reference) < 1e-3
+    assert proposals.scores.sigmoid().max() < 0.2
+
+
+def test_queries_are_the_best_proposals() -> None:
+    config = streets()
+    head = DetectionHead(config, replace(config.tasks[1], queries=4)).eval()
+    proposals, first, _ = head(*given(batch=1))
+    best = proposals.scores.amax(-1).topk(4).indices[0]
+    assert worst(first.boxes[0], proposals.boxes[0, best]) < 1e-4, "a new head refines nothing"
+
+
+def test_one_image_does_not_change_another() -> None:
+    config = streets()
+    lateral, maps = given()
+    for place, kind in enumerate((SemanticHead, DetectionHead, DepthHead)):
+        head = randomised(kind(config, config.tasks[place]))
+        both, alone = (head(lateral[:n], [m[:n] for m in maps]) for n in (2, 1))
+        if kind is SemanticHead:
+            both, alone = both[0].masks, alone[0].masks
+        elif kind is DetectionHead:
+            both, alone = both[-1].boxes, alone[-1].boxes
+        assert worst(both[:1], alone) < 1e-4 * max(1.0, both.abs().max().item())
+
+
+# ---- configs
+
+
+def test_a_config_survives_json() -> None:
+    import json
+
+    config = streets()
+    again = Config.from_dict(json.loads(json.dumps(config.as_dict())))
+    assert again == config
+    assert again.tasks[2].range == (1.0, 120.0)
+
+
+def test_a_network_has_heads_or_one_decoder() -> None:
+    several = Segmenter(streets())
+    assert list(several.heads) == ["semantic", "detection", "depth"]
+    assert several.decoder is None
+    assert not any(name.startswith("decoder.") for name in several.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"widths": (0.5,)}, "must ascend and end with 1"),
+        ({"widths": (1.0, 0.5)}, "must ascend and end with 1"),
+        ({"widths": (0.1, 1.0)}, "multiple of 8"),
+    ],
+)
+def test_widths_that_cannot_be_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Head("depth", "depth", **change)
+
+
+def test_two_heads_of_one_name_are_refused() -> None:
+    config = streets()
+    with pytest.raises(ValueError, match="two heads have one name"):
+        replace(config, tasks=(config.tasks[0], config.tasks[0]))
+
+
+# ---- training
+
+
+def options(**changes: object) -> Options:
+    values = dict.fromkeys(Options.__dataclass_fields__) | {
+        "heads": ("semantic", "depth"),
+        "sampling": "sandwich",
+        "batch": 8,
+    }
+    return Options(**(values | changes))
+
+
+def test_a_batch_is_divided_among_the_full_a_random_and_the_smallest_network() -> None:
+    import numpy as np
+
+    config, seen = streets(), set()
+    for seed in range(40):
+        first, between, last = sandwich(config, 8, np.random.default_rng(seed))
+        assert [first.rows, between.rows, last.rows] == [slice(0, 4), slice(4, 6), slice(6, 8)]
+        assert (first.knobs.depth, first.knobs.width, {*first.widths.values()}) == (4, 1.0, {1.0})
+        assert (last.knobs.depth, last.knobs.width, {*last.widths.values()}) == (1, 0.25, {0.25})
+        seen.add((between.knobs.depth, tuple(between.widths.values())))
+    assert len(seen) > 20, "widths of heads are drawn by themselves"
+    (whole,) = full(config, 8, np.random.default_rng(0))
+    assert whole.rows == slice(0, 8)
+
+
+def test_a_network_of_fixed_width_has_one_width() -> None:
+    config = config_of(options(sampling="full"), 11)
+    assert config.widths == (1.0,)
+    assert [head.widths for head in config.tasks] == [(1.0,), (1.0,)]
+    with pytest.raises(RunError, match="--batch 3"):
+        config_of(options(batch=3), 11)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--train", "camvid:train"), "--train camvid:train: only scenes:COUNT"),
+        (("--chances", "1", "2"), "must be one for each of 3 canvases"),
+        (("--batch", "2"), "--batch 2 must be at least 4"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(
+    words: tuple[str, ...], message: str, tmp_path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("train-tasks", "--out", tmp_path / "run", *words) == 1
+    assert message in capsys.readouterr().err
