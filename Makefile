@@ -23,6 +23,8 @@ HOST = 127.0.0.1
 MINUTES = 5
 BUNDLE = trained_weights/camvid-tiny
 TESTS =
+# Two processes: most tests use one core. A file stays in one of them, since its tests share what is costly.
+WORKERS = -n 2 --dist loadfile
 GPU =
 CPU_PEERS =
 ONLY =
@@ -53,7 +55,7 @@ serve: $(SERVE)/.ready $(NATIVE)
 
 # Coverage has a floor only where everything runs: a part of the suite cannot reach it.
 test: $(TEST)/.ready $(NATIVE)
-	$(TEST)/bin/python -m pytest $(if $(strip $(TESTS)),$(TESTS),--cov=service --cov-report=term-missing --cov-fail-under=95)
+	$(TEST)/bin/python -m pytest $(if $(strip $(TESTS)),$(TESTS),$(WORKERS) --cov=service --cov-report=term-missing --cov-fail-under=95)
 
 test-service: $(TEST_SERVICE)/.ready $(NATIVE)
 	@! $(TEST_SERVICE)/bin/python -c 'import torch' 2>/dev/null || { \

@@ -101,6 +101,9 @@ export class Reading {
       if (index === taken) row.setAttribute("aria-current", "true");
       else row.removeAttribute("aria-current");
     });
+    // Within the table alone: the page stays where it is.
+    const row = this.rows[taken];
+    $("plans").scrollTop = row.offsetTop - ($("plans").clientHeight - row.offsetHeight) / 2;
     const line = ["depth ", element("b", "", String(depth)), ` of ${of}`];
     if (this.several) line.unshift("canvas ", element("b", "canvas", canvas.name));
     if (reduced) line.push(element("small", "", reduced));
