@@ -52,7 +52,7 @@ def test_parity_is_measured_on_all_stages_and_enforced(
     assert set(errors) == set(STAGES)
     assert 0 < min(errors.values()) <= max(errors.values()) < 1e-3
     for limit, message in (
-        ("MAX_CHAIN", "encoder-32x64-d1-w50 from pixels to masks at batch 1"),
+        ("MAX_CHAIN", "encoder-32x64-d1-w50, decoder-32x64 from pixels to the answer at batch 1"),
         ("MAX_ERROR", "front-32x64, "),
     ):
         monkeypatch.setattr(parity, limit, 0.0)

@@ -128,8 +128,10 @@ def evaluate_tasks(folder: Path, on: str, threads: int) -> None:
             f"{row['plan']:<14}{row['head']:<16}{row['gflops']:8.3f}{row['ms']:8.2f}"
             f"{row['quality']:9.4f}{row['of_set']:12.4f}"
         )
+    print(f"{'max-loss':<10}{'lost':>9}{'GFLOPs':>8}  preference")
     for row in promises:
-        print(row)
+        asked = ", ".join(f"{name}={weight:g}" for name, weight in row["preference"].items())
+        print(f"{row['asked']:<10g}{row['lost']:9.4f}{row['gflops']:8.3f}  {asked}")
     result = {"bundle": manifest.name, "on": on, "images": len(data), "threads": threads}
     result |= {"measures": {head.name: MEASURES[head.task] for head in manifest.heads}}
     print(json.dumps(result | {"plans": rows, "promises": promises}))

@@ -46,7 +46,7 @@ def manifest_of(
 ) -> bundle.Manifest:
     """For the graphs in `folder`. data: has names and colours of the classes. errors: parity of
     each stage."""
-    heads = tuple(several_heads(config, data)) or (one_head(config, data),)
+    heads = tuple(several_heads(config, data)) if config.tasks else (one_head(config, data),)
     return bundle.Manifest(
         name=folder.name,
         revision=revision(),
@@ -74,7 +74,7 @@ def one_head(config: Config, data: Dataset) -> bundle.Head:
 
 
 def several_heads(config: Config, data: Dataset) -> Iterator[bundle.Head]:
-    """Of a network with several tasks; none of another. data: the generated streets."""
+    """Of a network with several tasks. data: the generated streets."""
     everything = tuple(
         bundle.ClassInfo(name, colour, thing=False)
         for name, colour in zip(data.classes, data.palette, strict=True)
