@@ -115,10 +115,10 @@ def test_a_replica_of_one_plan_waits_as_the_formula_of_pollaczek_and_khinchine_s
 
 
 def test_a_cheaper_plan_gives_up_compute_even_if_it_has_as_many_layers(manifest: Manifest) -> None:
-    plans = tuple(replace(plan, depth=6) for plan in manifest.encoder_plans)
-    policy = fleet.policy(
-        "x", replace(manifest, encoder_plans=plans), queue_size=5, target_s=2.0, max_loss=0.0
-    )
+    deep = tuple(replace(plan, depth=6) for plan in manifest.encoder_plans)
+    manifest = replace(manifest, encoder_plans=deep)
+    plans = manifest.plans
+    policy = fleet.policy("x", manifest, queue_size=5, target_s=2.0, max_loss=0.0)
     assert policy.given_up[0] == 0
     assert list(policy.given_up) == sorted(policy.given_up)
     assert policy.given_up[-1] > policy.given_up[1]

@@ -70,4 +70,5 @@ def test_it_is_served(case: tuple[nn.Module, Path]) -> None:
         assert answer.labels.shape == (50, 70)
         assert {segment.value for segment in answer.segments} == {*np.unique(answer.labels)} - {0}
         assert answer.decision.plan.name == "c96-d3"
-        assert answer.outcome.heads["instance"]["class_logits"].shape == (QUERIES, CLASSES + 1)
+        (tensors,) = answer.outcome.heads.values()
+        assert tensors["class_logits"].shape == (QUERIES, CLASSES + 1)
