@@ -14,7 +14,6 @@ from functools import partial
 
 import numpy as np
 from PIL import ImageFilter
-from scipy import ndimage
 
 from model_export.data.scene_depth import Camera
 from model_export.data.scene_paint import (
@@ -266,9 +265,10 @@ def boxes_of(mask: np.ndarray, things: np.ndarray) -> np.ndarray:
     """(N, 5), see Street. things: (height, width), the number of what each pixel belongs to."""
     rows = []
     for place, label in enumerate(COUNTABLE):
-        seen = np.where(mask == label, things, 0)
-        for part in ndimage.find_objects(seen):
-            if part is not None:
-                y, x = part
-                rows.append((place, x.start, y.start, x.stop - x.start, y.stop - y.start))
+        y, x = np.nonzero((mask == label) & (things > 0))
+        numbers = things[y, x]
+        for number in np.unique(numbers):
+            own = numbers == number
+            left, top = x[own].min(), y[own].min()
+            rows.append((place, left, top, x[own].max() + 1 - left, y[own].max() + 1 - top))
     return np.array(rows, np.float32).reshape(-1, 5)
