@@ -24,7 +24,7 @@ MINUTES = 5
 BUNDLE = trained_weights/camvid-tiny
 TESTS =
 # Two processes: most tests use one core. A file stays in one of them, since its tests share what is costly.
-WORKERS = -n 2 --dist loadfile
+WORKERS = -n 2 --dist loadfile --max-worker-restart=0
 GPU =
 CPU_PEERS =
 ONLY =
