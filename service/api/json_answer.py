@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterable, Set
 from typing import Any
 
-from service import tasks
 from service.answer import Answer
 from service.api.image_info import image_info
 from service.api.schemas import (
@@ -28,8 +27,6 @@ from service.pixels.rle import RunLengths, run_lengths
 from service.pixels.runs import Runs
 from service.tasks import Boxes, Values
 from service.trace import Span
-
-_DIGITS = 4  # of values
 
 
 def segmentation(answer: Answer, names: Iterable[str], include: Set[str]) -> tuple[bytes, Span]:
@@ -87,50 +84,18 @@ def _head(answer: Answer, include: Set[str]) -> HeadSegments | HeadValues:
     if isinstance(shown, Values):
         return HeadValues(**told, values=_measured(shown, with_png="values" in include))
     if isinstance(shown, Boxes):
-        found = [_detected(each) for each in answer.detections]
+        found = [Detected.model_validate(each.as_json()) for each in answer.detections]
         return HeadSegments(**told, segments=found)
-    return HeadSegments(**told, segments=[_segment(each) for each in answer.segments])
-
-
-def _segment(result: tasks.Segment) -> Segment:
-    return Segment(
-        id=result.id,
-        class_id=result.class_id,
-        label=result.label,
-        is_thing=result.thing,
-        score=round(result.score, 4),
-        area=result.mask.area,
-        box=result.mask.box,
-        rle=_rle(result.mask),
-    )
-
-
-def _detected(result: tasks.BoxSegment) -> Detected:
-    x, y, width, height = (round(side, 2) for side in result.box)
-    return Detected(
-        id=result.id,
-        class_id=result.class_id,
-        label=result.label,
-        is_thing=result.thing,
-        score=round(result.score, 4),
-        box=(x, y, width, height),
-    )
+    segments = [Segment.model_validate(each.as_json()) for each in answer.segments]
+    return HeadSegments(**told, segments=segments)
 
 
 def _measured(values: Values, *, with_png: bool) -> Measured:
-    told = values.statistics()
-    measured: dict[str, Any] = {
-        "unit": values.unit,
-        "min": round(told.least, _DIGITS),
-        "max": round(told.most, _DIGITS),
-        "mean": round(told.mean, _DIGITS),
-        "median": round(told.median, _DIGITS),
-        "percentiles": {str(share): round(at, _DIGITS) for share, at in told.percentiles.items()},
-        "scale": values.scale,
-    }
+    told = {**values.as_json(), "scale": values.scale}
     if with_png:
-        return MeasuredMap(**measured, png=base64.b64encode(values.png()).decode("ascii"))
-    return Measured(**measured)
+        png = base64.b64encode(values.png()).decode("ascii")
+        return MeasuredMap.model_validate({**told, "png": png})
+    return Measured.model_validate(told)
 
 
 def _paused(runs: Runs | None) -> Paused | None:

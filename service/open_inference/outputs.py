@@ -22,7 +22,7 @@ from service.inference.policies import Policies
 from service.model import Model
 from service.open_inference.request import PREFERENCE, shown
 from service.segmenting import Answer
-from service.tasks import Boxes, BoxSegment, Masks, Segment, Shown, Task, Values
+from service.tasks import Boxes, Masks, Shown, Task, Values
 
 Part: TypeAlias = bytes | NDArray[Any]
 
@@ -138,11 +138,11 @@ def _labels(answer: Answer) -> Part:
 
 
 def _segments(answer: Answer) -> Part:
-    return json.dumps([_segment(found) for found in answer.segments]).encode()
+    return json.dumps([found.as_json() for found in answer.segments]).encode()
 
 
 def _boxes(answer: Answer) -> Part:
-    return json.dumps([_box(found) for found in answer.detections]).encode()
+    return json.dumps([found.as_json() for found in answer.detections]).encode()
 
 
 def _values(answer: Answer) -> Part:
@@ -150,7 +150,7 @@ def _values(answer: Answer) -> Part:
 
 
 def _statistics(answer: Answer) -> Part:
-    return json.dumps(_measured(answer.values)).encode()
+    return json.dumps(answer.values.as_json()).encode()
 
 
 _Row: TypeAlias = tuple[str, str, tuple[int, ...], Callable[[Answer], Part]]
@@ -165,42 +165,3 @@ _KINDS: dict[type[Shown], tuple[_Row, ...]] = {
         ("statistics", "BYTES", (-1,), _statistics),
     ),
 }
-
-
-def _segment(found: Segment) -> dict[str, object]:
-    """A segment as the JSON of /segment has it."""
-    return {
-        "id": found.id,
-        "class_id": found.class_id,
-        "label": found.label,
-        "is_thing": found.thing,
-        "score": round(found.score, 4),
-        "area": found.mask.area,
-        "box": found.mask.box,
-        "rle": found.mask.as_json(),
-    }
-
-
-def _box(found: BoxSegment) -> dict[str, object]:
-    """The same of a box."""
-    return {
-        "id": found.id,
-        "class_id": found.class_id,
-        "label": found.label,
-        "is_thing": found.thing,
-        "score": round(found.score, 4),
-        "box": [round(side, 2) for side in found.box],
-    }
-
-
-def _measured(values: Values) -> dict[str, object]:
-    """The same of values."""
-    told = values.statistics()
-    return {
-        "unit": values.unit,
-        "min": round(told.least, 4),
-        "max": round(told.most, 4),
-        "mean": round(told.mean, 4),
-        "median": round(told.median, 4),
-        "percentiles": {str(share): round(at, 4) for share, at in told.percentiles.items()},
-    }

@@ -56,6 +56,19 @@ class Segment:
     score: float
     mask: RunLengths
 
+    def as_json(self) -> dict[str, object]:
+        """As every transport tells it."""
+        return {
+            "id": self.id,
+            "class_id": self.class_id,
+            "label": self.label,
+            "is_thing": self.thing,
+            "score": round(self.score, 4),
+            "area": self.mask.area,
+            "box": self.mask.box,
+            "rle": self.mask.as_json(),
+        }
+
 
 class Masks:
     """What the image shows.

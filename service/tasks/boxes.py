@@ -37,6 +37,17 @@ class BoxSegment:
     score: float
     box: tuple[float, float, float, float]
 
+    def as_json(self) -> dict[str, object]:
+        """As every transport tells it."""
+        return {
+            "id": self.id,
+            "class_id": self.class_id,
+            "label": self.label,
+            "is_thing": self.thing,
+            "score": round(self.score, 4),
+            "box": [round(side, 2) for side in self.box],
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Boxes:

@@ -15,6 +15,7 @@ from service.pixels import png
 from service.pixels.resample import axes, sample
 
 PERCENTILES = (5, 25, 75, 95)
+DIGITS = 4  # of statistics, as they are told
 BAND_PIXELS = 1 << 18  # interpolated at a time, in four bytes each
 _MOST = 65535  # of a pixel of 16 bits; 0 is none
 
@@ -63,6 +64,20 @@ class Values:
             *(float(low), float(high), float(shown.mean()), float(median)),
             {share: float(value) for share, value in zip(PERCENTILES, at, strict=True)},
         )
+
+    def as_json(self) -> dict[str, object]:
+        """The statistics as every transport tells them."""
+        told = self.statistics()
+        return {
+            "unit": self.unit,
+            "min": round(told.least, DIGITS),
+            "max": round(told.most, DIGITS),
+            "mean": round(told.mean, DIGITS),
+            "median": round(told.median, DIGITS),
+            "percentiles": {
+                str(share): round(at, DIGITS) for share, at in told.percentiles.items()
+            },
+        }
 
     def png(self) -> bytes:
         """(height, width), 16-bit gray: value times scale, at least 1."""
