@@ -16,9 +16,8 @@ from torch import Tensor
 from model_export.data.augment import jitter, on_canvases
 from model_export.data.datasets import VOID, Dataset
 from model_export.data.sample import DataError, Sample
+from model_export.tasks.detection import large_enough
 from service.bundle import Canvas
-
-LEAST_BOX = 1 / 1000  # of the image's area: what shows less counts nowhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +44,6 @@ class TaskBatch:
 
     def __getitem__(self, rows: slice) -> TaskBatch:
         return TaskBatch(self.images[rows], self.masks[rows], self.depth[rows], self.boxes[rows])
-
-
-def large_enough(boxes: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """(N,): which boxes (N, 5), in pixels, of an image of this (height, width) count."""
-    flags: NDArray[np.bool_] = boxes[:, 3] * boxes[:, 4] >= LEAST_BOX * size[0] * size[1]
-    return flags
 
 
 def place(sample: Sample, canvases: Sequence[Canvas]) -> dict[str, Placed]:

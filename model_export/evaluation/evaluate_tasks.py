@@ -24,8 +24,8 @@ from model_export.data.sample import Sample
 from model_export.gating.plain_json import plain
 from model_export.gating.policies import by_margin
 from model_export.gating.preferences import preference_grid, weighted
+from model_export.tasks.heads import JUDGES, Counts
 from model_export.training.initial_weights import seen_by_bundle
-from model_export.training.task_quality import MEASURES, Counts, counts_of_tensors, of_image, of_set
 from model_export.training.train_tasks import open_scenes
 from service import bundle
 from service.bundle import Manifest, complete_plans
@@ -50,7 +50,7 @@ class Results:
     after: Floats
 
     def set_quality(self, task: str, row: int, column: int) -> float:
-        return of_set(task, [image[row][column] for image in self.counts])
+        return JUDGES[task].of_set([image[row][column] for image in self.counts])
 
 
 def measure_heads(manifest: Manifest, backend: OnnxRuntimeBackend, data: Dataset) -> Results:
@@ -67,7 +67,7 @@ def measure_heads(manifest: Manifest, backend: OnnxRuntimeBackend, data: Dataset
         times.append(took)
     tasks = [head.task for head in manifest.heads for _ in head.widths]
     quality = [
-        [[of_image(task, c) for task, c in zip(tasks, plan, strict=True)] for plan in image]
+        [[JUDGES[task].of_image(c) for task, c in zip(tasks, plan, strict=True)] for plan in image]
         for image in counts
     ]
     glance, before, after = (np.median([t[part] for t in times], 0) for part in range(3))
@@ -104,7 +104,7 @@ def one_image(
                 tensors = stages.head(shape, encoded, width.key)
                 ms.append(clock() - began)
                 one = {name: torch.from_numpy(value) for name, value in tensors.items()}
-                own.append(counts_of_tensors(head.task, one, frame.geometry, sample))
+                own.append(JUDGES[head.task].judged(one, frame.geometry, sample))
         after.append(ms)
         counts.append(own)
     return scores[0], counts, (1e3 * glance, 1e3 * np.array(before), 1e3 * np.array(after))
@@ -133,7 +133,7 @@ def evaluate_tasks(folder: Path, on: str, threads: int) -> None:
         asked = ", ".join(f"{name}={weight:g}" for name, weight in row["preference"].items())
         print(f"{row['asked']:<10g}{row['lost']:9.4f}{row['gflops']:8.3f}  {asked}")
     result = {"bundle": manifest.name, "on": on, "images": len(data), "threads": threads}
-    result |= {"measures": {head.name: MEASURES[head.task] for head in manifest.heads}}
+    result |= {"measures": {head.name: JUDGES[head.task].measure for head in manifest.heads}}
     print(json.dumps(result | {"plans": rows, "promises": promises}))
 
 

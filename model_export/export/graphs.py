@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from model_export.network.config import Config, Head
 from model_export.network.encoder import Encoded
 from model_export.network.gate import Gate
+from model_export.network.heads import DetectionHead
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter, semantic_probabilities
 from service.bundle import Canvas, Graphs
@@ -131,38 +132,40 @@ class DecodeQueries(nn.Module):
 
 
 class DecodeTask(nn.Module):
-    """f4, e8, e16, e32 -> what one of several heads answers, at one of its widths: probabilities as
-    `Decode`, or depth (B, H/4, W/4) in its unit."""
+    """f4, e8, e16, e32 -> the tensor that one of several heads answers by, at one of its widths:
+    probabilities as `Decode`, or depth (B, H/4, W/4) in its unit."""
 
     inputs: tuple[str, ...] = ("f4", *ENCODED)
 
     def __init__(self, model: Segmenter, head: Head, width: float) -> None:
         super().__init__()
         self.model, self.head, self.width = model, head, width
-        self.outputs: tuple[str, ...] = ("probabilities" if head.task == "semantic" else "depth",)
+        self.outputs: tuple[str, ...] = model.heads[head.name].outputs
 
     def forward(self, f4: Tensor, e8: Tensor, e16: Tensor, e32: Tensor) -> Tensor:
-        answer = self.model.heads[self.head.name](f4, [e32, e16, e8], self.width)
-        return semantic_probabilities(answer[-1]) if self.head.task == "semantic" else answer.exp()
+        head = self.model.heads[self.head.name]
+        (answer,) = head.tensors(head(f4, [e32, e16, e8], self.width)).values()
+        return answer
 
 
 class DecodeBoxes(nn.Module):
     """e8, e16, e32 -> class_logits (B, Q, classes + 1), the last is "no object", and boxes (B, Q,
     4): centre x, centre y, width and height as shares of the canvas."""
 
-    inputs, outputs = ENCODED, ("class_logits", "boxes")
+    inputs, outputs = ENCODED, DetectionHead.outputs
 
     def __init__(self, model: Segmenter, head: Head, width: float) -> None:
         super().__init__()
         self.model, self.head, self.width = model, head, width
 
-    def forward(self, e8: Tensor, e16: Tensor, e32: Tensor) -> tuple[Tensor, Tensor]:
-        answer = self.model.heads[self.head.name](None, [e32, e16, e8], self.width)[-1]
-        return answer.classes, answer.boxes
+    def forward(self, e8: Tensor, e16: Tensor, e32: Tensor) -> tuple[Tensor, ...]:
+        head = self.model.heads[self.head.name]
+        return tuple(head.tensors(head(None, [e32, e16, e8], self.width)).values())
 
 
 def decode_task(model: Segmenter, head: Head, width: float) -> DecodeTask | DecodeBoxes:
-    return (DecodeBoxes if head.task == "detection" else DecodeTask)(model, head, width)
+    boxes = isinstance(model.heads[head.name], DetectionHead)
+    return (DecodeBoxes if boxes else DecodeTask)(model, head, width)
 
 
 Stage = Front | Glance | Encode | Decode | DecodeQueries | DecodeTask | DecodeBoxes

@@ -37,7 +37,7 @@ from model_export.training.runs import (
     trained_on,
     write_plans,
 )
-from model_export.training.task_quality import of_image, settings_of, task_counts
+from model_export.training.task_quality import judges_of, settings_of, task_counts
 from model_export.training.train_tasks import open_scenes
 from service import bundle
 from service.bundle import Canvas
@@ -54,14 +54,14 @@ def measure_heads(
     plans, heads at widths), 0..1, in the order of the gate. results: of a run that was stopped."""
     results = results or PartialResults()
     settings = settings_of(model.config, plans)
-    tasks = {head.name: head.task for head in model.config.tasks}
+    judges = judges_of(model.config)
     work = [(source, i) for source, data in enumerate(datasets) for i in range(len(data))]
     for row, (source, index) in enumerate(tqdm(work, desc="quality", mininterval=10)):
         if row < len(results.rows):
             continue
         sample = datasets[source][index]
         counts, inputs = task_counts(model, sample, canvases, settings)
-        quality = [of_image(tasks[setting[1].name], counts[setting]) for setting in settings]
+        quality = [judges[setting[1].name].of_image(counts[setting]) for setting in settings]
         about = {"names": sample.name, "groups": sample.group, "sources": source}
         results.add(
             {name: np.array(value) for name, value in about.items()}

@@ -242,11 +242,12 @@ DEPTHS = (1.0, 120.0)  # metres, from the nearest to the farthest that are told 
 def streets(classes: int = 11, heads: Sequence[str] = ("semantic", "detection", "depth")) -> Config:
     """Several heads on one small encoder, for the generated streets. Depth and width of the encoder
     can be cut, and the width of each head, which make up most of the cost."""
-    sizes = {
-        "semantic": Head("semantic", "semantic", classes, 64, queries=classes, layers=3),
-        "detection": Head("detection", "detection", COUNTABLE, 96, queries=64, layers=2),
-        "depth": Head("depth", "depth", 0, 64, unit="m", range=DEPTHS),
-    }
+    known = (
+        Head("semantic", "semantic", classes, 64, queries=classes, layers=3),
+        Head("detection", "detection", COUNTABLE, 96, queries=64, layers=2),
+        Head("depth", "depth", 0, 64, unit="m", range=DEPTHS),
+    )
+    by_name = {head.name: head for head in known}
     return Config(
         name="streets",
         task="semantic",
@@ -258,7 +259,7 @@ def streets(classes: int = 11, heads: Sequence[str] = ("semantic", "detection", 
         encoder_ffn=256,
         top_down=True,
         widths=(0.25, 0.5, 1.0),
-        tasks=tuple(sizes[name] for name in heads),
+        tasks=tuple(by_name[name] for name in heads),
     )
 
 

@@ -22,6 +22,13 @@ class Prediction:
     masks: Tensor
 
 
+def semantic_probabilities(prediction: Prediction) -> Tensor:
+    """(B, C, H/4, W/4): every query votes for its classes where its mask is (Mask2Former, semantic
+    inference)."""
+    classes = prediction.classes.softmax(-1)[..., :-1]  # (B, Q, C)
+    return torch.einsum("bqc,bqhw->bchw", classes, prediction.masks.sigmoid())
+
+
 class PixelEmbedding(nn.Module):
     """Stride-4 mask features: lateral features plus the upsampled finest scale, smoothed, then
     projected."""

@@ -6,14 +6,21 @@ All see the same: lateral features at stride 4, and the encoded maps at strides 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model_export.network.config import Config, Head
-from model_export.network.decoder import Attention, DecoderLayer, Prediction
+from model_export.network.decoder import (
+    Attention,
+    DecoderLayer,
+    Prediction,
+    semantic_probabilities,
+)
 from model_export.network.position import reference_points, sine_embedding
 from model_export.network.slimmable import Branch, SlimConv, SlimLinear
 
@@ -32,6 +39,9 @@ def merged(lateral: Tensor, finest: Tensor) -> Tensor:
 class SemanticHead(nn.Module):
     """A query for each class, as Decoder with class matching; its width is of the pixel embedding
     and of the number of layers."""
+
+    task: ClassVar[str] = "semantic"
+    outputs: ClassVar[tuple[str, ...]] = ("probabilities",)
 
     def __init__(self, config: Config, head: Head) -> None:
         super().__init__()
@@ -70,12 +80,19 @@ class SemanticHead(nn.Module):
     def _embedding(self, x: Tensor, channels: int) -> Tensor:
         return self.embed_mask(self.embed(self.norm(x)), channels)
 
+    @staticmethod
+    def tensors(answer: Sequence[Prediction]) -> dict[str, Tensor]:
+        return {"probabilities": semantic_probabilities(answer[-1])}
+
 
 class DepthHead(nn.Module):
     """A value for every cell of stride 4: the logarithm lies between those of the range's ends.
 
     Rows and columns are told, since on level ground the distance follows from the row.
     """
+
+    task: ClassVar[str] = "depth"
+    outputs: ClassVar[tuple[str, ...]] = ("depth",)
 
     def __init__(self, config: Config, head: Head) -> None:
         super().__init__()
@@ -91,6 +108,10 @@ class DepthHead(nn.Module):
         x = torch.cat((x, (2 * places - 1).expand(x.shape[0], -1, -1, -1)), 1)
         share = self.output(self.branch(x, width))[:, 0].sigmoid()
         return self.low + (self.high - self.low) * share
+
+    @staticmethod
+    def tensors(answer: Tensor) -> dict[str, Tensor]:
+        return {"depth": answer.exp()}
 
 
 @dataclass
@@ -158,6 +179,9 @@ class DetectionHead(nn.Module):
     of the convolutions before, of the queries, of the layers and of their FFN.
     """
 
+    task: ClassVar[str] = "detection"
+    outputs: ClassVar[tuple[str, ...]] = ("class_logits", "boxes")
+
     def __init__(self, config: Config, head: Head) -> None:
         super().__init__()
         channels = config.channels
@@ -206,6 +230,12 @@ class DetectionHead(nn.Module):
             boxes = boxes.detach()
         return answers
 
+    @staticmethod
+    def tensors(answer: Sequence[Boxes | Proposals]) -> dict[str, Tensor]:
+        last = answer[-1]
+        assert isinstance(last, Boxes)
+        return {"class_logits": last.classes, "boxes": last.boxes}
+
     def _proposals(self, x: Tensor, shape: tuple[int, int]) -> Proposals:
         """A cell's box starts at its centre, three cells wide and high."""
         reference = reference_points([shape], x.device)  # (N, 2)
@@ -227,4 +257,7 @@ class DetectionHead(nn.Module):
         return (values + torch.cat(where), values), reference_points(shapes, maps[0].device)
 
 
-HEADS = {"semantic": SemanticHead, "detection": DetectionHead, "depth": DepthHead}
+# By task. outputs, tensors: what leaves the network, as service.tasks has it, from a head's answer.
+HEADS: Mapping[str, type[SemanticHead | DetectionHead | DepthHead]] = {
+    head.task: head for head in (SemanticHead, DetectionHead, DepthHead)
+}

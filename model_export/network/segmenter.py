@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from model_export.network.backbone import BACKBONES
 from model_export.network.config import Config
-from model_export.network.decoder import Decoder, Prediction
+from model_export.network.decoder import Decoder, Prediction, semantic_probabilities
 from model_export.network.encoder import Encoder
 from model_export.network.gate import gate_input
 from model_export.network.heads import HEADS
@@ -69,13 +69,6 @@ class Segmenter(nn.Module):
         assert self.decoder is not None
         lateral, maps = self.features(images)
         return self.decoder(lateral, self.encoder(maps, knobs.depth, knobs.keep, knobs.width), deep)
-
-
-def semantic_probabilities(prediction: Prediction) -> Tensor:
-    """(B, C, H/4, W/4): every query votes for its classes where its mask is (Mask2Former, semantic
-    inference)."""
-    classes = prediction.classes.softmax(-1)[..., :-1]  # (B, Q, C)
-    return torch.einsum("bqc,bqhw->bchw", classes, prediction.masks.sigmoid())
 
 
 def head_of(config: Config, prediction: Prediction) -> Tensor | Prediction:

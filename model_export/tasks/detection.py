@@ -20,6 +20,7 @@ from service.core import Geometry
 from service.tasks import detection
 
 SURE = 0.5  # score that in an image without objects is a false alarm
+LEAST_BOX = 1 / 1000  # of the image's area: what shows less counts nowhere
 FOUND, TRUE, IGNORED = 0, 1, 2
 Rows = NDArray[np.float64]
 
@@ -53,6 +54,12 @@ class Detection:
             sure = (counts[:, 6] == FOUND) & (counts[:, 1] >= SURE)
             return float(not sure.any())
         return average_precision([counts])
+
+
+def large_enough(boxes: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """(N,): which boxes (N, 5), in pixels, of an image of this (height, width) count."""
+    flags: NDArray[np.bool_] = boxes[:, 3] * boxes[:, 4] >= LEAST_BOX * size[0] * size[1]
+    return flags
 
 
 def average_precision(

@@ -5,6 +5,7 @@ The weights bring the losses of all heads to about the same size, so that none d
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from model_export.data.datasets import VOID
 from model_export.data.several_tasks import TaskBatch
 from model_export.network.decoder import Prediction
-from model_export.network.heads import Boxes, Proposals
+from model_export.network.heads import Boxes, DepthHead, DetectionHead, Proposals, SemanticHead
 from model_export.network.segmenter import semantic_probabilities
 from model_export.training.losses import at_centres
 
@@ -153,16 +154,20 @@ def detection_loss(answer: list[Boxes | Proposals], batch: TaskBatch) -> Tensor:
     return 0.5 * torch.stack([proposal_loss(proposals, batch), *losses]).sum()
 
 
-LOSSES = {"semantic": semantic_loss, "detection": detection_loss, "depth": depth_loss}
+LOSSES: Mapping[str, Callable[..., Tensor]] = {
+    SemanticHead.task: semantic_loss,
+    DetectionHead.task: detection_loss,
+    DepthHead.task: depth_loss,
+}
 
 
 def agreement(task: str, ours: Any, teacher: Any) -> Tensor:
     """How far a head's answer is from the full configuration's (arXiv 2308.11744): of probabilities
     the cross-entropy less the teacher's own entropy, of depth the mean difference of logarithms, of
     boxes the squared difference of the cells' scores, since queries of two widths are others."""
-    if task == "depth":
+    if task == DepthHead.task:
         return DEPTH_WEIGHT * (ours - teacher).abs().mean()
-    if task == "detection":
+    if task == DetectionHead.task:
         gap = ours[0].scores.sigmoid() - teacher[0].scores.sigmoid()
         return 50 * gap.square().sum(-1).mean()
     own, wanted = (semantic_probabilities(each[-1]).clamp(min=1e-6) for each in (ours, teacher))

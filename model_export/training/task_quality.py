@@ -6,74 +6,22 @@ A setting is an encoder's knobs with a head's; the encoder runs once for all hea
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from model_export.data.augment import on_canvases
 from model_export.data.datasets import Dataset
 from model_export.data.sample import Sample
-from model_export.data.several_tasks import large_enough
-from model_export.network.config import DEPTHS, Config
+from model_export.network.config import Config
 from model_export.network.knobs import Knobs
-from model_export.network.segmenter import Segmenter, semantic_probabilities
-from model_export.tasks.depth import Depth
-from model_export.tasks.detection import Detection
-from model_export.tasks.semantic import confusion, image_quality, labels_at, mean_iou
+from model_export.network.segmenter import Segmenter
+from model_export.tasks.heads import JUDGES, Counts, Judge
 from service.bundle import Canvas
-from service.core import Geometry, HeadWidth
+from service.core import HeadWidth
 
-Counts = NDArray[Any]
 Setting = tuple[Knobs, HeadWidth]
-MEASURES = {"semantic": "mIoU", "detection": "AP", "depth": "within 1.25"}
-_DETECTION, _DEPTH = Detection(), Depth()
-
-
-def counts_of(task: str, answer: Any, geometry: Geometry, sample: Sample) -> Counts:
-    """What was right and wrong in one image. answer: of the head in torch, at batch 1."""
-    if task == "semantic":
-        tensors = {"probabilities": semantic_probabilities(answer[-1])}
-    elif task == "depth":
-        tensors = {"depth": answer.exp()}
-    else:
-        tensors = {"class_logits": answer[-1].classes, "boxes": answer[-1].boxes}
-    return counts_of_tensors(task, tensors, geometry, sample)
-
-
-def counts_of_tensors(
-    task: str, tensors: Mapping[str, Tensor], geometry: Geometry, sample: Sample
-) -> Counts:
-    """The same of the tensors of an exported head."""
-    if task == "semantic":
-        probabilities = tensors["probabilities"]
-        inner = (geometry.scaled_height, geometry.scaled_width)
-        labels = labels_at(probabilities, geometry.canvas, inner, sample.mask.shape)
-        return confusion(labels, sample.mask, probabilities.shape[1])
-    own = {name: tensor[0].cpu().numpy() for name, tensor in tensors.items()}
-    if task == "depth":
-        assert sample.depth is not None
-        return _DEPTH.counts(_DEPTH.read(own["depth"], geometry, DEPTHS), sample.depth)
-    assert sample.boxes is not None
-    rows = _DETECTION.read(own, geometry)
-    counted = large_enough(sample.boxes, sample.mask.shape)
-    return _DETECTION.counts(rows, sample.boxes, counted)
-
-
-def of_image(task: str, counts: Counts) -> float:
-    """Quality of one image, 0..1."""
-    if task == "semantic":
-        return image_quality(counts)
-    return (_DEPTH if task == "depth" else _DETECTION).of_image(counts)
-
-
-def of_set(task: str, counts: Sequence[Counts]) -> float:
-    """Quality of a set of images, 0..1."""
-    if task == "semantic":
-        return mean_iou(np.sum(counts, 0))
-    return (_DEPTH if task == "depth" else _DETECTION).of_set(counts)
 
 
 @torch.inference_mode()
@@ -84,7 +32,7 @@ def task_counts(
     settings: Sequence[Setting],
 ) -> tuple[dict[Setting, Counts], NDArray[np.float32]]:
     """The counts of each setting, and what the gate sees of the image, (inputs,)."""
-    tasks = {head.name: head.task for head in model.config.tasks}
+    judges = judges_of(model.config)
     frames, found = on_canvases(sample, canvases), dict[Setting, Counts]()
     for canvas in canvases:
         own = [setting for setting in settings if setting[0].canvas == canvas.name]
@@ -101,9 +49,15 @@ def task_counts(
             for depth, encoded in enumerate(model.encoder.run(maps, deepest, 1.0, width), 1):
                 for knobs, head in wanted:
                     if knobs.depth == depth:
-                        answer = model.heads[head.name](lateral, encoded.maps, head.width)
-                        found[knobs, head] = counts_of(tasks[head.name], answer, geometry, sample)
+                        own_head = model.heads[head.name]
+                        tensors = own_head.tensors(own_head(lateral, encoded.maps, head.width))
+                        found[knobs, head] = judges[head.name].judged(tensors, geometry, sample)
     return found, seen
+
+
+def judges_of(config: Config) -> dict[str, Judge]:
+    """By the names of the heads."""
+    return {head.name: JUDGES[head.task] for head in config.tasks}
 
 
 def settings_of(config: Config, plans: Sequence[Knobs]) -> list[Setting]:
@@ -132,10 +86,10 @@ def dev_qualities(
     tables = [
         task_counts(model, dev[i], canvases, [*settings.values()])[0] for i in range(len(dev))
     ]
-    tasks = {head.name: head.task for head in config.tasks}
+    judges = judges_of(config)
     return {
         f"dev_{name}": round(
-            of_set(tasks[setting[1].name], [table[setting] for table in tables]), 4
+            judges[setting[1].name].of_set([table[setting] for table in tables]), 4
         )
         for name, setting in settings.items()
     }
