@@ -4,11 +4,12 @@
         [--data FOLDER] [--seconds 20] [--figure docs/serving.png]
 
 The servers have the same graphs, decoding, answers, threads and client (open_loop.py), and get the
-same Poisson loads, in multiples of what the full plan can serve. All are started, and each runs
-alone in its turn, load by load: the processes of the others are stopped. The objective is
-three times the latency of Fathom's full plan without load. Points are added to FILE (JSON lines) as
-they are measured, and those that are there are not measured again: --only and --shares measure in
-pieces.
+same Poisson loads, in multiples of what the full plan can serve. The others run the graphs in ONNX
+Runtime's own operators; "our kernel" lends them the service's compiled attention. All are started,
+and each runs alone in its turn, load by load: the processes of the others are stopped. The
+objective is three times the latency of Fathom's full plan without load. Points are added to FILE
+(JSON lines) as they are measured, and those that are there are not measured again: --only and
+--shares measure in pieces.
 Prints a table and ends in one JSON line. Bars: goodput of the full plan >= 1.1 x that of the best
 other server, and its p99 lower.
 
@@ -37,7 +38,7 @@ sys.path.insert(0, str(ROOT))
 
 from service.engines.cpu_limit import resolve_threads  # noqa: E402
 from tests.bench.open_loop import Load, Wrap, poisson, send  # noqa: E402
-from tests.bench.peers.servers import PEERS, peer  # noqa: E402
+from tests.bench.peers.servers import PEERS, VARIANTS, peer  # noqa: E402
 from tests.bench.photos import Photos  # noqa: E402
 from tests.bench.points import ADAPTIVE, FLAGS, HEADER, Bench, Point  # noqa: E402
 from tests.bench.served import served  # noqa: E402
@@ -46,7 +47,7 @@ SHARES = (0.5, 0.7, 0.9, 1.2, 1.6)  # of the full plan's capacity
 FURTHER = (2.2, 3.0, 4.0)
 OURS = ("adaptive", "full plan, strict", "full plan", "cheapest plan")
 CHEAPER = ("adaptive", "cheapest plan")  # than the full plan: they get the further loads, too
-WHO = (*OURS, *(f"{name}{batched}" for name in PEERS for batched in ("", ", batched")))
+WHO = (*OURS, *(f"{name}, {variant}".rstrip(", ") for name in PEERS for variant in VARIANTS))
 
 
 class Record:
@@ -110,9 +111,9 @@ def contender(bench: Bench, who: str) -> Iterator[Contender]:
             ours = stack.enter_context(served(bench.bundle, *FLAGS, *target, module=module))
             found = Contender(ours.pid, ours.url, budget)
         else:
-            name, _, batched = who.partition(", ")
+            name, _, variant = who.partition(", ")
             threads, photo = resolve_threads(0), bench.photos.paths[0]
-            other = peer(name, bench.bundle, photo, threads=threads, batched=bool(batched))
+            other = peer(name, bench.bundle, photo, threads=threads, variant=variant)
             theirs = stack.enter_context(other)
             found = Contender(theirs.pid, theirs.url, wrap=PEERS[name][0])
         found.signal(signal.SIGSTOP)
@@ -160,7 +161,7 @@ def draw(record: Record, path: Path) -> None:
     for axes, (key, label) in zip(grid, wanted, strict=True):
         for who in WHO:
             points = record.of(who)
-            style = "-" if who in OURS else "--" if "batched" in who else ":"
+            style = "-" if who in OURS else "--" if ", " in who else ":"
             axes.plot(
                 [point.load for point in points],
                 [getattr(point, key) for point in points],

@@ -1,7 +1,9 @@
 """The full plan of a bundle as a plain model: bytes of an image -> PNG of its classes.
 
-The other servers of the benchmark serve this. Decoding, graphs and answers are the service's own,
-so that nothing but the serving differs. For the semantic task, and bundles with one shape.
+The other servers of the benchmark serve this. Decoding, graphs, sessions and answers are the
+service's own. ONNX Runtime runs the graphs as they stand, in its own operators: the compiled
+attention belongs to the service's engine. BENCH_KERNEL=1 lends it to them, so that nothing but the
+serving differs. For the semantic task, and bundles with one shape.
 """
 
 from __future__ import annotations
@@ -23,15 +25,16 @@ from service.tasks.semantic import Semantic
 BUNDLE = "BENCH_BUNDLE"  # environment variables that the servers read
 THREADS = "BENCH_THREADS"
 BATCHED = "BENCH_BATCHED"
+KERNEL = "BENCH_KERNEL"
 
 MAX_BATCH = 4
 BATCH_WAIT_S = 0.01
 
 
 class FullPlan:
-    """threads: of each session, as in the service."""
+    """threads: of each session, as in the service. kernel: run the compiled attention."""
 
-    def __init__(self, folder: str, threads: int) -> None:
+    def __init__(self, folder: str, threads: int, *, kernel: bool = False) -> None:
         opened = bundle.load(Path(folder))
         manifest = opened.manifest
         head, plan = manifest.head, manifest.plans[-1]
@@ -40,14 +43,15 @@ class FullPlan:
         (shape,) = canvas.shapes
         graphs = manifest.graphs[f"{shape.height}x{shape.width}"]
         self._names = (graphs.front, graphs.encoders[plan.encoder], graphs.heads[head.name])
-        self._backend = OnnxRuntimeBackend(opened, threads=threads)
+        self._backend = OnnxRuntimeBackend(opened, threads=threads, decomposed=not kernel)
         defaults = Settings()
         self._limits = Limits(defaults.max_pixels, defaults.max_side, defaults.min_side)
         self._input = replace(manifest.input, canvases=(canvas,))
 
     @classmethod
     def from_environment(cls) -> FullPlan:
-        return cls(os.environ[BUNDLE], int(os.environ[THREADS]))
+        kernel = os.environ[KERNEL] == "1"
+        return cls(os.environ[BUNDLE], int(os.environ[THREADS]), kernel=kernel)
 
     def decode(self, image: bytes) -> Frame:
         """A file on the canvas of the full plan."""

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.bench.open_loop import Load, Wrap, send
-from tests.bench.peers.full_plan import BATCHED, BUNDLE, THREADS
+from tests.bench.peers.full_plan import BATCHED, BUNDLE, KERNEL, THREADS
 from tests.bench.served import Served
 from tests.observed import free_port
 from tests.processes import environment
@@ -31,6 +31,7 @@ PEERS: dict[str, tuple[Wrap, tuple[str, ...]]] = {
     ),
     "ray": ("body", ("python", "-m", "tests.bench.peers.ray_server")),
 }
+VARIANTS = ("", "batched", "our kernel")  # see full_plan.py
 SETTINGS = {
     "BENTOML_DO_NOT_TRACK": "true",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -40,8 +41,9 @@ SETTINGS = {
 
 
 @contextmanager
-def peer(name: str, bundle: str, photo: str, *, threads: int, batched: bool) -> Iterator[Served]:
+def peer(name: str, bundle: str, photo: str, *, threads: int, variant: str) -> Iterator[Served]:
     """A server, once it answers. name: one of PEERS; its environment: .venv/bench-NAME.
+    variant: one of VARIANTS.
 
     Raises RuntimeError with its last words if it does not start.
     """
@@ -57,7 +59,8 @@ def peer(name: str, bundle: str, photo: str, *, threads: int, batched: bool) -> 
         "PYTHONPATH": str(ROOT),
         BUNDLE: str(Path(bundle).resolve()),
         THREADS: str(threads),
-        BATCHED: "1" if batched else "0",
+        BATCHED: "1" if variant == "batched" else "0",
+        KERNEL: "1" if variant == "our kernel" else "0",
     }
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
