@@ -47,6 +47,14 @@ BACKBONES: dict[str, Any] = {
         num_attention_heads=[1, 1, 2, 2],
         out_features=STAGES,
     ),
+    # Its positions are learned for one size.
+    "hiera": lambda: transformers.HieraConfig(
+        embed_dim=8,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 1, 2, 2],
+        image_size=[96, 128],
+        out_features=STAGES,
+    ),
     "dinov2": lambda: transformers.Dinov2Config(
         hidden_size=32,
         num_hidden_layers=4,

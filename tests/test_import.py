@@ -210,6 +210,20 @@ def test_a_backbone_with_other_strides_is_refused(
     assert "backbone_config: its maps of a 64x64 image" in capsys.readouterr().err
 
 
+def test_sizes_that_a_backbone_with_learned_positions_cannot_take_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = saved(random_model("hiera"), tmp_path / "checkpoint")
+    ask = ["import", str(folder), "--out", str(tmp_path / "run"), "--task", "semantic"]
+    assert main(ask) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["canvases"] == [[[96, 128]]]
+    assert "left out" in said.err
+    assert "64x64" in said.err
+    assert main([*ask, "--canvases", "64x64", "96x128"]) == 1  # who names one wants it
+    assert "cannot take an image of 64x64" in capsys.readouterr().err
+
+
 def test_a_missing_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["import", str(tmp_path / "none"), "--out", str(tmp_path)]) == 1
     assert f"{tmp_path / 'none'} is no folder" in capsys.readouterr().err

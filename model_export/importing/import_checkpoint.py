@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -78,13 +79,37 @@ def main(args: argparse.Namespace) -> None:
     )
     config = mask2former.config_of(checkpoint, model, task, things, thresholds)
     network = mask2former.build(model, config)
-    shapes = [(shape.height, shape.width) for canvas in canvases for shape in canvas.shapes]
-    mask2former.check_strides(checkpoint, network, shapes)
+    canvases = usable(checkpoint, network, canvases, named=args.canvases is not None)
     arguments = {"imported": args.checkpoint.resolve().name, "transformers": version()}
     write_config(args.out, config, canvases, arguments, [], names)
     save_model(args.out, network.state_dict())
     discard_derived(args.out)
     print(json.dumps(summary(args.out, network, task, names, things, canvases, thresholds)))
+
+
+def usable(
+    checkpoint: Checkpoint,
+    network: mask2former.Segmenter,
+    canvases: Sequence[Canvas],
+    *,
+    named: bool,
+) -> tuple[Canvas, ...]:
+    """The canvases that the backbone can take: some have learned positions for one size alone.
+
+    Says which are left out. Raises CheckpointError where the largest is none of them, or one that
+    the user named.
+    """
+    taken = []
+    for canvas in canvases:
+        try:
+            mask2former.check_maps(checkpoint, network, canvas)
+        except mask2former.SizeError as error:
+            if named or canvas is canvases[-1]:
+                raise
+            print(f"left out: {error}", file=sys.stderr)
+        else:
+            taken.append(canvas)
+    return tuple(taken)
 
 
 def summary(

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from model_export.importing import state_dicts
-from model_export.importing.checkpoint import Checkpoint, CheckpointError
+from model_export.importing.checkpoint import CONFIG, Checkpoint, CheckpointError
 from model_export.network.config import IMPORTED, Config, ImportedBackbone
 from model_export.network.segmenter import Segmenter
 from model_export.network.transformers_backbone import transformers
 from model_export.tasks import IMPORTED as IMPORTED_TASKS
+from service.bundle import Canvas
 
 ARCHITECTURE = "Mask2FormerForUniversalSegmentation"
 # What the network computes; a checkpoint that wants something else is refused.
@@ -132,20 +133,22 @@ def build(model: nn.Module, config: Config) -> Segmenter:
     return network.eval()
 
 
+class SizeError(CheckpointError):
+    """A backbone that takes no images of a size, e.g. since it has learned positions."""
+
+
 @torch.inference_mode()
-def check_strides(
-    checkpoint: Checkpoint, network: Segmenter, shapes: list[tuple[int, int]]
-) -> None:
-    """Raises CheckpointError where the backbone does not give maps at strides 4, 8, 16 and 32.
-    shapes: (height, width) to try."""
-    for height, width in shapes:
+def check_maps(checkpoint: Checkpoint, network: Segmenter, canvas: Canvas) -> None:
+    """Raises SizeError where the backbone takes no image of one of the shapes, and CheckpointError
+    where it does not give maps at strides 4, 8, 16 and 32, with the channels that it promises."""
+    for shape in canvas.shapes:
+        height, width = shape.height, shape.width
         try:
             maps = network.backbone(torch.zeros(1, 3, height, width))
         except (RuntimeError, ValueError, AssertionError) as error:
-            raise checkpoint.refuse(
-                "backbone_config",
-                f"the backbone cannot take an image of {height}x{width} ({error}); name other "
-                f"sizes by --canvases",
+            raise SizeError(
+                f"{checkpoint.folder / CONFIG}: backbone_config: the backbone cannot take an "
+                f"image of {height}x{width} ({error}); name other sizes by --canvases"
             ) from error
         sizes = [tuple(m.shape[-2:]) for m in maps]
         if sizes != [(height // stride, width // stride) for stride in STRIDES]:
@@ -153,6 +156,12 @@ def check_strides(
                 "backbone_config",
                 f"its maps of a {height}x{width} image are {sizes}; there must be four, at strides "
                 f"{', '.join(map(str, STRIDES))}",
+            )
+        channels = tuple(m.shape[1] for m in maps)
+        if channels != network.backbone.channels:
+            raise checkpoint.refuse(
+                "backbone_config",
+                f"its maps have {channels} channels, but it promises {network.backbone.channels}",
             )
 
 
