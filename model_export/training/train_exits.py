@@ -12,13 +12,12 @@ import argparse
 import math
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -26,21 +25,18 @@ from model_export.data.cache import SampleCache
 from model_export.data.checks import check
 from model_export.data.class_names import refuse_other_classes
 from model_export.data.datasets import Dataset, Scenes, open_dataset
-from model_export.network.segmenter import Segmenter
 from model_export.tasks import TASKS
 from model_export.training.batches import StepBatches, chances
 from model_export.training.initial_weights import initial_model
 from model_export.training.optimizer import parameter_groups, rate
+from model_export.training.progress import CHECKPOINT, Progress, averaged, load_checkpoint
 from model_export.training.quality import dev_quality
 from model_export.training.runs import (
     Average,
     RunError,
-    append_log,
     classes_of,
     cut_log,
-    discard_derived,
     read_config,
-    save_model,
     write_config,
 )
 from model_export.training.supernet import SAMPLING, TERMS, Supernet, Weights, exit_weights
@@ -66,9 +62,9 @@ def train(options: Options) -> None:
     check(data, f"--train {options.train}", show=show)
     if options.dev != options.train:
         check(dev, f"--dev {options.dev}", complete=False, show=show)
-    checkpoint, first_step = options.out / "checkpoint.pt", 0
+    first_step = 0
     torch.manual_seed(options.seed)
-    resumed = options.out if checkpoint.exists() else None
+    resumed = options.out if (options.out / CHECKPOINT).exists() else None
     model, canvases = initial_model(options, data, resumed)
     config = model.config
     model.to(accelerator.device, memory_format=torch.channels_last)
@@ -88,7 +84,7 @@ def train(options: Options) -> None:
             f"the run in {options.out}",
             "choose another --out or delete it",
         )
-        first_step = load(checkpoint, model, optimizer, average, accelerator.device)
+        first_step = load_checkpoint(options.out, model, optimizer, average, accelerator.device)
         if accelerator.is_main_process:
             cut_log(options.out, first_step)
     elif accelerator.is_main_process:
@@ -102,7 +98,8 @@ def train(options: Options) -> None:
         options.pixel_stride,
     )
     wrapped, optimizer = accelerator.prepare(Supernet(model, weights), optimizer)
-    begun, last, sums = time.monotonic(), time.monotonic(), dict.fromkeys(TERMS, 0.0)
+    begun = time.monotonic()
+    progress = Progress(options.out, options.check_every, TERMS, first_step)
     drawn = StepBatches(
         data, scenes, batches, canvases, often, (options.seed, 2 + accelerator.process_index)
     )
@@ -136,7 +133,7 @@ def train(options: Options) -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         average.update(model, step)
-        sums = {k: sums[k] + (float(terms[k].detach()) if k in terms else 0.0) for k in TERMS}
+        progress.add(terms)
         bar.set_postfix({k: f"{float(v.detach()):.2f}" for k, v in terms.items()}, refresh=False)
         done = step + 1 == options.steps
         if options.stop_after < math.inf and not done:
@@ -144,20 +141,18 @@ def train(options: Options) -> None:
                 accelerator.set_trigger()
             # True on every process when one says so: clocks differ.
             done = accelerator.check_trigger()
-        if (step + 1) % options.check_every == 0 or done:
+        if progress.due(step) or done:
             if accelerator.is_main_process:
-                since = (
-                    step + 1 - max(first_step, step // options.check_every * options.check_every)
+                progress.report(
+                    step,
+                    model,
+                    optimizer,
+                    average,
+                    lambda: dev_quality(
+                        averaged(config, average, accelerator.device), dev, canvases
+                    ),
                 )
-                row = {"step": step + 1, "seconds": round(time.monotonic() - last, 1)}
-                row |= {k: round(v / since, 4) for k, v in sums.items()}
-                save(options.out, model, optimizer, average, step + 1)
-                averaged = Segmenter(config).to(accelerator.device)
-                averaged.load_state_dict(average.state)
-                row |= dev_quality(averaged.eval(), dev, canvases)
-                append_log(options.out, row)
-                tqdm.write(str(row))
-            last, sums = time.monotonic(), dict.fromkeys(TERMS, 0.0)
+            progress.start_anew()
             accelerator.wait_for_everyone()
             if done:
                 break
@@ -193,35 +188,3 @@ def open_data(options: Options) -> tuple[Dataset, Dataset, Scenes]:
             f"--gap-weight is for objects that touch; {options.train} has none: leave it out"
         )
     return data, dev, scenes
-
-
-def load(
-    checkpoint: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: Average,
-    device: torch.device,
-) -> int:
-    """Take everything from a checkpoint. Returns how many steps it has seen."""
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    model.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
-    average.state = {name: value.to(device) for name, value in saved["average"].items()}
-    steps: int = saved["step"]
-    return steps
-
-
-def save(
-    run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: Average, step: int
-) -> None:
-    temporary = run / "checkpoint.pt.new"
-    state = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "average": average.state,
-        "step": step,
-    }
-    torch.save(state, temporary)
-    temporary.replace(run / "checkpoint.pt")
-    discard_derived(run)
-    save_model(run, average.state)

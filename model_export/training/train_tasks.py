@@ -30,11 +30,11 @@ from model_export.network.segmenter import Segmenter
 from model_export.training.head_losses import LOSSES, agreement
 from model_export.training.initial_weights import parse_canvases
 from model_export.training.optimizer import parameter_groups, rate
+from model_export.training.progress import CHECKPOINT, Progress, averaged, load_checkpoint
 from model_export.training.runs import (
     Average,
     RunError,
     Trained,
-    append_log,
     cut_log,
     read_config,
     trained_on,
@@ -42,7 +42,6 @@ from model_export.training.runs import (
 )
 from model_export.training.supernet import distillation, token_loss
 from model_export.training.task_quality import dev_qualities
-from model_export.training.train_exits import load, save
 
 HEADS = ("semantic", "detection", "depth")
 CANVASES = ("64x96", "96x128", "128x160")
@@ -244,19 +243,20 @@ def train(options: Options) -> None:
         rest = {"lr": options.lr, "base": options.lr, "weight_decay": 0.0}
         groups.append({"params": list(network.balance.parameters()), **rest})
     optimizer = torch.optim.AdamW(groups)
-    first_step, checkpoint = 0, options.out / "checkpoint.pt"
+    first_step = 0
     seen: list[Trained] = []
-    if checkpoint.exists():
+    if (options.out / CHECKPOINT).exists():
         if read_config(options.out)[:2] != (config, canvases):
             raise RunError(f"{options.out} holds another run: choose another --out or delete it")
-        first_step = load(checkpoint, model, optimizer, average, torch.device("cpu"))
+        first_step = load_checkpoint(options.out, model, optimizer, average)
         cut_log(options.out, first_step)
         seen = trained_on(options.out)
     seen.append((options.train, None))  # who goes on may do so on more scenes, or for more steps
     write_config(options.out, config, canvases, asdict(options), seen, data.classes)
     batches = TaskBatches(data, canvases, options.batch, chances, options.seed, options.cache)
     names = ["token", *options.heads, "features"]
-    begun, last, sums = time.monotonic(), time.monotonic(), dict.fromkeys(names, 0.0)
+    begun = time.monotonic()
+    progress = Progress(options.out, options.check_every, names, first_step)
     bar = tqdm(range(first_step, options.steps), mininterval=10)
     for step in bar:
         torch.manual_seed(hash((options.seed, step)))  # the points of the loss
@@ -271,19 +271,16 @@ def train(options: Options) -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         average.update(model, step)
-        for name, value in terms.items():
-            sums[name] += float(value.detach())
+        progress.add(terms)
         done = step + 1 == options.steps or (time.monotonic() - begun) / 60 > options.stop_after
-        if (step + 1) % options.check_every == 0 or done:
-            since = step + 1 - max(first_step, step // options.check_every * options.check_every)
-            row = {"step": step + 1, "seconds": round(time.monotonic() - last, 1)}
-            row |= {name: round(value / since, 4) for name, value in sums.items()}
-            save(options.out, model, optimizer, average, step + 1)
-            averaged = Segmenter(config)
-            averaged.load_state_dict(average.state)
-            row |= dev_qualities(averaged.eval(), dev, canvases)
-            append_log(options.out, row)
-            tqdm.write(str(row))
-            last, sums = time.monotonic(), dict.fromkeys(names, 0.0)
+        if progress.due(step) or done:
+            progress.report(
+                step,
+                model,
+                optimizer,
+                average,
+                lambda: dev_qualities(averaged(config, average), dev, canvases),
+            )
+            progress.start_anew()
         if done:
             break
