@@ -121,6 +121,32 @@ def test_foreground_without_a_core_is_an_object() -> None:
     assert np.unique(labels[82:94, 82:102]).tolist() == [2]
 
 
+@pytest.mark.parametrize(
+    ("enlarged", "certain", "found"),
+    [
+        (2.0, 0.78, 3),  # twice as large: an object needs 0.8 of the median, which is 0.96
+        (2.0, 0.75, 2),
+        (4.0, 0.75, 2),
+        (1.5, 0.5, 3),  # it needs 0.47 of it
+        (1.5, 0.4, 2),
+        (1.0, 0.1, 3),
+        (0.5, 0.1, 3),
+    ],
+)
+def test_on_an_enlarged_image_a_core_that_is_not_certain_is_no_object(
+    enlarged: float, certain: float, found: int
+) -> None:
+    probabilities = np.zeros((3, *CELLS), np.float32)
+    probabilities[0] = 1
+    for left, score in ((2, 0.96), (14, 0.98), (26, certain)):
+        core = np.array([0, score, 1 - score])
+        probabilities[:, 2:10, left : left + 8] = core[:, None, None]
+    geometry = _geometry(round(CANVAS[0] / enlarged), round(CANVAS[1] / enlarged))
+    labels, regions = instance_map(probabilities, geometry)
+    assert _consistent(labels, regions)
+    assert len(regions) == found
+
+
 def test_what_is_no_larger_than_a_cell_is_dropped() -> None:
     core = np.zeros(CELLS, bool)
     core[4, 4] = True

@@ -8,6 +8,7 @@ it. Cores of different objects do not touch, so:
 - It grows over the foreground of its class, all cores at the same speed.
 - Foreground that no core reaches is an object, too.
 - Objects no larger than one cell of the decoder are dropped.
+- Where the image was enlarged, so are objects whose core is much less certain than others' in it.
 - At the image's own size an object is its largest piece.
 
 All this runs on a grid a little finer than the decoder's cells, whatever the image's size: finer
@@ -34,6 +35,11 @@ MOST = 65535  # objects that ids of 16 bits can name
 # Thresholds on the certainty of core against border at which one core can come apart into several.
 LEVELS = (0.5, 0.55, 0.6, 0.65, 0.7)
 PART_CELLS = 3  # the cells that each part must have there
+# The score that an object needs in an image of twice its size or more, as a share of the median of
+# the image's objects; less in one that is less enlarged, down to nothing. There a core is many
+# cells wide, and one that is not certain is none. The small objects of a shrunken image are never
+# certain.
+SURE = 0.8
 
 _Labels = NDArray[np.uint16]
 _Plane = NDArray[np.float32]
@@ -83,9 +89,10 @@ def instance_map(probabilities: _Plane, geometry: Geometry) -> tuple[Runs, list[
     scores = np.zeros(len(classes), np.float32)
     np.maximum.at(scores, objects.ravel(), cores.ravel())
 
-    large = (areas > cell) & (areas >= objects.size / MOST)
-    large[0] = False
-    numbered = _numbers(large)[objects]
+    kept = (areas > cell) & (areas >= objects.size / MOST)
+    kept[0] = False
+    kept &= scores >= _least_score(scores[kept], geometry)
+    numbered = _numbers(kept)[objects]
     # At the image's own size an outline can be half a point farther out.
     np.copyto(numbered, largest_around(numbered), where=~foreground)
     margin = (probabilities[1::2] + probabilities[2::2]).max(axis=0) - probabilities[0]
@@ -94,10 +101,18 @@ def instance_map(probabilities: _Plane, geometry: Geometry) -> tuple[Runs, list[
     shown[runs.values] = True
     shown[0] = False
     # If the image has fewer pixels than the grid has points, objects fall between them.
-    kept = np.flatnonzero(large)[np.flatnonzero(shown) - 1]
+    objects_shown = np.flatnonzero(kept)[np.flatnonzero(shown) - 1]
     return runs.renamed(_numbers(shown)), [
-        Region(i, i, classes[k], float(scores[k])) for i, k in enumerate(kept.tolist(), 1)
+        Region(i, i, classes[k], float(scores[k])) for i, k in enumerate(objects_shown.tolist(), 1)
     ]
+
+
+def _least_score(scores: NDArray[np.float32], geometry: Geometry) -> float:
+    """See SURE. scores: of all objects of an image, in any order."""
+    if not scores.size:
+        return 0.0
+    doublings = np.log2(geometry.scaled_width / geometry.width)
+    return float(SURE * np.clip(doublings, 0, 1) * np.median(scores))
 
 
 def _cores(certainty: _Plane, least: float) -> Flags:
