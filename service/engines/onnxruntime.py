@@ -20,8 +20,9 @@ import onnxruntime as ort
 
 from service.bundle import Bundle, Stage, TensorSpec
 from service.engines.base import Arrays, HostTensors, Tensors, on_host, passed_on
-from service.engines.compiled import MEND, Compiled, compiled
+from service.engines.compiled import Compiled, compiled
 from service.errors import BackendError
+from service.native.library import MEND
 
 _log = logging.getLogger("fathom")
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}

@@ -20,8 +20,9 @@ from openvino.frontend.onnx import ConversionExtension
 
 from service.bundle import Bundle, Stage
 from service.engines.base import Arrays, HostTensors, Tensors, on_host, passed_on
-from service.engines.compiled import MEND, Attention, Compiled, compiled
+from service.engines.compiled import Attention, Compiled, compiled
 from service.errors import BackendError
+from service.native.library import MEND
 
 _log = logging.getLogger("fathom")
 
