@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle import Manifest
-from service.engines.base import Arrays, HostTensors, Tensors, on_host
+from service.engines.base import WHOLE_BATCH, Arrays, HostTensors, Tensors, on_host
 from service.tasks import made_up, task_of
 
 
@@ -18,6 +18,7 @@ class FakeBackend:
     """delay_s: seconds to sleep per image, by stage. quality: the gate's scores, (S,)."""
 
     name = "fake"
+    whole_batch = WHOLE_BATCH
 
     def __init__(
         self,

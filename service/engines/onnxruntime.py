@@ -36,6 +36,8 @@ class OnnxRuntimeBackend:
     """
 
     name = "onnxruntime"
+    # Of larger shapes, a batch takes as long as its images one after the other (docs/results.md).
+    whole_batch = 384 * 288
 
     def __init__(self, bundle: Bundle, *, threads: int, decomposed: bool = False) -> None:
         _share_arena()

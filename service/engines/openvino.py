@@ -19,7 +19,7 @@ from openvino import opset13
 from openvino.frontend.onnx import ConversionExtension
 
 from service.bundle import Bundle, Stage
-from service.engines.base import Arrays, HostTensors, Tensors, on_host, passed_on
+from service.engines.base import WHOLE_BATCH, Arrays, HostTensors, Tensors, on_host, passed_on
 from service.engines.compiled import Attention, Compiled, compiled
 from service.errors import BackendError
 from service.native.library import MEND
@@ -36,6 +36,7 @@ class OpenVinoBackend:
     """
 
     name = "openvino"
+    whole_batch = WHOLE_BATCH
 
     def __init__(
         self, bundle: Bundle, *, threads: int, cache: Path, precision: str | None = None
