@@ -53,8 +53,7 @@ class FakeBackend:
                 outputs["paused"] = made_up.paused(images, grid, 1 - plan.keep)
         else:
             for spec in self._stages[stage].outputs:
-                made = self._heads[stage].made_up(images, inputs["certainty"], spec)
-                outputs[spec.name] = made
+                outputs[spec.name] = self._heads[stage].made_up(images, inputs["certainty"], spec)
         return HostTensors({**inputs, **outputs})
 
     def close(self) -> None:
