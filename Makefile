@@ -46,9 +46,9 @@ help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
 # Built when a package is installed; built again when its sources change. Without a compiler the service goes without.
-NATIVE = service/engines/native/libfathom.so
-$(NATIVE): $(wildcard service/engines/native/*.[ch])
-	@if command -v $${CC:-cc} >/dev/null; then $(PYTHON) -m service.engines.native.build; fi
+NATIVE = service/native/libfathom.so
+$(NATIVE): $(wildcard service/native/*.[ch])
+	@if command -v $${CC:-cc} >/dev/null; then $(PYTHON) -m service.native.build; fi
 
 serve: $(SERVE)/.ready $(NATIVE)
 	@$(SERVE)/bin/python -m service --bundle "$(BUNDLE)" --host "$(HOST)" --port "$(PORT)"

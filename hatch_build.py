@@ -1,5 +1,7 @@
-"""What an installation adds to the Python files: the compiled deformable attention, where there is
-a C compiler. Without one the package is pure Python, and the service says so when it starts."""
+"""What an installation adds to the Python files: the compiled library, where there is a C compiler.
+
+Without one the package is pure Python, and the service says so when it starts.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,13 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
-class CompiledAttention(BuildHookInterface[Any]):
+class CompiledLibrary(BuildHookInterface[Any]):
     """Builds in place, so that editable installations have it, too."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel":
             return
-        path = Path(self.root) / "service/engines/native/build.py"
+        path = Path(self.root) / "service/native/build.py"
         spec = importlib.util.spec_from_file_location("build", path)
         if spec is None or spec.loader is None:
             raise ImportError(path)
@@ -28,7 +30,7 @@ class CompiledAttention(BuildHookInterface[Any]):
         except native.BuildError as error:
             # An older library would be refused at start, where nobody could build it anew.
             native.LIBRARY.unlink(missing_ok=True)
-            self.app.display_warning(f"without the compiled deformable attention: {error}")
+            self.app.display_warning(f"without the compiled library: {error}")
             return
         build_data["artifacts"].append(str(library.relative_to(self.root)))
         # It is called through ctypes: any Python on this platform.

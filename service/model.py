@@ -18,6 +18,7 @@ from service.inference.queue import Queue
 from service.inference.schedule import PAYS
 from service.inference.ticket import Ticket
 from service.metrics import Metrics
+from service.native.library import described
 from service.settings import Settings, flag
 from service.tasks import tasks_of
 
@@ -38,7 +39,8 @@ class Model:
     """A bundle that is served. `engine` runs it; node_budget may be replaced at any time.
 
     open_backend: called on the engine's thread.
-    Raises BundleError for a task or a head that this version does not support.
+    Raises BundleError for a task or a head that this version does not support, and BackendError
+    for a compiled library that does not fit.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Model:
         metrics: Metrics,
         open_backend: Callable[[], Backend],
     ) -> None:
+        _log.info("images and masks %s", described())
         self.bundle, self.manifest, self.tasks = bundle, bundle.manifest, tasks_of(bundle)
         self.task = self.tasks[self.manifest.head.name]
         self.policies = Policies(self.manifest, settings.max_loss)

@@ -13,11 +13,12 @@ import onnxruntime
 
 from model_export.export.precision import prepare
 from service.bundle import Bundle
-from service.engines.base import Arrays, HostTensors, Tensors, on_host
+from service.engines.base import WHOLE_BATCH, Arrays, HostTensors, Tensors, on_host
 
 
 class PreparedBackend:
     name = "prepared"
+    whole_batch = WHOLE_BATCH
 
     def __init__(self, served: Bundle, precision: str, folder: Path) -> None:
         self.sessions = {}

@@ -18,12 +18,12 @@ from torch import Tensor
 
 from model_export.network.deformable_attention import deformable_attention
 from service.bundle import Bundle
-from service.engines import compiled as module
 from service.engines import onnxruntime as engine
 from service.engines.compiled import Attention, Compiled, compiled
-from service.engines.native import build
 from service.engines.onnxruntime import OnnxRuntimeBackend
 from service.errors import BackendError
+from service.native import build
+from service.native import library as opening
 from tests.small_network import worst
 from tests.test_deformable_attention import slow_deformable_attention
 
@@ -80,7 +80,7 @@ def test_it_equals_the_loop_over_single_samples(
     assert worst(out, want) < 1e-5
 
 
-@pytest.mark.parametrize("name", build.VARIANTS)
+@pytest.mark.parametrize("name", [f"sample_{level}" for level in build.INSTRUCTIONS])
 @pytest.mark.parametrize("per_image", [False, True])
 def test_every_set_of_instructions_computes_the_same(
     library: Compiled, name: str, per_image: bool
@@ -139,21 +139,21 @@ def test_arrays_that_do_not_fit_are_refused(library: Compiled) -> None:
 def test_a_library_from_other_sources_is_refused(
     library: Compiled, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(module, "digest", lambda: "0" * 64)
+    monkeypatch.setattr(opening, "digest", lambda: "0" * 64)
     with pytest.raises(BackendError, match=r"other sources: .*native\.build"):
         compiled()
     broken = tmp_path / "libfathom.so"
     broken.write_bytes(b"no library")
-    monkeypatch.setattr(module, "LIBRARY", broken)
+    monkeypatch.setattr(opening, "LIBRARY", broken)
     with pytest.raises(BackendError, match="cannot be opened"):
         compiled()
-    monkeypatch.setattr(module, "LIBRARY", tmp_path / "none")
+    monkeypatch.setattr(opening, "LIBRARY", tmp_path / "none")
     assert compiled() is None
 
 
 def test_without_a_compiler_the_build_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "no-such-compiler")
-    command = [sys.executable, "-m", "service.engines.native.build"]
+    command = [sys.executable, "-m", "service.native.build"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 1
     assert "no C compiler (no-such-compiler" in run.stderr

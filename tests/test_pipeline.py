@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from service.bundle import InputSpec, Manifest, Shape, TensorSpec
 from service.core import Ask, Budget, Frame, Frames, Geometry, Margin, Outcome, Reason
-from service.engines.base import Arrays, Backend, HostTensors, Tensors, on_host
+from service.engines.base import WHOLE_BATCH, Arrays, Backend, HostTensors, Tensors, on_host
 from service.engines.fake import FakeBackend
 from service.errors import FathomError
-from service.inference import batches, pipeline
-from service.inference.batches import Job
+from service.inference import pipeline
+from service.inference.batches import Job, at_once
 from service.inference.costs import Costs
 from service.inference.pipeline import Pipeline
 from service.inference.policies import Policies
@@ -494,7 +494,7 @@ def test_putting_an_image_on_another_canvas_is_part_of_that_canvas_cost(
     ],
 )
 def test_on_a_large_canvas_fewer_images_run_together(shape: Shape, expected: int) -> None:
-    assert batches.at_once(shape, 8) == expected
+    assert at_once(shape, 8, WHOLE_BATCH) == expected
 
 
 def test_a_batch_is_split_where_its_canvas_is_large(
@@ -502,13 +502,13 @@ def test_a_batch_is_split_where_its_canvas_is_large(
 ) -> None:
     known = costs_of(canvases_manifest, 10.0)
     jobs = [photo(canvases_manifest, WIDE) for _ in range(5)]
-    monkeypatch.setattr(batches, "WHOLE_BATCH", 48 * 64 // 2)
+    monkeypatch.setattr(FakeBackend, "whole_batch", 48 * 64 // 2)
     spine = pipeline_of(small_and_large, canvases_manifest, known, max_batch=5)
     steps = follow(spine, jobs)
     fronts = [call for call in small_and_large.calls if call[0].startswith("front")]
     assert fronts == [("front-24x32", 5), *(("front-48x64", count) for count in (2, 2, 1))]
     assert [step.batch_size for step in steps] == [2, 2, 2, 2, 1]
-    monkeypatch.setattr(batches, "WHOLE_BATCH", 24 * 32 // 2)  # the glance's, too
+    monkeypatch.setattr(FakeBackend, "whole_batch", 24 * 32 // 2)  # the glance's, too
     small_and_large.calls.clear()
     follow(spine, jobs)
     fronts = [call for call in small_and_large.calls if call[0].startswith("front")]
@@ -561,7 +561,7 @@ def test_warm_up_runs_every_shape_and_the_largest_batch_of_every_canvas(
     assert once == [(name, 1) for name in ("front-64x48", "64x48-d4", "64x48-d1", "decoder-64x48")]
     assert list(known.front) == ["c32", "c64"]
     assert list(known.encoders) == ["c32-d1", "c64-d1", "c64-d4"]
-    monkeypatch.setattr(batches, "WHOLE_BATCH", 48 * 64 // 2)
+    monkeypatch.setattr(FakeBackend, "whole_batch", 48 * 64 // 2)
     backend.calls.clear()
     warm(backend, canvases_manifest, 6)
     assert [call for call in backend.calls if call[1] > 1 and "front" in call[0]] == [

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from service.bundle import Stage, TensorSpec
 
+# The most pixels of a shape of which a whole batch runs together, where batches save time.
+WHOLE_BATCH = 640 * 480
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 Handles = TypeVar("Handles")  # what a backend holds for tensors on its device
 
@@ -36,6 +38,12 @@ class Backend(Protocol):
     @property
     def name(self) -> str:
         """The label of `build_info`, e.g. "onnxruntime"."""
+        ...
+
+    @property
+    def whole_batch(self) -> int:
+        """The most pixels of a shape of which max_batch images run together; of larger ones fewer
+        do, so that the memory of a batch has a bound that does not grow with the canvas."""
         ...
 
     def run(self, stage: str, tensors: Tensors | Arrays) -> Tensors:

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engines.native.build import LIBRARY, digest
-from service.errors import BackendError
+from service.native.build import LIBRARY
+from service.native.library import instructions, opened
 
-MEND = "pip install -e . in Fathom's source folder, or python -m service.engines.native.build"
 _POINTERS = ("value", "offsets", "logits", "reference", "out", "sizes")
 _COUNTS = ("batch", "tokens", "queries")
 _SMALL = ("heads", "width", "levels", "points", "per_image")
@@ -95,22 +94,9 @@ class Compiled:
 def compiled() -> Compiled | None:
     """The library, or None if this installation was made without a C compiler.
 
-    Raises BackendError, with the command that builds it anew, if it cannot be opened or was built
-    from other sources than those that are here.
+    Raises BackendError, see `opened`.
     """
-    if not LIBRARY.exists():
+    library = opened()
+    if library is None:
         return None
-    try:
-        library = ctypes.CDLL(str(LIBRARY))
-    except OSError as error:
-        raise BackendError(f"{LIBRARY} cannot be opened ({error}): {MEND}") from error
-    for name in ("fathom_sources", "fathom_instructions"):
-        getattr(library, name).restype = ctypes.c_char_p
-    if library.fathom_sources().decode() != digest():
-        raise BackendError(f"{LIBRARY} was built from other sources: {MEND}")
-    return Compiled(
-        library,
-        str(LIBRARY),
-        library.fathom_instructions().decode(),
-        bool(library.fathom_bfloat16()),
-    )
+    return Compiled(library, str(LIBRARY), instructions(library), bool(library.fathom_bfloat16()))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bundle import Manifest
-from service.engines.base import Arrays, HostTensors, Tensors, on_host
+from service.engines.base import WHOLE_BATCH, Arrays, HostTensors, Tensors, on_host
 from service.tasks import made_up, task_of
 
 
@@ -18,6 +18,7 @@ class FakeBackend:
     """delay_s: seconds to sleep per image, by stage. quality: the gate's scores, (S,)."""
 
     name = "fake"
+    whole_batch = WHOLE_BATCH
 
     def __init__(
         self,
@@ -52,8 +53,7 @@ class FakeBackend:
                 outputs["paused"] = made_up.paused(images, grid, 1 - plan.keep)
         else:
             for spec in self._stages[stage].outputs:
-                made = self._heads[stage].made_up(images, inputs["certainty"], spec)
-                outputs[spec.name] = made
+                outputs[spec.name] = self._heads[stage].made_up(images, inputs["certainty"], spec)
         return HostTensors({**inputs, **outputs})
 
     def close(self) -> None:

@@ -11,17 +11,21 @@ takes the node's body, in its own operators.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import onnxruntime as ort
 
 from service.bundle import Bundle, Stage, TensorSpec
 from service.engines.base import Arrays, HostTensors, Tensors, on_host, passed_on
-from service.engines.compiled import MEND, Compiled, compiled
+from service.engines.compiled import Compiled, compiled
 from service.errors import BackendError
+from service.native.library import MEND
 
 _log = logging.getLogger("fathom")
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
@@ -35,6 +39,8 @@ class OnnxRuntimeBackend:
     """
 
     name = "onnxruntime"
+    # Of larger shapes, a batch takes as long as its images one after the other (docs/results.md).
+    whole_batch = 384 * 288
 
     def __init__(self, bundle: Bundle, *, threads: int, decomposed: bool = False) -> None:
         _share_arena()
@@ -47,10 +53,12 @@ class OnnxRuntimeBackend:
             _log.info("deformable attention compiled for %s", attention.instructions)
         self._stages = bundle.manifest.stages
         self._passed_on = {spec.name for spec in passed_on(self._stages)}
-        self._sessions = {
-            name: _open(bundle.root, stage, threads, attention)
-            for name, stage in self._stages.items()
-        }
+        open_stage = partial(_open, bundle.root, threads=threads, attention=attention)
+        # ONNX Runtime optimizes a graph in one thread, and without Python's lock.
+        with ThreadPoolExecutor(threads, thread_name_prefix="open") as pool:
+            opened = pool.map(open_stage, self._stages.values())
+            self._sessions = dict(zip(self._stages, opened, strict=True))
+        _trim()
 
     def run(self, stage: str, tensors: Tensors | Arrays) -> HostTensors:
         available, about = on_host(tensors), self._stages[stage]
@@ -62,6 +70,13 @@ class OnnxRuntimeBackend:
 
     def close(self) -> None:
         self._sessions = {}
+
+
+def _trim() -> None:
+    """Give back to the system what optimizing the graphs took. The GNU C library alone can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 @functools.cache

@@ -23,7 +23,15 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from service.bundle import Bundle, Stage, TensorSpec
-from service.engines.base import Arrays, DeviceTensors, Tensors, fitting, on_device, passed_on
+from service.engines.base import (
+    WHOLE_BATCH,
+    Arrays,
+    DeviceTensors,
+    Tensors,
+    fitting,
+    on_device,
+    passed_on,
+)
 from service.engines.cuda import Device
 from service.engines.device_memory import Held
 from service.engines.onnxruntime import compare
@@ -44,6 +52,7 @@ class OnnxRuntimeCudaBackend:
     """
 
     name = "onnxruntime-cuda"
+    whole_batch = WHOLE_BATCH
 
     def __init__(
         self,

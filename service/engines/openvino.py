@@ -19,9 +19,10 @@ from openvino import opset13
 from openvino.frontend.onnx import ConversionExtension
 
 from service.bundle import Bundle, Stage
-from service.engines.base import Arrays, HostTensors, Tensors, on_host, passed_on
-from service.engines.compiled import MEND, Attention, Compiled, compiled
+from service.engines.base import WHOLE_BATCH, Arrays, HostTensors, Tensors, on_host, passed_on
+from service.engines.compiled import Attention, Compiled, compiled
 from service.errors import BackendError
+from service.native.library import MEND
 
 _log = logging.getLogger("fathom")
 
@@ -35,6 +36,7 @@ class OpenVinoBackend:
     """
 
     name = "openvino"
+    whole_batch = WHOLE_BATCH
 
     def __init__(
         self, bundle: Bundle, *, threads: int, cache: Path, precision: str | None = None

@@ -14,7 +14,15 @@ from pathlib import Path
 
 from service.bundle import Bundle, Stage
 from service.engines import engine_cache
-from service.engines.base import Arrays, DeviceTensors, Tensors, fitting, on_device, passed_on
+from service.engines.base import (
+    WHOLE_BATCH,
+    Arrays,
+    DeviceTensors,
+    Tensors,
+    fitting,
+    on_device,
+    passed_on,
+)
 from service.engines.cuda import Device
 from service.engines.device_memory import Held, refusals_as_errors
 from service.engines.engine_cache import EngineSet
@@ -35,6 +43,8 @@ class TensorRTBackend:
     device, runtimes: for tests.
     Raises BackendError with the command that builds the right engines.
     """
+
+    whole_batch = WHOLE_BATCH
 
     def __init__(
         self,

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from service.bundle import Shape
 from service.core import Ask, Frames
 
-WHOLE_BATCH = 640 * 480  # the most pixels of a shape that takes a whole batch
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
@@ -26,24 +24,22 @@ class Job:
     due: float = math.inf
 
 
-def together(jobs: Sequence[Job], canvas: str, max_batch: int) -> Iterator[Sequence[Job]]:
+def together(
+    jobs: Sequence[Job], canvas: str, max_batch: int, whole_batch: int
+) -> Iterator[Sequence[Job]]:
     """The images that run through a front together: those with one shape of the canvas, in order.
 
-    max_batch: see `at_once`.
+    max_batch, whole_batch: see `at_once`.
     """
     groups: dict[tuple[int, int], list[Job]] = {}
     for job in jobs:
         groups.setdefault(job.frames[canvas].geometry.canvas, []).append(job)
     for (height, width), alike in groups.items():
-        most = at_once(Shape(height, width), max_batch)
+        most = at_once(Shape(height, width), max_batch, whole_batch)
         for start in range(0, len(alike), most):
             yield alike[start : start + most]
 
 
-def at_once(shape: Shape, max_batch: int) -> int:
-    """The most images of a shape that run together.
-
-    They are max_batch, but on more than WHOLE_BATCH pixels fewer: so the memory of a batch has a
-    bound that does not grow with the canvas.
-    """
-    return max(1, min(max_batch, max_batch * WHOLE_BATCH // shape.area))
+def at_once(shape: Shape, max_batch: int, whole_batch: int) -> int:
+    """The most images of a shape that run together. whole_batch: the backend's."""
+    return max(1, min(max_batch, max_batch * whole_batch // shape.area))

@@ -42,7 +42,7 @@ class Pipeline:
         fits a job, only that job fails. Errors of the backend are not caught. Images whose glances
         cannot run together run one after the other.
         """
-        for alike in together(jobs, self._glance, self._max_batch):
+        for alike in self._together(jobs, self._glance):
             yield from self._run_alike(alike, node, limit_ms)
 
     def _run_alike(self, jobs: Sequence[Job], node: Budget, limit_ms: float) -> Iterator[Step]:
@@ -68,10 +68,13 @@ class Pipeline:
         for canvas in self._others:
             own = [job for job, decision in decisions.items() if decision.plan.canvas == canvas]
             began = time.perf_counter()  # before the images are put on this canvas
-            for part in together(own, canvas, self._max_batch):
+            for part in self._together(own, canvas):
                 features, front = self._front(part, canvas, began)
                 yield from self._finish(part, decisions, features, (seen, front))
                 began = time.perf_counter()
+
+    def _together(self, jobs: Sequence[Job], canvas: str) -> Iterator[Sequence[Job]]:
+        return together(jobs, canvas, self._max_batch, self._stages.backend.whole_batch)
 
     def _front(self, jobs: Sequence[Job], canvas: str, began: float) -> tuple[Tensors, Span]:
         features = self._stages.front([job.frames[canvas] for job in jobs])

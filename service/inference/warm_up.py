@@ -44,7 +44,7 @@ def warm_up(stages: Stages, max_batch: int) -> Costs:
         one = _measure(stages, first, plans, every, 1)
         for shape in others:
             _measure(stages, shape, plans, every, 1, runs=1)
-        most, many = at_once(first, max_batch), one
+        most, many = at_once(first, max_batch, stages.backend.whole_batch), one
         if most > 1:
             full = [at for at in every if at.width == 1]
             many = _measure(stages, first, plans[:1], full, most)

@@ -6,6 +6,8 @@ them: only stretches with a border inside are cut, until nothing is between thei
 four cells is between their least and their largest, so that a channel whose largest is below
 another's least cannot lead there: of many classes only the few that can are compared. The result is
 that of interpolating and comparing all channels at all pixels, in float32.
+
+The compiled library, where it is installed, gives the same in a fraction of the time.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.core import Geometry
+from service.pixels.compiled_labels import compiled_runs, labeller
 from service.pixels.resample import Axis, axes, mix
 from service.pixels.runs import Positions, Runs
 
@@ -31,18 +34,25 @@ _ROUNDING = 16 * float(np.finfo(np.float32).eps)  # of a lead, as a share of the
 def most_probable(probabilities: Planes, geometry: Geometry) -> Runs:
     """(C, h, w) -> the map of (height, width), uint8. Ties go to the lower channel."""
     rows, columns = axes(geometry, probabilities.shape[1:])
+    shape = geometry.height, geometry.width
+    if label := labeller():
+        return Runs.joined(shape, *compiled_runs(label, probabilities, rows, columns))
+    return Runs.joined(shape, *_runs(probabilities, rows, columns))
+
+
+def _runs(probabilities: Planes, rows: Axis, columns: Axis) -> tuple[Positions, Labels]:
+    """(starts, values) without the compiled library; neighbours may be the same."""
     tolerance = _ROUNDING * float(np.abs(probabilities).max())
     cells = _Cells.of(probabilities, tolerance)
     starts: list[Positions] = []
     values: list[Labels] = []
     band = max(1, BAND_VALUES // ((len(rows.tops) - 1) * len(probabilities)))
-    for left in range(0, geometry.width, band):
+    for left in range(0, len(columns.first), band):
         part = columns.at(slice(left, left + band))
         places, labels = _band_runs(cells, rows, part, tolerance)
-        starts.append(places + left * geometry.height)
+        starts.append(places + left * len(rows.first))
         values.append(labels)
-    shape = geometry.height, geometry.width
-    return Runs.joined(shape, np.concatenate(starts), np.concatenate(values))
+    return np.concatenate(starts), np.concatenate(values)
 
 
 class _Cells(NamedTuple):

@@ -17,7 +17,7 @@ from model_export.network.knobs import Knobs
 from model_export.training.bundle_weights import WEIGHTS, read_weights
 from service.bundle import SIZE, Bundle
 from service.core import Plan
-from service.engines.base import Arrays, rows_of
+from service.engines.base import WHOLE_BATCH, Arrays, rows_of
 from tests.bench.gpu_clock import Clock, Recorded
 
 # Encoders share their code, and each plan's is compiled for itself: more often than torch allows a
@@ -75,6 +75,7 @@ class TorchBackend:
     function of one."""
 
     name = "torch"
+    whole_batch = WHOLE_BATCH
 
     def __init__(
         self,

@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 
-from tests.processes import environment
+from tests.processes import ROOT, environment
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,19 @@ class Served:
 
 @contextmanager
 def served(
-    bundle: str, *flags: str, limit_s: float = 60, module: str = "service"
+    bundle: str, *flags: str, limit_s: float = 60, module: str = "service", folder: Path = ROOT
 ) -> Iterator[Served]:
-    """module: what to run. Raises RuntimeError with the service's last words when it is not ready
-    within limit_s."""
-    begun = time.monotonic()
+    """module: what to run. folder: the checkout whose it is. Raises RuntimeError with the
+    service's last words when it is not ready within limit_s."""
+    begun, bundle = time.monotonic(), str(Path(bundle).resolve())
     command = [sys.executable, "-m", module, "--bundle", bundle, "--port", "0", *flags]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env={**environment(), "PYTHONPATH": str(folder)},
+    )
     words: list[str] = []
     found = threading.Event()
 

@@ -1,4 +1,4 @@
-"""Build the library from the sources in this folder: `python -m service.engines.native.build`.
+"""Build the library from the sources in this folder: `python -m service.native.build`.
 
 An installation does the same (hatch_build.py). It needs a C compiler, GCC or Clang, but no
 headers of an engine. Uses the standard library only.
@@ -22,12 +22,19 @@ FLAGS = (
     # Without them, compilers may not turn the loops over lanes into vector instructions.
     *("-fno-math-errno", "-fno-trapping-math"),
 )
-# One build of sampling.c for each set of instructions; the processor's is chosen at run time.
-VARIANTS: dict[str, tuple[str, ...]] = {"sample_base": ()}
+# Source -> its function and flags. There is one build of each for each set of instructions; the
+# processor's is chosen at run time. Labels do not depend on whether a processor multiplies and adds
+# in one instruction.
+VARIED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "sampling.c": ("sample", ()),
+    "labels.c": ("label", ("-ffp-contract=off",)),
+    "resample.c": ("resample", ()),
+}
+INSTRUCTIONS: dict[str, tuple[str, ...]] = {"base": ()}
 if platform.machine() in {"x86_64", "AMD64"}:
-    VARIANTS |= {
-        "sample_v3": ("-march=x86-64-v3",),
-        "sample_v4": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
+    INSTRUCTIONS |= {
+        "v3": ("-march=x86-64-v3",),
+        "v4": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
     }
 
 
@@ -47,12 +54,15 @@ def build() -> Path:
         raise BuildError(f"it is built on Linux and macOS only, not on {platform.system()}")
     with tempfile.TemporaryDirectory() as folder:
         objects = []
-        for name, flags in VARIANTS.items():
-            objects.append(f"{folder}/{name}.o")
-            _compile(*flags, f"-DNAME={name}", "-c", "sampling.c", "-o", objects[-1])
+        for source, (function, own) in VARIED.items():
+            for level, flags in INSTRUCTIONS.items():
+                name = f"{function}_{level}"
+                objects.append(f"{folder}/{name}.o")
+                _compile(*flags, *own, f"-DNAME={name}", "-c", source, "-o", objects[-1])
         made = f"{folder}/{LIBRARY.name}"
-        others = (f'-DFATHOM_SOURCES="{digest()}"', "deformable.c", "ort_operator.c")
-        _compile("-shared", "-o", made, *others, *objects)
+        once = sorted({path.name for path in FOLDER.glob("*.c")} - VARIED.keys())
+        sources = f'-DFATHOM_SOURCES="{digest()}"'
+        _compile("-shared", "-o", made, sources, *once, *objects)
         # Beside the old one and then over it: a running service keeps what it has opened.
         unfinished = LIBRARY.with_suffix(f".{os.getpid()}")
         unfinished.write_bytes(Path(made).read_bytes())
@@ -76,4 +86,4 @@ if __name__ == "__main__":
     try:
         sys.stdout.write(f"{build()}\n")
     except BuildError as error:
-        sys.exit(f"the deformable attention cannot be compiled: {error}")
+        sys.exit(f"the library cannot be compiled: {error}")

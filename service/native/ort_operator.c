@@ -5,6 +5,7 @@
    use, by their places in them, as of version 16: the first whose operators report errors. */
 #include "deformable.h"
 
+#include <pthread.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -177,10 +178,18 @@ static const Operator the_operator = {
 /* ONNX Runtime calls this. The domain lives as long as the process. */
 Status RegisterCustomOps(void *options, const Base *base) {
   Table table = base->get(ORT_VERSION);
+  static pthread_mutex_t once = PTHREAD_MUTEX_INITIALIZER; /* sessions are opened by several threads */
   static void *domain;
+  Status failed = NULL;
+  pthread_mutex_lock(&once);
   if (domain == NULL) {
-    TRY(CALL(table, CREATE_DOMAIN, (const char *, void **))("fathom", &domain));
-    TRY(CALL(table, DOMAIN_ADD, (void *, const Operator *))(domain, &the_operator));
+    void *made = NULL;
+    failed = CALL(table, CREATE_DOMAIN, (const char *, void **))("fathom", &made);
+    if (failed == NULL)
+      failed = CALL(table, DOMAIN_ADD, (void *, const Operator *))(made, &the_operator);
+    if (failed == NULL) domain = made;
   }
+  pthread_mutex_unlock(&once);
+  if (failed != NULL) return failed;
   return CALL(table, ADD_DOMAIN, (void *, void *))(options, domain);
 }

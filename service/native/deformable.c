@@ -2,6 +2,8 @@
    custom operator: which build of sampling.c fits the processor, and the threads. */
 #include "deformable.h"
 
+#include "processor.h"
+
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stddef.h>
@@ -19,12 +21,11 @@ static _Atomic int64_t next;
 
 static Sample *fitting(void) {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    return sample_v4;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return sample_v3;
-#endif
+  Sample *const builds[] = {sample_base, sample_v3, sample_v4};
+  return builds[processor_level()];
+#else
   return sample_base;
+#endif
 }
 
 static void take_pieces(const Attention *call) {
@@ -82,19 +83,4 @@ int fathom_attend(const Attention *call, int threads) {
   pthread_mutex_unlock(&state);
   pthread_mutex_unlock(&one_call);
   return 1;
-}
-
-const char *fathom_sources(void) { return FATHOM_SOURCES; }
-
-int fathom_bfloat16(void) {
-#if defined(__x86_64__)
-  return __builtin_cpu_supports("avx512bf16") != 0;
-#else
-  return 0;
-#endif
-}
-
-const char *fathom_instructions(void) {
-  Sample *sample = fitting();
-  return sample == sample_base ? "baseline" : sample == sample_v3 ? "AVX2" : "AVX-512";
 }

@@ -1,1 +1,0 @@
-"""The compiled deformable attention for CPUs, in C: its sources, and after a build the library."""

@@ -1,0 +1,4 @@
+"""What is compiled, in C: its sources, and after a build the library.
+
+The deformable attention for CPUs, and label maps.
+"""

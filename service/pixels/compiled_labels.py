@@ -1,0 +1,68 @@
+"""Label maps by the compiled library (native/labels.c), where this installation has it."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.native.library import opened
+from service.pixels.resample import Axis
+from service.pixels.runs import Positions
+
+BAND_PIXELS = 1 << 20  # labelled at a time: bounds the memory that a large image takes
+
+
+class _Labelling(ctypes.Structure):
+    """A call: `Labelling` in native/labels.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("planes", "top", "bottom", "down")),
+        *((name, ctypes.c_void_p) for name in ("left", "right", "across", "starts", "values")),
+        *((name, ctypes.c_int64) for name in ("height", "width")),
+        *((name, ctypes.c_int32) for name in ("channels", "cell_rows", "cell_columns")),
+    )
+
+
+@cache
+def labeller() -> Callable[[ctypes.Structure], int] | None:
+    """What runs a call; None where nothing is compiled. Raises BackendError, see `opened`."""
+    library = opened()
+    if library is None:
+        return None
+    library.fathom_label.restype = ctypes.c_int64
+    label = library.fathom_label
+    return lambda call: int(label(ctypes.byref(call)))
+
+
+def compiled_runs(
+    label: Callable[[ctypes.Structure], int],
+    probabilities: NDArray[np.float32],
+    rows: Axis,
+    columns: Axis,
+) -> tuple[Positions, NDArray[np.uint8]]:
+    """(starts, values) of the runs; neighbours may be the same. label: of `labeller`.
+
+    probabilities: (C, h, w), C at most 256.
+    """
+    height, width = len(rows.first), len(columns.first)
+    planes = np.ascontiguousarray(probabilities, np.float32)
+    band = max(1, BAND_PIXELS // height)
+    room = min(band, width) * height
+    starts, values = np.empty(room, np.int64), np.empty(room, np.uint8)
+    found: list[tuple[Positions, NDArray[np.uint8]]] = []
+    for left in range(0, width, band):
+        part = columns.at(slice(left, left + band))
+        arrays = (
+            *(planes, rows.first, rows.second, rows.weight),
+            *(part.first, part.second, part.weight, starts, values),
+        )
+        pointers = (array.ctypes.data for array in arrays)
+        count = label(_Labelling(*pointers, height, len(part.first), *planes.shape))
+        if count < 0:
+            raise MemoryError
+        found.append((starts[:count] + left * height, values[:count].copy()))
+    return np.concatenate([each for each, _ in found]), np.concatenate([each for _, each in found])
