@@ -93,7 +93,8 @@ class Settings:
         default=0.0,
         metadata=_about(
             "objective: most milliseconds for 99 % of the answers; plans get cheaper to hold it, "
-            "then requests are refused; 0: three times the full plan's time, and that refuses none",
+            "then requests are refused; 0: three times the most expensive plan's time, and that "
+            "refuses none",
             low=0,
             high=600_000,
         ),

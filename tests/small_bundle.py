@@ -74,7 +74,7 @@ def write_bundle(
         "encoder-d2": ([f4], [e4], [helper.make_node("Identity", ["f4"], ["e4"])], {}),
         "decoder": _queries(e4) if task == "panoptic" else _probabilities(e4),
     }
-    stages = {name: _write(folder / f"{name}.onnx", *graph) for name, graph in graphs.items()}
+    stages = {name: write_stage(folder / f"{name}.onnx", *graph) for name, graph in graphs.items()}
     names = ("cell",) if task == "instance" else ("red", "green", "blue")
     things = {"red", "blue"} if task == "panoptic" else {"cell"}
     plans = tuple(
@@ -113,16 +113,16 @@ def write_bundle(
     return folder
 
 
-_Value = tuple[str, int, list[object]]
-_Graph = tuple[list[_Value], list[_Value], list[onnx.NodeProto], Mapping[str, object]]
+Value = tuple[str, int, list[object]]
+Graph = tuple[list[Value], list[Value], list[onnx.NodeProto], Mapping[str, object]]
 
 
-def _probabilities(e4: _Value) -> _Graph:
+def _probabilities(e4: Value) -> Graph:
     nodes = [helper.make_node("Identity", ["e4"], ["probabilities"])]
     return [e4], [("probabilities", *e4[1:])], nodes, {}
 
 
-def _queries(e4: _Value) -> _Graph:
+def _queries(e4: Value) -> Graph:
     """Query k is sure to be of class k; its mask's logits are -9 to 9."""
     classes = ("class_logits", TensorProto.FLOAT, ["batch", 3, 4])
     nodes = [
@@ -144,10 +144,10 @@ def _queries(e4: _Value) -> _Graph:
     return [e4], [classes, ("mask_logits", *e4[1:])], nodes, constants
 
 
-def _write(
+def write_stage(
     path: Path,
-    inputs: list[_Value],
-    outputs: list[_Value],
+    inputs: list[Value],
+    outputs: list[Value],
     nodes: list[onnx.NodeProto],
     constants: Mapping[str, object],
 ) -> bundle.Stage:
@@ -160,7 +160,7 @@ def _write(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path
     )
 
-    def specs(values: list[_Value]) -> tuple[bundle.TensorSpec, ...]:
+    def specs(values: list[Value]) -> tuple[bundle.TensorSpec, ...]:
         dtypes = [np.dtype(helper.tensor_dtype_to_np_dtype(kind)).name for _, kind, _ in values]
         return tuple(
             bundle.TensorSpec(v[0], dtype, tuple(v[2]))

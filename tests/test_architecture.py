@@ -51,6 +51,7 @@ PURE = {
     "service.bundle.kernel": set[str](),
     "service.inference.policy": {"service.ask", "service.core", "service.errors"},
     "service.inference.place": {"service.errors"},
+    "service.inference.tiles": {"service.bundle"},
     "service.inference.schedule": set[str](),
     "service.inference.queue": {
         *("service.errors", "service.inference.place", "service.inference.schedule"),

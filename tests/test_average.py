@@ -11,7 +11,14 @@ from safetensors.torch import load_file, save_file
 
 from model_export.data.scenes import CLASSES
 from model_export.export.write_manifest import provenance_of
-from model_export.training.runs import load_model, read_config, trained_on, write_config
+from model_export.training.bundle_weights import WEIGHTS
+from model_export.training.runs import (
+    load_model,
+    read_config,
+    read_plans,
+    trained_on,
+    write_config,
+)
 from tests.toy import Words, command
 
 pytestmark = pytest.mark.usefixtures("toy_config")
@@ -65,6 +72,21 @@ def test_the_average_can_have_other_canvases(
     assert command(*words, "32x32", "64x64,64x96") == 0
     assert [canvas.name for canvas in read_config(tmp_path / "mean")[1]] == ["c32", "c64"]
     assert command(*words, "64x64", "32x32") == 1, "they must go from small to large"
+
+
+def test_a_bundle_alone_becomes_a_run_with_its_weights_and_plans(
+    toy_bundle: Path, toy_run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "reopened"
+    assert command("average", toy_bundle, "--out", out) == 0
+    after, stored = load_file(out / "model.safetensors"), load_file(toy_bundle / WEIGHTS)
+    assert all(torch.equal(after[n], stored[n].float()) for n in after if n in stored)
+    assert read_config(out)[:2] == read_config(toy_run)[:2]
+    (plans, report), (wanted, found) = read_plans(out), read_plans(toy_run)
+    assert (plans, report["search"]) == (wanted, found["search"])
+    assert command("average", toy_run, "--out", tmp_path / "none") == 1, (
+        "a run alone is one already"
+    )
 
 
 def test_a_bundle_may_be_among_them_but_not_the_first(

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -23,6 +24,7 @@ from model_export.network.segmenter import Segmenter, semantic_probabilities
 from model_export.tasks import TASKS, qualities
 from model_export.training.bundle_weights import WEIGHTS, read_weights
 from model_export.training.runs import (
+    RunError,
     read_config,
     read_gate,
     read_targets,
@@ -353,3 +355,38 @@ def test_weights_may_lie_beyond_two_gigabytes(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(tmp_path / "far.onnx")
     (found,) = session.run(None, {"x": np.ones((3, 2, 4), np.float32)})
     assert (found == values + 1).all()
+
+
+def test_graphs_of_a_bundle_of_the_same_network_are_taken_over(
+    toy_run: Path, toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the glance's, which hold the gate; they are compared with torch all the same."""
+    traced, weights_trace = list[str](), weights.trace
+
+    def spy(module: Any, example: Any, name: str) -> Any:
+        traced.append(name)
+        return weights_trace(module, example, name)
+
+    monkeypatch.setattr("model_export.export.weights.trace", spy)
+    out = tmp_path / "again"
+    assert command("export", toy_run, "--out", out, "--graphs-of", toy_bundle) == 0
+    glance = bundle.load(toy_bundle).manifest.glance.shapes[0].name
+    assert traced == [f"front-{glance}"]
+    graphs = sorted(path.name for path in toy_bundle.glob("*.onnx"))
+    assert sorted(path.name for path in out.glob("*.onnx")) == graphs
+    for name in graphs:
+        if name != f"front-{glance}.onnx":
+            assert (out / name).read_bytes() == (toy_bundle / name).read_bytes()
+    assert command("export", toy_run, "--out", toy_bundle, "--graphs-of", toy_bundle) == 1
+    assert (toy_bundle / "manifest.json").exists()
+
+
+def test_a_graph_of_another_network_is_not_taken_over(toy_bundle: Path, tmp_path: Path) -> None:
+    entries = weights.read_entries(toy_bundle / WEIGHTS)
+    shutil.copy(toy_bundle / WEIGHTS, tmp_path)
+    source = next(iter(toy_bundle.glob("encoder-*.onnx")))
+    weights.take_graph(source, tmp_path / "same.onnx", entries)
+    assert (tmp_path / "same.onnx").read_bytes() == source.read_bytes()
+    wider = {n: replace(entry, shape=(*entry.shape, 2)) for n, entry in entries.items()}
+    with pytest.raises(RunError, match=r"is of another network, by its .*: leave out --graphs-of"):
+        weights.take_graph(source, tmp_path / "other.onnx", wider)

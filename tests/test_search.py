@@ -17,12 +17,9 @@ from hypothesis import strategies as st
 
 from model_export.data.datasets import VOID, Sample, Scenes
 from model_export.gating.choose_plans import NOISE, Candidate, choose_plans, undominated
-from model_export.gating.search_plans import (
-    combinations_of,
-    measure_cost,
-    measure_quality,
-    shares,
-)
+from model_export.gating.combinations import combinations_of
+from model_export.gating.measure_cost import measure_cost
+from model_export.gating.search_plans import measure_quality, shares
 from model_export.network.config import standard, tiny
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
@@ -286,7 +283,7 @@ def test_a_canvas_costs_what_its_largest_shape_does(monkeypatch: pytest.MonkeyPa
         seen.extend(canvases)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("model_export.gating.search_plans.write_stages", stop)
+    monkeypatch.setattr("model_export.gating.measure_cost.write_stages", stop)
     canvases = [
         Canvas.of([Shape(32, 64), Shape(64, 64)]),
         Canvas.of([Shape(96, 96), Shape(64, 128)]),

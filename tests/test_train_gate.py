@@ -136,8 +136,11 @@ def test_report_says_what_the_image_s_size_alone_would_win(told: bool) -> None:
     quality = np.stack((0.8 - lost, np.full(200, 0.8)), 1)
     inputs = np.concatenate((rng.normal(size=(200, 30)), hats), 1)
     names, everything = np.full(200, "a"), np.full(200, True)
-    images = Images(inputs, quality, names, np.arange(200), none(200), everything, everything)
-    found = by_size(images, cost)
+    images = Images(
+        *(inputs, quality, np.tile(cost, (200, 1)), np.full((200, 2), True)),
+        *(names, np.arange(200), none(200), everything, everything),
+    )
+    found = by_size(images)
     assert found["sides"] == list(SIDES)
     assert len(found["quality"]) == len(SIDES)
     small, great = (found["quality"][SIDES.index(side)] for side in (8.0, 10.0))
@@ -164,6 +167,8 @@ def _recordings(harder: float) -> Images:
     return Images(
         inputs,
         quality,
+        np.tile([5.0, 7.0, 9.0], (220, 1)),
+        np.full((220, 3), True),
         names,
         blocks,
         none(220),
@@ -173,8 +178,7 @@ def _recordings(harder: float) -> Images:
 
 
 def test_a_recording_that_was_left_out_taught_neither_gate_nor_margins() -> None:
-    cost = np.array([5.0, 7.0, 9.0])
-    alike, harder = (left_out(_recordings(factor), cost) for factor in (1.0, 3.0))
+    alike, harder = (left_out(_recordings(factor)) for factor in (1.0, 3.0))
     assert [(row["recording"], row["images"]) for row in alike] == [
         (name, 60) for name in "abc" for _ in range(5)
     ]
@@ -186,7 +190,7 @@ def test_a_recording_that_was_left_out_taught_neither_gate_nor_margins() -> None
     assert same[0] == same[1], "what c loses changes nothing that was fitted without it"
     assert any(row["lost"] > row["asked"] for row in harder if row["recording"] == "c")
     few = _recordings(1.0).where(np.arange(220) < 66)  # without a there are two blocks
-    assert {row["recording"] for row in left_out(few, cost)} == {"b"}
+    assert {row["recording"] for row in left_out(few)} == {"b"}
 
 
 def test_gate_falls_back_to_the_mean_of_each_plan_where_nothing_can_be_predicted() -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model_export.data.datasets import VOID, Dataset, Sample
-from service.bundle import Canvas, InputSpec
+from service.bundle import Canvas, InputSpec, plain_of
 from service.core import Frame, Frames
 from service.pixels.canvas import to_canvases
 
@@ -142,14 +142,14 @@ def weather(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.ui
 def frames_by_shape(
     samples: Dataset, canvases: Sequence[Canvas], count: int
 ) -> dict[str, list[Frame]]:
-    """The first images on every shape, also on those that another one would fit better. Where there
-    are fewer than `count`, they come again."""
+    """The first images on every shape that has graphs, also on those that another one would fit
+    better. Where there are fewer than `count`, they come again."""
     return {
         shape.name: [
             on_canvases(samples[i % len(samples)], [Canvas(canvas.name, (shape,))])[canvas.name]
             for i in range(count)
         ]
-        for canvas in canvases
+        for canvas in plain_of(canvases)
         for shape in canvas.shapes
     }
 

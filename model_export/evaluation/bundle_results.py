@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export.evaluation.measure_bundle import Measured
+from model_export.gating.own_plans import levelled, owned
 from model_export.gating.policies import (
     BETAS,
     Shares,
@@ -35,7 +36,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Per plan, (P,): GFLOPs and ms of all stages together and of the encoder alone.
+    """Per image and plan, (N, P): GFLOPs and ms of all stages together and of the encoder alone.
+    A plan that is not open to an image costs what its full plan does.
 
     encoder_gflops: nan where the bundle does not say.
     """
@@ -47,7 +49,8 @@ class Costs:
 
     def of(self, shares: Shares) -> dict[str, float]:
         """Mean over the images."""
-        return {name: float(shares.mean(0) @ value) for name, value in asdict(self).items()}
+        costs = asdict(self).items()
+        return {name: float((shares * value).sum(1).mean()) for name, value in costs}
 
 
 def costs_of(measured: Measured) -> Costs:
@@ -58,12 +61,24 @@ def costs_of(measured: Measured) -> Costs:
         for graphs in reversed(manifest.graphs.values())  # of several shapes the first counts
         for plan, stage in graphs.encoders.items()
     }
-    encoder = [float(parts.get(names[plan.name], math.nan)) for plan in manifest.plans]
-    encoder_ms = np.median(measured.encoder, 0)
-    others = np.median(measured.front, 0) + np.median(measured.decoder, 0)
-    ms = np.median(measured.glance) + others + encoder_ms
+    tiled = manifest.input.tiled
+    counts = [tiled[plan.canvas].count if plan.canvas in tiled else 1 for plan in manifest.plans]
+    encoder = [
+        count * float(parts.get(names[plan.name], math.nan))
+        for plan, count in zip(manifest.plans, counts, strict=True)
+    ]
+    front, encoder_ms, decoder = (
+        np.array([np.median(own) if len(own) else math.nan for own in measured.ms(times)])
+        for times in (measured.front, measured.encoder, measured.decoder)
+    )
+    ms = np.median(measured.glance) + front + decoder + encoder_ms
+    gflops = [plan.gflops for plan in manifest.plans]
+    shape = measured.is_open.shape
     return Costs(
-        np.array([plan.gflops for plan in manifest.plans]), np.array(encoder), ms, encoder_ms
+        *(
+            levelled(np.broadcast_to(of_plans, shape), measured.is_open)
+            for of_plans in (gflops, encoder, ms, encoder_ms)
+        )
     )
 
 
@@ -100,7 +115,12 @@ def scores_by_size(measured: Measured) -> Floats | None:
         return None
     side, at = np.log2(measured.sides), np.array(known["sides"])
     columns = [np.interp(side, at, column) for column in np.array(known["quality"]).T]
-    return np.stack(columns, 1)
+    return levelled(np.stack(columns, 1), measured.is_open)
+
+
+def quartiles(times: Floats) -> list[float]:
+    """nan where no image may take the plan."""
+    return np.percentile(times if len(times) else [math.nan], (25, 50, 75)).tolist()
 
 
 class BundleResults:
@@ -128,11 +148,12 @@ class BundleResults:
         shares, manifest = self.policies[name], self.measured.bundle.manifest
         (of_set, drawn_set), (of_images, drawn_images) = self.of_set(shares), self.of_images(shares)
         gain = compare(shares, self.measured.quality, self.costs.gflops, self.weights)
+        taken = owned(shares, self.measured.is_open)
         depths = np.array([plan.depth for plan in manifest.plans])
         return {
             "policy": name,
             **self.costs.of(shares),
-            "mean_depth": float(shares.mean(0) @ depths),
+            "mean_depth": float(taken.mean(0) @ depths),
             "quality": of_set,
             "quality_interval": interval(drawn_set),
             "image_quality": of_images,
@@ -149,31 +170,33 @@ class BundleResults:
                 "share_interval": gain.share_interval,
             },
             "plans": {
-                plan.name: int(n) for plan, n in zip(manifest.plans, shares.sum(0), strict=True)
+                plan.name: int(n) for plan, n in zip(manifest.plans, taken.sum(0), strict=True)
             },
         }
 
     def plans(self) -> list[Row]:
-        """What each plan costs. The quartiles of the times tell how quiet the machine was."""
+        """What each plan costs, and how many images may take it. The quartiles of the times tell
+        how quiet the machine was."""
         measured = self.measured
+        times = {
+            part: measured.ms(getattr(measured, part)) for part in ("front", "encoder", "decoder")
+        }
         return [
             {
                 "name": plan.name,
                 "canvas": plan.canvas,
                 "gflops": plan.gflops,
-                "encoder_gflops": float(self.costs.encoder_gflops[i]),
-                **{
-                    f"{part}_ms": np.percentile(times, (25, 50, 75)).tolist()
-                    for part, times in (
-                        ("glance", measured.glance),
-                        ("front", measured.front[:, i]),
-                        ("encoder", measured.encoder[:, i]),
-                        ("decoder", measured.decoder[:, i]),
-                    )
-                },
+                "images": int(measured.is_open[:, i].sum()),
+                "encoder_gflops": self._encoder_gflops(i),
+                "glance_ms": quartiles(measured.glance),
+                **{f"{part}_ms": quartiles(of_plans[i]) for part, of_plans in times.items()},
             }
             for i, plan in enumerate(measured.bundle.manifest.plans)
         ]
+
+    def _encoder_gflops(self, plan: int) -> float:
+        own = self.costs.encoder_gflops[self.measured.is_open[:, plan], plan]
+        return float(own[0]) if len(own) else math.nan
 
     def max_loss(self) -> list[Row]:
         """The loss asked for against the loss got, over all images and in each group."""
@@ -219,7 +242,7 @@ class BundleResults:
                 "full": float(quality[part, -1].mean()),
                 "cheapest_loses": float((quality[part, -1] - quality[part, 0]).mean()),
                 "gflops": {
-                    policy: float(shares[part].mean(0) @ self.costs.gflops)
+                    policy: float((shares * self.costs.gflops)[part].sum(1).mean())
                     for policy, shares in choosing.items()
                 },
             }

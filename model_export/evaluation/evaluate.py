@@ -27,6 +27,7 @@ from model_export.evaluation.evaluate_bundle import BundleOptions, evaluate_bund
 from model_export.evaluation.evaluate_tasks import evaluate_tasks
 from model_export.evaluation.training_curves import plot_run
 from model_export.gating.derive_targets import measure_plans
+from model_export.gating.own_plans import levelled, open_plans
 from model_export.gating.policies import BETAS, Shares, by_beta, by_margin, dealt_at_random, fixed
 from model_export.network.knobs import Knobs
 from model_export.tasks import Task, qualities, task_of
@@ -34,6 +35,7 @@ from model_export.training.runs import (
     RunError,
     classes_of,
     load_model,
+    read_canvases,
     read_config,
     read_gate,
     read_targets,
@@ -176,7 +178,7 @@ def policy_rows(
 
 @torch.inference_mode()
 def evaluate_run(run: Path, data: Path | None, on: str | None) -> None:
-    config, canvases, _ = read_config(run)
+    config, canvases = read_config(run)[0], read_canvases(run)
     if config.tasks:
         raise RunError(f"{run} has several heads: export it, or use compare-tasks")
     model, (gate, report) = load_model(run), read_gate(run)
@@ -199,6 +201,8 @@ def evaluate_run(run: Path, data: Path | None, on: str | None) -> None:
         targets["counts"],
         gate(torch.from_numpy(targets["inputs"]).float()).double().numpy(),
     )
+    is_open = open_plans(targets["larger"], [plan.tiled for plan in plans])
+    counts, scores = levelled(counts, is_open), levelled(scores, is_open)
     truth = qualities(task, counts)
     per_plan = [round(task.of_set(counts[:, k].sum(0)), 4) for k in range(len(plans))]
     named = dict(zip((plan.name for plan in plans), per_plan, strict=True))

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import time
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +24,15 @@ from tqdm import tqdm
 from model_export.data.checks import check
 from model_export.data.datasets import DataError
 from model_export.data.labelled import LabelledImages
+from model_export.evaluation.image_results import Arrays, read_arrays, write_arrays
 from model_export.evaluation.labelled_folder import group_of, open_annotated, open_labelled
+from model_export.gating.own_plans import open_plans
 from model_export.tasks import TASKS, Task, qualities
 from model_export.tasks.detections import average_precision, detections
 from model_export.tasks.panoptic_quality import without_void
 from model_export.tasks.segments import Segments, labels_of, segment_detections, segment_label
 from service import bundle
+from service.bundle import is_larger
 from service.core import Frames
 from service.engines.base import Backend
 from service.engines.choice import open_named
@@ -41,16 +42,17 @@ from service.pixels.decode import Limits, decode, decode_full
 from service.tasks import Masks, tasks_of
 
 LIMITS = Limits(max_pixels=25_000_000, max_side=8192, min_side=16)  # the service's defaults
-FORM = 3  # of the cached files
+FORM = 4  # of the cached files
 
 Floats = NDArray[np.float64]
-Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
     """The results for N images and P plans.
 
+    is_open: (N, P), which plans each image may take. Scores, counts, quality and detections of the
+    others are those of its full plan; their times are nan.
     scores: (N, P) of the gate. counts: (N, P, ...) as the task has them.
     quality: (N, P) 0..1, of each image: mIoU over the classes that it shows, or PQ. mirrored: the
     same of each image's mirror image, a second measurement of one scene, or None. glance: (N,) ms;
@@ -63,6 +65,7 @@ class Measured:
     bundle: bundle.Bundle
     names: NDArray[np.str_]
     groups: NDArray[np.str_]
+    is_open: NDArray[np.bool_]
     scores: Floats
     counts: Floats
     quality: Floats
@@ -78,6 +81,10 @@ class Measured:
     @property
     def task(self) -> Task:
         return judge_of(self.bundle.manifest.head)
+
+    def ms(self, times: Floats) -> list[Floats]:
+        """Of each plan, the times of the images that may take it. times: (N, P)."""
+        return [column[flags] for column, flags in zip(times.T, self.is_open.T, strict=True)]
 
     def ap50(self, plans: NDArray[np.integer]) -> float | None:
         """The mean over the countable classes that occur. plans: (N,) each image's. None for a task
@@ -155,7 +162,7 @@ class Meter:
         key = hashlib.sha256(data + folder.label_bytes(index)).hexdigest()[:32]
         cached = self.cache and self.cache / f"{key}{'-mirrored' * mirrored}.npz"
         if cached and cached.is_file():
-            return _read(cached)
+            return read_arrays(cached)
         _, labels, void = folder.read(index)
         truth = Truth(labels, np.zeros(labels.shape, np.bool_) if void is None else void)
         if mirrored:
@@ -169,16 +176,20 @@ class Meter:
             self.warm = True
         arrays = self.run(frames, truth, index)
         if cached:
-            _write(cached, arrays)
+            write_arrays(cached, arrays)
         return arrays
 
     def run(self, frames: Frames, truth: Truth, turn: int) -> Arrays:
-        """scores (P,), counts (P, ...), sides (1,), glance (1,), front, encoder and decoder (P,) in
-        ms, detections (objects, 1 plan + 3).
+        """is_open (P,), scores (P,), counts (P, ...), sides (1,), glance (1,), front, encoder and
+        decoder (P,) in ms, detections (objects, 1 plan + 3).
 
         turn: decides which plan comes first, so that it is not always the same.
         """
         plans, clock = self.manifest.plans, time.perf_counter
+        height, width = truth.labels.shape
+        larger = np.array([is_larger(self.manifest.input.canvases, width, height)])
+        tiled = [plan.canvas in self.manifest.input.tiled for plan in plans]
+        (is_open,) = open_plans(larger, tiled)
         first = self.manifest.glance.name
         began = clock()
         seen, scores = self.stages.glance([frames[first]])
@@ -186,8 +197,8 @@ class Meter:
         features, took = {first: seen}, {first: 0.0}
         counts: dict[int, NDArray[Any]] = {}
         tables = [np.empty((0, 4))]
-        front, encoder, decoder = (np.empty(len(plans)) for _ in range(3))
-        for index in np.roll(np.arange(len(plans)), -turn).tolist():
+        front, encoder, decoder = (np.full(len(plans), np.nan) for _ in range(3))
+        for index in np.roll(np.flatnonzero(is_open), -turn).tolist():
             plan = plans[index]
             frame = frames[plan.canvas]
             shape = frame.geometry.shape
@@ -205,8 +216,14 @@ class Meter:
             masks = self.answers.read(own, frame.geometry)
             counts[index], objects = self.judge(masks, truth)
             tables.append(np.insert(objects, 0, index, axis=1))
+        full = int(np.flatnonzero(is_open)[-1])
+        for index in np.flatnonzero(~is_open).tolist():
+            counts[index] = counts[full]
+            own = np.concatenate(tables)
+            tables.append(np.insert(own[own[:, 0] == full, 1:], 0, index, axis=1))
         return {
-            "scores": scores[0].astype(np.float64),
+            "is_open": is_open,
+            "scores": np.where(is_open, scores[0], scores[0, full]).astype(np.float64),
             "counts": np.stack([counts[i] for i in range(len(plans))]),
             "sides": np.array([truth.labels.size**0.5]),
             "glance": np.array([glance * 1e3]),
@@ -302,6 +319,7 @@ def _gather(meter: Meter, folder: LabelledImages, rows: list[Arrays]) -> Measure
         meter.bundle,
         np.array(names)[known],
         groups[known],
+        stacked["is_open"] > 0,
         stacked["scores"],
         stacked["counts"],
         quality[known],
@@ -326,22 +344,3 @@ def _mirror(data: bytes) -> bytes:
     encoded = io.BytesIO()
     mirrored.save(encoded, "PNG", compress_level=1)
     return encoded.getvalue()
-
-
-def _read(path: Path) -> Arrays:
-    try:
-        with path.open("rb") as file, np.load(file) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{path} cannot be read ({error}); remove it to measure the image again"
-        ) from error
-
-
-def _write(path: Path, arrays: Arrays) -> None:
-    """Complete or not at all: the command may be stopped at any time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    partial.replace(path)

@@ -15,7 +15,7 @@ from model_export.network.gate import Gate
 from model_export.network.heads import DetectionHead
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter, semantic_probabilities
-from service.bundle import Canvas, Graphs
+from service.bundle import Canvas, Graphs, plain_of
 from service.core import Frame, HeadWidth
 
 FEATURES = ("f8", "f16", "f32")
@@ -191,18 +191,22 @@ def heads_of(config: Config) -> Heads:
 def graphs_of(
     canvases: Sequence[Canvas], plans: Sequence[Knobs], heads: Heads = ONE_HEAD
 ) -> dict[str, Graphs]:
-    """Shape's name -> the names of its stages."""
+    """Shape's name -> the names of its stages, also of those that plans on tiled canvases run."""
+    plain, own = plain_of(canvases), {canvas.name: [canvas.name] for canvas in canvases}
+    for canvas in canvases:
+        if canvas.tiles is not None:
+            own[canvas.tiles.of].append(canvas.name)
     return {
         shape.name: Graphs(
             f"front-{shape.name}",
             {
                 plan.name: f"encoder-{shape.name}-{plan.encoder}"
                 for plan in plans
-                if plan.canvas == canvas.name
+                if plan.canvas in own[canvas.name]
             },
             {key: f"{prefix}-{shape.name}" for key, prefix in heads.items()},
         )
-        for canvas in canvases
+        for canvas in plain
         for shape in canvas.shapes
     }
 

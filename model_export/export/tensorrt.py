@@ -96,6 +96,11 @@ def batches(text: str) -> tuple[int, ...]:
 
 def main(args: argparse.Namespace) -> None:
     served = bundle.load(args.bundle)
+    if served.manifest.input.tiled:
+        raise RunError(
+            f"{args.bundle} has tiled canvases, which TensorRT cannot run: serve it with --backend "
+            f"onnxruntime-cuda, or export its run without tiles"
+        )
     flavour = args.flavour or installed_flavour()
     capability = capability_of(flavour, check=not args.no_check, target=args.target_capability)
     with tempfile.TemporaryDirectory() as name:

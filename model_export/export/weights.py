@@ -27,6 +27,7 @@ from model_export.export.graph_edits import needed_for, rename, types_of
 from model_export.export.graphs import (
     Decode,
     Encoders,
+    Glance,
     Stage,
     examples,
     graphs_of,
@@ -38,7 +39,7 @@ from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
 from model_export.training.bundle_weights import WEIGHTS, read_weights, write_weights
 from model_export.training.runs import RunError
-from service.bundle import Canvas, Shape
+from service.bundle import Canvas, Shape, plain_of
 from service.core import Frame
 
 # For each graph the exporter warns of every operator of torchvision that the package is missing.
@@ -64,14 +65,16 @@ def write_stages(
     plans: Sequence[Knobs],
     *,
     half: bool = True,
+    reused: Path | None = None,
 ) -> dict[str, Stage]:
     """Weights and graphs of all stages, and the stages in torch with the weights as written.
 
-    half: whether matrices are written as fp16.
+    half: whether matrices are written as fp16. reused: a bundle of the same network, whose
+    graphs are taken over where it has them; those with the gate are made anew.
 
     The graphs are made for the shapes of the canvases and any batch.
     """
-    write_weights(folder / WEIGHTS, trained, gate, canvases, half=half)
+    write_weights(folder / WEIGHTS, trained, gate, plain_of(canvases), half=half)
     model, stored, _ = read_weights(folder / WEIGHTS)
     stages, entries = stages_of(model, stored, canvases, plans), read_entries(folder / WEIGHTS)
     settings = {plan.name: plan for plan in plans}
@@ -83,15 +86,28 @@ def write_stages(
         bar.update()
 
     for shape, graphs in graphs_of(canvases, plans, heads_of(model.config)).items():
+        # Plans on a canvas and on tiles of it share an encoder.
+        encoders = {stage: plan for plan, stage in graphs.encoders.items()}
+        missing = [graphs.front, *graphs.heads.values(), *encoders]
+        for name in list(missing) if reused else ():
+            source = reused / f"{name}.onnx"
+            if source.exists() and not isinstance(stages[name], Glance):
+                take_graph(source, folder / source.name, entries)
+                missing.remove(name)
+                bar.update()
+        if not missing:
+            continue
         inputs = examples(stages[graphs.front], [_noise(shapes[shape], seed) for seed in range(2)])
-        write(trace(stages[graphs.front], inputs["front"], graphs.front), graphs.front)
+        if graphs.front in missing:
+            write(trace(stages[graphs.front], inputs["front"], graphs.front), graphs.front)
         to_heads = dict(zip(Decode.inputs, inputs["decoder"], strict=True))
         for name in graphs.heads.values():
-            example = tuple(to_heads[wanted] for wanted in stages[name].inputs)
-            write(trace(stages[name], example, name), name)
+            if name in missing:
+                example = tuple(to_heads[wanted] for wanted in stages[name].inputs)
+                write(trace(stages[name], example, name), name)
         alike: dict[tuple[float, float], list[Knobs]] = {}
-        for name in graphs.encoders:
-            alike.setdefault((settings[name].keep, settings[name].width), []).append(settings[name])
+        for knobs in (settings[plan] for stage, plan in encoders.items() if stage in missing):
+            alike.setdefault((knobs.keep, knobs.width), []).append(knobs)
         for group in alike.values():  # torch takes a quarter of a minute for six layers
             traced = trace(Encoders(model, group), inputs["encoders"], f"encoder-{shape}")
             for plan in group:
@@ -215,14 +231,35 @@ def refer(tensor: TensorProto, entries: dict[str, Entry]) -> onnx.NodeProto | No
     tensor.name = f"{public}.half" if entry.half else public
     tensor.data_type = TensorProto.FLOAT16 if entry.half else TensorProto.FLOAT
     tensor.dims.extend(entry.shape)
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", WEIGHTS), ("offset", entry.offset), ("length", entry.length)):
-        tensor.external_data.add(key=key, value=str(value))
+    _point_to(tensor, entry)
     return (
         helper.make_node("Cast", [tensor.name], [public], to=TensorProto.FLOAT)
         if entry.half
         else None
     )
+
+
+def _point_to(tensor: TensorProto, entry: Entry) -> None:
+    tensor.data_location = TensorProto.EXTERNAL
+    del tensor.external_data[:]
+    for key, value in (("location", WEIGHTS), ("offset", entry.offset), ("length", entry.length)):
+        tensor.external_data.add(key=key, value=str(value))
+
+
+def take_graph(source: Path, path: Path, entries: dict[str, Entry]) -> None:
+    """A graph of another bundle, with references to this one's weights file. Raises RunError where
+    it is of another network."""
+    model = onnx.load(source, load_external_data=False)
+    for tensor in model.graph.initializer:
+        if tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        name = tensor.name.removeprefix("model.").removesuffix(".half")
+        half, entry = tensor.data_type == TensorProto.FLOAT16, entries.get(name)
+        if entry is None or (entry.half, entry.shape) != (half, tuple(tensor.dims)):
+            raise RunError(f"{source} is of another network, by its {name}: leave out --graphs-of")
+        _point_to(tensor, entry)
+    onnx.save(model, path)
+    onnx.checker.check_model(path)
 
 
 def cast_by_type(model: onnx.ModelProto) -> None:

@@ -37,6 +37,7 @@ from model_export.training.runs import (
     RunError,
     classes_of,
     load_model,
+    read_canvases,
     read_config,
     read_gate,
     read_plans,
@@ -45,6 +46,8 @@ from model_export.training.runs import (
 )
 from service import bundle
 from service.bundle import Canvas
+from service.tasks import check_tiles
+from service.tasks import task_of as answers_of
 
 IMAGES = 3  # that are compared with torch
 
@@ -73,6 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "full plan then stays what it was",
     )
     add(
+        "--graphs-of",
+        type=Path,
+        help="a bundle of the same network, whose graphs are taken over where it has them: only "
+        "the others are made, and those with the gate",
+    )
+    add(
         "--provenance",
         type=Path,
         help="JSON with data, recipe, licence and backbone; default: what the run says",
@@ -80,10 +89,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    config, canvases, arguments = read_config(args.run)
+    config, _, arguments = read_config(args.run)
+    canvases = read_canvases(args.run)
     trained, derived = load_model(args.run), read_derived(args.run, config, canvases)
     samples = open_samples(args.parity, args.data, config, classes_of(args.run))
     half = args.weights == "fp16" if args.weights else config.imported is None
+    if args.graphs_of is not None:
+        bundle.load(args.graphs_of)  # verified
+        if args.graphs_of.resolve() == args.out.resolve():
+            raise RunError(f"--graphs-of {args.graphs_of} is --out, too: choose another folder")
     args.out.mkdir(parents=True, exist_ok=True)
     for stale in (*args.out.glob("*.onnx"), *args.out.glob("*.ptx.gz"), args.out / bundle.FILE):
         # A folder without a manifest is no bundle: a failed export cannot be served.
@@ -91,7 +105,9 @@ def main(args: argparse.Namespace) -> None:
     plans, heads = derived.plans, heads_of(config)
     # With one plan there is nothing to choose, and no smaller canvas to do so.
     canvases = used(canvases, plans) if len(plans) > 1 else canvases[-1:]
-    stages = write_stages(args.out, trained, derived.gate, canvases, plans, half=half)
+    stages = write_stages(
+        args.out, trained, derived.gate, canvases, plans, half=half, reused=args.graphs_of
+    )
     errors = check_parity(
         args.out,
         stages,
@@ -126,6 +142,7 @@ def main(args: argparse.Namespace) -> None:
         provenance=provenance_of(args.provenance, arguments),
         kernels=kernels,
     )
+    check_tiles(manifest, {head.name: answers_of(head) for head in manifest.heads})
     bundle.save(args.out, manifest)
     size = sum(f.stat().st_size for f in args.out.iterdir()) / 1e6
     for plan in manifest.plans:
@@ -177,8 +194,10 @@ def read_derived(run: Path, config: Config, canvases: Sequence[Canvas]) -> Deriv
 
 
 def used(canvases: Sequence[Canvas], plans: Sequence[Knobs]) -> tuple[Canvas, ...]:
-    """The canvases that some plan has, and the first one, on which the gate sees every image."""
+    """The canvases that some plan has, those whose tiles it has, and the first one, on which the
+    gate sees every image."""
     wanted = {plan.canvas for plan in plans}
+    wanted |= {each.tiles.of for each in canvases if each.tiles and each.name in wanted}
     return tuple(canvas for canvas in canvases if canvas is canvases[0] or canvas.name in wanted)
 
 
@@ -230,4 +249,4 @@ def calibration(
         "gate": {name: value for name, value in fitted.items() if name != "margins"},
         "search": search.get("search", []),
         "searched_on": {name: search[name] for name in ("data", "machine") if name in search},
-    }
+    } | {name: search[name] for name in ("search_tiles",) if name in search}

@@ -147,16 +147,20 @@ def costs_of(
     parts: dict[str, float],
     heads: Heads = ONE_HEAD,
 ) -> tuple[float, dict[str, float]]:
-    """The same up to the heads, and of each head at each of its widths."""
-    glance, own = canvases[0], next(each for each in canvases if each.name == knobs.canvas)
-    graphs = graphs_of([own], [knobs], heads)
+    """The same up to the heads, and of each head at each of its widths. A tiled canvas takes its
+    tiles times what one of them does."""
+    named = {canvas.name: canvas for canvas in canvases}
+    glance, own = canvases[0], named[knobs.canvas]
+    count, base = (1, own) if own.tiles is None else (own.tiles.count, named[own.tiles.of])
+    stage = replace(knobs, canvas=base.name)
     before, after = max(
         (
             (
-                parts[stages.front] * (own is not glance) + parts[stages.encoders[knobs.name]],
-                {key: parts[name] for key, name in stages.heads.items()},
+                count * (parts[stages.front] * (own is not glance) + parts[encoder]),
+                {key: count * parts[name] for key, name in stages.heads.items()},
             )
-            for stages in graphs.values()
+            for stages in graphs_of([base], [stage], heads).values()
+            for encoder in stages.encoders.values()
         ),
         key=lambda costs: costs[0] + sum(costs[1].values()),
     )

@@ -90,3 +90,27 @@ def choose_plans(candidates: list[Candidate], most: int, least: int = 2) -> list
         front.append(max(widest, key=lambda c: c.quality))
         front.sort(key=cost)
     return [*front, full]
+
+
+def choose_tiled(
+    plain: Sequence[Candidate], tiled: Sequence[Candidate], most: int
+) -> list[Candidate]:
+    """The plans on tiled canvases that are worth having, the cheapest first: those that are better
+    by NOISE than all that cost no more, at most `most`.
+
+    quality: over the images that are large enough for them. plain: the other plans that such an
+    image may take. Of more than `most` those go first that gain least over what is cheaper; the
+    best one always stays.
+    """
+    kept: list[Candidate] = []
+
+    def gain(candidate: Candidate) -> float:
+        others = [c for c in (*plain, *kept) if c is not candidate]
+        return candidate.quality - max(c.quality for c in others if c.gflops <= candidate.gflops)
+
+    for candidate in sorted(tiled, key=lambda c: (c.gflops, -c.quality)):
+        if gain(candidate) >= NOISE:
+            kept.append(candidate)
+    while len(kept) > most:
+        kept.remove(min(kept[:-1], key=gain))
+    return kept

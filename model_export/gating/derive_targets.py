@@ -38,14 +38,15 @@ from model_export.training.runs import (
     RunError,
     Trained,
     classes_of,
+    described,
     load_model,
+    read_canvases,
     read_config,
     read_plans,
-    shapes_of,
     trained_on,
     write_targets,
 )
-from service.bundle import Canvas
+from service.bundle import Canvas, is_larger, plain_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -111,7 +112,7 @@ def view_of(
             sample, name=f"{sample.name}-{view}", image=image, mask=mask, instances=instances
         )
     height, width = sample.mask.shape
-    shape = canvases[-1].fitting(width, height)
+    shape = plain_of(canvases)[-1].fitting(width, height)
     image, mask = random_crop(sample, rng, (shape.height, shape.width), scale=(0.8, 2.0))
     return replace(sample, name=f"{sample.name}-{view}", image=jitter(image, rng), mask=mask)
 
@@ -126,8 +127,8 @@ def measure_plans(
     seed: int,
     results: PartialResults | None = None,
 ) -> dict[str, np.ndarray]:
-    """names, groups, views (N,), sources (N,): index into `datasets`, counts (N, plans, ..), inputs
-    (N, gate inputs).
+    """names, groups, views (N,), sources (N,): index into `datasets`, larger (N,): than the largest
+    plain canvas, counts (N, plans, ..), inputs (N, gate inputs).
 
     All views of an image follow each other, so that contiguous folds of the rows keep them
     together. An image that is all void has no quality and is left out. spec: the data sets as they
@@ -146,6 +147,7 @@ def measure_plans(
             continue
         counts, inputs = counts_by_knobs(model, sample, canvases, plans)
         about = {"names": sample.name, "groups": sample.group, "sources": source, "views": view}
+        about |= {"larger": is_larger(canvases, *sample.image.shape[1::-1])}
         results.add(
             {name: np.array(value) for name, value in about.items()}
             | {"counts": counts, "inputs": inputs}
@@ -161,7 +163,7 @@ def measure_plans(
 
 def main(args: argparse.Namespace) -> None:
     options = data_options(args)
-    config, canvases, _ = read_config(args.run)
+    config, canvases = read_config(args.run)[0], read_canvases(args.run)
     if config.tasks:
         derive_tasks(args.run, options.fit, options.held)
         return
@@ -219,7 +221,7 @@ def measure_parts(
     for part, specs, views in parts:
         datasets, spec, seed = opened[part], " ".join(specs), options.seed
         lengths = [len(data) for data in datasets]
-        key = key_of(network.weights, specs, lengths, root, names, shapes_of(canvases), views, seed)
+        key = key_of(network.weights, specs, lengths, root, names, described(canvases), views, seed)
         results = PartialResults(partial[part], key)
         targets = measure_plans(model, plans, datasets, spec, canvases, views, seed, results)
         seen = [

@@ -42,10 +42,10 @@ def by_beta(scores: NDArray[np.floating], cost: Floats, beta: float) -> Shares:
     """argmax of score - beta * cost share (ECO-M2F's utility, arXiv 2404.15244); the cheaper one of
     equals.
 
-    scores: (N, plans); true qualities make it an oracle. cost: (plans,), of which the full plan's
-    is 1 share.
+    scores: (N, plans); true qualities make it an oracle. cost: (plans,) or (N, plans), of which the
+    most expensive is 1 share.
     """
-    return all_to_one((scores - beta * cost / cost[-1]).argmax(1), scores.shape[1])
+    return all_to_one((scores - beta * cost / cost.max()).argmax(1), scores.shape[1])
 
 
 def by_margin(scores: NDArray[np.floating], margin: float | None) -> Shares:
@@ -79,9 +79,10 @@ def best_mix(means: Floats, cost: Floats, budget: float) -> tuple[int, int]:
 
 def mix_parts(cost: Floats, pair: tuple[int, int], budget: Floats) -> Floats:
     """budget: (D,) mean costs -> (D, 2) shares of the pair that spend it, or no more than the more
-    expensive one's cost."""
-    gap = cost[pair[1]] - cost[pair[0]]
-    upper = np.ones(len(budget)) if gap == 0 else ((budget - cost[pair[0]]) / gap).clip(0, 1)
+    expensive one's cost. cost: (plans,) or (D, plans)."""
+    low, high = cost[..., pair[0]], cost[..., pair[1]]
+    gap = np.broadcast_to(high - low, budget.shape)
+    upper = np.divide(budget - low, gap, out=np.ones(len(budget)), where=gap != 0).clip(0, 1)
     return np.stack((1 - upper, upper), 1)
 
 
@@ -90,22 +91,34 @@ def oracle_value(quality: Floats, cost: Floats, budget: Floats, weights: Floats)
     known.
 
     The linear relaxation, solved exactly: from the cheapest plan up, spend where a unit of cost
-    buys most, along each image's upper hull. quality: (N, plans), budget: (D,), weights: (D, N),
-    how often each image counts.
+    buys most, along each image's upper hull. quality: (N, plans), cost: (plans,) or (N, plans),
+    budget: (D,), weights: (D, N), how often each image counts.
     """
-    steps = [(i, *step) for i, row in enumerate(quality) for step in _hull(cost, row)]
+    costs_of = np.broadcast_to(cost, quality.shape)
+    steps = [
+        (i, *step)
+        for i, (prices, row) in enumerate(zip(costs_of, quality, strict=True))
+        for step in _hull(*_ascending(prices, row))
+    ]
     images, costs, gains = (
         (np.array(column) for column in zip(*steps, strict=True)) if steps else np.zeros((3, 0))
     )
     order = np.argsort(-gains / costs, kind="stable")
     images, costs, gains = images[order].astype(np.int64), costs[order], gains[order]
-    total, base = weights.sum(1), weights @ quality[:, 0]
+    total, base, least = weights.sum(1), weights @ quality[:, 0], weights @ costs_of[:, 0]
     value = np.empty(len(weights))
     for case, row in enumerate(weights):
         spent = np.append(0, (row[images] * costs).cumsum())
         won = np.append(0, (row[images] * gains).cumsum())
-        value[case] = base[case] + np.interp((budget[case] - cost[0]) * total[case], spent, won)
+        left = budget[case] * total[case] - least[case]
+        value[case] = base[case] + np.interp(left, spent, won)
     return value / total
+
+
+def _ascending(cost: Floats, quality: Floats) -> tuple[Floats, Floats]:
+    """An image's plans by cost: one that is not open to it costs what its full plan does."""
+    order = cost.argsort(kind="stable")
+    return cost[order], quality[order]
 
 
 def _hull(cost: Floats, quality: Floats) -> list[tuple[float, float]]:
@@ -162,16 +175,18 @@ class Gain:
 
 
 def compare(shares: Shares, quality: Floats, cost: Floats, weights: Floats) -> Gain:
-    """shares, quality: (N, plans); cost: (plans,); weights: (draws, N) from `resample`."""
+    """shares, quality: (N, plans); cost: (plans,) or (N, plans); weights: (draws, N) from
+    `resample`."""
+    cost = np.broadcast_to(cost, quality.shape)
     # The first case is the images as they are.
     all_weights = np.concatenate((np.ones((1, len(quality))), weights))
     total = all_weights.sum(1)
-    means = all_weights @ quality / total[:, None]
+    means, prices = (all_weights @ each / total[:, None] for each in (quality, cost))
     own = all_weights @ (shares * quality).sum(1) / total
-    budget = all_weights @ (shares @ cost) / total
+    budget = all_weights @ (shares * cost).sum(1) / total
     random = ((all_weights @ shares / total[:, None]) * means).sum(1)
-    pair = best_mix(means[0], cost, float(budget[0]))
-    mix = (mix_parts(cost, pair, budget) * means[:, pair]).sum(1)
+    pair = best_mix(means[0], prices[0], float(budget[0]))
+    mix = (mix_parts(prices, pair, budget) * means[:, pair]).sum(1)
     oracle = oracle_value(quality, cost, budget, all_weights)
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.where(oracle - mix > 1e-9, (own - mix) / (oracle - mix), np.nan)

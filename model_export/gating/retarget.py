@@ -32,6 +32,7 @@ from model_export.training.bundle_weights import WEIGHTS, read_weights, write_we
 from model_export.training.initial_weights import seen_by_bundle
 from model_export.training.runs import RunError
 from service import bundle
+from service.bundle import plain_of
 from service.core import Margin
 
 
@@ -52,6 +53,7 @@ def main(args: argparse.Namespace) -> None:
     if args.out.exists() and any(args.out.iterdir()):
         raise RunError(f"{args.out} is not empty; choose another --out or delete it")
     model, _, canvases = read_weights(args.bundle / WEIGHTS)
+    canvases = (*canvases, *(each for each in manifest.input.canvases if each.tiles is not None))
     plans = [Knobs.parse(plan.name) for plan in manifest.encoder_plans]
     if not all(plan.canvas for plan in plans):
         raise RunError(
@@ -69,7 +71,7 @@ def main(args: argparse.Namespace) -> None:
         args.bundle, args.out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(bundle.FILE)
     )
     half = any(entry.half for entry in read_entries(args.bundle / WEIGHTS).values())
-    write_weights(args.out / WEIGHTS, model.cpu(), gate, canvases, half=half)
+    write_weights(args.out / WEIGHTS, model.cpu(), gate, plain_of(canvases), half=half)
     if read_entries(args.out / WEIGHTS) != read_entries(args.bundle / WEIGHTS):
         raise RunError(
             f"{args.bundle} was written by another version: its graphs expect the gate in another "

@@ -26,11 +26,13 @@ from model_export.gating.gate_regression import (
     out_of_fold,
     predict,
 )
+from model_export.gating.own_plans import levelled, open_plans
 from model_export.gating.plain_json import plain
 from model_export.gating.policies import BETAS, by_beta, by_margin, compare, resample
 from model_export.gating.task_gate import fit_task_gate
 from model_export.network.config import Config
 from model_export.network.gate import SIDES, Gate
+from model_export.network.knobs import Knobs
 from model_export.tasks import Task, qualities, task_of
 from model_export.training.runs import RunError, read_config, read_plans, read_targets, write_gate
 
@@ -80,7 +82,8 @@ def main(args: argparse.Namespace) -> None:
         return
     targets = {part: read_targets(args.run, part) for part in ("fit", "held")}
     plans, search = read_plans(args.run)
-    gflops = {row["plan"]: row["gflops"] for row in search["search"]}
+    rows = [*search["search"], *search.get("search_tiles", {}).get("table", ())]
+    gflops = {row["plan"]: row["gflops"] for row in rows}
     cost = np.array([gflops[plan.name] for plan in plans])
     gate, report = fit_and_calibrate(config, targets, cost, args.block)
     write_gate(args.run, gate, report)
@@ -89,14 +92,16 @@ def main(args: argparse.Namespace) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """All that was measured: inputs (N, D), quality (N, plans), the rest (N,).
+    """All that was measured: inputs (N, D), quality, cost and is_open (N, plans), the rest (N,).
 
-    seen: whether the network was trained on the image. fits: whether the gate learns from it. real:
-    whether the promise is about images like it.
+    Quality and cost are `levelled`. seen: whether the network was trained on the image. fits:
+    whether the gate learns from it. real: whether the promise is about images like it.
     """
 
     inputs: Floats
     quality: Floats
+    cost: Floats
+    is_open: Flags
     groups: NDArray[np.str_]
     blocks: Blocks
     seen: Flags
@@ -107,13 +112,16 @@ class Images:
         return Images(*(getattr(self, field.name)[mask] for field in fields(self)))
 
 
-def images_of(task: Task, parts: dict[str, dict[str, Any]], block: int) -> Images:
-    """parts: targets "fit", which come first, and "held". block: as on the command line."""
+def images_of(task: Task, parts: dict[str, dict[str, Any]], cost: Floats, block: int) -> Images:
+    """parts: targets "fit", which come first, and "held". cost: (plans,). block: as on the command
+    line."""
 
     def both(name: str) -> NDArray[Any]:
         return np.concatenate([parts[part][name] for part in ("fit", "held")])
 
     held, groups = len(parts["held"]["names"]), both("groups")
+    tiled = [Knobs.parse(name).tiled for name in parts["held"]["plans"].tolist()]
+    is_open = open_plans(both("larger"), tiled)
     inputs, quality = both("inputs").astype(np.float64), qualities(task, both("counts"))
     seen = np.append(parts["fit"]["seen"], np.full(held, False))
     # The promise is about real images like those held out: views of an image and data of another
@@ -121,7 +129,15 @@ def images_of(task: Task, parts: dict[str, dict[str, Any]], block: int) -> Image
     real = np.append(alike(parts["fit"], str(parts["held"]["spec"])), np.full(held, True)) & ~seen
     fits = np.arange(len(seen)) < len(seen) - held
     return Images(
-        inputs, quality, groups, blocks_of(groups, both("views"), block), seen, fits, real
+        inputs,
+        levelled(quality, is_open),
+        levelled(np.broadcast_to(cost, quality.shape), is_open),
+        is_open,
+        groups,
+        blocks_of(groups, both("views"), block),
+        seen,
+        fits,
+        real,
     )
 
 
@@ -152,7 +168,7 @@ def fit_and_score(images: Images) -> tuple[Gate, float, float, Floats]:
     gate = fit(own.inputs, own.quality, own.seen, level, loss)
     scores = predict(gate, images.inputs)
     scores[images.fits] = out_of_fold(own.inputs, own.quality, own.seen, own.blocks, level, loss)
-    return gate, level, loss, scores
+    return gate, level, loss, levelled(scores, images.is_open)
 
 
 def fit_gate(images: Images, recordings: bool) -> Fitted:
@@ -188,7 +204,7 @@ def fit_and_calibrate(
     parts: targets "fit" and "held". cost: (plans,) GFLOPs. block: as on the command line. Raises
     RunError where there are too few images that the network was not trained on.
     """
-    images, recordings = images_of(task_of(config), parts, block), block > 1
+    images, recordings = images_of(task_of(config), parts, cost, block), block > 1
     fitted, real = fit_gate(images, recordings), images.real
     own = images.where(images.fits)
     report = {
@@ -198,17 +214,19 @@ def fit_and_calibrate(
         "strength_level": fitted.level,
         "strength_loss": fitted.loss,
         "margins": fitted.margins,
-        "wins": winnings(fitted.scores[real], images.quality[real], cost, images.blocks[real]),
-        "by_size": by_size(images, cost),
-        "limit": limit(own.quality, parts["fit"]["views"], own.real, cost, own.blocks),
-        "left_out": left_out(images, cost) if recordings else [],
+        "wins": winnings(
+            fitted.scores[real], images.quality[real], images.cost[real], images.blocks[real]
+        ),
+        "by_size": by_size(images),
+        "limit": limit(own.quality, parts["fit"]["views"], own.real, own.cost, own.blocks),
+        "left_out": left_out(images) if recordings else [],
         "calibrated_on": [str(t["spec"]) for t in parts.values()],
         "parameters": fitted.gate.output.weight.numel(),
     }
     return fitted.gate, report
 
 
-def by_size(images: Images, cost: Floats) -> dict[str, Any]:
+def by_size(images: Images) -> dict[str, Any]:
     """What the image's own size alone would do as a gate: its predicted "quality" of every plan at
     each of "sides" (log2 of pixels, linear between them), and what it "wins". A gate that looks
     must beat it.
@@ -218,11 +236,13 @@ def by_size(images: Images, cost: Floats) -> dict[str, Any]:
     return {
         "sides": list(SIDES),
         "quality": np.round(predict(gate, np.eye(len(SIDES))), 5).tolist(),
-        "wins": winnings(scores[real], images.quality[real], cost, images.blocks[real]),
+        "wins": winnings(
+            scores[real], images.quality[real], images.cost[real], images.blocks[real]
+        ),
     }
 
 
-def left_out(images: Images, cost: Floats) -> list[dict[str, Any]]:
+def left_out(images: Images) -> list[dict[str, Any]]:
     """For each recording what was asked and what its images lost, with a gate and margins that had
     not seen any of it.
 
@@ -235,7 +255,7 @@ def left_out(images: Images, cost: Floats) -> list[dict[str, Any]]:
             continue
         fitted = fit_gate(others, recordings=True)
         judged = images.where(images.real & (images.groups == name))
-        scores = predict(fitted.gate, judged.inputs)
+        scores = levelled(predict(fitted.gate, judged.inputs), judged.is_open)
         for row in fitted.margins:
             shares = by_margin(scores, row["margin"])
             lost = (judged.quality[:, -1] - (shares * judged.quality).sum(1)).mean()
@@ -245,7 +265,7 @@ def left_out(images: Images, cost: Floats) -> list[dict[str, Any]]:
                 "asked": row["asked"],
                 "lost": lost,
             }
-            rows.append(plain(about | {"gflops": (shares @ cost).mean()}))
+            rows.append(plain(about | {"gflops": (shares * judged.cost).sum(1).mean()}))
     return rows
 
 
@@ -255,7 +275,8 @@ def limit(
     """As `winnings`, of an oracle that is told the mean over each image's other views, and so
     everything but the chance of a single one.
 
-    counted: (N,), the plain images to judge on. Empty where they have no other views.
+    cost: (plans,) or (N, plans). counted: (N,), the plain images to judge on. Empty where they have
+    no other views.
     """
     first = np.flatnonzero(views == 0)
     others = np.diff(np.append(first, len(views))) - 1
@@ -264,7 +285,8 @@ def limit(
         return []
     known = (np.add.reduceat(quality, first) - quality[first])[judged] / others[judged, None]
     plain_rows = first[judged]
-    return winnings(known, quality[plain_rows], cost, blocks[plain_rows])
+    prices = np.broadcast_to(cost, quality.shape)[plain_rows]
+    return winnings(known, quality[plain_rows], prices, blocks[plain_rows])
 
 
 def winnings(scores: Floats, quality: Floats, cost: Floats, blocks: Blocks) -> list[dict[str, Any]]:

@@ -29,9 +29,11 @@ from model_export.data.folders import listed_in
 from model_export.data.sample import DataError
 from model_export.data.unlabelled import PHOTOS, photos_in, without_labels
 from model_export.export.write_bundle import open_samples
+from model_export.gating.combinations import combinations_of
 from model_export.gating.derive_targets import measure_plans
 from model_export.gating.partial_results import PartialResults, key_of
-from model_export.gating.search_plans import CostOptions, choose, combinations_of
+from model_export.gating.search_plans import choose
+from model_export.gating.search_table import CostOptions
 from model_export.gating.train_gate import fit_and_calibrate
 from model_export.importing.distill import DistillOptions, teach
 from model_export.network.config import Config

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 class Knobs:
     """depth: encoder layers, 1..K. keep: share of the stride-8 tokens that are still updated
     after pausing has started. width: share of the encoder's FFN channels. canvas: the name of the
-    canvas; "" for what has none."""
+    canvas, c640, or t1024 of a tiled one; "" for what has none."""
 
     depth: int
     keep: float = 1.0
@@ -22,6 +22,11 @@ class Knobs:
     def name(self) -> str:
         """c640-d6, d6-k50, d6-k25-w50: keep and width only where they are not 1, in percent."""
         return f"{self.canvas}-{self.encoder}" if self.canvas else self.encoder
+
+    @property
+    def tiled(self) -> bool:
+        """Whether its canvas is."""
+        return self.canvas.startswith("t")
 
     @property
     def encoder(self) -> str:
@@ -38,7 +43,7 @@ class Knobs:
     def parse(cls, text: str) -> Knobs:
         """The reverse of `name`. Raises ValueError that shows the form."""
         match = re.fullmatch(
-            r"(?:(c\d+)-)?d([1-9]\d*)(?:-k(\d+(?:\.\d+)?))?(?:-w(\d+(?:\.\d+)?))?", text
+            r"(?:([ct]\d+)-)?d([1-9]\d*)(?:-k(\d+(?:\.\d+)?))?(?:-w(\d+(?:\.\d+)?))?", text
         )
         # Rounded, since 18.1 / 100 is not the float 0.181.
         shares = (

@@ -1,7 +1,8 @@
 """The mean of several runs' weights, as a new run: one network with what fine-tunings of one parent
 learned separately.
 
-A bundle may be among them, e.g. the one from which a run started, for what it still did better.
+A bundle may be among them, e.g. the one from which a run started, for what it still did better. A
+bundle alone becomes a run with its weights and its plans, e.g. to search tiled plans for it.
 
 Weight averaging ("model soups", Wortsman et al. 2022, arXiv 2203.05482) costs nothing at inference.
 It works for runs that started from the same trained weights (`train-exits --start-from`); others
@@ -11,14 +12,19 @@ lie too far apart.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from model_export.data.class_names import refuse_other_classes
+from model_export.network.config import Config
+from model_export.network.knobs import Knobs
+from model_export.training.bundle_weights import WEIGHTS, read_weights
 from model_export.training.initial_weights import (
     classes_by,
     parse_canvases,
@@ -30,8 +36,12 @@ from model_export.training.runs import (
     discard_derived,
     read_config,
     save_model,
+    tiles_of,
     write_config,
+    write_plans,
 )
+from service import bundle
+from service.bundle import Canvas
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         help="finished runs of one config; canvases and arguments are the first one's; the others "
-        "may be bundles",
+        "may be bundles; or one bundle alone",
     )
     add("--out", type=Path, required=True, help="the new run's folder")
     add(
@@ -53,7 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    if len(args.runs) < 2:
+    alone = len(args.runs) == 1 and (args.runs[0] / bundle.FILE).exists()
+    if len(args.runs) < 2 and not alone:
         raise RunError(
             f"there is nothing to average in {args.runs[0]} alone: name two runs or more"
         )
@@ -62,7 +73,7 @@ def main(args: argparse.Namespace) -> None:
         or (args.out / "checkpoint.pt").exists()
     ):
         raise RunError(f"--out {args.out} holds a run that was trained; choose another folder")
-    config, canvases, arguments = read_config(args.runs[0])
+    config, canvases, arguments = (of_bundle if alone else read_config)(args.runs[0])
     if args.canvases:
         canvases = parse_canvases(args.canvases)
     models = [read_trained(run)[0] for run in args.runs]
@@ -93,7 +104,30 @@ def main(args: argparse.Namespace) -> None:
         return
     discard_derived(args.out)
     save_model(args.out, mean)
+    if alone:
+        write_plans(args.out, *plans_of(args.runs[0]))
     print(f"{args.out}: the mean of {len(states)} runs")
+
+
+def of_bundle(folder: Path) -> tuple[Config, Sequence[Canvas], dict[str, Any]]:
+    """As `read_config` of a run: the network's config, the canvases, and what is known of how it
+    was trained."""
+    model, _, canvases = read_weights(folder / WEIGHTS)
+    made = bundle.load(folder).manifest.provenance
+    return model.config, canvases, {"train": made.get("data", ""), "backbone_weights": None}
+
+
+def plans_of(folder: Path) -> tuple[list[Knobs], dict[str, Any]]:
+    """A bundle's plans, and what its search has found, as plans.json has them. Raises RunError for
+    a bundle that does not tell."""
+    manifest = bundle.load(folder).manifest
+    known = manifest.calibration
+    if not known.get("search"):
+        raise RunError(f"{folder} does not tell what its search found: make its run again")
+    plans = [Knobs.parse(plan.name) for plan in manifest.encoder_plans]
+    report = {"search": known["search"], "tiles": tiles_of(manifest.input.canvases)}
+    report |= {name: known[name] for name in ("judged_by", "search_tiles") if name in known}
+    return plans, report | known.get("searched_on", {})
 
 
 def read_text(file: Path) -> str:

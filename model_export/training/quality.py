@@ -21,8 +21,9 @@ from model_export.network.segmenter import Segmenter, head_of
 from model_export.tasks import VOID, task_of
 from model_export.tasks.base import Labels
 from model_export.tasks.panoptic_quality import without_void
-from service.bundle import Canvas
+from service.bundle import Canvas, Shape, Tiles, is_larger, plain_of
 from service.core import Geometry
+from service.inference.tiles import join, split
 
 
 @torch.inference_mode()
@@ -32,23 +33,36 @@ def counts_by_knobs(
     """(len(knobs), ...) counts of the network's task, and the gate's input of the same image,
     (inputs,).
 
-    An image without labels is judged by the full plan's answer, which knobs must hold then.
+    An image without labels is judged by the full plan's answer, which knobs must hold then, as for
+    one that is not larger than the largest plain canvas: the full plan then stands for those on
+    tiled canvases, which such an image does not get.
     canvases: from small to large; the gate sees the first one. knobs: each names its canvas. The
     backbone runs once on a canvas, an encoder once for all exits of the same keep and width.
     """
     answers: dict[Knobs, Labels] = {}
-    frames = on_canvases(sample, canvases)
+    frames, larger = on_canvases(sample, canvases), is_larger(canvases, *sample.image.shape[1::-1])
+    named = {canvas.name: canvas for canvas in canvases}
     for canvas in canvases:
         own = [setting for setting in knobs if setting.canvas == canvas.name]
-        if not own and canvas is not canvases[0]:
+        unused = not own or (canvas.tiles is not None and not larger)
+        if unused and canvas is not canvases[0]:
             continue
-        pixels, geometry = frames[canvas.name].pixels, frames[canvas.name].geometry
-        lateral, maps = model.features(torch.from_numpy(pixels)[None].to(model.mean.device))
-        answers |= _answers_on_canvas(model, geometry, lateral, maps, own)
+        frame, cut = frames[canvas.name], None
+        if canvas.tiles is not None:
+            tile = named[canvas.tiles.of].shapes[canvas.shapes.index(Shape(*frame.geometry.canvas))]
+            cut = canvas.tiles, tile
+        pieces = [frame.pixels] if cut is None else split(frame.pixels, *cut)
+        features = [
+            model.features(torch.from_numpy(piece.copy())[None].to(model.mean.device))
+            for piece in pieces
+        ]
+        answers |= _answers_on_canvas(model, frame.geometry, features, own, cut)
         if canvas is canvases[0]:
+            geometry, (_, maps) = frame.geometry, features[0]
             size = torch.tensor([[geometry.height, geometry.width]], device=model.mean.device)
             seen = model.glance(maps, size.float())[0]
-    full = Knobs(model.config.exits, canvas=canvases[-1].name)
+    full = Knobs(model.config.exits, canvas=plain_of(canvases)[-1].name)
+    answers |= {k: answers[full] for k in knobs if k.tiled and not larger}
     truth = sample.truth if sample.labelled else answers[full]
     counts = [_counts(model.config, answers[k], sample, truth) for k in knobs]
     return np.stack(counts), seen.cpu().numpy()
@@ -64,20 +78,28 @@ def _counts(config: Config, labels: Labels, sample: Sample, truth: Labels) -> ND
 def _answers_on_canvas(
     model: Segmenter,
     geometry: Geometry,
-    lateral: Tensor,
-    maps: list[Tensor],
+    features: Sequence[tuple[Tensor, list[Tensor]]],
     knobs: Sequence[Knobs],
+    cut: tuple[Tiles, Shape] | None,
 ) -> dict[Knobs, Labels]:
-    """lateral, maps: the image's features on the canvas of all these knobs."""
+    """features: the image's on the canvas of all these knobs, or those of each tile. cut: into what
+    tiles, and their shape."""
     task = task_of(model.config)
     answers: dict[Knobs, Labels] = {}
     for keep, width in dict.fromkeys((k.keep, k.width) for k in knobs):
         depths = {k.depth: k for k in knobs if (k.keep, k.width) == (keep, width)}
-        for depth, encoded in enumerate(model.encoder.run(maps, max(depths), keep, width), 1):
-            if depth in depths:
-                prediction = model.decoder(lateral, encoded.maps)[-1]
-                answer = head_of(model.config, prediction)
-                answers[depths[depth]] = task.predicted(answer, geometry)
+        given: dict[int, list[Any]] = {depth: [] for depth in depths}
+        for lateral, maps in features:
+            for depth, encoded in enumerate(model.encoder.run(maps, max(depths), keep, width), 1):
+                if depth in depths:
+                    prediction = model.decoder(lateral, encoded.maps)[-1]
+                    given[depth].append(head_of(model.config, prediction))
+        for depth, setting in depths.items():
+            answer = given[depth][0]
+            if cut is not None:  # as service/inference/stages.py joins them
+                maps_of_tiles = [each.cpu().numpy() for each in given[depth]]
+                answer = torch.from_numpy(join(maps_of_tiles, *cut)).to(answer.device)
+            answers[setting] = task.predicted(answer, geometry)
     return answers
 
 

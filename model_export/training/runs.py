@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,16 @@ def read_config(run: Path) -> tuple[Config, tuple[Canvas, ...], dict[str, Any]]:
 def shapes_of(canvases: Sequence[Canvas]) -> list[list[list[int]]]:
     """Canvases as JSON has them: of each the (height, width) of its shapes."""
     return [[[shape.height, shape.width] for shape in canvas.shapes] for canvas in canvases]
+
+
+def described(canvases: Sequence[Canvas]) -> list[Any]:
+    """All that results depend on, as JSON: `shapes_of`, and how tiled ones are cut."""
+    return [*shapes_of(canvases), *tiles_of(canvases)]
+
+
+def tiles_of(canvases: Sequence[Canvas]) -> list[dict[str, Any]]:
+    """Of tiled canvases, as plans.json has them, how each is cut."""
+    return [asdict(canvas.tiles) for canvas in canvases if canvas.tiles is not None]
 
 
 def canvases_of(shapes: Sequence[Sequence[Sequence[int]]]) -> tuple[Canvas, ...]:
@@ -210,6 +221,18 @@ def write_plans(run: Path, plans: list[Knobs], report: dict[str, Any]) -> None:
     )
 
 
+def read_canvases(run: Path) -> tuple[Canvas, ...]:
+    """Those of the run's plans: the run's own, and the tiled ones that the search has added."""
+    own, tiles = read_config(run)[1], []
+    if (run / "plans.json").exists():
+        tiles = json.loads((run / "plans.json").read_text()).get("tiles", [])
+    named = {canvas.name: canvas for canvas in own}
+    tiled = [
+        Canvas.tiled(named[cut["of"]], cut["rows"], cut["columns"], cut["overlap"]) for cut in tiles
+    ]
+    return (*own, *tiled)
+
+
 def read_plans(run: Path) -> tuple[list[Knobs], dict[str, Any]]:
     """The chosen plans, from the cheapest to the full one, and the whole report. Raises
     RunError."""
@@ -230,8 +253,8 @@ def write_targets(run: Path, part: str, arrays: dict[str, Any]) -> None:
 
 
 def read_targets(run: Path, part: str) -> dict[str, Any]:
-    """names, groups (N,), counts (N, plans, ..), inputs (N, gate inputs), plans: their names, spec.
-    Raises RunError."""
+    """names, groups, larger (N,), counts (N, plans, ..), inputs (N, gate inputs), plans: their
+    names, spec. Raises RunError."""
     path, plans = run / f"targets-{part}.npz", [plan.name for plan in read_plans(run)[0]]
     if not path.exists():
         raise RunError(
@@ -244,7 +267,8 @@ def read_targets(run: Path, part: str) -> dict[str, Any]:
             f"{path} has other plans than plans.json; repeat `python -m model_export "
             f"derive-targets {run}`"
         )
-    return arrays
+    # Before there were tiled canvases, all images were alike.
+    return {"larger": np.zeros(len(arrays["names"]), np.bool_)} | arrays
 
 
 def write_gate(run: Path, gate: Gate, report: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from service.api import watched
 from service.api.fields import names_the_header, parse_budget
 from service.ask import bad
-from service.core import Budget
+from service.core import Ask, Budget
 from service.errors import BadHeader, SettingsError, UnsatisfiableBudget
 from service.model import Model
 from service.settings import flag
@@ -26,7 +26,7 @@ def read(text: str, model: Model) -> Budget:
     """The budget of the file's lines. Raises BadHeader that names the key."""
     budget = parse_budget(text.splitlines())
     with names_the_header():
-        model.policies.default.check(budget)
+        model.policies.check(Ask(budget))
         if budget.strict:
             raise bad("strict", "has no meaning for a node: it is for requests")
     return budget

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from service.api.image_info import Wire
-from service.bundle import Head
+from service.bundle import Head, Tiles
 from service.core import told
 from service.model import Model
 from service.settings import Settings
@@ -29,11 +29,14 @@ class ShapeInfo(Wire):
 
 
 class PlanInfo(Wire):
-    """A plan and its cost. canvas: the name of one of `canvases`. heads: those that run, with their
-    widths. ms: for one image on this node; null until the engine is warm."""
+    """A plan and its cost. canvas: the name of one of `canvases`. tiled: whether that canvas is:
+    such a plan is for images alone that are larger than the largest canvas that is not. heads:
+    those that run, with their widths. ms: for one image on this node; null until the engine is
+    warm."""
 
     name: str
     canvas: str
+    tiled: bool
     depth: int
     keep: float
     width: float
@@ -43,11 +46,23 @@ class PlanInfo(Wire):
     ms: float | None
 
 
+class TilesInfo(Wire):
+    """Overlapping tiles, each as large as a shape of the canvas `of`, and run as if it were an
+    image there. overlap: that neighbours share, in pixels."""
+
+    of: str
+    rows: int
+    columns: int
+    overlap: int
+
+
 class CanvasInfo(Wire):
-    """A size at which images are looked at. Each gets the shape that it fills best."""
+    """A size at which images are looked at. Each gets the shape that it fills best. tiles: into
+    which it is cut, null if it is not."""
 
     name: str
     shapes: list[ShapeInfo]
+    tiles: TilesInfo | None
 
 
 class ClassName(Wire):
@@ -108,7 +123,7 @@ class Plans(Wire):
 
 def plans(model: Model, settings: Settings, preference: Mapping[str, float] | None) -> Plans:
     """The answer of /plans. preference: checked."""
-    manifest, complete = model.manifest, model.policies.of(preference).plans
+    manifest, complete = model.manifest, model.policies.plans(preference)
     shares = model.policies.shares(preference)
     measured = {name: told(ms) for name, ms in model.plan_ms(complete).items()}
     heads = [_head(head, model.tasks[head.name], shares) for head in manifest.heads]
@@ -118,6 +133,7 @@ def plans(model: Model, settings: Settings, preference: Mapping[str, float] | No
             PlanInfo(
                 name=plan.name,
                 canvas=plan.canvas,
+                tiled=plan.canvas in manifest.input.tiled,
                 depth=plan.depth,
                 keep=plan.keep,
                 width=plan.width,
@@ -134,6 +150,7 @@ def plans(model: Model, settings: Settings, preference: Mapping[str, float] | No
                 shapes=[
                     ShapeInfo(height=shape.height, width=shape.width) for shape in canvas.shapes
                 ],
+                tiles=_tiles(canvas.tiles),
             )
             for canvas in manifest.input.canvases
         ],
@@ -150,6 +167,12 @@ def plans(model: Model, settings: Settings, preference: Mapping[str, float] | No
             min_side=settings.min_side,
         ),
     )
+
+
+def _tiles(tiles: Tiles | None) -> TilesInfo | None:
+    if tiles is None:
+        return None
+    return TilesInfo(of=tiles.of, rows=tiles.rows, columns=tiles.columns, overlap=tiles.overlap)
 
 
 def _head(head: Head, task: Task, shares: Mapping[str, float]) -> HeadInfo:

@@ -3,7 +3,7 @@
 Uses the standard library only.
 """
 
-from service.bundle.canvases import Canvas, Shape
+from service.bundle.canvases import Canvas, Shape, Tiles, is_larger, plain_of
 from service.bundle.folder import FILE, Bundle, load, remade, save
 from service.bundle.heads import ClassInfo, EncoderPlan, Head, HeadWorth, Thresholds
 from service.bundle.kernel import KernelFile
@@ -17,7 +17,7 @@ from service.bundle.manifest import (
     Stage,
     TensorSpec,
 )
-from service.bundle.plans import complete_plans
+from service.bundle.plans import complete_plans, open_to
 
 __all__ = [
     "FILE",
@@ -38,8 +38,12 @@ __all__ = [
     "Stage",
     "TensorSpec",
     "Thresholds",
+    "Tiles",
     "complete_plans",
+    "is_larger",
     "load",
+    "open_to",
+    "plain_of",
     "remade",
     "save",
 ]

@@ -6,10 +6,11 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-from service.bundle.canvases import Canvas, Shape
+from service.bundle.canvases import Canvas, Shape, Tiles, plain_of
 from service.bundle.check_heads import check_heads, check_worth, require
 from service.bundle.heads import EncoderPlan
 from service.bundle.manifest import SIZE, Manifest, Stage, TensorSpec
+from service.errors import BundleError
 
 
 def check(manifest: Manifest) -> None:
@@ -18,12 +19,13 @@ def check(manifest: Manifest) -> None:
     require(all(0 <= v <= 255 for v in spec.pad), "input.pad: a value is outside 0..255")
     require((spec.dtype, spec.layout) == ("uint8", "NHWC"), "input: it must be uint8 and NHWC")
     check_heads(manifest)
-    _check_canvases(spec.canvases)
+    check_canvases(spec.canvases)
     _check_plans(manifest)
     _check_stages(manifest)
 
 
-def _check_canvases(canvases: Sequence[Canvas]) -> None:
+def check_canvases(canvases: Sequence[Canvas]) -> None:
+    """Raises BundleError that names the canvas."""
     require(bool(canvases), "input.canvases: there are none")
     shapes = [shape for canvas in canvases for shape in canvas.shapes]
     require(
@@ -41,8 +43,41 @@ def _check_canvases(canvases: Sequence[Canvas]) -> None:
     ascend = all(a < b for a, b in pairwise(areas))
     require(ascend, "input.canvases: they must go from small to large")
     for canvas in canvases:  # headers and metrics name it
-        named = re.fullmatch("c[1-9][0-9]*", canvas.name) is not None
-        require(named, f"input.canvases: {canvas.name!r} must be named like c640")
+        letter = "c" if canvas.tiles is None else "t"
+        named = re.fullmatch(f"{letter}[1-9][0-9]*", canvas.name) is not None
+        require(named, f"input.canvases: {canvas.name!r} must be named like {letter}640")
+    plain = plain_of(canvases)
+    require(
+        bool(plain) and all(canvas.tiles is None for canvas in canvases[: len(plain)]),
+        "input.canvases: the first must not be tiled, and tiled ones must follow all others",
+    )
+    for canvas in canvases[len(plain) :]:
+        if canvas.tiles is not None:
+            _check_tiles(canvas, canvas.tiles, plain)
+
+
+def _check_tiles(canvas: Canvas, tiles: Tiles, plain: Sequence[Canvas]) -> None:
+    """plain: the canvases that are not tiled."""
+    at = f"input.canvases: {canvas.name}: tiles"
+    base = next((each for each in plain if each.name == tiles.of), None)
+    if base is None:
+        names = ", ".join(each.name for each in plain)
+        raise BundleError(f"{at}.of: {tiles.of!r} must be a canvas that is not tiled, of {names}")
+    require(
+        min(tiles.rows, tiles.columns) >= 1 and tiles.count >= 2,
+        f"{at}: rows and columns must be at least 1, and one of them at least 2",
+    )
+    # At most two tiles may lie over a place.
+    most = min(min(shape.height, shape.width) for shape in base.shapes) // 2
+    require(
+        0 <= tiles.overlap <= most and tiles.overlap % 32 == 0,
+        f"{at}.overlap: {tiles.overlap} must be a multiple of 32 from 0 to {most}, half of a side",
+    )
+    expected = tuple(tiles.covered(shape) for shape in base.shapes)
+    require(
+        canvas.shapes == expected,
+        f"{at}: its shapes must be {', '.join(shape.name for shape in expected)}",
+    )
 
 
 def _check_plans(manifest: Manifest) -> None:
@@ -80,11 +115,21 @@ def _check_plans(manifest: Manifest) -> None:
 
 
 def _check_stages(manifest: Manifest) -> None:
-    shapes = {shape.name for canvas in manifest.input.canvases for shape in canvas.shapes}
+    plain = plain_of(manifest.input.canvases)
+    shapes = {shape.name for canvas in plain for shape in canvas.shapes}
     for name in manifest.graphs:
-        require(name in shapes, f"graphs.{name}: no canvas has this shape")
-    for canvas in manifest.input.canvases:
-        plans = [plan for plan in manifest.encoder_plans if plan.canvas == canvas.name]
+        require(name in shapes, f"graphs.{name}: no canvas has this shape, but for tiled ones")
+    bases = {name: tiles.of for name, tiles in manifest.input.tiled.items()}
+    require(
+        any(plan.canvas not in bases for plan in manifest.encoder_plans),
+        "encoder_plans: all are on tiled canvases, but only larger images take those",
+    )
+    for canvas in plain:
+        plans = [
+            plan
+            for plan in manifest.encoder_plans
+            if bases.get(plan.canvas, plan.canvas) == canvas.name
+        ]
         for shape in canvas.shapes:
             require(shape.name in manifest.graphs, f"graphs.{shape.name}: is missing")
             _check_shape(manifest, shape, plans, glance=canvas is manifest.glance)
@@ -93,7 +138,7 @@ def _check_stages(manifest: Manifest) -> None:
 def _check_shape(
     manifest: Manifest, shape: Shape, plans: Sequence[EncoderPlan], *, glance: bool
 ) -> None:
-    """The stages of one shape. plans: of its canvas."""
+    """The stages of one shape. plans: of its canvas, and of those cut into tiles of it."""
     stages, graphs, at = manifest.stages, manifest.graphs[shape.name], f"graphs.{shape.name}"
     names = {plan.name for plan in plans}
     for name in graphs.encoders:

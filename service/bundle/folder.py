@@ -76,6 +76,9 @@ def save(folder: Path, manifest: Manifest) -> Bundle:
         for key in ("thresholds", "unit", "range"):
             if head[key] is None:
                 del head[key]  # not of this task
+    for canvas in value["input"]["canvases"]:
+        if canvas["tiles"] is None:
+            del canvas["tiles"]
     if not value["kernels"]:
         del value["kernels"]
     text = json.dumps({"schema": SCHEMA} | value, indent=1, allow_nan=False) + "\n"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from service.bundle.canvases import Canvas
+from service.bundle.canvases import Canvas, Tiles
 from service.bundle.heads import EncoderPlan, Head
 from service.bundle.kernel import KernelFile
 from service.bundle.plans import complete_plans
@@ -59,7 +59,8 @@ class BundleFile:
 class InputSpec:
     """How images come in.
 
-    canvases: from small to large; the gate sees every image on the first one, the glance.
+    canvases: from small to large, the tiled ones last; the gate sees every image on the first one,
+        the glance.
     pad: the RGB colour of the part of a canvas that an image does not fill.
     """
 
@@ -72,12 +73,18 @@ class InputSpec:
     def of(cls, canvases: Sequence[Canvas], pad: tuple[int, int, int]) -> InputSpec:
         return cls(tuple(canvases), "uint8", "NHWC", pad)
 
+    @property
+    def tiled(self) -> Mapping[str, Tiles]:
+        """The tiled canvases by name, and how they are cut."""
+        return {canvas.name: canvas.tiles for canvas in self.canvases if canvas.tiles is not None}
+
 
 @dataclass(frozen=True, slots=True)
 class Graphs:
-    """The stages that were exported for one shape of a canvas.
+    """The stages that were exported for one shape of a canvas that is not tiled.
 
-    encoders: encoder plan's name -> stage's name, for the plans of that canvas.
+    encoders: encoder plan's name -> stage's name, for the plans of that canvas and of those that
+        are cut into tiles of it.
     heads: `HeadWidth.key` -> stage's name.
     """
 
@@ -93,8 +100,9 @@ class Manifest:
     heads: what the bundle answers, in order.
     default_preference: how much each head matters to those who say nothing of it, by name; one that
         is not named does not run for them.
-    encoder_plans: from cheapest to most expensive; the last one is the full plan.
-    graphs: shape's name -> its stages.
+    encoder_plans: from cheapest to most expensive; the last one is the full plan. Those on tiled
+        canvases are for larger images alone, see `open_to`.
+    graphs: shape's name -> its stages; of tiled canvases there are none.
     margins: the calibration of max-loss, ascending in `asked`; without it only the full plan keeps
         a max-loss.
     kernels: for custom nodes in the graphs, if any: TensorRT engines are built with them, and some

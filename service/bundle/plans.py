@@ -36,6 +36,19 @@ def complete_plans(
     return tuple(plans) if plain else tuple(_front(plans))
 
 
+def open_to(tiled: Sequence[bool], *, larger: bool) -> list[int]:
+    """Which of a bundle's plans are open to an image, the cheapest first; the last one is its full
+    plan.
+
+    tiled: of each plan, the cheapest first, whether its canvas is. larger: whether the image is
+    larger than the largest plain canvas. Others take no tiled plan. For one that is, the full plan
+    is the last tiled one: a plain plan that costs more looks at less.
+    """
+    if not larger or not any(tiled):
+        return [row for row, each in enumerate(tiled) if not each]
+    return list(range(len(tiled) - list(reversed(tiled)).index(True)))
+
+
 def _complete(
     encoder: EncoderPlan, widths: Sequence[HeadWidth], shares: Mapping[str, float], *, plain: bool
 ) -> Plan:

@@ -58,6 +58,8 @@ def choose_backend(
         return Choice(backend, "no-gpu", f"there is no GPU to use ({error}), and {why}")
     if not any(map(installed, MODULES.values())):
         missing = "TensorRT is not installed"
+    elif served.manifest.input.tiled:
+        missing = "its tensors have fixed places, which hold one tile"
     elif not engine_cache.holds(settings.engine_cache, engine_cache.content_of(served.manifest)):
         missing = (
             f"{settings.engine_cache} has no TensorRT engines for this bundle "
@@ -159,6 +161,11 @@ def _onnxruntime_cuda(served: Bundle, limits: Limits) -> Backend:
 def _tensorrt(served: Bundle, limits: Limits) -> Backend:
     from service.engines.tensorrt import TensorRTBackend
 
+    if served.manifest.input.tiled:
+        raise BackendError(
+            f"{served.manifest.name} has tiled canvases, and TensorRT's tensors have fixed places, "
+            "which hold one tile: use --backend onnxruntime-cuda"
+        )
     return TensorRTBackend(served, cache=limits.engine_cache, max_batch=limits.max_batch)
 
 

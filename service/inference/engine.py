@@ -22,6 +22,7 @@ from service.errors import BackendError, FathomError, NotReady, Overloaded
 from service.inference.batches import Job
 from service.inference.costs import Costs
 from service.inference.policies import Policies
+from service.inference.policy import Policy
 from service.inference.queue import Queue
 from service.inference.runner import Runner
 from service.inference.schedule import objective_s
@@ -112,8 +113,8 @@ class Engine:
             longest_s = LONGEST_ANSWER * (promise - arrived) if promise else 0.0
             deadline = promise and promise - min(self._costs.answer.s, longest_s)
             self.check_ready()
-            plans = self._policies.of(ask.preference).possible(ask.budget, node)
-            fastest = min(plans, key=self._costs.total_ms)
+            # Its size is not known yet: one that is larger may need more, see `submit`.
+            fastest = self._fastest(ask, node, self._policies.of(ask.preference))
             ticket = Ticket(
                 *(arrived, deadline, ask.urgency, caller),
                 least_ms=self._costs.total_ms(fastest),
@@ -137,17 +138,26 @@ class Engine:
             self._queue.received(ticket, time.perf_counter())
 
     def submit(self, ticket: Ticket, frames: Frames) -> None:
-        """The image of a place is decoded. Raises NotReady, or Overloaded if its deadline can no
-        longer be met."""
+        """The image of a place is decoded. Raises NotReady, Overloaded if its deadline can no
+        longer be met, or UnsatisfiableBudget if the node's ceilings have changed."""
         now = time.perf_counter()
+        ask, policy = ticket.ask, self._policies.for_image(ticket.ask.preference, frames)
         with self._changed:
             if ticket not in self._queue.held:
                 raise NotReady("The service stopped before this image's turn.", retry_after=1)
+            if policy is not self._policies.of(ask.preference):
+                fastest = self._fastest(ask, self.node_budget, policy)
+                ticket.least_ms = self._costs.total_ms(fastest)
+                ticket.safe_ms = self._costs.total_ms(fastest, high=True)
             due = max(ticket.due, ticket.arrived + self._queue.target_s)
             ticket.job = Job(frames, ticket.ask, ticket.deadline, due)
             ticket.queued = now
             self._queue.enter(ticket, now)
             self._changed.notify()
+
+    def _fastest(self, ask: Ask, node: Budget, policy: Policy) -> Plan:
+        """Of the plans that an image may get. Raises UnsatisfiableBudget if there are none."""
+        return min(policy.possible(ask.budget, node), key=self._costs.total_ms)
 
     def expire(self, ticket: Ticket) -> FathomError:
         """Take an image that missed its deadline out of the queue. Returns its caller's error."""
@@ -188,7 +198,7 @@ class Engine:
             with self._changed:
                 self._costs = costs
                 if not self._queue.promised:
-                    self._queue.target_s = objective_s(runner.times.slowest_ms)
+                    self._queue.target_s = objective_s(runner.slowest_ms)
                 if self.state == "starting":
                     self.state = "ready"
             self.warm.set_result(None)

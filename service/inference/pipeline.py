@@ -50,7 +50,7 @@ class Pipeline:
         features, front = self._front(jobs, glance, time.perf_counter())
         predicted, seen = features["quality"].tolist(), replace(front, stage="glance")
         decided: Step = []
-        policies = [self._policies.of(job.ask.preference) for job in jobs]
+        policies = [self._policies.for_image(job.ask.preference, job.frames) for job in jobs]
         scores = [own.scores(row) for own, row in zip(policies, predicted, strict=True)]
         found = decide(policies, self._costs, jobs, scores, node, limit_ms, front.ended)
         for job, decision in zip(jobs, found, strict=True):

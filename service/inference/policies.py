@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Mapping
 from functools import lru_cache
 
-from service.bundle import Manifest, complete_plans
-from service.core import Ask, Plan
+from service.bundle import Manifest, complete_plans, is_larger, open_to
+from service.core import Ask, Frames, Plan
 from service.errors import BadPreference
 from service.inference.policy import Policy
 
@@ -25,12 +25,29 @@ class Policies:
 
     @property
     def default(self) -> Policy:
-        """For those who say nothing of heads."""
+        """For those who say nothing of heads, and for images that are not larger than the largest
+        plain canvas."""
         return self.of(None)
 
-    def of(self, preference: Mapping[str, float] | None) -> Policy:
-        """preference: as in `Ask`, checked. May be called from any thread."""
-        return self._made(tuple(self.shares(preference).items()))
+    def of(self, preference: Mapping[str, float] | None, *, larger: bool = False) -> Policy:
+        """preference: as in `Ask`, checked. larger: whether the image is larger than the largest
+        plain canvas. May be called from any thread."""
+        tiled = larger and bool(self._manifest.input.tiled)
+        return self._made(tuple(self.shares(preference).items()), tiled)
+
+    def for_image(self, preference: Mapping[str, float] | None, frames: Frames) -> Policy:
+        """frames: the image, whose size decides whether it may take tiled plans."""
+        spec = self._manifest.input
+        if not spec.tiled:
+            return self.of(preference)
+        size = frames[self._manifest.glance.name].geometry
+        return self.of(preference, larger=is_larger(spec.canvases, size.width, size.height))
+
+    def plans(self, preference: Mapping[str, float] | None = None) -> list[Plan]:
+        """All that some image may take, the cheapest first."""
+        policies = (self.of(preference, larger=larger) for larger in (False, True))
+        found = {plan.name: plan for policy in policies for plan in policy.plans}
+        return sorted(found.values(), key=lambda plan: plan.gflops)
 
     def shares(self, preference: Mapping[str, float] | None) -> dict[str, float]:
         """The heads that are asked for, in the bundle's order, with weights that add up to 1."""
@@ -52,11 +69,14 @@ class Policies:
                 near = difflib.get_close_matches(name, self._names, n=1, cutoff=0.5)
                 hint = f"did you mean '{near[0]}'?" if near else f"there is {_listed(self._names)}"
                 raise BadPreference(f"the key '{name}' is no head of this bundle: {hint}", key=name)
-        self.of(ask.preference).check(ask.budget)
+        policies = (self.of(ask.preference, larger=larger) for larger in (False, True))
+        max(policies, key=lambda policy: policy.deepest).check(ask.budget)
 
-    def _make(self, shares: tuple[tuple[str, float], ...]) -> Policy:
+    def _make(self, shares: tuple[tuple[str, float], ...], larger: bool) -> Policy:
         manifest, weights = self._manifest, dict(shares)
-        plans = complete_plans(manifest.encoder_plans, manifest.heads, weights)
+        tiled = [plan.canvas in manifest.input.tiled for plan in manifest.encoder_plans]
+        own = [manifest.encoder_plans[row] for row in open_to(tiled, larger=larger)]
+        plans = complete_plans(own, manifest.heads, weights)
         rows = {plan.name: row for row, plan in enumerate(manifest.encoder_plans)}
         keys = manifest.head_keys
         total = sum(weights.values())

@@ -43,6 +43,11 @@ class Policy:
     default_max_loss: float
     columns: tuple[tuple[tuple[int, float], ...], ...] = ()
 
+    @property
+    def deepest(self) -> int:
+        """The most layers of a plan."""
+        return max(plan.depth for plan in self.plans)
+
     def scores(self, predicted: Sequence[float]) -> list[float]:
         """The predicted quality of each plan, weighted. predicted: all scores of the gate."""
         if not self.columns:
@@ -51,9 +56,8 @@ class Policy:
 
     def check(self, budget: Budget) -> None:
         """Raises BadBudget for a depth that no plan of this bundle can have."""
-        deepest = max(plan.depth for plan in self.plans)
-        if budget.depth is not None and not 1 <= budget.depth <= deepest:
-            raise bad("depth", f"must be from 1 to {deepest}, but is {budget.depth}")
+        if budget.depth is not None and not 1 <= budget.depth <= self.deepest:
+            raise bad("depth", f"must be from 1 to {self.deepest}, but is {budget.depth}")
 
     def affordable(self, request: Budget, node: Budget) -> set[int]:
         """The indices of the plans under both budgets' ceilings on depth and gflops.

@@ -39,10 +39,16 @@ class Runner:
 
     @property
     def times(self) -> Times:
-        """What plans take now, for those who say nothing of heads."""
+        """What plans take now, for those who say nothing of heads; without those for larger images
+        alone, which would make every batch look slow."""
         sizes, costs = range(1, self._max_batch + 1), self._costs
         plans = self._policies.default.plans
         return Times([[costs.total_ms(plan, size) for size in sizes] for plan in plans])
+
+    @property
+    def slowest_ms(self) -> float:
+        """The most that one image may take, by any plan, also of those for larger images alone."""
+        return max(map(self._costs.total_ms, self._policies.plans()))
 
     @property
     def doubted(self) -> Mapping[str, Doubt]:
@@ -93,7 +99,7 @@ class Runner:
         now = time.perf_counter()
         for job, progress in step:
             if progress.decision:
-                plans = self._policies.of(job.ask.preference).plans
+                plans = self._policies.for_image(job.ask.preference, job.frames).plans
                 self._costs.doubt_of(plans, progress.decision, now)
             left[job].publish(progress)
             if progress.result is not None:

@@ -75,7 +75,7 @@ class Turns:
 
     def _await_company(self, ready: Callable[[], bool]) -> None:
         """Wait for a full batch, if told to and if the images that wait can afford it."""
-        until, slowest_ms = time.perf_counter() + self._batch_wait_s, self._runner.times.slowest_ms
+        until, slowest_ms = time.perf_counter() + self._batch_wait_s, self._runner.slowest_ms
         while ready():
             now = time.perf_counter()
             patience_s = min(until - now, self._queue.patience_s(now, slowest_ms))

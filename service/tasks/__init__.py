@@ -7,7 +7,9 @@ the head.
 
 from __future__ import annotations
 
-from service.bundle import Bundle, Head, remade
+from collections.abc import Mapping
+
+from service.bundle import Bundle, Head, Manifest, remade
 from service.errors import BundleError
 from service.tasks.base import Masks, MaskTask, Region, Segment, Shown, Task
 from service.tasks.boxes import Box, Boxes, BoxSegment
@@ -31,6 +33,7 @@ __all__ = [
     "Statistics",
     "Task",
     "Values",
+    "check_tiles",
     "class_planes",
     "task_of",
     "tasks_of",
@@ -70,6 +73,31 @@ def tasks_of(bundle: Bundle) -> dict[str, Task]:
                     stage = graphs.heads[at.key]
                     outputs = manifest.stages[stage].outputs
                     task.check(head.classes, outputs, f"stages.{stage}.outputs")
+        check_tiles(manifest, tasks)
     except BundleError as error:
         raise remade(bundle.root, error.detail) from error
     return tasks
+
+
+def check_tiles(manifest: Manifest, tasks: Mapping[str, Task]) -> None:
+    """Check that what the heads answer on tiles can be joined. tasks: by the heads' names.
+
+    Raises BundleError that names the head or the stage.
+    """
+    canvases = {canvas.name: canvas for canvas in manifest.input.canvases}
+    for name, tiles in manifest.input.tiled.items():
+        for head in manifest.heads:
+            if not tasks[head.name].dense:
+                raise BundleError(
+                    f"input.canvases: {name} is tiled, but the head {head.name!r} of the task "
+                    f"{head.task!r} answers no map that could be joined"
+                )
+        for tile in canvases[tiles.of].shapes:
+            for stage in manifest.graphs[tile.name].heads.values():
+                for output in manifest.stages[stage].outputs:
+                    height, width = (int(size) for size in output.dims[-2:])
+                    if tiles.stride(height, width, tile) is None:
+                        raise BundleError(
+                            f"stages.{stage}.outputs: the cells of {output.name} do not fit the "
+                            f"tiles of {name}, or their overlap of {tiles.overlap} pixels"
+                        )

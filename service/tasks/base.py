@@ -129,6 +129,12 @@ class Task(Protocol):
         ...
 
     @property
+    def dense(self) -> bool:
+        """Whether its tensors are maps over the canvas, all of them, so that those of tiles can be
+        joined."""
+        ...
+
+    @property
     def png(self) -> str:
         """What the pixels of a PNG mean, for people; empty if it has none."""
         ...

@@ -32,6 +32,7 @@ class Depth:
 
     name: ClassVar[str] = "depth"
     objects: ClassVar[bool] = False
+    dense: ClassVar[bool] = True
     png: ClassVar[str] = "the value times the scale that is told as 16-bit gray"
     gives: ClassVar[type[Values]] = Values
 

@@ -37,6 +37,7 @@ class Detection:
 
     name: ClassVar[str] = "detection"
     objects: ClassVar[bool] = True
+    dense: ClassVar[bool] = False
     png: ClassVar[str] = ""
     gives: ClassVar[type[Boxes]] = Boxes
 

@@ -25,6 +25,7 @@ class Instance:
 
     name = "instance"
     objects = True
+    dense = True
     png = "the object's id as 16-bit gray, 0 is the background"
     gives = Masks
 

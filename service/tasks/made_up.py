@@ -14,7 +14,7 @@ def shares(manifest: Manifest) -> NDArray[np.float64]:
     """(S,): by plan, head and width, the share of the full plan's layers, and of its channels."""
     depths = np.array([plan.depth for plan in manifest.encoder_plans])
     widths = np.array([at.width for at in manifest.head_widths])
-    return np.outer(depths / depths[-1], 0.5 + widths / 2).ravel()
+    return np.outer(depths / depths.max(), 0.5 + widths / 2).ravel()
 
 
 def scores(images: Images, shares: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -37,6 +37,7 @@ class QueryTask(ABC):
 
     name: ClassVar[str]
     objects: ClassVar[bool] = True
+    dense: ClassVar[bool] = False
     png: ClassVar[str] = "the segment's id as 16-bit gray, 0 is none"
     gives: ClassVar[type[Masks]] = Masks
 

@@ -26,6 +26,7 @@ class Semantic:
 
     name = "semantic"
     objects = False
+    dense = True
     png = "the class, in a palette"
     gives = Masks
 

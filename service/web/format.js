@@ -44,3 +44,27 @@ export const size = ({ width, height }) => `${width}\u00a0×\u00a0${height}`;
 
 /** The sum of the service's stages, in milliseconds. */
 export const serverMs = (timing) => Object.values(timing).reduce((sum, ms) => sum + ms, 0);
+
+/** The canvases that are not cut into tiles, from small to large. */
+const plain = (canvases) => canvases.filter(({ tiles }) => !tiles);
+
+/**
+ * The plans that an image may take, its full plan last: tiled ones are for images alone that the largest other canvas
+ * would shrink. Without a size, all of them.
+ */
+export function openTo(plans, canvases, { width, height }) {
+  if (!width || !height || !plans.some(({ tiled }) => tiled)) return plans;
+  const fits = plain(canvases).at(-1).shapes.map((shape) => {
+    const scale = Math.min(shape.width / width, shape.height / height);
+    return { scale, filled: (scale * width * scale * height) / (shape.width * shape.height) };
+  });
+  const best = fits.reduce((most, fit) => (fit.filled > most.filled ? fit : most));
+  if (best.scale >= 1) return plans.filter(({ tiled }) => !tiled);
+  return plans.slice(0, plans.findLastIndex(({ tiled }) => tiled) + 1);
+}
+
+/** A canvas in words: its shapes, and how it is cut. */
+export function described({ name, shapes, tiles }) {
+  const cut = tiles ? `, ${tiles.rows * tiles.columns} tiles of ${tiles.of}, for larger images alone` : "";
+  return `${name}: ${shapes.map(size).join(" or ")}${cut}.`;
+}

@@ -1,6 +1,6 @@
 /** The result: which plan an image took, why, and what that cost. */
 
-import { cost, element, knobs, narrowed, serverMs, short, size } from "./format.js";
+import { cost, described, element, knobs, narrowed, openTo, serverMs, short, size } from "./format.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -32,6 +32,7 @@ export class Reading {
   /** @param {{plans: object[], canvases: object[], glance: string}} info of GET /plans; its plans, the cheapest first */
   constructor({ plans, canvases, glance }) {
     this.plans = plans;
+    this.canvases = canvases;
     this.glance = glance;
     this.several = canvases.length > 1;
     this.rows = plans.map((plan, index) => {
@@ -54,8 +55,7 @@ export class Reading {
     $("gauge").classList.toggle("dense", plans.length > 7);
     $("knobs").hidden = !plans.some((plan) => knobs(plan) || narrowed(plan).length);
     $("knobs-heads").hidden = !plans.some((plan) => narrowed(plan).length);
-    const sizes = canvases.map(({ name, shapes }) => `${name}: ${shapes.map(size).join(" or ")}.`);
-    $("canvases").textContent = `Canvases, in pixels. ${sizes.join(" ")} The gate glances at every image on ${glance}.`;
+    $("canvases").textContent = `Canvases, in pixels. ${canvases.map(described).join(" ")} The gate glances at every image on ${glance}.`;
     $("canvases").hidden = !this.several;
   }
 
@@ -108,7 +108,8 @@ export class Reading {
     if (this.several) line.unshift("canvas ", element("b", "canvas", canvas.name));
     if (reduced) line.push(element("small", "", reduced));
     $("depth-taken").replaceChildren(...line, element("span", `reason ${reason}`, reason));
-    $("why").textContent = why(reason, taken === this.plans.length - 1, limits)
+    const full = openTo(this.plans, this.canvases, answer.image).at(-1).name;
+    $("why").textContent = why(reason, plan === full, limits)
       + (this.several ? where(canvas, this.glance) : "");
     $("gflops").textContent = cost(gflops);
     $("quality").textContent = quality.toFixed(3);

@@ -4,7 +4,7 @@
  */
 
 import { Problem, segment } from "./client.js";
-import { cost, element, knobs, narrowed, percent, serverMs, short, size } from "./format.js";
+import { cost, element, knobs, narrowed, openTo, percent, serverMs, short, size } from "./format.js";
 
 const $ = (id) => document.getElementById(id);
 const LONGEST = 400; // the longer side of a card's picture, in pixels
@@ -68,7 +68,8 @@ export class Strip {
   async run(file) {
     this.clear();
     const control = (this.running = new AbortController());
-    this.cards = this.plans.map((plan) => this.#card(plan));
+    const { naturalWidth: width, naturalHeight: height } = $("photo");
+    this.cards = openTo(this.plans, this.canvases, { width, height }).map((plan) => this.#card(plan));
     this.#arrange();
     $("strip").hidden = $("strip-cancel").hidden = false;
     $("strip").scrollIntoView({ block: "nearest" });

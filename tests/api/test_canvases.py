@@ -82,12 +82,15 @@ def test_plans_name_their_canvas_and_the_canvases_have_their_shapes(
     }
     small, large, tall = ({"height": h, "width": w} for h, w in ((24, 32), (48, 64), (64, 48)))
     assert found["canvases"] == [
-        {"name": "c32", "shapes": [small]},
-        {"name": "c64", "shapes": [large, tall]},
+        {"name": "c32", "shapes": [small], "tiles": None},
+        {"name": "c64", "shapes": [large, tall], "tiles": None},
     ]
     assert found["glance"] == "c32"
     single = server.http.get("/plans").json()
-    assert (single["canvases"], single["glance"]) == ([{"name": "c64", "shapes": [large]}], "c64")
+    assert (single["canvases"], single["glance"]) == (
+        [{"name": "c64", "shapes": [large], "tiles": None}],
+        "c64",
+    )
 
 
 def test_stages_have_a_glance_where_the_plan_has_a_larger_canvas(canvases_server: Server) -> None:

@@ -23,7 +23,7 @@ def test_plans_tell_a_page_all_that_it_needs(fake_manifest: Manifest) -> None:
     answer = json.loads(get(app, "/plans")[2])
     assert [plan["name"] for plan in answer["plans"]] == ["d1", "d2", "d3", "d4"]
     assert set(answer["plans"][0]) == {
-        *("name", "canvas", "depth", "keep", "width", "heads", "gflops", "quality", "ms"),
+        *("name", "canvas", "tiled", "depth", "keep", "width", "heads", "gflops", "quality", "ms"),
     }
     assert answer["plans"][0]["heads"] == {"semantic": 1.0}
     assert answer["plans"][0]["ms"] is None  # no engine has measured it
