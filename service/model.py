@@ -50,7 +50,7 @@ class Model:
         metrics: Metrics,
         open_backend: Callable[[], Backend],
     ) -> None:
-        _log.info("images and masks %s", described())
+        _log.info("label maps %s", described())
         self.bundle, self.manifest, self.tasks = bundle, bundle.manifest, tasks_of(bundle)
         self.task = self.tasks[self.manifest.head.name]
         self.policies = Policies(self.manifest, settings.max_loss)

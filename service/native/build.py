@@ -28,7 +28,6 @@ FLAGS = (
 VARIED: dict[str, tuple[str, tuple[str, ...]]] = {
     "sampling.c": ("sample", ()),
     "labels.c": ("label", ("-ffp-contract=off",)),
-    "resample.c": ("resample", ()),
 }
 INSTRUCTIONS: dict[str, tuple[str, ...]] = {"base": ()}
 if platform.machine() in {"x86_64", "AMD64"}:

@@ -1,7 +1,6 @@
 /* What works on pixels, for any caller that has a function call: which build fits the processor. */
 #include "labels.h"
 #include "processor.h"
-#include "resample.h"
 
 #if defined(__x86_64__)
 #define FITTING(name) ((const typeof(&name##_base)[]){name##_base, name##_v3, name##_v4})[processor_level()]
@@ -10,5 +9,3 @@
 #endif
 
 int64_t fathom_label(const Labelling *call) { return FITTING(label)(call); }
-
-int fathom_resample(const Resampling *call) { return FITTING(resample)(call); }

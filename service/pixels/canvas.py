@@ -18,7 +18,6 @@ from service.bundle import InputSpec, Shape
 from service.core import Color, Frame, Geometry, ValueRange
 from service.pixels import color, value_range
 from service.pixels.opened import Opened, kind_of, loader, pillow_errors
-from service.pixels.scale import scaled_into
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -60,9 +59,7 @@ class Scaled(Mapping[str, Frame]):
     def __init__(self, source: Image.Image, placed: Mapping[str, Geometry], pad: Color) -> None:
         """source: in sRGB, as large as on the largest canvas, or at its own size if it is smaller.
         placed: where it lies on each canvas."""
-        # `convert` would copy an image that is RGB already.
-        self._source = source if source.mode == "RGB" else source.convert("RGB")
-        self._placed, self._pad = placed, pad
+        self._source, self._placed, self._pad = source, placed, pad
         self._frames: dict[str, Frame] = {}
         self[next(iter(placed))]
 
@@ -78,10 +75,14 @@ class Scaled(Mapping[str, Frame]):
         return len(self._placed)
 
     def _frame(self, geometry: Geometry) -> Frame:
-        width, height = geometry.scaled_width, geometry.scaled_height
+        image, size = self._source, (geometry.scaled_width, geometry.scaled_height)
+        if image.size != size:
+            image = image.resize(size, Image.Resampling.BILINEAR)
+        # `convert` would copy an image that is RGB already.
+        inside = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
         pixels = np.empty((*geometry.canvas, 3), np.uint8)
-        scaled_into(pixels[:height, :width], self._source)
-        pixels[height:] = pixels[:height, width:] = self._pad
+        pixels[: size[1], : size[0]] = inside
+        pixels[size[1] :] = pixels[: size[1], size[0] :] = self._pad
         return Frame(pixels, geometry)
 
 
