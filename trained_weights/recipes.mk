@@ -5,7 +5,8 @@
 # on where it was. Runs lie in runs/, the bundle is written to trained_weights/NAME; edit its README by hand.
 # make mechanism [PARENT=BUNDLE]   does the gate follow a difficulty that is known? On drawn streets, half of them bare;
 # half an hour on two cores.
-# make compare-tasks BACKBONE=   several tasks on one encoder against separate networks and fixed widths, 400 steps each
+# make compare-tasks BACKBONE= [STEPS=3000 SEPARATE_STEPS=1000]   several tasks on one encoder against separate networks
+# and fixed widths
 
 EXPORT = $(TEST)/bin/python -m model_export
 RUN = runs/$(NAME)
@@ -79,7 +80,7 @@ NUCLEI_LAST = $(NUCLEI) --start-from $(BASE) --partly --canvases 640x640 --steps
   --check-every 200
 weights-nuclei-tiny: ENCODER = --schedule 1,1,4 --pause-after 2
 weights-nuclei-tiny: CANVASES = --canvases 256x256,224x288 320x320,288x352 448x448,384x512 544x544,480x608 640x640,544x736
-weights-nuclei-tiny: KNOBS = --keeps 1,0.25 --widths 1,0.25
+weights-nuclei-tiny: KNOBS = --keeps 1,0.25 --widths 1,0.25 --tiles 2x2:448x448 --tiles-on nuclei:gate+dev
 weights-nuclei-tiny-standard: ENCODER = --config standard
 weights-nuclei-tiny weights-nuclei-tiny-standard: nuclei-base
 	$(EXPORT) train-exits --out $(RUN)-1 $(NUCLEI_LAST) $(ENCODER)
@@ -94,13 +95,11 @@ $(EXPORT) train-gate $(RUN)
 $(EXPORT) export $(RUN) -o trained_weights/$(NAME) --data "$(DATA)" --parity nuclei:gate $(PROVENANCE)
 endef
 
-# Three heads on one encoder, on generated streets alone: 400 steps, which are what other networks are compared with
-# (make compare-tasks), then from there on twice as many streets, along a longer cosine.
-STREETS = --backbone-weights "$(BACKBONE)" --dev scenes:24:12 --cache runs/streets-scenes
-FIRST = --train scenes:800:11 --steps 400 --check-every 100
+# Three heads on one encoder, on generated streets alone.
+STREETS = --backbone-weights "$(BACKBONE)" --train scenes:1600:11 --dev scenes:24:12 --cache runs/streets-scenes --check-every 500
+STEPS = 3000
 weights-streets-multi:
-	$(EXPORT) train-tasks --out $(RUN) $(STREETS) $(FIRST)
-	$(EXPORT) train-tasks --out $(RUN) $(STREETS) --train scenes:1600:11 --steps 1600 --check-every 200
+	$(EXPORT) train-tasks --out $(RUN) $(STREETS) --steps $(STEPS)
 	$(streets-plans)
 	$(EXPORT) export $(RUN) -o trained_weights/$(NAME) --parity scenes:3:28 $(PROVENANCE)
 
@@ -110,17 +109,18 @@ $(EXPORT) derive-targets $(RUN) --fit scenes:120:23 --held scenes:60:24
 $(EXPORT) train-gate $(RUN)
 endef
 
-# What several tasks on one encoder are worth: after equal steps, against a network for each task, all three together
-# of the same cost, and against one whose widths are fixed.
+# What several tasks on one encoder are worth: against a network for each task, all three together of the same cost and,
+# by default, of as many steps in all; and against one whose widths are fixed.
 COMPARE = runs/compare-tasks
-SEPARATE = --sampling full --canvases 96x128
+SEPARATE = --sampling full --canvases 96x128 --steps $(SEPARATE_STEPS)
+SEPARATE_STEPS = 1000
 .PHONY: compare-tasks
 compare-tasks: $(TEST)/.ready
-	$(EXPORT) train-tasks --out $(COMPARE)-adaptive $(STREETS) $(FIRST)
-	$(EXPORT) train-tasks --out $(COMPARE)-fixed $(STREETS) $(FIRST) --sampling full
-	$(EXPORT) train-tasks --out $(COMPARE)-semantic $(STREETS) $(FIRST) $(SEPARATE) --heads semantic
-	$(EXPORT) train-tasks --out $(COMPARE)-detection $(STREETS) $(FIRST) $(SEPARATE) --heads detection
-	$(EXPORT) train-tasks --out $(COMPARE)-depth $(STREETS) $(FIRST) $(SEPARATE) --heads depth
+	$(EXPORT) train-tasks --out $(COMPARE)-adaptive $(STREETS) --steps $(STEPS)
+	$(EXPORT) train-tasks --out $(COMPARE)-fixed $(STREETS) --steps $(STEPS) --sampling full
+	$(EXPORT) train-tasks --out $(COMPARE)-semantic $(STREETS) $(SEPARATE) --heads semantic
+	$(EXPORT) train-tasks --out $(COMPARE)-detection $(STREETS) $(SEPARATE) --heads detection
+	$(EXPORT) train-tasks --out $(COMPARE)-depth $(STREETS) $(SEPARATE) --heads depth
 	$(EXPORT) search-plans $(COMPARE)-adaptive --on scenes:30:22 --widths 0.25 --most 8
 	$(EXPORT) compare-tasks $(COMPARE)-adaptive --on scenes:100:31 --fixed $(COMPARE)-fixed --separate \
 	  $(COMPARE)-semantic $(COMPARE)-detection $(COMPARE)-depth --figures $(COMPARE)-figures
