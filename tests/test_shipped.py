@@ -77,8 +77,9 @@ def test_plans_grow_in_cost_up_to_the_full_one_and_the_bundle_is_small(
 ) -> None:
     plans = shipped.manifest.plans
     assert 8 <= len(plans) <= 14
-    assert (plans[-1].depth, plans[-1].keep, plans[-1].width) == (6, 1.0, 1.0)
-    assert plans[-1].gflops >= 8 * plans[0].gflops
+    *_, full = (plan for plan in plans if plan.canvas not in shipped.manifest.input.tiled)
+    assert (full.depth, full.keep, full.width) == (6, 1.0, 1.0)
+    assert full.gflops >= 8 * plans[0].gflops
     assert sum(file.stat().st_size for file in shipped.root.iterdir()) < MEGABYTES * 1e6
 
 
@@ -110,7 +111,9 @@ def test_paused_maps_have_the_plan_s_share(shipped: bundle.Bundle, stages: Stage
         paused = stages.paused(plan, shape, encoded)
         assert (paused is None) == (plan.keep == 1)
         if paused is not None:
-            assert paused.mean() == pytest.approx(1 - plan.keep, abs=1e-3)
+            # Where tiles overlap, each tile's share does not say what the joined map has.
+            near = 0.03 if plan.canvas in shipped.manifest.input.tiled else 1e-3
+            assert paused.mean() == pytest.approx(1 - plan.keep, abs=near)
 
 
 def test_weights_lie_there_once(shipped: bundle.Bundle) -> None:
