@@ -41,7 +41,7 @@ def test_the_image_in_docs_is_the_first_of_its_kind(kind: str) -> None:
     assert np.abs(shown - np.asarray(drawn, float)).mean() < 0.5  # of 255: versions round apart
 
 
-def test_one_policy_gives_the_two_images_different_canvases() -> None:
+def test_one_policy_gives_the_two_images_different_depths() -> None:
     photos = {kind: (ROOT / "docs" / f"nuclei-{kind}.jpg").read_bytes() for kind in picture.TITLES}
     bundle = str(ROOT / "trained_weights" / "nuclei-tiny")
     with served(bundle) as service, httpx.Client(base_url=service.url, timeout=60) as client:
@@ -50,5 +50,5 @@ def test_one_policy_gives_the_two_images_different_canvases() -> None:
             for kind, photo in photos.items()
         }
     assert [used["reason"] for used in answers.values()] == ["gate", "gate"]
-    assert answers["apart"]["canvas"] < answers["crowded"]["canvas"]
+    assert int(answers["apart"]["depth"]) < int(answers["crowded"]["depth"])
     assert float(answers["crowded"]["gflops"]) > 1.5 * float(answers["apart"]["gflops"])
