@@ -253,8 +253,8 @@ def write_targets(run: Path, part: str, arrays: dict[str, Any]) -> None:
 
 
 def read_targets(run: Path, part: str) -> dict[str, Any]:
-    """names, groups, larger (N,), counts (N, plans, ..), inputs (N, gate inputs), plans: their
-    names, spec. Raises RunError."""
+    """names, groups, larger (N,), counts (N, plans, ..) or of several heads quality (N, plans,
+    columns), inputs (N, gate inputs), plans: their names, spec. Raises RunError."""
     path, plans = run / f"targets-{part}.npz", [plan.name for plan in read_plans(run)[0]]
     if not path.exists():
         raise RunError(
@@ -268,7 +268,7 @@ def read_targets(run: Path, part: str) -> dict[str, Any]:
             f"derive-targets {run}`"
         )
     # Before there were tiled canvases, all images were alike.
-    return {"larger": np.zeros(len(arrays["counts"]), np.bool_)} | arrays
+    return {"larger": np.zeros(len(arrays["inputs"]), np.bool_)} | arrays
 
 
 def write_gate(run: Path, gate: Gate, report: dict[str, Any]) -> None:
