@@ -184,7 +184,7 @@ class _Blobs(Stripes):
 
 
 @pytest.fixture(scope="module")
-def blobs(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def blobs(one_thread: None, traced_once: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of objects, on one canvas for landscapes and portraits."""
     folder = tmp_path_factory.mktemp("instance")
     run, config = folder / "run", replace(toy(3), task="instance")
@@ -203,7 +203,8 @@ def blobs(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_plans(run, [Knobs(1, canvas="c64")], {})
     # Two found at a mean IoU of 0.7, one too many.
     counts = np.tile(np.array([1.4, 2.0, 1.0, 0.0]), (5, 1, 1))
-    arrays = {"counts": counts, "plans": np.array(["c64-d1"]), "spec": np.array("blobs")}
+    names, plans = np.array(list("abcde")), np.array(["c64-d1"])
+    arrays = {"names": names, "counts": counts, "plans": plans, "spec": np.array("blobs")}
     write_targets(run, "fit", arrays)
     write_targets(run, "held", arrays)
     write_gate(run, Gate(gate_inputs(32, 3), 1), {"margins": [{"asked": 0.01, "margin": None}]})

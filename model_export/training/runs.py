@@ -268,7 +268,7 @@ def read_targets(run: Path, part: str) -> dict[str, Any]:
             f"derive-targets {run}`"
         )
     # Before there were tiled canvases, all images were alike.
-    return {"larger": np.zeros(len(arrays["inputs"]), np.bool_)} | arrays
+    return {"larger": np.zeros(len(arrays["names"]), np.bool_)} | arrays
 
 
 def write_gate(run: Path, gate: Gate, report: dict[str, Any]) -> None:
