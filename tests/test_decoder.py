@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model_export.network.decoder import Decoder, PixelEmbedding, Prediction
+from model_export.network.decoder import Decoder, PixelEmbedding, Prediction, mask_logits
 from model_export.network.segmenter import semantic_probabilities
+from model_export.network.slimmable import SlimConv
 from tests.small_network import SHAPES, SMALL, random_maps, randomised, worst
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seed")
@@ -68,6 +69,16 @@ def test_each_layer_looks_only_where_the_full_size_mask_before_it_is_on(decoder:
         want[want.all(-1)] = False  # an empty mask looks everywhere
         assert torch.equal(blocked, want)
     assert any(blocked.any() and not blocked.all() for blocked in seen)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("width", [12, 8])
+def test_mask_logits_are_of_projected_features(width: int) -> None:
+    """Of a slimmable projection, too."""
+    project = SlimConv(12, 12, 1)
+    features, embedding = torch.randn(2, width, 4, 6), torch.randn(2, 5, width)
+    want = embedding @ project(features, width).flatten(2)
+    assert worst(mask_logits(embedding, features.flatten(2), project), want) < 1e-5
 
 
 @torch.no_grad()

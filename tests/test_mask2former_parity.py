@@ -99,7 +99,8 @@ def test_encoder_gives_the_reference_s_multi_scale_features(ours: Segmenter, cas
 def test_pixel_embedding_gives_the_reference_s_mask_features(ours: Segmenter, case: Case) -> None:
     images, expected = case
     lateral, maps = ours.features(images)
-    got = ours.decoder.pixel_embedding(lateral, ours.encoder(maps, ENCODER_LAYERS)[-1])
+    embedding = ours.decoder.pixel_embedding
+    got = embedding.project(embedding(lateral, ours.encoder(maps, ENCODER_LAYERS)[-1]))
     assert worst(got, expected["pixel_decoder_last_hidden_state"]) < TOLERANCE
 
 
@@ -145,7 +146,11 @@ def test_the_compared_attention_masks_block_some_places_and_none_is_undecided(ca
 
 
 @torch.no_grad()
-def test_attention_equals_torch_s_multi_head_attention_under_a_mask() -> None:
+@pytest.mark.parametrize("added", [False, True], ids=["blocked", "added"])
+@pytest.mark.parametrize(("queries", "keys"), [(5, 9), (2, 40)], ids=["projected", "folded"])
+def test_attention_equals_torch_s_multi_head_attention_under_a_mask(
+    queries: int, keys: int, added: bool
+) -> None:
     torch.manual_seed(5)
     theirs, ours = nn.MultiheadAttention(32, 4, batch_first=True), Attention(32, 4)
     nn.init.normal_(theirs.in_proj_bias)
@@ -154,8 +159,12 @@ def test_attention_equals_torch_s_multi_head_attention_under_a_mask() -> None:
         layer.weight.copy_(theirs.in_proj_weight.chunk(3)[i])
         layer.bias.copy_(theirs.in_proj_bias.chunk(3)[i])
     ours.output.load_state_dict(theirs.out_proj.state_dict())
-    query, key, value = torch.randn(2, 5, 32), torch.randn(2, 9, 32), torch.randn(2, 9, 32)
-    blocked = torch.rand(2, 5, 9) < 0.5
-    blocked[..., 0] = False  # torch answers NaN where a row may look nowhere
-    want, _ = theirs(query, key, value, attn_mask=blocked.repeat_interleave(4, 0))
-    assert worst(ours(query, key, value, blocked), want) < 1e-5
+    query, key, value = (torch.randn(2, count, 32) for count in (queries, keys, keys))
+    mask = torch.randn(2, queries, keys) if added else torch.rand(2, queries, keys) < 0.5
+    if not added:
+        mask[..., 0] = False  # torch answers NaN where a row may look nowhere
+    want, _ = theirs(query, key, value, attn_mask=mask.repeat_interleave(4, 0))
+    projected: list[Any] = []
+    ours.key.register_forward_pre_hook(lambda _, args: projected.append(args))
+    assert worst(ours(query, key, value, mask), want) < 1e-5
+    assert len(projected) == (keys == 9)

@@ -31,7 +31,10 @@ def semantic_probabilities(prediction: Prediction) -> Tensor:
 
 class PixelEmbedding(nn.Module):
     """Stride-4 mask features: lateral features plus the upsampled finest scale, smoothed, then
-    projected."""
+    projected.
+
+    The projection is left to `mask_logits`.
+    """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -46,9 +49,23 @@ class PixelEmbedding(nn.Module):
         self.project = nn.Conv2d(channels, channels, 1)
 
     def forward(self, lateral: Tensor, finest: Tensor) -> Tensor:
-        """lateral: (B, C, H/4, W/4), finest: (B, C, H/8, W/8) -> (B, C, H/4, W/4)."""
+        """lateral: (B, C, H/4, W/4), finest: (B, C, H/8, W/8) -> (B, C, H/4, W/4), before the
+        projection."""
         up = F.interpolate(finest, lateral.shape[-2:], mode="bilinear", align_corners=False)
-        return self.project(self.smooth(lateral + up))
+        return self.smooth(lateral + up)
+
+
+def mask_logits(embedding: Tensor, features: Tensor, project: nn.Conv2d) -> Tensor:
+    """embedding: (B, Q, C), features: (B, C', N) -> (B, Q, N): the product of every query with the
+    projected features. It is the query that is projected, since there are far more pixels.
+
+    Of a projection for more channels the first ones are taken (slimmable.py).
+    """
+    outputs, inputs = embedding.shape[2], features.shape[1]
+    weights = embedding @ project.weight[:outputs, :inputs].flatten(1)
+    if project.bias is None:
+        return weights @ features
+    return weights @ features + (embedding @ project.bias[:outputs]).unsqueeze(-1)
 
 
 class Attention(nn.Module):
@@ -65,18 +82,44 @@ class Attention(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, blocked: Tensor | None = None
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     ) -> Tensor:
-        """query: (B, Q, C), key, value: (B, K, C), blocked: (B, Q, K) bool, True = may not look.
-        Returns (B, Q, C)."""
-        q = self.query(query).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, M, Q, D)
-        k = self.key(key).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        v = self.value(value).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        score = q @ k.mT * q.shape[-1] ** -0.5  # (B, M, Q, K)
-        if blocked is not None:
+        """query: (B, Q, C), key, value: (B, K, C). mask: (B, Q, K), bool, True = may not look, or
+        float, added to the scores. Returns (B, Q, C)."""
+        (count, channels), keys = query.shape[1:], key.shape[1]
+        # Few queries: it is cheaper to multiply them by the weights than all the keys and values.
+        projected = keys * channels + keys * count
+        folded = count * channels + self.heads * count * keys
+        attend = self._folded if folded < projected else self._projected
+        return self.output(attend(query, key, value, mask).transpose(1, 2).flatten(2))
+
+    def _projected(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, M, Q, D)"""
+        q, k = self._split(self.query(query)), self._split(self.key(key))
+        return self._weights(q @ k.mT, mask) @ self._split(self.value(value))
+
+    def _folded(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, M, Q, D). The key's bias adds the same to all scores of a query, so it is left
+        out; weights have the sum 1, so the value's bias is added last."""
+        heads = (self.heads, -1)
+        q = self._split(self.query(query)) @ self.key.weight.unflatten(0, heads)  # (B, M, Q, C)
+        score = (q.flatten(1, 2) @ key.mT).unflatten(1, heads)
+        seen = (self._weights(score, mask).flatten(1, 2) @ value).unflatten(1, heads)
+        return seen @ self.value.weight.unflatten(0, heads).mT + self._split(self.value.bias)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, M, N, D), or (C,) -> (M, 1, D)."""
+        x = x.unflatten(-1, (self.heads, -1))
+        return x.transpose(1, 2) if x.dim() == 4 else x.unsqueeze(1)
+
+    def _weights(self, score: Tensor, mask: Tensor | None) -> Tensor:
+        """score: (B, M, Q, K), not scaled -> the same, with the sum 1 over the keys."""
+        score = score * (self.query.out_features // self.heads) ** -0.5
+        if mask is not None:
+            mask = mask.unsqueeze(1)
             # finite: engines in half precision have no -inf
-            score = score.masked_fill(blocked.unsqueeze(1), -1e9)
-        return self.output((score.softmax(-1) @ v).transpose(1, 2).flatten(2))
+            score = score.masked_fill(mask, -1e9) if mask.dtype == torch.bool else score + mask
+        return score.softmax(-1)
 
 
 class DecoderLayer(nn.Module):
@@ -137,22 +180,24 @@ class Decoder(nn.Module):
         ]
         keys, values = [], []
         for m, level in zip(maps, self.level_embedding, strict=True):
-            value = m.flatten(2).mT + level
-            keys.append(value + sine_embedding(*m.shape[-2:], m.shape[1], m.device))
-            values.append(value)
-        x = self.queries.expand(lateral.shape[0], -1, -1)
+            # Added while channels come first: engines then multiply without transposing.
+            value = m.flatten(2) + level.unsqueeze(-1)
+            position = sine_embedding(*m.shape[-2:], m.shape[1], m.device)
+            keys.append((value + position.mT).mT)
+            values.append(value.mT)
+        x, project = self.queries.expand(lateral.shape[0], -1, -1), self.pixel_embedding.project
         heads = []
         for i, layer in enumerate(self.layers):
             scale = i % 3
-            embedding = self.embed_mask(self.norm(x))  # (B, Q, C)
             if deep:
                 heads.append(self._predict(x, features))
-            blocked = (embedding @ small[scale] < 0).detach()  # sigmoid < 0.5
+            masks = mask_logits(self.embed_mask(self.norm(x)), small[scale], project)
+            blocked = (masks < 0).detach()  # sigmoid < 0.5
             blocked = blocked & ~blocked.all(-1, keepdim=True)  # an empty mask looks everywhere
             x = layer(x, self.query_positions, keys[scale], values[scale], blocked)
         return [*heads, self._predict(x, features)]
 
     def _predict(self, x: Tensor, features: Tensor) -> Prediction:
         x = self.norm(x)
-        masks = (self.embed_mask(x) @ features.flatten(2)).unflatten(2, features.shape[-2:])
-        return Prediction(self.classify(x), masks)
+        masks = mask_logits(self.embed_mask(x), features.flatten(2), self.pixel_embedding.project)
+        return Prediction(self.classify(x), masks.unflatten(2, features.shape[-2:]))

@@ -19,6 +19,7 @@ from model_export.network.decoder import (
     Attention,
     DecoderLayer,
     Prediction,
+    mask_logits,
     semantic_probabilities,
 )
 from model_export.network.position import reference_points, sine_embedding
@@ -63,22 +64,22 @@ class SemanticHead(nn.Module):
         """Predictions, the final one last. Before it those that the masked attention of the layers
         needed, which are at the layers' own scales and not classified, are left out."""
         features = self.branch(merged(lateral, maps[-1]), width)
-        features = self.features(features, features.shape[1])
-        n, x = features.shape[1], self.queries.expand(maps[0].shape[0], -1, -1)
+        x = self.queries.expand(maps[0].shape[0], -1, -1)
         for i, layer in enumerate(self.layers[: share_of(len(self.layers), width)]):
             value = maps[i % 3].flatten(2).mT + self.level_embedding[i % 3]
             shape = maps[i % 3].shape[-2:]
             small = F.interpolate(features, shape, mode="bilinear", align_corners=False)
-            blocked = (self._embedding(x, n) @ small.flatten(2) < 0).detach()
+            blocked = (self._masks(x, small) < 0).detach()
             blocked = blocked & ~blocked.all(-1, keepdim=True)  # an empty mask looks everywhere
             key = value + sine_embedding(*shape, value.shape[2], value.device)
             x = layer(x, self.query_positions, key, value, blocked)
-        masks = self._embedding(x, n) @ features.flatten(2)
-        masks = masks.unflatten(2, features.shape[-2:])
+        masks = self._masks(x, features).unflatten(2, features.shape[-2:])
         return [Prediction(self.classify(self.norm(x)), masks)]
 
-    def _embedding(self, x: Tensor, channels: int) -> Tensor:
-        return self.embed_mask(self.embed(self.norm(x)), channels)
+    def _masks(self, x: Tensor, features: Tensor) -> Tensor:
+        """x: (B, Q, C), features: (B, n, h, w) -> logits (B, Q, h * w)."""
+        embedding = self.embed_mask(self.embed(self.norm(x)), features.shape[1])
+        return mask_logits(embedding, features.flatten(2), self.features)
 
     @staticmethod
     def tensors(answer: Sequence[Prediction]) -> dict[str, Tensor]:
@@ -138,25 +139,15 @@ def inverse_sigmoid(x: Tensor) -> Tensor:
     return (x / (1 - x)).log()
 
 
-class NearAttention(Attention):
-    """Attention that looks around a box: a Gaussian of its size, added to the scores as its
+class BoxLayer(nn.Module):
+    """Attention looks around the boxes: a Gaussian of their size, added to the scores as its
     logarithm (spatially modulated co-attention, arXiv 2101.07448)."""
 
-    def around(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-        """query: (B, Q, C), key, value: (B, K, C), bias: (B, Q, K) -> (B, Q, C)."""
-        q = self.query(query).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, M, Q, D)
-        k = self.key(key).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        v = self.value(value).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        score = q @ k.mT * q.shape[-1] ** -0.5 + bias.unsqueeze(1)
-        return self.output((score.softmax(-1) @ v).transpose(1, 2).flatten(2))
-
-
-class BoxLayer(nn.Module):
     def __init__(self, channels: int, heads: int, ffn: int) -> None:
         super().__init__()
         self.self_attention = Attention(channels, heads)
         self.norm1 = nn.LayerNorm(channels)
-        self.cross = NearAttention(channels, heads)
+        self.cross = Attention(channels, heads)
         self.norm2 = nn.LayerNorm(channels)
         self.linear1, self.linear2 = SlimLinear(channels, ffn), SlimLinear(ffn, channels)
         self.norm3 = nn.LayerNorm(channels)
@@ -166,7 +157,7 @@ class BoxLayer(nn.Module):
     ) -> Tensor:
         placed = x + position
         x = self.norm1(x + self.self_attention(placed, placed, x))
-        x = self.norm2(x + self.cross.around(x + position, *memory, bias))
+        x = self.norm2(x + self.cross(x + position, *memory, bias))
         hidden = F.relu(self.linear1(x, share_of(self.linear1.out_features, width)))
         return self.norm3(x + self.linear2(hidden))
 
