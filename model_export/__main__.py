@@ -48,6 +48,10 @@ COMMANDS = {
         "a new gate and new margins for a bundle, from other data; nothing is trained",
     ),
     "export": ("export.write_bundle", "write a bundle: front, encoders and decoder as ONNX"),
+    "rebuild": (
+        "export.rebuild",
+        "the graphs of a bundle written anew by this version; nothing is trained or measured",
+    ),
     "compare-tasks": (
         "evaluation.compare_tasks",
         "several tasks on one encoder against separate networks and against fixed widths",

@@ -32,6 +32,7 @@ from model_export.export.write_manifest import manifest_of, plan_of, provenance_
 from model_export.network.config import Config
 from model_export.network.gate import Gate, gate_inputs
 from model_export.network.knobs import Knobs
+from model_export.network.segmenter import Segmenter
 from model_export.tasks import qualities, task_of
 from model_export.training.runs import (
     RunError,
@@ -98,24 +99,19 @@ def main(args: argparse.Namespace) -> None:
         bundle.load(args.graphs_of)  # verified
         if args.graphs_of.resolve() == args.out.resolve():
             raise RunError(f"--graphs-of {args.graphs_of} is --out, too: choose another folder")
-    args.out.mkdir(parents=True, exist_ok=True)
-    for stale in (*args.out.glob("*.onnx"), *args.out.glob("*.ptx.gz"), args.out / bundle.FILE):
-        # A folder without a manifest is no bundle: a failed export cannot be served.
-        stale.unlink(missing_ok=True)
     plans, heads = derived.plans, heads_of(config)
     # With one plan there is nothing to choose, and no smaller canvas to do so.
     canvases = used(canvases, plans) if len(plans) > 1 else canvases[-1:]
-    stages = write_stages(
-        args.out, trained, derived.gate, canvases, plans, half=half, reused=args.graphs_of
-    )
-    errors = check_parity(
+    graphs = write_graphs(
         args.out,
-        stages,
-        graphs_of(canvases, plans, heads),
-        frames_by_shape(samples, canvases, IMAGES),
+        trained,
+        derived.gate,
+        canvases,
+        plans,
+        samples,
+        half=half,
+        reused=args.graphs_of,
     )
-    kernels = write_kernels(args.out, [args.out / f"{name}.onnx" for name in stages])
-    parts = {name: count_gflops(args.out / f"{name}.onnx") for name in stages}
     manifest = manifest_of(
         args.out,
         config,
@@ -125,29 +121,80 @@ def main(args: argparse.Namespace) -> None:
             plan_of(
                 knobs,
                 canvases,
-                parts,
+                graphs.gflops,
                 {key: derived.quality[:, row, i] for i, key in enumerate(heads)},
                 heads,
             )
             for row, knobs in enumerate(plans)
         ],
-        errors,
+        graphs.errors,
         margins=derived.margins,
         calibration=derived.about
+        | graphs.about
         | {
-            "gflops": {name: round(value, 4) for name, value in parts.items()},
-            "parity": {"images": IMAGES, "batches": list(BATCHES), "largest_error": errors},
             "trained_on": [spec for spec, _ in trained_on(args.run) if not is_nameless(spec)],
         },
         provenance=provenance_of(args.provenance, arguments),
-        kernels=kernels,
+        kernels=graphs.kernels,
     )
     check_tiles(manifest, {head.name: answers_of(head) for head in manifest.heads})
     bundle.save(args.out, manifest)
-    size = sum(f.stat().st_size for f in args.out.iterdir()) / 1e6
+    report(args.out, manifest)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The graphs in a folder that is no bundle yet. errors, gflops: of each stage."""
+
+    errors: dict[str, float]
+    gflops: dict[str, float]
+    kernels: tuple[bundle.KernelFile, ...]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """For the manifest's calibration."""
+        return {
+            "gflops": {name: round(value, 4) for name, value in self.gflops.items()},
+            "parity": {"images": IMAGES, "batches": list(BATCHES), "largest_error": self.errors},
+        }
+
+
+def write_graphs(
+    folder: Path,
+    trained: Segmenter,
+    gate: Gate,
+    canvases: Sequence[Canvas],
+    plans: Sequence[Knobs],
+    samples: Dataset,
+    *,
+    half: bool,
+    reused: Path | None = None,
+) -> Written:
+    """Weights, graphs and kernels, compared with torch on the first of the samples; see
+    `write_stages`. Raises RunError where they differ."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in (*folder.glob("*.onnx"), *folder.glob("*.ptx.gz"), folder / bundle.FILE):
+        # A folder without a manifest is no bundle: a failed export cannot be served.
+        stale.unlink(missing_ok=True)
+    stages = write_stages(folder, trained, gate, canvases, plans, half=half, reused=reused)
+    errors = check_parity(
+        folder,
+        stages,
+        graphs_of(canvases, plans, heads_of(trained.config)),
+        frames_by_shape(samples, canvases, IMAGES),
+    )
+    files = {name: folder / f"{name}.onnx" for name in stages}
+    gflops = {name: count_gflops(file) for name, file in files.items()}
+    return Written(errors, gflops, write_kernels(folder, list(files.values())))
+
+
+def report(folder: Path, manifest: bundle.Manifest) -> None:
+    """Prints the plans, and a JSON line."""
     for plan in manifest.plans:
         print(f"{plan.name:<12} {plan.gflops:6.3f} GFLOPs, quality {plan.quality:.4f}")
-    print(json.dumps({"bundle": str(args.out), "megabytes": round(size, 2), "parity": errors}))
+    size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+    errors = {name: stage.parity for name, stage in manifest.stages.items()}
+    print(json.dumps({"bundle": str(folder), "megabytes": round(size, 2), "parity": errors}))
 
 
 @dataclass(frozen=True, slots=True)

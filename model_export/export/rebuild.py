@@ -1,0 +1,76 @@
+"""A bundle's graphs written anew by this version of Fathom, from the bundle's own weights.
+
+Nothing is trained or measured again: gate, qualities and margins stay what they are. Costs are
+counted anew. So a bundle gains what the exporter has learned since it was made.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+from model_export.export.graphs import heads_of
+from model_export.export.weights import read_entries
+from model_export.export.write_bundle import open_samples, report, write_graphs
+from model_export.export.write_manifest import costs_of, revision, stage_of
+from model_export.network.knobs import Knobs
+from model_export.training.bundle_weights import WEIGHTS, read_weights
+from model_export.training.runs import RunError
+from service import bundle
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("bundle", type=Path, help="the bundle's folder, e.g. trained_weights/camvid-tiny")
+    add("-o", "--out", type=Path, required=True, help="folder of the new bundle")
+    add("--data", type=Path, help="folder of the data set (not needed for scenes)")
+    add(
+        "--parity",
+        default="scenes:3:5",
+        help="data set whose first three images are compared with torch; photos: the images in "
+        "--data, without labels",
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    manifest = bundle.load(args.bundle).manifest
+    if args.out.exists() and any(args.out.iterdir()):
+        raise RunError(f"{args.out} is not empty; choose another --out or delete it")
+    model, gate, _ = read_weights(args.bundle / WEIGHTS)
+    config, canvases, heads = model.config, manifest.input.canvases, heads_of(model.config)
+    plans = [Knobs.parse(plan.name) for plan in manifest.encoder_plans]
+    if not all(plan.canvas for plan in plans):
+        raise RunError(
+            f"{args.bundle} is of an older version, whose gate saw less: export its run again"
+        )
+    classes = [entry.name for entry in manifest.heads[0].classes]
+    samples = open_samples(args.parity, args.data, config, classes)
+    half = any(entry.half for entry in read_entries(args.bundle / WEIGHTS).values())
+    graphs = write_graphs(args.out, model, gate, canvases, plans, samples, half=half)
+    encoder_plans = []
+    for knobs, plan in zip(plans, manifest.encoder_plans, strict=True):
+        before, own = costs_of(knobs, canvases, graphs.gflops, heads)
+        worth = {key: replace(head, gflops=round(own[key], 4)) for key, head in plan.heads.items()}
+        encoder_plans.append(replace(plan, gflops=round(before, 4), heads=worth))
+    changed = replace(
+        manifest,
+        name=args.out.name,
+        revision=revision(),
+        stages={
+            name: stage_of(args.out / f"{name}.onnx", error)
+            for name, error in graphs.errors.items()
+        },
+        files=(bundle.BundleFile(WEIGHTS, ""),),
+        encoder_plans=tuple(encoder_plans),
+        calibration=dict(manifest.calibration) | graphs.about,
+        kernels=graphs.kernels,
+    )
+    if any(a.gflops > b.gflops for a, b in pairwise(changed.plans)):
+        raise RunError(
+            f"{args.bundle}: by this version's costs its plans are in another order; export its "
+            f"run again"
+        )
+    bundle.save(args.out, changed)
+    report(args.out, changed)
