@@ -37,6 +37,7 @@ from service.core import Margin
 from tests.several_heads import several_heads
 from tests.small_graphs import write_graphs
 from tests.toy import one_thread, toy_bundle, toy_config, toy_run, train_words, trained_run
+from tests.traced_once import traced_once
 
 __all__ = [
     "one_thread",
@@ -44,6 +45,7 @@ __all__ = [
     "toy_bundle",
     "toy_config",
     "toy_run",
+    "traced_once",
     "train_words",
     "trained_run",
 ]

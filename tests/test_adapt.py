@@ -47,7 +47,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, traced_once: None) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     checkpoint = saved(random_model("resnet"), folder / "checkpoint")
     ask = ["import", str(checkpoint), "--out", str(folder / "run"), "--task", "semantic"]

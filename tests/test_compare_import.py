@@ -23,7 +23,9 @@ def photos() -> Path:
 
 
 @pytest.fixture(scope="module", params=["panoptic", "semantic"])
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def made(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, traced_once: None
+) -> list[str]:
     """The command's words for a bundle of the checkpoint's own size."""
     folder = tmp_path_factory.mktemp(request.param)
     checkpoint, run = saved(random_model("swin"), folder / "checkpoint"), folder / "run"

@@ -24,7 +24,7 @@ SIZE = (64, 96)
 
 @pytest.fixture(scope="module", params=["resnet", "swin", "convnext"])
 def case(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, traced_once: None
 ) -> tuple[nn.Module, Path]:
     folder = tmp_path_factory.mktemp(request.param)
     model = random_model(request.param)

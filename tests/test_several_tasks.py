@@ -28,7 +28,7 @@ HEADS = ("detection", "depth")
 
 
 @pytest.fixture(scope="session")
-def tasks_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tasks_run(tmp_path_factory: pytest.TempPathFactory, traced_once: None) -> Path:
     """Trained, searched, with gate: two heads on one small canvas."""
     run = tmp_path_factory.mktemp("several") / "run"
     train = ("train-tasks", "--out", run, "--train", "scenes:8:1", "--dev", "scenes:2:2")

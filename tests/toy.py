@@ -108,7 +108,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def toy_config(one_thread: None) -> Iterator[None]:
+def toy_config(one_thread: None, traced_once: None) -> Iterator[None]:
     """`--config tiny` means the toy size while tests train."""
     from model_export.network.config import CONFIGS
 

@@ -242,7 +242,7 @@ def front_inputs(front: Stage, frames: Sequence[Frame]) -> tuple[Tensor, ...]:
     return (images, sizes_of(frames)) if isinstance(front, Glance) else (images,)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: the exporter fails on its tensors, and tries another way
 def examples(front: Stage, frames: Sequence[Frame]) -> dict[str, tuple[Tensor, ...]]:
     """Inputs of the front, of any encoder and of a head (`Decode.inputs`) for images on one
     shape."""
