@@ -37,16 +37,3 @@ def test_graphs_and_costs_are_of_this_version_and_the_rest_stays(
     }
     assert got.revision != "before"
     assert command("rebuild", dearer, "-o", tmp_path / "new") == 1, "nothing is overwritten"
-
-
-def test_what_is_of_an_older_version_is_refused(
-    dearer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    manifest = bundle.load(dearer).manifest
-    plans = tuple(
-        replace(plan, name=plan.name.partition("-")[2]) for plan in manifest.encoder_plans
-    )
-    bundle.save(dearer, replace(manifest, encoder_plans=plans))
-    assert command("rebuild", dearer, "-o", tmp_path / "new") == 1
-    assert "is of an older version" in capsys.readouterr().err
-    assert not (tmp_path / "new").exists()

@@ -15,8 +15,8 @@ from model_export.export.graphs import heads_of
 from model_export.export.weights import read_entries
 from model_export.export.write_bundle import open_samples, report, write_graphs
 from model_export.export.write_manifest import costs_of, revision, stage_of
-from model_export.network.knobs import Knobs
 from model_export.training.bundle_weights import WEIGHTS, read_weights
+from model_export.training.initial_weights import knobs_of
 from model_export.training.runs import RunError
 from service import bundle
 
@@ -40,11 +40,7 @@ def main(args: argparse.Namespace) -> None:
         raise RunError(f"{args.out} is not empty; choose another --out or delete it")
     model, gate, _ = read_weights(args.bundle / WEIGHTS)
     config, canvases, heads = model.config, manifest.input.canvases, heads_of(model.config)
-    plans = [Knobs.parse(plan.name) for plan in manifest.encoder_plans]
-    if not all(plan.canvas for plan in plans):
-        raise RunError(
-            f"{args.bundle} is of an older version, whose gate saw less: export its run again"
-        )
+    plans = knobs_of(args.bundle, manifest)
     classes = [entry.name for entry in manifest.heads[0].classes]
     samples = open_samples(args.parity, args.data, config, classes)
     half = any(entry.half for entry in read_entries(args.bundle / WEIGHTS).values())

@@ -26,10 +26,9 @@ from model_export.gating.derive_targets import (
     measure_parts,
 )
 from model_export.gating.train_gate import add_block_argument, fit_and_calibrate
-from model_export.network.knobs import Knobs
 from model_export.tasks import qualities, task_of
 from model_export.training.bundle_weights import WEIGHTS, read_weights, write_weights
-from model_export.training.initial_weights import seen_by_bundle
+from model_export.training.initial_weights import knobs_of, seen_by_bundle
 from model_export.training.runs import RunError
 from service import bundle
 from service.bundle import plain_of
@@ -54,11 +53,7 @@ def main(args: argparse.Namespace) -> None:
         raise RunError(f"{args.out} is not empty; choose another --out or delete it")
     model, _, canvases = read_weights(args.bundle / WEIGHTS)
     canvases = (*canvases, *(each for each in manifest.input.canvases if each.tiles is not None))
-    plans = [Knobs.parse(plan.name) for plan in manifest.encoder_plans]
-    if not all(plan.canvas for plan in plans):
-        raise RunError(
-            f"{args.bundle} is of an older version, whose gate saw less: export its run again"
-        )
+    plans = knobs_of(args.bundle, manifest)
     seen, place = seen_by_bundle(manifest), args.out.resolve()
     options = data_options(args)
     classes = [entry.name for entry in manifest.head.classes]

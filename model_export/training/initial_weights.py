@@ -18,6 +18,7 @@ from model_export.data.augment import parse_size
 from model_export.data.datasets import Dataset
 from model_export.network.backbone import BACKBONES, load_pretrained
 from model_export.network.config import CONFIGS, STANDARD, Config, proscale
+from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
 from model_export.training.bundle_weights import WEIGHTS, read_weights
 from model_export.training.runs import (
@@ -169,6 +170,17 @@ def classes_by(path: Path) -> tuple[str, ...]:
 def seen_by_bundle(manifest: bundle.Manifest) -> list[Trained]:
     """As far as the manifest tells: it leaves out folders of any images, which have no name."""
     return [(spec, None) for spec in manifest.calibration.get("trained_on", ())]
+
+
+def knobs_of(folder: Path, manifest: bundle.Manifest) -> list[Knobs]:
+    """The plans of a bundle. Raises RunError where they have no canvas, as before there were
+    several."""
+    plans = [Knobs.parse(plan.name) for plan in manifest.encoder_plans]
+    if not all(plan.canvas for plan in plans):
+        raise RunError(
+            f"{folder} is of an older version, whose gate saw less: export its run again"
+        )
+    return plans
 
 
 def config_of(options: InitialOptions, train: Dataset, source: Config | None = None) -> Config:
