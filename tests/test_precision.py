@@ -105,8 +105,10 @@ def test_a_shipped_bundle_bears_half_precision(name: str, tmp_path: Path) -> Non
     backends = PreparedBackend(served, "fp16", tmp_path), OnnxRuntimeBackend(served, threads=1)
     ours, theirs = (Stages(backend, served.manifest) for backend in backends)
     streets = scene_frames(2, served.manifest.input.canvases, seed=5)
-    found = compare(ours, theirs, served.manifest.plans, streets, (2,), LIMITS["fp16"])
-    assert set(found) == {plan.name for plan in served.manifest.plans}
+    # The most expensive of each canvas: it has all that the others cut.
+    plans = list({plan.canvas: plan for plan in served.manifest.plans}.values())
+    found = compare(ours, theirs, plans, streets, (2,), LIMITS["fp16"])
+    assert set(found) == {plan.name for plan in plans}
     assert min(found.values()) > 0
 
 

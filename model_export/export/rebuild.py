@@ -7,6 +7,7 @@ counted anew. So a bundle gains what the exporter has learned since it was made.
 from __future__ import annotations
 
 import argparse
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -43,8 +44,12 @@ def main(args: argparse.Namespace) -> None:
     plans = knobs_of(args.bundle, manifest)
     classes = [entry.name for entry in manifest.heads[0].classes]
     samples = open_samples(args.parity, args.data, config, classes)
-    half = any(entry.half for entry in read_entries(args.bundle / WEIGHTS).values())
+    entries = read_entries(args.bundle / WEIGHTS)
+    half = any(entry.half for entry in entries.values())
     graphs = write_graphs(args.out, model, gate, canvases, plans, samples, half=half)
+    if read_entries(args.out / WEIGHTS) == entries:
+        # The same but for the order of its header: let the hash stay, too.
+        shutil.copyfile(args.bundle / WEIGHTS, args.out / WEIGHTS)
     encoder_plans = []
     for knobs, plan in zip(plans, manifest.encoder_plans, strict=True):
         before, own = costs_of(knobs, canvases, graphs.gflops, heads)
