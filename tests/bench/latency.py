@@ -21,6 +21,7 @@ import re
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
@@ -94,6 +95,7 @@ class Side:
     name: str
     service: Served
     client: httpx.Client
+    plans: dict[str, dict[str, Any]]  # of its own bundle, by name
 
 
 def at_plan(
@@ -192,12 +194,15 @@ def memory(
     return marks[0], marks[1]
 
 
-def starts(bundle: str, folders: dict[str, Path], flags: list[str], count: int) -> dict[str, Any]:
-    """Process start to ready in s, wall and CPU, and MB resident then: medians, in turns."""
+def starts(
+    bundle: Callable[[Path], str], folders: dict[str, Path], flags: list[str], count: int
+) -> dict[str, Any]:
+    """Process start to ready in s, wall and CPU, and MB resident then: medians, in turns. bundle:
+    of a checkout."""
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in folders}
     for _ in range(count):
         for name, folder in folders.items():
-            with served(bundle, *flags, folder=folder) as service:
+            with served(bundle(folder), *flags, folder=folder) as service:
                 process = psutil.Process(service.pid)
                 cpu = process.cpu_times()
                 megabytes = process.memory_info().rss / 1e6
@@ -232,7 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--bundle", default=str(ROOT / "trained_weights/camvid-tiny"))
+    parser.add_argument("--bundle", type=Path, help="default: camvid-tiny as a checkout ships it")
     parser.add_argument("--requests", type=int, default=60, help="counted requests per plan")
     parser.add_argument("--starts", type=int, default=5, help="of the process, each; 0: none")
     parser.add_argument("--resident", type=int, default=500, help="requests before memory is read")
@@ -240,17 +245,22 @@ def main() -> None:
     parser.add_argument("--plans", nargs="*", help="by name; none: all")
     parser.add_argument("--threads", help="of the engine, as the service has it")
     args = parser.parse_args()
-    bundle, images = str(Path(args.bundle).resolve()), photos(8)
+    images = photos(8)
+
+    def bundle(folder: Path) -> str:
+        return str((args.bundle or folder / "trained_weights/camvid-tiny").resolve())
+
     flags = ["--backend", "onnxruntime", *(("--threads", args.threads) if args.threads else ())]
     folders = {"ours": ROOT, **({"other": args.other.resolve()} if args.other else {})}
     started = starts(bundle, folders, flags, args.starts) if args.starts else {}
     with ExitStack() as stack:
         sides = []
         for name, folder in folders.items():
-            service = stack.enter_context(served(bundle, *flags, folder=folder))
+            service = stack.enter_context(served(bundle(folder), *flags, folder=folder))
             client = stack.enter_context(httpx.Client(base_url=service.url, timeout=60))
-            sides.append(Side(name, service, client))
-        plans = sides[0].client.get("/plans").json()["plans"]
+            own = {plan["name"]: plan for plan in client.get("/plans").json()["plans"]}
+            sides.append(Side(name, service, client, own))
+        plans = list(sides[0].plans.values())
         if args.plans:
             plans = [plan for plan in plans if plan["name"] in args.plans]
         found: dict[tuple[str, str], list[tuple[float, httpx.Response]]] = {}
@@ -258,7 +268,7 @@ def main() -> None:
             for turn in range(0, args.requests, TURN):
                 for side in sides if turn % (2 * TURN) else sides[::-1]:
                     count = min(TURN, args.requests - turn)
-                    results = at_plan(side, images, plan, count)
+                    results = at_plan(side, images, side.plans[plan["name"]], count)
                     found.setdefault((side.name, plan["name"]), []).extend(results)
         rows = {
             side.name: [row_of(plan["name"], found[side.name, plan["name"]]) for plan in plans]
@@ -267,7 +277,7 @@ def main() -> None:
         middle, end = memory(sides[0], images, plans, args.resident)
     for name, each in rows.items():
         show(each, f"plan, {name}")
-    parts = beside_engine(bundle, flags, images, plans, args.requests)
+    parts = beside_engine(bundle(ROOT), flags, images, plans, args.requests)
     show_parts(parts)
     ours = rows["ours"]
     full = ours[-1]["p50_ms"] / ours[0]["p50_ms"]
