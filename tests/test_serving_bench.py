@@ -147,7 +147,7 @@ def test_accuracy_is_that_of_the_answers_and_photos_count_alike(tmp_path: Path) 
 def test_a_summary_counts_what_was_computed_in_vain() -> None:
     bench = Bench(str(BUNDLE), 10.0, Photos.of(None))
     bench.objective_s = 0.5
-    prices = [plan["gflops"] for plan in bench.plans]
+    prices = [plan.gflops for plan in bench.plans]
     answers = [
         Answer(0.0, 0.0, 0.4, 200, prices[0]),
         Answer(0.0, 0.0, 0.6, 200),  # a server that does not tell runs the full plan

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from service import bundle as bundles
+from service.core import Plan
 from tests.bench.open_loop import Answer, Load, Wrap, send
 from tests.bench.photos import Photos
 from tests.bench.served import served
@@ -71,14 +71,13 @@ class Bench:
 
     def __init__(self, bundle: str, seconds: float, photos: Photos) -> None:
         self.bundle, self.seconds, self.photos = bundle, seconds, photos
-        manifest = json.loads((Path(bundle) / "manifest.json").read_text("utf-8"))
-        self.plans = manifest["plans"]
+        self.plans = bundles.load(Path(bundle)).manifest.plans
         self.full_s = self.cheapest_s = self.objective_s = math.nan
         self.points: list[Point] = []
 
-    def only(self, plan: dict[str, Any]) -> str:
+    def only(self, plan: Plan) -> str:
         """The budget at which a pinned service runs this plan."""
-        return f"gflops={math.ceil(plan['gflops'] * 1000) / 1000:g}, max-loss=0"
+        return f"gflops={math.ceil(plan.gflops * 1000) / 1000:g}, max-loss=0"
 
     @contextmanager
     def fixed(self) -> Iterator[str]:
@@ -137,7 +136,7 @@ class Bench:
 
     def _mean(self, good: Sequence[Answer], key: str) -> float:
         """Of the plans that ran; servers that do not tell run the full one."""
-        prices = [plan["gflops"] for plan in self.plans]
+        prices = [plan.gflops for plan in self.plans]
         told = [answer.gflops or prices[-1] for answer in good]
-        ran = [min(self.plans, key=lambda plan: abs(plan["gflops"] - gflops)) for gflops in told]
-        return statistics.fmean(plan[key] for plan in ran) if ran else math.nan
+        ran = [min(self.plans, key=lambda plan: abs(plan.gflops - gflops)) for gflops in told]
+        return statistics.fmean(getattr(plan, key) for plan in ran) if ran else math.nan

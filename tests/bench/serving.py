@@ -55,8 +55,8 @@ def full_again_s(
 ) -> tuple[float, float]:
     """Seconds from the burst's end until the first image of 99.5 % of the full plan's quality, and
     until the last one below that."""
-    enough = 0.995 * bench.plans[-1]["quality"]
-    cheap = max(plan["gflops"] for plan in bench.plans if plan["quality"] < enough)
+    enough = 0.995 * bench.plans[-1].quality
+    cheap = max(plan.gflops for plan in bench.plans if plan.quality < enough)
     after = [answer for answer in answers if answer.planned >= burst_ended and answer.gflops]
     first = min((a.planned for a in after if a.gflops > cheap + 0.001), default=math.inf)
     last = max((a.planned for a in after if a.gflops <= cheap + 0.001), default=burst_ended)
@@ -134,16 +134,16 @@ def main() -> int:
                 swings = bursts((0.5 * full, 3 * full), (20.0, 5.0), bench.seconds, 91)
                 bench.point("adaptive, two states", adaptive, swings, ADAPTIVE)
         equal = next(
-            (plan for plan in bench.plans if ours and plan["quality"] >= ours.quality),
+            (plan for plan in bench.plans if ours and plan.quality >= ours.quality),
             bench.plans[-1],
         )
         rising = [share * (ours.load if ours else full) for share in SHARES[quick]]
-        best = sweep(bench, f"fixed, {equal['name']}", fixed, rising, bench.only(equal))
+        best = sweep(bench, f"fixed, {equal.name}", fixed, rising, bench.only(equal))
     late_ms = max(point.client_late_p99 for point in bench.points)
     if late_ms > 5:
         print(f"the client itself was up to {late_ms:.1f} ms late (p99 of a point)")
     adaptive_points = [each for each in bench.points if each.who == "adaptive" and each.held]
-    full_quality = bench.plans[-1]["quality"]
+    full_quality = bench.plans[-1].quality
 
     def at_quality(share: float) -> float | None:
         """The same ratio, with at least that share of the full plan's quality."""
