@@ -97,17 +97,33 @@ def test_prepared_graphs_compute_what_the_bundle_s_do(
         assert min(found.values()) > 0  # it did run in half precision
 
 
+def on_small_canvases(served: bundle.Bundle, count: int) -> bundle.Bundle:
+    """With the graphs of the smallest canvases alone: rounding does not depend on the size."""
+    manifest = served.manifest
+    shapes = [shape.name for canvas in manifest.input.canvases[:count] for shape in canvas.shapes]
+    graphs = {shape: manifest.graphs[shape] for shape in shapes}
+    wanted = {
+        name
+        for own in graphs.values()
+        for name in (own.front, *own.encoders.values(), *own.heads.values())
+    }
+    stages = {name: stage for name, stage in manifest.stages.items() if name in wanted}
+    return replace(served, manifest=replace(manifest, graphs=graphs, stages=stages))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["camvid-tiny", "nuclei-tiny"])
 def test_a_shipped_bundle_bears_half_precision(name: str, tmp_path: Path) -> None:
     """Within the limits of the parity gate, as far as ONNX Runtime rounds where TensorRT would."""
-    served = bundle.load(SHIPPED.parent / name)
+    served = on_small_canvases(bundle.load(SHIPPED.parent / name), 2)
+    manifest = served.manifest
     backends = PreparedBackend(served, "fp16", tmp_path), OnnxRuntimeBackend(served, threads=1)
-    ours, theirs = (Stages(backend, served.manifest) for backend in backends)
-    streets = scene_frames(2, served.manifest.input.canvases, seed=5)
-    # The most expensive of each canvas: it has all that the others cut.
-    plans = list({plan.canvas: plan for plan in served.manifest.plans}.values())
-    found = compare(ours, theirs, plans, streets, (2,), LIMITS["fp16"])
+    ours, theirs = (Stages(backend, manifest) for backend in backends)
+    canvases = manifest.input.canvases[:2]
+    # The most expensive plan of a canvas has all that its others cut.
+    last = {plan.canvas: plan for plan in manifest.plans}
+    plans = tuple(last[canvas.name] for canvas in canvases)
+    found = compare(ours, theirs, plans, scene_frames(2, canvases, seed=5), (2,), LIMITS["fp16"])
     assert set(found) == {plan.name for plan in plans}
     assert min(found.values()) > 0
 
