@@ -122,6 +122,17 @@ class Attention(nn.Module):
         return score.softmax(-1)
 
 
+def keys_and_values(features: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+    """Of all tokens, (B, H * W, C) each; keys have their positions. features: (B, C, H, W), level:
+    (C,), the embedding of their scale.
+
+    Added while channels come first: engines then multiply without transposing.
+    """
+    value = features.flatten(2) + level.unsqueeze(-1)
+    position = sine_embedding(*features.shape[-2:], features.shape[1], features.device)
+    return (value + position.mT).mT, value.mT
+
+
 class DecoderLayer(nn.Module):
     def __init__(self, channels: int, heads: int, ffn: int) -> None:
         super().__init__()
@@ -178,13 +189,9 @@ class Decoder(nn.Module):
             F.interpolate(features, m.shape[-2:], mode="bilinear", align_corners=False).flatten(2)
             for m in maps
         ]
-        keys, values = [], []
-        for m, level in zip(maps, self.level_embedding, strict=True):
-            # Added while channels come first: engines then multiply without transposing.
-            value = m.flatten(2) + level.unsqueeze(-1)
-            position = sine_embedding(*m.shape[-2:], m.shape[1], m.device)
-            keys.append((value + position.mT).mT)
-            values.append(value.mT)
+        memory = [
+            keys_and_values(m, level) for m, level in zip(maps, self.level_embedding, strict=True)
+        ]
         x, project = self.queries.expand(lateral.shape[0], -1, -1), self.pixel_embedding.project
         heads = []
         for i, layer in enumerate(self.layers):
@@ -194,7 +201,7 @@ class Decoder(nn.Module):
             masks = mask_logits(self.embed_mask(self.norm(x)), small[scale], project)
             blocked = (masks < 0).detach()  # sigmoid < 0.5
             blocked = blocked & ~blocked.all(-1, keepdim=True)  # an empty mask looks everywhere
-            x = layer(x, self.query_positions, keys[scale], values[scale], blocked)
+            x = layer(x, self.query_positions, *memory[scale], blocked)
         return [*heads, self._predict(x, features)]
 
     def _predict(self, x: Tensor, features: Tensor) -> Prediction:

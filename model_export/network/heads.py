@@ -19,10 +19,11 @@ from model_export.network.decoder import (
     Attention,
     DecoderLayer,
     Prediction,
+    keys_and_values,
     mask_logits,
     semantic_probabilities,
 )
-from model_export.network.position import reference_points, sine_embedding
+from model_export.network.position import reference_points
 from model_export.network.slimmable import Branch, SlimConv, SlimLinear
 
 
@@ -66,13 +67,12 @@ class SemanticHead(nn.Module):
         features = self.branch(merged(lateral, maps[-1]), width)
         x = self.queries.expand(maps[0].shape[0], -1, -1)
         for i, layer in enumerate(self.layers[: share_of(len(self.layers), width)]):
-            value = maps[i % 3].flatten(2).mT + self.level_embedding[i % 3]
             shape = maps[i % 3].shape[-2:]
             small = F.interpolate(features, shape, mode="bilinear", align_corners=False)
             blocked = (self._masks(x, small) < 0).detach()
             blocked = blocked & ~blocked.all(-1, keepdim=True)  # an empty mask looks everywhere
-            key = value + sine_embedding(*shape, value.shape[2], value.device)
-            x = layer(x, self.query_positions, key, value, blocked)
+            memory = keys_and_values(maps[i % 3], self.level_embedding[i % 3])
+            x = layer(x, self.query_positions, *memory, blocked)
         masks = self._masks(x, features).unflatten(2, features.shape[-2:])
         return [Prediction(self.classify(self.norm(x)), masks)]
 
@@ -240,12 +240,9 @@ class DetectionHead(nn.Module):
         self, maps: list[Tensor], shapes: list[tuple[int, int]]
     ) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Keys and values of all tokens, (B, K, C) each, and their centres, (K, 2)."""
-        values = torch.cat(
-            [m.flatten(2).mT + level for m, level in zip(maps, self.level_embedding, strict=True)],
-            1,
-        )
-        where = [sine_embedding(*shape, maps[0].shape[1], maps[0].device) for shape in shapes]
-        return (values + torch.cat(where), values), reference_points(shapes, maps[0].device)
+        scales = map(keys_and_values, maps, self.level_embedding)
+        keys, values = (torch.cat(parts, 1) for parts in zip(*scales, strict=True))
+        return (keys, values), reference_points(shapes, maps[0].device)
 
 
 # By task. outputs, tensors: what leaves the network, as service.tasks has it, from a head's answer.
