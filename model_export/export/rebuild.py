@@ -14,11 +14,16 @@ from pathlib import Path
 
 from model_export.export.graphs import heads_of
 from model_export.export.weights import read_entries
-from model_export.export.write_bundle import open_samples, report, write_graphs
+from model_export.export.write_bundle import (
+    add_parity_arguments,
+    open_samples,
+    report,
+    write_graphs,
+)
 from model_export.export.write_manifest import costs_of, revision, stage_of
 from model_export.training.bundle_weights import WEIGHTS, read_weights
 from model_export.training.initial_weights import knobs_of
-from model_export.training.runs import RunError
+from model_export.training.runs import RunError, refuse_full
 from service import bundle
 
 
@@ -26,19 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("bundle", type=Path, help="the bundle's folder, e.g. trained_weights/camvid-tiny")
     add("-o", "--out", type=Path, required=True, help="folder of the new bundle")
-    add("--data", type=Path, help="folder of the data set (not needed for scenes)")
-    add(
-        "--parity",
-        default="scenes:3:5",
-        help="data set whose first three images are compared with torch; photos: the images in "
-        "--data, without labels",
-    )
+    add_parity_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> None:
     manifest = bundle.load(args.bundle).manifest
-    if args.out.exists() and any(args.out.iterdir()):
-        raise RunError(f"{args.out} is not empty; choose another --out or delete it")
+    refuse_full(args.out)
     model, gate, _ = read_weights(args.bundle / WEIGHTS)
     config, canvases, heads = model.config, manifest.input.canvases, heads_of(model.config)
     plans = knobs_of(args.bundle, manifest)

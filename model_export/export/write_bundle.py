@@ -63,13 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="the bundle's folder, e.g. trained_weights/NAME",
     )
-    add("--data", type=Path, help="folder of the data set (not needed for scenes)")
-    add(
-        "--parity",
-        default="scenes:3:5",
-        help="data set whose first three images are compared with torch; photos: the images in "
-        "--data, without labels",
-    )
+    add_parity_arguments(parser)
     add(
         "--weights",
         choices=("fp16", "fp32"),
@@ -86,6 +80,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--provenance",
         type=Path,
         help="JSON with data, recipe, licence and backbone; default: what the run says",
+    )
+
+
+def add_parity_arguments(parser: argparse.ArgumentParser) -> None:
+    """The images that graphs are compared on, for `open_samples`."""
+    add = parser.add_argument
+    add("--data", type=Path, help="folder of the data set (not needed for scenes)")
+    add(
+        "--parity",
+        default="scenes:3:5",
+        help="data set whose first three images are compared with torch; photos: the images in "
+        "--data, without labels",
     )
 
 

@@ -29,7 +29,7 @@ from model_export.gating.train_gate import add_block_argument, fit_and_calibrate
 from model_export.tasks import qualities, task_of
 from model_export.training.bundle_weights import WEIGHTS, read_weights, write_weights
 from model_export.training.initial_weights import knobs_of, seen_by_bundle
-from model_export.training.runs import RunError
+from model_export.training.runs import RunError, refuse_full
 from service import bundle
 from service.bundle import plain_of
 from service.core import Margin
@@ -49,8 +49,7 @@ def main(args: argparse.Namespace) -> None:
     manifest = bundle.load(args.bundle).manifest
     if len(manifest.heads) > 1:
         raise RunError(f"{args.bundle} has several heads: repeat derive-targets with its run")
-    if args.out.exists() and any(args.out.iterdir()):
-        raise RunError(f"{args.out} is not empty; choose another --out or delete it")
+    refuse_full(args.out)
     model, _, canvases = read_weights(args.bundle / WEIGHTS)
     canvases = (*canvases, *(each for each in manifest.input.canvases if each.tiles is not None))
     plans = knobs_of(args.bundle, manifest)

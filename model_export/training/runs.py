@@ -32,6 +32,12 @@ class RunError(ValueError):
     """A run's folder that lacks what a step needs. The message names the step that makes it."""
 
 
+def refuse_full(out: Path) -> None:
+    """Raises RunError if something is in the folder that shall be written."""
+    if out.exists() and any(out.iterdir()):
+        raise RunError(f"{out} is not empty; choose another --out or delete it")
+
+
 def write_config(
     run: Path,
     config: Config,
