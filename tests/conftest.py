@@ -1,9 +1,9 @@
 """Fixtures that many tests share: a small bundle whose graphs are never opened, for the fake
 backend; a toy run.
 
-And one rule: where torch and the other packages of training are not installed, the tests that need
-them skip. Only a file that itself names the training side (NEEDS_TRAINING) may: any other is the
-service's, and fails.
+And two rules. Where torch and the other packages of training are not installed, the tests that need
+them skip; only a file that itself names the training side (NEEDS_TRAINING) may: any other is the
+service's, and fails. And coverage is not measured while the training side's tests run.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from coverage import Coverage
 
 from service import bundle
 from service.bundle import (
@@ -106,6 +107,21 @@ def imported(node: ast.AST) -> list[str]:
     if isinstance(node, ast.ImportFrom) and node.module:
         return [f"{node.module}.{alias.name}" for alias in node.names]
     return []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Coverage is the service's: PyTorch takes 1.7 times as long to trace a graph under it."""
+    stopped: list[Coverage] = []
+    if item.getparent(TrainingFile) is not None:
+        while (running := Coverage.current()) is not None:  # two where pytest-xdist works
+            running.stop()
+            stopped.append(running)
+    try:
+        return (yield)
+    finally:
+        for each in reversed(stopped):
+            each.start()
 
 
 @pytest.hookimpl(wrapper=True)
