@@ -67,6 +67,28 @@ def test_a_promised_objective_is_held_by_refusing_what_would_break_it() -> None:
     assert report.p99_s() <= 1.1 * DEADLINE_MS / 1000
 
 
+MEAN_MS = [float(np.mean(GLANCE_MS) + np.mean(times)) for times in AFTER_GLANCE_MS]
+
+
+def best_mix(ms: float) -> float:
+    """The most quality that images can have at that mean time, were they all known beforehand."""
+    mixes = [
+        plan.quality + (other.quality - plan.quality) * (ms - low) / (high - low)
+        for plan, low in zip(PLANS, MEAN_MS, strict=True)
+        for other, high in zip(PLANS, MEAN_MS, strict=True)
+        if low <= ms < high
+    ]
+    return max(mixes, default=PLANS[-1].quality)
+
+
+@pytest.mark.parametrize("load", [1.0, 1.6, 2.5, 3.6])
+def test_quality_under_load_is_near_the_best_that_the_plans_allow(load: float) -> None:
+    """load: offered, as a share of what the full plan alone can serve."""
+    report = Node(target_s=DEADLINE_MS / 1000).run(poisson(load / FULL_S, SECONDS, 4))
+    assert len(report.answered) == len(report.images)
+    assert best_mix(1000 * FULL_S / load) - report.quality() < 0.01
+
+
 def burst(size: int = 32) -> Report:
     """Ten seconds at three times what the full plan can serve, in a light load."""
     images = [*poisson(0.2 / FULL_S, 40.0, 5), *poisson(3 / FULL_S, 10.0, 6)]

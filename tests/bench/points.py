@@ -101,13 +101,21 @@ class Bench:
         self.objective_s = 3 * self.full_s
 
     def point(
-        self, who: str, url: str, times: Sequence[float], budget: str = "", wrap: Wrap = "body"
+        self,
+        who: str,
+        url: str,
+        times: Sequence[float],
+        budget: str = "",
+        wrap: Wrap = "body",
+        seconds: float | None = None,
     ) -> Point:
-        """Send a load and wait for all of its answers. wrap: see Load."""
+        """Send a load and wait for all of its answers. wrap: see Load. seconds: of the load; None:
+        `seconds` of all."""
+        seconds = seconds or self.seconds
         if not times:
-            raise ValueError(f"no request falls into {self.seconds:g} s: raise --seconds")
+            raise ValueError(f"no request falls into {seconds:g} s: raise --seconds")
         answers = send(Load(url, times, self.photos.paths, budget, wrap))
-        point = self.summary(who, len(times) / self.seconds, answers, self.seconds)
+        point = self.summary(who, len(times) / seconds, answers, seconds)
         self.points.append(point)
         print(point.row(), flush=True)
         return point
