@@ -214,6 +214,22 @@ def test_no_sound_jpeg_is_damaged(mode: str, options: dict[str, object], quality
         assert not read(data).geometry.damaged
 
 
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_white_is_not_taken_for_nothing(mode: str) -> None:
+    image = Image.new("RGB", (160, 120), "white")
+    white = file(image.convert(mode), "JPEG")
+    image.paste(photo(160, 40), (0, 80))
+    below = file(image.convert(mode), "JPEG")
+    scan = below.index(b"\xff\xda") + 2
+    pixels = scan + int.from_bytes(below[scan : scan + 2], "big")
+    for damaged in (white[:-2], white[:-2] + bytes(20) + white[-2:], below[: pixels + 100]):
+        frame = read(damaged)
+        assert frame.geometry.damaged
+        assert (frame.pixels == 255).all()
+    with pytest.raises(UndecodableImage, match="no pixel of it"):
+        read(below[: pixels + 2])
+
+
 def test_restart_markers_that_are_missing_are_damage() -> None:
     data = file(photo(), "JPEG", quality=90, restart_marker_rows=1)
     first, second = data.index(b"\xff\xd1"), data.index(b"\xff\xd2")

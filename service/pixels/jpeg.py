@@ -6,7 +6,8 @@ Files that are cut or damaged are decoded as far as browsers do.
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 from PIL import Image, ImageFile
 
@@ -20,7 +21,9 @@ _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 _AHEAD = 8
 _TAIL = 3 * _AHEAD
 _SPARE = 4  # bytes behind the last pixel that are taken for padding
-_WHITE: dict[str, int | tuple[int, ...]] = {"L": 255, "RGB": (255, 255, 255), "CMYK": (0, 0, 0, 0)}
+_Fill: TypeAlias = Mapping[str, tuple[int, ...]]  # by mode
+_WHITE: _Fill = {"L": (255,), "RGB": (255, 255, 255), "CMYK": (0, 0, 0, 0)}
+_BLACK: _Fill = {"L": (0,), "RGB": (0, 0, 0), "CMYK": (255, 255, 255, 255)}
 
 
 def open_jpeg(data: bytes) -> Opened:
@@ -40,11 +43,11 @@ def open_jpeg(data: bytes) -> Opened:
 class _Decoder:
     """libjpeg through Pillow, fed piece by piece, so that its progress can be watched."""
 
-    def __init__(self, image: ImageFile.ImageFile, *, on_white: bool = False) -> None:
+    def __init__(self, image: ImageFile.ImageFile, fill: _Fill | None = None) -> None:
+        """fill: the colour of what is not decoded."""
         tile = image.tile[0]
         arguments: tuple[Any, ...] = tile.args if isinstance(tile.args, tuple) else (tile.args,)
-        background = _WHITE[image.mode] if on_white else None
-        image.im = Image.new(image.mode, image.size, background).im
+        image.im = Image.new(image.mode, image.size, fill[image.mode] if fill else None).im
         self._decoder = Image.core.jpeg_decoder(  # type: ignore[attr-defined]
             image.mode, *arguments, *image.decoderconfig
         )
@@ -67,18 +70,33 @@ def _load(image: ImageFile.ImageFile, picture: Picture) -> tuple[Image.Image, bo
     """Decode the pixels. What is missing stays white if the file just ends, as in browsers."""
     sound = picture.complete and _restarts_in_order(picture) and _is_sound(image, picture)
     if not sound:
-        _show_what_is_there(image, picture)
+        _show_what_is_there(image, picture, _WHITE)
+        if _is_all(255, image) and _is_nothing_there(image, picture):
+            raise UndecodableImage("The JPEG file is damaged: no pixel of it can be decoded")
     image.tile = []
-    if not sound and image.convert("RGB").getextrema() == ((255, 255),) * 3:
-        raise UndecodableImage("The JPEG file is damaged: no pixel of it can be decoded")
     return image, not sound
 
 
-def _show_what_is_there(image: ImageFile.ImageFile, picture: Picture) -> None:
+def _is_nothing_there(image: ImageFile.ImageFile, picture: Picture) -> bool:
+    """Whether an image that is all white is what was there before: then on black it is black."""
+    white = image.im
+    _show_what_is_there(image, picture, _BLACK)
+    nothing = _is_all(0, image)
+    image.im = white
+    return nothing
+
+
+def _is_all(level: int, image: ImageFile.ImageFile) -> bool:
+    """Whether all of an image's channels have one level, as RGB."""
+    shown = image.im.convert("RGB", 0)
+    return all(shown.getband(band).getextrema() == (level, level) for band in range(3))
+
+
+def _show_what_is_there(image: ImageFile.ImageFile, picture: Picture, fill: _Fill) -> None:
     """Decode as far as the first error; of several scans, all before it."""
     usable = len(picture.body)
     for _ in range(2):
-        decoder, position = _Decoder(image, on_white=True), 0
+        decoder, position = _Decoder(image, fill), 0
         decoder.feed(picture.head)
         for _, end in [*picture.scans, (0, len(picture.body))]:
             decoder.feed(picture.body[position : min(end, usable)])
