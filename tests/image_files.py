@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 import zlib
 
@@ -15,6 +16,7 @@ from service.pixels.canvas import to_canvases
 from service.pixels.decode import Limits, decode
 
 LIMITS = Limits(max_pixels=25_000_000, max_side=8192, min_side=1)
+Tags = dict[int, tuple[int, list[int] | None]]  # of a TIFF: tag -> (type, values)
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -96,3 +98,76 @@ def segment(marker: int, content: bytes) -> bytes:
 def with_segments(data: bytes, *segments: bytes) -> bytes:
     """A JPEG with segments behind its SOI."""
     return data[:2] + b"".join(segments) + data[2:]
+
+
+def tiff(
+    order: str,
+    further: Tags,
+    pixels: bytes,
+    claimed: int = 0,
+) -> bytes:
+    """A TIFF of 160 x 120 gray 16-bit pixels by hand. further: tag -> (type, values); None: a
+    `claimed` number of values that begin at the file's start."""
+    tags: Tags = {
+        256: (4, [160]),
+        257: (4, [120]),
+        258: (3, [16]),
+        259: (3, [1]),
+        262: (3, [1]),
+        273: (4, [8]),
+        277: (3, [1]),
+        278: (4, [120]),
+        279: (4, [len(pixels)]),
+    }
+    tags |= further
+    tags = {tag: value for tag, value in tags.items() if value != (0, [])}
+    start = 8 + len(pixels)
+    tail = start + 2 + 12 * len(tags) + 4
+    directory, values = struct.pack(order + "H", len(tags)), b""
+    for tag, (kind, entries) in sorted(tags.items()):
+        letter, words = {3: ("H", 1), 4: ("I", 1), 5: ("I", 2), 7: ("B", 1)}[kind]
+        if entries is None:
+            directory += struct.pack(order + "HHII", tag, kind, claimed, 0)
+            continue
+        packed = struct.pack(f"{order}{len(entries)}{letter}", *entries)
+        head = struct.pack(order + "HHI", tag, kind, len(entries) // words)
+        if len(packed) <= 4:
+            directory += head + packed.ljust(4, b"\0")
+        else:
+            directory += head + struct.pack(order + "I", tail + len(values))
+            values += packed
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    return mark + struct.pack(order + "I", start) + pixels + directory + bytes(4) + values
+
+
+def stored(
+    samples: np.ndarray, further: Tags, order: str = "<", deflate: bool = False, apart: bool = False
+) -> bytes:
+    """A TIFF of (120, 160, channels) samples in strips of 50 rows, or in the tiles that `further`
+    says. apart: each channel for itself."""
+    channels, bits = samples.shape[2], 8 * samples.itemsize
+    height, width = (
+        dict(further).get(tag, (4, [size]))[1][0] for tag, size in ((323, 50), (322, 160))
+    )
+    planes = np.split(samples, channels, axis=2) if apart else [samples]
+    blocks = []
+    for plane in planes:
+        for top, left in itertools.product(range(0, 120, height), range(0, 160, width)):
+            block = plane[top : top + height, left : left + width]
+            if 322 in further:
+                missing = height - block.shape[0], width - block.shape[1]
+                block = np.pad(block, ((0, missing[0]), (0, missing[1]), (0, 0)))
+            raw = block.astype(f"{order}u{samples.itemsize}").tobytes()
+            blocks.append(zlib.compress(raw) if deflate else raw)
+    starts = [8, *(8 + sum(map(len, blocks[:number])) for number in range(1, len(blocks)))]
+    places = (324, 325) if 322 in further else (273, 279)
+    tags: Tags = {
+        258: (3, [bits] * channels),
+        259: (3, [8 if deflate else 1]),
+        277: (3, [channels]),
+        278: (4, [50]),
+        284: (3, [2 if apart else 1]),
+        places[0]: (4, starts),
+        places[1]: (4, [len(block) for block in blocks]),
+    }
+    return tiff(order, tags | further, b"".join(blocks))

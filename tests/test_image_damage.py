@@ -24,6 +24,7 @@ from tests.image_files import (
     png,
     read,
     segment,
+    stored,
     with_chunks,
     with_segments,
 )
@@ -298,6 +299,7 @@ SEEDS = {
     "lossless WebP": file(photo().convert("RGBA"), "WEBP", lossless=True, exif=b"II*\0\0\0\0\0"),
     "TIFF": file(photo(), "TIFF"),
     "packed TIFF": file(photo(), "TIFF", compression="tiff_lzw"),
+    "TIFF of planes": stored(np.zeros((120, 160, 3), np.uint16), {262: (3, [2])}, apart=True),
     "16-bit TIFF": file(Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)), "TIFF"),
     "AVIF": file(photo(64, 48), "AVIF"),
 }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
-import struct
 import subprocess
 import sys
 
@@ -19,7 +19,7 @@ from service.pixels import formats
 from service.pixels.decode import Limits
 from service.pixels.formats import FORMATS, sniff, unsupported
 from service.pixels.readers import READERS
-from tests.image_files import difference, file, photo, read
+from tests.image_files import Tags, difference, file, photo, read, stored, tiff
 
 TYPES = {"TIFF": "image/tiff", "AVIF": "image/avif", "HEIF": "image/heic"}
 PHOTO = read(file(photo()))
@@ -148,6 +148,110 @@ def test_auto_keeps_all_bits_of_colours_in_tiff(order: str) -> None:
     assert np.abs(pixels - ((colours - 100.0) / 3995 * 255)).max() <= 2
 
 
+# What Pillow reads of several samples: photometric interpretation, samples, kinds of extra ones.
+COLOURS = {
+    "RGB": (2, 3, []),
+    "RGBA": (2, 4, [2]),
+    "premultiplied": (2, 4, [1]),
+    "unspecified": (2, 4, [0]),
+    "CMYK": (5, 4, []),
+}
+
+
+def random_samples(channels: int, bits: int) -> np.ndarray:
+    """(120, 160, channels): under a sixteenth of the range; but the last channel is over all."""
+    rng = np.random.default_rng(channels)
+    samples = rng.integers(0, 2 ** (bits - 4), (120, 160, channels), f"u{bits // 8}")
+    samples[..., 3:] = rng.integers(0, 2**bits, samples[..., 3:].shape, samples.dtype)
+    return samples
+
+
+@pytest.mark.parametrize("name", COLOURS)
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("deflate", [False, True], ids=["none", "Deflate"])
+def test_samples_stored_apart_are_read_as_those_that_lie_together(
+    name: str, bits: int, order: str, deflate: bool
+) -> None:
+    photometric, channels, extras = COLOURS[name]
+    samples = random_samples(channels, bits)
+    further: Tags = {262: (3, [photometric])} | ({338: (3, extras)} if extras else {})
+    apart = stored(samples, further, order, deflate, apart=True)
+    together = stored(samples, further, order, deflate)
+    full = read(apart)
+    if name in ("RGB", "unspecified"):
+        assert (full.pixels == samples[..., :3] >> (bits - 8)).all()
+    rounding = 1 if name == "premultiplied" else 0
+    for values in ("full", "auto"):
+        frame, expected = read(apart, values=values), read(together, values=values)
+        assert np.abs(frame.pixels.astype(int) - expected.pixels).max() <= rounding
+        assert frame.geometry == expected.geometry
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_tiles_of_samples_stored_apart_are_put_in_their_places(bits: int) -> None:
+    samples = random_samples(3, bits)
+    tiles: Tags = {262: (3, [2]), 322: (4, [64]), 323: (4, [48]), 273: (0, []), 279: (0, [])}
+    frame = read(stored(samples, tiles, apart=True))
+    assert (frame.pixels == samples >> (bits - 8)).all()
+
+
+@pytest.mark.parametrize(("bits", "photometric"), [(8, 0), (8, 1), (16, 0), (16, 1)])
+@pytest.mark.parametrize("beside", [0, 1], ids=["alone", "with a further one"])
+def test_gray_in_a_plane_of_its_own_is_read_as_gray(
+    bits: int, photometric: int, beside: int
+) -> None:
+    samples = np.repeat(random_samples(4, bits)[..., 3:], 1 + beside, axis=2)
+    further: Tags = {262: (3, [photometric])} | ({338: (3, [0])} if beside else {})
+    pixels = read(stored(samples, further, apart=True)).pixels[..., 0]
+    gray = samples[..., 0] if photometric else ~samples[..., 0]
+    assert np.abs(pixels - gray / (2**bits - 1) * 255).max() <= 0.5
+
+
+def test_more_planes_than_strips_are_damage() -> None:
+    further: Tags = {258: (3, [8] * 3), 262: (3, [2]), 277: (3, [3]), 284: (3, [2])}
+    with pytest.raises(UndecodableImage, match="fewer strips than planes"):
+        read(tiff("<", further, bytes(3 * 160 * 120)))
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_gray_with_premultiplied_alpha_lies_on_white(apart: bool) -> None:
+    gray, alpha = np.full((120, 160), 60, np.uint8), np.full((120, 160), 128, np.uint8)
+    samples = np.stack([gray, alpha], axis=2)
+    further: Tags = {262: (3, [1]), 338: (3, [1])}
+    pixels = read(stored(samples, further, apart=apart)).pixels
+    assert np.abs(pixels.astype(int) - (60 + 255 - 128)).max() <= 1
+
+
+LAYOUTS: dict[str, Tags] = {
+    "gray, 1 x 12 bits": {258: (3, [12])},
+    "gray, 2 x 16 bits, compression none, alpha samples": {
+        258: (3, [16, 16]), 277: (3, [2]), 338: (3, [2]),
+    },
+    "CMYK, 5 x 8 bits, compression none, alpha samples": {
+        258: (3, [8] * 5), 262: (3, [5]), 277: (3, [5]), 338: (3, [2]),
+    },
+    "YCbCr, 3 x 8 bits, compression none": {258: (3, [8] * 3), 262: (3, [6]), 277: (3, [3])},
+    "CIELAB, 3 x 8 bits, compression none": {258: (3, [8] * 3), 262: (3, [8]), 277: (3, [3])},
+    "RGB, unequal bits": {258: (3, [8, 16, 8]), 262: (3, [2]), 277: (3, [3])},
+    "gray, 40000 x 16 bits": {277: (3, [40000])},
+    "photometric interpretation 32803": {262: (3, [32803])},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_layouts_that_are_not_read_are_refused_by_name(
+    layout: str, order: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with (
+        caplog.at_level(logging.INFO),
+        pytest.raises(UndecodableImage, match=rf"laid out \({layout}.*\): save it with 8 or 16"),
+    ):
+        read(tiff(order, LAYOUTS[layout], bytes(160 * 120 * 5)))
+    assert caplog.records == []
+
+
 def test_of_several_pages_the_first_counts() -> None:
     data = file(photo(), "TIFF", save_all=True, append_images=[Image.new("RGB", (999, 9))])
     assert (read(data).pixels == PHOTO.pixels).all()
@@ -180,49 +284,10 @@ def test_tags_that_claim_the_whole_file_take_no_memory() -> None:
     ],
 )
 def test_hostile_directories_raise_our_own_errors(
-    further: dict[int, tuple[int, list[int] | None]],
+    further: Tags,
 ) -> None:
     with contextlib.suppress(TooLarge, UndecodableImage):
         read(tiff("<", further, bytes(160 * 120 * 2), claimed=2**31))
-
-
-def tiff(
-    order: str,
-    further: dict[int, tuple[int, list[int] | None]],
-    pixels: bytes,
-    claimed: int = 0,
-) -> bytes:
-    """A TIFF of 160 x 120 gray 16-bit pixels by hand. further: tag -> (type, values); None: a
-    `claimed` number of values that begin at the file's start."""
-    tags: dict[int, tuple[int, list[int] | None]] = {
-        256: (4, [160]),
-        257: (4, [120]),
-        258: (3, [16]),
-        259: (3, [1]),
-        262: (3, [1]),
-        273: (4, [8]),
-        277: (3, [1]),
-        278: (4, [120]),
-        279: (4, [len(pixels)]),
-    }
-    tags |= further
-    start = 8 + len(pixels)
-    tail = start + 2 + 12 * len(tags) + 4
-    directory, values = struct.pack(order + "H", len(tags)), b""
-    for tag, (kind, entries) in sorted(tags.items()):
-        letter = {3: "H", 4: "I", 7: "B"}[kind]
-        if entries is None:
-            directory += struct.pack(order + "HHII", tag, kind, claimed, 0)
-            continue
-        packed = struct.pack(f"{order}{len(entries)}{letter}", *entries)
-        head = struct.pack(order + "HHI", tag, kind, len(entries))
-        if len(packed) <= 4:
-            directory += head + packed.ljust(4, b"\0")
-        else:
-            directory += head + struct.pack(order + "I", tail + len(values))
-            values += packed
-    mark = b"II*\0" if order == "<" else b"MM\0*"
-    return mark + struct.pack(order + "I", start) + pixels + directory + bytes(4) + values
 
 
 @settings(max_examples=100, deadline=None)

@@ -14,7 +14,7 @@ from service.errors import FathomError, TooLarge, UndecodableImage
 
 ColourKind: TypeAlias = Literal["gray", "rgb", "cmyk"]
 _KINDS: dict[str, ColourKind] = {
-    **dict.fromkeys(("1", "L", "LA", "I;16", "I;16B"), "gray"),
+    **dict.fromkeys(("1", "L", "LA", "La", "I;16", "I;16B"), "gray"),
     "CMYK": "cmyk",
 }
 
