@@ -300,6 +300,9 @@ SEEDS = {
     "TIFF": file(photo(), "TIFF"),
     "packed TIFF": file(photo(), "TIFF", compression="tiff_lzw"),
     "TIFF of planes": stored(np.zeros((120, 160, 3), np.uint16), {262: (3, [2])}, apart=True),
+    "YCbCr TIFF": stored(
+        np.zeros((120, 160, 3), np.uint8), {262: (3, [6]), 530: (3, [1, 1])}, deflate=True
+    ),
     "16-bit TIFF": file(Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)), "TIFF"),
     "AVIF": file(photo(64, 48), "AVIF"),
 }

@@ -223,6 +223,27 @@ def test_gray_with_premultiplied_alpha_lies_on_white(apart: bool) -> None:
     assert np.abs(pixels.astype(int) - (60 + 255 - 128)).max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("further", "sample", "expected"),
+    [
+        ({530: (3, [1, 1])}, (150, 90, 200), (251, 112, 83)),
+        # Levels of video: 16 is black, 235 is white.
+        ({530: (3, [1, 1]), 532: (5, [16, 1, 235, 1, 128, 1, 240, 1, 128, 1, 240, 1])},
+         (235, 128, 128), (255, 255, 255)),
+        # Coefficients of Rec. 709.
+        ({530: (3, [1, 1]), 529: (5, [2126, 10000, 7152, 10000, 722, 10000])},
+         (150, 90, 200), (255, 123, 79)),
+    ],
+    ids=["not subsampled", "reference black and white", "coefficients"],
+)  # fmt: skip
+def test_ycbcr_goes_by_the_tags_that_describe_it(
+    further: Tags, sample: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    samples = np.tile(np.array(sample, np.uint8), (120, 160, 1))
+    pixels = read(stored(samples, {262: (3, [6])} | further, deflate=True)).pixels
+    assert np.abs(pixels.astype(int) - expected).max() <= 2
+
+
 LAYOUTS: dict[str, Tags] = {
     "gray, 1 x 12 bits": {258: (3, [12])},
     "gray, 2 x 16 bits, compression none, alpha samples": {

@@ -32,6 +32,7 @@ _PIXELS = {
     *(tags.STRIPS, tags.STRIP_BYTES, _TILE_WIDTH, _TILE_HEIGHT, tags.TILES, tags.TILE_BYTES),
     *(tags.PLANAR, tags.COLOUR_MAP, tags.EXTRA, _FORMAT),
     *(266, 278, 317),  # the order of bits, rows per strip, the predictor
+    *(529, 530, 531, 532),  # of YCbCr: coefficients, subsampling, its position, black and white
 }
 _PLACES = ((tags.STRIPS, tags.STRIP_BYTES), (tags.TILES, tags.TILE_BYTES))
 _KINDS = {0: "gray", 1: "gray", 2: "RGB", 3: "palette", 5: "CMYK", 6: "YCbCr", 8: "CIELAB"}
