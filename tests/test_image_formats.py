@@ -273,6 +273,16 @@ def test_layouts_that_are_not_read_are_refused_by_name(
     assert caplog.records == []
 
 
+@pytest.mark.parametrize("unit", [1, 257])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_palette_of_8_bits_is_known_by_its_values(order: str, unit: int) -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (256, 3))
+    labels = np.arange(160 * 120, dtype=np.uint32).astype(np.uint8).reshape(120, 160, 1)
+    palette = (colours.T.ravel() * unit).tolist()
+    further: Tags = {262: (3, [3]), 320: (3, palette)}
+    assert (read(stored(labels, further, order)).pixels == colours[labels[..., 0]]).all()
+
+
 def test_of_several_pages_the_first_counts() -> None:
     data = file(photo(), "TIFF", save_all=True, append_images=[Image.new("RGB", (999, 9))])
     assert (read(data).pixels == PHOTO.pixels).all()

@@ -14,7 +14,7 @@ from functools import partial
 from itertools import zip_longest
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, ImagePalette, UnidentifiedImageError
 
 from service.errors import TooLarge, UndecodableImage
 from service.pixels import tiff_directory as tags
@@ -133,6 +133,10 @@ def _pillow(directory: Directory) -> ImageFile.ImageFile:
         raise
     if image.mode not in _MODES:
         raise _not_read(directory)
+    colours = directory.numbers(tags.COLOUR_MAP)
+    if image.mode == "P" and max(colours) < 256:
+        # Colours have 16 bits, but some programs write 8; libtiff, too, knows them by this.
+        image.palette = ImagePalette.raw("RGB;L", bytes(colours))
     return image
 
 
