@@ -283,6 +283,14 @@ def test_a_palette_of_8_bits_is_known_by_its_values(order: str, unit: int) -> No
     assert (read(stored(labels, further, order)).pixels == colours[labels[..., 0]]).all()
 
 
+def test_inks_have_no_range_to_scale() -> None:
+    paper = np.zeros((120, 160, 4), np.uint16)
+    paper[:, :80] = 3000
+    data = stored(paper, {262: (3, [5])})
+    assert not read(data).geometry.narrow_range
+    assert (read(data, values="auto").pixels == read(data).pixels).all()
+
+
 def test_of_several_pages_the_first_counts() -> None:
     data = file(photo(), "TIFF", save_all=True, append_images=[Image.new("RGB", (999, 9))])
     assert (read(data).pixels == PHOTO.pixels).all()

@@ -31,8 +31,8 @@ class Opened:
     load: decodes the pixels, once, and gives the image with them and whether they are damaged.
     profile: the ICC profile that the file embeds or describes; None: sRGB. exif: the EXIF block,
     with or without its prefix. kind: of its colours, whatever Pillow's mode says. deep: more
-    than eight bits per sample. low_bytes: the image again, with the low bytes of its 16-bit
-    samples, where Pillow keeps the high ones alone.
+    than eight bits per sample, whose range can be scaled: not inks. low_bytes: the image again,
+    with the low bytes of its 16-bit samples, where Pillow keeps the high ones alone.
     """
 
     image: Image.Image

@@ -59,15 +59,16 @@ def open_tiff(data: bytes) -> Opened:
         premultiplied = image.mode == "RGBA" and directory.first(tags.EXTRA) == _PREMULTIPLIED
         mode = "RGBa" if premultiplied else image.mode
         load, low_bytes = partial(_merged, planes, mode, 8), partial(_merged, planes, mode, 0)
+    deep = wide and image.mode != "CMYK"
     return Opened(
         image,
         "TIFF",
         profile=directory.value(_PROFILE) if _PROFILE in directory.entries else None,
         exif=_exif(directory.first(tags.ORIENTATION, 1)),
         kind=kind_of(image.mode),
-        deep=wide,
+        deep=deep,
         load=lambda: (load(), False),
-        low_bytes=low_bytes if wide and image.mode in _COLOURS else None,
+        low_bytes=low_bytes if deep and image.mode in _COLOURS else None,
     )
 
 
