@@ -291,6 +291,14 @@ def test_inks_have_no_range_to_scale() -> None:
     assert (read(data, values="auto").pixels == read(data).pixels).all()
 
 
+def test_libtiff_writes_nothing_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    """The lines there are JSON, and one for each strip would be many."""
+    data = stored(random_samples(3, 8), {262: (3, [2])}, deflate=True)
+    with pytest.raises(UndecodableImage, match="damaged"):
+        read(data[:40] + bytes(400) + data[440:])
+    assert capfd.readouterr().err == ""
+
+
 def test_of_several_pages_the_first_counts() -> None:
     data = file(photo(), "TIFF", save_all=True, append_images=[Image.new("RGB", (999, 9))])
     assert (read(data).pixels == PHOTO.pixels).all()

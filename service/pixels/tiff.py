@@ -8,8 +8,10 @@ compressions but LZW, Deflate and PackBits, and layouts that Pillow does not kno
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from itertools import zip_longest
 
@@ -40,6 +42,12 @@ _PREMULTIPLIED = 1
 _EXTRAS = {0: "unspecified", _PREMULTIPLIED: "premultiplied alpha", 2: "alpha"}
 _COLOURS = ("RGB", "RGBA")
 _MODES = {"1", "L", "P", "LA", "La", "RGB", "RGBA", "CMYK", "I;16", "I;16B"}
+
+# libtiff writes a line of text to stderr for each strip that is damaged, where the logs are JSON.
+# It gives an error, too, and that is what is answered. Not every build of Pillow lets us reach it.
+with suppress(AttributeError, OSError):
+    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)  # type: ignore[attr-defined]
+
 
 def open_tiff(data: bytes) -> Opened:
     """Read the first directory of a TIFF file. Raises UndecodableImage, TooLarge."""
