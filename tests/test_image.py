@@ -259,6 +259,13 @@ def sixteen_bit(colour: int, samples: tuple[int, ...], *before: bytes) -> bytes:
     return png(30, 20, 16, colour, (b"\0" + row) * 20, *before)
 
 
+def packed_gray(depth: int, samples: tuple[int, int, int], key: int) -> bytes:
+    """samples: of each third. key: the transparent colour, as in the file."""
+    bits = "".join(f"{sample:0{depth}b}" * 10 for sample in samples).ljust(240, "0")
+    row = int(bits, 2).to_bytes(len(bits) // 8)[: (30 * depth + 7) // 8]
+    return png(30, 20, depth, 0, (b"\0" + row) * 20, png_chunk(b"tRNS", struct.pack(">H", key)))
+
+
 def cmyk() -> Image.Image:
     inks = [[*(255 - np.array(colour)).tolist(), 0] for colour in COLOURS]
     row = np.repeat(np.array(inks, np.uint8), 10, axis=0)
@@ -318,6 +325,37 @@ CASES: dict[str, tuple[Callable[[], bytes], tuple[tuple[int, int, int], ...], in
             png_chunk(b"tRNS", struct.pack(">HHH", *(257 * v for v in COLOURS[0]))),
         ),
         ((255, 255, 255), *COLOURS[1:]),
+        0,
+    ),
+    "16 bit RGB whose low bytes are not the transparent colour's": (
+        lambda: sixteen_bit(
+            2,
+            (0x12FF, 0, 0, 0x1200, 0, 0, 0x1200, 0, 1),
+            png_chunk(b"tRNS", struct.pack(">HHH", 0x1200, 0, 0)),
+        ),
+        ((0x12, 0, 0), (255, 255, 255), (0x12, 0, 0)),
+        0,
+    ),
+    "16 bit RGB whose transparent colour has low bytes alone": (
+        lambda: sixteen_bit(
+            2, (0x12, 0, 0, 0x55, 0, 0, 0x1200, 0, 0), png_chunk(b"tRNS", b"\0\x12" + bytes(4))
+        ),
+        ((255, 255, 255), (0, 0, 0), (0x12, 0, 0)),
+        0,
+    ),
+    **{
+        f"{depth} bit gray with transparent {name}": (
+            lambda depth=depth, key=key: packed_gray(depth, (0, 1, 2), key),
+            gray(0, 255 if key & 255 == 1 else 255 // (2**depth - 1), 2 * 255 // (2**depth - 1)),
+            0,
+        )
+        for depth in (2, 4, 8)
+        for name, key in (("colour", 1), ("byte", 0xFF01), ("colour beyond its range", 0x11))
+        if depth < 8 or key != 0x11
+    },
+    "1 bit with transparent colour": (
+        lambda: packed_gray(1, (0, 1, 0), 0xFF00),
+        gray(*[255] * 3),
         0,
     ),
     "16 bit gray and alpha": (

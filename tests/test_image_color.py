@@ -90,6 +90,19 @@ IGNORED = {
     "chromaticities alone": with_chunks(file(PHOTO), chrm(P3)),
 }
 
+# One colour is transparent; of two, the second is no pixel's.
+TRANSPARENT = {
+    f"{depth} bits, {colour_type}, {key.hex()}": with_chunks(
+        png(160, 120, depth, colour_type, (b"\0" + (bytes(range(96)) * 10)[:size]) * 120),
+        chunk(b"tRNS", key),
+    )
+    for depth, colour_type, size, keys in (
+        (4, 0, 80, (b"\0\3", b"\0\x13")),
+        (16, 2, 960, (bytes(range(6)), bytes([0, 2, 2, 3, 4, 5]))),
+    )
+    for key in keys
+}
+
 
 def plain(name: str) -> Frame:
     image = PHOTO.convert("CMYK") if "ink" in name else PHOTO
@@ -201,10 +214,11 @@ def test_chromium_shows_the_same() -> None:
         "cut PNG": file(PHOTO)[:9000],
         "cut palette": file(PHOTO.quantize(99))[:3000],
         "cut interlaced": adam7(PHOTO)[:12000],
+        "white JPEG without an end": file(Image.new("RGB", (160, 120), "white"), "JPEG")[:-2],
     }
     with chromium() as browser:
         shown = pixels_in(browser.new_page())
-        for name, data in {**FILES, **IGNORED, **damaged}.items():
+        for name, data in {**FILES, **IGNORED, **TRANSPARENT, **damaged}.items():
             found = np.abs(read(data).pixels - shown(data)).mean()
             assert found <= (3 if "cut i" in name else 1), (name, found)
 
@@ -234,17 +248,41 @@ def test_auto_cuts_off_what_lies_beyond_the_percentiles() -> None:
 
 
 @pytest.mark.parametrize("alpha", [False, True])
-def test_auto_keeps_all_bits_of_colours_and_their_ratio(alpha: bool) -> None:
-    colours = np.stack([RAMP, RAMP // 2, RAMP // 4], axis=2)
+@pytest.mark.parametrize("gray", [False, True])
+def test_auto_keeps_all_bits_of_colours_and_their_ratio(gray: bool, alpha: bool) -> None:
+    shares = (1,) if gray else (1, 2, 4)
+    colours = np.stack([RAMP // share for share in shares], axis=2)
+    darkest = 200 // shares[-1]
+    expected = (colours - float(darkest)) / (4095 - darkest) * 255
     if alpha:
         colours = np.concatenate([colours, np.full((120, 160, 1), 65535)], axis=2)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colours)
-    data = png(160, 120, 16, 6 if alpha else 2, rows)
-    assert read(data).geometry.narrow_range
-    auto = read(data, values="auto").pixels.astype(int)
-    expected = (colours[..., :3] - 50.0) / 4045 * 255
-    assert np.abs(auto - expected).max() <= 3
-    assert len(np.unique(auto[..., 0])) > 120
+    frame, auto = _both(colours, (0 if gray else 2) + (4 if alpha else 0))
+    assert frame.geometry.narrow_range
+    assert not auto.geometry.narrow_range
+    assert np.abs(auto.pixels.astype(int) - expected).max() <= 3
+    assert len(np.unique(auto.pixels[..., 0])) > 120
+
+
+@pytest.mark.parametrize("colour_type", [2, 4, 6])
+def test_auto_shows_as_much_of_a_file_that_is_cut(colour_type: int) -> None:
+    channels = {2: 3, 4: 2, 6: 4}[colour_type]
+    colours = np.random.default_rng(0).integers(0, 4096, (120, 160, channels), np.uint16)
+    if colour_type > 2:
+        colours[..., -1] = 65535
+    frame, auto = _both(colours, colour_type, cut=2)
+    assert frame.geometry.damaged
+    assert auto.geometry.damaged
+    missing = (frame.pixels == 255).all(axis=(1, 2))
+    assert 10 < missing.sum() < 110
+    assert ((auto.pixels == 255).all(axis=(1, 2)) == missing).all()
+
+
+def _both(samples: np.ndarray, colour_type: int, cut: int = 1) -> tuple[Frame, Frame]:
+    """A PNG of 16 bits over the full range, and by itself. cut: the share of it that is there."""
+    data = png(
+        160, 120, 16, colour_type, b"".join(b"\0" + row.tobytes() for row in samples.astype(">u2"))
+    )
+    return tuple(read(data[: len(data) // cut], values=values) for values in ("full", "auto"))
 
 
 def test_auto_leaves_eight_bits_as_they_are() -> None:

@@ -303,6 +303,9 @@ SEEDS = {
     "YCbCr TIFF": stored(
         np.zeros((120, 160, 3), np.uint8), {262: (3, [6]), 530: (3, [1, 1])}, deflate=True
     ),
+    "16-bit PNG with a transparent colour": with_chunks(
+        png(160, 120, 16, 2, (b"\0" + bytes(960)) * 120), chunk(b"tRNS", bytes(6))
+    ),
     "16-bit TIFF": file(Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)), "TIFF"),
     "AVIF": file(photo(64, 48), "AVIF"),
 }

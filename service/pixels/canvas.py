@@ -153,7 +153,7 @@ def _eight_bits(image: Image.Image, opened: Opened, values: ValueRange) -> Image
         return gray
     if image.has_transparency_data:
         if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
-            # 16 bits, as the pixels were.
+            # 16 bits, of which Pillow's own reader of PNG dropped the low ones of the pixels.
             image.info["transparency"] = tuple(value >> 8 for value in key)
         image = image.convert("RGBA")
     if values == "auto" and opened.low_bytes is not None:

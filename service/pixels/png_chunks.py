@@ -16,6 +16,7 @@ from PIL import Image, ImageFile
 
 from service.errors import UndecodableImage
 from service.pixels.opened import Opened, Spliced, pillow_open
+from service.pixels.png_key import for_pillow, pillow_compares, transparent_colour, without_colour
 from service.pixels.png_rows import Header, rows_decoded, salvage
 from service.pixels.profiles import MAX_PROFILE, SRGB_POINTS, of_code_points, of_colours
 
@@ -23,8 +24,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_CHUNKS = 100_000  # files of megabytes can hold millions of empty ones; encoders write thousands
 _PATTERN = bytes(at * 37 % 251 for at in range(251))  # unlike any row of an image
 _END = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
-_PALETTE, _GRAYS = 3, (0, 4)
-_MIN_TRANSPARENCY = {0: 2, 2: 6, 3: 0}  # bytes of tRNS; colour types with alpha have none
+_GRAY, _PALETTE, _GRAY_ALPHA, _RGB_ALPHA = 0, 3, 4, 6  # types of colour
 _SRGB_GAMMA = 45455  # what everybody writes who means sRGB
 _SRGB_TOLERANCE = 0.05
 _KEPT = {b"IHDR", b"PLTE", b"tRNS", b"iCCP", b"cICP", b"sRGB", b"gAMA", b"cHRM", b"eXIf"}
@@ -46,35 +46,54 @@ class Chunks:
 def open_png(data: bytes) -> Opened:
     """Read the header of a PNG file. Raises UndecodableImage."""
     chunks = _walk(data)
-    header = _content(data, chunks, b"IHDR")
-    if header is None or len(header) != 13:
+    content = _content(data, chunks, b"IHDR")
+    if content is None or len(content) != 13:
         raise UndecodableImage("The PNG file is damaged: its header (IHDR) is missing or changed")
     if not chunks.pixels:
         raise UndecodableImage("The PNG file ends before its first pixels")
-    depth, colour_type = header[8], header[9]
-    parts: list[bytes | memoryview] = [SIGNATURE, _chunk(b"IHDR", header)]
-    if colour_type == _PALETTE:
-        palette = _content(data, chunks, b"PLTE")
-        if not palette:
-            raise UndecodableImage("The PNG file is damaged: its palette is missing or changed")
-        parts.append(_chunk(b"PLTE", palette))
-    transparency = _content(data, chunks, b"tRNS")
-    shortest = _MIN_TRANSPARENCY.get(colour_type)
-    if transparency is not None and shortest is not None and len(transparency) >= shortest:
-        parts.append(_chunk(b"tRNS", transparency))
-    parts += [memoryview(data)[start:end] for start, end in _merged(chunks.pixels)]
-    parts.append(_END)
+    header = Header.read(content)
+    colour = transparent_colour(header, _content(data, chunks, b"tRNS") or b"")
+    parts = _parts(data, chunks, header, colour)
     image = pillow_open(Spliced(parts), "PNG")
+
+    def low_bytes() -> Image.Image:
+        return _load_low_bytes(parts, data, chunks, header)
+
+    def load() -> tuple[Image.Image, bool]:
+        decoded, damaged = _load(image, data, chunks, header)
+        if colour and not pillow_compares(header):
+            decoded = without_colour(decoded, colour, low_bytes)
+        return decoded, damaged
+
     return Opened(
         image,
         "PNG",
         profile=_profile(data, chunks),
         exif=_content(data, chunks, b"eXIf"),
-        kind="gray" if colour_type in _GRAYS else "rgb",
-        deep=depth == 16,
-        load=lambda: _load(image, data, chunks, Header.read(header)),
-        low_bytes=(lambda: _low_bytes(parts)) if depth == 16 and colour_type in (2, 6) else None,
+        kind="gray" if header.colour_type in (_GRAY, _GRAY_ALPHA) else "rgb",
+        deep=header.depth == 16,
+        load=load,
+        low_bytes=low_bytes if header.depth == 16 and header.colour_type != _GRAY else None,
     )
+
+
+def _parts(
+    data: bytes, chunks: Chunks, header: Header, colour: tuple[int, ...]
+) -> list[bytes | memoryview]:
+    """The file that Pillow gets. colour: the transparent one."""
+    start, end = chunks.found[b"IHDR"]
+    parts: list[bytes | memoryview] = [SIGNATURE, _chunk(b"IHDR", data[start:end])]
+    if header.colour_type == _PALETTE:
+        palette, transparency = (_content(data, chunks, name) for name in (b"PLTE", b"tRNS"))
+        if not palette:
+            raise UndecodableImage("The PNG file is damaged: its palette is missing or changed")
+        parts.append(_chunk(b"PLTE", palette))
+        if transparency:
+            parts.append(_chunk(b"tRNS", transparency))
+    elif colour and pillow_compares(header):
+        parts.append(_chunk(b"tRNS", for_pillow(header, colour)))
+    parts += [memoryview(data)[start:end] for start, end in _merged(chunks.pixels)]
+    return [*parts, _END]
 
 
 def _walk(data: bytes) -> Chunks:
@@ -168,13 +187,20 @@ def _inflated(compressed: bytes) -> bytes | None:
         return None
 
 
-def _low_bytes(parts: list[bytes | memoryview]) -> Image.Image:
+def _load_low_bytes(
+    parts: list[bytes | memoryview], data: bytes, chunks: Chunks, header: Header
+) -> Image.Image:
     """The file once more, with the low byte of each big-endian sample in the place of the high
     one."""
+    if header.colour_type == _GRAY_ALPHA:
+        # Pillow has no such mode; but two samples of 16 bits are four of 8, RGBA.
+        four = header._replace(depth=8, colour_type=_RGB_ALPHA)
+        image = pillow_open(Spliced([parts[0], _chunk(b"IHDR", four.written()), *parts[2:]]), "PNG")
+        low = _load(image, data, chunks, four)[0].getchannel("G")
+        return Image.merge("RGB", (low, low, low))
     image = pillow_open(Spliced(parts), "PNG")
     image.tile = [tile._replace(args=f"{image.mode};16L") for tile in image.tile]
-    image.load()
-    return image
+    return _load(image, data, chunks, header)[0]
 
 
 def _load(

@@ -45,6 +45,10 @@ class Header(NamedTuple):
         width, height, depth, colour_type, interlaced = struct.unpack(">IIBBxxB", content)
         return cls(width, height, depth, colour_type, bool(interlaced))
 
+    def written(self) -> bytes:
+        """The content of the chunk."""
+        return struct.pack(">IIBBxxB", *self)
+
     def row_sizes(self) -> Iterator[tuple[int, int]]:
         """(rows, bytes per row with its filter's type) of the image, or of each pass in turn."""
         passes = _PASSES if self.interlaced else ((0, 0, 1, 1),)
