@@ -131,6 +131,37 @@ def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
         assert wire.reply().status == 200
 
 
+@pytest.mark.parametrize("tail", [b"\n", b"\r\n", b"junk", get(), bytes(100_000)])
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [("HTTP/1.0", "A: b"), ("HTTP/1.0", "Connection: keep-alive"), ("HTTP/1.1", "Connection: close")],
+)
+def test_what_follows_a_last_request_costs_no_answer(
+    server: Server, line: str, field: str, tail: bytes
+) -> None:
+    """RFC 9112, 9.6. The tail comes with the request, or behind it."""
+    for sent in (
+        request(quarters(), field, line=f"POST /segment {line}"),
+        request(b"", field, line=f"GET /healthz {line}"),
+    ):
+        for pieces in ((sent + tail,), (sent, tail)):
+            with Wire(server, *pieces) as wire:
+                reply = wire.reply()
+                assert (reply.status, reply.headers["connection"]) == (200, "close")
+                assert wire.ended()
+
+
+@pytest.mark.parametrize("between", [b"\n", b"\r\n", b"\r\n" * 1000])
+def test_empty_lines_between_requests_are_ignored(server: Server, between: bytes) -> None:
+    """RFC 9112, 2.2: in the same packet as the request before them, as well."""
+    in_chunks = request(b"", CHUNKED) + chunked(quarters())
+    with Wire(server, between.join([request(quarters()), in_chunks, get(), get(), b""])) as wire:
+        assert segmented(wire.reply())
+        assert segmented(wire.reply())
+        assert wire.reply().body == wire.reply().body == b'{"status":"alive"}'
+        assert wire.ask(between[:1]+get()).status == 200
+
+
 def test_head_is_get_without_a_body(server: Server) -> None:
     paths = ["/", "/docs", "/static/docs.js", "/openapi.json", "/plans", "/healthz", "/readyz"]
     paths += ["/metrics", "/v2", "/v2/health/live", "/v2/models/fake", "/v2/models/fake/ready"]

@@ -56,7 +56,6 @@ class Connection(asyncio.Protocol):
         self._server, self._app_state = server_state, app_state
         self._loop = _loop or asyncio.get_running_loop()
         self._reader = Reader()
-        self.http = self._reader.http
         self._exchange: Exchange | None = None
         self._timer = Timer(self._loop)
         self._later = b""  # bytes of further requests, while one is answered
@@ -106,6 +105,10 @@ class Connection(asyncio.Protocol):
     # The exchange calls these.
 
     @property
+    def http(self) -> h11.Connection:
+        return self._reader.http
+
+    @property
     def last(self) -> bool:
         return self._draining or self._closing or not self._reader.ends_soon
 
@@ -128,7 +131,7 @@ class Connection(asyncio.Protocol):
         if self._closing or self._transport.is_closing():
             return
         if self.http.our_state is not h11.DONE:
-            self._close(linger=not self._reader.done)
+            self._close(linger=True)
         elif self._reader.done:
             self._next()
             later, self._later = self._later, b""

@@ -17,7 +17,9 @@ _PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 class Wire(Protocol):
     """What an exchange needs of its connection."""
 
-    http: h11.Connection
+    @property
+    def http(self) -> h11.Connection:
+        """What writes this answer."""
 
     @property
     def last(self) -> bool:

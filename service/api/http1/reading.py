@@ -20,6 +20,7 @@ MAX_FIELDS = 100
 # Each chunk costs some 20 us: a body may have this many, and one more per so many bytes. Senders
 # fill a packet or a page.
 FREE_CHUNKS, BYTES_PER_CHUNK = 1024, 256
+EMPTY_LINES = b"\r\n"  # before a request's line they mean nothing (RFC 9112, 2.2)
 KEPT_REST = 1024 * 1024  # bytes of an unwanted body that are read so that the connection stays
 VERSIONS = (b"1.0", b"1.1")
 
@@ -30,7 +31,7 @@ class Reader:
     """One connection's requests, one after the other. `http` is also what writes the answers."""
 
     def __init__(self) -> None:
-        self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+        self.http = _parser()
         self._length: int | None = None  # of the body at hand; None: it has chunks
         self._bytes = self._chunks = 0  # of that body, as far as they have come
 
@@ -65,12 +66,14 @@ class Reader:
     def feed(self, data: bytes) -> None:
         """Take at most MAX_HEAD bytes: more could hold a head over the limit, and be parsed."""
         if self.between and not self.begun:
-            data = data.lstrip(b"\r\n")  # RFC 9112, 2.2
+            data = data.lstrip(EMPTY_LINES)
         if data:  # none means to h11 that the client has closed
             self.http.receive_data(data)
 
     def next_event(self) -> Event:
         """Raises Refused."""
+        if self.done:  # what follows a last request is an error to h11, and must cost no answer
+            return h11.PAUSED
         between = self.between
         try:
             event = self.http.next_event()
@@ -83,8 +86,13 @@ class Reader:
         return event
 
     def next_request(self) -> None:
-        """Both sides are done with a request: on to the next one."""
-        self.http.start_next_cycle()
+        """Both sides are done with a request: on to the next one.
+
+        By a new parser, for none drops the empty lines of what has come already.
+        """
+        data, _ = self.http.trailing_data
+        self.http = _parser()
+        self.feed(data)
 
     def _explained(self, error: h11.RemoteProtocolError, between: bool) -> Refused:
         """h11's error, without the caller's bytes that it may repeat after a colon."""
@@ -118,6 +126,10 @@ class Reader:
         self._chunks += data.chunk_start
         if self._chunks > FREE_CHUNKS + self._bytes // BYTES_PER_CHUNK:
             raise Refused(400, f"The chunks of a body must have {BYTES_PER_CHUNK} bytes on average")
+
+
+def _parser() -> h11.Connection:
+    return h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
 
 
 def _target_too_long() -> Refused:
