@@ -134,7 +134,11 @@ def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
 @pytest.mark.parametrize("tail", [b"\n", b"\r\n", b"junk", get(), bytes(100_000)])
 @pytest.mark.parametrize(
     ("line", "field"),
-    [("HTTP/1.0", "A: b"), ("HTTP/1.0", "Connection: keep-alive"), ("HTTP/1.1", "Connection: close")],
+    [
+        ("HTTP/1.0", "A: b"),
+        ("HTTP/1.0", "Connection: keep-alive"),
+        ("HTTP/1.1", "Connection: close"),
+    ],
 )
 def test_what_follows_a_last_request_costs_no_answer(
     server: Server, line: str, field: str, tail: bytes
@@ -159,7 +163,7 @@ def test_empty_lines_between_requests_are_ignored(server: Server, between: bytes
         assert segmented(wire.reply())
         assert segmented(wire.reply())
         assert wire.reply().body == wire.reply().body == b'{"status":"alive"}'
-        assert wire.ask(between[:1]+get()).status == 200
+        assert wire.ask(between[:1] + get()).status == 200
 
 
 def test_head_is_get_without_a_body(server: Server) -> None:
@@ -256,6 +260,34 @@ def test_what_fits_is_taken(server: Server) -> None:
         query = "/healthz?" + "x" * (MAX_TARGET - len("/healthz?"))
         assert wire.ask(get(query)).status == 200
         assert wire.ask(get("/healthz", *many, "Y: z")).status == 431
+
+
+def framed(kind: str, size: int) -> bytes:
+    """A request whose head, trailers or chunk's line has this many bytes, with its line ends."""
+    if kind == "head":
+        short = request(quarters()).removesuffix(quarters())
+        return request(quarters(), "X: " + "x" * (size - len(short) - 5))
+    if kind == "trailers":
+        return request(b"", CHUNKED) + chunked(quarters(), trailers=("X: " + "x" * (size - 7),))
+    line = b"%x;x=" % len(quarters())
+    line += b"x" * (size - len(line) - 2) + b"\r\n"
+    return request(b"", CHUNKED) + line + quarters() + b"\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize("kind", ["head", "trailers", "line"])
+@pytest.mark.parametrize("size", [1000, MAX_HEAD, MAX_HEAD + 1, 40_000, 60_000])
+def test_the_limit_does_not_depend_on_how_the_bytes_come(
+    server: Server, kind: str, size: int
+) -> None:
+    sent = framed(kind, size)
+    for step in (len(sent), 10_000, 3 * len(sent) // 4):
+        with Wire(server) as wire:
+            with contextlib.suppress(ConnectionError):
+                for i in range(0, len(sent), step):
+                    wire.send(sent[i : i + step])
+                    time.sleep(0.005)
+            reply = wire.reply()
+            assert (reply.status == 431) if size > MAX_HEAD else segmented(reply)
 
 
 def test_a_head_over_the_limit_is_refused_before_the_key_is_looked_at(

@@ -24,7 +24,7 @@ from starlette.types import ASGIApp
 
 from service.api.http1.exchange import Exchange, scope_of
 from service.api.http1.flow import Flow, Lingering, Timer
-from service.api.http1.reading import MAX_HEAD, Reader
+from service.api.http1.reading import Reader
 from service.api.http1.refusals import Refused, refusal
 from service.settings import Settings
 
@@ -149,7 +149,7 @@ class Connection(asyncio.Protocol):
     # Reading.
 
     def _consume(self, data: bytes) -> None:
-        """In pieces, so that no head over the limit is parsed."""
+        """In the pieces that the reader takes."""
         while True:
             self._read_events()
             if not data or self._closing or self._reader.closed:
@@ -158,8 +158,7 @@ class Connection(asyncio.Protocol):
                 self._later = data
                 self._flow.read(False)
                 return
-            self._reader.feed(data[:MAX_HEAD])
-            data = data[MAX_HEAD:]
+            data = self._reader.feed(data)
         self._later = b""
         if self._idle and self._reader.begun:
             self._idle = False

@@ -63,12 +63,15 @@ class Reader:
         withheld = self.http.they_are_waiting_for_100_continue
         return not withheld and self._length - self._bytes <= KEPT_REST
 
-    def feed(self, data: bytes) -> None:
-        """Take at most MAX_HEAD bytes: more could hold a head over the limit, and be parsed."""
+    def feed(self, data: bytes) -> bytes:
+        """Take some, and return the rest. With what has come before of a head, trailers or a line,
+        these are MAX_HEAD bytes at most: whatever is longer comes to the parser incomplete."""
         if self.between and not self.begun:
             data = data.lstrip(EMPTY_LINES)
+        room = MAX_HEAD - len(self.http.trailing_data[0])
         if data:  # none means to h11 that the client has closed
-            self.http.receive_data(data)
+            self.http.receive_data(data[:room])
+        return data[room:]
 
     def next_event(self) -> Event:
         """Raises Refused."""
@@ -110,9 +113,6 @@ class Reader:
             raise _target_too_long()
         if len(request.headers) > MAX_FIELDS:
             raise Refused(431, f"A request can have {MAX_FIELDS} header fields")
-        head = sum(len(name) + len(value) + 4 for name, value in request.headers)
-        if head + len(request.target) > MAX_HEAD:
-            raise Refused(431, f"The head of a request can have {MAX_HEAD} bytes")
         fields = dict(request.headers)
         coded = b"transfer-encoding" in fields
         if coded and (b"content-length" in fields or request.http_version == b"1.0"):
@@ -129,7 +129,7 @@ class Reader:
 
 
 def _parser() -> h11.Connection:
-    return h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+    return h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD - 1)
 
 
 def _target_too_long() -> Refused:
