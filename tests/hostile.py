@@ -133,3 +133,8 @@ class Hostile:
 def statuses(answers: bytes) -> list[int]:
     """Of all that a connection answered."""
     return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d{3}) [A-Z]", answers)]
+
+
+def is_failure(status: int) -> bool:
+    """Whether it blames the service. 505 does not: it answers another version of HTTP."""
+    return status >= 500 and status != 505

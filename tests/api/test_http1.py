@@ -88,8 +88,8 @@ def test_trailers_are_no_headers(fake_manifest: Manifest, tmp_path: Path, pieces
         request(b"", CHUNKED) + b"zz\r\n",
         request(b"", CHUNKED) + b"3\r\nabcdef\r\n",
         request(b"", CHUNKED) + b"f" * 30 + b"\r\n",
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        request(line="GET / HTTP/2.0"),
+        request(line="GET / HTTP/1.2", host=False),
+        request(line="GET / HTTP/11.1"),
         b"GET /\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: x\r\n: v\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: x\r\nA B: v\r\n\r\n",
@@ -110,6 +110,81 @@ def test_400_what_cannot_be_read_in_one_way_alone_and_the_connection_ends(
         assert reply.headers["connection"] == "close"
         assert reply.headers["x-request-id"] in reply.problem["instance"]
         assert wire.ended()
+
+
+HOSTS = (
+    "a b",
+    "a,b",
+    "u@x",
+    "[::1",
+    "::1",
+    "[x]",
+    "<script>",
+    "x:abc",
+    "x:1:2",
+    "x/y",
+    "%zz",
+    "\xe9",
+)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_400_a_host_that_can_be_none(server: Server, host: str, version: str) -> None:
+    line = f"GET /healthz HTTP/{version}"
+    with Wire(server, request(b"", f"Host: {host}", line=line, host=False)) as wire:
+        reply = wire.reply()
+        assert (reply.status, reply.headers["connection"]) == (400, "close")
+        assert "Host must be" in reply.problem["detail"]
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *(
+            "",
+            "x",
+            "x:",
+            "x:80",
+            "A-1_b.example.",
+            "127.0.0.1:8000",
+            "[::1]:8000",
+            "[::ffff:1.2.3.4]",
+        ),
+        *("[fe80::1%25eth0]", "a~b!c", "a%20b"),
+    ],
+)
+def test_names_and_addresses_are_hosts(server: Server, host: str) -> None:
+    with Wire(
+        server, request(b"", f"Host: {host}", line="GET /healthz HTTP/1.1", host=False)
+    ) as wire:
+        assert wire.reply().status == 200
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        request(line="GET / HTTP/2.0"),
+        request(line="GET / HTTP/3.1"),
+        request(line="GET / HTTP/0.9", host=False),
+    ],
+)
+def test_505_another_major_version(server: Server, sent: bytes) -> None:
+    with Wire(server, sent) as wire:
+        reply = wire.reply()
+        assert reply.problem["type"] == "urn:fathom:problem:http-version-not-supported"
+        assert "HTTP/1.1" in reply.problem["detail"]
+        assert (reply.status, reply.headers["connection"]) == (505, "close")
+        assert wire.ended()
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.9"])
+def test_a_later_minor_version_is_read_as_1_1(server: Server, version: str) -> None:
+    line = f"POST /segment HTTP/{version}"
+    with Wire(server, request(b"", CHUNKED, line=line) + chunked(quarters())) as wire:
+        assert segmented(wire.reply())
+        assert segmented(wire.ask(request(quarters(), line=line)))  # the connection stays
 
 
 def test_what_other_clients_send_is_read(server: Server) -> None:

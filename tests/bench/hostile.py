@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from tests.bench.served import Served, served  # noqa: E402
-from tests.hostile import Hostile, statuses  # noqa: E402
+from tests.hostile import Hostile, is_failure, statuses  # noqa: E402
 
 SILENT_S = 1.0  # after which a connection has no more to say
 HANG_S = 60.0
@@ -157,7 +157,7 @@ def main() -> None:
         alone, among = asyncio.run(beside(port, args.stalled, args.sound))
     p50 = [statistics.median(spent) for spent in (alone, among)]
     print(f"p50 {p50[0]:.2f} ms alone, {p50[1]:.2f} ms beside {args.stalled} stalled sockets")
-    failed = sum(count for status, count in answered.items() if status >= 500)
+    failed = sum(count for status, count in answered.items() if is_failure(status))
     growth, slower = after / before - 1, p50[1] / p50[0] - 1
     met = failed == 0 and hung == 0 and growth <= 0.05 and slower <= 0.1
     result = {

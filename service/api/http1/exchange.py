@@ -138,7 +138,7 @@ def scope_of(request: h11.Request, transport: asyncio.BaseTransport, state: obje
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": request.http_version.decode("ascii"),
+        "http_version": "1.0" if request.http_version == b"1.0" else "1.1",
         "method": request.method.decode("ascii"),
         "scheme": "http",
         "path": unquote(path.decode("ascii")),

@@ -1,13 +1,14 @@
 """The bytes of a connection -> the events of HTTP/1.1 requests, within limits. h11 parses.
 
 What h11 lets pass, but this service does not: heads, targets and numbers of fields over a limit; a
-body whose length is told in two ways; versions other than 1.0 and 1.1; floods of tiny chunks. An
-`Upgrade` is ignored, since no other protocol is spoken here (RFC 9110, 7.8), and trailer fields are
-dropped (RFC 9110, 6.5.1).
+body whose length is told in two ways; a Host that cannot be one; major versions other than 1;
+floods of tiny chunks. A later 1.x is read as 1.1 (RFC 9110, 2.5). An `Upgrade` is ignored, since no
+other protocol is spoken here (RFC 9110, 7.8), and trailer fields are dropped (RFC 9110, 6.5.1).
 """
 
 from __future__ import annotations
 
+import re
 from typing import TypeAlias
 
 import h11
@@ -22,7 +23,11 @@ MAX_FIELDS = 100
 FREE_CHUNKS, BYTES_PER_CHUNK = 1024, 256
 EMPTY_LINES = b"\r\n"  # before a request's line they mean nothing (RFC 9112, 2.2)
 KEPT_REST = 1024 * 1024  # bytes of an unwanted body that are read so that the connection stays
-VERSIONS = (b"1.0", b"1.1")
+# A name, IPv4 address or IPv6 literal, and a port (RFC 9112, 3.2; RFC 3986, 3.2.2). A comma is left
+# out: it may come of two fields that somebody has joined.
+_HOST = re.compile(
+    rb"(\[[0-9A-Fa-f:.]+(%[\w.~%-]+)?\]|([\w.~!$&'()*+;=-]|%[0-9A-Fa-f]{2})*)(:[0-9]*)?", re.ASCII
+)
 
 Event: TypeAlias = h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]
 
@@ -107,15 +112,19 @@ class Reader:
         return Refused(400, f"This is no HTTP/1.1 request: {what[:80]}")
 
     def _check(self, request: h11.Request) -> None:
-        if request.http_version not in VERSIONS:
-            raise Refused(400, "The version must be HTTP/1.1 or HTTP/1.0")
+        version, fields = request.http_version, dict(request.headers)
+        if version[:2] != b"1.":
+            raise Refused(505, "The version must be HTTP/1.1 or HTTP/1.0")
+        if version != b"1.0" and b"host" not in fields:  # h11 looks at 1.1 alone
+            raise Refused(400, "A request needs the field Host")
+        if not _HOST.fullmatch(fields.get(b"host", b"")):
+            raise Refused(400, "Host must be a name or an address, with a port or without one")
         if len(request.target) > MAX_TARGET:
             raise _target_too_long()
         if len(request.headers) > MAX_FIELDS:
             raise Refused(431, f"A request can have {MAX_FIELDS} header fields")
-        fields = dict(request.headers)
         coded = b"transfer-encoding" in fields
-        if coded and (b"content-length" in fields or request.http_version == b"1.0"):
+        if coded and (b"content-length" in fields or version == b"1.0"):
             # Whoever believes the other one sees another request behind the body: RFC 9112, 6.1.
             raise Refused(400, "Transfer-Encoding cannot stand beside Content-Length or HTTP/1.0")
         self._length = None if coded else int(fields.get(b"content-length", 0))

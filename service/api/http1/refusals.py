@@ -10,7 +10,7 @@ from service.api.middleware import REQUEST_ID, document
 
 
 class Refused(Exception):
-    """The connection cannot go on after this. status: 400, 408, 414, 431, or 500."""
+    """The connection cannot go on after this. status: 400, 408, 414, 431, 500 or 505."""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
