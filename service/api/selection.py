@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -12,6 +13,10 @@ from service.errors import BadHeader, BadQuery, NotAcceptable
 from service.tasks import Task
 
 Ranges: TypeAlias = dict[tuple[str, str], float]  # (type, profile or "") of Accept -> weight
+# What stands between separators, which count for nothing in a quoted string (RFC 9110, 5.6.4).
+_ENTRIES, _PARTS = (
+    re.compile(rf'(?:[^{separator}"]|"(?:[^"\\]|\\.)*"?)*', re.DOTALL) for separator in ",;"
+)
 
 
 def negotiate(accept: Sequence[str]) -> Form:
@@ -20,7 +25,9 @@ def negotiate(accept: Sequence[str]) -> Form:
     A form's weight is that of the most specific range that matches it (RFC 9110, 12.5.1). Raises
     NotAcceptable, or BadHeader for a weight that is not a number from 0 to 1.
     """
-    ranges = dict(_range(entry) for line in accept for entry in line.split(",") if entry.strip())
+    ranges = dict(
+        _range(entry) for line in accept for entry in _ENTRIES.findall(line) if entry.strip()
+    )
     if not ranges:
         return FORMS[0]
     weights = [_weight(form, ranges) for form in FORMS]
@@ -104,7 +111,7 @@ def _quoted(names: Sequence[str]) -> str:
 
 def _range(entry: str) -> tuple[tuple[str, str], float]:
     """One media range, its profile or "", and its weight; other parameters do not matter here."""
-    media, *parameters = (part.strip().lower() for part in entry.split(";"))
+    media, *parameters = (part.strip().lower() for part in _PARTS.findall(entry))
     profile = ""
     for name, _, value in (parameter.partition("=") for parameter in parameters):
         if name.strip() == "profile":

@@ -44,6 +44,11 @@ from service.errors import (
         (["application/vnd.coco.panoptic+json"], "application/vnd.coco.panoptic+json"),
         (["application/x-npz, */*;q=0.1"], "application/x-npz"),
         (["application/*"], "application/json"),
+        (['application/json;x="a;q=0"'], "application/json"),
+        (['text/html;x="\\", image/png;q=2", image/png;x="y";q=1'], "image/png"),
+        (['image/png;x="a,b";q=0.5, application/json;q=0.4'], "image/png"),
+        (['image/png;profile="over,lay", application/json;q=0.4'], "application/json"),
+        (["image/png;;q=0.5, ;, ,application/json;q=0.4"], "image/png"),
     ],
 )
 def test_accept_chooses_the_form_of_the_highest_weight(lines: list[str], expected: str) -> None:
@@ -73,7 +78,13 @@ def test_a_weight_that_is_no_number_from_0_to_1_is_400(weight: str) -> None:
         negotiate([f"image/png;q={weight}"])
 
 
-@given(st.lists(st.text(), max_size=3))
+@pytest.mark.parametrize("line", ['"', 'image/png;x="y', 'image/png;x="y\\', ";", ";q=1", '";q=2'])
+def test_a_string_that_does_not_end_is_the_rest(line: str) -> None:
+    with suppress(NotAcceptable):
+        assert negotiate([line, "image/png"]).media_type == "image/png"
+
+
+@given(st.lists(st.text() | st.text('a/*;="\\, q01'), max_size=3))
 def test_hostile_accept_raises_nothing_but_400_and_406(lines: list[str]) -> None:
     with suppress(BadHeader, NotAcceptable):
         assert negotiate(lines) in FORMS
