@@ -62,8 +62,9 @@ def parse_preference(lines: Sequence[str]) -> dict[str, float] | None:
 
 
 def parse_value_range(lines: Sequence[str]) -> ValueRange:
-    """The lines of `Value-Range`; none: full. Raises BadHeader (400)."""
-    values = {line.strip(" \t").lower() for line in lines}
+    """The lines of `Value-Range`; without one that has text: full. Raises BadHeader (400)."""
+    # One line may hold several that a proxy has joined.
+    values = {value.strip(" \t").lower() for value in ",".join(lines).split(",")} - {""}
     if values <= {"full"}:
         return "full"
     if values == {"auto"}:
@@ -80,7 +81,7 @@ def parse_urgency(lines: Sequence[str]) -> int:
     here.
     """
     try:
-        value, _ = dictionary(", ".join(lines)[:MAX_LENGTH]).get("u", (None, None))
+        value, _ = dictionary(_one_line(lines)[:MAX_LENGTH]).get("u", (None, None))
     except (http_sf.StructuredFieldError, UnicodeEncodeError):
         return URGENCY
     known = isinstance(value, int) and not isinstance(value, bool) and value in URGENCIES
@@ -175,7 +176,11 @@ def _members(text: str, field: str, bad: Callable[[str, str], FathomError]) -> d
 
 def _joined(lines: Sequence[str], field: str) -> str:
     """The lines of a field as one. Raises BadHeader if that is too long."""
-    text = ", ".join(line for line in (line.strip(" \t") for line in lines) if line)
+    text = _one_line(lines)
     if len(text) > MAX_LENGTH:
         raise BadHeader(f"{field} has {len(text)} characters, more than {MAX_LENGTH}", header=field)
     return text
+
+
+def _one_line(lines: Sequence[str]) -> str:
+    return ", ".join(line for line in (line.strip(" \t") for line in lines) if line)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
+from service.api.fields import parse_urgency
 from service.bundle import Manifest
 from service.core import Budget
 from service.engines.fake import FakeBackend
@@ -217,6 +218,14 @@ def test_a_more_urgent_request_goes_first(fake_manifest: Manifest) -> None:
         for each in posts:
             each.result()
         assert ended == ["runs", "urgent", "usual", "background"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "urgency"),
+    [([], 3), ([""], 3), (["", "u=1"], 1), (["u=1", " ", "i"], 1), (["u=8"], 3), (["?"], 3)],
+)
+def test_empty_lines_of_priority_hide_no_other_line(lines: list[str], urgency: int) -> None:
+    assert parse_urgency(lines) == urgency
 
 
 def test_a_strict_request_waits_for_the_full_plan_or_is_refused(fake_manifest: Manifest) -> None:

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
+from service.api.fields import parse_value_range
 from service.bundle import Manifest
 from tests.api.server import Server, corners, labels, running
 from tests.pictures import encoded, quarters
@@ -245,7 +246,23 @@ def test_a_narrow_range_is_hinted_at_and_auto_scales_it(server: Server) -> None:
     assert answer["image"]["hint"] is None
 
 
-@pytest.mark.parametrize("value", ["percentile", "", "auto, full", "1"])
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ([], "full"),
+        (["", " \t"], "full"),
+        (["", "full"], "full"),
+        (["AUTO"], "auto"),
+        (["auto", "auto"], "auto"),
+        (["auto, auto"], "auto"),  # as a proxy joins them
+        (["auto,", " , auto"], "auto"),
+    ],
+)
+def test_lines_of_value_range_may_be_empty_or_repeated(lines: list[str], expected: str) -> None:
+    assert parse_value_range(lines) == expected
+
+
+@pytest.mark.parametrize("value", ["percentile", "auto auto", "auto, full", "1"])
 def test_another_value_range_is_400_and_named(server: Server, value: str) -> None:
     response = server.post(quarters(), {"Value-Range": value})
     assert response.status_code == 400
