@@ -14,12 +14,20 @@ from starlette.responses import Response
 
 from service.api import openapi_answers
 from service.api.body import FORM
-from service.api.fields import PREFERENCE, VALUE_SCALE, pattern, preference_pattern
+from service.api.fields import (
+    PREFERENCE,
+    PRIORITY,
+    URGENCIES,
+    VALUE_SCALE,
+    pattern,
+    preference_pattern,
+)
 from service.api.forms import FORMS, INCLUDES
 from service.api.image_info import Wire
 from service.api.openapi_answers import failure
 from service.api.schemas import TASK_NOTES, Problem
 from service.errors import BadInference, FathomError
+from service.inference.place import URGENCY
 from service.pixels.formats import FORMATS
 from service.structured import MAX_LENGTH
 from service.tasks import TASKS
@@ -189,10 +197,15 @@ def _parameters(layers: int, heads: Sequence[str]) -> list[dict[str, Any]]:
         "How 16-bit samples become 8: over the full range, or (auto) over the range that the image "
         "uses, from its 0.1th to its 99.9th percentile, as for microscopes"
     )
+    priority = (
+        f"Urgency from u={URGENCIES[0]}, the most urgent, to u={URGENCIES[-1]}; without it, "
+        f"u={URGENCY} (RFC 9218). What cannot be understood is ignored"
+    )
     # No Accept here: OpenAPI ignores it as a parameter, and takes it from the answers' types.
     return [
         _header("Compute-Budget", budget, "depth=3, gflops=6.5, ms=500, max-loss=0.01", **written),
         preference(heads),
+        _header(PRIORITY, priority, "u=1"),
         _header("Value-Range", value_range, "auto", enum=["full", "auto"]),
         _header("X-Request-Id", "Echoed if it matches [A-Za-z0-9._-]{1,64}", "3f1c9a"),
         {

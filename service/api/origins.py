@@ -20,7 +20,7 @@ from service.settings import flag
 ANY = "*"
 SENT = (
     *("Accept", "Authorization", "Cache-Control", "Compute-Budget", "Content-Encoding"),
-    *("Content-Type", "Task-Preference", "Value-Range", "X-API-Key", "X-Request-Id"),
+    *("Content-Type", "Priority", "Task-Preference", "Value-Range", "X-API-Key", "X-Request-Id"),
     *("traceparent", "tracestate"),
     "Inference-Header-Content-Length",
 )

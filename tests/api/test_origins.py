@@ -109,8 +109,17 @@ def test_a_browser_that_asks_first_is_told_what_it_may_send(fake_manifest: Manif
     assert set(headers["access-control-allow-methods"].split(", ")) == {"GET", "HEAD", "POST"}
     allowed = {name.lower() for name in headers["access-control-allow-headers"].split(", ")}
     assert allowed == {name.lower() for name in SENT}
-    needed = "compute-budget task-preference value-range x-api-key authorization content-type"
-    assert set(needed.split()) | {"content-encoding", "traceparent"} <= allowed
+    document = json.loads(asked(fake_manifest, scope(path="/openapi.json"))[2])
+    described = {
+        parameter["name"].lower()
+        for operations in document["paths"].values()
+        for operation in operations.values()
+        for parameter in operation.get("parameters", [])
+        if parameter["in"] == "header"
+    }
+    assert {"compute-budget", "priority", "value-range"} <= described <= allowed
+    needed = "x-api-key authorization content-type content-encoding traceparent"
+    assert set(needed.split()) <= allowed
     for origin, origins in ((APP, ""), ("https://other.example", APP), ("null", APP)):
         assert asked(fake_manifest, preflight(origin), origins)[0] == 403
 
