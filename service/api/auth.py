@@ -112,13 +112,17 @@ class ApiKeys:
         """Note the key's name in the request's trace, before the body is read.
 
         X-API-Key counts if both fields are there: an ingress may use Authorization for itself.
-        Raises HTTPException (401).
+        Several values of the field that counts are no key. Raises HTTPException (401).
         """
         key = header or (bearer.credentials if bearer else "")
-        name = self.name_of(key)
+        field = "X-API-Key" if header else "Authorization"
+        several = len(set(request.headers.getlist(field))) > 1
+        name = None if several else self.name_of(key)
         if name is None:
             self._on_refusal(request)
-            if key:
+            if several:
+                detail = f"{field} is there with several values: send one"
+            elif key:
                 detail = "The API key is not known"
             else:
                 detail = "Send an API key, as Authorization: Bearer or as X-API-Key"

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
+from service.api.fields import single
 from service.api.multipart import image_of
 from service.errors import Overloaded, RequestTimeout, TooLarge, UnsupportedMediaType
 from service.pixels.formats import FORMATS, unsupported
@@ -58,10 +59,10 @@ class Intake:
         """Receive an upload. Its bytes count as held until the block ends: decode them inside, and
         leave it only when nothing holds them any more.
 
-        Raises UnsupportedMediaType, TooLarge, RequestTimeout, Overloaded, UndecodableImage (a form
-        without exactly one image) and starlette's ClientDisconnect.
+        Raises BadHeader, UnsupportedMediaType, TooLarge, RequestTimeout, Overloaded,
+        UndecodableImage (a form without exactly one image) and starlette's ClientDisconnect.
         """
-        kind = _media_type(request.headers.get("content-type"))
+        kind = _media_type(single(request.headers, "Content-Type"))
         if kind != FORM and kind not in FORMATS and kind not in BY_BYTES:
             raise unsupported(kind, "application/octet-stream", FORM)
         if not _is_plain(request.headers.getlist("content-encoding")):
@@ -158,9 +159,9 @@ class _Pace:
         self._limit.reschedule(min(before + count / self._min_rate, now + self._timeout_s))
 
 
-def _media_type(line: str | None) -> str:
+def _media_type(line: str) -> str:
     """The type of a Content-Type line, without its parameters."""
-    return (line or "").partition(";")[0].strip().lower()
+    return line.partition(";")[0].strip().lower()
 
 
 def _is_plain(lines: Sequence[str]) -> bool:

@@ -1,5 +1,5 @@
 """The fields `Compute-Budget` and `Task-Preference` (request), `Compute-Used` and `Value-Scale`
-(answer): Dictionaries and an Item of RFC 9651.
+(answer): Dictionaries and an Item of RFC 9651; `Value-Range`, `Priority`, and fields of one value.
 
     Compute-Budget: depth=3, gflops=6.5, ms=80, max-loss=0.01, strict
     Task-Preference: semantic=0.7, depth=0.3
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from decimal import Decimal
 
 import http_sf
+from starlette.datastructures import Headers
 
 from service.ask import bad, bad_weight, budget_of, preference_of
 from service.core import Budget, Decision, Plan, ValueRange
@@ -30,6 +31,18 @@ VALUE_RANGE = "Value-Range"
 VALUE_SCALE = "Value-Scale"
 PRIORITY = "Priority"
 URGENCIES = range(8)  # RFC 9218, 4.1
+
+
+def single(headers: Headers, name: str) -> str:
+    """The value of a field that is no list; "" without a line that has text.
+
+    Raises BadHeader (400) if it is there with several: whoever takes the other one sees another
+    request.
+    """
+    values = {line.strip(" \t") for line in headers.getlist(name)} - {""}
+    if len(values) > 1:
+        raise BadHeader(f"{name} is there with {len(values)} values: send one", header=name)
+    return values.pop() if values else ""
 
 
 def parse_budget(lines: Sequence[str]) -> Budget:

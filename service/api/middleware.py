@@ -60,7 +60,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        sent_id = headers.get(REQUEST_ID, "")
+        sent_id = ", ".join(set(headers.getlist(REQUEST_ID)))  # several are none
         trace = Trace(request_id=sent_id if _ID.fullmatch(sent_id) else uuid.uuid4().hex)
         state = scope.setdefault("state", {})
         state |= {"trace": trace, "arrived": time.perf_counter(), "vary": ""}

@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from service.api import encodings, openapi_inference
 from service.api.body import Intake, whole
+from service.api.fields import single
 from service.api.segment import while_connected
 from service.core import Ask
 from service.errors import UnsupportedMediaType
@@ -72,9 +73,8 @@ class InferRoute:
         with counted(self._metrics, traces, request.state.arrived, gone), ExitStack() as stack:
             # Whatever can be refused is refused before the body is read.
             stack.enter_context(self._segmenter.place(Ask(), trace, request.state.arrived))
-            body = _body(request)
+            body, header = _body(request), _header_length(request)
             async with self._intake.hold(request, body, whole) as data:
-                header = request.headers.get(HEADER_LENGTH)
                 parsing = self._segmenter.in_thread(
                     partial(rest.parse, data, header, self._outputs)
                 )
@@ -210,14 +210,19 @@ def _refusal(why: str) -> Callable[[], Any]:
 
 
 def _body(request: Request) -> AsyncGenerator[bytes, None]:
-    """The body's stream without its content encoding. Raises UnsupportedMediaType."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    """The body's stream without its content encoding. Raises BadHeader, UnsupportedMediaType."""
+    kind = single(request.headers, "Content-Type").partition(";")[0].strip().lower()
     if kind not in _TYPES:
         raise UnsupportedMediaType(
             f"The content type is {kind}: send {' or '.join(filter(None, _TYPES))}"
         )
     encoding = ",".join(request.headers.getlist("content-encoding"))
     return encodings.decoded(request.stream(), encoding)
+
+
+def _header_length(request: Request) -> str | None:
+    """The field's value; None without the field. Raises BadHeader."""
+    return single(request.headers, HEADER_LENGTH) if HEADER_LENGTH in request.headers else None
 
 
 def _answer(content: bytes, header_length: int | None, encoding: str) -> Response:

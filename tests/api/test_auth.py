@@ -183,6 +183,9 @@ def test_no_other_text_is_a_key(text: str) -> None:
             "X-API-Key": "wrong",
             "Authorization": f"Bearer {KEY}",
         },  # X-API-Key counts where both are given
+        {"X-API-Key": KEY, "x-api-key": "wrong"},
+        {"X-API-Key": KEY, "x-api-key": OTHER},
+        {"Authorization": f"Bearer {KEY}", "authorization": "Bearer wrong"},
         {"Cookie": f"X-API-Key={KEY}"},
         {"Host": "test/healthz?", "X-Forwarded-Host": "/healthz"},
     ],
@@ -232,6 +235,8 @@ def test_401_without_a_known_key_before_the_body_is_read(
             {"X-API-Key": OTHER, "Authorization": "Basic dXNlcjpwYXNz"},
             "ops",
         ),  # an ingress has its own
+        ({"X-API-Key": KEY, "x-api-key": KEY}, "camera-7"),
+        ({"X-API-Key": OTHER, "Authorization": "Basic a", "authorization": f"Bearer {KEY}"}, "ops"),
     ],
 )
 def test_a_known_key_gets_its_answer_and_its_name_is_logged(

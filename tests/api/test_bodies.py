@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from service.api.body import BY_BYTES, HELD_BODIES, Intake
 from service.errors import (
+    BadHeader,
     FathomError,
     Overloaded,
     RequestTimeout,
@@ -222,6 +223,16 @@ def test_hostile_forms_raise_nothing_but_our_own_errors(
 def test_another_content_type_is_415(kind: str) -> None:
     with pytest.raises(UnsupportedMediaType):
         receive(intake(), {"content-type": kind}, body(b"x"))
+
+
+def test_two_content_types_are_400_and_the_same_one_twice_is_one() -> None:
+    data = body(b"a")
+    assert receive(intake(), {"content-type": "image/png", "Content-Type": "image/png "}, data)[1]
+    assert receive(intake(), {"content-type": "", "Content-Type": "image/png"}, data)[1]
+    for other in ("image/jpeg", "image/png; x=y", FORM["content-type"]):
+        with pytest.raises(BadHeader, match="Content-Type") as caught:
+            receive(intake(), {"content-type": "image/png", "Content-Type": other}, data)
+        assert caught.value.extra == {"header": "Content-Type"}
 
 
 def test_an_encoded_body_is_415() -> None:

@@ -39,6 +39,16 @@ def test_another_request_id_is_replaced(fake_manifest: Manifest, given_id: str |
     )
 
 
+def test_two_request_ids_are_replaced_and_the_same_one_twice_is_echoed(
+    fake_manifest: Manifest,
+) -> None:
+    app, _, _ = stubbed(fake_manifest)
+    for other, echoed in (("a", True), ("b", False)):
+        given = scope(path="/healthz", headers={"X-Request-Id": "a", "x-request-id": other})
+        assert (ask(app, given)[1]["x-request-id"] == "a") is echoed
+        assert ask(app, given)[1]["x-request-id"] != "b"
+
+
 def test_every_error_class_becomes_the_problem_document_of_its_status() -> None:
     for kind in (FathomError, *FathomError.__subclasses__()):
         response = problem(kind("what to change", retry_after=0.2, key="depth"), "id")

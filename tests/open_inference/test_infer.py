@@ -201,6 +201,25 @@ def test_an_empty_length_of_the_json_is_refused(server: Server) -> None:
     assert LENGTH in refused(infer(server, document(flat()), {LENGTH: ""}))
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "status"),
+    [
+        (LENGTH, "0", 200),
+        (LENGTH, "5", 400),
+        ("Content-Type", "application/octet-stream", 200),
+        ("Content-Type", "application/json", 400),
+    ],
+)
+def test_a_field_may_be_repeated_but_not_with_another_value(
+    server: Server, name: str, value: str, status: int
+) -> None:
+    fields = [(LENGTH, "0"), ("Content-Type", "application/octet-stream"), (name, value)]
+    response = server.http.post(INFER, content=QUARTERS, headers=fields)
+    assert response.status_code == status
+    if status == 400:
+        assert f"{name} is there with 2 values" in refused(response)
+
+
 def test_a_budget_below_every_plan_is_422_with_the_cheapest(server: Server) -> None:
     response = infer(server, document(flat(), parameters={"gflops": 1}))
     assert "2" in refused(response, 422)
