@@ -2,11 +2,13 @@
 
 Browsers and HTTP libraries give a file a filename; programs that write their forms by hand often
 forget it. So an image is also a part without a filename whose type or first bytes are an image's.
+An empty filename is none: browsers send it for a file input in which no file was chosen.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import AsyncGenerator, Mapping
 from tempfile import SpooledTemporaryFile
 
@@ -34,7 +36,7 @@ async def image_of(
     parser = _Parser(
         Headers(headers),
         stream,
-        max_files=1,
+        max_files=math.inf,  # an empty one is a field, and a second image is refused with its name
         max_fields=MAX_FIELDS,
         max_part_size=MAX_FIELD_BYTES,
     )
@@ -44,18 +46,18 @@ async def image_of(
             raise UndecodableImage(parser.what_is_missing())
         return await parser.image.read(), parser.image.content_type or ""
     except MultiPartException as error:
-        raise UndecodableImage(f"The form cannot be read: {error.message}") from error
+        raise UndecodableImage(f"The form cannot be read: {parser.explained(error)}") from error
     finally:
         parser.close()
 
 
 class _Parser(MultiPartParser):
-    """image: of the part that is one. is_in_part: whether a part has begun and not ended."""
+    """image: of the part that is one. has_begun: whether a part has. is_in_part: and not ended."""
 
     # A container's file system may be read-only, and the body's size is limited already.
     spool_max_size = 0
     image: UploadFile | None = None
-    is_in_part = False
+    is_in_part = has_begun = False
 
     def close(self) -> None:
         """Close every file: parse() leaves one open whose part does not end."""
@@ -66,11 +68,22 @@ class _Parser(MultiPartParser):
         """Whether a boundary ended its part: a cut one cannot even be read from its start."""
         return any(value is self.image for _, value in self.items)
 
+    def explained(self, error: MultiPartException) -> str:
+        """The error, with what to change in place of `Invalid multipart data`."""
+        if error.__cause__ is None:
+            return error.message
+        if not self.has_begun:
+            return (
+                "it must begin with the boundary that Content-Type names, in a line that ends with "
+                "CR LF; nothing may stand before it"
+            )
+        return "the head of a part is malformed, or a boundary does not stand in a line of its own"
+
     def what_is_missing(self) -> str:
         """For a form without a whole image."""
         if self.is_in_part:
             return "The form ends before its closing boundary: it was cut, or is not all sent"
-        names = [_shown(name) for name, _ in self.items]
+        names = [_shown(name) + ("" if value else " (empty)") for name, value in self.items]
         if not names:
             return "The form has no parts: send the image as one, with a filename"
         return (
@@ -80,11 +93,18 @@ class _Parser(MultiPartParser):
 
     def on_part_begin(self) -> None:
         super().on_part_begin()
-        self.is_in_part = True
+        self.is_in_part = self.has_begun = True
 
     def on_headers_finished(self) -> None:
         part = self._current_part
-        super().on_headers_finished()  # a second file is refused here
+        super().on_headers_finished()
+        if part.file is not None and not part.file.filename:
+            part.file = None
+            self._current_fields += 1
+            if self._current_fields > self.max_fields:
+                raise MultiPartException(
+                    f"it has more than {self.max_fields} parts without an image"
+                )
         if part.file is not None:
             self._take(part)
         elif _type_of(part).startswith("image/"):
@@ -121,7 +141,10 @@ class _Parser(MultiPartParser):
 
     def _take(self, part: MultipartPart) -> None:
         if self.image is not None:
-            raise MultiPartException(f"the part {_shown(part.field_name)} is a second image")
+            name = _shown(part.field_name)
+            raise MultiPartException(
+                f"the part {name} is a second image or file: send one image, and no other file"
+            )
         self.image = part.file
 
 

@@ -135,6 +135,36 @@ def test_only_the_part_of_the_image_must_be_whole() -> None:
     assert receive(intake(), FORM, body(data))[0] == b"data"
 
 
+NOTHING = part("other", b"", "", "application/octet-stream")  # of a file input without a file
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        NOTHING + part("file", b"data"),
+        part("file", b"data") + NOTHING * 8,
+        part("file", b"data", "", "image/png") + NOTHING,
+    ],
+)
+def test_file_inputs_without_a_file_are_ignored(form: bytes) -> None:
+    assert receive(intake(max_bytes=2000), FORM, body(form + END)) == (b"data", "image/png")
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        (b"a preamble\r\n" + part("file", b"data"), "must begin with the boundary"),
+        (part("file", b"data").replace(b"--b", b"--c"), "must begin with the boundary"),
+        (part("file", b"data").replace(b"\r\n", b"\n"), "ends with CR LF"),
+        (b"--b\r\nContent Disposition: x\r\n\r\n", "the head of a part is malformed"),
+        (NOTHING * 9, "more than 8 parts"),
+    ],
+)
+def test_a_form_that_cannot_be_read_says_what_to_change(form: bytes, words: str) -> None:
+    with pytest.raises(UndecodableImage, match=words):
+        receive(intake(max_bytes=2000), FORM, body(form + END))
+
+
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(3000)
 
 
@@ -165,6 +195,8 @@ def test_a_part_without_a_filename_is_taken_if_it_alone_is_an_image(
         (part("note", b"hello", None, None), ["'note'", "with a filename"]),
         (b"", ["no parts"]),
         (part("a", PICTURE, None, None) + part("b", PICTURE, None, None), ["'b'", "second image"]),
+        (part("a", b"1") + part("notes", b"2", "notes.txt", "text/plain"), ["'notes'", "no other"]),
+        (part("a", b"", "", "application/octet-stream"), ["'a' (empty)", "with a filename"]),
         (part("x" * 1000, b"y" * 2000, None, None), ["'xxxx"]),
     ],
 )
@@ -218,7 +250,16 @@ def test_hostile_forms_raise_nothing_but_our_own_errors(
 
 
 @pytest.mark.parametrize(
-    "kind", ["", "image/gif", "text/plain", "application/json", "multipart/mixed", "image/pngx"]
+    "kind",
+    [
+        "",
+        "image/gif",
+        "image/tiff-fx",
+        "text/plain",
+        "application/json",
+        "multipart/mixed",
+        "image/pngx",
+    ],
 )
 def test_another_content_type_is_415(kind: str) -> None:
     with pytest.raises(UnsupportedMediaType):
