@@ -27,6 +27,8 @@ BY_BYTES = frozenset(
     {
         *("application/octet-stream", "binary/octet-stream", "image/*"),
         *("image/jpg", "image/pjpeg", "image/jfif", "image/x-png", "image/x-webp"),
+        *("image/tif", "image/x-tif", "image/x-tiff", "image/apng", "image/vnd.mozilla.apng"),
+        *("image/heic-sequence", "image/heif-sequence", "image/avif-sequence"),
     }
 )
 # Bodies of the largest size that may be in memory together, arriving or waiting for a thread.
