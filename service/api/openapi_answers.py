@@ -56,7 +56,7 @@ def add(path: str, method: str, operation: dict[str, Any]) -> None:
     responses: dict[str, Any] = operation["responses"]
     refused = error if path.startswith("/v2") else failure
     if "security" in operation:
-        responses.setdefault("401", refused("No API key, or an unknown one"))
+        responses.setdefault("401", refused("No API key, an unknown one, or several"))
     if method == "post":
         responses.setdefault("403", refused(ForeignOrigin.title))
     if "{" in path:
