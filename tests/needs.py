@@ -8,10 +8,13 @@ fails.
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
+
+from service.native import build
 
 
 def missing(what: str, reason: str) -> NoReturn:
@@ -30,3 +33,11 @@ def data_at(place: str) -> Path:
     if not path.exists():
         missing("DATA", f"there is no {place} in TEST_DATA")
     return path
+
+
+def compiled_library() -> None:
+    """Builds service/native of this checkout. Skips the test where
+    there is no C compiler."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    build.build()

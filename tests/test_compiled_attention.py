@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from service.engines.onnxruntime import OnnxRuntimeBackend
 from service.errors import BackendError
 from service.native import build
 from service.native import library as opening
+from tests.needs import compiled_library
 from tests.small_network import worst
 from tests.test_deformable_attention import slow_deformable_attention
 
@@ -34,9 +34,7 @@ pytestmark = pytest.mark.usefixtures("seed")
 
 @pytest.fixture(scope="module")
 def library() -> Compiled:
-    if shutil.which("cc") is None:
-        pytest.skip("no C compiler")
-    build.build()
+    compiled_library()
     found = compiled()
     assert found is not None
     return found

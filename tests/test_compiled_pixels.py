@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from service.pixels.compiled_labels import compiled_runs
 from service.pixels.resample import axes
 from service.pixels.runs import Runs
 from service.segmenting import open_bundle
+from tests.needs import compiled_library
 from tests.test_masks import Planes, blobs, noise, seconds
 
 LEVELS = ("base", "v3", "v4")
@@ -29,9 +29,7 @@ LEVELS = ("base", "v3", "v4")
 
 @pytest.fixture(scope="module")
 def library() -> ctypes.CDLL:
-    if shutil.which("cc") is None:
-        pytest.skip("no C compiler")
-    build.build()
+    compiled_library()
     found = opened()
     assert found is not None
     return found

@@ -29,7 +29,7 @@ def open_plans(larger: Flags, tiled: Sequence[bool]) -> Flags:
 
 def levelled(values: NDArray[Any], is_open: Flags) -> NDArray[Any]:
     """(N, plans, ...) -> the same, each image's full plan in place of those not open to it."""
-    own = values[np.arange(len(values)), full_of(is_open)]
+    own = values[np.arange(len(values)), full_plans(is_open)]
     mask = is_open.reshape((*is_open.shape, *(1,) * (values.ndim - 2)))
     return np.where(mask, values, own[:, None])
 
@@ -38,11 +38,11 @@ def owned(shares: NDArray[np.float64], is_open: Flags) -> NDArray[np.float64]:
     """(N, plans) shares of a policy -> the same, what went to plans that are not open given to the
     image's full plan, by which it was meant."""
     kept = np.where(is_open, shares, 0.0)
-    kept[np.arange(len(shares)), full_of(is_open)] += (shares - kept).sum(1)
+    kept[np.arange(len(shares)), full_plans(is_open)] += (shares - kept).sum(1)
     return kept
 
 
-def full_of(is_open: Flags) -> NDArray[np.int64]:
+def full_plans(is_open: Flags) -> NDArray[np.int64]:
     """(N,): each image's full plan, the last that is open to it."""
     last: NDArray[np.int64] = is_open.shape[1] - 1 - is_open[:, ::-1].argmax(1)
     return last
