@@ -54,6 +54,11 @@ class FathomError(Exception):
         return None if self.retry_after is None else max(1, math.ceil(self.retry_after))
 
 
+def shown(text: object) -> str:
+    """What a stranger wrote, quoted and short enough for a message."""
+    return repr(str(text)[:40])
+
+
 class BundleError(FathomError):
     title = "The bundle cannot be served"
 

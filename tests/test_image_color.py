@@ -14,7 +14,7 @@ from playwright.sync_api import Page
 
 from service.core import Frame
 from service.errors import BadBudget
-from service.open_inference.request import ask_of
+from service.open_inference.parameters import ask_of
 from service.pixels import color, profiles
 from tests import icc_profiles
 from tests.browser import chromium

@@ -12,7 +12,8 @@ from service.api.openapi import titles
 from service.api.openapi_answers import error
 from service.bundle import Manifest
 from service.errors import BadHeader, BadQuery, NotAcceptable
-from service.open_inference.request import IGNORED, IMAGE, MAX_ID, PIXELS
+from service.open_inference.parameters import IGNORED
+from service.open_inference.request import IMAGE, MAX_ID, PIXELS
 from service.structured import MAX_LENGTH
 
 _NAMED = {"type": "object", "required": ["name"]}

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 from service.api.auth import ApiKeys
-from service.errors import BadInference, FathomError, SettingsError
+from service.errors import BadInference, FathomError, SettingsError, shown
 from service.grpc.messages import MESSAGES, SERVICE
 from service.metrics import Metrics
 from service.open_inference import description
@@ -23,7 +23,6 @@ from service.open_inference.request import (
     Request,
     check_input,
     elements,
-    shown,
     wanted,
 )
 from service.segmenting import Segmenter

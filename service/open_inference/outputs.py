@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from service.bundle import Manifest
 from service.core import Ask
-from service.errors import BadInference
+from service.errors import BadInference, shown
 from service.inference.policies import Policies
 from service.model import Model
-from service.open_inference.request import PREFERENCE, shown
+from service.open_inference.parameters import PREFERENCE
 from service.segmenting import Answer
 from service.tasks import Boxes, Masks, Shown, Task, Values
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from service.errors import BadInference
+from service.errors import BadInference, shown
 from service.open_inference.infer import Reply
 from service.open_inference.request import (
     IMAGE,
@@ -22,7 +22,6 @@ from service.open_inference.request import (
     Request,
     check_input,
     elements,
-    shown,
     wanted,
 )
 

@@ -1,0 +1,105 @@
+"""The parameters of an inference request: what it asks for.
+
+They are the keys of `Compute-Budget` with underscores (`max_loss`), `value_range` and
+`task_preference` in the syntax of those fields, and those of the protocol itself: `timeout` is a
+deadline in microseconds, `sequence_*` and `priority` have no meaning here and are ignored,
+`binary_data_output` belongs to the HTTP form. All others are refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+
+from service.ask import KEYS, bad_weight, budget_of, preference_of, value_range_of
+from service.core import Ask
+from service.errors import BadBudget, BadInference, BadPreference, shown
+from service.structured import MAX_LENGTH, MemberWithoutKeyError, plain_members
+
+TIMEOUT = "timeout"  # in microseconds
+VALUE_RANGE = "value_range"
+PREFERENCE = "task_preference"  # in the syntax of the field Task-Preference
+IGNORED = frozenset(
+    {"sequence_id", "sequence_start", "sequence_end", "priority", "binary_data_output"}
+)
+_BUDGET = {key.replace("-", "_"): key for key in KEYS}
+_LONGEST_MS = 600_000.0  # of the key ms
+_INTEGER, _DECIMAL = re.compile(r"\d{1,15}"), re.compile(r"\d{1,15}\.\d{1,15}")
+
+
+def ask_of(parameters: object) -> Ask:
+    """The ask in a request's parameters. Raises BadInference, or BadBudget or BadPreference that
+    names the key.
+
+    Numbers may be strings: KServe's gRPC client cannot send fractions.
+    """
+    if not isinstance(parameters, Mapping):
+        raise BadInference("the parameters must be an object")
+    values: dict[str, object] = {}
+    for name, value in parameters.items():
+        if name in _BUDGET:
+            values[_BUDGET[name]] = _plain(name, value)
+        elif name not in IGNORED and name not in (TIMEOUT, VALUE_RANGE, PREFERENCE):
+            raise _unknown(name)
+    try:
+        budget = budget_of(values | _deadline(parameters.get(TIMEOUT), values.get("ms")))
+        value_range = value_range_of(parameters.get(VALUE_RANGE, "full"))
+    except BadBudget as error:
+        name = str(error.extra["key"]).replace("-", "_")
+        detail = error.detail.replace(f"'{error.extra['key']}'", f"'{name}'")
+        raise BadBudget(f"parameters: {detail}", key=name) from error
+    return Ask(budget, value_range, preference=_preference(parameters.get(PREFERENCE)))
+
+
+def _preference(text: object) -> dict[str, float] | None:
+    """None: the parameter is not there, or empty. Raises BadPreference."""
+    if text is None or text == "":
+        return None
+    if not isinstance(text, str) or len(text) > MAX_LENGTH:
+        form = f"a string of at most {MAX_LENGTH} characters, such as 'semantic=0.7, depth=0.3'"
+        raise BadPreference(f"parameters: the key '{PREFERENCE}' must be {form}", key=PREFERENCE)
+    try:
+        return preference_of(plain_members(text, bad_weight))
+    except BadPreference as error:
+        detail = f"parameters: {PREFERENCE}: {error.detail}"
+        raise BadPreference(detail, key=error.extra["key"]) from error
+    except MemberWithoutKeyError as error:
+        detail = f"parameters: {PREFERENCE} has a member without a key"
+        raise BadPreference(detail, key=PREFERENCE) from error
+
+
+def _plain(name: str, value: object) -> object:
+    """A value as budgets have it."""
+    if name == "strict":
+        value = {"true": True, "false": False}.get(str(value).lower(), value)
+        if not isinstance(value, bool):
+            raise BadBudget("parameters: the key 'strict' must be true or false", key=name)
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # in JSON, 2.0 is an integer
+    if isinstance(value, str) and _INTEGER.fullmatch(value):
+        return int(value)
+    if isinstance(value, str) and _DECIMAL.fullmatch(value):
+        return float(value)
+    return value
+
+
+def _deadline(timeout: object, ms: object) -> dict[str, object]:
+    """The tighter one of `timeout` (microseconds, 0: none) and `ms`, as the key ms."""
+    if timeout is None:
+        return {}
+    number = _plain(TIMEOUT, timeout)
+    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+        raise BadBudget(f"the key '{TIMEOUT}' must be a whole number of microseconds", key=TIMEOUT)
+    limit = min(max(number / 1000, 1.0), _LONGEST_MS)
+    if number == 0 or (ms is not None and not isinstance(ms, int | float)):
+        return {}
+    return {"ms": limit if ms is None else min(limit, ms)}
+
+
+def _unknown(name: object) -> BadInference:
+    keys = (*_BUDGET, PREFERENCE, VALUE_RANGE, TIMEOUT, "binary_data_output")
+    near = difflib.get_close_matches(str(name)[:40], keys, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"the keys are {', '.join(keys)}"
+    return BadInference(f"parameters: the key {shown(name)} is unknown: {hint}")
