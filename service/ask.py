@@ -7,6 +7,7 @@ Reading them needs no bundle: the policy checks what depends on one, such as the
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -29,7 +30,7 @@ class _Number:
         if number is None:
             raise bad(key, f"must be {'an Integer' if self.whole else 'a number'}")
         if not self.low <= number <= self.high:  # this form also refuses NaN
-            raise bad(key, f"must be from {self.low:g} to {self.high:g}, but is {value}")
+            raise out_of_range(key, number, self.low, self.high)
         return number if self.whole else float(number)
 
     def _number(self, value: object) -> int | float | None:
@@ -37,7 +38,12 @@ class _Number:
         if isinstance(value, Integral):
             return int(value)  # it may be too large for a float
         if isinstance(value, Real | Decimal) and not self.whole:
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:
+                return int(value)  # type: ignore[arg-type]  # a fraction, which may be, too
+            except ValueError:
+                return None  # a signalling NaN
         return None
 
 
@@ -97,6 +103,16 @@ def value_range_of(value: object) -> ValueRange:
 def bad_weight(key: str, what: str) -> BadPreference:
     """The error for a head's weight; see `bad`."""
     return BadPreference(f"the key '{key}' {what}", key=key)
+
+
+def out_of_range(key: str, number: float, low: float, high: float) -> BadBudget:
+    """The error for a number that is not from low to high. It may be an integer of any size: Python
+    makes no float of one over 1e308, and no text of one with over 4300 digits."""
+    try:
+        told = f"{number:.15g}"
+    except OverflowError:
+        told = f"an integer of about {math.floor(math.log10(abs(number))) + 1} digits"
+    return bad(key, f"must be from {low:g} to {high:g}, but is {told}")
 
 
 def bad(key: str, what: str) -> BadBudget:

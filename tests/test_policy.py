@@ -392,6 +392,8 @@ def test_scores_that_are_no_numbers_give_the_full_plan() -> None:
 def test_a_depth_that_no_plan_has_is_refused_by_its_key(depth: int) -> None:
     with pytest.raises(BadBudget, match=f"'depth' must be from 1 to 4, but is {depth}"):
         policy(WORD).check(Budget(depth=depth))
+    with pytest.raises(BadBudget, match="but is an integer of about 5001 digits"):
+        policy(WORD).check(Budget(depth=10**5000))
     policy(WORD).check(Budget(depth=4))
     policy(WORD).check(NONE)
 

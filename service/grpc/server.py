@@ -17,6 +17,7 @@ from service.metrics import Metrics
 from service.open_inference import description
 from service.open_inference.infer import Reply, counted, most_images, places, reply, run_all, take
 from service.open_inference.outputs import Outputs
+from service.open_inference.parameters import within
 from service.open_inference.request import (
     Input,
     Offer,
@@ -165,8 +166,7 @@ def _request(message: Any, remaining_s: float | None, offer: Offer) -> Request:
     names = [out.name for out in message.outputs]
     found = wanted(message.id, _plain(message.parameters), names, offer)
     if remaining_s is not None:
-        left, budget = max(1.0, remaining_s * 1000), found.ask.budget
-        budget = replace(budget, ms=left if budget.ms is None else min(left, budget.ms))
+        budget = within(found.ask.budget, max(1.0, remaining_s * 1000))
         found = replace(found, ask=replace(found.ask, budget=budget))
     if len(message.inputs) != 1:
         raise BadInference(f"there are {len(message.inputs)} inputs: send one")

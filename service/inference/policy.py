@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.ask import bad
+from service.ask import out_of_range
 from service.core import Ask, Budget, Decision, Margin, Plan, Reason
 from service.errors import DeadlineExceeded, UnsatisfiableBudget
 
@@ -57,7 +57,7 @@ class Policy:
     def check(self, budget: Budget) -> None:
         """Raises BadBudget for a depth that no plan of this bundle can have."""
         if budget.depth is not None and not 1 <= budget.depth <= self.deepest:
-            raise bad("depth", f"must be from 1 to {self.deepest}, but is {budget.depth}")
+            raise out_of_range("depth", budget.depth, 1, self.deepest)
 
     def affordable(self, request: Budget, node: Budget) -> set[int]:
         """The indices of the plans under both budgets' ceilings on depth and gflops.

@@ -11,9 +11,10 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
-from service.ask import KEYS, bad_weight, budget_of, preference_of, value_range_of
-from service.core import Ask
+from service.ask import KEYS, bad, bad_weight, budget_of, preference_of, value_range_of
+from service.core import Ask, Budget
 from service.errors import BadBudget, BadInference, BadPreference, shown
 from service.structured import MAX_LENGTH, MemberWithoutKeyError, plain_members
 
@@ -24,7 +25,7 @@ IGNORED = frozenset(
     {"sequence_id", "sequence_start", "sequence_end", "priority", "binary_data_output"}
 )
 _BUDGET = {key.replace("-", "_"): key for key in KEYS}
-_LONGEST_MS = 600_000.0  # of the key ms
+_LONGEST_US = 600_000_000  # of the key ms, in microseconds
 _INTEGER, _DECIMAL = re.compile(r"\d{1,15}"), re.compile(r"\d{1,15}\.\d{1,15}")
 
 
@@ -43,13 +44,20 @@ def ask_of(parameters: object) -> Ask:
         elif name not in IGNORED and name not in (TIMEOUT, VALUE_RANGE, PREFERENCE):
             raise _unknown(name)
     try:
-        budget = budget_of(values | _deadline(parameters.get(TIMEOUT), values.get("ms")))
+        budget = within(budget_of(values), _timeout_ms(parameters.get(TIMEOUT)))
         value_range = value_range_of(parameters.get(VALUE_RANGE, "full"))
     except BadBudget as error:
         name = str(error.extra["key"]).replace("-", "_")
         detail = error.detail.replace(f"'{error.extra['key']}'", f"'{name}'")
         raise BadBudget(f"parameters: {detail}", key=name) from error
     return Ask(budget, value_range, preference=_preference(parameters.get(PREFERENCE)))
+
+
+def within(budget: Budget, ms: float | None) -> Budget:
+    """The budget with the tighter one of its deadline and this one, in milliseconds; None: none."""
+    if ms is None or (budget.ms is not None and budget.ms <= ms):
+        return budget
+    return replace(budget, ms=ms)
 
 
 def _preference(text: object) -> dict[str, float] | None:
@@ -85,17 +93,15 @@ def _plain(name: str, value: object) -> object:
     return value
 
 
-def _deadline(timeout: object, ms: object) -> dict[str, object]:
-    """The tighter one of `timeout` (microseconds, 0: none) and `ms`, as the key ms."""
+def _timeout_ms(timeout: object) -> float | None:
+    """`timeout` (microseconds) as milliseconds. None: it is not there, or 0."""
     if timeout is None:
-        return {}
+        return None
     number = _plain(TIMEOUT, timeout)
     if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-        raise BadBudget(f"the key '{TIMEOUT}' must be a whole number of microseconds", key=TIMEOUT)
-    limit = min(max(number / 1000, 1.0), _LONGEST_MS)
-    if number == 0 or (ms is not None and not isinstance(ms, int | float)):
-        return {}
-    return {"ms": limit if ms is None else min(limit, ms)}
+        raise bad(TIMEOUT, "must be a whole number of microseconds")
+    # The longest one is cut first: an integer may be too large for a float.
+    return max(1.0, min(number, _LONGEST_US) / 1000) if number else None
 
 
 def _unknown(name: object) -> BadInference:

@@ -41,6 +41,7 @@ LEAVES = (
     | st.booleans()
     | st.integers(-2, 300)
     | st.integers()
+    | st.sampled_from([10**400, -(10**400), 10**4000, 1e308])
     | st.floats()
     | st.text(max_size=8)
     | st.sampled_from(["image", "pixels", "labels", "BYTES", "UINT8", "FP32", "AAAA"])

@@ -157,6 +157,8 @@ def test_answers_are_packed_only_where_the_caller_says_so(server: Server, field:
         ({"max_loss": "0", "strict": "true"}, "d4"),
         ({"ms": 60000, "timeout": 50_000_000, "max_loss": 0}, "d4"),
         ({"timeout": 0, "max_loss": 0}, "d4"),
+        ({"timeout": 10**400, "max_loss": 0}, "d4"),
+        ({"timeout": 1e308, "ms": 60000, "max_loss": 0}, "d4"),
         ({"timeout": 50_000_000.0, "max_loss": 0}, "d4"),
         ({"sequence_id": 7, "sequence_start": True, "sequence_end": True, "depth": 1}, "d1"),
         ({"priority": 3, "depth": 1}, "d1"),
@@ -184,6 +186,13 @@ def test_the_ask_stands_in_the_parameters(
         ({"ms": None}, ["'ms'"]),
         ({"ms": [1]}, ["'ms'"]),
         ({"timeout": -1}, ["'timeout'"]),
+        ({"timeout": -(10**400)}, ["'timeout'"]),
+        ({"ms": 10**400, "timeout": 5}, ["'ms' must be from 1 to 600000", "401 digits"]),
+        ({"ms": 0.5, "timeout": 5}, ["'ms' must be from 1 to 600000, but is 0.5"]),
+        ({"gflops": 10**4000}, ["'gflops'", "4001 digits"]),
+        ({"depth": 10**4000}, ["'depth' must be from 1 to 4", "4001 digits"]),
+        ({"max_loss": -(10**4000)}, ["'max_loss'", "4001 digits"]),
+        ({"strict": 10**4000}, ["'strict'"]),
         ({"timeout": 1.5}, ["'timeout'"]),
         ({"binary_data_output": 1}, ["'binary_data_output'"]),
     ],
@@ -195,6 +204,7 @@ def test_a_parameter_that_is_wrong_is_named(
     for name in names:
         assert name in message
     assert message.count("parameters") <= 1
+    assert len(message) < 200
 
 
 def test_an_empty_length_of_the_json_is_refused(server: Server) -> None:
