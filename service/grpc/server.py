@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from service.api.auth import ApiKeys
 from service.errors import BadInference, FathomError, SettingsError, shown
@@ -23,6 +24,7 @@ from service.open_inference.request import (
     Offer,
     Request,
     check_input,
+    check_shape,
     elements,
     wanted,
 )
@@ -85,14 +87,15 @@ class GrpcServer:
         await self._server.stop(GRACE_S)
 
     def _handler(self, name: str) -> Any:
-        async def call(message: Any, context: Any) -> Any:
+        async def call(data: bytes, context: Any) -> Any:
             trace = Trace(uuid.uuid4().hex)
             if name not in _OPEN:
                 await self._authorize(trace, context)
-            await self._check_names(message, context)
-            if name in self._told:
-                return MESSAGES[f"{name}Response"](**self._told[name]())
             try:
+                message = self._parsed(name, data, trace)
+                await self._check_names(message, context)
+                if name in self._told:
+                    return MESSAGES[f"{name}Response"](**self._told[name]())
                 return await self._infer(message, trace, context)
             except FathomError as error:
                 again = error.retry_after_s
@@ -101,7 +104,6 @@ class GrpcServer:
 
         return grpc.unary_unary_rpc_method_handler(
             call,
-            request_deserializer=MESSAGES[f"{name}Request"].FromString,
             response_serializer=MESSAGES[f"{name}Response"].SerializeToString,
         )
 
@@ -117,6 +119,17 @@ class GrpcServer:
             text = "Send an API key that is known, as authorization: Bearer or as x-api-key"
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, text)
         trace.caller = name or ""
+
+    def _parsed(self, name: str, data: bytes, trace: Trace) -> Any:
+        """The request of a call. Here, so that gRPC does not answer UNKNOWN for what is none: it
+        hands over bytes where no deserializer is named. Raises BadInference."""
+        try:
+            return MESSAGES[f"{name}Request"].FromString(data)
+        except DecodeError as error:
+            self._metrics.observe(trace, BadInference.problem, 0.0)
+            raise BadInference(
+                f"the {len(data)} bytes are no {name}Request of open_inference_grpc.proto"
+            ) from error
 
     async def _check_names(self, message: Any, context: Any) -> None:
         """The model and the version, in the messages that have them."""
@@ -176,9 +189,9 @@ def _request(message: Any, remaining_s: float | None, offer: Offer) -> Request:
     for entry in (tensor, *message.outputs):
         for key in _plain(entry.parameters).keys() - {"binary_data_size", "binary_data"}:
             raise BadInference(f"the parameter {shown(key)} of {shown(entry.name)} is unknown")
-    raw, shape = list(message.raw_input_contents), list(tensor.shape)
-    if len(raw) > 1 or (raw and tensor.HasField("contents")) or min(shape, default=0) < 0:
-        raise BadInference("the input must have a shape, and contents or raw contents")
+    raw, shape = list(message.raw_input_contents), check_shape(tensor.name, list(tensor.shape))
+    if len(raw) > 1 or (raw and tensor.HasField("contents")):
+        raise BadInference("the input must have contents or raw contents, of one tensor")
     if tensor.datatype == "BYTES":
         count = shape[0] if shape else 1
         files = elements(raw[0], count) if raw else list(tensor.contents.bytes_contents)

@@ -17,6 +17,7 @@ from service.open_inference.parameters import ask_of
 IMAGE, PIXELS = "image", "pixels"  # the inputs by name; the datatype decides what is in them
 MAX_IMAGES = 16  # of one request
 MAX_ID = 1024  # characters
+MAX_AXES = 8  # of a tensor: four, and what more people write by mistake
 
 Pixels: TypeAlias = NDArray[np.uint8]
 
@@ -101,6 +102,17 @@ def check_input(name: str, datatype: str) -> None:
         raise _bad_input(
             name, f"is {shown(datatype)}: send BYTES (image files) or UINT8 (RGB pixels)"
         )
+
+
+def check_shape(name: str, shape: object) -> list[int]:
+    """The shape of an input; whether its data fit is checked with them. Raises BadInference."""
+    sizes = shape if isinstance(shape, list) else []
+    right = all(type(size) is int and 0 <= size < 2**31 for size in sizes)
+    if isinstance(shape, list) and len(sizes) <= MAX_AXES and right:
+        return sizes
+    raise BadInference(
+        f"the shape of the input {shown(name)} must be a list of up to {MAX_AXES} sizes below 2**31"
+    )
 
 
 def wanted(

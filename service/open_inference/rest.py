@@ -16,11 +16,13 @@ from service.errors import BadInference, shown
 from service.open_inference.infer import Reply
 from service.open_inference.request import (
     IMAGE,
+    MAX_AXES,
     MAX_IMAGES,
     Input,
     Offer,
     Request,
     check_input,
+    check_shape,
     elements,
     wanted,
 )
@@ -29,7 +31,6 @@ MAX_HEADER = 64 * 1024  # bytes of JSON before binary data
 # What a document may hold: nothing else runs while it is read, and a number takes 36 bytes, an
 # empty list 64. Pixels of more than a megapixel go behind the JSON.
 MAX_STRINGS, MAX_LISTS, MAX_VALUES = 4096, 1_000_000, 4_000_000
-_DEEPEST = 8  # of nested lists: four axes, and what more people write by mistake
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,7 @@ def _input(tensor: Mapping[str, Any], rest: bytes) -> Input:
         raise BadInference("an input must have a name and a datatype, as strings")
     check_input(name, datatype)
     whose = f"the input {shown(name)}"
-    shape = _shape(tensor.get("shape"), whose)
+    shape = check_shape(name, tensor.get("shape"))
     size = _parameters(tensor, whose, {"binary_data_size"}).get("binary_data_size")
     if size is None:
         if rest:
@@ -189,18 +190,10 @@ def _input(tensor: Mapping[str, Any], rest: bytes) -> Input:
     return Input(name, datatype, shape, values=rest)
 
 
-def _shape(value: object, whose: str) -> list[int]:
-    sizes = value if isinstance(value, list) else []
-    right = all(type(size) is int and 0 <= size < 2**31 for size in sizes)
-    if isinstance(value, list) and len(sizes) <= _DEEPEST and right:
-        return sizes
-    raise BadInference(f"the shape of {whose} must be a list of up to {_DEEPEST} sizes below 2**31")
-
-
 def _from_json(name: str, datatype: str, shape: list[int], data: object) -> Input:
     whose = f"the data of the input {shown(name)}"
     found: list[Any] = []
-    _flatten(data, found, whose, _DEEPEST)
+    _flatten(data, found, whose, MAX_AXES)
     if datatype == "BYTES":
         return Input(name, datatype, shape, files=_files(found, whose))
     whole = set(map(type, found)) <= {int}  # to Python, true is a 1

@@ -88,6 +88,13 @@ class Caller:
         message = MESSAGES[f"{call}Request"](**fields)
         return self.method(call)(message, timeout=timeout, metadata=metadata)
 
+    def raw(self, call: str, data: bytes, metadata: Any = ()) -> tuple[str, str]:
+        """The status and the details of bytes that are no message."""
+        with pytest.raises(grpc.RpcError) as caught:
+            self.channel.unary_unary(f"/{SERVICE}/{call}")(data, timeout=20, metadata=metadata)
+        error: Any = caught.value
+        return error.code().name, error.details()
+
     def refused(self, code: str, call: str = "ModelInfer", /, **fields: Any) -> tuple[str, Any]:
         with pytest.raises(grpc.RpcError) as caught:
             self(call, **fields)
@@ -237,7 +244,15 @@ def test_metadata_and_readiness(live: SimpleNamespace) -> None:
                 "inputs": [{"name": "pixels", "datatype": "UINT8", "shape": [-1, -1, 3]}],
             },
             "INVALID_ARGUMENT",
-            "shape",
+            "the shape of the input 'pixels' must be a list of up to 8 sizes",
+        ),
+        (
+            {
+                "model_name": "fake",
+                "inputs": [{"name": "pixels", "datatype": "UINT8", "shape": [7] * 100_000}],
+            },
+            "INVALID_ARGUMENT",
+            "the shape of the input 'pixels' must be a list of up to 8 sizes",
         ),
     ],
 )
@@ -246,6 +261,19 @@ def test_errors_are_named_and_have_their_codes(
 ) -> None:
     details, _ = live.call.refused(code, **fields)
     assert part in details
+
+
+def test_bytes_that_are_no_message_are_the_callers_mistake(
+    live: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = b"\x0a\x02\xff\xff"  # a name that is not UTF-8
+    for call in ("ModelInfer", "ModelMetadata", "ServerLive"):
+        for data in (b"\xff" * 3, b"\x0a\xff", text if "Model" in call else b"\x0a"):
+            code, details = live.call.raw(call, data)
+            assert (code, f"no {call}Request" in details) == ("INVALID_ARGUMENT", True), details
+            assert "class" not in details
+    assert live.server.value("fathom_requests_total", outcome="bad-inference") == 9
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_a_full_queue_says_when_to_come_back(fake_manifest: Manifest) -> None:
@@ -293,9 +321,10 @@ def test_keys_are_asked_for(server: Server, tmp_path: Path) -> None:
         for name, fields in (("ModelMetadata", {"name": "fake"}), ("ModelInfer", image(flat()))):
             for metadata in ((), (("x-api-key", "other"),), (("authorization", "Basic secret"),)):
                 call.refused("UNAUTHENTICATED", name, **fields, metadata=metadata)
+            assert call.raw(name, b"\xff")[0] == "UNAUTHENTICATED"
             for metadata in ((("x-api-key", "secret"),), (("authorization", "Bearer secret"),)):
                 assert call(name, metadata, **fields)
-        assert server.value("fathom_requests_total", outcome="unauthorized") == 6
+        assert server.value("fathom_requests_total", outcome="unauthorized") == 8
 
 
 def test_an_address_that_is_taken_is_a_setting_that_is_wrong(live: SimpleNamespace) -> None:
