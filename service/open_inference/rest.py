@@ -1,22 +1,22 @@
 """The HTTP form of the protocol: JSON, and tensors as bytes behind it (the binary extension).
 
-In JSON, an element of a BYTES tensor is a string: an image file in base64. Numbers may be nested by
-the shape or flat.
+In JSON, an element of a BYTES tensor is a string: an image file in base64. Values may be nested by
+the shape or flat. A member that is null counts as absent: some clients write them all.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NoReturn
 
 from service.errors import BadInference, shown
 from service.open_inference.infer import Reply
 from service.open_inference.request import (
     IMAGE,
-    MAX_AXES,
     MAX_IMAGES,
     Input,
     Offer,
@@ -128,7 +128,11 @@ def _load(text: bytes) -> dict[str, Any]:
         raise BadInference("the body is no JSON object, or not in UTF-8") from error
     if not isinstance(document, dict):
         raise BadInference("the body must be a JSON object")
-    return document
+    return _given(document)
+
+
+def _given(members: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in members.items() if value is not None}
 
 
 def _no_number(text: str) -> NoReturn:
@@ -140,7 +144,7 @@ def _objects(value: object, what: str) -> list[dict[str, Any]]:
         raise BadInference(f"{what} must be a list of objects")
     if len(value) > MAX_IMAGES:
         raise BadInference(f"{what} has too many entries")
-    return value
+    return list(map(_given, value))
 
 
 def _flag(parameters: Mapping[str, object], name: str, otherwise: bool) -> bool:
@@ -192,8 +196,7 @@ def _input(tensor: Mapping[str, Any], rest: bytes) -> Input:
 
 def _from_json(name: str, datatype: str, shape: list[int], data: object) -> Input:
     whose = f"the data of the input {shown(name)}"
-    found: list[Any] = []
-    _flatten(data, found, whose, MAX_AXES)
+    found = _flat(data, shape, whose)
     if datatype == "BYTES":
         return Input(name, datatype, shape, files=_files(found, whose))
     whole = set(map(type, found)) <= {int}  # to Python, true is a 1
@@ -202,25 +205,37 @@ def _from_json(name: str, datatype: str, shape: list[int], data: object) -> Inpu
     raise BadInference(f"{whose} must be integers from 0 to 255")
 
 
-def _flatten(data: object, into: list[Any], whose: str, deepest: int) -> None:
-    if not isinstance(data, list) or not deepest:
-        raise BadInference(f"{whose} must be a list, flat or nested by its shape")
-    if not any(isinstance(entry, list) for entry in data):
-        into += data
-        return
-    for entry in data:
-        _flatten(entry, into, whose, deepest - 1)
+def _flat(data: object, shape: Sequence[int], whose: str) -> list[Any]:
+    """The values in the JSON of a tensor."""
+    if isinstance(data, list) and list not in set(map(type, data)):
+        return data  # how many they are is checked with the shape
+    level: list[Any] = [data]
+    right = isinstance(data, list)
+    for size in shape:
+        right = right and all(type(part) is list and len(part) == size for part in level)
+        level = list(chain.from_iterable(level)) if right else []
+    if not right or list in set(map(type, level)):
+        raise BadInference(f"{whose} must be a list, flat or nested as the shape {shape} says")
+    return level
 
 
 def _files(values: list[Any], whose: str) -> list[bytes]:
     files: list[bytes] = []
     for value in values:
-        try:
-            files.append(base64.b64decode(value, validate=True))
-        except (TypeError, ValueError) as error:
-            which = f"Image {len(files)}: " if len(values) > 1 else ""
+        which = f"Image {len(files)}: " if len(values) > 1 else ""
+        if not isinstance(value, str):
             raise BadInference(
                 f"{which}{whose} must be strings: image files in base64. Bytes as they are go "
                 "behind the JSON (the protocol's binary data)"
+            )
+        if value.startswith("data:"):
+            raise BadInference(f"{which}{whose} is a data URL: send what follows its comma alone")
+        try:
+            # Tools that encode break the lines.
+            text = value.replace("\n", "").replace("\r", "")
+            files.append(base64.b64decode(text, validate=True))
+        except ValueError as error:
+            raise BadInference(
+                f"{which}{whose} is not base64: letters, digits, + and / in fours, filled up with ="
             ) from error
     return files

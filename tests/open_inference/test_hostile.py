@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -211,9 +212,25 @@ def test_the_service_answers_hostile_requests_with_4xx(
         ),
         (b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [4294967296]}]}', "2**31"),
         (
+            b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [3]}]}',
+            "must be strings",
+        ),
+        (
+            b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], '
+            b'"data": ["data:image/png;base64,AAAA"]}]}',
+            "is a data URL: send what follows its comma alone",
+        ),
+        (
+            b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], '
+            b'"data": [["AAAA"]]}]}',
+            "nested as the shape [1] says",
+        ),
+        (b'{"parameters": 3, "inputs": null}', "parameters"),
+        (b'{"inputs": null}', "inputs must be a list"),
+        (
             b'{"inputs": [{"name": "image", "datatype": "BYTES", "shape": [2], '
             b'"data": ["AAAA", "A"]}]}',
-            "Image 1: the data of the input 'image' must be strings",
+            "Image 1: the data of the input 'image' is not base64",
         ),
         (
             b'{"outputs": [{"name": "labels", "parameters": {"classification": 3}}]}',
@@ -296,7 +313,21 @@ def test_an_element_longer_than_its_data_is_refused(server: Server) -> None:
         refused(infer(server, *binary({"inputs": [tensor]}, raw)))
 
 
-def test_an_image_in_base64_with_a_stray_character_is_refused(server: Server) -> None:
+@pytest.mark.parametrize("stray", [" ", "*", "-", "\0"])
+def test_an_image_in_base64_with_a_stray_character_is_refused(server: Server, stray: str) -> None:
     sent = document(FLAT)
-    sent["inputs"][0]["data"] = [base64.b64encode(FLAT).decode() + "\n"]
+    sent["inputs"][0]["data"] = [base64.b64encode(FLAT).decode() + stray]
     assert "base64" in refused(infer(server, sent))
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 24, 16, 2), (16, 24, 2), (1, 16, 48), (16, 16, 3), (1, 1, 16, 16, 3), (1, 768)]
+)
+def test_values_nested_by_another_shape_are_refused(server: Server, shape: Sequence[int]) -> None:
+    data = np.zeros(shape, np.uint8).tolist()
+    tensor = {"name": "pixels", "datatype": "UINT8", "shape": [1, 16, 16, 3], "data": data}
+    assert "nested as the shape [1, 16, 16, 3] says" in refused(infer(server, {"inputs": [tensor]}))
+    data = np.zeros((1, 16, 16, 3), np.uint8).tolist()
+    data[0][7][3] = [0, 0, 0, 0]  # one pixel has more, another one less
+    data[0][7][4] = [0, 0]
+    assert "nested" in refused(infer(server, {"inputs": [tensor | {"data": data}]}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import io
 import json
@@ -114,6 +115,33 @@ def test_pixels_in_json_are_flat_or_nested(server: Server, nested: bool) -> None
     tensor = {"name": "pixels", "datatype": "UINT8", "shape": list(values.shape), "data": data}
     found = outputs(infer(server, {"inputs": [tensor]}))
     assert corners(np.array(found["labels"]["data"]).reshape(48, 64)) == EXPECTED
+
+
+def test_elements_in_json_are_flat_or_nested_by_their_shape(server: Server) -> None:
+    sent = document(QUARTERS)
+    expected = outputs(infer(server, sent))
+    sent["inputs"][0]["shape"] = [1, 1]
+    sent["inputs"][0]["data"] = [sent["inputs"][0]["data"]]
+    assert outputs(infer(server, sent)) == expected
+
+
+@pytest.mark.parametrize("line", ["\n", "\r\n"])
+def test_base64_may_have_lines(server: Server, line: str) -> None:
+    sent = document(QUARTERS)
+    sent["inputs"][0]["data"] = [base64.encodebytes(QUARTERS).decode().replace("\n", line)]
+    assert outputs(infer(server, sent)) == outputs(infer(server, document(QUARTERS)))
+
+
+def test_members_that_are_null_are_absent(server: Server) -> None:
+    sent = document(QUARTERS, id=None, parameters=None, outputs=None)
+    sent["inputs"][0]["parameters"] = None
+    assert infer(server, sent).json().keys() == infer(server, document(QUARTERS)).json().keys()
+    data = elements([QUARTERS])
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": None}
+    tensor["parameters"] = {"binary_data_size": len(data)}
+    wanted = [{"name": "labels", "parameters": None}]
+    body, headers = binary({"inputs": [tensor], "outputs": wanted}, data)
+    assert list(outputs(infer(server, body, headers))) == ["labels"]
 
 
 def test_a_header_length_of_zero_takes_the_body_as_the_image(server: Server) -> None:
