@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import zlib
 from collections.abc import AsyncGenerator, Sequence
 
-from service.errors import BadInference, UnsupportedMediaType
+from service.errors import BadInference, UnsupportedMediaType, shown
 
 PIECE = 256 * 1024  # most bytes that are inflated before others have their turn
 _WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+_SAME = {"x-gzip": "gzip"}  # RFC 9110, 8.4.1.3
 # Of one gzip body (RFC 1952, 2.2). Tools that pack in parts make them of 64 KiB and more.
 MAX_MEMBERS = 1024
+_WEIGHT = re.compile(r"(?:q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?))?", re.I)  # RFC 9110, 12.4.2
 _LEVEL = 1  # label maps shrink tenfold by it, in a tenth of the time of zlib's default
 
 
@@ -21,24 +24,28 @@ def decoded(stream: AsyncGenerator[bytes, None], encoding: str) -> AsyncGenerato
     encoding: the value of Content-Encoding; empty: none. Raises UnsupportedMediaType at once, and
     BadInference for damaged data when it is read.
     """
-    name = encoding.strip().lower()
-    if name in ("", "identity"):
+    names = [name for name in map(_named, encoding.split(",")) if name not in ("", "identity")]
+    if not names:
         return stream
-    if name not in _WINDOWS:
+    if len(names) > 1 or names[0] not in _WINDOWS:
         raise UnsupportedMediaType(
-            f"The content encoding is {name[:40]!r}: send {' or '.join(_WINDOWS)}, or none"
+            f"The content encoding is {shown(', '.join(names))}: send one of "
+            f"{' or '.join(_WINDOWS)}, or none"
         )
-    return _inflated(stream, name)
+    return _inflated(stream, names[0])
 
 
 def accepted(lines: Sequence[str]) -> str:
-    """The encoding that the lines of Accept-Encoding allow; empty: none of ours."""
-    weights: dict[str, str] = {}
+    """The encoding that the lines of Accept-Encoding prefer, the first of ours among equals; empty:
+    none of ours, or none at all. A weight that cannot be understood allows nothing."""
+    weights: dict[str, float] = {}
     for entry in ",".join(lines).split(","):
         name, _, parameter = entry.partition(";")
-        weights[name.strip().lower()] = parameter.replace(" ", "").lower()
-    refused = {"q=0", "q=0.0", "q=0.00", "q=0.000"}
-    return next((name for name in _WINDOWS if weights.get(name, "q=0") not in refused), "")
+        weights[_named(name)] = _weight(parameter)
+    others = weights.get("*", 0.0)
+    best = max(_WINDOWS, key=lambda name: weights.get(name, others))
+    weight = weights.get(best, others)
+    return best if weight > 0 and weight >= weights.get("identity", 0.0) else ""
 
 
 def encoded(body: bytes, encoding: str) -> bytes:
@@ -47,6 +54,17 @@ def encoded(body: bytes, encoding: str) -> bytes:
         return body
     packer = zlib.compressobj(_LEVEL, wbits=_WINDOWS[encoding])
     return packer.compress(body) + packer.flush()
+
+
+def _named(name: str) -> str:
+    name = name.strip().lower()
+    return _SAME.get(name, name)
+
+
+def _weight(parameter: str) -> float:
+    """0..1, of the text behind the semicolon of an entry."""
+    found = _WEIGHT.fullmatch(parameter.replace(" ", ""))
+    return float(found[1] or 1) if found else 0.0
 
 
 async def _inflated(
@@ -60,6 +78,10 @@ async def _inflated(
             # A full piece may leave more to come, even where all of the chunk was taken.
             while left or (len(piece) == PIECE and not unpacker.eof):
                 if unpacker.eof:
+                    if encoding == "gzip":
+                        left = left.lstrip(b"\0")  # tools that write blocks fill the last one up
+                    if not left:
+                        break
                     if encoding != "gzip" or members == MAX_MEMBERS:
                         raise wrong
                     unpacker, members = zlib.decompressobj(_WINDOWS[encoding]), members + 1

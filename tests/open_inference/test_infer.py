@@ -166,10 +166,42 @@ def test_bodies_are_packed_both_ways(
     assert outputs(response) == plain
 
 
-@pytest.mark.parametrize("field", ["", "identity", "br", "gzip;q=0", "zstd, deflate;q=0.0"])
-def test_answers_are_packed_only_where_the_caller_says_so(server: Server, field: str) -> None:
+@pytest.mark.parametrize("field", ["x-gzip", "X-GZIP", "gzip, identity", "identity,, gzip ,"])
+def test_one_encoding_may_be_named_in_several_ways(server: Server, field: str) -> None:
+    body = gzip.compress(json.dumps(document(QUARTERS)).encode())
+    found = outputs(infer(server, body, {"Content-Encoding": field}))
+    assert found == outputs(infer(server, document(QUARTERS)))
+
+
+@pytest.mark.parametrize(
+    ("field", "encoding"),
+    [
+        ("", None),
+        ("identity", None),
+        ("br", None),
+        ("gzip;q=0", None),
+        ("zstd, deflate;q=0.0", None),
+        ("*;q=0", None),
+        ("gzip;q=0.5, identity", None),
+        ("gzip;q=high", None),
+        ("gzip;q=1.5", None),
+        ("gzip, deflate, br, zstd", "gzip"),
+        ("identity, gzip", "gzip"),
+        ("x-gzip", "gzip"),
+        ("GZIP;Q=0.001", "gzip"),
+        ("*", "gzip"),
+        ("gzip;q=0, *", "deflate"),
+        ("deflate, gzip;q=0.1", "deflate"),
+        ("deflate; q=0.5, *;q=0.2", "deflate"),
+        ("identity;q=0.5, *;q=0.6", "gzip"),
+    ],
+)
+def test_answers_are_packed_as_the_caller_prefers(
+    server: Server, field: str, encoding: str | None
+) -> None:
     response = infer(server, document(QUARTERS), {"Accept-Encoding": field})
-    assert "content-encoding" not in response.headers
+    assert response.headers.get("content-encoding") == encoding
+    assert outputs(response).keys() == {"labels", "segments"}
 
 
 @pytest.mark.parametrize(
