@@ -11,10 +11,25 @@ from service.api.fields import preference_pattern
 from service.api.openapi import titles
 from service.api.openapi_answers import error
 from service.bundle import Manifest
-from service.errors import BadHeader, BadQuery, NotAcceptable
+from service.errors import (
+    BadHeader,
+    BadInference,
+    BadQuery,
+    NotAcceptable,
+    Overloaded,
+    RequestTimeout,
+    TooLarge,
+    UnsupportedMediaType,
+)
 from service.open_inference.parameters import IGNORED
 from service.open_inference.request import IMAGE, MAX_ID, PIXELS
 from service.structured import MAX_LENGTH
+
+
+def _or_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a member that may be null, which is as good as absent."""
+    return schema | {"type": [schema["type"], "null"]}
+
 
 _NAMED = {"type": "object", "required": ["name"]}
 _SCALAR = {"anyOf": [{"type": kind} for kind in ("string", "number", "boolean")]}
@@ -22,8 +37,8 @@ _TENSOR = {
     "name": {"type": "string"},
     "datatype": {"type": "string"},
     "shape": {"type": "array", "items": {"type": "integer"}},
-    "parameters": {"type": "object", "additionalProperties": _SCALAR},
-    "data": {"type": "array", "items": {}},
+    "parameters": _or_null({"type": "object", "additionalProperties": _SCALAR}),
+    "data": _or_null({"type": "array", "items": {}}),
 }
 _PARAMETERS: dict[str, Any] = {
     **{key: {} for key in sorted(IGNORED)},
@@ -38,7 +53,7 @@ _REQUEST: dict[str, Any] = {
     "type": "object",
     "required": ["inputs"],
     "properties": {
-        "id": {"type": "string", "maxLength": MAX_ID},
+        "id": _or_null({"type": "string", "maxLength": MAX_ID}),
         "inputs": {
             "type": "array",
             "description": f"One tensor, '{IMAGE}' or '{PIXELS}'",
@@ -84,11 +99,24 @@ def described(path: str, manifest: Manifest, outputs: Sequence[str]) -> dict[str
     path: below the model's own. outputs: the names of the model's.
     """
     found: dict[str, Any] = {"summary": _SUMMARIES[path], "responses": {404: error("Unknown")}}
+    if path == "index":
+        return found | _index()
     if path == "/ready":
         found["responses"][503] = error("Starting, draining or failed")
     if path == "/infer":
         found |= _infer(manifest, outputs)
     return found
+
+
+def _index() -> dict[str, Any]:
+    kinds = (BadInference, RequestTimeout, TooLarge, UnsupportedMediaType, Overloaded)
+    only = {"type": "boolean", "description": "Leave out a model that is not ready"}
+    schema = {"type": "object", "properties": {"ready": _or_null(only)}}
+    content = {"application/json": {"schema": schema, "example": {"ready": True}}}
+    return {
+        "responses": {kind.status: error(kind.title) for kind in kinds},
+        "openapi_extra": {"requestBody": {"required": False, "content": content}},
+    }
 
 
 def _request(manifest: Manifest, outputs: Sequence[str]) -> dict[str, Any]:
@@ -105,10 +133,10 @@ def _request(manifest: Manifest, outputs: Sequence[str]) -> dict[str, Any]:
     }
     binary = {"binary_data": {"type": "boolean"}}
     of_output = {"type": "object", "additionalProperties": False, "properties": binary}
-    output = {"name": {"type": "string", "enum": list(outputs)}, "parameters": of_output}
+    output = {"name": {"type": "string", "enum": list(outputs)}, "parameters": _or_null(of_output)}
     properties = {
-        "parameters": parameters,
-        "outputs": {"type": "array", "items": _NAMED | {"properties": output}},
+        "parameters": _or_null(parameters),
+        "outputs": _or_null({"type": "array", "items": _NAMED | {"properties": output}}),
         **_REQUEST["properties"],
     }
     return _REQUEST | {"properties": properties}
