@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageCms
 from playwright.sync_api import Page
 
-from service.core import Frame
+from service.core import Ask, Frame
 from service.errors import BadBudget
 from service.open_inference.parameters import ask_of
 from service.pixels import color, profiles
@@ -298,7 +298,7 @@ def test_a_constant_image_has_some_value() -> None:
 
 
 def test_protocol_parameters_ask_for_a_value_range() -> None:
-    assert ask_of({}).value_range == "full"
-    assert ask_of({"value_range": "auto"}).value_range == "auto"
+    assert ask_of({}, Ask()).value_range == "full"
+    assert ask_of({"value_range": "auto"}, Ask()).value_range == "auto"
     with pytest.raises(BadBudget, match="'value_range' must be 'full' or 'auto'"):
-        ask_of({"value_range": 1})
+        ask_of({"value_range": 1}, Ask())

@@ -17,9 +17,8 @@ from starlette.responses import JSONResponse, Response
 
 from service.api import encodings, openapi_inference
 from service.api.body import Intake, whole
-from service.api.fields import single
-from service.api.segment import while_connected
-from service.core import Ask
+from service.api.fields import FIELD, PREFERENCE, VALUE_RANGE, single
+from service.api.segment import ask_of_fields, while_connected
 from service.errors import UnsupportedMediaType
 from service.metrics import Metrics
 from service.open_inference import description, rest
@@ -67,16 +66,17 @@ class InferRoute:
     async def infer(self, request: Request) -> Response:
         trace: Trace = request.state.trace
         trace.trace_id, trace.sampled = getattr(request.state, "traced", ("", False))
-        request.state.vary = "Accept-Encoding"
+        request.state.vary = f"Accept-Encoding, {FIELD}, {PREFERENCE}, {VALUE_RANGE}"
         traces = [trace]
         gone = ClientDisconnect
         with counted(self._metrics, traces, request.state.arrived, gone), ExitStack() as stack:
             # Whatever can be refused is refused before the body is read.
-            stack.enter_context(self._segmenter.place(Ask(), trace, request.state.arrived))
+            fields = ask_of_fields(request, self._segmenter.model)
+            stack.enter_context(self._segmenter.place(fields, trace, request.state.arrived))
             body, header = _body(request), _header_length(request)
             async with self._intake.hold(request, body, whole) as data:
                 parsing = self._segmenter.in_thread(
-                    partial(rest.parse, data, header, self._outputs)
+                    partial(rest.parse, data, header, self._outputs, fields)
                 )
                 sent = await while_connected(request, parsing)
                 asked, pictures = sent.request, sent.request.input.pictures(self.max_images)

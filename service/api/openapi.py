@@ -14,22 +14,14 @@ from starlette.responses import Response
 
 from service.api import openapi_answers
 from service.api.body import FORM
-from service.api.fields import (
-    PREFERENCE,
-    PRIORITY,
-    URGENCIES,
-    VALUE_SCALE,
-    pattern,
-    preference_pattern,
-)
+from service.api.fields import VALUE_SCALE
 from service.api.forms import FORMS, INCLUDES
 from service.api.image_info import Wire
 from service.api.openapi_answers import failure
+from service.api.openapi_fields import ask_fields, header
 from service.api.schemas import TASK_NOTES, Problem
 from service.errors import BadInference, FathomError
-from service.inference.place import URGENCY
 from service.pixels.formats import FORMATS
-from service.structured import MAX_LENGTH
 from service.tasks import TASKS
 
 _BINARY = {"type": "string", "format": "binary"}
@@ -184,30 +176,10 @@ def _request_body() -> dict[str, Any]:
 
 
 def _parameters(layers: int, heads: Sequence[str]) -> list[dict[str, Any]]:
-    budget = (
-        "Ceilings and a floor, all optional (RFC 9651 Dictionary). "
-        "depth: most encoder layers. "
-        "gflops: most compute. "
-        "ms: deadline on the server, from 1 to 600000. "
-        "max-loss: expected loss against the full plan that is accepted, from 0 to 1. "
-        "strict: refuse the image if that floor is out of reach."
-    )
-    written = {"pattern": pattern(layers), "maxLength": MAX_LENGTH}
-    value_range = (
-        "How 16-bit samples become 8: over the full range, or (auto) over the range that the image "
-        "uses, from its 0.1th to its 99.9th percentile, as for microscopes"
-    )
-    priority = (
-        f"Urgency from u={URGENCIES[0]}, the most urgent, to u={URGENCIES[-1]}; without it, "
-        f"u={URGENCY} (RFC 9218). What cannot be understood is ignored"
-    )
     # No Accept here: OpenAPI ignores it as a parameter, and takes it from the answers' types.
     return [
-        _header("Compute-Budget", budget, "depth=3, gflops=6.5, ms=500, max-loss=0.01", **written),
-        preference(heads),
-        _header(PRIORITY, priority, "u=1"),
-        _header("Value-Range", value_range, "auto", enum=["full", "auto"]),
-        _header("X-Request-Id", "Echoed if it matches [A-Za-z0-9._-]{1,64}", "3f1c9a"),
+        *ask_fields(layers, heads),
+        header("X-Request-Id", "Echoed if it matches [A-Za-z0-9._-]{1,64}", "3f1c9a"),
         {
             "name": "include",
             "in": "query",
@@ -225,23 +197,3 @@ def _parameters(layers: int, heads: Sequence[str]) -> list[dict[str, Any]]:
             "example": heads[0],
         },
     ]
-
-
-def preference(heads: Sequence[str]) -> dict[str, Any]:
-    """The field `Task-Preference`. heads: the names of the bundle's."""
-    text = (
-        "How much each head matters (RFC 9651 Dictionary of numbers, 0 or more); a head with 0, or "
-        "without a weight, is neither run nor answered. This bundle's: " + ", ".join(heads)
-    )
-    weights = {"pattern": preference_pattern(heads), "maxLength": MAX_LENGTH}
-    return _header(PREFERENCE, text, f"{heads[0]}=0.7", **weights)
-
-
-def _header(name: str, description: str, example: str, **schema: object) -> dict[str, Any]:
-    return {
-        "name": name,
-        "in": "header",
-        "description": description,
-        "schema": {"type": "string", **schema},
-        "example": example,
-    }

@@ -10,9 +10,9 @@ from starlette.responses import Response
 from service.api.fields import preference_pattern
 from service.api.openapi import titles
 from service.api.openapi_answers import error
+from service.api.openapi_fields import ask_fields
 from service.bundle import Manifest
 from service.errors import (
-    BadHeader,
     BadInference,
     BadQuery,
     NotAcceptable,
@@ -127,7 +127,8 @@ def _request(manifest: Manifest, outputs: Sequence[str]) -> dict[str, Any]:
     parameters = {
         "type": "object",
         "description": "The keys of Compute-Budget, task_preference as the field Task-Preference, "
-        "timeout in microseconds, binary_data_output. Numbers may be strings.",
+        "timeout in microseconds, binary_data_output. Numbers may be strings. What a header field "
+        "says too must be the same.",
         "additionalProperties": False,
         "properties": {"depth": depth, "task_preference": preference, **_PARAMETERS},
     }
@@ -153,7 +154,7 @@ def _infer(manifest: Manifest, outputs: Sequence[str]) -> dict[str, Any]:
         },
         404: error("Unknown model or version"),
     }
-    for status, names in titles(BadHeader, BadQuery, NotAcceptable).items():
+    for status, names in titles(BadQuery, NotAcceptable).items():
         responses[status] = error(" / ".join(names))
     length = {
         "name": "Inference-Header-Content-Length",
@@ -175,7 +176,10 @@ def _infer(manifest: Manifest, outputs: Sequence[str]) -> dict[str, Any]:
         "response_class": Response,
         "responses": responses,
         "openapi_extra": {
-            "parameters": [length],
+            "parameters": [
+                length,
+                *ask_fields(manifest.layers, [head.name for head in manifest.heads]),
+            ],
             "requestBody": {"required": True, "content": content},
         },
     }

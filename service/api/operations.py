@@ -8,7 +8,7 @@ from fastapi import APIRouter, params
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api import openapi
+from service.api import openapi_fields
 from service.api import plans as answer
 from service.api.fields import PREFERENCE, names_the_header, parse_preference
 from service.api.openapi_answers import failure
@@ -25,7 +25,9 @@ def operations(
     """The routes. guard: the dependencies of those that need an API key."""
     router = APIRouter(tags=["operations"])
 
-    described = {"parameters": [openapi.preference([head.name for head in model.manifest.heads])]}
+    described = {
+        "parameters": [openapi_fields.preference([head.name for head in model.manifest.heads])]
+    }
 
     @router.get(
         "/plans",

@@ -38,6 +38,7 @@ from service.core import Ask, Frames
 from service.errors import FathomError
 from service.inference.ticket import Ticket
 from service.metrics import Metrics
+from service.model import Model
 from service.segmenting import Answer, Segmenter
 from service.trace import Trace
 
@@ -79,15 +80,8 @@ class SegmentRoute:
         # Whatever can be refused is refused before the body is read.
         form = selection.negotiate(request.headers.getlist("accept"))
         query = selection.parse_query(request.query_params.multi_items(), form)
-        ask = Ask(
-            parse_budget(request.headers.getlist(FIELD)),
-            parse_value_range(request.headers.getlist(VALUE_RANGE)),
-            parse_urgency(request.headers.getlist(PRIORITY)),
-            parse_preference(request.headers.getlist(PREFERENCE)),
-        )
         model = self._model
-        with names_the_header():
-            model.policies.check(ask)
+        ask = ask_of_fields(request, model)
         shares = model.policies.shares(ask.preference)
         names = selection.answered(form, query.head, shares, model.tasks)
         cache = None if bypasses(request.headers.getlist("cache-control")) else self._cache
@@ -146,6 +140,20 @@ class SegmentRoute:
             trace.size,
             dict(rendered.fields),
         )
+
+
+def ask_of_fields(request: Request, model: Model) -> Ask:
+    """What a request's header fields ask for. Raises BadHeader."""
+    lines = request.headers.getlist
+    ask = Ask(
+        parse_budget(lines(FIELD)),
+        parse_value_range(lines(VALUE_RANGE)),
+        parse_urgency(lines(PRIORITY)),
+        parse_preference(lines(PREFERENCE)),
+    )
+    with names_the_header():
+        model.policies.check(ask)
+    return ask
 
 
 def _response(made: Made, status: str) -> Response:

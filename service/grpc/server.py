@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from service.api.auth import ApiKeys
+from service.core import Ask
 from service.errors import BadInference, FathomError, SettingsError, shown
 from service.grpc.messages import MESSAGES, SERVICE
 from service.metrics import Metrics
@@ -177,7 +178,7 @@ def _request(message: Any, remaining_s: float | None, offer: Offer) -> Request:
     """remaining_s: until the caller's own deadline. offer: the model's outputs. Raises
     BadInference, BadBudget and BadPreference."""
     names = [out.name for out in message.outputs]
-    found = wanted(message.id, _plain(message.parameters), names, offer)
+    found = wanted(message.id, _plain(message.parameters), names, offer, Ask())
     if remaining_s is not None:
         budget = within(found.ask.budget, max(1.0, remaining_s * 1000))
         found = replace(found, ask=replace(found.ask, budget=budget))

@@ -3,7 +3,8 @@
 They are the keys of `Compute-Budget` with underscores (`max_loss`), `value_range` and
 `task_preference` in the syntax of those fields, and those of the protocol itself: `timeout` is a
 deadline in microseconds, `sequence_*` and `priority` have no meaning here and are ignored,
-`binary_data_output` belongs to the HTTP form. All others are refused.
+`binary_data_output` belongs to the HTTP form. All others are refused. Over HTTP the fields may say
+the same, or what the parameters leave open.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ _LONGEST_US = 600_000_000  # of the key ms, in microseconds
 _INTEGER, _DECIMAL = re.compile(r"\d{1,15}"), re.compile(r"\d{1,15}\.\d{1,15}")
 
 
-def ask_of(parameters: object) -> Ask:
-    """The ask in a request's parameters. Raises BadInference, or BadBudget or BadPreference that
-    names the key.
+def ask_of(parameters: object, fields: Ask) -> Ask:
+    """The ask in a request's parameters, or where they say nothing, in its header fields. Raises
+    BadInference, also where the two differ, or BadBudget or BadPreference that names the key.
 
     Numbers may be strings: KServe's gRPC client cannot send fractions.
     """
@@ -44,13 +45,35 @@ def ask_of(parameters: object) -> Ask:
         elif name not in IGNORED and name not in (TIMEOUT, VALUE_RANGE, PREFERENCE):
             raise _unknown(name)
     try:
-        budget = within(budget_of(values), _timeout_ms(parameters.get(TIMEOUT)))
-        value_range = value_range_of(parameters.get(VALUE_RANGE, "full"))
+        own = budget_of(values)
+        timeout_ms = _timeout_ms(parameters.get(TIMEOUT))
+        value_range = value_range_of(parameters.get(VALUE_RANGE, fields.value_range))
     except BadBudget as error:
         name = str(error.extra["key"]).replace("-", "_")
         detail = error.detail.replace(f"'{error.extra['key']}'", f"'{name}'")
         raise BadBudget(f"parameters: {detail}", key=name) from error
-    return Ask(budget, value_range, preference=_preference(parameters.get(PREFERENCE)))
+    preference = _preference(parameters.get(PREFERENCE))
+    said = {name: getattr(own, name) for name, key in _BUDGET.items() if key in values}
+    for name, value in said.items():
+        _check(name, value, getattr(fields.budget, name), getattr(Budget(), name), "Compute-Budget")
+    _check(VALUE_RANGE, value_range, fields.value_range, "full", "Value-Range")
+    if preference is not None:
+        _check(PREFERENCE, preference, fields.preference, None, "Task-Preference")
+    return Ask(
+        within(replace(fields.budget, **said), timeout_ms),
+        value_range,
+        fields.urgency,
+        fields.preference if preference is None else preference,
+    )
+
+
+def _check(name: str, value: object, told: object, default: object, field: str) -> None:
+    """A parameter against what a header field has told; the default is as good as nothing. Raises
+    BadInference."""
+    if told not in (default, value):
+        raise BadInference(
+            f"parameters: the key '{name}' and the header field {field} differ: send one of them"
+        )
 
 
 def within(budget: Budget, ms: float | None) -> Budget:

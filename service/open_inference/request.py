@@ -116,13 +116,17 @@ def check_shape(name: str, shape: object) -> list[int]:
 
 
 def wanted(
-    request_id: object, parameters: object, outputs: Sequence[object], offer: Offer
+    request_id: object,
+    parameters: object,
+    outputs: Sequence[object],
+    offer: Offer,
+    fields: Ask,
 ) -> Wanted:
-    """The request but for its input. outputs: names; none: all of them. Raises BadInference,
-    BadBudget and BadPreference."""
+    """The request but for its input. outputs: names; none: all of them. fields: what the header
+    fields ask for. Raises BadInference, BadBudget and BadPreference."""
     if not isinstance(request_id, str) or len(request_id) > MAX_ID:
         raise BadInference(f"the id must be a string of at most {MAX_ID} characters")
-    ask = ask_of(parameters)
+    ask = ask_of(parameters, fields)
     return Wanted(request_id, ask, offer.chosen(outputs, ask))
 
 

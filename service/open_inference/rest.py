@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NoReturn
 
+from service.core import Ask
 from service.errors import BadInference, shown
 from service.open_inference.infer import Reply
 from service.open_inference.request import (
@@ -41,15 +42,15 @@ class Sent:
     binary: frozenset[str]
 
 
-def parse(body: bytes, header_length: str | None, offer: Offer) -> Sent:
+def parse(body: bytes, header_length: str | None, offer: Offer, fields: Ask) -> Sent:
     """The body of a request.
 
     header_length: the field Inference-Header-Content-Length: the bytes of JSON before the binary
     data. None: all of them; 0: none, the body is one image file. offer: the model's outputs.
-    Raises BadInference, BadBudget, BadPreference.
+    fields: what the other header fields ask for. Raises BadInference, BadBudget, BadPreference.
     """
     if header_length is None:
-        return _parse(body, b"", offer)
+        return _parse(body, b"", offer, fields)
     if not header_length.isascii() or not header_length.isdecimal() or len(header_length) > 10:
         raise BadInference("Inference-Header-Content-Length must be a number of bytes")
     length = int(header_length)
@@ -59,10 +60,10 @@ def parse(body: bytes, header_length: str | None, offer: Offer) -> Sent:
         )
     if length == 0:
         file = Input(IMAGE, "BYTES", [1], files=[body])
-        return Sent(Request(wanted("", {}, [], offer), file), frozenset())
+        return Sent(Request(wanted("", {}, [], offer, fields), file), frozenset())
     if length > MAX_HEADER and length < len(body):
         raise BadInference(f"the JSON before the binary data has more than {MAX_HEADER} bytes")
-    return _parse(body[:length], body[length:], offer)
+    return _parse(body[:length], body[length:], offer, fields)
 
 
 def only_ready(body: bytes) -> bool:
@@ -96,12 +97,12 @@ def write(reply: Reply, binary: frozenset[str]) -> tuple[bytes, int | None]:
     return b"".join([text, *buffers]), len(text) if buffers else None
 
 
-def _parse(text: bytes, rest: bytes, offer: Offer) -> Sent:
+def _parse(text: bytes, rest: bytes, offer: Offer, fields: Ask) -> Sent:
     document = _load(text)
     parameters = document.get("parameters", {})
     outputs = _objects(document.get("outputs", []), "outputs")
     names = [output.get("name") for output in outputs]
-    asked = wanted(document.get("id", ""), parameters, names, offer)
+    asked = wanted(document.get("id", ""), parameters, names, offer, fields)
     whole = _flag(parameters, "binary_data_output", False)
     binary = {
         name

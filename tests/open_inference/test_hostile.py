@@ -108,7 +108,7 @@ def test_a_parser_of_hostile_bodies_raises_its_own_errors_alone(
     body = json.dumps(head).encode() + data
     for field in (length, str(len(body) - len(data)), None):
         with contextlib.suppress(BadInference, BadBudget, BadPreference):
-            sent = rest.parse(body, field, Everything())
+            sent = rest.parse(body, field, Everything(), Ask())
             assert 1 <= len(sent.request.input.pictures(4)) <= 4
 
 

@@ -17,6 +17,8 @@ import pytest
 from PIL import Image
 
 from service.bundle import Manifest
+from service.core import Ask
+from service.open_inference.parameters import ask_of
 from tests.api.server import Server, corners, running
 from tests.open_inference.asking import (
     INFER,
@@ -230,6 +232,79 @@ def test_the_ask_stands_in_the_parameters(
     ceiling = {"max_loss": 0} | parameters
     found = infer(server, document(flat(), parameters=ceiling)).json()
     assert found["parameters"]["plan"] == plan
+
+
+@pytest.mark.parametrize(
+    ("headers", "parameters", "plan"),
+    [
+        ({"Compute-Budget": "depth=2, max-loss=0"}, {}, "d2"),
+        ({"Compute-Budget": "depth=2"}, {"max_loss": 0}, "d2"),
+        ({"Compute-Budget": "depth=2, max-loss=0"}, {"gflops": 2.0}, "d1"),
+        ({"Compute-Budget": "max-loss=0, depth=2"}, {"depth": "2"}, "d2"),
+        ({"Compute-Budget": "max-loss=0, strict=?0"}, {"strict": True}, "d4"),
+        ({"Compute-Budget": "ms=60000, max-loss=0"}, {"timeout": 50_000_000}, "d4"),
+        ({"Compute-Budget": ""}, {"depth": 1}, "d1"),
+        ({"Task-Preference": "semantic=2"}, {"task_preference": "semantic=2", "depth": 1}, "d1"),
+        ({"Value-Range": "full"}, {"value_range": "auto", "depth": 1}, "d1"),
+    ],
+)
+def test_header_fields_ask_where_the_parameters_do_not(
+    server: Server, headers: dict[str, str], parameters: dict[str, Any], plan: str
+) -> None:
+    response = infer(server, document(flat(), parameters=parameters), headers)
+    assert response.json()["parameters"]["plan"] == plan
+
+
+def test_a_file_alone_has_its_ask_in_the_header(server: Server) -> None:
+    ask = {LENGTH: "0", "Compute-Budget": "depth=2, max-loss=0"}
+    response = infer(server, flat(), ask)
+    assert response.json()["parameters"]["plan"] == "d2"
+    assert "Compute-Budget" in response.headers["vary"]
+    pixels = np.tile(np.arange(600, 616, dtype=np.uint16), (16, 1))
+    narrow = encoded(Image.fromarray(pixels))
+    seen = [
+        outputs(infer(server, narrow, {LENGTH: "0", "Value-Range": value}))["labels"]["data"]
+        for value in ("full", "auto")
+    ]
+    assert len(set(seen[0])) == 1
+    assert len(set(seen[1])) > 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "parameters", "words"),
+    [
+        ({"Compute-Budget": "depth=2"}, {"depth": 3}, "'depth' and the header field Compute-"),
+        ({"Compute-Budget": "strict"}, {"strict": False}, "'strict' and the header field Compute-"),
+        ({"Compute-Budget": "max-loss=0"}, {"max_loss": 0.1}, "'max_loss' and the header field"),
+        ({"Value-Range": "auto"}, {"value_range": "full"}, "'value_range' and the header field V"),
+        (
+            {"Task-Preference": "semantic=1"},
+            {"task_preference": "semantic=2"},
+            "'task_preference' and the header field Task-Preference differ: send one of them",
+        ),
+        ({"Compute-Budget": "foo=1"}, {}, "Compute-Budget: the key 'foo' is unknown"),
+        ({"Compute-Budget": "depth=99"}, {}, "Compute-Budget: the key 'depth' must be from 1 to 4"),
+        ({"Task-Preference": "sky=1"}, {}, "Task-Preference: the key 'sky' is no head"),
+        ({"Value-Range": "most"}, {}, "Value-Range is 'most'"),
+    ],
+)
+def test_a_header_field_that_is_wrong_or_says_otherwise_is_named(
+    server: Server, headers: dict[str, str], parameters: dict[str, Any], words: str
+) -> None:
+    body = document(flat(), parameters=parameters)
+    assert words in refused(infer(server, body, headers))
+    if not parameters:
+        assert words in refused(infer(server, flat(), headers | {LENGTH: "0"}))
+
+
+def test_the_urgency_is_that_of_the_header() -> None:
+    assert ask_of({"priority": 1}, Ask(urgency=6)) == Ask(urgency=6)
+
+
+def test_what_the_header_asks_for_is_refused_before_the_body_is_read(server: Server) -> None:
+    response = infer(server, b"no JSON", {"Compute-Budget": "gflops=1"})
+    assert response.json()["cheapest"]
+    refused(response, 422)
 
 
 @pytest.mark.parametrize(

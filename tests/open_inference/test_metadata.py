@@ -177,6 +177,7 @@ def test_openapi_describes_infer_and_its_errors(fake_manifest: Manifest) -> None
         for status in errors:
             content = operation["responses"][status]["content"]
             assert content["application/json"]["schema"]["required"] == ["error"]
+        assert {"Compute-Budget", "Task-Preference", "Value-Range", "Priority"} <= names
     index = api["paths"]["/v2/repository/index"]["post"]
     assert not index["requestBody"]["required"]
     errors = {"400", "403", "408", "413", "415", "429", "500"}
