@@ -70,7 +70,7 @@ test-service: $(TEST_SERVICE)/.ready $(NATIVE)
 	$(TEST_SERVICE)/bin/python -m pytest $(TESTS)
 
 test-clients: $(TEST_SERVICE)/.ready $(CLIENTS)/.ready
-	REQUIRE_CLIENTS=1 $(TEST_SERVICE)/bin/python -m pytest tests/open_inference tests/test_kserve_example.py
+	REQUIRE_CLIENTS=1 $(TEST_SERVICE)/bin/python -m pytest $(WORKERS) tests/open_inference tests/test_kserve_example.py
 
 lint: $(TEST)/.ready
 	$(TEST)/bin/ruff check .

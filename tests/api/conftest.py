@@ -21,8 +21,7 @@ class Servers:
 
     def get(self, name: str, manifest: Manifest, **settings: object) -> Server:
         if name not in self.started:
-            # An objective that a stalled machine does not miss: nothing here is about load.
-            service = running(manifest, target_ms=60_000, **settings)
+            service = running(manifest, **settings)
             self.started[name] = self.stack.enter_context(service)
         return self.started[name]
 
