@@ -6,6 +6,7 @@ import argparse
 import importlib
 import sys
 
+from model_export.option_types import register
 from service.errors import FathomError
 
 # command -> (module, one line of help). Modules load on demand: --help should not wait for torch.
@@ -68,6 +69,7 @@ def parser_of(command: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         f"python -m model_export {command}", description=module.__doc__
     )
+    register(parser)
     module.add_arguments(parser)
     parser.set_defaults(main=module.main)
     return parser
@@ -85,6 +87,11 @@ def main(argv: list[str]) -> int:
     except (ValueError, FathomError) as error:
         # Bad arguments, data, runs or bundles: the message says what to change.
         print(f"{argv[0]}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        # What the system refuses: a path that is no folder, a full disk, rights.
+        file = "" if error.filename is None else f"{error.filename}: "
+        print(f"{argv[0]}: {file}{error.strerror or error}", file=sys.stderr)
         return 1
     return 0
 

@@ -81,7 +81,10 @@ def command(*words: object) -> int:
     """`python -m model_export WORDS`, in this process: its exit code."""
     from model_export.__main__ import main
 
-    return main([str(word) for word in words])
+    try:
+        return main([str(word) for word in words])
+    except SystemExit as left:  # argparse, for what is no command line of ours
+        return int(str(left.code))
 
 
 def last_json(text: str) -> dict[str, object]:

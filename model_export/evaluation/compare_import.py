@@ -33,6 +33,7 @@ from model_export.importing.checkpoint import Checkpoint, CheckpointError, open_
 from model_export.network.decoder import Prediction
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import semantic_probabilities
+from model_export.option_types import whole
 from model_export.tasks.segments import labels_of
 from model_export.training.bundle_weights import WEIGHTS, read_weights
 from service import bundle
@@ -53,9 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", type=Path, required=True, help="the folder that was imported")
     add("--weights", type=Path, help="the state dict of other code that was imported with it")
     add("--images", type=Path, required=True, help="folder of photos")
-    add("--most", type=int, default=PHOTOS, help=f"photos to look at; default {PHOTOS}")
-    add("--rounds", type=int, default=ROUNDS, help=f"of the measurement; default {ROUNDS}")
-    add("--threads", type=int, default=os.cpu_count() or 1, help="of every engine; default all")
+    add("--most", type=whole(), default=PHOTOS, help=f"photos to look at; default {PHOTOS}")
+    add("--rounds", type=whole(), default=ROUNDS, help=f"of the measurement; default {ROUNDS}")
+    add("--threads", type=whole(), default=os.cpu_count() or 1, help="of every engine; default all")
     add("--backends", nargs="+", choices=BACKENDS, default=["onnxruntime"], help="of the bundle")
     add(
         "--others",

@@ -30,6 +30,7 @@ from model_export.gating.derive_targets import measure_plans
 from model_export.gating.own_plans import levelled, open_plans
 from model_export.gating.policies import BETAS, Shares, by_beta, by_margin, dealt_at_random, fixed
 from model_export.network.knobs import Knobs
+from model_export.option_types import whole
 from model_export.tasks import Task, qualities, task_of
 from model_export.training.runs import (
     RunError,
@@ -79,13 +80,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own("--figures", type=Path, help="folder for the figures")
     own("--backend", choices=BACKENDS, help="what runs the graphs; default onnxruntime")
     own("--engine-cache", type=Path, help="folder of TensorRT engines; default engines")
-    own("--threads", type=int, help="threads of the engine; default: all cores")
+    own("--threads", type=whole(0), help="threads of the engine; default: all cores")
     own(
         "--block",
-        type=int,
+        type=whole(),
         help="consecutive images that are resampled together (video); default 1",
     )
-    own("--draws", type=int, help="bootstrap samples; default 2000")
+    own("--draws", type=whole(), help="bootstrap samples; default 2000")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -118,8 +119,6 @@ def main(args: argparse.Namespace) -> None:
     options = BundleOptions(
         on=on or "", **given | {"threads": given.get("threads") or os.cpu_count() or 1}
     )
-    if min(options.block, options.draws) < 1 or options.threads < 0:
-        raise RunError("--block and --draws must be at least 1, and --threads at least 0")
     evaluate_bundle(args.folder, args.data, options)
 
 

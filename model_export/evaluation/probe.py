@@ -24,6 +24,7 @@ from model_export.data.augment import on_canvases, parse_size
 from model_export.data.class_names import refuse_other_classes
 from model_export.data.datasets import VOID, Dataset, open_dataset
 from model_export.network.backbone import BACKBONES, load_pretrained
+from model_export.option_types import whole
 from model_export.tasks.semantic import confusion, labels_at, mean_iou
 from service.bundle import Canvas, Shape
 
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", type=Path, help="folder of the data set (not needed for scenes)")
     add("--train", default="camvid:train")
     add("--dev", default="camvid:dev", help="data set to score on")
-    add("--images", type=int, default=120, help="training images, spread evenly")
+    add("--images", type=whole(), default=120, help="training images, spread evenly")
     add("--canvas", default="384x480")
 
 

@@ -35,6 +35,7 @@ from model_export.gating.search_tiles import OVERLAP, open_tiles, search_tiles
 from model_export.gating.task_search import search_tasks
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
+from model_export.option_types import whole
 from model_export.tasks import qualities, task_of
 from model_export.training.runs import (
     RunError,
@@ -64,19 +65,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--widths",
         help="shares of the FFN channels to try; default: those that the network was trained with",
     )
-    add("--most", type=int, default=12, help="plans to choose at most")
+    add("--most", type=whole(2), default=12, help="plans to choose at most")
     add(
         "--least",
-        type=int,
+        type=whole(2),
         help="plans to choose at least, if there are as many; default: 8, or --most if less",
     )
     add(
         "--threads",
-        type=int,
+        type=whole(),
         default=os.cpu_count() or 1,
         help="threads of the engine while milliseconds are measured",
     )
-    add("--rounds", type=int, default=15, help="rounds of the measurement; medians count")
+    add("--rounds", type=whole(), default=15, help="rounds of the measurement; medians count")
     tiles = parser.add_argument_group("tiled canvases").add_argument
     tiles(
         "--tiles",
@@ -108,11 +109,8 @@ class Options(CostOptions):
 
 def main(args: argparse.Namespace) -> None:
     least = min(8, args.most) if args.least is None else args.least
-    if not 2 <= least <= args.most or args.rounds < 1 or args.threads < 1:
-        raise ValueError(
-            "--least and --most must be at least 2 (the cheapest and the full plan) and not cross, "
-            "--rounds and --threads at least 1"
-        )
+    if least > args.most:
+        raise ValueError(f"--least {least} and --most {args.most} must not cross")
     keeps = shares("--keeps", args.keeps)
     widths = None if args.widths is None else shares("--widths", args.widths)
     if args.only_tiles and not args.tiles:
@@ -214,8 +212,8 @@ def measure_quality(
 ) -> NDArray[Any]:
     """(images, plans, ..) counts. Images that are all void have no quality and are left out.
 
-    The counts are saved in the run's folder, and used again for these weights, this data set and
-    these plans.
+    The counts are saved in the run's folder, and used again for these weights, this data set, as
+    long as its files stay what they are, and these plans.
     """
     names = [plan.name for plan in plans]
     key = key_of(run / "model.safetensors", spec, len(data), names, shapes_of(canvases))

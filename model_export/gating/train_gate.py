@@ -33,6 +33,7 @@ from model_export.gating.task_gate import fit_task_gate
 from model_export.network.config import Config
 from model_export.network.gate import SIDES, Gate
 from model_export.network.knobs import Knobs
+from model_export.option_types import whole
 from model_export.tasks import Task, qualities, task_of
 from model_export.training.runs import RunError, read_config, read_plans, read_targets, write_gate
 
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_block_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--block",
-        type=int,
+        type=whole(),
         default=1,
         help="consecutive images that are near duplicates, as in video, where each group is "
         "a recording and images to come are of a new one; 1 = none",

@@ -255,9 +255,8 @@ def test_twins_widen_the_intervals(
     [
         ((), "--data"),
         (("--data", ".", "--on", "camvid:val"), "not --on"),
-        (("--data", ".", "--block", "0"), "--block"),
-        (("--data", ".", "--draws", "0"), "--draws"),
-        (("--data", ".", "--threads", "-1"), "--threads"),
+        (("--data", ".", "--figures", f"{__file__}/figures"), "is a file"),
+        (("--data", ".", "--cache", __file__), "is a file"),
     ],
 )
 def test_arguments_that_do_not_fit_a_bundle_are_refused(
