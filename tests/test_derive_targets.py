@@ -244,10 +244,6 @@ def test_derive_targets_measures_nothing_before_all_it_was_given_is_right(
             "'camvid:gate' needs --data FOLDER",
         ),
         (
-            ("--fit", "scenes:5:3", "--held", "scenes:3:5", "--views", 0),
-            "--views 0 must be at least 1",
-        ),
-        (
             ("--fit", "scenes:5:3", "--held", "scenes:3:3"),
             "shares images with scenes:5:3, which the gate learned",
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -137,5 +138,33 @@ def test_what_cannot_be_retargeted_is_refused_and_nothing_is_written(
     ):
         assert command("retarget", source, "-o", out, *words) == 1
         assert message in capsys.readouterr().err
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["broken", "full", "older"]
+    # What was measured before the gate could not be fitted serves a retry with more to --fit.
+    kept = ["new-fit.partial.npz", "new-held.partial.npz"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["broken", "full", *kept, "older"]
     assert [file.name for file in full.iterdir()] == ["mine.txt"]
+
+
+def test_a_disk_that_is_full_at_the_end_loses_no_measurement(
+    toy_bundle: Path,
+    retargeted: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "new"
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "manifest.json")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bundle, "save", full)
+        assert command("retarget", toy_bundle, "-o", out, *WORDS) == 1
+    assert capsys.readouterr().err.endswith("retarget: manifest.json: No space left on device\n")
+    kept = ["new-fit.partial.npz", "new-held.partial.npz"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == kept
+    with monkeypatch.context() as patch:
+        patch.setattr("model_export.gating.derive_targets.counts_by_knobs", None)
+        assert command("retarget", toy_bundle, "-o", out, *WORDS) == 0, "nothing is measured anew"
+    assert [file.name for file in tmp_path.iterdir()] == ["new"]
+    again, first = bundle.load(out).manifest, bundle.load(retargeted).manifest
+    assert (again.plans, again.margins) == (first.plans, first.margins)

@@ -30,6 +30,7 @@ from model_export.gating.policies import interval, resample
 from model_export.gating.preferences import STRONG, under
 from model_export.gating.task_search import encoder_plans, load_tasks, measured, stage_costs
 from model_export.network.knobs import Knobs
+from model_export.training.run_files import refuse_unwritable
 from model_export.training.runs import RunError, read_config, read_plans, trained_on
 from model_export.training.train_tasks import open_scenes
 from service.bundle import EncoderPlan, Head, complete_plans
@@ -149,6 +150,8 @@ def of_head(network: Measured, plan: Plan, head: str) -> Floats:
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.figures:
+        refuse_unwritable(args.figures)
     network = measure(args.run, args.on)
     others = [measure(run, args.on) for run in args.separate]
     fixed = None if args.fixed is None else measure(args.fixed, args.on)

@@ -22,6 +22,7 @@ from model_export.evaluation.report import (
 )
 from model_export.gating.calibrate import contiguous_blocks
 from model_export.gating.policies import resample
+from model_export.training.run_files import refuse_unwritable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,10 @@ class BundleOptions:
 
 
 def evaluate_bundle(folder: Path, data: Path | None, options: BundleOptions) -> None:
-    """Prints the tables and one JSON line. Raises DataError that names the file."""
+    """Prints the tables and one JSON line. Raises DataError that names the file, RunError."""
+    for place in (options.figures, options.cache):
+        if place is not None:
+            refuse_unwritable(place)
     folders = [folder, *([options.against] if options.against else [])]
     measured = measure_bundles(
         folders,

@@ -23,7 +23,7 @@ from model_export.export.write_bundle import (
 from model_export.export.write_manifest import costs_of, revision, stage_of
 from model_export.training.bundle_weights import WEIGHTS, read_weights
 from model_export.training.initial_weights import knobs_of
-from model_export.training.runs import RunError, refuse_full
+from model_export.training.run_files import RunError, new_folder, refuse_full
 from service import bundle
 
 
@@ -44,32 +44,35 @@ def main(args: argparse.Namespace) -> None:
     samples = open_samples(args.parity, args.data, config, classes)
     entries = read_entries(args.bundle / WEIGHTS)
     half = any(entry.half for entry in entries.values())
-    graphs = write_graphs(args.out, model, gate, canvases, plans, samples, half=half)
-    if read_entries(args.out / WEIGHTS) == entries:
-        # The same but for the order of its header: let the hash stay, too.
-        shutil.copyfile(args.bundle / WEIGHTS, args.out / WEIGHTS)
-    encoder_plans = []
-    for knobs, plan in zip(plans, manifest.encoder_plans, strict=True):
-        before, own = costs_of(knobs, canvases, graphs.gflops, heads)
-        worth = {key: replace(head, gflops=round(own[key], 4)) for key, head in plan.heads.items()}
-        encoder_plans.append(replace(plan, gflops=round(before, 4), heads=worth))
-    changed = replace(
-        manifest,
-        name=args.out.name,
-        revision=revision(),
-        stages={
-            name: stage_of(args.out / f"{name}.onnx", error)
-            for name, error in graphs.errors.items()
-        },
-        files=(bundle.BundleFile(WEIGHTS, ""),),
-        encoder_plans=tuple(encoder_plans),
-        calibration=dict(manifest.calibration) | graphs.about,
-        kernels=graphs.kernels,
-    )
-    if any(a.gflops > b.gflops for a, b in pairwise(changed.plans)):
-        raise RunError(
-            f"{args.bundle}: by this version's costs its plans are in another order; export its "
-            f"run again"
+    with new_folder(args.out) as folder:
+        graphs = write_graphs(folder, model, gate, canvases, plans, samples, half=half)
+        if read_entries(folder / WEIGHTS) == entries:
+            # The same but for the order of its header: let the hash stay, too.
+            shutil.copyfile(args.bundle / WEIGHTS, folder / WEIGHTS)
+        encoder_plans = []
+        for knobs, plan in zip(plans, manifest.encoder_plans, strict=True):
+            before, own = costs_of(knobs, canvases, graphs.gflops, heads)
+            worth = {
+                key: replace(head, gflops=round(own[key], 4)) for key, head in plan.heads.items()
+            }
+            encoder_plans.append(replace(plan, gflops=round(before, 4), heads=worth))
+        changed = replace(
+            manifest,
+            name=args.out.name,
+            revision=revision(),
+            stages={
+                name: stage_of(folder / f"{name}.onnx", error)
+                for name, error in graphs.errors.items()
+            },
+            files=(bundle.BundleFile(WEIGHTS, ""),),
+            encoder_plans=tuple(encoder_plans),
+            calibration=dict(manifest.calibration) | graphs.about,
+            kernels=graphs.kernels,
         )
-    bundle.save(args.out, changed)
+        if any(a.gflops > b.gflops for a, b in pairwise(changed.plans)):
+            raise RunError(
+                f"{args.bundle}: by this version's costs its plans are in another order; export "
+                f"its run again"
+            )
+        bundle.save(folder, changed)
     report(args.out, changed)

@@ -34,6 +34,7 @@ from model_export.network.gate import Gate, gate_inputs
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
 from model_export.tasks import qualities, task_of
+from model_export.training.run_files import graphs_in, refuse_no_bundle
 from model_export.training.runs import (
     RunError,
     classes_of,
@@ -96,7 +97,9 @@ def add_parity_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
+    refuse_no_bundle(args.out)
     config, _, arguments = read_config(args.run)
+    provenance = provenance_of(args.provenance, arguments)
     canvases = read_canvases(args.run)
     trained, derived = load_model(args.run), read_derived(args.run, config, canvases)
     samples = open_samples(args.parity, args.data, config, classes_of(args.run))
@@ -140,7 +143,7 @@ def main(args: argparse.Namespace) -> None:
         | {
             "trained_on": [spec for spec, _ in trained_on(args.run) if not is_nameless(spec)],
         },
-        provenance=provenance_of(args.provenance, arguments),
+        provenance=provenance,
         kernels=graphs.kernels,
     )
     check_tiles(manifest, {head.name: answers_of(head) for head in manifest.heads})
@@ -179,7 +182,7 @@ def write_graphs(
     """Weights, graphs and kernels, compared with torch on the first of the samples; see
     `write_stages`. Raises RunError where they differ."""
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in (*folder.glob("*.onnx"), *folder.glob("*.ptx.gz"), folder / bundle.FILE):
+    for stale in (*graphs_in(folder), folder / bundle.FILE):
         # A folder without a manifest is no bundle: a failed export cannot be served.
         stale.unlink(missing_ok=True)
     stages = write_stages(folder, trained, gate, canvases, plans, half=half, reused=reused)

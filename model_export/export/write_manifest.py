@@ -3,7 +3,6 @@ provenance."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +23,7 @@ from model_export.network.knobs import Knobs
 from model_export.tasks import task_of
 from model_export.tasks.detection import SURE
 from model_export.training.bundle_weights import WEIGHTS
+from model_export.training.run_files import read_json
 from service import bundle
 from service.bundle import Canvas
 from service.core import Margin
@@ -174,9 +174,10 @@ def worth(quality: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def provenance_of(path: Path | None, arguments: dict[str, Any]) -> dict[str, str]:
-    """path: a JSON file with it; None: what the run's arguments tell."""
+    """path: a JSON file with it; None: what the run's arguments tell. Raises RunError."""
     if path is not None:
-        return {str(k): str(v) for k, v in json.loads(path.read_text()).items()}
+        told = read_json(path, "name another in --provenance, or leave it out")
+        return {name: str(value) for name, value in told.items()}
     if "imported" in arguments:
         return {
             "data": "as the checkpoint's",

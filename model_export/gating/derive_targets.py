@@ -32,6 +32,7 @@ from model_export.gating.partial_results import PartialResults, key_of
 from model_export.gating.task_gate import derive_tasks
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
+from model_export.option_types import whole
 from model_export.tasks import TASKS
 from model_export.training.quality import counts_by_knobs
 from model_export.training.runs import (
@@ -70,12 +71,12 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--views",
-        type=int,
+        type=whole(),
         default=1,
         help="views of each --fit image; the first is plain, others are zoomed and recoloured, "
         "or, with objects, turned",
     )
-    add("--seed", type=int, default=0)
+    add("--seed", type=whole(0), default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,7 @@ def measure_plans(
     were named. results: of an earlier run that was stopped. Raises RunError where no image is left.
     """
     results = results or PartialResults()
+    results.begin(datasets)
     work = [(s, i, v) for s, d in enumerate(datasets) for i in range(len(d)) for v in range(views)]
     for row, (source, index, view) in enumerate(tqdm(work, desc="quality", mininterval=5)):
         if row < len(results.rows):
@@ -173,6 +175,7 @@ def main(args: argparse.Namespace) -> None:
     parts = measure_parts(network, plans, options, place)
     for part, targets in parts:
         write_targets(args.run, part, targets)
+    discard_partial(place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +197,8 @@ def measure_parts(
     "spec", their names, and "seen", (N,): whether the network was trained on the image, as far as
     is known.
 
-    place: where results lie until all are there: PLACE-held.partial.npz, PLACE-fit.partial.npz.
-    Raises DataError, RunError.
+    place: where results lie, see `partial_files`, until the caller discards them. Raises
+    DataError, RunError.
     """
     model, canvases, trained = network.model, network.canvases, network.trained
     parts = (("held", [options.held], 1), ("fit", options.fit, options.views))
@@ -217,7 +220,7 @@ def measure_parts(
             check(data, f"--{part} {name}", complete=False)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     root, names = options.data and str(options.data.resolve()), [plan.name for plan in plans]
-    partial = {part: place.with_name(f"{place.name}-{part}.partial.npz") for part, _, _ in parts}
+    partial = partial_files(place)
     for part, specs, views in parts:
         datasets, spec, seed = opened[part], " ".join(specs), options.seed
         lengths = [len(data) for data in datasets]
@@ -229,8 +232,17 @@ def measure_parts(
             for spec in specs
         ]
         yield part, targets | {"spec": np.array(spec), "seen": np.array(seen)[targets["sources"]]}
-    for file in partial.values():
-        file.unlink()
+
+
+def partial_files(place: Path) -> dict[str, Path]:
+    """Of each part the file of its results so far."""
+    return {part: place.with_name(f"{place.name}-{part}.partial.npz") for part in ("held", "fit")}
+
+
+def discard_partial(place: Path) -> None:
+    """Once what they were for is written."""
+    for file in partial_files(place).values():
+        file.unlink(missing_ok=True)
 
 
 def check_fits(what: str, data: Dataset, network: Network) -> None:

@@ -23,13 +23,14 @@ from model_export.gating.derive_targets import (
     Network,
     add_data_arguments,
     data_options,
+    discard_partial,
     measure_parts,
 )
 from model_export.gating.train_gate import add_block_argument, fit_and_calibrate
-from model_export.tasks import qualities, task_of
+from model_export.tasks import Task, qualities, task_of
 from model_export.training.bundle_weights import WEIGHTS, read_weights, write_weights
 from model_export.training.initial_weights import knobs_of, seen_by_bundle
-from model_export.training.runs import RunError, refuse_full
+from model_export.training.run_files import RunError, new_folder, refuse_full
 from service import bundle
 from service.bundle import plain_of
 from service.core import Margin
@@ -61,34 +62,19 @@ def main(args: argparse.Namespace) -> None:
     cost = np.array([plan.gflops for plan in manifest.plans])
     gate, fitted = fit_and_calibrate(model.config, parts, cost, args.block)
 
-    shutil.copytree(
-        args.bundle, args.out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(bundle.FILE)
-    )
-    half = any(entry.half for entry in read_entries(args.bundle / WEIGHTS).values())
-    write_weights(args.out / WEIGHTS, model.cpu(), gate, plain_of(canvases), half=half)
-    if read_entries(args.out / WEIGHTS) != read_entries(args.bundle / WEIGHTS):
-        raise RunError(
-            f"{args.bundle} was written by another version: its graphs expect the gate in another "
-            f"place"
-        )
-    quality = qualities(task_of(model.config), parts["held"]["counts"])  # (N, plans)
-    head = manifest.head.name
-    changed = replace(
-        manifest,
-        name=args.out.name,
-        encoder_plans=tuple(
-            replace(plan, heads={head: replace(plan.heads[head], **worth(of_images))})
-            for plan, of_images in zip(manifest.encoder_plans, quality.T, strict=True)
-        ),
-        margins=tuple(Margin(row["asked"], row["margin"]) for row in fitted.pop("margins")),
-        calibration={"data": str(parts["held"]["spec"]), "images": len(quality), "gate": fitted}
-        | {
-            name: manifest.calibration[name]
-            for name in ("gflops", "parity", "trained_on")
-            if name in manifest.calibration
-        },
-    )
-    bundle.save(args.out, changed)
+    changed = retargeted(manifest, args.out.name, parts, task_of(model.config), fitted)
+    with new_folder(args.out) as folder:
+        graphs = shutil.ignore_patterns(bundle.FILE)
+        shutil.copytree(args.bundle, folder, dirs_exist_ok=True, ignore=graphs)
+        half = any(entry.half for entry in read_entries(args.bundle / WEIGHTS).values())
+        write_weights(folder / WEIGHTS, model.cpu(), gate, plain_of(canvases), half=half)
+        if read_entries(folder / WEIGHTS) != read_entries(args.bundle / WEIGHTS):
+            raise RunError(
+                f"{args.bundle} was written by another version: its graphs expect the gate in "
+                f"another place"
+            )
+        bundle.save(folder, changed)
+    discard_partial(place)
     for plan in changed.plans:
         print(f"{plan.name:<12} {plan.gflops:6.2f} GFLOPs, quality {plan.quality:.4f}")
     margins = [{"asked": row.asked, "margin": row.margin} for row in changed.margins]
@@ -98,4 +84,32 @@ def main(args: argparse.Namespace) -> None:
         json.dumps(
             {"bundle": str(args.out), "seconds": seconds, "images": images, "margins": margins}
         )
+    )
+
+
+def retargeted(
+    manifest: bundle.Manifest,
+    name: str,
+    parts: dict[str, dict[str, Any]],
+    task: Task,
+    fitted: dict[str, Any],
+) -> bundle.Manifest:
+    """The manifest of the new bundle. parts, fitted: as `measure_parts` and `fit_and_calibrate`
+    have them."""
+    quality = qualities(task, parts["held"]["counts"])  # (N, plans)
+    head = manifest.head.name
+    return replace(
+        manifest,
+        name=name,
+        encoder_plans=tuple(
+            replace(plan, heads={head: replace(plan.heads[head], **worth(of_images))})
+            for plan, of_images in zip(manifest.encoder_plans, quality.T, strict=True)
+        ),
+        margins=tuple(Margin(row["asked"], row["margin"]) for row in fitted.pop("margins")),
+        calibration={"data": str(parts["held"]["spec"]), "images": len(quality), "gate": fitted}
+        | {
+            about: manifest.calibration[about]
+            for about in ("gflops", "parity", "trained_on")
+            if about in manifest.calibration
+        },
     )

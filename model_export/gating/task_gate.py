@@ -61,7 +61,7 @@ def derive_tasks(run: Path, fit_on: Sequence[str], held: str) -> None:
         names = np.array([plan.name for plan in plans])
         write_targets(run, part, columns | {"plans": names, "spec": np.array(" ".join(specs))})
     for part in ("held", "fit"):
-        (run / f"targets-{part}.partial.npz").unlink()
+        (run / f"targets-{part}.partial.npz").unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)

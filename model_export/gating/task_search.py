@@ -29,6 +29,7 @@ from model_export.network.config import Config
 from model_export.network.gate import Gate, gate_inputs
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
+from model_export.training.run_files import read_json, write_json
 from model_export.training.runs import (
     RunError,
     load_model,
@@ -53,6 +54,7 @@ def measure_heads(
     """names, groups, sources (N,): index into `datasets`, inputs (N, gate inputs), and quality (N,
     plans, heads at widths), 0..1, in the order of the gate. results: of a run that was stopped."""
     results = results or PartialResults()
+    results.begin(datasets)
     settings = settings_of(model.config, plans)
     judges = judges_of(model.config)
     work = [(source, i) for source, data in enumerate(datasets) for i in range(len(data))]
@@ -95,7 +97,8 @@ def stage_costs(
     config, file = model.config, run / "costs.json"
     about = [config.as_dict(), shapes_of(canvases), [plan.name for plan in plans]]
     key = json.loads(json.dumps(about))
-    if file.exists() and (known := json.loads(file.read_text()))["of"] == key:
+    known = read_json(file, "delete it: it is made anew") if file.exists() else {}
+    if known.get("of") == key:
         gflops: dict[str, float] = known["gflops"]
         return gflops
     columns = len(plans) * sum(len(head.widths) for head in config.tasks)
@@ -104,7 +107,7 @@ def stage_costs(
         folder = Path(name)
         stages = write_stages(folder, model, gate, canvases, plans)
         gflops = {stage: count_gflops(folder / f"{stage}.onnx") for stage in stages}
-    file.write_text(json.dumps({"of": key, "gflops": gflops}) + "\n")
+    write_json(file, {"of": key, "gflops": gflops})
     return gflops
 
 

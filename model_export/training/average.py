@@ -31,6 +31,7 @@ from model_export.training.initial_weights import (
     read_trained,
     seen_by,
 )
+from model_export.training.run_files import MAKERS, reading, refuse_other
 from model_export.training.runs import (
     RunError,
     discard_derived,
@@ -68,11 +69,9 @@ def main(args: argparse.Namespace) -> None:
         raise RunError(
             f"there is nothing to average in {args.runs[0]} alone: name two runs or more"
         )
-    if (
-        args.out.resolve() in [run.resolve() for run in args.runs]
-        or (args.out / "checkpoint.pt").exists()
-    ):
-        raise RunError(f"--out {args.out} holds a run that was trained; choose another folder")
+    if args.out.resolve() in [run.resolve() for run in args.runs]:
+        raise RunError(f"--out {args.out} is one of the runs; choose another folder")
+    refuse_other(args.out, MAKERS["averaged"])
     config, canvases, arguments = (of_bundle if alone else read_config)(args.runs[0])
     if args.canvases:
         canvases = parse_canvases(args.canvases)
@@ -138,7 +137,10 @@ def read_text(file: Path) -> str:
 def holds(run: Path, state: dict[str, Tensor]) -> bool:
     """Whether the run's weights are these."""
     file = run / "model.safetensors"
-    known = load_file(file) if file.exists() else {}
+    known: dict[str, Tensor] = {}
+    if file.exists():
+        with reading(file, f"delete {run}, and repeat the command"):
+            known = load_file(file)
     return known.keys() == state.keys() and all(
         torch.equal(known[name], state[name].float()) for name in known
     )

@@ -17,10 +17,12 @@ from safetensors.torch import load_file, save_file
 from model_export.network.config import Config
 from model_export.network.gate import Gate
 from model_export.network.segmenter import Segmenter
-from model_export.training.runs import RunError, canvases_of, gate_of, shapes_of
+from model_export.training.run_files import WEIGHTS, RunError, reading, replacing
+from model_export.training.runs import canvases_of, gate_of, shapes_of
 from service.bundle import Canvas
 
-WEIGHTS = "model.safetensors"
+__all__ = ["GATE", "WEIGHTS", "read_weights", "write_weights"]
+
 GATE = "gate."
 
 
@@ -39,14 +41,16 @@ def write_weights(
         "config": json.dumps(model.config.as_dict()),
         "canvases": json.dumps(shapes_of(canvases)),
     }
-    save_file(stored, path, metadata=about)
-    path.chmod(0o644)  # the library writes 0600; a container's user must be able to read it
+    with replacing(path) as temporary:
+        save_file(stored, temporary, metadata=about)
+        temporary.chmod(0o644)  # the library writes 0600; a container's user must be able to read
 
 
 def read_weights(path: Path) -> tuple[Segmenter, Gate, tuple[Canvas, ...]]:
     """The network and its gate in eval mode, and the canvases. Raises RunError that names the
     file."""
-    with safe_open(path, "pt") as file:
+    again = "take the bundle from where it came from, or export its run again"
+    with reading(path, again), safe_open(path, "pt") as file:
         about = file.metadata() or {}
     # Before there were several canvases, a bundle named its only one.
     canvases = about.get("canvases") or f"[[{about.get('canvas', '')}]]"
@@ -55,14 +59,15 @@ def read_weights(path: Path) -> tuple[Segmenter, Gate, tuple[Canvas, ...]]:
             f"{path} does not say which network it belongs to; repeat `python -m model_export "
             f"export RUN`"
         )
-    tensors = {name: value.float() for name, value in load_file(path).items()}
-    model = Segmenter(Config.from_dict(json.loads(about["config"])))
-    of_gate = {
-        name.removeprefix(GATE): tensors.pop(name)
-        for name in list(tensors)
-        if name.startswith(GATE)
-    }
-    # The norms' counts of batches, of no use after training, are not in the file.
-    counts = {n: v for n, v in model.state_dict().items() if not v.is_floating_point()}
-    model.load_state_dict(tensors | counts)
-    return model.eval(), gate_of(of_gate), canvases_of(json.loads(canvases))
+    with reading(path, again):
+        tensors = {name: value.float() for name, value in load_file(path).items()}
+        model = Segmenter(Config.from_dict(json.loads(about["config"])))
+        of_gate = {
+            name.removeprefix(GATE): tensors.pop(name)
+            for name in list(tensors)
+            if name.startswith(GATE)
+        }
+        # The norms' counts of batches, of no use after training, are not in the file.
+        counts = {n: v for n, v in model.state_dict().items() if not v.is_floating_point()}
+        model.load_state_dict(tensors | counts)
+        return model.eval(), gate_of(of_gate), canvases_of(json.loads(canvases))

@@ -7,7 +7,6 @@ Later steps add what belongs to these weights: plans, targets, gate, margins.
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -22,20 +22,22 @@ from model_export.network.config import Config
 from model_export.network.gate import Gate
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
+from model_export.training.run_files import (
+    RUN,
+    WEIGHTS,
+    RunError,
+    maker_of,
+    read_json,
+    reading,
+    refuse_other,
+    replacing,
+    write_json,
+)
 from service.bundle import Canvas, Shape
 
 # A data set, as it was named, and its folder if it has one.
 Trained = tuple[str, Path | None]
-
-
-class RunError(ValueError):
-    """A run's folder that lacks what a step needs. The message names the step that makes it."""
-
-
-def refuse_full(out: Path) -> None:
-    """Raises RunError if something is in the folder that shall be written."""
-    if out.exists() and any(out.iterdir()):
-        raise RunError(f"{out} is not empty; choose another --out or delete it")
+AGAIN = "make it with `python -m model_export train-exits`"
 
 
 def write_config(
@@ -47,7 +49,9 @@ def write_config(
     classes: Sequence[str],
 ) -> None:
     """arguments: of the command that made the run. trained: all that the weights were trained on,
-    also before this run. classes: their names, in the order of the labels."""
+    also before this run. classes: their names, in the order of the labels. Raises RunError where
+    the folder holds anything else than a run of the same kind of command."""
+    refuse_other(run, maker_of(arguments))
     run.mkdir(parents=True, exist_ok=True)
     known = [(spec, root and root.resolve()) for spec, root in trained]
     document = {
@@ -57,16 +61,18 @@ def write_config(
         "arguments": arguments,
         "trained_on": list(dict.fromkeys(known)),
     }
-    (run / "run.json").write_text(json.dumps(document, indent=1, default=str) + "\n")
+    write_json(run / RUN, document)
 
 
 def read_config(run: Path) -> tuple[Config, tuple[Canvas, ...], dict[str, Any]]:
     """The network's config, the canvases from small to large, and the arguments that it was trained
-    with."""
+    with. Raises RunError."""
     document = _read_run(run)
-    # Before there were several canvases, a run named its only one.
-    canvases = document.get("canvases") or [[document["canvas"]]]
-    return Config.from_dict(document["config"]), canvases_of(canvases), document["arguments"]
+    with reading(run / RUN, AGAIN):
+        # Before there were several canvases, a run named its only one.
+        canvases = document.get("canvases") or [[document["canvas"]]]
+        arguments = dict(document["arguments"].items())
+        return Config.from_dict(document["config"]), canvases_of(canvases), arguments
 
 
 def shapes_of(canvases: Sequence[Canvas]) -> list[list[list[int]]]:
@@ -99,7 +105,8 @@ def trained_on(run: Path) -> list[Trained]:
             f"older version: add "
             '"trained_on": [[DATA SET, FOLDER or null], ...] to it, with what the run started from'
         )
-    return [(spec, Path(root) if root else None) for spec, root in document["trained_on"]]
+    with reading(run / RUN, AGAIN):
+        return [(spec, Path(root) if root else None) for spec, root in document["trained_on"]]
 
 
 def classes_of(run: Path) -> tuple[str, ...]:
@@ -111,41 +118,30 @@ def classes_of(run: Path) -> tuple[str, ...]:
             f"{run}/run.json does not name the classes that the weights were trained on, since it "
             f'is of an older version: add "classes": [NAME, ...] to it, in the order of the labels'
         )
-    return tuple(document["classes"])
+    with reading(run / RUN, AGAIN):
+        return tuple(document["classes"])
 
 
 def _read_run(run: Path) -> dict[str, Any]:
-    try:
-        document: dict[str, Any] = json.loads((run / "run.json").read_text())
-    except FileNotFoundError as error:
-        raise RunError(
-            f"{run} is no run: run.json is missing; make it with `python -m model_export "
-            f"train-exits`"
-        ) from error
-    return document
+    if not (run / RUN).exists():
+        raise RunError(f"{run} is no run: {RUN} is missing; {AGAIN}")
+    return read_json(run / RUN, AGAIN)
 
 
 def load_model(run: Path) -> Segmenter:
     """The run's averaged weights, in eval mode. Raises RunError where there are none: random
     weights would be useless."""
     config, _, _ = read_config(run)
-    weights = run / "model.safetensors"
-    if not weights.exists():
-        raise RunError(
-            f"{weights} is missing; train it with `python -m model_export train-exits --out {run}`"
-        )
     model = Segmenter(config)
-    model.load_state_dict(load_file(weights))
+    with reading(run / WEIGHTS, f"train it with `python -m model_export train-exits --out {run}`"):
+        model.load_state_dict(load_file(run / WEIGHTS))
     return model.eval()
 
 
 def save_model(run: Path, state: dict[str, Tensor]) -> None:
-    temporary = run / "model.safetensors.new"
-    save_file(
-        {name: value.detach().float().cpu().contiguous() for name, value in state.items()},
-        temporary,
-    )
-    temporary.replace(run / "model.safetensors")
+    stored = {name: value.detach().float().cpu().contiguous() for name, value in state.items()}
+    with replacing(run / WEIGHTS) as temporary:
+        save_file(stored, temporary)
 
 
 class Average:
@@ -171,18 +167,17 @@ def append_log(run: Path, row: dict[str, float | int | str]) -> None:
         _write_log(path, [row])
         return
     with path.open("r+", newline="") as file:
-        columns = next(csv.reader(file))
+        with reading(path, "delete it: a new one begins"):
+            columns = next(csv.reader(file), [])
         file.seek(0, 2)
         csv.DictWriter(file, columns).writerow(row)
 
 
 def _write_log(path: Path, rows: list[Any]) -> None:
-    temporary = path.with_suffix(".new")
-    with temporary.open("w", newline="") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    temporary.replace(path)
 
 
 def read_log(run: Path) -> list[dict[str, str]]:
@@ -201,7 +196,8 @@ def cut_log(run: Path, step: int) -> None:
     path = run / "log.csv"
     if not path.exists():  # stopped between its first checkpoint and the row about it
         return
-    rows = [row for row in read_log(run) if int(row["step"]) <= step]
+    with reading(path, "delete it: a new one begins"):
+        rows = [row for row in read_log(run) if int(row["step"]) <= step]
     if rows:
         _write_log(path, rows)
     else:
@@ -222,28 +218,31 @@ def write_plans(run: Path, plans: list[Knobs], report: dict[str, Any]) -> None:
     """plans: from the cheapest to the full one. report: how they were found, written beside
     them."""
     discard_derived(run, "plans.json")
-    (run / "plans.json").write_text(
-        json.dumps({"plans": [plan.name for plan in plans]} | report, indent=1) + "\n"
-    )
+    write_json(run / "plans.json", {"plans": [plan.name for plan in plans]} | report)
 
 
 def read_canvases(run: Path) -> tuple[Canvas, ...]:
     """Those of the run's plans: the run's own, and the tiled ones that the search has added."""
-    own, tiles = read_config(run)[1], []
-    if (run / "plans.json").exists():
-        tiles = json.loads((run / "plans.json").read_text()).get("tiles", [])
+    own, path, again = read_config(run)[1], run / "plans.json", _repeat(f"search-plans {run}")
+    if not path.exists():
+        return own
     named = {canvas.name: canvas for canvas in own}
-    tiled = [
-        Canvas.tiled(named[cut["of"]], cut["rows"], cut["columns"], cut["overlap"]) for cut in tiles
-    ]
+    cuts = read_json(path, again).get("tiles", [])
+    with reading(path, again):
+        tiled = [
+            Canvas.tiled(named[cut["of"]], cut["rows"], cut["columns"], cut["overlap"])
+            for cut in cuts
+        ]
     return (*own, *tiled)
 
 
 def read_plans(run: Path) -> tuple[list[Knobs], dict[str, Any]]:
     """The chosen plans, from the cheapest to the full one, and the whole report. Raises
     RunError."""
-    report = _read_json(run / "plans.json", f"search-plans {run}")
-    plans = [Knobs.parse(name) for name in report["plans"]]
+    path, again = run / "plans.json", _repeat(f"search-plans {run}")
+    report = read_json(path, again)
+    with reading(path, again):
+        plans = [Knobs.parse(name) for name in report["plans"]]
     if not all(plan.canvas for plan in plans):
         raise RunError(
             f"{run}/plans.json has plans without a canvas, since it is of an older version; repeat "
@@ -255,37 +254,45 @@ def read_plans(run: Path) -> tuple[list[Knobs], dict[str, Any]]:
 def write_targets(run: Path, part: str, arrays: dict[str, Any]) -> None:
     """part: "fit" (the gate's own training) or "held" (never seen by it)."""
     discard_derived(run, "targets-held.npz")
-    np.savez_compressed(run / f"targets-{part}.npz", **arrays)
+    with replacing(run / f"targets-{part}.npz") as temporary:
+        np.savez_compressed(temporary, **arrays)
 
 
 def read_targets(run: Path, part: str) -> dict[str, Any]:
     """names, groups, larger (N,), counts (N, plans, ..) or of several heads quality (N, plans,
     columns), inputs (N, gate inputs), plans: their names, spec. Raises RunError."""
     path, plans = run / f"targets-{part}.npz", [plan.name for plan in read_plans(run)[0]]
-    if not path.exists():
-        raise RunError(
-            f"{path} is missing; make it with `python -m model_export derive-targets {run}`"
-        )
-    with np.load(path) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    if arrays["plans"].tolist() != plans:
-        raise RunError(
-            f"{path} has other plans than plans.json; repeat `python -m model_export "
-            f"derive-targets {run}`"
-        )
-    # Before there were tiled canvases, all images were alike.
-    return {"larger": np.zeros(len(arrays["names"]), np.bool_)} | arrays
+    again = _repeat(f"derive-targets {run}")
+    arrays = read_archive(path, again)
+    with reading(path, again):
+        if arrays["plans"].tolist() != plans:
+            raise RunError(f"{path} has other plans than plans.json; {again}")
+        # Before there were tiled canvases, all images were alike.
+        return {"larger": np.zeros(len(arrays["names"]), np.bool_)} | arrays
+
+
+def read_archive(path: Path, again: str) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz. Raises RunError as `reading` does."""
+    # numpy leaves a broken archive open
+    with reading(path, again), path.open("rb") as file, np.load(file) as archive:
+        return {name: archive[name] for name in archive.files}
 
 
 def write_gate(run: Path, gate: Gate, report: dict[str, Any]) -> None:
     """report: how it was fitted, with "margins", the conformal table."""
-    save_file(gate.state_dict(), run / "gate.safetensors")
-    (run / "gate.json").write_text(json.dumps(report, indent=1) + "\n")
+    with replacing(run / "gate.safetensors") as temporary:
+        save_file(gate.state_dict(), temporary)
+    write_json(run / "gate.json", report)
 
 
 def read_gate(run: Path) -> tuple[Gate, dict[str, Any]]:
-    report = _read_json(run / "gate.json", f"train-gate {run}")
-    return gate_of(load_file(run / "gate.safetensors")), report
+    """The gate in eval mode, and how it was fitted, with "margins". Raises RunError."""
+    again, weights = _repeat(f"train-gate {run}"), run / "gate.safetensors"
+    report = read_json(run / "gate.json", again)
+    with reading(run / "gate.json", again):
+        list(report["margins"])
+    with reading(weights, again):
+        return gate_of(load_file(weights)), report
 
 
 def gate_of(weights: dict[str, Tensor]) -> Gate:
@@ -296,8 +303,5 @@ def gate_of(weights: dict[str, Tensor]) -> Gate:
     return gate.eval()
 
 
-def _read_json(path: Path, command: str) -> dict[str, Any]:
-    if not path.exists():
-        raise RunError(f"{path} is missing; make it with `python -m model_export {command}`")
-    document: dict[str, Any] = json.loads(path.read_text())
-    return document
+def _repeat(command: str) -> str:
+    return f"make it with `python -m model_export {command}`"
