@@ -120,7 +120,7 @@ def test_average_refuses_what_cannot_be_averaged(
         ([trained_run], out, "name two runs or more"),
         ([trained_run, tmp_path / "other"], out, "has another config"),
         ([trained_run, tmp_path / "none"], out, "is no run"),
-        ([trained_run, shifted], shifted, "holds a run that was trained"),
+        ([trained_run, shifted], shifted, "is one of the runs"),
     ):
         assert command("average", *runs, "--out", to) == 1
         assert message in capsys.readouterr().err

@@ -29,7 +29,9 @@ from model_export.training.initial_weights import (
     parse_canvases,
 )
 from model_export.training.optimizer import parameter_groups, rate
+from model_export.training.progress import Progress
 from model_export.training.quality import dev_quality, knobs_to_watch
+from model_export.training.run_files import RunError
 from model_export.training.runs import Average, append_log, read_config, read_log, trained_on
 from model_export.training.supernet import TERMS
 from service.bundle import Canvas, Shape
@@ -254,6 +256,21 @@ def test_a_run_of_before_there_were_several_canvases_has_one(
     assert (config, arguments["steps"]) == (read_config(trained_run)[0], 3)
 
 
+def test_going_on_with_other_data_is_said_and_remembered(
+    train_words: Words, trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    assert command(*train_words, "--out", run) == 0
+    assert "other arguments" not in capsys.readouterr().err
+    assert command(*train_words, "--out", run, "--train", "scenes:4:77", "--lr", "0.001") == 0
+    said = "other arguments: --train scenes:4:77 (was scenes:4), --lr 0.001 (was 0.0004)"
+    assert said in capsys.readouterr().err
+    assert {spec for spec, _ in trained_on(run)} == {"scenes:4", "scenes:4:77"}
+    assert read_config(run)[2]["train"] == "scenes:4:77"
+    assert command("search-plans", run, "--on", "scenes:4:77") == 1
+    assert "which the network learned from" in capsys.readouterr().err
+
+
 def test_rows_after_the_checkpoint_are_done_again(
     train_words: Words, trained_run: Path, tmp_path: Path
 ) -> None:
@@ -265,6 +282,27 @@ def test_rows_after_the_checkpoint_are_done_again(
     assert _rows(run) == _rows(trained_run)
     (run / "log.csv").unlink()
     assert command(*train_words, "--out", run) == 0
+
+
+@pytest.mark.parametrize("spoilt", ["loss", "weights"])
+def test_a_training_that_diverges_stops_and_keeps_its_last_checkpoint(
+    tmp_path: Path, spoilt: str
+) -> None:
+    model = torch.nn.Linear(1, 1)
+    optimizer, average = torch.optim.SGD(model.parameters(), 1.0), Average(model, 0.5)
+    progress = Progress(tmp_path, 1, ["mask"], 0)
+
+    def report(step: int, loss: float) -> None:
+        progress.add(step, {"mask": torch.tensor(loss)})
+        progress.report(step, model, optimizer, average, dict)
+
+    report(0, 1.0)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    if spoilt == "weights":
+        torch.nn.init.constant_(model.weight, float("nan"))
+    with pytest.raises(RunError, match=r"step 2: .* \(the last one stays\): lower --lr"):
+        report(1, float("inf") if spoilt == "loss" else 1.0)
+    assert before == {file.name: file.read_bytes() for file in tmp_path.iterdir()}
 
 
 def test_log_refuses_a_row_with_other_columns(tmp_path: Path) -> None:
@@ -301,6 +339,7 @@ def test_training_on_discards_what_was_derived_from_older_weights(
         (("--gap-weight", "3"), "--gap-weight is for objects that touch"),
         (("--balance", "0.5"), "--balance needs a data set with groups"),
         (("--partly",), "--partly is about --start-from"),
+        (("--zoom", "2", "0.5"), "--zoom 2 0.5 must go from small to large"),
     ],
 )
 def test_train_exits_refuses_with_a_message(

@@ -20,6 +20,7 @@ from model_export.network.backbone import BACKBONES, load_pretrained
 from model_export.network.config import CONFIGS, STANDARD, Config, proscale
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
+from model_export.option_types import whole
 from model_export.training.bundle_weights import WEIGHTS, read_weights
 from model_export.training.runs import (
     RunError,
@@ -57,14 +58,14 @@ def add_initial_arguments(parser: argparse.ArgumentParser) -> None:
     add("--schedule", help=f"standard, or PRO-SCALE's p1,p2,p3, e.g. 2,2,2; {else_default}")
     add(
         "--pause-after",
-        type=int,
+        type=whole(0),
         metavar="LAYERS",
         help=f"how many layers see every token; {else_default}",
     )
     add("--pixel-embedding", choices=("conv", "light", "depthwise"), help=else_default)
     add("--recalibration", action="store_true", help="PRO-SCALE's token re-calibration")
     add("--matching", choices=("hungarian", "class"), help=else_default)
-    add("--queries", type=int, help=else_default)
+    add("--queries", type=whole(), help=else_default)
     add(
         "--canvases",
         nargs="+",

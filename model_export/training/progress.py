@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +16,25 @@ from tqdm import tqdm
 
 from model_export.network.config import Config
 from model_export.network.segmenter import Segmenter
-from model_export.training.runs import Average, append_log, discard_derived, save_model
+from model_export.training.run_files import (
+    CHECKPOINT,
+    TRAIN,
+    RunError,
+    reading,
+    refuse_finished,
+    refuse_other,
+    replacing,
+)
+from model_export.training.runs import (
+    Average,
+    append_log,
+    discard_derived,
+    read_config,
+    save_model,
+)
 
-CHECKPOINT = "checkpoint.pt"
+# Arguments that may differ when a training goes on, and change nothing of its result.
+FREE = {"out", "stop_after", "workers", "cache_mb", "cache", "check_every"}
 
 
 class Progress:
@@ -29,9 +49,21 @@ class Progress:
         self._sums = dict.fromkeys(terms, 0.0)
         self._began = time.monotonic()
 
-    def add(self, terms: Mapping[str, Tensor]) -> None:
+    def add(self, step: int, terms: Mapping[str, Tensor]) -> None:
+        """Raises RunError where a loss is no number any more: nothing later would be of use, and
+        the last checkpoint stays as it is."""
         for name, value in terms.items():
-            self._sums[name] += float(value.detach())
+            loss = float(value.detach())
+            if not math.isfinite(loss):
+                raise self._diverged(step, f"the loss {name!r} is {loss}")
+            self._sums[name] += loss
+
+    def _diverged(self, step: int, what: str) -> RunError:
+        kept = "the last one stays" if (self._run / CHECKPOINT).exists() else "there is none"
+        return RunError(
+            f"step {step + 1}: {what}, so no checkpoint is written ({kept}): lower --lr, or look "
+            f"at the data"
+        )
 
     def due(self, step: int) -> bool:
         return (step + 1) % self._every == 0
@@ -54,6 +86,9 @@ class Progress:
             "seconds": round(time.monotonic() - self._began, 1),
         }
         row |= {name: round(value / since, 4) for name, value in self._sums.items()}
+        states = (model.state_dict(), average.state)
+        if not all(bool(value.isfinite().all()) for state in states for value in state.values()):
+            raise self._diverged(step, "some weights are not finite")
         save_checkpoint(self._run, model, optimizer, average, step + 1)
         row |= quality()
         append_log(self._run, row)
@@ -63,6 +98,28 @@ class Progress:
         """After a report: losses and time count from here on."""
         self._sums = dict.fromkeys(self._sums, 0.0)
         self._began = time.monotonic()
+
+
+def resumed_at(out: Path) -> Path | None:
+    """The run to go on from; None where a new one begins. Raises RunError where the folder holds
+    anything else."""
+    refuse_other(out, TRAIN)
+    refuse_finished(out)
+    return out if (out / CHECKPOINT).exists() else None
+
+
+def name_changes(run: Path, arguments: Mapping[str, Any]) -> None:
+    """Says which arguments are others than before, since the weights come of both. The learning
+    rate, e.g., follows the new --steps from here on."""
+    before = read_config(run)[2]
+    now = json.loads(json.dumps(arguments, default=str))
+    changed = [
+        f"--{name.replace('_', '-')} {value} (was {before[name]})"
+        for name, value in now.items()
+        if name in before and name not in FREE and value != before[name]
+    ]
+    if changed:
+        tqdm.write(f"{run} goes on with other arguments: {', '.join(changed)}", file=sys.stderr)
 
 
 def averaged(config: Config, average: Average, device: torch.device | str = "cpu") -> Segmenter:
@@ -79,27 +136,27 @@ def load_checkpoint(
     average: Average,
     device: torch.device | str = "cpu",
 ) -> int:
-    """Take everything from a run's checkpoint. Returns how many steps it has seen."""
-    saved = torch.load(run / CHECKPOINT, map_location="cpu", weights_only=True)
-    model.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
-    average.state = {name: value.to(device) for name, value in saved["average"].items()}
-    steps: int = saved["step"]
-    return steps
+    """Take everything from a run's checkpoint. Returns how many steps it has seen. Raises
+    RunError."""
+    with reading(run / CHECKPOINT, "delete the run and repeat its training"):
+        saved = torch.load(run / CHECKPOINT, map_location="cpu", weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        average.state = {name: value.to(device) for name, value in saved["average"].items()}
+        return int(saved["step"])
 
 
 def save_checkpoint(
     run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: Average, steps: int
 ) -> None:
     """steps: that the weights have seen."""
-    temporary = run / f"{CHECKPOINT}.new"
     state = {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "average": average.state,
         "step": steps,
     }
-    torch.save(state, temporary)
-    temporary.replace(run / CHECKPOINT)
+    with replacing(run / CHECKPOINT) as temporary:
+        torch.save(state, temporary)
     discard_derived(run)
     save_model(run, average.state)

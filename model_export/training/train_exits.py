@@ -29,7 +29,13 @@ from model_export.tasks import TASKS
 from model_export.training.batches import StepBatches, chances
 from model_export.training.initial_weights import initial_model
 from model_export.training.optimizer import parameter_groups, rate
-from model_export.training.progress import CHECKPOINT, Progress, averaged, load_checkpoint
+from model_export.training.progress import (
+    Progress,
+    averaged,
+    load_checkpoint,
+    name_changes,
+    resumed_at,
+)
 from model_export.training.quality import dev_quality
 from model_export.training.runs import (
     Average,
@@ -54,8 +60,8 @@ def train(options: Options) -> None:
     # The layers behind the drawn exit have no gradient.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[unused])
+    resumed, batches = resumed_at(options.out), options.batches()
     data, dev, scenes = open_data(options)
-    batches = options.batches()
     often = chances(data, options.balance) if options.balance else None
     # On every process: while one checks alone, the others would wait longer than they may.
     show = accelerator.is_main_process
@@ -64,7 +70,6 @@ def train(options: Options) -> None:
         check(dev, f"--dev {options.dev}", complete=False, show=show)
     first_step = 0
     torch.manual_seed(options.seed)
-    resumed = options.out if (options.out / CHECKPOINT).exists() else None
     model, canvases = initial_model(options, data, resumed)
     config = model.config
     model.to(accelerator.device, memory_format=torch.channels_last)
@@ -86,9 +91,11 @@ def train(options: Options) -> None:
         )
         first_step = load_checkpoint(options.out, model, optimizer, average, accelerator.device)
         if accelerator.is_main_process:
+            name_changes(options.out, asdict(options))
             cut_log(options.out, first_step)
-    elif accelerator.is_main_process:
-        write_config(options.out, config, canvases, asdict(options), options.seen(), data.classes)
+    if accelerator.is_main_process:
+        seen = options.seen(resumed)
+        write_config(options.out, config, canvases, asdict(options), seen, data.classes)
     weights = Weights(
         options.points,
         options.pixel_weight,
@@ -133,7 +140,7 @@ def train(options: Options) -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         average.update(model, step)
-        progress.add(terms)
+        progress.add(step, terms)
         bar.set_postfix({k: f"{float(v.detach()):.2f}" for k, v in terms.items()}, refresh=False)
         done = step + 1 == options.steps
         if options.stop_after < math.inf and not done:
@@ -160,8 +167,6 @@ def train(options: Options) -> None:
 
 def open_data(options: Options) -> tuple[Dataset, Dataset, Scenes]:
     """What to train on, the dev set, and the scenes to mix in. Raises DataError, RunError."""
-    if not 0 <= options.cache_mb < math.inf:
-        raise RunError(f"--cache-mb {options.cache_mb} must be 0 (keep nothing) or more")
     cache = SampleCache(options.cache_mb)
     data = open_dataset(options.train, options.data, cache)
     dev = open_dataset(options.dev, options.data, cache)

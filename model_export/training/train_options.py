@@ -11,13 +11,14 @@ from pathlib import Path
 from model_export.data.augment import parse_size
 from model_export.data.cache import CACHE_MB
 from model_export.data.datasets import SPECS, absolute
+from model_export.option_types import number, whole
 from model_export.training.batches import Batches
 from model_export.training.initial_weights import (
     InitialOptions,
     add_initial_arguments,
     seen_by,
 )
-from model_export.training.runs import Trained
+from model_export.training.runs import RunError, Trained
 from model_export.training.supernet import SAMPLING
 
 SCENES = 100_000  # to draw from, with --scenes
@@ -37,21 +38,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_initial_arguments(parser)
     add(
         "--scenes",
-        type=float,
+        type=number(0, 1),
         default=0.0,
         help="share of generated scenes mixed into every batch (CamVid's classes)",
     )
     add("--crop", default="256x352", help="height x width of the training crops")
     add(
         "--zoom",
-        type=float,
+        type=number(0.01, 100),
         nargs=2,
         default=(0.6, 1.6),
         help="range of the crops' scale relative to that on the canvas",
     )
     add(
         "--balance",
-        type=float,
+        type=number(0, 1),
         default=0.0,
         help="draw images of small groups more often: 1 = all groups equally often",
     )
@@ -62,25 +63,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--weather",
-        type=float,
+        type=number(0, 1),
         default=0.0,
         help="share of crops in other light or weather: haze, dusk, glare, blur (outdoor scenes)",
     )
-    add("--steps", type=int, default=6000)
-    add("--batch", type=int, default=4, help="per process")
+    add("--steps", type=whole(), default=6000)
+    add("--batch", type=whole(), default=4, help="per process")
     add(
         "--workers",
-        type=int,
+        type=whole(0),
         default=0,
         help="processes that draw batches ahead, for a GPU; each has --cache-mb of its own",
     )
-    add("--lr", type=float, default=4e-4)
-    add("--backbone-lr", type=float, default=0.2, help="factor of --lr for the backbone")
-    add("--decay", type=float, default=0.05, help="weight decay; 0 on norms, biases and embeddings")
-    add("--points", type=int, default=2048, help="sampled points per mask")
+    add("--lr", type=number(), default=4e-4)
+    add("--backbone-lr", type=number(), default=0.2, help="factor of --lr for the backbone")
+    about = "weight decay; 0 on norms, biases and embeddings"
+    add("--decay", type=number(), default=0.05, help=about)
+    add("--points", type=whole(), default=2048, help="sampled points per mask")
     add(
         "--pixel-weight",
-        type=float,
+        type=number(),
         default=2.0,
         help="weight of the semantic cross-entropy; 0 = Mask2Former's loss",
     )
@@ -93,14 +95,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--gap-weight",
-        type=float,
+        type=number(),
         default=1.0,
         help="weight in it of the pixels where two objects meet (instance task)",
     )
-    add("--token-weight", type=float, default=1.0, help="weight of the token heads' cross-entropy")
+    about = "weight of the token heads' cross-entropy"
+    add("--token-weight", type=number(), default=1.0, help=about)
     add(
         "--distill",
-        type=float,
+        type=number(),
         default=1.0,
         help="weight of distillation from the full encoder; 0 = none",
     )
@@ -116,23 +119,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="uniform",
         help="loss weight by depth, mean 1",
     )
-    add("--ema", type=float, default=0.999)
-    add("--seed", type=int, default=0)
+    add("--ema", type=number(0, 1), default=0.999)
+    add("--seed", type=whole(0), default=0)
     add(
         "--cache-mb",
-        type=float,
+        type=number(),
         default=CACHE_MB,
         help="memory for decoded images, in MiB per process; more than fit are decoded again",
     )
     add(
         "--check-every",
-        type=int,
+        type=whole(),
         default=1000,
         help="steps between checkpoints, each with an evaluation on the dev set",
     )
     add(
         "--stop-after",
-        type=float,
+        type=number(0, math.inf),
         default=math.inf,
         help="minutes after which to write a checkpoint and stop; run it again to continue",
     )
@@ -175,6 +178,8 @@ class Options(InitialOptions):
     def batches(self) -> Batches:
         """Raises ValueError that names what is wrong."""
         low, high = self.zoom
+        if low > high:
+            raise RunError(f"--zoom {low:g} {high:g} must go from small to large")
         return Batches(
             self.batch,
             self.scenes,
@@ -185,8 +190,10 @@ class Options(InitialOptions):
             self.gap_weight,
         )
 
-    def seen(self) -> list[Trained]:
-        """All that the weights will have been trained on."""
-        start = seen_by(self.start_from) if self.start_from else ()
+    def seen(self, resumed: Path | None) -> list[Trained]:
+        """All that the weights will have been trained on. resumed: the run that goes on, maybe with
+        other data than it began with."""
+        source = resumed or self.start_from
+        start = seen_by(source) if source else ()
         scenes = [(f"scenes:{SCENES}:{self.seed + 17}", None)] if self.scenes else []
         return [(absolute(self.train, self.data), self.data), *start, *scenes]

@@ -27,10 +27,17 @@ from model_export.network.backbone import BACKBONES, load_pretrained
 from model_export.network.config import Config, streets
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
+from model_export.option_types import number, whole
 from model_export.training.head_losses import LOSSES, agreement
 from model_export.training.initial_weights import parse_canvases
 from model_export.training.optimizer import parameter_groups, rate
-from model_export.training.progress import CHECKPOINT, Progress, averaged, load_checkpoint
+from model_export.training.progress import (
+    Progress,
+    averaged,
+    load_checkpoint,
+    name_changes,
+    resumed_at,
+)
 from model_export.training.runs import (
     Average,
     RunError,
@@ -56,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--canvases", nargs="+", default=CANVASES, metavar="CANVAS")
     add(
         "--chances",
-        type=float,
+        type=number(),
         nargs="+",
         help="how often each canvas is trained on, in proportion; default: all alike",
     )
@@ -74,17 +81,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="equal",
         help="of the tasks' losses; uncertainty: learned weights (arXiv 1705.07115)",
     )
-    add("--distill", type=float, default=1.0, help="weight of the distillation; 0 = none")
-    add("--steps", type=int, default=4000)
-    add("--batch", type=int, default=8)
-    add("--lr", type=float, default=1e-3)
-    add("--backbone-lr", type=float, default=0.3, help="factor of --lr for the backbone")
-    add("--decay", type=float, default=0.05, help="weight decay; 0 on norms and biases")
-    add("--ema", type=float, default=0.998)
-    add("--seed", type=int, default=0)
+    add("--distill", type=number(), default=1.0, help="weight of the distillation; 0 = none")
+    add("--steps", type=whole(), default=4000)
+    add("--batch", type=whole(), default=8)
+    add("--lr", type=number(), default=1e-3)
+    add("--backbone-lr", type=number(), default=0.3, help="factor of --lr for the backbone")
+    add("--decay", type=number(), default=0.05, help="weight decay; 0 on norms and biases")
+    add("--ema", type=number(0, 1), default=0.998)
+    add("--seed", type=whole(0), default=0)
     add("--cache", type=Path, help="folder for prepared scenes, which runs on the same ones share")
-    add("--check-every", type=int, default=500, help="steps between checkpoints")
-    add("--stop-after", type=float, default=math.inf, help="minutes, then a checkpoint and an end")
+    add("--check-every", type=whole(), default=500, help="steps between checkpoints")
+    add(
+        "--stop-after",
+        type=number(0, math.inf),
+        default=math.inf,
+        help="minutes, then a checkpoint and an end",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,6 +239,7 @@ def open_scenes(flag: str, spec: str) -> Dataset:
 
 def train(options: Options) -> None:
     """Raises ValueError, before the first step, where options do not fit."""
+    resumed = resumed_at(options.out)
     data, dev = open_scenes("--train", options.train), open_scenes("--dev", options.dev)
     canvases, config = parse_canvases(options.canvases), config_of(options, data.channels)
     chances = options.chances or [1.0] * len(canvases)
@@ -245,9 +258,10 @@ def train(options: Options) -> None:
     optimizer = torch.optim.AdamW(groups)
     first_step = 0
     seen: list[Trained] = []
-    if (options.out / CHECKPOINT).exists():
+    if resumed:
         if read_config(options.out)[:2] != (config, canvases):
             raise RunError(f"{options.out} holds another run: choose another --out or delete it")
+        name_changes(options.out, asdict(options))
         first_step = load_checkpoint(options.out, model, optimizer, average)
         cut_log(options.out, first_step)
         seen = trained_on(options.out)
@@ -271,7 +285,7 @@ def train(options: Options) -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         average.update(model, step)
-        progress.add(terms)
+        progress.add(step, terms)
         done = step + 1 == options.steps or (time.monotonic() - begun) / 60 > options.stop_after
         if progress.due(step) or done:
             progress.report(
