@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -129,6 +130,15 @@ class _Server(uvicorn.Server):
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self.handle_exit, number, None)
         yield
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A further SIGINT ends the wait for the requests that are open, which are answered with
+        503. uvicorn would leave them, and the end of the app, to the end of the loop."""
+        if self.should_exit and sig == signal.SIGINT:
+            for task in self.server_state.tasks:
+                task.cancel()
+        else:
+            super().handle_exit(sig, frame)
 
 
 def open_tracing(settings: Settings, release: str, standard: str = "") -> Tracing | None:

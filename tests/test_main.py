@@ -8,10 +8,11 @@ import re
 import signal
 import socket
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from service import __main__ as entry
 from service.bundle import Bundle
 from service.errors import SettingsError
 from service.settings import Settings
-from tests.processes import ROOT, STRICT_SERVICE, environment
+from tests.processes import ROOT, STRICT_SERVICE, answers, environment, until
 
 WAIT_S = 30.0
 
@@ -29,7 +30,7 @@ WAIT_S = 30.0
 def process(fake_bundle: Bundle) -> Iterator[subprocess.Popen[str]]:
     """The service as a process of its own, on a free port, set up by variables and flags."""
     environ = environment() | {"FATHOM_BUNDLE": str(fake_bundle.root), "FATHOM_BACKEND": "fake"}
-    command = [*STRICT_SERVICE, "--drain-timeout-s", "5"]
+    command = [*STRICT_SERVICE, "--drain-timeout-s", "1"]
     with subprocess.Popen(
         command, cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True
     ) as started:
@@ -57,15 +58,17 @@ def get(url: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
+def ready_address_of(process: subprocess.Popen[str]) -> str:
+    address = address_of(process)
+    until(lambda: answers(f"{address}/readyz"), WAIT_S, "a service that is ready")
+    return address
+
+
 def test_it_starts_answers_and_ends_cleanly_on_sigterm(
     process: subprocess.Popen[str], fake_bundle: Bundle
 ) -> None:
-    address = address_of(process)
+    address = ready_address_of(process)
     assert get(f"{address}/healthz")[0] == 200
-    end = time.perf_counter() + WAIT_S
-    while get(f"{address}/readyz")[0] != 200:
-        assert time.perf_counter() < end
-        time.sleep(0.02)
     assert [plan["name"] for plan in json.loads(get(f"{address}/plans")[1])["plans"]] == [
         "d1",
         "d2",
@@ -84,6 +87,40 @@ def test_it_starts_answers_and_ends_cleanly_on_sigterm(
     _, log = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0, log
     assert "Traceback" not in log
+
+
+@pytest.mark.parametrize(
+    "signals", [(signal.SIGTERM,), (signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGINT)]
+)
+def test_requests_that_are_open_at_the_end_of_the_drain_get_503(
+    process: subprocess.Popen[str], signals: tuple[signal.Signals, ...]
+) -> None:
+    address = ready_address_of(process)
+    host = address.removeprefix("http://")
+    paths = {
+        "/segment": "image/png",
+        "/v2/models/fake/infer": "application/json",
+        "/v2/repository/index": "application/json",
+    }
+    with ExitStack() as stack:
+        clients = [stack.enter_context(closing(HTTPConnection(host, timeout=20))) for _ in paths]
+        for client, (path, kind) in zip(clients, paths.items(), strict=True):
+            client.putrequest("POST", path)
+            client.putheader("Content-Type", kind)
+            client.putheader("Content-Length", "9")
+            client.endheaders(b"half")
+        until(lambda: "fathom_held_bytes 12.0" in get(f"{address}/metrics")[1], WAIT_S)
+        for number in signals:
+            process.send_signal(number)
+            until(lambda: not answers(f"{address}/healthz"), WAIT_S)
+        for client in clients:
+            answer = client.getresponse()
+            assert (answer.status, answer.getheader("Retry-After")) == (503, "1")
+            assert "send this again" in json.loads(answer.read())["detail"]
+    _, log = process.communicate(timeout=WAIT_S)
+    assert process.returncode == 0, log
+    assert "Traceback" not in log
+    assert log.count("status=503 outcome=not-ready") == 2  # the index is no image
 
 
 def test_a_backend_that_cannot_run_ends_the_process_with_its_text(

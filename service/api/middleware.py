@@ -7,6 +7,7 @@ starlette's BaseHTTPMiddleware a handler would not see its client leave.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -22,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api.fields import format_used
 from service.api.origins import Origins
 from service.errors import FathomError, ForeignOrigin, RequestTimeout
+from service.inference.place import stopped
 from service.trace import Trace
 
 REQUEST_ID = "X-Request-Id"
@@ -85,6 +87,11 @@ class Edge:
             await answer(scope, receive, send_with_fields)
         except ClientDisconnect:
             return  # nobody is left to answer
+        except asyncio.CancelledError:  # by the server at the end of its drain, and by nothing else
+            if started:
+                raise
+            response = problem(stopped(), trace.request_id, scope["path"])
+            await response(scope, receive, send_with_fields)
         except Exception:
             _log.exception("request_id=%s an unexpected error, please report it", trace.request_id)
             if started:

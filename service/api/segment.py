@@ -35,7 +35,7 @@ from service.api.response_cache import (
     key_of,
 )
 from service.core import Ask, Frames
-from service.errors import FathomError
+from service.errors import FathomError, NotReady
 from service.inference.ticket import Ticket
 from service.metrics import Metrics
 from service.model import Model
@@ -70,8 +70,11 @@ class SegmentRoute:
             if error.shed:
                 self._metrics.shed(error.shed)
             raise
-        except (ClientDisconnect, asyncio.CancelledError):
+        except ClientDisconnect:
             outcome = "cancelled"
+            raise
+        except asyncio.CancelledError:
+            outcome = NotReady.problem  # as `Edge` answers
             raise
         finally:
             observe(self._metrics, request, outcome)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -144,7 +145,7 @@ class GrpcServer:
 
     async def _infer(self, message: Any, trace: Trace, context: Any) -> Any:
         arrived, traces = time.perf_counter(), [trace]
-        with counted(self._metrics, traces, arrived):
+        with counted(self._metrics, traces, arrived, asyncio.CancelledError):
             self._model.engine.check_ready()
             request = _request(message, context.time_remaining(), self._outputs)
             pictures = request.input.pictures(most_images(self._settings))

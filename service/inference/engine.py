@@ -21,6 +21,7 @@ from service.engines.base import Backend
 from service.errors import BackendError, FathomError, NotReady, Overloaded
 from service.inference.batches import Job
 from service.inference.costs import Costs
+from service.inference.place import stopped
 from service.inference.policies import Policies
 from service.inference.policy import Policy
 from service.inference.queue import Queue
@@ -144,7 +145,7 @@ class Engine:
         ask, policy = ticket.ask, self._policies.for_image(ticket.ask.preference, frames)
         with self._changed:
             if ticket not in self._queue.held:
-                raise NotReady("The service stopped before this image's turn.", retry_after=1)
+                raise stopped()
             if policy is not self._policies.of(ask.preference):
                 fastest = self._fastest(ask, self.node_budget, policy)
                 ticket.least_ms = self._costs.total_ms(fastest)
@@ -185,7 +186,7 @@ class Engine:
             left = self._queue.clear()
         _log.warning("drain: %d admitted images were not finished in %g s", len(left), timeout_s)
         for ticket in left:
-            ticket.fail(NotReady("The service stopped before this image's turn.", retry_after=1))
+            ticket.fail(stopped())
 
     def _live(self) -> None:
         """The thread, from opening the backend to closing it."""

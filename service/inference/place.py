@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from service.errors import DeadlineExceeded
+from service.errors import DeadlineExceeded, NotReady
 
 URGENCY = 3  # of RFC 9218, if none is asked for: 0 is the most urgent, 7 the least
 
@@ -50,3 +50,8 @@ class Batch(Generic[P]):
 
 def missed() -> DeadlineExceeded:
     return DeadlineExceeded("The deadline passed while the image was running.")
+
+
+def stopped() -> NotReady:
+    """The service has ended before the image was answered."""
+    return NotReady("The service stopped before it could answer: send this again.", retry_after=1)

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from service.core import Frames
-from service.errors import BadInference, FathomError, TooLarge
+from service.errors import BadInference, FathomError, NotReady, TooLarge
 from service.inference.ticket import Ticket
 from service.metrics import Metrics
 from service.open_inference.outputs import Outputs, Part, Tensor
@@ -113,10 +113,11 @@ def reply(answers: Sequence[Answer], wanted: Wanted, outputs: Outputs) -> tuple[
 
 @contextmanager
 def counted(
-    metrics: Metrics, traces: list[Trace], arrived: float, *gone: type[BaseException]
+    metrics: Metrics, traces: list[Trace], arrived: float, gone: type[BaseException]
 ) -> Iterator[None]:
     """Count what happens inside as /segment counts: an image each when all is well, else one
-    request. traces: filled by then. gone: raised when the caller has left."""
+    request. traces: filled by then. gone: raised when the caller has left; who is cancelled for
+    another reason is left over at the end of the drain."""
     outcome = FathomError.problem
     try:
         yield
@@ -126,9 +127,11 @@ def counted(
         if error.shed:
             metrics.shed(error.shed)
         raise
-    except BaseException as error:
-        if isinstance(error, (asyncio.CancelledError, *gone)):
-            outcome = "cancelled"
+    except gone:
+        outcome = "cancelled"
+        raise
+    except asyncio.CancelledError:
+        outcome = NotReady.problem
         raise
     finally:
         for trace in traces if outcome == "ok" else traces[:1]:
