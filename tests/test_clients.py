@@ -14,11 +14,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.utils import formatdate
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
+import httpx
 import pytest
 
 from service.bundle import Manifest
@@ -30,6 +32,7 @@ from tests.processes import ROOT
 DOCUMENT = ROOT / "docs" / "clients.md"
 ADDRESS, PHOTO, BUDGET = "http://127.0.0.1:8000", "docs/scene-cluttered.jpg", "gflops=6.5"
 LIMIT_S = 100
+REFUSED_S = 1.5  # at first: the program has started by then
 
 
 def blocks(section: str, language: str) -> list[str]:
@@ -44,13 +47,14 @@ def blocks(section: str, language: str) -> list[str]:
 class Recipe:
     """A program of the document. command: runs it in the folder where its files lie; a file is
     called as its first line says, `name` if there is no such line. needs: programs of the
-    system."""
+    system. after_close: whether it retries when a connection closes without an answer."""
 
     section: str
     language: str
     name: str
     command: tuple[str, ...]
     needs: tuple[str, ...] = ()
+    after_close: bool = True
 
     def write(self, folder: Path, url: str, budget: str) -> None:
         for text in blocks(self.section, self.language):
@@ -62,7 +66,7 @@ class Recipe:
 
 
 RECIPES = (
-    Recipe("curl", "sh", "segment.sh", ("bash", "segment.sh"), ("bash", "curl")),
+    Recipe("curl", "sh", "segment.sh", ("bash", "segment.sh"), ("bash", "curl"), after_close=False),
     Recipe("Python", "python", "segment.py", (sys.executable, "-W", "error", "segment.py")),
     Recipe("JavaScript", "js", "main.mjs", ("node", "main.mjs"), ("node",)),
     Recipe("Java", "java", "Segment.java", ("java", "Segment.java"), ("java", "javac")),
@@ -123,6 +127,64 @@ def test_a_recipe_waits_until_the_service_is_ready_and_reads_the_answer(
     assert process.returncode == 0, output
     assert "d2" in output or "depth=2" in output  # the most expensive plan that the budget allows
     assert all(label in output for label in ("Road", "Building", "Car"))
+
+
+def test_a_recipe_outlasts_a_restart_and_a_proxy_with_its_own_answers(
+    recipe: Recipe, starting: Server, tmp_path: Path
+) -> None:
+    starting.gate.set()
+    photo = (ROOT / PHOTO).read_bytes()
+    fields = {"Content-Type": "image/jpeg", "Compute-Budget": "gflops=3.5"}
+    Restarting.answer = httpx.post(f"{starting.url}/segment", content=photo, headers=fields)
+    Restarting.closes, Restarting.busy = recipe.after_close, True
+    with ThreadingHTTPServer(("127.0.0.1", 0), Restarting, bind_and_activate=False) as server:
+        server.server_bind()  # connections are refused as long as it does not listen
+        process = started(recipe, tmp_path, f"http://127.0.0.1:{server.server_port}", "gflops=3.5")
+        time.sleep(REFUSED_S)
+        server.server_activate()
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            output = output_of(process, tmp_path)
+        finally:
+            process.kill()
+            server.shutdown()
+            thread.join()
+    assert process.returncode == 0, output
+    assert "d2" in output
+    assert (Restarting.closes, Restarting.busy) == (False, False)
+
+
+class Restarting(BaseHTTPRequestHandler):
+    """Closes a connection without an answer, then answers as a busy proxy, then with `answer`."""
+
+    answer: ClassVar[httpx.Response]
+    closes: ClassVar[bool]
+    busy: ClassVar[bool]
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if Restarting.closes:
+            Restarting.closes = False
+            self.close_connection = True
+        elif Restarting.busy:
+            Restarting.busy = False
+            date = formatdate(time.time() + 1, usegmt=True)
+            self._reply(503, "text/html", b"<h1>Busy</h1>", {"Retry-After": date})
+        else:
+            used = {"Compute-Used": self.answer.headers["Compute-Used"]}
+            self._reply(200, "application/json", self.answer.content, used)
+
+    def _reply(self, status: int, kind: str, body: bytes, fields: dict[str, str]) -> None:
+        self.send_response(status)
+        sized = {"Content-Type": kind, "Content-Length": str(len(body))}
+        for name, value in (sized | fields).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_words: object) -> None:
+        """Nothing: a test reads what the service says."""
 
 
 def test_a_recipe_says_what_the_service_refused_and_why(
