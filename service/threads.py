@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 _T = TypeVar("_T")
@@ -37,6 +38,22 @@ class Threads:
     def shutdown(self) -> None:
         """Drop what waits; what runs ends by itself."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+async def in_daemon(work: Callable[[], _T]) -> _T:
+    """The result of work that may never end: in a thread of its own, which the end of the process
+    does not wait for."""
+    future: Future[_T] = Future()
+    future.set_running_or_notify_cancel()  # so that a caller who leaves cannot cancel it
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001  # it is the caller's
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="daemon", daemon=True).start()
+    return await asyncio.wrap_future(future)
 
 
 class _Task(Generic[_T]):

@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from service.api import watched
 from service.api.node_budget import at_start, watch
 from service.api.watched import Source, Unusable
 from service.bundle import Bundle, Manifest
@@ -95,6 +98,17 @@ def test_the_file_beats_the_setting_from_the_start(node: Node, tmp_path: Path) -
     assert at_start("depth=3", str(tmp_path / "budget"), node) == Budget()
 
 
+def test_a_byte_order_mark_is_passed_over_and_utf_16_is_refused_by_name(
+    node: Node, tmp_path: Path
+) -> None:
+    path = tmp_path / "budget"
+    path.write_text("depth=4\r\n", encoding="utf-8-sig", newline="")
+    assert at_start("", str(path), node) == Budget(depth=4)
+    path.write_text("depth=4\n", encoding="utf-16")
+    with pytest.raises(SettingsError, match="it is UTF-16: save it as UTF-8"):
+        at_start("", str(path), node)
+
+
 @pytest.mark.parametrize(("text", "key"), [("depth=9", "depth"), ("depth=3, strict", "strict")])
 def test_a_wrong_setting_or_file_stops_the_start_and_names_flag_and_key(
     node: Node, tmp_path: Path, text: str, key: str
@@ -129,6 +143,42 @@ def test_a_file_that_is_not_there_stops_the_start(node: Node, tmp_path: Path, na
         SettingsError, match=r"--node-budget-file .*: (No such file|Is a directory)"
     ):
         at_start("", str(tmp_path / name), node)
+
+
+def test_a_pipe_in_the_place_of_the_file_is_refused_and_holds_nothing_up(
+    node: Node, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    os.mkfifo(tmp_path / "budget")
+    with pytest.raises(SettingsError, match=r"--node-budget-file .*: it is no regular file"):
+        at_start("", str(tmp_path / "budget"), node)
+
+    async def run() -> None:
+        async with watching(tmp_path / "budget", node) as watched:
+            await watched.until_logged(caplog, 1)
+
+    asyncio.run(run())
+    assert "it is no regular file" in caplog.text
+
+
+def test_a_read_that_hangs_is_logged_and_keeps_no_process_alive(
+    node: Node,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    gone = threading.Event()
+    monkeypatch.setattr(Source, "read", lambda _self: gone.wait(10))
+    monkeypatch.setattr(watched, "LATE_S", PERIOD_S)
+
+    async def run() -> None:
+        async with watching(tmp_path / "budget", node) as watcher:
+            await watcher.until_logged(caplog, 1)
+
+    began = time.monotonic()
+    asyncio.run(run())
+    assert time.monotonic() - began < 5
+    assert "no answer within 0.01 s" in caplog.text
+    gone.set()
 
 
 def test_a_change_of_the_file_is_applied(node: Node, tmp_path: Path) -> None:
