@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 
 from service.api import watched
 from service.api.node_budget import at_start, watch
@@ -24,7 +25,8 @@ from service.engines.fake import FakeBackend
 from service.errors import SettingsError
 from service.model import Model
 from service.settings import Settings
-from tests.serving import metrics_of
+from tests.processes import until
+from tests.serving import app_of, metrics_of
 
 PERIOD_S = 0.01
 
@@ -135,6 +137,26 @@ def test_a_budget_that_allows_no_plan_is_in_force_with_a_warning(
     assert all("this node refuses every image: No plan" in line for line in caplog.messages)
     assert at_start("depth=3", "", node) == Budget(depth=3)
     assert len(caplog.messages) == 2
+
+
+@pytest.mark.parametrize(("ms", "warned"), [(5.0, True), (1000.0, False)])
+def test_a_limit_under_the_time_of_the_fastest_plan_is_warned_of_once_that_is_known(
+    fake_manifest: Manifest,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    ms: float,
+    warned: bool,
+) -> None:
+    (tmp_path / "budget").write_text(f"ms={ms}")
+    slow = FakeBackend(fake_manifest, delay_s={"front": 0.02})
+    settings = Settings(node_budget_file=str(tmp_path / "budget"))
+    with (
+        caplog.at_level(logging.WARNING, "fathom"),
+        TestClient(app_of(fake_manifest, settings, backend=slow)) as client,
+    ):
+        until(lambda: client.get("/readyz").status_code == 200, 10)
+    found = [line for line in caplog.messages if "this node refuses every image: ms=5" in line]
+    assert len(found) == warned
 
 
 @pytest.mark.parametrize("name", ["missing", "."])

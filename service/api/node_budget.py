@@ -7,6 +7,7 @@ file sets no ceiling.
 from __future__ import annotations
 
 import logging
+from concurrent.futures import Future
 from pathlib import Path
 
 from service.api import watched
@@ -59,8 +60,8 @@ async def watch(path: Path, model: Model, period_s: float = watched.PERIOD_S) ->
     """
 
     def apply(budget: Budget) -> None:
-        _warn_if_closed(budget, model)
         model.node_budget = budget
+        _warn_if_closed(budget, model)
 
     await watched.watch(_source(path, model), apply, period_s)
 
@@ -71,6 +72,19 @@ def _warn_if_closed(budget: Budget, model: Model) -> None:
         model.policies.default.affordable(Budget(), budget)
     except UnsatisfiableBudget as error:
         _log.warning("this node refuses every image: %s", error.detail)
+        return
+    limit_ms = budget.ms
+    if limit_ms is None:
+        return
+
+    def compare(_warm: Future[None]) -> None:
+        plans = model.policies.default.possible(Budget(), budget)
+        fastest_ms = min(model.plan_ms(plans).values(), default=0.0)
+        if fastest_ms > limit_ms and model.node_budget == budget:
+            text = "this node refuses every image: ms=%g, and its fastest plan takes %.3g ms"
+            _log.warning(text, limit_ms, fastest_ms)
+
+    model.engine.warm.add_done_callback(compare)  # before, no time is known
 
 
 def _source(path: Path, model: Model) -> watched.Source[Budget]:
