@@ -194,8 +194,8 @@ def _listen(settings: Settings) -> socket.socket:
         family, *_, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM
         )[0]
-        return socket.create_server(address[:2], family=family, backlog=2048)
-    except OSError as error:
+        return socket.create_server(address, family=family, backlog=2048)
+    except (OSError, UnicodeError) as error:  # the latter for what can be no name
         raise SettingsError(
             f"cannot listen on {settings.host} port {settings.port}: {error}"
         ) from error

@@ -159,6 +159,22 @@ def test_a_port_in_use_ends_the_process_with_its_number(
     assert f"127.0.0.1 port {port}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("host", ["a" * 64, "a..b", "no name"])
+def test_what_can_be_no_name_of_a_host_is_refused_as_a_setting(host: str) -> None:
+    with pytest.raises(SettingsError, match=f"cannot listen on {host} port 0: "):
+        entry._listen(Settings(host=host, port=0))
+
+
+def test_the_interface_of_a_link_local_address_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def create_server(address: tuple[str | int, ...], **_options: object) -> None:
+        raise OSError(str(address))
+
+    monkeypatch.setattr(socket, "create_server", create_server)
+    interface = socket.if_nametoindex("lo")
+    with pytest.raises(SettingsError, match=rf"\('fe80::1', 0, 0, {interface}\)"):
+        entry._listen(Settings(host="fe80::1%lo", port=0))
+
+
 @pytest.mark.parametrize(
     ("max_loss", "warned"), [(0.0, False), (0.002, True), (0.0025, False), (1.0, False)]
 )
