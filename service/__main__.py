@@ -1,16 +1,26 @@
 """`python -m service`: settings -> bundle -> model -> segmenter -> app -> one uvicorn process.
 
-Exit status: 0 after a drain, 1 when the bundle or the backend cannot be served, 2 for a wrong
-setting.
+Exit status: 0 after a drain, or after a signal before there was anything to drain; 1 when the
+bundle or the backend cannot be served, 2 for a wrong setting.
 """
 
 from __future__ import annotations
 
+import os
+import signal
+
+# The signals that end the service; what nohup has set to be ignored stays so.
+ENDING = [signal.SIGINT, signal.SIGTERM]
+if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+    ENDING.append(signal.SIGHUP)
+if __name__ == "__main__":
+    # The imports below take a second, and an exception in one of them may get lost.
+    for number in ENDING:
+        signal.signal(number, lambda _number, _frame: os._exit(0))
+
 import asyncio
 import logging
 import math
-import os
-import signal
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +53,7 @@ _log = logging.getLogger("fathom")
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Serve until SIGTERM or SIGINT. Returns the exit status; errors go to standard error."""
+    """Serve until a signal of ENDING. Returns the exit status; errors go to standard error."""
     form = ""  # not known yet
     try:
         settings = load(argv, environ)
@@ -127,7 +137,7 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ENDING:
             loop.add_signal_handler(number, self.handle_exit, number, None)
         yield
 

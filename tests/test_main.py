@@ -27,9 +27,13 @@ WAIT_S = 30.0
 
 
 @pytest.fixture
-def process(fake_bundle: Bundle) -> Iterator[subprocess.Popen[str]]:
+def environ(fake_bundle: Bundle) -> dict[str, str]:
+    return environment() | {"FATHOM_BUNDLE": str(fake_bundle.root), "FATHOM_BACKEND": "fake"}
+
+
+@pytest.fixture
+def process(environ: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
     """The service as a process of its own, on a free port, set up by variables and flags."""
-    environ = environment() | {"FATHOM_BUNDLE": str(fake_bundle.root), "FATHOM_BACKEND": "fake"}
     command = [*STRICT_SERVICE, "--drain-timeout-s", "1"]
     with subprocess.Popen(
         command, cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True
@@ -90,7 +94,13 @@ def test_it_starts_answers_and_ends_cleanly_on_sigterm(
 
 
 @pytest.mark.parametrize(
-    "signals", [(signal.SIGTERM,), (signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGINT)]
+    "signals",
+    [
+        (signal.SIGTERM,),
+        (signal.SIGHUP,),
+        (signal.SIGTERM, signal.SIGINT),
+        (signal.SIGINT, signal.SIGINT),
+    ],
 )
 def test_requests_that_are_open_at_the_end_of_the_drain_get_503(
     process: subprocess.Popen[str], signals: tuple[signal.Signals, ...]
@@ -121,6 +131,26 @@ def test_requests_that_are_open_at_the_end_of_the_drain_get_503(
     assert process.returncode == 0, log
     assert "Traceback" not in log
     assert log.count("status=503 outcome=not-ready") == 2  # the index is no image
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_it_starts_ends_it_cleanly(
+    environ: dict[str, str], number: signal.Signals
+) -> None:
+    python, *words = STRICT_SERVICE
+    command = [python, "-X", "importtime", *words]  # tells how far it has come
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True
+    ) as starting:
+        assert starting.stderr is not None
+        next(line for line in starting.stderr if line.split()[-1:] == ["h11"])
+        starting.send_signal(number)
+        try:
+            _, log = starting.communicate(timeout=WAIT_S)
+        finally:
+            starting.kill()
+    assert starting.returncode == 0, log
+    assert "Traceback" not in log
 
 
 def test_a_backend_that_cannot_run_ends_the_process_with_its_text(
