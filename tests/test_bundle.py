@@ -189,6 +189,11 @@ def put(new: object, *keys: str | int) -> Change:
         (put("d1", "encoder_plans", 1, "name"), "encoder_plans: a name occurs twice"),
         (put(9.5, "encoder_plans", 0, "gflops"), "encoder_plans: they must be in order of gflops"),
         (put(0, "encoder_plans", 0, "depth"), "encoder_plans: d1: depth and gflops"),
+        (put(257, "encoder_plans", 3, "depth"), "encoder_plans: d4: depth must be at most 256"),
+        (put(10**30, "encoder_plans", 3, "depth"), "encoder_plans[3].depth: it must be at most"),
+        (put("", "encoder_plans", 0, "name"), "encoder_plans: a name is empty"),
+        (put("", "name"), "name: it is empty"),
+        (put("", *HEAD, "classes", 0, "name"), "heads[0].classes: a name is empty"),
         (put(1.5, "encoder_plans", 0, "keep"), "encoder_plans: d1: keep and width"),
         (put(-0.1, *WORTH, "quality"), "encoder_plans: d1: heads.semantic: quality is outside"),
         (put([0.1], *WORTH, "quality_quantiles"), "heads.semantic: quality_quantiles must have 5"),
@@ -232,6 +237,51 @@ def test_a_manifest_that_breaks_the_contract_is_refused_by_its_key(
     fake_bundle: Bundle, edit: Change, words: str
 ) -> None:
     change(fake_bundle.root, edit)
+    assert words in refusal(fake_bundle.root)
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\nb", "a\r\nb", "\x00", "\x7f", "\x85", "\u2028"])
+def test_a_text_that_is_not_one_line_of_utf_8_is_refused_by_its_key(
+    fake_bundle: Bundle, text: str
+) -> None:
+    path = fake_bundle.root / bundle.FILE
+    good = path.read_text("utf-8")
+    for keys, words in (
+        ((*HEAD, "classes", 0, "name"), "heads[0].classes[0].name: "),
+        (("name",), "name: "),
+        (("encoder_plans", 1, "name"), "encoder_plans[1].name: "),
+        (("stages", "front", "file"), "stages.front.file: "),
+        (("calibration", "by"), "calibration.by: "),
+        (("provenance", text), "provenance: the key "),
+        ((text,), "manifest.json: the key "),
+    ):
+        change(fake_bundle.root, put(text, *keys))
+        told = refusal(fake_bundle.root)
+        assert f"{words}{text!r} must be one line of UTF-8" in told
+        assert told.isprintable()
+        path.write_text(good, encoding="utf-8")
+
+
+def test_texts_of_any_language_are_good(fake_bundle: Bundle) -> None:
+    name = "\u0645\u06cc\u200c\u062e \u9053\u3000\u8def \U0001f6e3"
+    change(fake_bundle.root, put(name, *HEAD, "classes", 0, "name"))
+    assert bundle.load(fake_bundle.root).manifest.head.classes[0].name == name
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        ("1" + "0" * 400, "encoder_plans[0].gflops: it must be at most 9007199254740992"),
+        ("1e999", "encoder_plans[0].gflops: it is larger than a number can be"),
+        ("1e12", "encoder_plans: gflops with all heads must be below 10^12"),
+    ],
+)
+def test_a_number_that_is_too_large_is_refused_by_its_key(
+    fake_bundle: Bundle, number: str, words: str
+) -> None:
+    change(fake_bundle.root, put(12345678, "encoder_plans", 0, "gflops"))
+    path = fake_bundle.root / bundle.FILE
+    path.write_text(path.read_text("utf-8").replace("12345678", number), encoding="utf-8")
     assert words in refusal(fake_bundle.root)
 
 
@@ -334,11 +384,18 @@ DEPTH = ("encoder_plans", 2, "heads", "depth")
         (put({"score": 0.5}, *HEAD, "thresholds"), "heads[0].task: 'semantic' is not one of"),
         (drop("heads", 2, "unit"), "unit, range: a head of depth needs both"),
         (put([5, 1], "heads", 2, "range"), "heads[2].range: must be of two numbers"),
+        (put([0, 1e-7], "heads", 2, "range"), "heads[2].range: its end must be from 1e-06"),
+        (put([0, 600_000], "heads", 2, "range"), "to 500000: choose another unit"),
+        (put("\u00b5m", "heads", 2, "unit"), "heads[2].unit: '\u00b5m' must be of ASCII"),
         (put([-1, 1], "heads", 2, "range"), "from 0 on and ascending"),
         (put([1], "heads", 2, "range"), "heads[2].range: [1] has the wrong type"),
         (put({"sky": 1}, "default_preference"), "default_preference.sky: no head has this name"),
         (put(-1, "default_preference", "depth"), "default_preference.depth: must be a number"),
         (put({"depth": 0}, "default_preference"), "default_preference: at least one weight"),
+        (
+            put({"depth": 1.7e308, "boxes": 1.7e308}, "default_preference"),
+            "default_preference: the sum of the weights is too large",
+        ),
         (put({}, "default_preference"), "default_preference: at least one weight"),
         (put("c+d", "encoder_plans", 0, "name"), "encoder_plans: c+d: a name has no +"),
         (drop(*DEPTH), "encoder_plans: c64-d4: heads.depth: is missing"),

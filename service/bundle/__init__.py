@@ -18,6 +18,7 @@ from service.bundle.manifest import (
     TensorSpec,
 )
 from service.bundle.plans import complete_plans, open_to
+from service.bundle.texts import is_line
 
 __all__ = [
     "FILE",
@@ -41,6 +42,7 @@ __all__ = [
     "Tiles",
     "complete_plans",
     "is_larger",
+    "is_line",
     "load",
     "open_to",
     "plain_of",

@@ -12,6 +12,9 @@ from service.errors import BundleError
 
 KEY = re.compile("[a-z][a-z0-9_-]*")  # a key of RFC 9651: callers name heads in header fields
 
+# Value-Scale has 12 digits before the point and 3 behind it.
+LEAST_END, LARGEST_END = 1e-6, 500_000
+
 
 def check_heads(manifest: Manifest) -> None:
     """Raises BundleError that names the key."""
@@ -25,10 +28,12 @@ def check_heads(manifest: Manifest) -> None:
         at = f"default_preference.{name}"
         require(name in names, f"{at}: no head has this name")
         require(math.isfinite(weight) and weight >= 0, f"{at}: must be a number, 0 or more")
+    weights = manifest.default_preference.values()
     require(
-        any(weight > 0 for weight in manifest.default_preference.values()),
+        any(weight > 0 for weight in weights),
         "default_preference: at least one weight must be over 0",
     )
+    require(math.isfinite(sum(weights)), "default_preference: the sum of the weights is too large")
 
 
 def check_worth(manifest: Manifest, plan: EncoderPlan) -> None:
@@ -57,6 +62,7 @@ def _check_head(head: Head, at: str) -> None:
     )
     # 255 is void in masks.
     require(len(head.classes) <= 255, f"{at}.classes: there must be 255 at most")
+    require(all(entry.name for entry in head.classes), f"{at}.classes: a name is empty")
     colors = [v for entry in head.classes for v in entry.color]
     require(all(0 <= v <= 255 for v in colors), f"{at}.classes: a color is outside 0..255")
     if head.thresholds is not None:
@@ -68,6 +74,11 @@ def _check_head(head: Head, at: str) -> None:
             0 <= least < most < math.inf,
             f"{at}.range: must be of two numbers, from 0 on and ascending",
         )
+        require(
+            LEAST_END <= most <= LARGEST_END,
+            f"{at}.range: its end must be from {LEAST_END} to {LARGEST_END}: choose another unit",
+        )
+    require(head.unit is None or head.unit.isascii(), f"{at}.unit: {head.unit!r} must be of ASCII")
 
 
 def require(holds: bool, detail: str) -> None:

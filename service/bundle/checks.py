@@ -12,10 +12,14 @@ from service.bundle.heads import EncoderPlan
 from service.bundle.manifest import SIZE, Manifest, Stage, TensorSpec
 from service.errors import BundleError
 
+# Far above any network's layers; metrics have a bucket for each.
+MOST_LAYERS = 256
+
 
 def check(manifest: Manifest) -> None:
     """Check what types cannot express. Raises BundleError that names the key."""
     spec = manifest.input
+    require(bool(manifest.name), "name: it is empty")
     require(all(0 <= v <= 255 for v in spec.pad), "input.pad: a value is outside 0..255")
     require((spec.dtype, spec.layout) == ("uint8", "NHWC"), "input: it must be uint8 and NHWC")
     check_heads(manifest)
@@ -95,6 +99,11 @@ def _check_plans(manifest: Manifest) -> None:
             f"encoder_plans: {plan.name}: depth and gflops must be positive",
         )
         require(
+            plan.depth <= MOST_LAYERS,
+            f"encoder_plans: {plan.name}: depth must be at most {MOST_LAYERS}",
+        )
+        require(bool(plan.name), "encoder_plans: a name is empty")
+        require(
             0 < plan.keep <= 1 and 0 < plan.width <= 1,
             f"encoder_plans: {plan.name}: keep and width must be in (0, 1]",
         )
@@ -104,6 +113,8 @@ def _check_plans(manifest: Manifest) -> None:
         round(plan.gflops + sum(plan.heads[head.name].gflops for head in manifest.heads), 4)
         for plan in plans
     ]
+    # They stand in Compute-Used, as a decimal of RFC 9651.
+    require(max(costs) < 1e12, "encoder_plans: gflops with all heads must be below 10^12")
     require(
         costs == sorted(costs),
         "encoder_plans: they must be in order of gflops with all heads, the cheapest first",

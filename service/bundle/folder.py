@@ -17,6 +17,7 @@ from service.bundle import schema2, schema3
 from service.bundle.checks import check
 from service.bundle.kernel import KernelFile
 from service.bundle.manifest import SCHEMA, BundleFile, Manifest, Stage
+from service.bundle.texts import check_values
 from service.bundle.typed_json import build
 from service.errors import BundleError
 
@@ -93,6 +94,7 @@ def _parse(value: Any) -> Manifest:
     """Check the content of manifest.json and build it. Raises BundleError that names the key."""
     if not isinstance(value, dict):
         raise BundleError(f"{FILE}: it must be a JSON object, with the key schema")
+    check_values(value)
     if value.get("schema") == 2:
         value = schema2.upgraded(value)
     if value.get("schema") == 3:
