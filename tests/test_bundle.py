@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from onnx import GraphProto, SparseTensorProto, TensorProto, helper
 
 from service import bundle
 from service.bundle import Bundle, Canvas, Manifest, Shape
@@ -132,6 +133,48 @@ def test_a_link_that_leaves_the_folder_is_refused(fake_bundle: Bundle) -> None:
     path.rename(fake_bundle.root.parent / "front.onnx")
     path.symlink_to(fake_bundle.root.parent / "front.onnx")
     assert "leaves the folder" in refusal(fake_bundle.root)
+
+
+@pytest.mark.parametrize("where", ["initializer", "attribute", "sparse", "branch"])
+def test_a_graph_may_take_tensors_from_listed_files_alone(fake_bundle: Bundle, where: str) -> None:
+    def weights(location: str) -> TensorProto:
+        tensor = TensorProto(name="w", dims=[1], data_location=TensorProto.EXTERNAL)
+        # The order of a hand-made file: the value before the key is as good.
+        tensor.external_data.add(value="0", key="offset")
+        tensor.external_data.add(key="location", value=location)
+        return tensor
+
+    def graph_of(location: str) -> GraphProto:
+        # "location" is a name like any other elsewhere.
+        node = helper.make_node("Identity", ["location"], ["x"])
+        info = helper.make_tensor_value_info("location", TensorProto.FLOAT, [1])
+        graph = helper.make_graph([node], "g", [info], [], value_info=[info])
+        if where == "initializer":
+            graph.initializer.append(weights(location))
+        elif where == "sparse":
+            graph.sparse_initializer.append(SparseTensorProto(values=weights(location)))
+        else:
+            graph.node.append(helper.make_node("Constant", [], ["w"], value=weights(location)))
+        if where == "branch":
+            graph = helper.make_graph(
+                [helper.make_node("If", ["w"], ["x"], then_branch=graph)], "g", [], []
+            )
+        return graph
+
+    def put_graph(location: str) -> None:
+        content = helper.make_model(graph_of(location)).SerializeToString()
+        (fake_bundle.root / "decoder.onnx").write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        change(fake_bundle.root, put(digest, "stages", "decoder", "sha256"))
+
+    for good in ("model.safetensors", "./model.safetensors"):
+        put_graph(good)
+        assert bundle.load(fake_bundle.root).manifest
+    (fake_bundle.root / "other.bin").write_bytes(b"0000")
+    for bad in ("other.bin", "front.onnx", "../model.safetensors", "", "a\0b"):
+        put_graph(bad)
+        told = refusal(fake_bundle.root)
+        assert f"decoder.onnx: it takes tensors from {bad!r}, which is not among files" in told
 
 
 def drop(*keys: str | int) -> Change:

@@ -17,9 +17,10 @@ from service.bundle import schema2, schema3
 from service.bundle.checks import check
 from service.bundle.kernel import KernelFile
 from service.bundle.manifest import SCHEMA, BundleFile, Manifest, Stage
-from service.bundle.texts import check_values
+from service.bundle.onnx_files import external_files
+from service.bundle.texts import check_values, is_line
 from service.bundle.typed_json import build
-from service.errors import BundleError
+from service.errors import BundleError, shown
 
 FILE = "manifest.json"
 
@@ -49,6 +50,7 @@ def load(folder: Path) -> Bundle:
         for entry in entries:
             if _sha256(folder, entry.file) != entry.sha256:
                 raise BundleError(f"{entry.file}: its sha256 is not the one in the manifest")
+        _check_external(folder, manifest)
     except BundleError as error:
         raise remade(folder, error.detail) from error
     except FileNotFoundError as error:
@@ -84,6 +86,7 @@ def save(folder: Path, manifest: Manifest) -> Bundle:
         del value["kernels"]
     text = json.dumps({"schema": SCHEMA} | value, indent=1, allow_nan=False) + "\n"
     checked = _parse(json.loads(text))
+    _check_external(folder, checked)
     partial = folder / (FILE + ".partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, folder / FILE)
@@ -116,6 +119,17 @@ def remade(folder: Path, detail: str) -> BundleError:
 
 def _no_constant(name: str) -> NoReturn:
     raise BundleError(f"{FILE}: {name} is not a number")
+
+
+def _check_external(folder: Path, manifest: Manifest) -> None:
+    """Raises BundleError where a graph takes tensors from a file whose sha256 nobody checks."""
+    listed = {(folder / entry.file).resolve() for entry in manifest.files}
+    for stage in manifest.stages.values():
+        for name in external_files(folder / stage.file):
+            if not is_line(name) or (folder / name).resolve() not in listed:
+                raise BundleError(
+                    f"{stage.file}: it takes tensors from {shown(name)}, which is not among files"
+                )
 
 
 def _sha256(folder: Path, name: str) -> str:
