@@ -19,7 +19,7 @@ from service.bundle import InputSpec, Manifest, Shape, TensorSpec
 from service.core import Ask, Budget, Frame, Frames, Geometry, Margin, Outcome, Reason
 from service.engines.base import WHOLE_BATCH, Arrays, Backend, HostTensors, Tensors, on_host
 from service.engines.fake import FakeBackend
-from service.errors import FathomError
+from service.errors import BackendError, FathomError
 from service.inference import pipeline
 from service.inference.batches import Job, at_once
 from service.inference.costs import Costs
@@ -521,6 +521,17 @@ def test_a_batch_is_split_where_its_canvas_is_large(
 
 def warm(backend: Backend, manifest: Manifest, max_batch: int) -> Costs:
     return warm_up(Stages(backend, manifest), max_batch)
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+def test_a_gate_whose_scores_are_no_numbers_is_not_served(
+    canvases_manifest: Manifest, score: float
+) -> None:
+    backend = FakeBackend(canvases_manifest, quality=[0.5, score, 0.5])
+    with pytest.raises(
+        BackendError, match=r"front-24x32\.onnx: the gate's scores of a blank image"
+    ):
+        warm(backend, canvases_manifest, 1)
 
 
 def test_warm_up_runs_every_plan_and_the_largest_batch(fake_manifest: Manifest) -> None:

@@ -13,6 +13,8 @@ import numpy as np
 
 from service.bundle import EncoderPlan, Shape
 from service.core import Frame, HeadWidth, Plan
+from service.engines.base import Tensors
+from service.errors import BackendError
 from service.inference.batches import at_once
 from service.inference.costs import Cost, Costs
 from service.inference.stages import Stages
@@ -25,6 +27,8 @@ _log = logging.getLogger("fathom.costs")
 def warm_up(stages: Stages, max_batch: int) -> Costs:
     """Measure every encoder plan and every head for one image, and each canvas' cheapest plan and
     full heads with the largest batch.
+
+    Raises BackendError where the gate's scores are no numbers, and what the backend raises.
 
     The first run of a stage allocates its memory. The largest canvas comes first: its stages and
     the most expensive encoder run twice, and the better time counts; the others reuse that memory,
@@ -88,7 +92,7 @@ def measure_again(stages: Stages, costs: Costs, plan: Plan) -> None:
 
 
 def check(stages: Stages) -> None:
-    """Run every stage on a blank image. Raises what the backend raises."""
+    """Run every stage on a blank image. Raises as `warm_up` does."""
     manifest = stages.manifest
     for canvas in manifest.input.canvases:
         plans = [plan for plan in manifest.encoder_plans if plan.canvas == canvas.name]
@@ -116,6 +120,8 @@ def _measure(
     frames = [_blank(shape)] * images
     most_ms = math.inf if images == 1 else LONG_MS
     features, front_ms = _timed(runs, lambda: stages.front(frames), most_ms)
+    if shape in stages.manifest.glance.shapes:
+        _check_scores(stages, shape, features)
     measured = _Measured(front_ms, {}, {})
     for plan in reversed(plans):
         larger_ms = min(measured.encoder_ms.values(), default=0.0)
@@ -129,6 +135,16 @@ def _measure(
         run = partial(stages.head, shape.name, encoded, head.key)
         _, measured.head_ms[head] = _timed(runs, run, most_ms)
     return measured
+
+
+def _check_scores(stages: Stages, shape: Shape, features: Tensors) -> None:
+    """Raises BackendError where the gate's scores, by which plans are chosen, are no numbers."""
+    if not np.isfinite(features["quality"]).all():
+        file = stages.manifest.stages[stages.manifest.graphs[shape.name].front].file
+        raise BackendError(
+            f"{file}: the gate's scores of a blank image are no numbers on {stages.backend.name}: "
+            f"make the gate again (python -m model_export train-gate, then export)"
+        )
 
 
 def _blank(shape: Shape) -> Frame:
