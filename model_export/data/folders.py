@@ -34,6 +34,9 @@ SUFFIXES = (
     *(".tif", ".tiff", ".avif", ".heic", ".heif"),
 )
 
+# How Pillow names gray PNGs of 2 and 4 bits, and by what it multiplies their values to fill 0..255.
+GRAY_STEPS = {"L;2": 85, "L;4": 17}
+
 
 class Folder(LabelledImages):
     """`images/*.{jpg,png,webp,...}` with labels of the same names as PNG: for the semantic task
@@ -125,14 +128,12 @@ def pairs(
         raise DataError(f"{root} has no folder {labels.relative_to(root)}/ with labels as PNG")
     faults: list[str] = []
     files: dict[str, Path] = {}
-    for file in listed_in(images):
-        if file.suffix.lower() in SUFFIXES:
-            if file.stem in files:
-                faults.append(
-                    f"{files[file.stem]} and {file.name} would share one label; rename or delete "
-                    f"one"
-                )
-            files.setdefault(file.stem, file)
+    for file in images_in(images):
+        if file.stem in files:
+            faults.append(
+                f"{files[file.stem]} and {file.name} would share one label; rename or delete one"
+            )
+        files.setdefault(file.stem, file)
     chosen = list(files) if names is None else names
     if not chosen:
         raise DataError(f"{images} lacks any image; it needs *{', *'.join(SUFFIXES)}")
@@ -152,6 +153,11 @@ def listed_in(folder: Path) -> list[Path]:
     return sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))
 
 
+def images_in(folder: Path) -> list[Path]:
+    """Those of `listed_in` that are images by their name."""
+    return [file for file in listed_in(folder) if file.suffix.lower() in SUFFIXES]
+
+
 def without_image(data: LabelledImages) -> list[Path]:
     """Label files whose image is not in the data set."""
     used = {label for _, label in data.files}
@@ -164,13 +170,31 @@ def without_image(data: LabelledImages) -> list[Path]:
 
 
 def open_labels(file: Path) -> Image.Image:
-    """Decoded, the values as they are stored. Raises DataError that names the file."""
+    """A PNG, decoded: as an array, the values as they are stored. Raises DataError that names the
+    file."""
     try:
         with Image.open(file) as image:
+            if image.format != "PNG":
+                raise DataError(
+                    f"{file} is {image.format} inside; labels must be PNG: other formats change "
+                    f"the values"
+                )
+            stored = image.tile[0].args if image.tile else ""
             image.load()
-            return image
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{file} is no readable image: {error}") from error
+    if str(stored).endswith(";16B") and not image.mode.startswith("I"):
+        raise DataError(f"{file} has colours of 16 bits, of which 8 would be lost: save it with 8")
+    return _indexed(image, GRAY_STEPS[stored]) if stored in GRAY_STEPS else image
+
+
+def _indexed(image: Image.Image, step: int) -> Image.Image:
+    """Gray whose values were scaled -> the values before that, with those grays as palette."""
+    values = Image.fromarray(np.asarray(image) // step)
+    values.putpalette([level * step for level in range(255 // step + 1) for _ in range(3)])
+    return values
 
 
 def _missing(file: Path, other: Path | None) -> str:

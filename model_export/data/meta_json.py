@@ -14,6 +14,7 @@ from model_export.data.labelled import Colours
 from model_export.data.sample import DataError
 from model_export.data.scenes import CLASSES
 from model_export.tasks import VOID
+from service.bundle import is_line
 
 FORM = (
     '{"classes": [NAME, ...], "colors": [[R, G, B], ...], "labels": {VALUE: NAME, ...}, '
@@ -84,7 +85,7 @@ def read_description(root: Path) -> dict[str, Any]:
         return {}
     try:
         meta = dict(json.loads(file.read_text("utf-8-sig")).items())
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise _unexpected(root, error) from error
     for key in meta:
         if key not in READ and key not in ABOUT and not key.startswith("_"):
@@ -128,19 +129,20 @@ def classes_in(meta: dict[str, Any], root: Path) -> tuple[tuple[str, ...], Colou
     names, colours = meta.get("classes", names_in(meta.get("labels"))), meta.get("colors")
     if (
         not _is_list_of(names, str)
-        or not all(names)
+        or not all(map(is_line, names))
         or len(set(names)) < len(names)
         or len(names) > VOID
     ):
         raise DataError(
-            f"{root / 'meta.json'}: classes must be at most {VOID} names, each a different one"
+            f"{root / 'meta.json'}: classes must be at most {VOID} names, each a different one "
+            f"and one line of text"
         )
     if colours is None:
         return tuple(names), (OBJECT,) if len(names) == 1 else colour_map(len(names))
     if (
         not _is_list_of(colours, list)
         or len(colours) != len(names)
-        or not all(_is_colour(colour) for colour in colours)
+        or not all(is_colour(colour) for colour in colours)
     ):
         raise DataError(
             f"{root / 'meta.json'}: colors must be [R, G, B] of 0 to 255 for each of the "
@@ -182,5 +184,6 @@ def _is_list_of(value: object, kind: type) -> bool:
     return isinstance(value, list) and all(isinstance(item, kind) for item in value)
 
 
-def _is_colour(value: list[object]) -> bool:
+def is_colour(value: list[object]) -> bool:
+    """Whether it is [R, G, B] of whole numbers 0 to 255."""
     return len(value) == 3 and all(type(part) is int and 0 <= part <= 255 for part in value)
