@@ -64,7 +64,7 @@ def _instances() -> Document:
             {"id": i, "image_id": 1, "category_id": kind, "iscrowd": crowd, "segmentation": shape}
             for i, (kind, crowd, shape) in enumerate(shapes)
         ],
-        "categories": [DOG, CAT],
+        "categories": [dict(DOG), dict(CAT)],
     }
 
 
@@ -72,7 +72,7 @@ def _panoptic() -> Document:
     """Rows of sky, a cat, a crowd of cats, a dog, and some void below."""
     document = _instances()
     segments = [(1000, 3, 0), (70000, 17, 0), (256, 17, 1), (5, 18, 0)]
-    document["categories"] = [{"id": 3, "name": "sky", "isthing": 0}, CAT, DOG]
+    document["categories"] = [{"id": 3, "name": "sky", "isthing": 0}, dict(CAT), dict(DOG)]
     document["annotations"] = [
         {
             "image_id": 1,
@@ -214,6 +214,20 @@ def test_the_same_annotations_are_the_same_images(tmp_path: Path) -> None:
     assert not share_images(spec, "folder")
 
 
+def test_other_annotations_of_the_same_files_are_the_same_images(tmp_path: Path) -> None:
+    document = _instances()
+    first, second = document["images"]
+    spec = _write(tmp_path, document | {"images": [first]})
+    others = _write(tmp_path, document | {"images": [second]}, "others_val.json")
+    both = _write(tmp_path, document, "both_val.json")
+    assert not share_images(spec, others)
+    assert share_images(spec, both)
+    assert share_images(both, others)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "x").symlink_to(tmp_path / "val")
+    assert share_images(spec, "folder:x", tmp_path, tmp_path)
+
+
 def _change(**changes: object) -> Callable[[Document], None]:
     def change(document: Document) -> None:
         document["annotations"][0] |= changes
@@ -247,6 +261,22 @@ def _change(**changes: object) -> Callable[[Document], None]:
         (lambda d: d["categories"].append(CAT), "needs an id and a name of its own"),
         (lambda d: d["categories"].append({"id": 1, "name": "cat"}), "several categories"),
         (lambda d: d.update(images=[]), "which it lacks"),
+        (_change(iscrowd="0"), "iscrowd must be 0 or 1, not '0'"),
+        (_change(iscrowd=2), "iscrowd must be 0 or 1, not 2"),
+        (lambda d: d["images"][1].update(id=1), "two images have the id 1"),
+        (
+            lambda d: d["images"][1].update(file_name="one.png"),
+            r"images 1 and 2 are both .*one\.png",
+        ),
+        (lambda d: d["images"][1].update(file_name="x/one.png"), r"images 1 and 2 are both .*one"),
+        (lambda d: d["categories"][1].update(isthing="0"), "category 17: isthing must be 0 or 1"),
+        (
+            lambda d: d["categories"][1].update(name="\ud800"),
+            "category 17: its name .* must be one",
+        ),
+        (lambda d: d["categories"][1].update(name="a\nb"), "category 17: its name .* must be one"),
+        (lambda d: d["categories"][1].update(color=[300, -1, 2.5]), "category 17: color must be"),
+        (lambda d: d["categories"][1].update(color=["x", None, {}]), "category 17: color must be"),
     ],
 )
 def test_annotations_that_cannot_be_read_are_refused_by_file(
@@ -258,6 +288,38 @@ def test_annotations_that_cannot_be_read_are_refused_by_file(
     with pytest.raises(DataError, match=f"(?s){message}") as raised:
         check(open_dataset(spec, None), "coco")
     assert "instances_val.json" in str(raised.value)
+
+
+def test_a_colour_as_text_is_not_needed(tmp_path: Path) -> None:
+    document = _instances()
+    document["categories"][1]["color"] = "#ff0000"
+    document["annotations"][0]["iscrowd"] = True
+    data = open_dataset(_write(tmp_path, document), None)
+    assert data.palette == ((0, 0, 0), (128, 0, 0), (9, 8, 7))
+
+
+@pytest.mark.parametrize(
+    ("segment", "message"),
+    [
+        ({"iscrowd": "0"}, "iscrowd must be 0 or 1"),
+        ({"id": 70000}, "segments_info has an id twice"),
+        ({"id": -1}, "image one.png"),
+    ],
+)
+def test_segments_that_contradict_are_refused(
+    tmp_path: Path, segment: Document, message: str
+) -> None:
+    document = _panoptic()
+    document["annotations"][0]["segments_info"][3] |= segment
+    with pytest.raises(DataError, match=message):
+        open_dataset(_write(tmp_path, document, "panoptic_val.json"), None)[0]
+
+
+def test_a_panoptic_image_has_one_annotation(tmp_path: Path) -> None:
+    document = _panoptic()
+    document["annotations"] *= 2
+    with pytest.raises(DataError, match="image 1 has 2 panoptic annotations, not one"):
+        open_dataset(_write(tmp_path, document, "panoptic_val.json"), None)
 
 
 def test_panoptic_pngs_must_fit_their_segments(tmp_path: Path) -> None:

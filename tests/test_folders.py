@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,6 +96,22 @@ def _cut(root: Path) -> None:
             lambda root: (root / "masks" / "b.png").write_bytes(b"no image"),
             r"masks/b\.png is no readable image",
         ),
+        (
+            lambda root: (root / "masks" / "b.png").write_bytes(png(60000, 60000, 8, 0, b"")),
+            r"masks/b\.png is no readable image: .*exceeds limit",
+        ),
+        (
+            lambda root: Image.new("L", (12, 8)).save(root / "masks" / "b.png", "JPEG"),
+            r"masks/b\.png is JPEG inside; labels must be PNG",
+        ),
+        (
+            lambda root: Image.new("F", (12, 8)).save(root / "masks" / "b.png", "TIFF"),
+            r"masks/b\.png is TIFF inside; labels must be PNG",
+        ),
+        (
+            lambda root: (root / "masks" / "b.png").write_bytes(png(12, 8, 16, 2, bytes(8 * 73))),
+            r"masks/b\.png has colours of 16 bits",
+        ),
         (lambda root: (root / "images").rename(root / "pictures"), r"has no folder images/"),
         (lambda root: [f.unlink() for f in (root / "images").iterdir()], r"images lacks any image"),
         (lambda root: (root / "images" / "a.webp").touch(), r"a\.webp would share one"),
@@ -105,6 +123,35 @@ def test_folder_refuses_and_names_the_file(
     damage(folder)
     with pytest.raises(DataError, match=message):
         Folder(folder, "semantic")[1]
+
+
+def png(width: int, height: int, bits: int, kind: int, rows: bytes) -> bytes:
+    """kind: of PNG's colour types. rows: each begins with its filter, 0."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        check = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_gray_masks_of_few_bits_have_the_values_that_are_stored(folder: Path, bits: int) -> None:
+    per_byte, wanted = 8 // bits, np.tile(np.uint8([0, 1, 3, 2]), (8, 3))
+    packed = sum(
+        wanted[:, i::per_byte].astype(np.uint8) << (8 - bits * (i + 1)) for i in range(per_byte)
+    )
+    rows = b"".join(b"\0" + row.tobytes() for row in np.asarray(packed, np.uint8))
+    (folder / "masks" / "a.png").write_bytes(png(12, 8, bits, 0, rows))
+    assert np.array_equal(Folder(folder, "semantic")[0].mask, wanted)
+    # As colours they are what is shown.
+    step = 255 // (2**bits - 1)
+    colours = {f"#{step * level:02x}" + f"{step * level:02x}" * 2: level for level in range(4)}
+    names = ["sky", "road", "car", "tree"]
+    _describe(folder, classes=names, labels={key: names[v] for key, v in colours.items()})
+    assert np.array_equal(open_dataset("folder", folder)[0].mask, wanted)
 
 
 @pytest.fixture
@@ -185,6 +232,21 @@ def test_folders_of_other_roots_share_nothing(tmp_path: Path) -> None:
     assert not share_images("folder", "folder", tmp_path, tmp_path / "a")
 
 
+def test_a_folder_is_the_same_however_it_is_written(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    (tmp_path / "images" / "my fit").mkdir()
+    for root in (tmp_path, None):
+        for other in ("folder:my fit/", "folder:./my fit", "folder:x/../my fit"):
+            assert share_images("folder:my fit", other, root, root)
+        assert share_images("folder", "folder:.", root, root)
+        assert not share_images("folder:my fit", "folder:my", root, root)
+    (tmp_path / "images" / "my").mkdir()
+    assert not share_images("folder:my", "folder", tmp_path, tmp_path)
+    (tmp_path / "images" / "my" / "z.png").symlink_to(tmp_path / "images" / "a.png")
+    assert share_images("folder:my", "folder", tmp_path, tmp_path)
+    assert share_images("instances:my", "folder", tmp_path, tmp_path)
+
+
 def test_open_dataset_reads_any_folder_of_instances(cells: Path) -> None:
     data = open_dataset("instances", cells)
     assert (len(data), data.task, data.channels, data.classes) == (2, "instance", 3, ("object",))
@@ -226,6 +288,12 @@ def test_a_meta_json_that_cannot_be_understood_is_refused_by_name(
 ) -> None:
     (folder / "meta.json").write_text(text)
     with pytest.raises(DataError, match=r"meta\.json: .*" + message):
+        open_dataset("folder", folder)
+
+
+def test_a_nested_meta_json_is_refused_by_name(folder: Path) -> None:
+    (folder / "meta.json").write_text('{"notes": ' + "[" * 100_000)
+    with pytest.raises(DataError, match=r"meta\.json: expected .*recursion"):
         open_dataset("folder", folder)
 
 

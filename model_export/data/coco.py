@@ -28,14 +28,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model_export.data.class_names import few
-from model_export.data.coco_files import images_of, is_panoptic, read_document
+from model_export.data.coco_files import flag, images_of, is_panoptic, read_document
 from model_export.data.coco_masks import Annotated, region_of
 from model_export.data.folders import OBJECT, open_labels
 from model_export.data.labelled import Colours, LabelledImages, Read
-from model_export.data.meta_json import colour_map
+from model_export.data.meta_json import colour_map, is_colour
 from model_export.data.sample import DataError
 from model_export.tasks import TASKS, VOID
 from model_export.tasks.segments import VOID_SEGMENT, Segments, segment_label
+from service.bundle import is_line
 
 BACKGROUND = "background"
 
@@ -144,7 +145,7 @@ class Coco(LabelledImages):
         read = self._segments if self.panoptic else self._annotations
         try:
             labels, void = read(index, annotated)
-        except (ValueError, TypeError, KeyError, IndexError) as error:
+        except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{self.file}: image {annotated.name}: {_said(error)}") from error
@@ -153,7 +154,7 @@ class Coco(LabelledImages):
     def _annotations(self, index: int, annotated: Annotated) -> Read:
         """Of polygons and run lengths: large ones first."""
         drawn = [
-            (region_of(entry, annotated.size), bool(entry.get("iscrowd")), self._category(entry))
+            (region_of(entry, annotated.size), flag(entry, "iscrowd", 0), self._category(entry))
             for entry in annotated.entries
         ]
         # A crowd lies behind the objects that are told apart from it.
@@ -179,6 +180,8 @@ class Coco(LabelledImages):
                 f"its PNG {self.files[index][1]} is {ids.shape[1]} x {ids.shape[0]} pixels"
             )
         by_id = {int(entry["id"]): entry for entry in annotated.entries}
+        if len(by_id) < len(annotated.entries):
+            raise ValueError("its segments_info has an id twice")
         found = np.array(sorted({0, *by_id}), np.uint32)
         rows = np.searchsorted(found, ids).clip(max=len(found) - 1)
         unknown = np.unique(ids[found[rows] != ids]).tolist()
@@ -192,7 +195,7 @@ class Coco(LabelledImages):
             category = None if entry is None else self._category(entry)
             if entry is None or category is None:
                 void[row] = True
-            elif entry.get("iscrowd"):
+            elif flag(entry, "iscrowd", 0):
                 void[row] = category.place is not None
             elif category.place is not None:
                 objects += 1
@@ -252,10 +255,18 @@ def _categories(
     found: dict[int, tuple[str, tuple[int, int, int] | None]] = {}
     for entry in document["categories"]:
         key, name, colour = entry.get("id"), entry.get("name"), entry.get("color")
-        if not isinstance(key, int) or not isinstance(name, str) or not name or key in found:
+        if not isinstance(key, int) or not isinstance(name, str) or key in found:
             raise DataError(f"{file}: each category needs an id and a name of its own, not {entry}")
-        valid = isinstance(colour, list) and len(colour) == 3
-        found[key] = (name, (colour[0], colour[1], colour[2]) if valid else None)
+        try:
+            flag(entry, "isthing", 1)
+        except ValueError as error:
+            raise DataError(f"{file}: category {key}: {error}") from error
+        if not is_line(name):
+            raise DataError(f"{file}: category {key}: its name {name!r} must be one line of text")
+        listed = isinstance(colour, list)  # others write it as text; it is not needed
+        if listed and not is_colour(colour):
+            raise DataError(f"{file}: category {key}: color must be [R, G, B] of 0 to 255")
+        found[key] = (name, (colour[0], colour[1], colour[2]) if listed else None)
     names = [name for name, _ in found.values()]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or not found:

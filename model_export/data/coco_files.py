@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -12,9 +13,10 @@ from model_export.data.sample import DataError
 
 
 def read_document(file: Path) -> dict[str, Any]:
+    """Raises DataError."""
     try:
         document = json.loads(file.read_text("utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file} is no readable JSON: {error}") from error
     for part in ("images", "annotations", "categories"):
         if not isinstance(document, dict) or not _is_rows(document.get(part)):
@@ -32,6 +34,14 @@ def is_panoptic(document: dict[str, Any]) -> bool:
     return any("segments_info" in entry for entry in document["annotations"])
 
 
+def flag(entry: dict[str, Any], field: str, default: int) -> bool:
+    """A field that is 0 or 1. Raises ValueError: text, as "0", would always be true."""
+    value = entry.get(field, default)
+    if value not in (0, 1, None):
+        raise ValueError(f"{field} must be 0 or 1, not {value!r}")
+    return bool(value)
+
+
 def images_of(
     document: dict[str, Any], file: Path, root: Path | None, panoptic: bool
 ) -> tuple[list[tuple[Annotated, Path, Path]], list[str]]:
@@ -47,19 +57,34 @@ def images_of(
     places = _places(file, root)
     found: list[tuple[Annotated, Path, Path]] = []
     faults: list[str] = []
+    keys: set[int | str] = set()
+    taken: dict[Path, int | str] = {}
     for image in document["images"]:
         key, name = image.get("id"), image.get("file_name")
         if not isinstance(name, str) or not _is_size(image.get("height"), image.get("width")):
             faults.append(f"{file}: image {key!r} needs file_name, height and width")
             continue
+        if key in keys:
+            faults.append(f"{file}: two images have the id {key!r}; each needs its own")
+            continue
+        keys.add(key)
         own = entries.get(key, [])
         if panoptic and not own:
+            continue
+        if panoptic and len(own) > 1:
+            faults.append(f"{file}: image {key!r} has {len(own)} panoptic annotations, not one")
             continue
         path = _find(places, name)
         if path is None:
             faults.append(
                 f"{name} of {file} is missing; looked in {', '.join(map(str, places))}: name the "
                 f"images' folder by --data"
+            )
+            continue
+        if taken.setdefault(path, key) != key:
+            faults.append(
+                f"{file}: images {taken[path]!r} and {key!r} are both {path}: merge their "
+                f"annotations, or name each image's own file"
             )
             continue
         labels: Path | None = file
@@ -81,6 +106,15 @@ def images_of(
     if lost:
         faults.append(f"{file}: annotations are of images {lost[:5]}, which it lacks")
     return found, faults
+
+
+@functools.lru_cache(maxsize=4)
+def image_files(file: Path, root: Path | None) -> frozenset[Path]:
+    """Where the images lie that an annotation file names, as far as they are there. Raises
+    DataError."""
+    places = _places(file, root)
+    names = (str(image.get("file_name")) for image in read_document(file)["images"])
+    return frozenset(path.resolve() for name in names if (path := _find(places, name)) is not None)
 
 
 def _is_size(*sides: object) -> bool:

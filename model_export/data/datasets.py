@@ -15,6 +15,7 @@ from model_export.data import scenes
 from model_export.data.cache import SampleCache
 from model_export.data.coco import Coco, Spec
 from model_export.data.folders import OBJECT, PALETTE, Folder
+from model_export.data.image_places import image_files_of, place_of
 from model_export.data.labelled import LabelledImages
 from model_export.data.meta_json import groups_in, open_folder, open_instances, read_description
 from model_export.data.sample import DataError, Sample
@@ -206,6 +207,11 @@ class Scenes:
             return BARE
         return low + (high - low) * (place - self.bare) / (1 - self.bare)
 
+    def key(self, index: int) -> str:
+        """Of a sample: all that it depends on, for the name of a file."""
+        height, width = self.size
+        return f"{self.seed}-{index}-{height}x{width}-{self.clutter_of(index):.6f}"
+
     def __getitem__(self, index: int) -> Sample:
         height, width = self.size
         street = scenes.draw(
@@ -233,19 +239,19 @@ def share_images(
     spec: str, other: str, root: Path | None = None, other_root: Path | None = None
 ) -> bool:
     """Whether two data sets, each one of SPECS, have an image in common. Without roots they are
-    taken to lie in the same folder."""
+    taken to lie in the same folder. Of data sets that are `is_nameless` the files are compared,
+    where both can be read here."""
     (kind, _, rest), (other_kind, _, other_rest) = spec.partition(":"), other.partition(":")
+    if is_nameless(spec) and is_nameless(other):
+        known = (root is not None and other_root is not None) or kind == "coco"
+        place = place_of(spec, root if known else None)
+        if kind == other_kind and place == place_of(other, other_root if known else None):
+            return True
+        return not image_files_of(spec, root).isdisjoint(image_files_of(other, other_root))
     if kind != other_kind:
         return False
     if kind == "scenes":
         return _scenes(spec).seed == _scenes(other).seed
-    if kind == "coco":
-        file, other_file = Spec.parse(rest).file(root), Spec.parse(other_rest).file(other_root)
-        return file.resolve() == other_file.resolve()
-    if is_nameless(spec):
-        return rest == other_rest and (
-            not root or not other_root or root.resolve() == other_root.resolve()
-        )
     splits, others = (
         set((part or "train").replace("all", "train+gate+dev").split("+"))
         for part in (rest, other_rest)
