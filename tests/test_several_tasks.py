@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from model_export.data.augment import on_canvases
-from model_export.data.datasets import Scenes
+from model_export.data.datasets import DataError, Scenes
+from model_export.data.several_tasks import TaskBatches
 from model_export.export.graphs import heads_of
 from model_export.gating.preferences import preference_grid, weighted
 from model_export.gating.task_gate import fit_heads, smallest
@@ -20,7 +21,7 @@ from model_export.network.knobs import Knobs
 from model_export.training.bundle_weights import WEIGHTS, read_weights
 from model_export.training.runs import read_plans, read_targets
 from service import bundle
-from service.bundle import complete_plans
+from service.bundle import Canvas, Shape, complete_plans
 from tests.toy import command, last_json
 
 pytestmark = pytest.mark.timeout(900)  # a test of the toy run waits for its training
@@ -46,6 +47,24 @@ def tasks_bundle(tasks_run: Path) -> Path:
     folder = tasks_run.parent / "small-streets"
     assert command("export", tasks_run, "-o", folder, "--parity", "scenes:3:6") == 0
     return folder
+
+
+def test_prepared_scenes_are_kept_apart_by_all_that_they_depend_on(tmp_path: Path) -> None:
+    canvases = (Canvas.of([Shape(64, 96)]),)
+
+    def images(bare: float, cache: Path | None) -> list[np.ndarray]:
+        batches = TaskBatches(Scenes(3, 9, bare=bare), canvases, 1, (1,), 0, cache)
+        return [batches._prepared(index)["c96"].image for index in range(3)]
+
+    for bare in (0.0, 0.9, 0.0):
+        for ours, wanted in zip(images(bare, tmp_path), images(bare, None), strict=True):
+            assert np.array_equal(ours, wanted)
+    assert not np.array_equal(images(0.0, None)[0], images(0.9, None)[0])
+    damaged = min(tmp_path.iterdir())
+    for content in (b"", b"PK\3\4", damaged.read_bytes()[:-99]):
+        damaged.write_bytes(content)
+        with pytest.raises(DataError, match=rf"{damaged.name} is damaged .* delete it"):
+            [images(bare, tmp_path) for bare in (0.0, 0.9)]
 
 
 def test_the_log_tells_of_every_head(tasks_run: Path) -> None:

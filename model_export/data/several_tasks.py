@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from model_export.data.augment import jitter, on_canvases
-from model_export.data.datasets import VOID, Dataset
+from model_export.data.datasets import VOID, Dataset, Scenes
 from model_export.data.sample import DataError, Sample
 from model_export.tasks.detection import large_enough
 from service.bundle import Canvas
@@ -92,12 +93,11 @@ class TaskBatches:
         self._kept: dict[int, dict[str, Placed]] = {}
 
     def _prepared(self, index: int) -> dict[str, Placed]:
-        if self.cache is None:
+        if self.cache is None or not isinstance(self.data, Scenes):
             return place(self.data[index], self.canvases)
-        seed = getattr(self.data, "seed", 0)
+        key = self.data.key(index)
         files = {
-            canvas.name: self.cache / f"{seed}-{index}-{canvas.largest.name}.npz"
-            for canvas in self.canvases
+            canvas.name: self.cache / f"{key}-{canvas.largest.name}.npz" for canvas in self.canvases
         }
         if not all(file.exists() for file in files.values()):
             self.cache.mkdir(parents=True, exist_ok=True)
@@ -107,8 +107,14 @@ class TaskBatches:
                 partial.replace(files[name])
         placed = {}
         for name, file in files.items():
-            with np.load(file) as archive:
-                placed[name] = Placed(**{key: archive[key] for key in archive.files})
+            try:
+                # np.load leaves a damaged file open that it opened itself.
+                with file.open("rb") as stream, np.load(stream) as archive:
+                    placed[name] = Placed(**{part: archive[part] for part in archive.files})
+            except (OSError, EOFError, ValueError, TypeError, BadZipFile) as error:
+                raise DataError(
+                    f"{file} is damaged ({error}): delete it, and it is made again"
+                ) from error
         return placed
 
     def batch(self, step: int) -> TaskBatch:
