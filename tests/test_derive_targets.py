@@ -41,6 +41,7 @@ def test_targets_are_what_each_plan_alone_predicts(toy_run: Path) -> None:
     held, model = read_targets(toy_run, "held"), load_model(toy_run)
     assert held["names"].tolist() == [f"scene-5-{i}" for i in range(4)]
     assert str(held["spec"]) == "scenes:4:5"
+    assert held["specs"].tolist() == ["scenes:4:5"]
     assert held["plans"].tolist() == list(PLANS)
     assert held["counts"].shape == (4, 4, 11, 11)
     data = Scenes(4, 5)

@@ -11,7 +11,15 @@ import torch
 
 from model_export.gating.gate_regression import STRENGTHS, cross_validate, fit, out_of_fold, predict
 from model_export.gating.policies import by_beta, compare, resample
-from model_export.gating.train_gate import Images, by_size, left_out, limit, winnings
+from model_export.gating.train_gate import (
+    Images,
+    alike,
+    by_size,
+    left_out,
+    limit,
+    specs_of,
+    winnings,
+)
 from model_export.network.gate import SIDES
 from model_export.training.runs import read_gate, read_targets
 from tests.toy import PLANS, command, last_json
@@ -239,6 +247,16 @@ def test_images_that_the_network_was_trained_on_teach_the_gate_slopes_and_no_int
     assert bias < 0.002
     assert square < 0.8 * errors(~seen, none(40))[1]  # five times the images
     assert errors(every, none(240))[0] > 0.01  # as if they were like the others
+
+
+def test_names_of_data_sets_may_have_spaces() -> None:
+    specs = ["folder:my fit", "scenes:4"]
+    about = {"sources": np.array([0, 0, 1]), "views": np.array([0, 1, 0])}
+    targets = about | {"spec": np.array(" ".join(specs)), "specs": np.array(specs)}
+    assert specs_of(targets).tolist() == ["folder:my fit", "folder:my fit", "scenes:4"]
+    assert alike(targets, "scenes:9").tolist() == [False, False, True]
+    older = about | {"spec": np.array("folder scenes:4")}
+    assert specs_of(older).tolist() == ["folder", "folder", "scenes:4"]
 
 
 def test_images_that_the_network_was_trained_on_count_for_no_promise(

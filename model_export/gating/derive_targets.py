@@ -194,8 +194,8 @@ def measure_parts(
     network: Network, plans: list[Knobs], options: DataOptions, place: Path
 ) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """("held", targets), then ("fit", targets), of the data sets that the options name, with
-    "spec", their names, and "seen", (N,): whether the network was trained on the image, as far as
-    is known.
+    "spec", their names, "specs", each of them, and "seen", (N,): whether the network was trained on
+    the image, as far as is known.
 
     place: where results lie, see `partial_files`, until the caller discards them. Raises
     DataError, RunError.
@@ -231,7 +231,8 @@ def measure_parts(
             any(share_images(spec, other, options.data, its_root) for other, its_root in trained)
             for spec in specs
         ]
-        yield part, targets | {"spec": np.array(spec), "seen": np.array(seen)[targets["sources"]]}
+        named = {"spec": np.array(spec), "specs": np.array(specs)}  # a name may have spaces
+        yield part, targets | named | {"seen": np.array(seen)[targets["sources"]]}
 
 
 def partial_files(place: Path) -> dict[str, Path]:

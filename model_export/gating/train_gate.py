@@ -55,7 +55,9 @@ def add_block_argument(parser: argparse.ArgumentParser) -> None:
 
 def specs_of(targets: dict[str, Any]) -> NDArray[np.str_]:
     """(N,): each image's data set, as it was named to derive-targets."""
-    specs: NDArray[np.str_] = np.array(str(targets["spec"]).split())[targets["sources"]]
+    # Targets of older versions have the names as one text alone.
+    named = targets["specs"] if "specs" in targets else np.array(str(targets["spec"]).split())
+    specs: NDArray[np.str_] = named[targets["sources"]]
     return specs
 
 

@@ -189,5 +189,6 @@ def _part(
         "counts": part["counts"][:, columns],
         "plans": targets["plans"][columns],
         "spec": np.array(spec),
+        "specs": np.array([spec]),
         "seen": seen,
     }
