@@ -4,6 +4,7 @@ same, or is refused by the name of what stands in the way."""
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -123,12 +124,30 @@ def without(*words: str) -> Callable[[Path], None]:
     return change
 
 
+def changed(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+    """Of one tensor."""
+
+    def write(folder: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        file = folder / "model.safetensors"
+        state = load_file(file)
+        state["class_predictor.bias"] = change(state["class_predictor.bias"])
+        save_file(state, file, metadata={"format": "pt"})
+
+    return write
+
+
 def config(**changes: Any) -> Callable[[Path], None]:
     return lambda folder: edit(folder / "config.json", **changes)
 
 
 def processor(**changes: Any) -> Callable[[Path], None]:
     return lambda folder: edit(folder / "preprocessor_config.json", **changes)
+
+
+def named(name: object) -> Callable[[Path], None]:
+    return config(id2label={str(i): str(i) if i else name for i in range(CLASSES)})
 
 
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -164,6 +183,42 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "std": (processor(image_std=[0.5, 0, 0.5]), "image_std"),
     "size": (processor(size={"max_height": 5}), "--canvases"),
     "threshold": (processor(threshold=2), "threshold: 2"),
+    "threshold true": (processor(threshold=True), "threshold: True"),
+    "mean NaN": (processor(image_mean=[math.nan, 0, 0]), "image_mean: must be three numbers"),
+    "mean large": (processor(image_mean=[1e308, 0, 0]), "image_mean: must be three numbers"),
+    "std infinite": (processor(image_std=[math.inf, 1, 1]), "image_std: must be three numbers"),
+    "scale NaN": (processor(rescale_factor=math.nan), "rescale_factor: must be a positive"),
+    "scale true": (processor(rescale_factor=True), "rescale_factor: must be a positive"),
+    "rescale text": (processor(do_rescale="false"), "do_rescale: must be true or false"),
+    "normalize text": (processor(do_normalize="false"), "do_normalize: must be true or false"),
+    "NaN": (changed(lambda bias: bias * math.nan), "class_predictor.bias has values that are no"),
+    "int8": (changed(lambda bias: bias.to(torch.int8)), "class_predictor.bias is of I8: quantised"),
+    "float8": (changed(lambda bias: bias.to(torch.float8_e4m3fn)), "is of F8_E4M3: quantised"),
+    "nested": (lambda f: (f / "config.json").write_text("[" * 100_000), "cannot be read"),
+    "no head": (config(num_attention_heads=0), "num_attention_heads 0"),
+    "no width": (
+        config(hidden_dim=0, feature_size=0, mask_feature_size=0),
+        "hidden_dim: 0 must be a multiple of 32",
+    ),
+    "listed widths": (config(mask_feature_size=[64]), "mask_feature_size: [64, 64, [64]] must"),
+    "kinds": (config(architectures=5), "architectures: 5 must be a list"),
+    "backbone 5": (config(backbone_config=5), "backbone_config: 5 must be an object"),
+    "backbone nope": (config(backbone_config={"model_type": "nope"}), "model_type 'nope' is unk"),
+    "depths": (
+        config(backbone_config={"model_type": "swin", "depths": "abc"}),
+        "config.json: transformers cannot make the network of it",
+    ),
+    "text": (
+        config(encoder_feedforward_dim="96"),
+        "config.json: transformers cannot make the network of it",
+    ),
+    "dropout": (config(dropout="x"), "config.json: transformers cannot make the network of it"),
+    "surrogate": (named("\ud800"), r"id2label: 0: '\ud800' must be one line of text"),
+    "line break": (named("a\nb"), r"id2label: 0: 'a\nb' must be one line of text"),
+    "no name": (named(""), "id2label: 0: '' must be one line of text"),
+    "null": (named(None), "id2label: 0: None must be one line of text"),
+    "a list of names": (named(["a"]), "id2label: 0: ['a'] must be one line of text"),
+    "twice": (named("1"), "id2label: two classes are named '1'"),
 }
 
 
@@ -187,6 +242,8 @@ def test_what_cannot_be_served_is_refused_by_name(
         (["--task", "panoptic"], "--things"),
         (["--task", "panoptic", "--things", "0-9"], "the classes are 0 to 4"),
         (["--task", "panoptic", "--things", "cat"], "no class is named 'cat'"),
+        (["--task", "panoptic", "--things", ","], "--things ,: it names no class"),
+        (["--task", "panoptic", "--things", "no.json"], "--things no.json: there is no such file"),
         (["--task", "semantic", "--things", "0-1"], "--things is for a panoptic"),
         (["--task", "semantic", "--canvases", "100x100"], "100x100"),
     ],

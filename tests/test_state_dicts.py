@@ -182,6 +182,8 @@ def test_what_cannot_be_read_is_refused_by_name(
     lost = "sem_seg_head.pixel_decoder.layer_1.norm.bias"
     refused({k: v for k, v in state.items() if k != lost}, f"lacks {lost}")
     refused(state | {lost: torch.zeros(3)}, r"is \(3,\)")
+    refused(state | {lost: state[lost].to(torch.int8)}, f"{lost} is of torch.int8: quantised")
+    refused(state | {lost: state[lost] * torch.nan}, "has values that are no numbers")
     refused({"weight": torch.zeros(3)}, "no Mask2Former that is known")
     refused({MMDET: torch.zeros(3)}, "of mmdetection, with the backbone swin")
     torch.save({"model": state, "code": Trap()}, tmp_path / "trap.pth")
@@ -191,5 +193,9 @@ def test_what_cannot_be_read_is_refused_by_name(
     torch.save([1], tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match="no state dict"):
         mask2former.load(open_checkpoint(folder, tmp_path / "list.pth"))
+    for content in (b"root:x:0:0:root:/root:/bin/bash\n", b"", b"(lp0\n"):
+        (tmp_path / "text.pth").write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"text\.pth cannot be read as tensors alone"):
+            mask2former.load(open_checkpoint(folder, tmp_path / "text.pth"))
     with pytest.raises(CheckpointError, match="is no file"):
         open_checkpoint(folder, tmp_path / "none.pth")

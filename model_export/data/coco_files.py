@@ -34,9 +34,10 @@ def is_panoptic(document: dict[str, Any]) -> bool:
     return any("segments_info" in entry for entry in document["annotations"])
 
 
-def flag(entry: dict[str, Any], field: str, default: int) -> bool:
-    """A field that is 0 or 1. Raises ValueError: text, as "0", would always be true."""
-    value = entry.get(field, default)
+def flag(entry: dict[str, Any], field: str, default: int | None = None) -> bool:
+    """A field that is 0 or 1. default: where it is missing. Raises ValueError, since text, as "0",
+    would always be true, and KeyError where it is missing without a default."""
+    value = entry[field] if default is None else entry.get(field, default)
     if value not in (0, 1, None):
         raise ValueError(f"{field} must be 0 or 1, not {value!r}")
     return bool(value)

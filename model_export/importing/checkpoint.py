@@ -18,6 +18,8 @@ CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
+KINDS = ("F64", "F32", "F16", "BF16", "I64", "I32")  # integers: counts and places
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be imported. The message names the file or the field, and what to
@@ -71,7 +73,7 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path} is missing: a checkpoint needs it; save_pretrained of the model and of its "
             f"image processor write both JSON files"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} must be a JSON object")
@@ -109,6 +111,7 @@ def check_tensors(path: Path) -> None:
     try:
         with safe_open(path, "pt") as file:
             names = file.keys()
+            kinds = {name: file.get_slice(name).get_dtype() for name in names}
     except (SafetensorError, OSError) as error:
         size = path.stat().st_size
         raise CheckpointError(
@@ -117,3 +120,14 @@ def check_tensors(path: Path) -> None:
         ) from error
     if not names:
         raise CheckpointError(f"{path} holds no tensor: download it again")
+    for name, kind in kinds.items():
+        if kind not in KINDS:
+            raise quantised(path, name, kind)
+
+
+def quantised(path: Path, name: str, kind: str) -> CheckpointError:
+    """An error about a tensor whose values mean nothing without scales."""
+    return CheckpointError(
+        f"{path}: {name} is of {kind}: quantised weights cannot be imported; save the checkpoint "
+        f"in float32 or float16"
+    )

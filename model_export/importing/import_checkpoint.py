@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from model_export.data.coco_files import flag
 from model_export.importing import mask2former
 from model_export.importing.checkpoint import (
     Checkpoint,
@@ -24,7 +25,7 @@ from model_export.importing.checkpoint import (
 from model_export.tasks import IMPORTED
 from model_export.training.initial_weights import parse_canvases
 from model_export.training.runs import discard_derived, save_model, shapes_of, write_config
-from service.bundle import Canvas
+from service.bundle import Canvas, is_line
 
 SMALLER = (0.5, 0.75)  # of the checkpoint's size: canvases that need no training
 MOST_CLASSES = 255  # that a bundle can have
@@ -147,9 +148,14 @@ def class_names(checkpoint: Checkpoint) -> tuple[str, ...]:
     if not isinstance(given, dict) or not given:
         raise checkpoint.refuse("id2label", "must name the classes, as {'0': NAME, ...}")
     try:
-        table = {int(index): str(name) for index, name in given.items()}
+        table = {int(index): name for index, name in given.items()}
     except ValueError as error:
         raise checkpoint.refuse("id2label", f"its keys must be indices: {error}") from error
+    for index, name in table.items():
+        if not isinstance(name, str) or not is_line(name):
+            raise checkpoint.refuse("id2label", f"{index}: {name!r} must be one line of text")
+        if list(table.values()).count(name) > 1:
+            raise checkpoint.refuse("id2label", f"two classes are named {name!r}: rename one")
     if sorted(table) != list(range(len(given))) or len(table) > MOST_CLASSES:
         raise checkpoint.refuse(
             "id2label", f"must name the classes 0 to {len(given) - 1}, at most {MOST_CLASSES}"
@@ -191,6 +197,8 @@ def things_of(given: str | None, names: Sequence[str], task: str) -> tuple[bool,
             raise CheckpointError(f"--things {given}: the classes are 0 to {len(names) - 1}")
         return tuple(index in chosen for index in range(len(names)))
     wanted = [name.strip() for name in given.split(",") if name.strip()]
+    if not wanted:
+        raise CheckpointError(f"--things {given}: it names no class")
     for name in wanted:
         if name not in names:
             raise CheckpointError(f"--things {given}: no class is named {name!r}")
@@ -198,11 +206,13 @@ def things_of(given: str | None, names: Sequence[str], task: str) -> tuple[bool,
 
 
 def _things_in(path: Path, names: Sequence[str]) -> tuple[bool, ...]:
+    if not path.is_file():
+        raise CheckpointError(f"--things {path}: there is no such file")
     content = read_json(path)
     entries = content.get("categories", content.get("classes", []))
     try:
-        table = {str(entry["name"]): bool(entry["isthing"]) for entry in entries}
-    except (TypeError, KeyError) as error:
+        table = {str(entry["name"]): flag(entry, "isthing") for entry in entries}
+    except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(
             f'{path}: "categories" must be a list of {{"name": ..., "isthing": 0 or 1}}'
         ) from error
@@ -251,7 +261,7 @@ def thresholds_of(checkpoint: Checkpoint, *given: float | None) -> tuple[float, 
     for value, (field, default) in zip(given, THRESHOLDS.items(), strict=True):
         configured = checkpoint.processor.get(field, checkpoint.config.get(field, default))
         chosen = configured if value is None else value
-        if not isinstance(chosen, int | float) or not 0 <= chosen <= 1:
+        if type(chosen) not in (int, float) or not 0 <= chosen <= 1:
             raise CheckpointError(f"{field}: {chosen!r} must be in 0..1")
         values.append(float(chosen))
     return values[0], values[1], values[2]

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from model_export.importing import state_dicts
+from model_export.importing.check_config import (
+    ARCHITECTURE,
+    check_backbone,
+    check_fields,
+    check_found,
+)
 from model_export.importing.checkpoint import CONFIG, Checkpoint, CheckpointError
 from model_export.network.config import IMPORTED, Config, ImportedBackbone
 from model_export.network.segmenter import Segmenter
@@ -21,25 +27,41 @@ from model_export.network.transformers_backbone import transformers
 from model_export.tasks import IMPORTED as IMPORTED_TASKS
 from service.bundle import Canvas
 
-ARCHITECTURE = "Mask2FormerForUniversalSegmentation"
-# What the network computes; a checkpoint that wants something else is refused.
-FIXED: dict[str, object] = {
-    "pre_norm": False,
-    "enforce_input_projection": False,
-    "activation_function": "relu",
-    "common_stride": 4,
-    "feature_strides": [4, 8, 16, 32],
-}
 STRIDES = (4, 8, 16, 32)
+MOST_OF_PIXELS = 1e6  # in whatever unit
 POINTS, LEVELS = 4, 3  # of the deformable attention; transformers has no field for them
 
 
 def load(checkpoint: Checkpoint) -> nn.Module:
     """The checkpoint as transformers' own module, float32, in eval mode. Raises CheckpointError."""
-    _check_fields(checkpoint)
+    check_fields(checkpoint)
     package = transformers()
-    if checkpoint.foreign:
-        return _from_others(checkpoint, package)
+    check_backbone(checkpoint, package)
+    load_as = _from_others if checkpoint.foreign else _from_folder
+    try:
+        model = load_as(checkpoint, package)
+    except ImportError as error:
+        raise checkpoint.refuse("backbone_config", f"its backbone needs a package: {error}") from (
+            error
+        )
+    except CheckpointError:
+        raise
+    except Exception as error:  # transformers has no error of its own for a config that is wrong
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise CheckpointError(
+            f"{checkpoint.folder / CONFIG}: transformers cannot make the network of it ({said})"
+        ) from error
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise CheckpointError(
+                f"{checkpoint.weights[0].parent}: of its weights {name} has values that are no "
+                f"numbers: training went wrong, or the file is damaged"
+            )
+    return model.float().eval()
+
+
+def _from_folder(checkpoint: Checkpoint, package: Any) -> nn.Module:
+    """Of the folder's own weights."""
     kind, loading = getattr(package, ARCHITECTURE), logging.getLogger("transformers")
     level = loading.level
     loading.setLevel(logging.ERROR)  # what it warns of is an error below
@@ -52,30 +74,22 @@ def load(checkpoint: Checkpoint) -> nn.Module:
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    except ImportError as error:
-        raise checkpoint.refuse("backbone_config", f"its backbone needs a package: {error}") from (
-            error
-        )
-    except (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
-        # transformers has no error of its own for a config that does not fit.
-        raise CheckpointError(f"{checkpoint.folder}: transformers cannot load it: {error}") from (
-            error
-        )
     finally:
         loading.setLevel(level)
-    _check_found(checkpoint, found)
-    return model.eval()
+    check_found(checkpoint, found)
+    loaded: nn.Module = model
+    return loaded
 
 
 def _from_others(checkpoint: Checkpoint, package: Any) -> nn.Module:
-    """As `load`, with the tensors of a state dict that has other names."""
+    """Of a state dict that has other names."""
     (path,) = checkpoint.weights
     given = state_dicts.read_tensors(path)
     config = package.Mask2FormerConfig.from_dict(checkpoint.config)
     model: nn.Module = getattr(package, ARCHITECTURE)(config)
     backbone = config.backbone_config.model_type
     model.load_state_dict(state_dicts.renamed(path, given, model.state_dict(), backbone))
-    return model.float().eval()
+    return model
 
 
 def config_of(
@@ -168,83 +182,31 @@ def check_maps(checkpoint: Checkpoint, network: Segmenter, canvas: Canvas) -> No
 def normalisation(checkpoint: Checkpoint) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel, of values 0..255. Raises CheckpointError."""
     about = checkpoint.processor
+    for field in ("do_rescale", "do_normalize"):
+        if type(about.get(field, True)) is not bool:
+            raise _of_processor(checkpoint, field, "must be true or false")
     scale = about.get("rescale_factor", 1 / 255) if about.get("do_rescale", True) else 1.0
-    if not isinstance(scale, int | float) or scale <= 0:
+    if not _is_number(scale) or scale <= 0:
         raise _of_processor(checkpoint, "rescale_factor", "must be a positive number")
     if not about.get("do_normalize", True):
         return (0.0,) * 3, (1 / scale,) * 3
     values = []
     for field in ("image_mean", "image_std"):
         given = about.get(field)
-        listed = isinstance(given, list) and all(isinstance(v, int | float) for v in given)
-        if not listed or len(given) != 3 or (field == "image_std" and min(given) <= 0):
+        listed = isinstance(given, list) and len(given) == 3 and all(map(_is_number, given))
+        if not listed or (field == "image_std" and min(given) <= 0):
             raise _of_processor(checkpoint, field, "must be three numbers, of red, green and blue")
         values.append(tuple(float(v) / scale for v in given))
     return values[0], values[1]
 
 
+def _is_number(value: object) -> TypeGuard[float]:
+    """Whether it is one that mean and deviation of pixels can be."""
+    return type(value) in (int, float) and abs(value) <= MOST_OF_PIXELS  # type: ignore[operator]
+
+
 def _of_processor(checkpoint: Checkpoint, field: str, why: str) -> CheckpointError:
     return CheckpointError(f"{checkpoint.folder / 'preprocessor_config.json'}: {field}: {why}")
-
-
-# --------------------------------------------------------------------------------------------------
-# refusals
-
-
-def _check_fields(checkpoint: Checkpoint) -> None:
-    config = checkpoint.config
-    kinds = config.get("architectures") or []
-    if config.get("model_type") != "mask2former":
-        raise checkpoint.refuse(
-            "model_type", f"{config.get('model_type')!r} cannot be served; mask2former can"
-        )
-    if kinds and ARCHITECTURE not in kinds:
-        raise checkpoint.refuse("architectures", f"{kinds} has no heads; {ARCHITECTURE} has")
-    if config.get("backbone") is not None and not config.get("backbone_config"):
-        raise checkpoint.refuse(
-            "backbone",
-            f"{config['backbone']!r} is only a name, which would be looked up in the network: "
-            f"backbone_config must describe it",
-        )
-    for field, value in FIXED.items():
-        given = config.get(field, value)
-        if (list(given) if isinstance(given, tuple) else given) != value:
-            raise checkpoint.refuse(field, f"{given!r} cannot be served; it must be {value!r}")
-    widths = {
-        name: config.get(name, 256) for name in ("hidden_dim", "feature_size", "mask_feature_size")
-    }
-    if len(set(widths.values())) > 1:
-        raise checkpoint.refuse(", ".join(widths), f"{[*widths.values()]} must be equal")
-    width, heads = widths["hidden_dim"], config.get("num_attention_heads", 8)
-    if type(width) is not int or type(heads) is not int or width % 32 or width % heads:
-        raise checkpoint.refuse(
-            "hidden_dim", f"{width!r} must be a multiple of 32 and of num_attention_heads {heads!r}"
-        )
-    for field, least in (("encoder_layers", 1), ("decoder_layers", 2), ("num_queries", 1)):
-        given = config.get(field, least)
-        if type(given) is not int or given < least:
-            raise checkpoint.refuse(field, f"{given!r} must be at least {least}")
-
-
-def _check_found(checkpoint: Checkpoint, found: dict[str, Any]) -> None:
-    """transformers would start what is missing at random, and leave out what it does not know."""
-    for what, why in (
-        ("mismatched_keys", "another shape than config.json says"),
-        ("missing_keys", "is missing"),
-        ("unexpected_keys", "is not of this network"),
-    ):
-        entries = sorted(
-            (entry for entry in found.get(what, ()) if "criterion." not in str(entry)), key=str
-        )
-        if entries:
-            first = entries[0]
-            name, shapes = (first[0], first[1:]) if isinstance(first, tuple) else (first, ())
-            sizes = " instead of ".join(str(tuple(shape)) for shape in shapes)
-            raise CheckpointError(
-                f"{checkpoint.folder}: of its weights {name} {why}{f': {sizes}' if sizes else ''}"
-                f"{f', and {len(entries) - 1} more' if len(entries) > 1 else ''}; the weights must "
-                f"belong to config.json"
-            )
 
 
 # --------------------------------------------------------------------------------------------------

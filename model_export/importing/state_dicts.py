@@ -7,17 +7,15 @@ where other code packs query, key and value into one tensor, a row names the thi
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model_export.importing.checkpoint import CheckpointError
+from model_export.importing.checkpoint import CheckpointError, quantised
 
 Row = tuple[str, str | Callable[[re.Match[str]], str] | None]
 BACKBONE = "model.pixel_level_module.encoder."
@@ -218,7 +216,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # readers raise anything where a file is no such file
         said = str(error).strip().splitlines()[:1]
         raise CheckpointError(
             f"{path} cannot be read as tensors alone ({' '.join(said)}): download it again, or, "
@@ -257,6 +255,8 @@ def renamed(
         source = f"backbone.{source}" if inside else source
         if source not in given:
             raise CheckpointError(f"{path} lacks {source}, which config.json asks for")
+        if given[source].dtype.itemsize < 2:
+            raise quantised(path, source, str(given[source].dtype))
         value = given[source].float()
         state[name] = value if third is None else value.chunk(3)[third]
         if state[name].shape != like.shape:

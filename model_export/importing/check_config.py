@@ -1,0 +1,93 @@
+"""What of a checkpoint the network cannot compute as transformers does, by its field's name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from model_export.importing.checkpoint import Checkpoint, CheckpointError
+
+ARCHITECTURE = "Mask2FormerForUniversalSegmentation"
+# What the network computes; a checkpoint that wants something else is refused.
+FIXED: dict[str, object] = {
+    "pre_norm": False,
+    "enforce_input_projection": False,
+    "activation_function": "relu",
+    "common_stride": 4,
+    "feature_strides": [4, 8, 16, 32],
+}
+
+
+def check_fields(checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError that names the field."""
+    config = checkpoint.config
+    kinds = config.get("architectures") or []
+    if not isinstance(kinds, list):
+        raise checkpoint.refuse("architectures", f"{kinds!r} must be a list of names")
+    if config.get("model_type") != "mask2former":
+        raise checkpoint.refuse(
+            "model_type", f"{config.get('model_type')!r} cannot be served; mask2former can"
+        )
+    if kinds and ARCHITECTURE not in kinds:
+        raise checkpoint.refuse("architectures", f"{kinds} has no heads; {ARCHITECTURE} has")
+    if config.get("backbone") is not None and not config.get("backbone_config"):
+        raise checkpoint.refuse(
+            "backbone",
+            f"{config['backbone']!r} is only a name, which would be looked up in the network: "
+            f"backbone_config must describe it",
+        )
+    for field, value in FIXED.items():
+        given = config.get(field, value)
+        if (list(given) if isinstance(given, tuple) else given) != value:
+            raise checkpoint.refuse(field, f"{given!r} cannot be served; it must be {value!r}")
+    widths = {
+        name: config.get(name, 256) for name in ("hidden_dim", "feature_size", "mask_feature_size")
+    }
+    width, heads = widths["hidden_dim"], config.get("num_attention_heads", 8)
+    if any(other != width for other in widths.values()):
+        raise checkpoint.refuse(", ".join(widths), f"{[*widths.values()]} must be equal")
+    whole = type(width) is int and type(heads) is int and width > 0 and heads > 0
+    if not whole or width % 32 or width % heads:
+        raise checkpoint.refuse(
+            "hidden_dim", f"{width!r} must be a multiple of 32 and of num_attention_heads {heads!r}"
+        )
+    for field, least in (("encoder_layers", 1), ("decoder_layers", 2), ("num_queries", 1)):
+        given = config.get(field, least)
+        if type(given) is not int or given < least:
+            raise checkpoint.refuse(field, f"{given!r} must be at least {least}")
+
+
+def check_backbone(checkpoint: Checkpoint, package: Any) -> None:
+    """package: transformers. Raises CheckpointError where it does not know the backbone."""
+    about = checkpoint.config.get("backbone_config")
+    if about is None:
+        return  # transformers' default, a Swin
+    if not isinstance(about, dict):
+        raise checkpoint.refuse("backbone_config", f"{about!r} must be an object")
+    kind = about.get("model_type")
+    if not isinstance(kind, str) or kind not in package.CONFIG_MAPPING:
+        raise checkpoint.refuse(
+            "backbone_config",
+            f"model_type {kind!r} is unknown to transformers {package.__version__}",
+        )
+
+
+def check_found(checkpoint: Checkpoint, found: dict[str, Any]) -> None:
+    """found: what transformers says of the weights. It would start what is missing at random, and
+    leave out what it does not know. Raises CheckpointError that names a tensor."""
+    for what, why in (
+        ("mismatched_keys", "another shape than config.json says"),
+        ("missing_keys", "is missing"),
+        ("unexpected_keys", "is not of this network"),
+    ):
+        entries = sorted(
+            (entry for entry in found.get(what, ()) if "criterion." not in str(entry)), key=str
+        )
+        if entries:
+            first = entries[0]
+            name, shapes = (first[0], first[1:]) if isinstance(first, tuple) else (first, ())
+            sizes = " instead of ".join(str(tuple(shape)) for shape in shapes)
+            raise CheckpointError(
+                f"{checkpoint.folder}: of its weights {name} {why}{f': {sizes}' if sizes else ''}"
+                f"{f', and {len(entries) - 1} more' if len(entries) > 1 else ''}; the weights must "
+                f"belong to config.json"
+            )
