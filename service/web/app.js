@@ -6,6 +6,7 @@ import { bytes } from "./format.js";
 import { askKey } from "./key.js";
 import { Labels } from "./labels.js";
 import { PreferenceForm } from "./preference.js";
+import { problem } from "./problem.js";
 import { Reading } from "./reading.js";
 import { Stage } from "./stage.js";
 import { Strip } from "./strip.js";
@@ -14,52 +15,19 @@ import { Views } from "./views.js";
 const $ = (id) => document.getElementById(id);
 const SETTLE_MS = 300; // arrow keys on a slider come in bursts: wait for the last one before a request
 
-const problem = {
-  timer: 0,
-  hide() {
-    clearInterval(this.timer);
-    $("problem").hidden = true;
-  },
-  /**
-   * @param {unknown} error
-   * @param {() => void} [again] what a retry does
-   * @param {boolean} [alone] whether to retry automatically once the service's Retry-After has passed
-   */
-  show(error, again, alone = false) {
-    this.hide();
-    if (error?.name === "AbortError") return;
-    if (error?.status === 401) {
-      askKey(error, again);
-      return;
-    }
-    const known = error instanceof Problem;
-    if (!known) console.error(error);
-    $("problem-title").textContent = known ? error.title : "The answer could not be shown";
-    $("problem-detail").textContent = known ? error.detail : String(error?.message ?? error);
-    const retry = $("problem-retry");
-    retry.hidden = !again || !known || (error.retryAfter === null && error.status !== 0);
-    retry.onclick = () => { this.hide(); again(); };
-    const due = Date.now() + (known ? (error.retryAfter ?? 0) * 1000 : 0);
-    const count = () => {
-      const left = Math.ceil((due - Date.now()) / 1000);
-      retry.disabled = left > 0;
-      retry.textContent = left > 0 ? `Try again in ${left} s` : "Try again";
-      if (left > 0) return;
-      clearInterval(this.timer);
-      if (alone && error.retryAfter !== null) retry.click();
-    };
-    this.timer = setInterval(count, 250);
-    count();
-    $("problem").hidden = false;
-  },
-};
+const otherBundle = () => new Problem({
+  title: "The service now serves another bundle",
+  detail: "Its plans and classes are not those of this page.",
+  reload: true,
+});
 
 class App {
   constructor(info) {
     this.info = info;
     this.file = null;
-    this.running = null;
+    this.running = new AbortController();
     this.settle = 0;
+    this.planned = ""; // the preference that the plans are for; null if they may be outdated
     this.reading = new Reading(info);
     // The photo has the masks of the head that matters most of those that give any.
     const masks = info.heads.filter((head) => head.gives === "masks").sort((a, b) => b.weight - a.weight);
@@ -73,14 +41,14 @@ class App {
     this.strip = new Strip(info, this.include, this.stage.colors, labelled, (result) => this.show(result));
     this.form = new BudgetForm($("limits"), $("limit"), info.plans, (settled) => this.limited(settled));
     this.preference = new PreferenceForm($("weights"), info.heads, (settled) => this.preferred(settled));
-    this.#facts(info.plans);
+    this.#facts();
     $("run").addEventListener("click", () => this.run());
     $("every").addEventListener("click", () => this.everyPlan());
     this.limited(false);
   }
 
-  #facts(plans) {
-    const { bundle, canvases, classes, heads, task } = this.info;
+  #facts() {
+    const { bundle, canvases, classes, heads, plans, task } = this.info;
     const several = heads.map(({ name }) => name).join(", ");
     const alone = `${task} · ${classes.length === 1 ? "1 class" : `${classes.length} classes`}`;
     const where = canvases.length > 1 ? ` on ${canvases.length} canvases` : "";
@@ -88,7 +56,7 @@ class App {
     $("bundle").textContent = facts.join(" · ");
   }
 
-  /** The limits changed; segment again once they have settled. */
+  /** The limits changed; ask again once they have settled. */
   limited(settled) {
     const { budget, preference } = this.#ask();
     const lines = [budget ? `Compute-Budget: ${budget}` : "no Compute-Budget: the gate decides"];
@@ -96,8 +64,15 @@ class App {
     $("header-sent").textContent = lines.join("\n");
     this.#writeCurl();
     this.reading.afford((plan) => this.form.excludedBy(plan));
+    if (!settled) return;
     clearTimeout(this.settle);
-    if (settled && this.file && this.preference.some) this.settle = setTimeout(() => this.run(), SETTLE_MS);
+    if (this.preference.some) this.settle = setTimeout(() => this.update(), SETTLE_MS);
+  }
+
+  /** The preference changed: other plans are open. */
+  preferred(settled) {
+    $("run").disabled = $("every").disabled = !(this.file && this.preference.some);
+    this.limited(settled);
   }
 
   #ask() {
@@ -108,27 +83,33 @@ class App {
     $("curl").textContent = curlLine(this.file, this.#ask());
   }
 
-  /** The preference changed: other plans are open. Once it has settled, get them, and segment again. */
-  preferred(settled) {
-    $("run").disabled = $("every").disabled = !(this.file && this.preference.some);
-    this.limited(false);
-    if (settled && this.preference.some) this.settle = setTimeout(() => this.#replan(), SETTLE_MS);
+  /** Ask for what the sliders say: the plans, if the preference is another, and the photo's masks. */
+  async update() {
+    if (this.file) return this.run();
+    const signal = this.#begin();
+    try {
+      await this.#replan(signal);
+    } catch (error) {
+      if (!signal.aborted) problem.show(error, () => this.update());
+    }
   }
 
-  async #replan() {
+  /** Get the plans for the sliders' preference, unless they are here. Returns the preference. */
+  async #replan(signal) {
     const preference = this.preference.header();
-    try {
-      const { plans } = await getPlans(preference);
-      if (preference !== this.preference.header()) return; // it changed again meanwhile
-      this.#facts(plans);
-      this.reading = new Reading({ ...this.info, plans });
-      this.form.use(plans);
-      this.strip.use(plans, preference);
-      this.limited(false);
-      if (this.file) await this.run();
-    } catch (error) {
-      problem.show(error, () => this.#replan());
-    }
+    if (preference === this.planned) return preference;
+    const { plans, bundle } = await getPlans(preference, signal);
+    signal.throwIfAborted();
+    const { name, revision } = this.info.bundle;
+    if (bundle.name !== name || bundle.revision !== revision) throw otherBundle();
+    this.info = { ...this.info, plans };
+    this.planned = preference;
+    this.#facts();
+    this.reading = new Reading(this.info);
+    this.form.use(plans);
+    this.strip.use(plans, preference);
+    this.limited(false);
+    return preference;
   }
 
   /** What each head says, by name. */
@@ -136,17 +117,18 @@ class App {
     return answer.heads ?? { [this.info.heads[0].name]: answer };
   }
 
+  /** @throws {Problem} if the plan is unknown: the service was started with another bundle */
   #labels(answer) {
+    if (!this.info.plans.some(({ name }) => name === answer.usage.plan)) throw otherBundle();
     const { segments } = this.#heads(answer)[this.main.name] ?? {};
     return new Labels({ ...answer, segments }, this.main.objects);
   }
 
   async open(file) {
-    this.running?.abort();
+    this.#begin();
     this.strip.clear();
     this.views.clear();
     this.reading.clear();
-    problem.hide();
     this.file = file;
     $("photo-facts").textContent = `${file.name || "pasted image"} · ${bytes(file.size)}`;
     this.limited(false);
@@ -168,26 +150,32 @@ class App {
     });
   }
 
-  async run() {
+  /** Something else is asked for: what runs ends, and what waits does not begin. */
+  #begin() {
     clearTimeout(this.settle);
-    this.running?.abort();
+    this.running.abort();
     this.strip.stop("Cancelled.");
-    const control = (this.running = new AbortController());
-    const limits = this.form.values();
+    this.running = new AbortController();
     this.#writeCurl(); // there may be a key by now
     problem.hide();
+    $("busy").hidden = true;
+    return this.running.signal;
+  }
+
+  async run() {
+    const signal = this.#begin();
     $("busy").hidden = false;
     try {
       this.#checkSize();
-      const result = await segment(this.file, this.#ask(), control.signal);
-      if (this.running === control) await this.show({ ...result, limits, labels: this.#labels(result.answer) });
+      const preference = await this.#replan(signal);
+      const limits = this.form.values();
+      const result = await segment(this.file, { ...this.#ask(), preference }, signal);
+      signal.throwIfAborted();
+      await this.show({ ...result, limits, labels: this.#labels(result.answer) });
     } catch (error) {
-      if (this.running === control) this.#failed(error, () => this.run());
+      if (!signal.aborted) this.#failed(error, () => this.run());
     } finally {
-      if (this.running === control) {
-        this.running = null;
-        $("busy").hidden = true;
-      }
+      if (!signal.aborted) $("busy").hidden = true;
     }
   }
 
@@ -202,7 +190,8 @@ class App {
   /** Show an error, and remove the masks and figures of an earlier answer. */
   #failed(error, again) {
     problem.show(error, again);
-    if (error.name === "AbortError") return;
+    // Whoever answers next may have been started with other plans, or with another bundle.
+    if (error.status === 0 || error.status >= 500) this.planned = null;
     this.stage.clear();
     this.views.clear();
     this.reading.fail(error);
@@ -210,14 +199,13 @@ class App {
   }
 
   async everyPlan() {
-    this.running?.abort();
-    this.#writeCurl();
-    problem.hide();
+    const signal = this.#begin();
     try {
       this.#checkSize();
+      await this.#replan(signal);
       await this.strip.run(this.file);
     } catch (error) {
-      problem.show(error, () => this.everyPlan());
+      if (!signal.aborted) problem.show(error, () => this.everyPlan());
     }
   }
 }

@@ -2,11 +2,15 @@
 
 import { hasKey, keyFields } from "./key.js";
 
-/** What went wrong, in the words of the service's problem+json (RFC 9457) if there is one. */
+/**
+ * What went wrong, in the words of the service's problem+json (RFC 9457) if there is one. status: 0 if nothing came
+ * back; temporary: whether the same request may succeed later; reload: whether only a reload of the page helps.
+ */
 export class Problem extends Error {
-  constructor({ title, detail = "", status = 0, retryAfter = null, requestId = "" }) {
+  constructor({ title, detail = "", status = 0, retryAfter = null, requestId = "", reload = false }) {
     super(detail || title);
-    Object.assign(this, { title, detail, status, retryAfter, requestId });
+    const temporary = status === 0 || status >= 500 || retryAfter !== null;
+    Object.assign(this, { title, detail, status, retryAfter, requestId, temporary, reload });
   }
 }
 
@@ -45,15 +49,30 @@ async function call(path, options) {
   return response;
 }
 
+/** @throws {Problem} if the connection breaks, or something else than the service answered, as sign-in pages do */
+async function json(response) {
+  try {
+    return await response.json();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    if (!(error instanceof SyntaxError)) throw unreachable();
+    throw new Problem({
+      title: "Something else than the service answered",
+      detail: "The answer is no JSON. Is there a page to sign in, or a proxy?",
+    });
+  }
+}
+
 /**
  * The plans, heads and limits of the bundle, once the engine is warm and every plan's time is known.
  * @param {string} [preference] value of Task-Preference: the plans are those for it
+ * @param {AbortSignal} [signal]
  */
-export async function getPlans(preference = "") {
-  await call("readyz");
+export async function getPlans(preference = "", signal) {
+  await call("readyz", { signal });
   const headers = { Accept: "application/json", ...keyFields() };
   if (preference) headers["Task-Preference"] = preference;
-  return (await call("plans", { headers })).json();
+  return json(await call("plans", { headers, signal }));
 }
 
 /**
@@ -78,7 +97,7 @@ export async function segment(file, ask, signal) {
   if (preference) headers["Task-Preference"] = preference;
   const started = performance.now();
   const response = await call(path(ask), { method: "POST", body: file, headers, signal });
-  const answer = await response.json();
+  const answer = await json(response);
   return {
     answer,
     budget,

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from tests.page.visits import CONTRAST, Visit, picture
+from tests.page.visits import CONTRAST, Visit, picture, set_limit
 
 pytestmark = pytest.mark.browser
 QUARTERS = picture()
@@ -71,6 +71,50 @@ def test_a_moved_slider_asks_for_other_plans_and_segments_again(heads: Visit) ->
         "c64-d1+boxes",
         "c64-d4+boxes",
     ]
+
+
+def test_what_is_asked_right_after_a_moved_weight_gets_the_plans_of_the_preference(
+    heads: Visit,
+) -> None:
+    page = heads.page
+    heads.open(QUARTERS)
+    expect(page.locator(".view")).to_have_count(1)
+    page.locator("#weight-semantic").press("Home")
+    page.locator("#run").click()
+    expect(page.locator("#gauge tr[aria-current]")).to_have_attribute("data-plan", "c64-d4+depth")
+    assert preferences(heads)[-1] == "depth=0.5"
+    page.locator("#weight-boxes").press("End")
+    set_limit(page, "depth", "ArrowLeft", 3)
+    expect(page.locator("#gauge tr[aria-current]")).to_have_attribute(
+        "data-plan", "c32-d1+boxes+depth"
+    )
+    assert preferences(heads)[-1] == "boxes=1, depth=0.5"
+    page.locator("#weight-depth").press("Home")
+    page.locator("#every").click()
+    expect(page.locator("#strip-status")).to_contain_text("3 of 3 done")
+    assert preferences(heads)[-1] == "boxes=1"
+    expect(page.locator("#problem")).to_be_hidden()
+
+
+def test_plans_that_come_late_do_not_replace_those_of_a_later_preference(heads: Visit) -> None:
+    page = heads.page
+    page.evaluate(
+        """() => {
+            const sent = window.fetch;
+            window.fetch = async (path, options) => {
+                if (path === "plans") await new Promise((resolve) => setTimeout(resolve, 700));
+                return sent(path, options);
+            };
+        }"""
+    )
+    page.locator("#weight-semantic").press("Home")
+    page.wait_for_timeout(500)  # it has settled, and its plans are on their way
+    page.locator("#weight-boxes").press("End")
+    page.locator("#weight-depth").press("Home")
+    last = page.locator("#gauge tbody tr").last
+    expect(last).to_have_attribute("data-plan", "c64-d4+boxes")
+    page.wait_for_timeout(500)
+    expect(last).to_have_attribute("data-plan", "c64-d4+boxes")
 
 
 def test_without_any_weight_nothing_is_sent(heads: Visit) -> None:

@@ -83,6 +83,71 @@ def test_a_page_that_opens_while_the_engine_warms_up_starts_by_itself(visit: Vis
     expect(page.locator("#gauge tbody tr")).to_have_count(DEPTHS)
 
 
+def test_a_sign_in_page_in_place_of_the_plans_is_said_and_asked_for_once(visit: Visit) -> None:
+    page, asked = visit.page, []
+
+    def sign_in(route: Route) -> None:
+        asked.append(route.request.url)
+        route.fulfill(status=200, headers={"Content-Type": "text/html"}, body="<h1>Sign in</h1>")
+
+    page.route("**/plans", sign_in)
+    page.reload()
+    expect(page.locator("#problem")).to_contain_text("Something else than the service answered")
+    expect(page.locator("#problem-retry")).to_be_enabled()
+    page.wait_for_timeout(600)
+    assert len(asked) == 1
+    page.unroute_all()
+    page.locator("#problem-retry").click()
+    expect(page.locator("html")).to_have_attribute("data-ready", "yes")
+    expect(page.locator("#problem")).to_be_hidden()
+
+
+def serve_another_bundle(page: Page) -> None:
+    """From now on /plans and /segment answer as if the bundle's name, and its plans, had an x."""
+
+    def renamed(route: Route) -> None:
+        got = route.fetch()
+        text = got.text()
+        for name in (*(f"d{depth}" for depth in range(1, DEPTHS + 1)), "fake"):
+            text = text.replace(f'"{name}"', f'"{name}x"')
+        route.fulfill(response=got, body=text)
+
+    page.route("**/plans", renamed)
+    page.route("**/segment*", renamed)
+
+
+@pytest.mark.parametrize("button", ["Segment", "Every plan"])
+def test_an_answer_of_another_bundle_is_said_and_a_reload_shows_it(
+    visit: Visit, button: str
+) -> None:
+    page = visit.page
+    visit.open(picture())
+    visit.segmented()
+    serve_another_bundle(page)
+    page.get_by_role("button", name=button, exact=True).click()
+    expect(page.locator("#problem")).to_contain_text("now serves another bundle")
+    page.get_by_role("button", name="Reload the page").click()
+    expect(page.locator("#bundle")).to_contain_text("fakex")
+    visit.open(picture())
+    visit.segmented()
+    expect(page.locator("#problem")).to_be_hidden()
+
+
+def test_after_a_break_the_page_looks_whether_the_bundle_is_the_same(visit: Visit) -> None:
+    page = visit.page
+    visit.open(picture())
+    visit.segmented()
+    page.route("**/segment", lambda route: route.abort())
+    visit.refused = 1
+    page.locator("#run").click()
+    expect(page.locator("#problem")).to_contain_text("The service cannot be reached")
+    page.unroute_all()
+    serve_another_bundle(page)
+    page.locator("#problem-retry").click()
+    expect(page.locator("#problem")).to_contain_text("now serves another bundle")
+    assert visit.budgets() == [None, None]  # the photo was not sent again
+
+
 def test_a_service_that_is_gone_is_said_to_be_gone(visit: Visit) -> None:
     visit.page.route("**/segment", lambda route: route.abort())
     visit.refused = 1
