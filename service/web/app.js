@@ -38,12 +38,16 @@ class App {
     if (info.plans.some((plan) => plan.keep < 1)) this.include.push("paused");
     if (info.heads.some((head) => head.gives === "values")) this.include.push("values");
     const labelled = (answer) => this.#labels(answer);
-    this.strip = new Strip(info, this.include, this.stage.colors, labelled, (result) => this.show(result));
+    this.strip = new Strip(info, this.stage.colors, labelled, (result) => this.show(result));
     this.form = new BudgetForm($("limits"), $("limit"), info.plans, (settled) => this.limited(settled));
     this.preference = new PreferenceForm($("weights"), info.heads, (settled) => this.preferred(settled));
     this.#facts();
     $("run").addEventListener("click", () => this.run());
     $("every").addEventListener("click", () => this.everyPlan());
+    $("stretch").addEventListener("change", () => {
+      this.strip.clear(); // its pictures are of other values
+      this.limited(true);
+    });
     this.limited(false);
   }
 
@@ -58,9 +62,10 @@ class App {
 
   /** The limits changed; ask again once they have settled. */
   limited(settled) {
-    const { budget, preference } = this.#ask();
+    const { budget, preference, values } = this.#ask();
     const lines = [budget ? `Compute-Budget: ${budget}` : "no Compute-Budget: the gate decides"];
     if (preference) lines.push(`Task-Preference: ${preference}`);
+    if (values) lines.push(`Value-Range: ${values}`);
     $("header-sent").textContent = lines.join("\n");
     this.#writeCurl();
     this.reading.afford((plan) => this.form.excludedBy(plan));
@@ -76,7 +81,8 @@ class App {
   }
 
   #ask() {
-    return { budget: this.form.header(), preference: this.preference.header(), include: this.include };
+    const values = $("stretch").checked ? "auto" : "";
+    return { budget: this.form.header(), preference: this.preference.header(), values, include: this.include };
   }
 
   #writeCurl() {
@@ -107,7 +113,7 @@ class App {
     this.#facts();
     this.reading = new Reading(this.info);
     this.form.use(plans);
-    this.strip.use(plans, preference);
+    this.strip.use(plans);
     this.limited(false);
     return preference;
   }
@@ -181,7 +187,7 @@ class App {
 
   async show(result) {
     const { answer } = result;
-    this.stage.show(result.labels, answer.image.orientation_applied);
+    this.stage.show(result.labels, answer.image);
     this.reading.show(result);
     this.strip.mark(result);
     await this.views.show(answer.image, this.#heads(answer), this.main.name);
@@ -198,14 +204,14 @@ class App {
     this.strip.mark(null);
   }
 
-  async everyPlan() {
+  async everyPlan(resume = false) {
     const signal = this.#begin();
     try {
       this.#checkSize();
-      await this.#replan(signal);
-      await this.strip.run(this.file);
+      const preference = await this.#replan(signal);
+      await this.strip.run(this.file, { ...this.#ask(), preference }, resume);
     } catch (error) {
-      if (!signal.aborted) problem.show(error, () => this.everyPlan());
+      if (!signal.aborted) problem.show(error, () => this.everyPlan(true));
     }
   }
 }

@@ -4,12 +4,13 @@ import { hasKey, keyFields } from "./key.js";
 
 /**
  * What went wrong, in the words of the service's problem+json (RFC 9457) if there is one. status: 0 if nothing came
- * back; temporary: whether the same request may succeed later; reload: whether only a reload of the page helps.
+ * back; temporary: whether the same request may succeed later, as far as the status tells; reload: whether only a
+ * reload of the page helps.
  */
 export class Problem extends Error {
-  constructor({ title, detail = "", status = 0, retryAfter = null, requestId = "", reload = false }) {
+  constructor({ title, detail = "", status = 0, retryAfter = null, requestId = "", temporary, reload = false }) {
     super(detail || title);
-    const temporary = status === 0 || status >= 500 || retryAfter !== null;
+    temporary ??= status === 0 || status >= 500 || retryAfter !== null;
     Object.assign(this, { title, detail, status, retryAfter, requestId, temporary, reload });
   }
 }
@@ -75,13 +76,37 @@ export async function getPlans(preference = "", signal) {
   return json(await call("plans", { headers, signal }));
 }
 
+/** @throws {Problem} if the file has changed or vanished since it was chosen, or is a folder */
+async function checkReadable(file) {
+  try {
+    await file.slice(0, 1).arrayBuffer();
+  } catch {
+    throw new Problem({
+      title: "The photo cannot be read",
+      detail: "The file has changed since it was chosen, or this browser may not read it: choose it again.",
+      temporary: false,
+    });
+  }
+}
+
 /**
  * What is asked for beside the image.
- * @typedef {{budget: string, preference: string, include: string[]}} Ask the values of Compute-Budget and
- *   Task-Preference, "" to send none, and what to add to the answer
+ * @typedef {{budget: string, preference: string, values: string, include: string[]}} Ask the values of Compute-Budget,
+ *   Task-Preference and Value-Range, "" to send none, and what to add to the answer
  */
 
 const path = ({ include }) => (include.length ? `segment?${include.map((word) => `include=${word}`).join("&")}` : "segment");
+
+/** The header fields, without the key. */
+function fieldsOf(file, { budget, preference, values }) {
+  const fields = {
+    "Content-Type": file.type || "application/octet-stream",
+    "Compute-Budget": budget,
+    "Task-Preference": preference,
+    "Value-Range": values,
+  };
+  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value));
+}
 
 /**
  * Segment one image.
@@ -90,17 +115,16 @@ const path = ({ include }) => (include.length ? `segment?${include.map((word) =>
  * @param {AbortSignal} signal
  */
 export async function segment(file, ask, signal) {
-  const { budget, preference } = ask;
-  const headers = { Accept: "application/json", ...keyFields() };
-  headers["Content-Type"] = file.type || "application/octet-stream";
-  if (budget) headers["Compute-Budget"] = budget;
-  if (preference) headers["Task-Preference"] = preference;
+  const headers = { Accept: "application/json", ...fieldsOf(file, ask), ...keyFields() };
   const started = performance.now();
-  const response = await call(path(ask), { method: "POST", body: file, headers, signal });
+  const sent = call(path(ask), { method: "POST", body: file, headers, signal });
+  const response = await sent.catch(async (error) => {
+    if (error.status === 0) await checkReadable(file); // fetch does not tell a file from a connection
+    throw error;
+  });
   const answer = await json(response);
   return {
     answer,
-    budget,
     used: response.headers.get("Compute-Used") ?? "",
     requestId: response.headers.get("X-Request-Id") ?? "",
     roundTripMs: performance.now() - started,
@@ -111,13 +135,11 @@ const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 /** The same request for a shell. It prints the answer's header fields and saves the JSON. The key is a variable. */
 export function curlLine(file, ask) {
-  const { budget, preference } = ask;
+  const photo = file ?? { name: "photo.jpg", type: "image/jpeg" };
   const parts = ["curl -sS -D - -o segments.json"];
-  parts.push(`-H ${quoted(`Content-Type: ${file?.type || "image/jpeg"}`)}`);
+  for (const [name, value] of Object.entries(fieldsOf(photo, ask))) parts.push(`-H ${quoted(`${name}: ${value}`)}`);
   if (hasKey()) parts.push('-H "X-API-Key: $API_KEY"');
-  if (budget) parts.push(`-H ${quoted(`Compute-Budget: ${budget}`)}`);
-  if (preference) parts.push(`-H ${quoted(`Task-Preference: ${preference}`)}`);
-  parts.push(`--data-binary ${quoted(`@${file?.name ?? "photo.jpg"}`)}`);
+  parts.push(`--data-binary ${quoted(`@${photo.name}`)}`);
   parts.push(quoted(new URL(path(ask), document.baseURI).href));
   return parts.join(" \\\n  ");
 }

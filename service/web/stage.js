@@ -68,19 +68,24 @@ export class Stage {
     $("absent").textContent = "";
     $("legend-title").textContent = "Classes";
     $("legend-facts").textContent = "that this bundle tells apart";
-    $("size-note").hidden = true;
+    this.#note([]);
     this.#hideProbe();
   }
 
-  /** Show a result's masks over the photo. turned: whether the service applied an orientation in the file. */
-  show(labels, turned) {
+  /**
+   * Show a result's masks over the photo.
+   * @param {Labels} labels
+   * @param {{orientation_applied: boolean, damaged: boolean, hint: string | null}} image of the answer
+   */
+  show(labels, image) {
     this.labels = labels;
     this.only = null;
     this.#paint();
     $("paused-switch").hidden = labels.paused === null;
     $("paused-share").textContent = labels.paused === null ? "" : percent(labels.paused.share);
     this.#paintPaused();
-    this.#compareSizes(turned);
+    const damage = "Pixels of this file are missing or wrong: the service read it as far as it could.";
+    this.#note([this.#compareSizes(image.orientation_applied), image.damaged && damage, image.hint]);
     this.#legend();
   }
 
@@ -96,7 +101,7 @@ export class Stage {
 
   /**
    * Service and browser both turn a photo as its EXIF says. If they disagree, the masks are in the wrong place. Some
-   * browsers ignore EXIF in WebP files, and half a turn or a flip does not change the sizes.
+   * browsers ignore EXIF in WebP files, and half a turn or a flip does not change the sizes. Returns what to say of it.
    */
   #compareSizes(turned) {
     const { width, height } = this.labels;
@@ -105,11 +110,16 @@ export class Stage {
     $("empty").hidden = true;
     if (!across) this.#shape(width, height);
     const same = across === width && down === height;
-    $("size-note").hidden = !across || (same && !(turned && this.type === "image/webp"));
-    $("size-note").textContent = same
+    if (!across || (same && !(turned && this.type === "image/webp"))) return "";
+    return same
       ? "The service turned this photo as its EXIF says. If your browser did not, the masks are in the wrong place."
       : `The service read ${width} × ${height} pixels, this browser shows ${across} × ${down}: ` +
         "they disagree about the photo’s orientation, so the masks are in the wrong place.";
+  }
+
+  /** Say what there is to say of the photo, a line for each text. */
+  #note(texts) {
+    $("notes").replaceChildren(...texts.filter(Boolean).map((text) => element("p", "note", text)));
   }
 
   /** Name the class or object at a point, given as shares of width and height. */

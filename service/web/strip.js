@@ -12,16 +12,13 @@ const LONGEST = 400; // the longer side of a card's picture, in pixels
 export class Strip {
   /**
    * @param {{plans: object[], canvases: object[]}} info of GET /plans; its plans, the cheapest first
-   * @param {string[]} include what each answer should have besides the masks
    * @param {number[][]} colors per class id
    * @param {(answer: object) => Labels} labelled the masks of an answer
    * @param {(result: object) => void} chosen a card was pressed: show its result
    */
-  constructor({ plans, canvases }, include, colors, labelled, chosen) {
+  constructor({ plans, canvases }, colors, labelled, chosen) {
     this.plans = plans;
-    this.preference = "";
     this.canvases = canvases;
-    this.include = include;
     this.colors = colors;
     this.labelled = labelled;
     this.chosen = chosen;
@@ -32,10 +29,9 @@ export class Strip {
   }
 
   /** Other plans, for another value of Task-Preference. */
-  use(plans, preference) {
+  use(plans) {
     this.clear();
     this.plans = plans;
-    this.preference = preference;
   }
 
   /** End a run; finished cards stay. */
@@ -64,25 +60,28 @@ export class Strip {
     $("strip").hidden = true;
   }
 
-  /** @throws {Problem} of the first request that fails; the run ends there */
-  async run(file) {
-    this.clear();
+  /**
+   * @param {File} file
+   * @param {Ask} ask as in client.js; each plan has its own budget
+   * @param {boolean} resume whether cards that are done stay as they are
+   * @throws {Problem} of the first request that fails; the run ends there
+   */
+  async run(file, ask, resume) {
+    if (!resume) this.clear();
     const control = (this.running = new AbortController());
-    const { naturalWidth: width, naturalHeight: height } = $("photo");
-    this.cards = openTo(this.plans, this.canvases, { width, height }).map((plan) => this.#card(plan));
-    this.#arrange();
+    if (!this.cards.length) this.#deal();
     $("strip").hidden = $("strip-cancel").hidden = false;
     $("strip").scrollIntoView({ block: "nearest" });
-    const order = [...this.cards].reverse().slice(0, 1).concat(this.cards.slice(0, -1));
+    const order = [this.cards.at(-1), ...this.cards.slice(0, -1)];
     try {
       for (const [done, card] of order.entries()) {
+        if (card.result) continue;
         $("strip-status").textContent = `${done} of ${order.length} done`;
         card.node.className = "card running";
         // With max-loss=0 the service takes the most expensive plan under this ceiling.
         const limits = { gflops: card.plan.gflops, "max-loss": 0 };
         const budget = `gflops=${limits.gflops}, max-loss=0`;
-        const ask = { budget, preference: this.preference, include: this.include };
-        const result = await segment(file, ask, control.signal);
+        const result = await segment(file, { ...ask, budget }, control.signal);
         if (this.running !== control) return;
         card.result = { ...result, limits, labels: this.labelled(result.answer) };
         this.#fill(card);
@@ -95,8 +94,10 @@ export class Strip {
     }
   }
 
-  /** Lay the cards out: in one row, or in a row for each canvas below its name. */
-  #arrange() {
+  /** A card for each plan that the photo may take: in one row, or in a row for each canvas below its name. */
+  #deal() {
+    const { naturalWidth: width, naturalHeight: height } = $("photo");
+    this.cards = openTo(this.plans, this.canvases, { width, height }).map((plan) => this.#card(plan));
     const names = this.canvases.map(({ name }) => name);
     const groups = names.map((name) => this.cards.filter(({ plan }) => plan.canvas === name));
     const rows = groups.filter((cards) => cards.length).map((cards) => {

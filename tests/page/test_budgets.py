@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import numpy as np
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from tests.page.visits import DEPTHS, Shallow, Visit, answer, classes_of, picture, set_limit
 
@@ -124,3 +124,27 @@ def test_every_plan_can_be_cancelled_and_asks_for_nothing_more(visit: Visit) -> 
     page.wait_for_timeout(100)
     assert len(visit.budgets()) == 2
     expect(page.locator("#problem")).to_be_hidden()
+
+
+def test_every_plan_goes_on_where_it_was_refused(visit: Visit) -> None:
+    page = visit.page
+    visit.open(picture())
+    visit.segmented()
+    answered = []
+
+    def third_is_refused(route: Route) -> None:
+        answered.append(route)
+        if len(answered) == 3:
+            route.fulfill(status=429, headers={"Retry-After": "0"}, body="")
+        else:
+            route.continue_()
+
+    page.route("**/segment", third_is_refused)
+    visit.refused = 1
+    page.get_by_role("button", name="Every plan").click()
+    expect(page.locator("#problem")).to_contain_text("429")
+    expect(page.locator(".card.done")).to_have_count(2)
+    page.locator("#problem-retry").click()
+    expect(page.locator(".card.done")).to_have_count(DEPTHS)
+    expect(page.locator("#strip-status")).to_contain_text("4 of 4 done")
+    assert visit.budgets()[1:] == [f"gflops={gflops}, max-loss=0" for gflops in (5, 2, 3, 3, 4)]

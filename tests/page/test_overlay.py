@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 
 import numpy as np
@@ -12,8 +13,8 @@ from playwright.sync_api import expect
 from pycocotools import mask as coco
 
 from service.bundle import Manifest
-from tests.page.visits import Visit, answer, classes_of, painted, picture
-from tests.pictures import flat
+from tests.page.visits import DEPTHS, Visit, answer, classes_of, painted, picture
+from tests.pictures import encoded, flat
 
 pytestmark = [
     pytest.mark.browser,
@@ -175,11 +176,40 @@ def test_masks_lie_where_the_browser_shows_the_photo_in_every_orientation(
             for x in (width // 4, width * 3 // 4):
                 shown = fake_manifest.head.classes[int(photo[y, x, 0]) * 4 // 256]
                 assert tuple(overlay[y, x, :3]) == shown.color
-        expect(visit.page.locator("#size-note")).to_be_hidden()
+        expect(visit.page.locator("#notes")).to_be_empty()
 
 
 def test_a_photo_that_the_browser_may_not_have_turned_is_pointed_out(visit: Visit) -> None:
     for orientation in (3, 6):
         visit.open(turned("WEBP", orientation), "photo.webp", "image/webp")
         visit.segmented()
-        expect(visit.page.locator("#size-note")).to_contain_text("masks are in the wrong place")
+        expect(visit.page.locator("#notes")).to_contain_text("masks are in the wrong place")
+
+
+def test_a_narrow_range_and_damage_are_said_and_the_range_can_be_scaled(visit: Visit) -> None:
+    page, notes = visit.page, visit.page.locator("#notes")
+    dim = np.asarray(Image.open(io.BytesIO(picture())).convert("L")).astype(np.uint16) * 16
+    file = encoded(Image.fromarray(dim))
+    visit.open(file)
+    expect(notes).to_contain_text("Value-Range: auto")
+    dark = visit.pixels("#overlay")
+    page.get_by_role("button", name="Every plan").click()
+    expect(page.locator(".card.done")).to_have_count(DEPTHS)
+    with page.expect_response("**/segment") as got:
+        page.get_by_label("scale 16-bit values").check()
+    assert got.value.request.headers["value-range"] == "auto"
+    expect(page.locator("#header-sent")).to_contain_text("Value-Range: auto")
+    expect(page.locator("#curl")).to_contain_text("-H 'Value-Range: auto'")
+    expect(page.locator(".card")).to_have_count(0)  # they show the values as they were
+    expect(page.locator("#legend button")).to_have_count(4)
+    assert not np.array_equal(visit.pixels("#overlay"), dark)
+    page.get_by_role("button", name="Every plan").click()
+    expect(page.locator(".card.done")).to_have_count(DEPTHS)
+    sent = [request.headers.get("value-range") for request in visit.requests[-DEPTHS:]]
+    assert sent == ["auto"] * DEPTHS
+    noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
+    whole = encoded(Image.fromarray(noise))
+    visit.open(whole[: len(whole) // 2], "cut.png")
+    expect(notes).to_contain_text("Pixels of this file are missing or wrong")
+    visit.open(picture())
+    expect(notes).to_be_empty()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -14,6 +16,16 @@ from tests.page.visits import DEPTHS, Visit, picture
 from tests.pictures import encoded
 
 pytestmark = pytest.mark.browser
+
+
+# Drops or pastes files of these bytes.
+DROP = """([event, bytes, kind]) => {
+    const data = new DataTransfer();
+    data.items.add(new File([new Uint8Array(bytes)], "a.png", { type: kind }));
+    document.dispatchEvent(event === "drop"
+        ? new DragEvent("drop", { dataTransfer: data, cancelable: true })
+        : new ClipboardEvent("paste", { clipboardData: data }));
+}"""
 
 
 def test_a_text_file_shows_the_problem_in_the_words_of_the_service(visit: Visit) -> None:
@@ -158,21 +170,39 @@ def test_a_service_that_is_gone_is_said_to_be_gone(visit: Visit) -> None:
     expect(visit.page.locator("#problem-retry")).to_be_enabled()
 
 
+def test_a_file_that_has_changed_since_it_was_chosen_is_not_blamed_on_the_service(
+    visit: Visit, tmp_path: Path
+) -> None:
+    page, problem, file = visit.page, visit.page.locator("#problem"), tmp_path / "photo.png"
+    file.write_bytes(picture())
+    with page.expect_response("**/segment"):
+        page.set_input_files("#file", file)
+    visit.segmented()
+    file.write_bytes(picture(120, 80))
+    os.utime(file, (1, 1))
+    visit.refused = 2
+    page.locator("#run").click()
+    expect(problem).to_contain_text("has changed since it was chosen")
+    expect(page.locator("#problem-retry")).to_be_hidden()
+    file.unlink()
+    page.locator("#every").click()
+    expect(page.locator("#strip-status")).to_have_text("The photo cannot be read")
+    expect(problem).to_contain_text("choose it again")
+
+
+def test_the_curl_line_sends_the_type_that_the_page_sends(visit: Visit) -> None:
+    for kind in ("", "image/png"):
+        with visit.page.expect_response("**/segment") as got:
+            visit.page.evaluate(DROP, ["drop", list(picture()), kind])
+        sent = got.value.request.headers["content-type"]
+        assert sent == (kind or "application/octet-stream")
+        expect(visit.page.locator("#curl")).to_contain_text(f"-H 'Content-Type: {sent}'")
+
+
 def test_a_photo_can_be_dropped_and_pasted(visit: Visit) -> None:
     for event, data in (("drop", picture()), ("paste", picture(64, 64))):
         with visit.page.expect_response("**/segment") as got:
-            visit.page.evaluate(
-                """([event, bytes]) => {
-                    const data = new DataTransfer();
-                    const file = new File([new Uint8Array(bytes)], "a.png", { type: "image/png" });
-                    data.items.add(file);
-                    const made = event === "drop"
-                        ? new DragEvent("drop", { dataTransfer: data, cancelable: true })
-                        : new ClipboardEvent("paste", { clipboardData: data });
-                    document.dispatchEvent(made);
-                }""",
-                [event, list(data)],
-            )
+            visit.page.evaluate(DROP, [event, list(data), "image/png"])
         assert got.value.status == 200
         visit.segmented()
         expect(visit.page.locator("#photo-facts")).to_contain_text(
