@@ -15,6 +15,8 @@ import { Views } from "./views.js";
 const $ = (id) => document.getElementById(id);
 const SETTLE_MS = 300; // arrow keys on a slider come in bursts: wait for the last one before a request
 
+const nameOf = (file) => file.name || "pasted image";
+
 const otherBundle = () => new Problem({
   title: "The service now serves another bundle",
   detail: "Its plans and classes are not those of this page.",
@@ -130,17 +132,21 @@ class App {
     return new Labels({ ...answer, segments }, this.main.objects);
   }
 
-  async open(file) {
+  /** of: how many files came; the first is taken. */
+  async open(file, of = 1) {
     this.#begin();
     this.strip.clear();
     this.views.clear();
     this.reading.clear();
     this.file = file;
-    $("photo-facts").textContent = `${file.name || "pasted image"} · ${bytes(file.size)}`;
+    const facts = [nameOf(file), bytes(file.size)];
+    if (of > 1) facts.push(`the first of ${of} files`);
+    $("photo-facts").textContent = facts.join(" · ");
     this.limited(false);
     const drawn = await this.stage.load(file);
     if (this.file !== file) return;
-    if (drawn) $("photo-facts").textContent += ` · ${$("photo").naturalWidth} × ${$("photo").naturalHeight}`;
+    if (drawn) facts.push(`${$("photo").naturalWidth} × ${$("photo").naturalHeight}`);
+    $("photo-facts").textContent = facts.join(" · ");
     $("run").disabled = $("every").disabled = !this.preference.some;
     if (this.preference.some) await this.run();
   }
@@ -164,13 +170,19 @@ class App {
     this.running = new AbortController();
     this.#writeCurl(); // there may be a key by now
     problem.hide();
-    $("busy").hidden = true;
+    this.#busy(false);
     return this.running.signal;
+  }
+
+  #busy(on) {
+    $("busy").hidden = !on;
+    $("drop").setAttribute("aria-busy", String(on));
+    $("progress").textContent = on ? "Segmenting the photo" : "";
   }
 
   async run() {
     const signal = this.#begin();
-    $("busy").hidden = false;
+    this.#busy(true);
     try {
       this.#checkSize();
       const preference = await this.#replan(signal);
@@ -181,7 +193,7 @@ class App {
     } catch (error) {
       if (!signal.aborted) this.#failed(error, () => this.run());
     } finally {
-      if (!signal.aborted) $("busy").hidden = true;
+      if (!signal.aborted) this.#busy(false);
     }
   }
 
@@ -216,22 +228,29 @@ class App {
   }
 }
 
-/** Choosing, dropping and pasting all call open(file). */
+const noFile = () => new Problem({
+  title: "What was dropped is no file",
+  detail: "Save the image and drop its file, or copy the image and paste it.",
+  temporary: false,
+});
+
+/** Choosing, dropping and pasting all call open(file, how many came). */
 function takeFiles(open) {
+  const take = (files) => { if (files?.length) open(files[0], files.length); };
   $("file").addEventListener("change", (event) => {
-    if (event.target.files[0]) open(event.target.files[0]);
+    take(event.target.files);
     event.target.value = ""; // so that choosing the same file again counts as a change
   });
-  document.addEventListener("paste", (event) => {
-    if (event.clipboardData?.files[0]) open(event.clipboardData.files[0]);
-  });
+  document.addEventListener("paste", (event) => take(event.clipboardData?.files));
   const drag = (event) => {
     event.preventDefault();
     document.body.classList.toggle("dragging", event.type === "dragover");
   };
   for (const type of ["dragover", "dragleave", "drop"]) document.addEventListener(type, drag);
   document.addEventListener("drop", (event) => {
-    if (event.dataTransfer?.files[0]) open(event.dataTransfer.files[0]);
+    take(event.dataTransfer?.files);
+    const { ready } = document.documentElement.dataset; // until then the box is for what the page waits for
+    if (ready && !event.dataTransfer?.files.length) problem.show(noFile());
   });
 }
 
@@ -263,7 +282,15 @@ async function start() {
   }
 }
 
-takeFiles(async (file) => (await app).open(file));
+takeFiles(async (file, of) => {
+  if (!document.documentElement.dataset.ready) {
+    $("waiting").textContent = `${nameOf(file)} waits until the service can be used.`;
+    problem.recall();
+  }
+  const page = await app;
+  $("waiting").textContent = "";
+  page.open(file, of);
+});
 $("copy").addEventListener("click", copyCurl);
-$("problem-close").addEventListener("click", () => problem.hide());
+$("problem-close").addEventListener("click", () => problem.dismiss());
 start();

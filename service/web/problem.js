@@ -3,13 +3,25 @@
 import { Problem } from "./client.js";
 import { askKey } from "./key.js";
 
+const COUNTED_S = 120; // longer waits are told by the clock
+
 const $ = (id) => document.getElementById(id);
 
 export const problem = {
   timer: 0,
+  /** It is over: a retry by itself does not happen any more. */
   hide() {
     clearInterval(this.timer);
     $("problem").hidden = true;
+    $("problem-title").textContent = "";
+  },
+  /** The box is out of the way, and a retry by itself still happens. */
+  dismiss() {
+    $("problem").hidden = true;
+  },
+  /** Show again what was dismissed and is not over. */
+  recall() {
+    $("problem").hidden = !$("problem-title").textContent;
   },
   /**
    * @param {unknown} error
@@ -41,7 +53,8 @@ export const problem = {
     const count = () => {
       const left = Math.ceil((due - Date.now()) / 1000);
       retry.disabled = left > 0;
-      retry.textContent = left > 0 ? `${words} in ${left} s` : words;
+      const when = left > COUNTED_S ? `after ${new Date(due).toLocaleString()}` : `in ${left} s`;
+      retry.textContent = left > 0 ? `${words} ${when}` : words;
       if (left > 0) return;
       clearInterval(this.timer);
       if (alone && wait !== null) retry.click();

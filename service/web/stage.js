@@ -40,7 +40,7 @@ export class Stage {
     photo.src = URL.createObjectURL(file);
     photo.alt = file.name ? `The photo ${file.name}` : "The photo";
     const drawn = await photo.decode().then(() => true, () => false);
-    $("frame").hidden = !drawn;
+    $("frame").hidden = photo.hidden = !drawn;
     $("empty").hidden = drawn;
     $("tools").hidden = false;
     this.type = file.type;
@@ -110,7 +110,8 @@ export class Stage {
     $("empty").hidden = true;
     if (!across) this.#shape(width, height);
     const same = across === width && down === height;
-    if (!across || (same && !(turned && this.type === "image/webp"))) return "";
+    if (!across) return "This browser cannot show the photo: the masks are shown without it.";
+    if (same && !(turned && this.type === "image/webp")) return "";
     return same
       ? "The service turned this photo as its EXIF says. If your browser did not, the masks are in the wrong place."
       : `The service read ${width} × ${height} pixels, this browser shows ${across} × ${down}: ` +

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import httpx
@@ -93,6 +94,42 @@ def test_a_page_that_opens_while_the_engine_warms_up_starts_by_itself(visit: Vis
     expect(page.locator("html")).to_have_attribute("data-ready", "yes")
     expect(page.locator("#problem")).to_be_hidden()
     expect(page.locator("#gauge tbody tr")).to_have_count(DEPTHS)
+
+
+def test_a_dismissed_start_goes_on_and_a_photo_that_comes_before_waits(visit: Visit) -> None:
+    page, problem = visit.page, visit.page.locator("#problem")
+    refuse_once(page, "**/readyz", 503, "The service is starting or draining")
+    visit.refused = 1
+    page.reload()
+    expect(problem).to_contain_text("The service is starting or draining")
+    page.get_by_role("button", name="Dismiss").click()
+    expect(problem).to_be_hidden()
+    page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": picture()})
+    expect(page.locator("#waiting")).to_have_text("a.png waits until the service can be used.")
+    expect(problem).to_be_visible()
+    visit.segmented()
+    expect(problem).to_be_hidden()
+    expect(page.locator("#waiting")).to_be_empty()
+
+
+def test_a_start_that_fails_without_a_time_to_wait_can_be_tried_again(visit: Visit) -> None:
+    page = visit.page
+    page.route("**/readyz", lambda route: route.fulfill(status=502, body="<h1>Bad</h1>"), times=1)
+    visit.refused = 1
+    page.reload()
+    expect(page.locator("#problem")).to_contain_text("502")
+    page.locator("#problem-retry").click()
+    expect(page.locator("html")).to_have_attribute("data-ready", "yes")
+
+
+def test_a_retry_that_is_far_away_is_told_by_the_clock(visit: Visit) -> None:
+    page = visit.page
+    headers = {"Retry-After": "Wed, 21 Oct 2099 07:28:00 GMT"}
+    page.route("**/segment", lambda route: route.fulfill(status=503, headers=headers), times=1)
+    visit.refused = 1
+    visit.open(picture())
+    expect(page.locator("#problem-retry")).to_have_text(re.compile(r"Try again after .*2099"))
+    expect(page.locator("#problem-retry")).to_be_disabled()
 
 
 def test_a_sign_in_page_in_place_of_the_plans_is_said_and_asked_for_once(visit: Visit) -> None:
@@ -208,6 +245,48 @@ def test_a_photo_can_be_dropped_and_pasted(visit: Visit) -> None:
         expect(visit.page.locator("#photo-facts")).to_contain_text(
             "96 × 72" if event == "drop" else "64 × 64"
         )
+
+
+def test_of_several_files_the_first_is_taken_and_something_else_is_said_to_be_no_file(
+    visit: Visit,
+) -> None:
+    page = visit.page
+    visit.open(picture())
+    visit.segmented()
+    page.evaluate("""() => {
+        const data = new DataTransfer();
+        data.setData("text/uri-list", "https://example.com/a.jpg");
+        document.dispatchEvent(new DragEvent("drop", { dataTransfer: data, cancelable: true }));
+    }""")
+    expect(page.locator("#problem")).to_contain_text("What was dropped is no file")
+    expect(page.locator("#legend button").first).to_be_visible()  # of the photo before
+    with page.expect_response("**/segment"):
+        page.evaluate(
+            """(bytes) => {
+                const data = new DataTransfer();
+                for (const name of ["b.png", "c.png"]) {
+                    data.items.add(new File([new Uint8Array(bytes)], name, { type: "image/png" }));
+                }
+                document.dispatchEvent(new DragEvent("drop", { dataTransfer: data }));
+            }""",
+            list(picture()),
+        )
+    expect(page.locator("#photo-facts")).to_contain_text("b.png")
+    expect(page.locator("#photo-facts")).to_contain_text("the first of 2 files")
+    expect(page.locator("#problem")).to_be_hidden()
+
+
+def test_a_photo_that_the_browser_cannot_draw_shows_its_masks_alone(visit: Visit) -> None:
+    page = visit.page
+    visit.open(picture(kind="TIFF"), "a.tif", "image/tiff")
+    visit.segmented()
+    expect(page.locator("#photo")).to_be_hidden()
+    expect(page.locator("#overlay")).to_be_visible()
+    expect(page.locator("#notes")).to_contain_text("This browser cannot show the photo")
+    visit.open(picture())
+    visit.segmented()
+    expect(page.locator("#photo")).to_be_visible()
+    expect(page.locator("#notes")).to_be_empty()
 
 
 def test_names_from_outside_stay_text(visit: Visit) -> None:
