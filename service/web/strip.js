@@ -121,8 +121,9 @@ export class Strip {
     node.disabled = true;
     node.setAttribute("aria-pressed", "false");
     const canvas = element("canvas");
-    canvas.width = LONGEST;
-    canvas.height = Math.round(LONGEST / ($("photo").naturalWidth / $("photo").naturalHeight || 4 / 3));
+    const ratio = $("photo").naturalWidth / $("photo").naturalHeight || 4 / 3;
+    canvas.width = Math.max(1, Math.round(LONGEST * Math.min(1, ratio)));
+    canvas.height = Math.max(1, Math.round(LONGEST / Math.max(1, ratio)));
     const sounding = element("span", "sounding", String(plan.depth));
     const reduced = [knobs(plan), ...narrowed(plan)].filter(Boolean).join(" ");
     if (reduced) sounding.append(element("small", "", reduced));

@@ -181,7 +181,7 @@ def set_limit(page: Page, key: str, presses: str, times: int = 1) -> None:
 
 
 # Luminance contrast as WCAG 2 defines it, of every piece of text against the colour that lies under
-# it.
+# it, through which it shows as far as it is not opaque. Controls that are off may be pale.
 CONTRAST = """(all) => {
     const spot = Object.assign(document.createElement("canvas"), { width: 1, height: 1 });
     const pen = spot.getContext("2d", { willReadFrequently: true });
@@ -193,9 +193,11 @@ CONTRAST = """(all) => {
     };
     const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
     const light = (color) => {
-        const [r, g, b] = rgba(color).map((v) => linear(v / 255));
+        const [r, g, b] = color.map((v) => linear(v / 255));
         return 0.2126 * r + 0.7152 * g + 0.0722 * b;
     };
+    const opacity = (one) =>
+        one ? getComputedStyle(one).opacity * opacity(one.parentElement) : 1;
     const under = (one) => {
         for (let at = one; at; at = at.parentElement) {
             const color = getComputedStyle(at).backgroundColor;
@@ -205,9 +207,13 @@ CONTRAST = """(all) => {
     };
     const says = (one) =>
         [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-    return all.filter((one) => one.checkVisibility() && says(one))
+    return all.filter((one) => one.checkVisibility() && says(one) && !one.closest(":disabled"))
         .map((one) => {
-            const [a, b] = [light(getComputedStyle(one).color), light(under(one))];
+            const paper = rgba(under(one));
+            const ink = rgba(getComputedStyle(one).color);
+            const share = opacity(one);
+            const shown = ink.map((v, i) => share * v + (1 - share) * paper[i]);
+            const [a, b] = [light(shown), light(paper)];
             return [one.outerHTML.slice(0, 90), (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)];
         });
 }"""
