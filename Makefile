@@ -2,6 +2,7 @@
 # make test [TESTS="pytest arguments"]   the whole suite with coverage, or what TESTS names
 # make test-service [TESTS=]   the service's tests, in an environment without torch; the others skip
 # make test-clients   unmodified clients of Triton and KServe against the service, in an environment of their own
+# make test-batch   examples/ray_batch.py on a Ray cluster of this machine, in an environment of its own
 # make lint   ruff (rules, format) and mypy --strict
 # make weights NAME= DATA= BACKBONE=   train and export a bundle of trained_weights/ anew
 # make bench-latency   latency per depth, start and memory of the real service
@@ -11,6 +12,7 @@
 # make bench-picture   docs/fathom.png, the picture in the README, from the real service
 # make bench-dashboard   docs/dashboard.png, from a real service and a real Prometheus (Debian's package)
 # make bench-autoscale   simulated days under the autoscaler: adaptive depth against fixed plans, k8s's thresholds
+# make bench-archive   examples/ray_batch.py against the bare engine
 # make bench-pod   CPU and memory of a pod
 # make bench-peers [CPU_PEERS="--only attention ..."]   our engines on a CPU beside PyTorch and transformers' Mask2Former
 # make bench-gpu [GPU="--out FILE ..."]   kernel, models and service on an NVIDIA GPU, against bars (docs/backends.md)
@@ -36,10 +38,11 @@ SERVE = .venv/serve
 TEST = .venv/test
 TEST_SERVICE = .venv/test-service
 CLIENTS = .venv/clients
+BATCH = .venv/batch
 PEERS = litserve bentoml ray
 
 .DEFAULT_GOAL = help
-.PHONY: help serve test test-service test-clients lint bench-latency bench-serving bench-dashboard bench-autoscale bench-pod bench-gpu bench-peers bench-picture prove-docker bench-peers-serving bench-soak
+.PHONY: help serve test test-service test-clients test-batch lint bench-latency bench-serving bench-dashboard bench-autoscale bench-pod bench-gpu bench-peers bench-picture prove-docker bench-peers-serving bench-soak bench-archive
 .DELETE_ON_ERROR:
 
 help:
@@ -72,6 +75,9 @@ test-service: $(TEST_SERVICE)/.ready $(NATIVE)
 test-clients: $(TEST_SERVICE)/.ready $(CLIENTS)/.ready
 	REQUIRE_CLIENTS=1 $(TEST_SERVICE)/bin/python -m pytest $(WORKERS) tests/open_inference tests/test_kserve_example.py
 
+test-batch: $(BATCH)/.ready
+	REQUIRE_RAY=1 $(BATCH)/bin/python -m pytest tests/test_ray_batch.py
+
 lint: $(TEST)/.ready
 	$(TEST)/bin/ruff check .
 	$(TEST)/bin/ruff format --check .
@@ -82,9 +88,10 @@ $(SERVE)/.ready: EXTRA = cpu
 $(TEST)/.ready: EXTRA = test
 $(TEST_SERVICE)/.ready: EXTRA = test-service
 $(CLIENTS)/.ready: EXTRA = test-clients
+$(BATCH)/.ready: EXTRA = batch,test-service
 .venv/bench-%/.ready: EXTRA = $(notdir $(@D))
 $(TEST)/.ready: NOTE = PyTorch is a large download.
-$(SERVE)/.ready $(TEST)/.ready $(TEST_SERVICE)/.ready $(CLIENTS)/.ready $(PEERS:%=.venv/bench-%/.ready): pyproject.toml
+$(SERVE)/.ready $(TEST)/.ready $(TEST_SERVICE)/.ready $(CLIENTS)/.ready $(BATCH)/.ready $(PEERS:%=.venv/bench-%/.ready): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
 	  echo "Fathom needs Python 3.11, 3.12 or 3.13, but '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)." >&2; \
 	  echo "Name a fitting one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
@@ -115,6 +122,9 @@ bench-dashboard: $(TEST)/.ready
 
 bench-autoscale: $(TEST)/.ready
 	$(TEST)/bin/python tests/bench/autoscale.py --bundle "$(BUNDLE)"
+
+bench-archive: $(BATCH)/.ready $(NATIVE)
+	$(BATCH)/bin/python tests/bench/archive.py --bundle "$(BUNDLE)"
 
 bench-pod: $(TEST)/.ready
 	$(TEST)/bin/python tests/bench/pod.py --bundle "$(BUNDLE)"
