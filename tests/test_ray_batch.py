@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from service.bundle import Bundle
-from tests.api.server import QUARTERS
 from tests.needs import missing
+from tests.pictures import quarters
 
 ROOT = Path(__file__).resolve().parents[1]
+QUARTERS = quarters(64, 48)
 
 
 @pytest.fixture(autouse=True)
