@@ -34,7 +34,8 @@ from service.errors import FathomError
 from service.segmenting import open_bundle
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".heic", ".heif")
-NO_HURRY_MS = 600_000  # an objective that closes no plan, however many images wait
+# A long queue and an objective far away: neither makes plans cheaper, however many images wait.
+NO_HURRY = {"queue_size": 1000, "target_ms": 600_000}
 BATCH = 64  # images that a worker gets at once
 AT_ONCE = 3  # images of a worker: one is decoded and one answered while one is in the engine
 
@@ -44,7 +45,7 @@ class Segment:
 
     def __init__(self, bundle: str, threads: int, budget: dict[str, float], png: bool) -> None:
         self._segmenter = open_bundle(
-            bundle, threads=threads, image_threads=1, max_batch=1, target_ms=NO_HURRY_MS
+            bundle, threads=threads, image_threads=1, max_batch=1, **NO_HURRY
         )
         self._budget, self._png = budget, png
         self._pool = ThreadPoolExecutor(AT_ONCE)

@@ -67,6 +67,14 @@ def test_a_bad_image_fails_alone(onnx_bundle: Bundle, photos: Path) -> None:
     assert found["png"][0].startswith(b"\x89PNG")
 
 
+def test_images_that_wait_make_no_plan_cheaper(onnx_bundle: Bundle, photos: Path) -> None:
+    from examples.ray_batch import Segment
+
+    worker = Segment(str(onnx_bundle.root), 1, {"max_loss": 0.0}, png=False)
+    found = worker({"path": np.array([str(photos / "2026" / "0.png")] * 40)})
+    assert set(found["plan"]) == {"d4"}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_same_command_goes_on_where_it_was(

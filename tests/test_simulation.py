@@ -89,6 +89,25 @@ def test_quality_under_load_is_near_the_best_that_the_plans_allow(load: float) -
     assert best_mix(1000 * FULL_S / load) - report.quality() < 0.01
 
 
+def held(load: float, seconds: float, seed: int) -> bool:
+    """Whether the full plan for all answers at most 1 % too late, or one image, as the benchmark
+    has it. load: as a share of what it can serve."""
+    rng, end, late = np.random.default_rng(seed), 0.0, 0
+    images = poisson(load / FULL_S, seconds, seed)
+    for image in images:
+        took_ms = float(rng.choice(GLANCE_MS) + rng.choice(AFTER_GLANCE_MS[-1]))
+        end = max(end, image.arrived) + took_ms / 1000
+        late += end - image.arrived > DEADLINE_MS / 1000
+    return late <= max(1, 0.01 * len(images))
+
+
+def test_short_points_flatter_a_plan_without_a_schedule() -> None:
+    """Why the benchmark gives them more time (tests/bench/serving.py)."""
+    shares = [np.mean([held(0.98, seconds, seed) for seed in range(100)]) for seconds in (10, 60)]
+    assert shares[0] > 0.03
+    assert shares[1] == 0
+
+
 def burst(size: int = 32) -> Report:
     """Ten seconds at three times what the full plan can serve, in a light load."""
     images = [*poisson(0.2 / FULL_S, 40.0, 5), *poisson(3 / FULL_S, 10.0, 6)]
