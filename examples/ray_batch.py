@@ -36,7 +36,7 @@ from service.segmenting import open_bundle
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".heic", ".heif")
 # A long queue and an objective far away: neither makes plans cheaper, however many images wait.
 NO_HURRY = {"queue_size": 1000, "target_ms": 600_000}
-BATCH = 64  # images that a worker gets at once
+BATCH = 16  # images that a worker gets at once; few, so that all end at about the same time
 AT_ONCE = 3  # images of a worker: one is decoded and one answered while one is in the engine
 
 
