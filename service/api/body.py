@@ -7,14 +7,16 @@ says. Nothing is written to disk.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 
+from service.api.encodings import codings
 from service.api.fields import single
 from service.api.multipart import image_of
 from service.errors import Overloaded, RequestTimeout, TooLarge, UnsupportedMediaType
@@ -64,10 +66,10 @@ class Intake:
         Raises BadHeader, UnsupportedMediaType, TooLarge, RequestTimeout, Overloaded,
         UndecodableImage (a form without exactly one image) and starlette's ClientDisconnect.
         """
-        kind = _media_type(single(request.headers, "Content-Type"))
+        kind = media_type_of(request.headers)
         if kind != FORM and kind not in FORMATS and kind not in BY_BYTES:
             raise unsupported(kind, "application/octet-stream", FORM)
-        if not _is_plain(request.headers.getlist("content-encoding")):
+        if codings(request.headers.getlist("content-encoding")):
             raise UnsupportedMediaType("The body must not have a content encoding")
         read = (lambda data: _file(request, data)) if kind == FORM else partial(_raw, kind)
         async with self.hold(request, request.stream(), read) as upload:
@@ -166,7 +168,6 @@ def _media_type(line: str) -> str:
     return line.partition(";")[0].strip().lower()
 
 
-def _is_plain(lines: Sequence[str]) -> bool:
-    """Whether the lines of Content-Encoding name no encoding."""
-    codings = {coding.strip().lower() for line in lines for coding in line.split(",")}
-    return codings <= {"identity", ""}
+def media_type_of(headers: Headers) -> str:
+    """Of a request's body, without its parameters; "" if it names none. Raises BadHeader."""
+    return _media_type(single(headers, "Content-Type"))

@@ -24,7 +24,7 @@ def decoded(stream: AsyncGenerator[bytes, None], encoding: str) -> AsyncGenerato
     encoding: the value of Content-Encoding; empty: none. Raises UnsupportedMediaType at once, and
     BadInference for damaged data when it is read.
     """
-    names = [name for name in map(_named, encoding.split(",")) if name not in ("", "identity")]
+    names = codings([encoding])
     if not names:
         return stream
     if len(names) > 1 or names[0] not in _WINDOWS:
@@ -33,6 +33,12 @@ def decoded(stream: AsyncGenerator[bytes, None], encoding: str) -> AsyncGenerato
             f"{' or '.join(_WINDOWS)}, or none"
         )
     return _inflated(stream, names[0])
+
+
+def codings(lines: Sequence[str]) -> list[str]:
+    """What lines of Content-Encoding name; identity is no coding."""
+    names = map(_named, ",".join(lines).split(","))
+    return [name for name in names if name not in ("", "identity")]
 
 
 def accepted(lines: Sequence[str]) -> str:

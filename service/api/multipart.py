@@ -15,7 +15,7 @@ from tempfile import SpooledTemporaryFile
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser, MultipartPart
 
-from service.errors import UndecodableImage
+from service.errors import UndecodableImage, shown
 
 MAX_FIELDS = 8  # parts beside the image; they are ignored
 MAX_FIELD_BYTES = 1024  # of each of them
@@ -83,7 +83,7 @@ class _Parser(MultiPartParser):
         """For a form without a whole image."""
         if self.is_in_part:
             return "The form ends before its closing boundary: it was cut, or is not all sent"
-        names = [_shown(name) + ("" if value else " (empty)") for name, value in self.items]
+        names = [shown(name) + ("" if value else " (empty)") for name, value in self.items]
         if not names:
             return "The form has no parts: send the image as one, with a filename"
         return (
@@ -115,7 +115,7 @@ class _Parser(MultiPartParser):
         if part.file is None and len(part.data) + end - start > self.max_part_size:
             if not _begins_as_image((part.data[:16] + data[start : start + 16])[:16]):
                 raise MultiPartException(
-                    f"the part {_shown(part.field_name)} is no image and has more than "
+                    f"the part {shown(part.field_name)} is no image and has more than "
                     f"{self.max_part_size} bytes. If it is the image, its filename is missing, "
                     "and it must be an image file as it is, not text"
                 )
@@ -141,7 +141,7 @@ class _Parser(MultiPartParser):
 
     def _take(self, part: MultipartPart) -> None:
         if self.image is not None:
-            name = _shown(part.field_name)
+            name = shown(part.field_name)
             raise MultiPartException(
                 f"the part {name} is a second image or file: send one image, and no other file"
             )
@@ -155,7 +155,3 @@ def _begins_as_image(data: bytes | bytearray) -> bool:
 def _type_of(part: MultipartPart) -> str:
     fields = dict(part.item_headers)
     return fields.get(b"content-type", b"").decode("latin-1").strip().lower()
-
-
-def _shown(name: str) -> str:
-    return repr(name[:40])

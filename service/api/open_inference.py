@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from service.api import encodings, openapi_inference
-from service.api.body import Intake, whole
+from service.api.body import Intake, media_type_of, whole
 from service.api.fields import FIELD, PREFERENCE, VALUE_RANGE, single
 from service.api.segment import ask_of_fields, while_connected
 from service.errors import UnsupportedMediaType
@@ -211,7 +211,7 @@ def _refusal(why: str) -> Callable[[], Any]:
 
 def _body(request: Request) -> AsyncGenerator[bytes, None]:
     """The body's stream without its content encoding. Raises BadHeader, UnsupportedMediaType."""
-    kind = single(request.headers, "Content-Type").partition(";")[0].strip().lower()
+    kind = media_type_of(request.headers)
     if kind not in _TYPES:
         raise UnsupportedMediaType(
             f"The content type is {kind}: send {' or '.join(filter(None, _TYPES))}"
