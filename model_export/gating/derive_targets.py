@@ -28,7 +28,12 @@ from model_export.data.datasets import (
     refuse_shared,
     share_images,
 )
-from model_export.gating.partial_results import PartialResults, key_of
+from model_export.gating.partial_results import (
+    PartialResults,
+    discard_partial,
+    key_of,
+    partial_files,
+)
 from model_export.gating.task_gate import derive_tasks
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
@@ -233,17 +238,6 @@ def measure_parts(
         ]
         named = {"spec": np.array(spec), "specs": np.array(specs)}  # a name may have spaces
         yield part, targets | named | {"seen": np.array(seen)[targets["sources"]]}
-
-
-def partial_files(place: Path) -> dict[str, Path]:
-    """Of each part the file of its results so far."""
-    return {part: place.with_name(f"{place.name}-{part}.partial.npz") for part in ("held", "fit")}
-
-
-def discard_partial(place: Path) -> None:
-    """Once what they were for is written."""
-    for file in partial_files(place).values():
-        file.unlink(missing_ok=True)
 
 
 def check_fits(what: str, data: Dataset, network: Network) -> None:

@@ -29,6 +29,17 @@ def key_of(weights: Path, *about: object) -> str:
     return digest.hexdigest()
 
 
+def partial_files(place: Path) -> dict[str, Path]:
+    """Of each part the file of its results so far."""
+    return {part: place.with_name(f"{place.name}-{part}.partial.npz") for part in ("held", "fit")}
+
+
+def discard_partial(place: Path) -> None:
+    """Once what they were for is written."""
+    for file in partial_files(place).values():
+        file.unlink(missing_ok=True)
+
+
 def contents_of(data: Dataset) -> list[Any]:
     """What rows depend on beyond the data set's name, as JSON: its files, which may have changed,
     or be of another folder, and what their labels mean."""

@@ -23,9 +23,9 @@ from model_export.gating.derive_targets import (
     Network,
     add_data_arguments,
     data_options,
-    discard_partial,
     measure_parts,
 )
+from model_export.gating.partial_results import discard_partial
 from model_export.gating.train_gate import add_block_argument, fit_and_calibrate
 from model_export.tasks import Task, qualities, task_of
 from model_export.training.bundle_weights import WEIGHTS, read_weights, write_weights

@@ -23,6 +23,7 @@ from model_export.export.graphs import heads_of
 from model_export.export.write_manifest import several_heads
 from model_export.gating.calibrate import Row, margin_table
 from model_export.gating.gate_regression import FOLDS, cross_validate, fit, out_of_fold, predict
+from model_export.gating.partial_results import discard_partial, partial_files
 from model_export.gating.plain_json import plain
 from model_export.gating.policies import by_beta, compare, resample
 from model_export.gating.preferences import preference_grid, weighted
@@ -56,12 +57,13 @@ def derive_tasks(run: Path, fit_on: Sequence[str], held: str) -> None:
     for own in fit_on:
         refuse_shared("--held", held, None, own, None, "the gate")
     model, (plans, _) = load_tasks(run), read_plans(run)
+    place = run / "targets"
     for part, specs in (("held", [held]), ("fit", list(fit_on))):
-        columns = measured(run, model, plans, specs, canvases, f"targets-{part}.partial.npz")
+        file = partial_files(place)[part]
+        columns = measured(run, model, plans, specs, canvases, file.name)
         names = np.array([plan.name for plan in plans])
         write_targets(run, part, columns | {"plans": names, "spec": np.array(" ".join(specs))})
-    for part in ("held", "fit"):
-        (run / f"targets-{part}.partial.npz").unlink(missing_ok=True)
+    discard_partial(place)
 
 
 @dataclass(frozen=True, slots=True)
