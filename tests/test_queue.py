@@ -290,6 +290,13 @@ def test_a_batch_that_saves_no_time_is_not_made() -> None:
     assert len(waiting.take(0.0, pays(10.0)).places) == 3
 
 
+def test_the_engine_is_busy_for_those_that_run_and_not_for_a_full_batch() -> None:
+    waiting = queue(max_batch=4)
+    enter(waiting, image())
+    assert len(waiting.take(1.0, pays(100.0)).places) == 1
+    assert waiting.free == pytest.approx(1.1)
+
+
 def test_images_that_are_late_run_together_to_work_off_the_queue() -> None:
     late = queue(max_batch=4, target_s=0.1)
     for _ in range(4):

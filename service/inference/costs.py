@@ -116,6 +116,7 @@ class Costs:
         self.heads = {place: _cost(ms) for place, ms in head_ms.items()}
         self.beside, self.answer = Cost(0.0), Tail()
         self.doubted: dict[str, Doubt] = {}
+        self._stages: dict[str, tuple[Cost, ...]] = {}  # by the plan's name: see `_after_glance`
         self._trusted_s: dict[str, float] = {}  # for how long, if more than STALE_S
 
     def after_glance_ms(self, plan: Plan, images: int = 1, *, high: bool = False) -> float:
@@ -123,11 +124,8 @@ class Costs:
 
         high: a time that few runs exceed.
         """
-        return sum(
-            cost.high_ms(images) if high else cost.ms(images)
-            for cost in self._stages_of(plan)
-            if cost is not self._glance
-        )
+        stages = self._after_glance(plan)
+        return sum([cost.high_ms(images) if high else cost.ms(images) for cost in stages])
 
     def total_ms(self, plan: Plan, images: int = 1, *, high: bool = False) -> float:
         """All that runs for images of one plan, and what a batch takes beside its stages."""
@@ -144,7 +142,8 @@ class Costs:
     def doubt(self, plan: Plan, now: float) -> None:
         """Note that the cost of a plan ruled it out; it counts if it was not measured lately, or
         for longer if measuring it again changed nothing the last times."""
-        age_s = now - min(cost.measured for cost in self._stages_of(plan))
+        stages = (self._glance, *self._after_glance(plan))
+        age_s = now - min(cost.measured for cost in stages)
         if plan.name not in self.doubted and age_s >= self._trusted_s.get(plan.name, STALE_S):
             self.doubted[plan.name] = Doubt(plan, self.total_ms(plan))
 
@@ -172,10 +171,15 @@ class Costs:
     def _glance(self) -> Cost:
         return next(iter(self.front.values()))
 
-    def _stages_of(self, plan: Plan) -> list[Cost]:
-        own = self.front.get(plan.canvas, self._glance)
-        heads = (self.heads[plan.canvas, head.key] for head in plan.heads)
-        return [*dict.fromkeys((self._glance, own)), self.encoders[plan.encoder], *heads]
+    def _after_glance(self, plan: Plan) -> tuple[Cost, ...]:
+        """Of the stages that it needs beside the glance. They are looked up once: every request
+        asks for those of every plan, several times."""
+        if plan.name not in self._stages:
+            front = self.front.get(plan.canvas, self._glance)
+            fronts = [] if front is self._glance else [front]
+            heads = [self.heads[plan.canvas, head.key] for head in plan.heads]
+            self._stages[plan.name] = (*fronts, self.encoders[plan.encoder], *heads)
+        return self._stages[plan.name]
 
 
 @dataclass(slots=True)

@@ -22,6 +22,7 @@ class Policies:
         self._manifest, self._default_max_loss = manifest, default_max_loss
         self._names = [head.name for head in manifest.heads]
         self._made = lru_cache(KEPT)(self._make)
+        self._default_shares = self._shares(manifest.default_preference)
 
     @property
     def default(self) -> Policy:
@@ -49,17 +50,9 @@ class Policies:
         found = {plan.name: plan for policy in policies for plan in policy.plans}
         return sorted(found.values(), key=lambda plan: plan.gflops)
 
-    def shares(self, preference: Mapping[str, float] | None) -> dict[str, float]:
+    def shares(self, preference: Mapping[str, float] | None) -> Mapping[str, float]:
         """The heads that are asked for, in the bundle's order, with weights that add up to 1."""
-        weights = self._manifest.default_preference if preference is None else preference
-        most = max(weights.values())  # first of all: a sum could overflow
-        asked = {name: weights[name] / most for name in self._names if weights.get(name, 0) > 0}
-        total = sum(asked.values())
-        return {
-            name: float(f"{weight / total:.{DIGITS}g}")
-            for name, weight in asked.items()
-            if weight > 0
-        }
+        return self._default_shares if preference is None else self._shares(preference)
 
     def check(self, ask: Ask) -> None:
         """Raises BadPreference for a head that the bundle does not have, BadBudget for a depth that
@@ -71,6 +64,16 @@ class Policies:
                 raise BadPreference(f"the key '{name}' is no head of this bundle: {hint}", key=name)
         policies = (self.of(ask.preference, larger=larger) for larger in (False, True))
         max(policies, key=lambda policy: policy.deepest).check(ask.budget)
+
+    def _shares(self, weights: Mapping[str, float]) -> Mapping[str, float]:
+        most = max(weights.values())  # first of all: a sum could overflow
+        asked = {name: weights[name] / most for name in self._names if weights.get(name, 0) > 0}
+        total = sum(asked.values())
+        return {
+            name: float(f"{weight / total:.{DIGITS}g}")
+            for name, weight in asked.items()
+            if weight > 0
+        }
 
     def _make(self, shares: tuple[tuple[str, float], ...], larger: bool) -> Policy:
         manifest, weights = self._manifest, dict(shares)

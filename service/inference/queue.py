@@ -62,9 +62,9 @@ class Queue(Generic[P]):
         self._numbers = count()
 
     @property
-    def full(self) -> bool:
-        """Whether enough images wait for a full batch."""
-        return len(self.waiting) >= self.max_batch
+    def together(self) -> int:
+        """How many images can run next."""
+        return min(self.max_batch, len(self.waiting))
 
     @property
     def idle(self) -> bool:
@@ -138,15 +138,14 @@ class Queue(Generic[P]):
         )
 
     def take(self, now: float, times: schedule.Times) -> Batch[P]:
-        """Start the next batch; no places if no image waits."""
+        """Start the next batch; no places if no image waits. times: of up to `together` images."""
         hopeless = self._hopeless(now)
         self.waiting = [place for place in self.waiting if place not in hopeless]
         if not self.waiting:
             return Batch([], hopeless=hopeless)
         # Load is read before the batch is taken out, or the last places would never count.
         waits = [(place.arrived, place.due) for place in self.waiting]
-        together = min(self.max_batch, len(self.waiting))
-        limit_ms = schedule.share_ms(waits, now)
+        limit_ms, together = schedule.share_ms(waits, now), self.together
         if self.size > 1:
             cheapest_ms = times.each_ms(together)
             limit_ms = min(limit_ms, schedule.room_ms(cheapest_ms, self.size, self.taken(now)))
@@ -156,9 +155,7 @@ class Queue(Generic[P]):
         row_ms = times.within(min(limit_ms, slack_ms), together)
         # Without a deadline, only working off the queue helps an image that is late.
         late = self.waiting[0].deadline is None and slack_ms < row_ms[0]
-        size = schedule.batch_size(
-            math.inf if late else slack_ms, self.max_batch, row_ms, self._pays
-        )
+        size = schedule.batch_size(math.inf if late else slack_ms, together, row_ms, self._pays)
         self.running, self.waiting = self.waiting[:size], self.waiting[size:]
         self.free = now + row_ms[size - 1] / 1000
         for place in self.running:
@@ -171,7 +168,7 @@ class Queue(Generic[P]):
 
         slowest_ms: of the most expensive plan.
         """
-        if self.full or not self.waiting:
+        if self.together in (0, self.max_batch):
             return 0.0
         latest = min(schedule.planned_s(place.arrived, place.due) for place in self.waiting)
         return latest - slowest_ms / 1000 - now

@@ -34,14 +34,13 @@ class Runner:
         self, stages: Stages, policies: Policies, costs: Costs, max_batch: int, metrics: Metrics
     ) -> None:
         self._stages, self._costs, self._metrics = stages, costs, metrics
-        self._policies, self._max_batch, self._failures = policies, max_batch, 0
+        self._policies, self._failures = policies, 0
         self._pipeline = Pipeline(stages, policies, costs, max_batch)
 
-    @property
-    def times(self) -> Times:
-        """What plans take now, for those who say nothing of heads; without those for larger images
-        alone, which would make every batch look slow."""
-        sizes, costs = range(1, self._max_batch + 1), self._costs
+    def times(self, most: int) -> Times:
+        """What plans take now for up to so many images together, for those who say nothing of
+        heads; without those for larger images alone, which would make every batch look slow."""
+        sizes, costs = range(1, most + 1), self._costs
         plans = self._policies.default.plans
         return Times([[costs.total_ms(plan, size) for size in sizes] for plan in plans])
 

@@ -41,7 +41,7 @@ class Turns:
                     return Batch([])
                 self._await_company(ready)
                 now = time.perf_counter()
-                batch = queue.take(now, self._runner.times)
+                batch = queue.take(now, self._runner.times(queue.together))
                 for ticket in batch.hopeless:
                     ticket.fail(queue.expire(ticket, now))
                 if batch.places:
@@ -75,6 +75,8 @@ class Turns:
 
     def _await_company(self, ready: Callable[[], bool]) -> None:
         """Wait for a full batch, if told to and if the images that wait can afford it."""
+        if not self._batch_wait_s:
+            return
         until, slowest_ms = time.perf_counter() + self._batch_wait_s, self._runner.slowest_ms
         while ready():
             now = time.perf_counter()
