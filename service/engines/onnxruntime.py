@@ -1,9 +1,9 @@
 """ONNX Runtime on the CPU: one session per graph, one memory arena for all of them.
 
-Only one stage runs at a time. Therefore the threads of a session sleep when it is done; by default
-they keep spinning and take the cores from the next session. All sessions share one arena; by
-default each keeps the memory of its largest batch. Memory patterns are off, so that no batch size
-allocates anything of its own.
+Only one stage runs at a time. Therefore the threads of a session soon sleep when it is done; by
+default they keep spinning and take the cores from the next session. All sessions share one arena;
+by default each keeps the memory of its largest batch. Memory patterns are off, so that no batch
+size allocates anything of its own.
 
 The deformable attention is our compiled operator where this installation has it; else ONNX Runtime
 takes the node's body, in its own operators.
@@ -27,6 +27,9 @@ from service.engines.compiled import Compiled, compiled
 from service.errors import BackendError
 from service.native.library import MEND
 
+# How long a thread that has nothing to do goes on looking for work. Between two operators there is
+# some sooner, and to wake it would take as long.
+SPIN_US = 50
 _log = logging.getLogger("fathom")
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
 
@@ -100,7 +103,7 @@ def _open(
     # Memory patterns keep a plan per batch size, and save no time here.
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.use_env_allocators", "1")
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
     try:
         if attention is not None:
             options.register_custom_ops_library(attention.path)
