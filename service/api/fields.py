@@ -15,12 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
+from functools import lru_cache
 
 import http_sf
 from starlette.datastructures import Headers
 
 from service.ask import bad, bad_weight, budget_of, preference_of
-from service.core import Budget, Decision, Plan, ValueRange
+from service.core import Budget, Decision, Plan, Reason, ValueRange
 from service.errors import BadBudget, BadHeader, BadPreference, FathomError
 from service.inference.place import URGENCY
 from service.structured import MAX_LENGTH, MemberWithoutKeyError, dictionary, plain_members
@@ -31,6 +32,7 @@ VALUE_RANGE = "Value-Range"
 VALUE_SCALE = "Value-Scale"
 PRIORITY = "Priority"
 URGENCIES = range(8)  # RFC 9218, 4.1
+SEEN = 256  # values of a field that are remembered: a client sends the same ones again and again
 
 
 def single(headers: Headers, name: str) -> str:
@@ -51,14 +53,7 @@ def parse_budget(lines: Sequence[str]) -> Budget:
     The last value of a repeated key counts, as the format says. Raises only BadHeader (400), which
     names the key.
     """
-    text = _joined(lines, FIELD)
-    if not text:
-        return Budget()
-    with names_the_header():
-        values = _members(text, FIELD, bad)
-        if not isinstance(values.get("strict", False), bool):
-            raise bad("strict", "must be a Boolean: strict, strict=?1 or strict=?0")
-        return budget_of(values)
+    return _budget(_joined(lines, FIELD))
 
 
 def parse_preference(lines: Sequence[str]) -> dict[str, float] | None:
@@ -145,7 +140,17 @@ def format_used(decision: Decision, of: int, *, several_canvases: bool = False) 
     The canvas is left out if the bundle has only one, keep and width if they are 1, and the heads
     if there is one of one width.
     """
-    plan, reason = decision.plan, http_sf.Token(decision.reason.value)
+    return _used(decision.plan, decision.reason, of, several_canvases)
+
+
+def format_scale(scale: float, unit: str) -> str:
+    """The value of `Value-Scale`: by what values of this unit were multiplied."""
+    item: http_sf.ItemType = (Decimal(str(scale)), {"unit": unit})
+    return http_sf.ser(item)
+
+
+@lru_cache(SEEN)
+def _used(plan: Plan, reason: Reason, of: int, several_canvases: bool) -> str:
     canvas = {"canvas": http_sf.Token(plan.canvas)} if several_canvases else {}
     shares = (("keep", plan.keep), ("width", plan.width))
     reduced = {key: Decimal(share) for key, share in shares if share < 1}
@@ -159,15 +164,9 @@ def format_used(decision: Decision, of: int, *, several_canvases: bool = False) 
             **reduced,
             **heads,
             "gflops": gflops,
-            "reason": reason,
+            "reason": http_sf.Token(reason.value),
         }
     )
-
-
-def format_scale(scale: float, unit: str) -> str:
-    """The value of `Value-Scale`: by what values of this unit were multiplied."""
-    item: http_sf.ItemType = (Decimal(str(scale)), {"unit": unit})
-    return http_sf.ser(item)
 
 
 def _heads(plan: Plan) -> http_sf.InnerListType:
@@ -178,6 +177,17 @@ def _heads(plan: Plan) -> http_sf.InnerListType:
         )
         for head in plan.heads
     ]
+
+
+@lru_cache(SEEN)
+def _budget(text: str) -> Budget:
+    if not text:
+        return Budget()
+    with names_the_header():
+        values = _members(text, FIELD, bad)
+        if not isinstance(values.get("strict", False), bool):
+            raise bad("strict", "must be a Boolean: strict, strict=?1 or strict=?0")
+        return budget_of(values)
 
 
 def _members(text: str, field: str, bad: Callable[[str, str], FathomError]) -> dict[str, object]:

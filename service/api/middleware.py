@@ -40,9 +40,11 @@ class Edge:
     """Gives the request a trace and the answer its common header fields.
 
     The trace is `request.state.trace`, the time of arrival `request.state.arrived`. A handler may
-    put the answer's `Vary` in `request.state.vary`; errors have it, too. of, several_canvases: for
-    `Compute-Used`, the bundle's deepest exit and whether it has several canvases. on_foreign:
-    called with a request that gets 403 because of its origin.
+    put the answer's `Vary` in `request.state.vary`; errors have it, too. What it puts in
+    `request.state.afterwards` is called once the answer is on its way, whatever became of it.
+
+    of, several_canvases: for `Compute-Used`, the bundle's deepest exit and whether it has several
+    canvases. on_foreign: called with a request that gets 403 because of its origin.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class Edge:
         sent_id = ", ".join(set(headers.getlist(REQUEST_ID)))  # several are none
         trace = Trace(request_id=sent_id if _ID.fullmatch(sent_id) else uuid.uuid4().hex)
         state = scope.setdefault("state", {})
-        state |= {"trace": trace, "arrived": time.perf_counter(), "vary": ""}
+        state |= {"trace": trace, "arrived": time.perf_counter(), "vary": "", "afterwards": None}
         started = False
         bodiless = scope["method"] == "HEAD"
         if bodiless:
@@ -102,6 +104,9 @@ class Edge:
                 scope["path"],
             )
             await response(scope, receive, send_with_fields)
+        finally:
+            if state["afterwards"] is not None:
+                state["afterwards"]()
 
     def _answer(self, scope: Scope, headers: Headers, trace: Trace) -> Response | None:
         """The answer that takes the place of the app's, if there is one."""

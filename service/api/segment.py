@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
+from functools import partial
 from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -77,7 +78,8 @@ class SegmentRoute:
             outcome = NotReady.problem  # as `Edge` answers
             raise
         finally:
-            observe(self._metrics, request, outcome)
+            # Its caller need not wait for that.
+            request.state.afterwards = partial(observe, self._metrics, request, outcome)
 
     async def _segment(self, request: Request, trace: Trace) -> Response:
         # Whatever can be refused is refused before the body is read.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
-from service.api.fields import FIELD, PREFERENCE
+from service.api.fields import FIELD, PREFERENCE, SEEN
 from service.api.forms import FORMS, INCLUDES, Form
 from service.errors import BadHeader, BadQuery, NotAcceptable
 from service.tasks import Task
@@ -25,17 +26,7 @@ def negotiate(accept: Sequence[str]) -> Form:
     A form's weight is that of the most specific range that matches it (RFC 9110, 12.5.1). Raises
     NotAcceptable, or BadHeader for a weight that is not a number from 0 to 1.
     """
-    ranges = dict(
-        _range(entry) for line in accept for entry in _ENTRIES.findall(line) if entry.strip()
-    )
-    if not ranges:
-        return FORMS[0]
-    weights = [_weight(form, ranges) for form in FORMS]
-    best = max(weights)
-    if best <= 0:
-        offered = [form.media_type for form in FORMS]
-        raise NotAcceptable(f"This resource comes as {' or '.join(offered)}", offered=offered)
-    return FORMS[weights.index(best)]
+    return _preferred(tuple(accept))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +88,21 @@ def answered(
             heads=able,
         )
     return [max(fitting, key=shares.__getitem__)]
+
+
+@lru_cache(SEEN)
+def _preferred(accept: tuple[str, ...]) -> Form:
+    ranges = dict(
+        _range(entry) for line in accept for entry in _ENTRIES.findall(line) if entry.strip()
+    )
+    if not ranges:
+        return FORMS[0]
+    weights = [_weight(form, ranges) for form in FORMS]
+    best = max(weights)
+    if best <= 0:
+        offered = [form.media_type for form in FORMS]
+        raise NotAcceptable(f"This resource comes as {' or '.join(offered)}", offered=offered)
+    return FORMS[weights.index(best)]
 
 
 def _can(able: Sequence[str]) -> str:

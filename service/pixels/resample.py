@@ -7,6 +7,7 @@ bilinear interpolation between the centres of the cells, as with torch's
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -43,8 +44,9 @@ def axes(geometry: Geometry, cells: tuple[int, int]) -> tuple[Axis, Axis]:
     )
 
 
+@lru_cache(16)  # a caller's images often have one size
 def axis(size: int, extent: float, cells: int) -> Axis:
-    """`size` pixels that cover `extent` of the cells, from the first one on."""
+    """`size` pixels that cover `extent` of the cells, from the first one on. Not to be changed."""
     centre = (np.arange(size) + 0.5) * (extent / size) - 0.5
     tops = np.r_[np.flatnonzero(np.diff(np.floor(centre), prepend=-2)), size]
     centre = centre.clip(0, cells - 1)
