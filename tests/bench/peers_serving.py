@@ -9,9 +9,10 @@ Runtime's own operators; "our kernel" lends them the service's compiled attentio
 and each runs alone in its turn, load by load: the processes of the others are stopped. The
 objective is three times the latency of Fathom's full plan without load. Points are added to FILE
 (JSON lines) as they are measured, and those that are there are not measured again: --only and
---shares measure in pieces.
+--shares measure in pieces. The share 0 is without load: one request at a time, from which the time
+of the bare stages is taken, in a loop without a server.
 Prints a table and ends in one JSON line. Bars: goodput of the full plan >= 1.1 x that of the best
-other server, and its p99 lower.
+other server, and its p99 lower; without load at most 6 ms and 8 % over the bare stages.
 
 "adaptive" and "strict" are the service with that objective; strict takes no plan but the full one,
 and is refused what would be late. "full plan" and "cheapest plan" are without scheduling by load
@@ -24,7 +25,9 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+import statistics
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
@@ -38,15 +41,17 @@ sys.path.insert(0, str(ROOT))
 
 from service.engines.cpu_limit import resolve_threads  # noqa: E402
 from tests.bench.open_loop import Load, Wrap, poisson, send  # noqa: E402
+from tests.bench.peers.full_plan import FullPlan  # noqa: E402
 from tests.bench.peers.servers import PEERS, VARIANTS, peer  # noqa: E402
 from tests.bench.photos import Photos  # noqa: E402
 from tests.bench.points import ADAPTIVE, FLAGS, HEADER, Bench, Point  # noqa: E402
 from tests.bench.served import served  # noqa: E402
 
-SHARES = (0.5, 0.7, 0.9, 1.2, 1.6)  # of the full plan's capacity
+SHARES = (0.0, 0.5, 0.7, 0.9, 1.2, 1.6)  # of the full plan's capacity
 FURTHER = (2.2, 3.0, 4.0)
 OURS = ("adaptive", "full plan, strict", "full plan", "cheapest plan")
 CHEAPER = ("adaptive", "cheapest plan")  # than the full plan: they get the further loads, too
+ALONE = 20  # requests without load, and runs of the bare stages
 WHO = (*OURS, *(f"{name}, {variant}".rstrip(", ") for name in PEERS for variant in VARIANTS))
 
 
@@ -70,7 +75,16 @@ class Record:
             file.write(json.dumps(row) + "\n")
 
     def of(self, who: str) -> list[Point]:
-        return [self.points[key] for key in sorted(self.points) if key[0] == who]
+        """Under load, the lightest first."""
+        return [self.points[key] for key in sorted(self.points) if key[0] == who and key[1]]
+
+    def beside_ms(self, who: str) -> float | None:
+        """What an answer of the full plan takes without load beside the stages that run for it."""
+        point = self.points.get((who, 0.0))
+        if point is None or who == "cheapest plan":
+            return None
+        ours = who in OURS or who.endswith("our kernel")
+        return point.p50 - 1000 * self.figures["bare_s" if ours else "plain_s"]
 
 
 class Contender:
@@ -139,10 +153,26 @@ def measure(bench: Bench, record: Record, chosen: Sequence[str], shares: Sequenc
             with own.turn():
                 warm = poisson(0.3 / bench.full_s, 3.0, 99)
                 send(Load(own.url, warm, bench.photos.paths, own.budget, own.wrap))
-                times = poisson(share / bench.full_s, bench.seconds, round(100 * share))
-                point = bench.point(who, own.url, times, own.budget, own.wrap)
+                if share:
+                    times = poisson(share / bench.full_s, bench.seconds, round(100 * share))
+                else:  # each long after the one before it is answered
+                    times = [2 * bench.full_s * index for index in range(ALONE)]
+                seconds = bench.seconds if share else 2 * bench.full_s * ALONE
+                point = bench.point(who, own.url, times, own.budget, own.wrap, seconds)
             record.points[who, share] = point
             record.write({"share": share, "point": asdict(point)})
+
+
+def bare_s(bench: Bench, kernel: bool) -> float:
+    """The stages of the full plan in a loop, for one image: the median, in seconds."""
+    plan = FullPlan(bench.bundle, resolve_threads(0), kernel=kernel)
+    pixels = plan.decode(Path(bench.photos.paths[0]).read_bytes()).pixels[None]
+    taken = []
+    for _ in range(ALONE):
+        began = time.perf_counter()
+        plan.predict(pixels)
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
 
 
 def draw(record: Record, path: Path) -> None:
@@ -193,6 +223,7 @@ def found(record: Record) -> dict[str, Any]:
         "objective_ms": round(1000 * record.figures["objective_s"]),
         "goodput": {who: round(goodput, 2) for who, goodput in best.items()},
         "objective_held_at": {who: round(load, 2) for who, load in held.items()},
+        "beside_ms": {who: round(ms, 1) for who in WHO if (ms := record.beside_ms(who))},
     }
     if peers := [who for who in measured if who not in OURS]:
         strongest = result["best_peer"] = max(peers, key=lambda who: best[who])
@@ -222,9 +253,9 @@ def main() -> int:
             bench.measure(url)
         keys = ("full_s", "cheapest_s", "objective_s")
         record.figures = {key: getattr(bench, key) for key in keys}
+        record.figures |= {"bare_s": bare_s(bench, True), "plain_s": bare_s(bench, False)}
         record.write(record.figures)
-    for key, value in record.figures.items():
-        setattr(bench, key, value)
+    bench.full_s, bench.objective_s = record.figures["full_s"], record.figures["objective_s"]
     print(HEADER)
     shares = [float(share) for share in asked.shares.split(",")]
     if unknown_shares := set(shares) - {*SHARES, *FURTHER}:
