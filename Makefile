@@ -25,8 +25,9 @@ HOST = 127.0.0.1
 MINUTES = 5
 BUNDLE = trained_weights/camvid-tiny
 TESTS =
-# Two processes: most tests use one core. A file stays in one of them, since its tests share what is costly.
-WORKERS = -n 2 --dist loadfile --max-worker-restart=0
+# Two processes: most tests use one core. A file stays in one of them, since its tests share what is costly. Files come
+# in the order of conftest.py, where xdist would leave those of few tests for the end, which take the longest.
+WORKERS = -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 GPU =
 CPU_PEERS =
 ONLY =

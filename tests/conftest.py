@@ -109,6 +109,11 @@ def imported(node: ast.AST) -> list[str]:
     return []
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that train come first: one that starts last would end long after all others."""
+    items.sort(key=lambda item: item.getparent(TrainingFile) is None)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
     """Coverage is the service's: PyTorch takes 1.7 times as long to trace a graph under it."""
