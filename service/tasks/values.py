@@ -88,7 +88,7 @@ class Values:
         for top in range(0, len(drawn), step):
             band = slice(top, top + step)
             drawn[band] = np.rint(sample(cells, rows.at(band), columns) * self.scale).clip(1, _MOST)
-        return png.gray(drawn)
+        return png.levels(drawn)
 
     @property
     def _covered(self) -> tuple[slice, slice]:
