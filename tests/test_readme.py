@@ -28,6 +28,7 @@ README = ROOT / "README.md"
 REFERENCE = ROOT / "docs" / "reference.md"
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 PYTHON = ROOT / "docs" / "python.md"
+TRAINING = ROOT / "docs" / "training.md"
 MAX_LINES, MAX_WORDS = 150, 1600  # of README.md, for a reader who has two minutes
 DOCUMENTS = sorted(
     path
@@ -176,6 +177,11 @@ def test_architecture_describes_every_folder() -> None:
     }
     rows = re.findall(r"^\| `(\w+)/` \|", ARCHITECTURE.read_text("utf-8"), re.M)
     assert set(rows) == folders
+
+
+def test_training_has_a_row_for_every_command() -> None:
+    rows = re.findall(r"^\| `([\w-]+)` \|", TRAINING.read_text("utf-8"), re.M)
+    assert set(rows) >= set(COMMANDS)
 
 
 @pytest.mark.parametrize("document", [README, PYTHON], ids=lambda path: path.name)
