@@ -6,7 +6,7 @@ import argparse
 import importlib
 import sys
 
-from model_export.option_types import register
+from model_export.option_types import Help, register
 from service.errors import FathomError
 
 # command -> (module, one line of help). Modules load on demand: --help should not wait for torch.
@@ -67,7 +67,7 @@ COMMANDS = {
 def parser_of(command: str) -> argparse.ArgumentParser:
     module = importlib.import_module(f"model_export.{COMMANDS[command][0]}")
     parser = argparse.ArgumentParser(
-        f"python -m model_export {command}", description=module.__doc__
+        f"python -m model_export {command}", description=module.__doc__, formatter_class=Help
     )
     register(parser)
     module.add_arguments(parser)

@@ -1,5 +1,5 @@
 """What numbers options of the commands take: told by argparse, with the option's name, before any
-work.
+work. And how `--help` shows their defaults.
 
 No number is NaN or endless unless its option says so: `register` makes that so for the options that
 ask for a plain `int` or `float`.
@@ -47,6 +47,18 @@ def number(least: float = 0.0, most: float = FINITE) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+class Help(argparse.HelpFormatter):
+    """Behind each option its default in brackets, as `python -m service --help` has it, unless its
+    help tells it in words."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text, default = action.help or "", action.default
+        if default in (None, argparse.SUPPRESS) or default is False or "default" in text:
+            return text
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        return f"{text} [{shown}]"
 
 
 def register(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from collections.abc import Callable
@@ -10,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from model_export.__main__ import COMMANDS, parser_of
 from model_export.export.write_manifest import provenance_of
 from model_export.gating.task_search import stage_costs
 from model_export.network.knobs import Knobs
+from model_export.option_types import Help
 from model_export.training.bundle_weights import read_weights
 from model_export.training.progress import load_checkpoint
 from model_export.training.run_files import RunError, new_folder, refuse_no_bundle
@@ -62,6 +65,31 @@ def test_steps_in_the_wrong_order_name_the_missing_one(
     (run / "model.safetensors").unlink()
     assert command("derive-targets", run, "--fit", "scenes:5", "--held", "scenes:5") == 1
     assert f"python -m model_export train-exits --out {run}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_explains_every_option_and_shows_its_default(name: str) -> None:
+    parser = parser_of(name)
+    assert [action.dest for action in parser._actions if not action.help] == []
+    shown = " ".join(parser.format_help().split())
+    for action in parser._actions:
+        if type(action.default) in (int, float) and "default" not in str(action.help):
+            assert f"[{action.default}]" in shown
+
+
+def test_help_shows_defaults_once_and_none_where_there_is_none() -> None:
+    parser = argparse.ArgumentParser(formatter_class=Help)
+    parser.add_argument("--steps", type=int, default=400, help="how many")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
+    parser.add_argument("--zoom", nargs=2, default=(0.6, 1.6), help="its range")
+    parser.add_argument("--threads", default=2, help="default: all")
+    parser.add_argument("--turn", action="store_true", help="also turned")
+    parser.add_argument("--data", help="a folder")
+    lines = [line.split()[-3:] for line in parser.format_help().splitlines()]
+    assert ["how", "many", "[400]"] in lines
+    assert ["is", "drawn", "[0]"] in lines
+    assert ["range", "[0.6", "1.6]"] in lines
+    assert parser.format_help().count("[") == 3 + 7  # the usage has one for every option
 
 
 def test_unknown_command_shows_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:

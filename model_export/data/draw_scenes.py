@@ -25,7 +25,7 @@ FIFTHS = 5
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("out", type=Path, help="new folder, with images/, masks/ and meta.json")
-    add("--count", type=int, default=200)
+    add("--count", type=int, default=200, help="how many")
     add(
         "--seed",
         type=int,

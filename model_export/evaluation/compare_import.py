@@ -54,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", type=Path, required=True, help="the folder that was imported")
     add("--weights", type=Path, help="the state dict of other code that was imported with it")
     add("--images", type=Path, required=True, help="folder of photos")
-    add("--most", type=whole(), default=PHOTOS, help=f"photos to look at; default {PHOTOS}")
-    add("--rounds", type=whole(), default=ROUNDS, help=f"of the measurement; default {ROUNDS}")
+    add("--most", type=whole(), default=PHOTOS, help="photos to look at")
+    add("--rounds", type=whole(), default=ROUNDS, help="of the measurement")
     add("--threads", type=whole(), default=os.cpu_count() or 1, help="of every engine; default all")
     add("--backends", nargs="+", choices=BACKENDS, default=["onnxruntime"], help="of the bundle")
     add(

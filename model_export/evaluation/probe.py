@@ -33,17 +33,17 @@ RIDGE = 1e-2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--backbone", choices=sorted(BACKBONES), required=True)
+    add("--backbone", choices=sorted(BACKBONES), required=True, help="whose features")
     add(
         "--backbone-weights",
         type=Path,
         help=".npz; without it the weights are random, as a lower bound",
     )
     add("--data", type=Path, help="folder of the data set (not needed for scenes)")
-    add("--train", default="camvid:train")
+    add("--train", default="camvid:train", help="data set to fit on")
     add("--dev", default="camvid:dev", help="data set to score on")
     add("--images", type=whole(), default=120, help="training images, spread evenly")
-    add("--canvas", default="384x480")
+    add("--canvas", default="384x480", help="size of the images, height x width")
 
 
 def features(backbone: nn.Module, pixels: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         help="views of each --fit image; the first is plain, others are zoomed and recoloured, "
         "or, with objects, turned",
     )
-    add("--seed", type=whole(0), default=0)
+    add("--seed", type=whole(0), default=0, help="of the views")
 
 
 @dataclass(frozen=True, slots=True)

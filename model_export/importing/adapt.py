@@ -70,10 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     train = parser.add_argument_group("early exits").add_argument
     train("--train", action="store_true", help="teach them first, from the full plan's own answers")
-    train("--steps", type=int, default=400, help="of that; default 400")
-    train("--batch", type=int, default=2, help="crops in each step; default 2")
-    train("--rate", type=float, default=1e-3, help="learning rate; default 0.001")
-    train("--seed", type=int, default=0)
+    train("--steps", type=int, default=400, help="of that")
+    train("--batch", type=int, default=2, help="crops in each step")
+    train("--rate", type=float, default=1e-3, help="learning rate")
+    train("--seed", type=int, default=0, help="of the crops")
     train(
         "--minutes",
         type=float,

@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         help="share of crops in other light or weather: haze, dusk, glare, blur (outdoor scenes)",
     )
-    add("--steps", type=whole(), default=6000)
+    add("--steps", type=whole(), default=6000, help="of the whole training")
     add("--batch", type=whole(), default=4, help="per process")
     add(
         "--workers",
@@ -75,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="processes that draw batches ahead, for a GPU; each has --cache-mb of its own",
     )
-    add("--lr", type=number(), default=4e-4)
+    add("--lr", type=number(), default=4e-4, help="learning rate, after a warm-up the largest")
     add("--backbone-lr", type=number(), default=0.2, help="factor of --lr for the backbone")
     about = "weight decay; 0 on norms, biases and embeddings"
     add("--decay", type=number(), default=0.05, help=about)
@@ -119,8 +119,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="uniform",
         help="loss weight by depth, mean 1",
     )
-    add("--ema", type=number(0, 1), default=0.999)
-    add("--seed", type=whole(0), default=0)
+    add("--ema", type=number(0, 1), default=0.999, help="decay of the averaged weights")
+    add("--seed", type=whole(0), default=0, help="of new weights and of all that is drawn")
     add(
         "--cache-mb",
         type=number(),

@@ -60,7 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--train", default="scenes:1500:11", help="scenes:COUNT[:SEED[:BARE]] to train on")
     add("--dev", default="scenes:32:12", help="scenes to watch the quality on, never trained on")
     add("--heads", nargs="+", choices=HEADS, default=HEADS, help="the tasks; default: all")
-    add("--canvases", nargs="+", default=CANVASES, metavar="CANVAS")
+    add(
+        "--canvases",
+        nargs="+",
+        default=CANVASES,
+        metavar="CANVAS",
+        help="sizes to look at images, height x width, from small to large",
+    )
     add(
         "--chances",
         type=number(),
@@ -82,13 +88,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the tasks' losses; uncertainty: learned weights (arXiv 1705.07115)",
     )
     add("--distill", type=number(), default=1.0, help="weight of the distillation; 0 = none")
-    add("--steps", type=whole(), default=4000)
-    add("--batch", type=whole(), default=8)
-    add("--lr", type=number(), default=1e-3)
+    add("--steps", type=whole(), default=4000, help="of the whole training")
+    add("--batch", type=whole(), default=8, help="images in each step")
+    add("--lr", type=number(), default=1e-3, help="learning rate, after a warm-up the largest")
     add("--backbone-lr", type=number(), default=0.3, help="factor of --lr for the backbone")
     add("--decay", type=number(), default=0.05, help="weight decay; 0 on norms and biases")
-    add("--ema", type=number(0, 1), default=0.998)
-    add("--seed", type=whole(0), default=0)
+    add("--ema", type=number(0, 1), default=0.998, help="decay of the averaged weights")
+    add("--seed", type=whole(0), default=0, help="of new weights and of all that is drawn")
     add("--cache", type=Path, help="folder for prepared scenes, which runs on the same ones share")
     add("--check-every", type=whole(), default=500, help="steps between checkpoints")
     add(
