@@ -178,6 +178,11 @@ def test_exits_are_taught_and_the_full_plan_stays_bit_equal(
     assert (copy / CHECKPOINT).exists()
     with pytest.raises(RunError, match="begun with"):
         teach(copy, before, data, canvases, replace(options, batch=2))
+    begun = (copy / CHECKPOINT).read_bytes()
+    (copy / CHECKPOINT).write_bytes(begun[: len(begun) // 2])
+    with pytest.raises(RunError, match=rf"{CHECKPOINT} is damaged: .*; delete it"):
+        teach(copy, before, data, canvases, options)
+    (copy / CHECKPOINT).write_bytes(begun)
     assert teach(copy, before, data, canvases, options)
     assert not (copy / CHECKPOINT).exists()
     after = load_model(copy)
@@ -196,3 +201,17 @@ def test_exits_are_taught_and_the_full_plan_stays_bit_equal(
                 for model in (before, after)
             )
             assert near < far
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_teaching_that_diverges_stops_and_leaves_the_run_as_it_was(
+    run: Path, photos: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    files = {file.name: file.read_bytes() for file in copy.iterdir()}
+    config, canvases, _ = read_config(run)
+    data = photos_in(photos, config, classes_of(run))
+    options = DistillOptions(steps=8, batch=1, rate=1e30, seed=0)
+    with pytest.raises(RunError, match=r"step \d: .* \(there is none\): lower --rate"):
+        teach(copy, load_model(run), data, canvases, options)
+    assert {file.name: file.read_bytes() for file in copy.iterdir()} == files

@@ -28,6 +28,8 @@ from model_export.data.datasets import Dataset
 from model_export.network.decoder import Prediction
 from model_export.network.segmenter import Segmenter, semantic_probabilities
 from model_export.tasks import VOID
+from model_export.training.progress import Progress
+from model_export.training.run_files import reading, replacing
 from model_export.training.runs import (
     RunError,
     classes_of,
@@ -139,7 +141,8 @@ def teach(
     optimizer = torch.optim.AdamW(taught(student).values(), options.rate, weight_decay=0.01)
     first = _load(run, student, optimizer, options)
     wrapped, optimizer = accelerator.prepare(Distiller(student), optimizer)
-    began, sums = time.monotonic(), dict.fromkeys(TERMS, 0.0)
+    began = time.monotonic()
+    progress = Progress(run, options.save_every, TERMS, first, CHECKPOINT, "--rate")
     steps = range(first, options.steps)
     for step in tqdm(steps, "teach", initial=first, total=options.steps, mininterval=5):
         images, exit, glance = _drawn(photos, canvases, config.exits, options, step)
@@ -150,16 +153,15 @@ def teach(
             group["lr"] = options.rate * 0.5 * (1 + math.cos(math.pi * step / options.steps))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        for name, term in terms.items():
-            sums[name] += float(term.detach())
+        progress.add(step, terms)
+        done = step + 1 == options.steps
         late = (time.monotonic() - began) / 60 > options.minutes
-        if (step + 1) % options.save_every == 0 or late:
+        if progress.due(step) or done or late:
+            progress.check(step, taught(student))
             _save(run, student, optimizer, options, step + 1)
-            since = min(step % options.save_every, step - first) + 1
-            means = {name: round(total / since, 4) for name, total in sums.items()}
-            tqdm.write(json.dumps({"step": step + 1} | means))
-            sums = dict.fromkeys(TERMS, 0.0)
-            if late and step + 1 < options.steps:
+            tqdm.write(json.dumps({"step": step + 1} | progress.means(step)))
+            progress.start_anew()
+            if late and not done:
                 return False
     _, _, arguments = read_config(run)
     arguments |= {"taught": _key(options)}
@@ -202,25 +204,25 @@ def _save(
         "options": _key(options),
         "step": step,
     }
-    temporary = run / f"{CHECKPOINT}.new"
-    torch.save(state, temporary)
-    temporary.replace(run / CHECKPOINT)
+    with replacing(run / CHECKPOINT) as temporary:
+        torch.save(state, temporary)
 
 
 def _load(
     run: Path, student: Segmenter, optimizer: torch.optim.Optimizer, options: DistillOptions
 ) -> int:
-    """The first step to do. Raises RunError where the checkpoint is of other options."""
+    """The first step to do. Raises RunError where the checkpoint is damaged or of other options."""
     if not (run / CHECKPOINT).exists():
         return 0
-    state = torch.load(run / CHECKPOINT, map_location="cpu", weights_only=True)
-    if state["options"] != _key(options):
-        raise RunError(
-            f"{run / CHECKPOINT} was begun with {state['options']}: repeat them, or delete it"
-        )
-    student.load_state_dict(state["taught"], strict=False)
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
+    with reading(run / CHECKPOINT, "delete it: the teaching then begins anew"):
+        state = torch.load(run / CHECKPOINT, map_location="cpu", weights_only=True)
+        if state["options"] != _key(options):
+            raise RunError(
+                f"{run / CHECKPOINT} was begun with {state['options']}: repeat them, or delete it"
+            )
+        student.load_state_dict(state["taught"], strict=False)
+        optimizer.load_state_dict(state["optimizer"])
+        return int(state["step"])
 
 
 def _key(options: DistillOptions) -> dict[str, float]:

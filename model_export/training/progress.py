@@ -41,11 +41,21 @@ class Progress:
     """Adds up the losses of the steps since the last report.
 
     every: steps between two reports. terms: the names of the losses; a step may lack some.
-    first_step: the one that this process begins with.
+    first_step: the one that this process begins with. checkpoint: the name of its file. rate: the
+    option with the learning rate.
     """
 
-    def __init__(self, run: Path, every: int, terms: Iterable[str], first_step: int) -> None:
-        self._run, self._every, self._first_step = run, every, first_step
+    def __init__(
+        self,
+        run: Path,
+        every: int,
+        terms: Iterable[str],
+        first_step: int,
+        checkpoint: str = CHECKPOINT,
+        rate: str = "--lr",
+    ) -> None:
+        self._every, self._first_step = every, first_step
+        self._run, self._checkpoint, self._rate = run, checkpoint, rate
         self._sums = dict.fromkeys(terms, 0.0)
         self._began = time.monotonic()
 
@@ -59,11 +69,21 @@ class Progress:
             self._sums[name] += loss
 
     def _diverged(self, step: int, what: str) -> RunError:
-        kept = "the last one stays" if (self._run / CHECKPOINT).exists() else "there is none"
+        kept = "the last one stays" if (self._run / self._checkpoint).exists() else "there is none"
         return RunError(
-            f"step {step + 1}: {what}, so no checkpoint is written ({kept}): lower --lr, or look "
-            f"at the data"
+            f"step {step + 1}: {what}, so no checkpoint is written ({kept}): lower {self._rate}, "
+            f"or look at the data"
         )
+
+    def check(self, step: int, *states: Mapping[str, Tensor]) -> None:
+        """Raises RunError where a weight is no number any more."""
+        if not all(bool(value.isfinite().all()) for state in states for value in state.values()):
+            raise self._diverged(step, "some weights are not finite")
+
+    def means(self, step: int) -> dict[str, float]:
+        """Of the losses since the last report. step: the last one that was done."""
+        since = step + 1 - max(self._first_step, step // self._every * self._every)
+        return {name: round(value / since, 4) for name, value in self._sums.items()}
 
     def due(self, step: int) -> bool:
         return (step + 1) % self._every == 0
@@ -80,15 +100,12 @@ class Progress:
 
         step: the last one that was done.
         """
-        since = step + 1 - max(self._first_step, step // self._every * self._every)
         row: dict[str, float | int | str] = {
             "step": step + 1,
             "seconds": round(time.monotonic() - self._began, 1),
         }
-        row |= {name: round(value / since, 4) for name, value in self._sums.items()}
-        states = (model.state_dict(), average.state)
-        if not all(bool(value.isfinite().all()) for state in states for value in state.values()):
-            raise self._diverged(step, "some weights are not finite")
+        row |= self.means(step)
+        self.check(step, model.state_dict(), average.state)
         save_checkpoint(self._run, model, optimizer, average, step + 1)
         row |= quality()
         append_log(self._run, row)
