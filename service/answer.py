@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar, cast
 
@@ -68,7 +68,8 @@ class Answer:
     @cached_property
     def heads(self) -> Mapping[str, Answer]:
         """The answers of all heads that ran, by name, in the bundle's order."""
-        return {name: self if name == self.name else self._of(name) for name in self.outcome.heads}
+        names = self.outcome.heads
+        return {name: self if name == self.name else replace(self, name=name) for name in names}
 
     @property
     def head(self) -> Head:
@@ -219,9 +220,6 @@ class Answer:
         if not isinstance(self.shown, kind):
             raise NotAcceptable(f"the head '{self.name}' is of {self.task.name}: it has no {what}")
         return self.shown
-
-    def _of(self, name: str) -> Answer:
-        return Answer(self.outcome, self.manifest, self.tasks, self.stages, name)
 
     @cached_property
     def _polygons(self) -> dict[int, list[Polygon]]:

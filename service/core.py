@@ -219,3 +219,19 @@ class Outcome:
     heads: Mapping[str, Mapping[str, NDArray[Any]]]
     shares: Mapping[str, float]
     paused: NDArray[np.uint8] | None = None
+
+    def usage(self, of: int) -> dict[str, Any]:
+        """What the image took, in plain values, as every transport tells it. of: the bundle's
+        deepest exit."""
+        plan, (height, width) = self.decision.plan, self.geometry.canvas
+        heads = {head.name: head.width for head in plan.heads}
+        return {
+            "plan": plan.name,
+            "canvas": {"name": plan.canvas, "height": height, "width": width},
+            "depth": plan.depth,
+            "of": of,
+            "gflops": plan.price,
+            "reason": self.decision.reason.value,
+            "predicted_quality": round(self.decision.predicted_quality, 4),
+            **({"heads": heads} if plan.chooses_heads else {}),
+        }

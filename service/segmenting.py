@@ -120,7 +120,7 @@ class Segmenter:
         and keep it until the image is answered.
 
         arrived: perf_counter when the request began. coming: its body is not read yet. Raises
-        NotReady, BadBudget, UnsatisfiableBudget or Overloaded.
+        NotReady, BadBudget, BadPreference, UnsatisfiableBudget or Overloaded.
         """
         caller = trace.caller
         ticket = self.model.reserve(ask, arrived, trace.request_id, caller=caller, coming=coming)

@@ -10,7 +10,6 @@ from typing import Any
 from service.answer import Answer
 from service.api.image_info import image_info
 from service.api.schemas import (
-    CanvasUsed,
     Detected,
     HeadSegments,
     HeadValues,
@@ -58,20 +57,8 @@ def segmentation(answer: Answer, names: Iterable[str], include: Set[str]) -> tup
 
 def usage(answer: Answer) -> Usage:
     """What every form in JSON says of the cost."""
-    decision, (height, width) = answer.decision, answer.geometry.canvas
-    plan = decision.plan
-    used: dict[str, Any] = {
-        "plan": plan.name,
-        "canvas": CanvasUsed(name=plan.canvas, height=height, width=width),
-        "depth": plan.depth,
-        "of": answer.manifest.layers,
-        "gflops": plan.price,
-        "reason": decision.reason.value,
-        "predicted_quality": round(decision.predicted_quality, 4),
-    }
-    if plan.chooses_heads:
-        return UsageOfHeads(**used, heads={head.name: head.width for head in plan.heads})
-    return Usage(**used)
+    used = answer.outcome.usage(answer.manifest.layers)
+    return (UsageOfHeads if "heads" in used else Usage).model_validate(used)
 
 
 def _head(answer: Answer, include: Set[str]) -> HeadSegments | HeadValues:

@@ -176,26 +176,12 @@ def _check_size(
 def _used(answers: Sequence[Answer]) -> dict[str, str | int | float]:
     """What each image took, as JSON, and for a single image as plain values too: of the canvas, its
     name."""
-    plain: list[dict[str, str | int | float]] = []
-    usage: list[dict[str, object]] = []
-    for answer in answers:
-        decision, (height, width) = answer.decision, answer.geometry.canvas
-        used: dict[str, str | int | float] = {
-            "plan": decision.plan.name,
-            "canvas": decision.plan.canvas,
-            "depth": decision.plan.depth,
-            "of": answer.manifest.layers,
-            "gflops": decision.plan.price,
-            "reason": decision.reason.value,
-            "predicted_quality": round(decision.predicted_quality, 4),
-        }
-        canvas = {"name": decision.plan.canvas, "height": height, "width": width}
-        heads = {head.name: head.width for head in decision.plan.heads}
-        more: dict[str, object] = {"heads": heads} if decision.plan.chooses_heads else {}
-        plain.append(used)
-        usage.append({**used, "canvas": canvas, **more})
-    single = plain[0] if len(plain) == 1 else {}
-    return {**single, "usage": json.dumps(usage)}
+    usage = [answer.outcome.usage(answer.manifest.layers) for answer in answers]
+    plain: dict[str, str | int | float] = {}
+    if len(usage) == 1:
+        plain = {**usage[0], "canvas": usage[0]["canvas"]["name"]}
+        plain.pop("heads", None)
+    return {**plain, "usage": json.dumps(usage)}
 
 
 @contextmanager
