@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from model_export.data.cache import SampleCache
 from model_export.data.datasets import Dataset
-from model_export.data.folders import OBJECT, SUFFIXES, listed_in
+from model_export.data.folders import OBJECT, SUFFIXES, images_in
 from model_export.data.labelled import Colours
 from model_export.data.meta_json import colour_map
 from model_export.data.sample import DataError, Sample, read_image
@@ -61,7 +61,7 @@ def photos_in(folder: Path, config: Config, classes: Sequence[str]) -> Unlabelle
     """The images of a folder, in order of their names. Raises DataError."""
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder of images")
-    files = [file for file in listed_in(folder) if file.suffix.lower() in SUFFIXES]
+    files = images_in(folder)
     if not files:
         raise DataError(f"{folder} lacks any image; it needs *{', *'.join(SUFFIXES)}")
     names = [file.stem for file in files]
