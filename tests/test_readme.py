@@ -159,6 +159,12 @@ class TestDocument:
             unknown = sorted(flags - known - {"--help"})
             assert not unknown, f"python -m {package}{rest} has no {unknown}"
 
+    def test_curl_says_what_it_sends(self, document: Path) -> None:
+        """Else it sends a form, and the answer is 415."""
+        text = code(document.read_text("utf-8")).replace("\\\n", " ")
+        sends = [line for line in text.splitlines() if "curl " in line and "--data-binary" in line]
+        assert [line for line in sends if "-H 'Content-Type: " not in line] == []
+
     def test_paths_in_code_exist(self, document: Path) -> None:
         text = code(document.read_text("utf-8"))
         paths = set(re.findall(rf"(?<![\w./:-])({FOLDERS}/[\w./-]*\w)", text))
