@@ -130,16 +130,21 @@ def done(results: str) -> set[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("bundle")
+    add("bundle", help="folder of the bundle")
     add("photos", help="a folder, a bucket's URI, or a .txt file with a path or URI in each line")
     add("results", help="folder or URI of the Parquet files; made if it is not there")
-    add("--workers", type=int, default=1)
-    add("--threads", type=int, default=1, help="of each worker's engine")
-    add("--depth", type=int)
-    add("--gflops", type=float)
-    add("--max-loss", type=float, help="accepted loss of quality; default: the bundle's")
+    add("--workers", type=int, default=1, help="processes, each with the bundle open [%(default)s]")
+    add("--threads", type=int, default=1, help="of each worker's engine [%(default)s]")
+    add("--depth", type=int, help="most encoder layers for an image")
+    add("--gflops", type=float, help="most compute for an image")
+    add("--max-loss", type=float, help="accepted loss of quality; default: the service's, 0.005")
     add("--png", action="store_true", help="the label map, too")
-    add("--rows", type=int, default=1000, help="of a file of results: what an end can lose")
+    add(
+        "--rows",
+        type=int,
+        default=1000,
+        help="of a file of results: what an end can lose [%(default)s]",
+    )
     asked = parser.parse_args()
     budget = {
         name: value
