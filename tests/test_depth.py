@@ -51,7 +51,7 @@ def test_values_are_interpolated_as_torch_does() -> None:
 
 def test_padding_is_in_neither_the_pixels_nor_the_statistics() -> None:
     cells = np.full((16, 16), 70, np.float32)  # what lies on padding
-    cells[:9] = 5.0
+    cells[:8] = 5.0
     cells[0, :8] = 3.0
     found = read(cells, Geometry(128, 60, 64, 32, (64, 64)))
     assert (found.values.max(), found.values.min()) == (5.0, 3.0)
@@ -59,6 +59,7 @@ def test_padding_is_in_neither_the_pixels_nor_the_statistics() -> None:
     assert (told.least, told.most, told.median) == (3.0, 5.0, 5.0)
     assert told.mean == pytest.approx((8 * 3 + 120 * 5) / 128)
     assert told.percentiles == {5: 3.0, 25: 5.0, 75: 5.0, 95: 5.0}
+    assert (pixels(found) / found.scale).max() == 5.0
 
 
 def test_a_narrow_image_has_statistics_too() -> None:

@@ -189,6 +189,16 @@ def test_padding_of_the_canvas_is_not_part_of_the_image() -> None:
     assert len(instance_map(_cells(core, core), _geometry(128, 160))[1]) == 1
 
 
+@pytest.mark.parametrize("width", [80, 81])  # up to a border of cells, and into the next cell
+def test_an_object_reaches_the_border_of_the_image_whatever_padding_says(width: int) -> None:
+    core = np.zeros(CELLS, bool)
+    core[8:16, 12:20] = True
+    probabilities = _cells(core, core)
+    probabilities[0, :, 20:] = 5
+    labels, _ = instance_map(probabilities, _geometry(128, width))
+    assert set(labels[36:60, 52:].ravel().tolist()) == {1}
+
+
 def test_classes_are_kept_apart_and_each_object_has_its_own() -> None:
     probabilities = np.zeros((5, *CELLS), np.float32)
     probabilities[0] = 1

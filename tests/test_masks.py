@@ -78,8 +78,9 @@ def slow(probabilities: Planes, geometry: Geometry) -> NDArray[np.float64]:
     classes, rows, columns = probabilities.shape
 
     def cells(pixel: int, size: int, scaled: int, full: int, count: int) -> tuple[int, int, float]:
-        at = min(max((pixel + 0.5) * scaled / size * count / full - 0.5, 0), count - 1)
-        return int(at), min(int(at) + 1, count - 1), at - int(at)
+        last = max(1, int(scaled / full * count + 0.5)) - 1  # its centre is on the image
+        at = min(max((pixel + 0.5) * scaled / size * count / full - 0.5, 0), last)
+        return int(at), min(int(at) + 1, last), at - int(at)
 
     full = np.zeros((classes, geometry.height, geometry.width))
     p = probabilities.astype(np.float64)
@@ -115,13 +116,13 @@ def test_labels_are_the_argmax_of_the_interpolated_probabilities(
     assert (most_probable(probabilities, geometry).labels() == expected).all()
 
 
-def test_labels_agree_with_torch_interpolating_the_canvas_and_cropping() -> None:
+def test_labels_agree_with_torch_interpolating_the_cells_of_the_image() -> None:
     torch = pytest.importorskip("torch", reason="torch is there for the training side only")
     probabilities = noise(11, 96, 120)
     full = torch.nn.functional.interpolate(
-        torch.from_numpy(probabilities)[None], (384, 480), mode="bilinear"
+        torch.from_numpy(probabilities[:, :90])[None], (360, 480), mode="bilinear"
     )
-    expected = full[0, :, :360].argmax(0).numpy()
+    expected = full[0].argmax(0).numpy()
     labels = most_probable(probabilities, Geometry(480, 360, 480, 360, (384, 480))).labels()
     assert (labels != expected).sum() <= 2  # float ties
 
@@ -175,10 +176,16 @@ def test_runs_are_those_of_the_labels_to_the_last_pixel(seed: int) -> None:
     assert np.array_equal(runs.values, expected.values)
 
 
-def test_padding_has_no_say_beyond_the_border_of_the_image() -> None:
+@pytest.mark.parametrize("rows", [20, 21])  # the border between two cells, and within one
+def test_padding_has_no_say_up_to_the_border_of_the_image(rows: int) -> None:
     probabilities = np.zeros((2, 12, 16), np.float32)
-    probabilities[0, :6], probabilities[1, 6:] = 1, 1  # the lower half of the canvas is padding
-    assert (most_probable(probabilities, placed(64, 20, (64, 20))).labels() == 0).all()
+    probabilities[0, :5], probabilities[1, 5:] = 1, 5  # what lies on padding is all the surer
+    answer = semantic(probabilities, placed(64, rows, (64, rows)))
+    assert (answer.labels == 0).all()
+    assert [region.score for region in answer.regions] == [1]
+    turned = np.zeros((2, 12, 16), np.float32)
+    turned[0, :, :5], turned[1, :, 5:] = 1, 5
+    assert (most_probable(turned, placed(rows, 48, (rows, 48))).labels() == 0).all()
 
 
 def test_equal_probabilities_go_to_the_lower_class() -> None:

@@ -165,6 +165,17 @@ def test_padding_is_no_part_of_a_mask() -> None:
     assert panoptic_map(kinds, masks, geometry, THINGS, Thresholds(0.5, 0.5, 0))[1] == []
 
 
+@pytest.mark.parametrize("height", [32, 33])  # up to a border of cells, and into the next cell
+def test_a_mask_reaches_the_border_of_the_image_whatever_padding_says(height: int) -> None:
+    masks = np.full((1, 16, 16), -99, np.float32)
+    masks[0, :8] = 9
+    kinds = np.full((1, CLASSES + 1), -9, np.float32)
+    kinds[0, 0] = 9
+    geometry = Geometry(64, height, 64, height, (64, 64))
+    assert (object_map(kinds, masks, geometry, DEFAULT)[0].labels() == 1).all()
+    assert (panoptic_map(kinds, masks, geometry, THINGS, DEFAULT)[0].labels() == 1).all()
+
+
 # --------------------------------------------------------------------------------------------------
 # served
 

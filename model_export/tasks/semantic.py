@@ -13,6 +13,7 @@ from torch import Tensor
 
 from model_export.tasks.base import VOID, Labels, Mask
 from service.core import Geometry
+from service.pixels.resample import centred
 
 
 class Semantic:
@@ -81,13 +82,14 @@ def labels_at(
 ) -> Mask:
     """(1, C, h, w) on the canvas -> (H, W) class indices at the image's own size, by one
     interpolation as served."""
+    covered = [i / c * n for i, c, n in zip(inner, canvas, probabilities.shape[2:], strict=True)]
+    rows, columns = map(centred, covered)
     y, x = (
-        (torch.arange(n, device=probabilities.device) + 0.5) * (2 * i / (n * c)) - 1
-        for n, i, c in zip(size, inner, canvas, strict=True)
+        (torch.arange(n, device=probabilities.device) + 0.5) * (2 * extent / (n * cells)) - 1
+        for n, extent, cells in zip(size, covered, (rows, columns), strict=True)
     )
-    # (1, H, W, 2), where -1..1 spans the canvas
+    # (1, H, W, 2), where -1..1 spans the cells that are not padding
     grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)[None]
-    full = F.grid_sample(
-        probabilities, grid, mode="bilinear", padding_mode="border", align_corners=False
-    )
+    shown = probabilities[..., :rows, :columns]
+    full = F.grid_sample(shown, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return full[0].argmax(0).to(torch.uint8).cpu().numpy()

@@ -2,11 +2,13 @@
 
 The cells cover the whole canvas, the image only its top left part. The value of a pixel is the
 bilinear interpolation between the centres of the cells, as with torch's
-`interpolate(align_corners=False)`.
+`interpolate(align_corners=False)`. Cells with their centres on padding have no part in it: training
+does not judge what they say.
 """
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -35,24 +37,36 @@ class Axis(NamedTuple):
         )
 
 
-def axes(geometry: Geometry, cells: tuple[int, int]) -> tuple[Axis, Axis]:
-    """The image's rows and columns. cells: (rows, columns) that cover the canvas."""
+def extents(geometry: Geometry, cells: tuple[int, int]) -> tuple[float, float]:
+    """How many rows and columns of cells the image covers. cells: those of the canvas."""
     height, width = geometry.canvas
     return (
-        axis(geometry.height, geometry.scaled_height / height * cells[0], cells[0]),
-        axis(geometry.width, geometry.scaled_width / width * cells[1], cells[1]),
+        geometry.scaled_height / height * cells[0],
+        geometry.scaled_width / width * cells[1],
     )
 
 
+def centred(extent: float) -> int:
+    """How many of the cells that are covered so far have their centres there; at least one."""
+    return max(1, math.floor(extent + 0.5))
+
+
+def axes(geometry: Geometry, cells: tuple[int, int]) -> tuple[Axis, Axis]:
+    """The image's rows and columns. cells: (rows, columns) that cover the canvas."""
+    rows, columns = extents(geometry, cells)
+    return axis(geometry.height, rows), axis(geometry.width, columns)
+
+
 @lru_cache(16)  # a caller's images often have one size
-def axis(size: int, extent: float, cells: int) -> Axis:
+def axis(size: int, extent: float) -> Axis:
     """`size` pixels that cover `extent` of the cells, from the first one on. Not to be changed."""
     centre = (np.arange(size) + 0.5) * (extent / size) - 0.5
     tops = np.r_[np.flatnonzero(np.diff(np.floor(centre), prepend=-2)), size]
-    centre = centre.clip(0, cells - 1)
+    last = centred(extent) - 1
+    centre = centre.clip(0, last)
     first = centre.astype(np.intp)
     weight = (centre - first).astype(np.float32)
-    return Axis(first, np.minimum(first + 1, cells - 1), weight, tops)
+    return Axis(first, np.minimum(first + 1, last), weight, tops)
 
 
 def sample(plane: NDArray[np.float32], rows: Axis, columns: Axis) -> NDArray[np.float32]:

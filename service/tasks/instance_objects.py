@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from service.core import Geometry
 from service.pixels.most_probable import largest, most_probable
-from service.pixels.resample import axis, sample
+from service.pixels.resample import axis, extents, sample
 from service.pixels.runs import Runs
 from service.tasks.base import Region
 from service.tasks.connected import Components, Flags, Ids, grow, in_one_piece, largest_around
@@ -55,19 +55,9 @@ def instance_map(probabilities: _Plane, geometry: Geometry) -> tuple[Runs, list[
     doubtful. This ranks objects better than the mean certainty of their pixels: AP50 0.806 against
     0.787 on the nuclei of val.
     """
-    covered = (geometry.scaled_height, geometry.scaled_width)
-    # (rows, columns) of the decoder's cells that the image covers.
-    cells = tuple(
-        side * count / canvas
-        for side, count, canvas in zip(
-            covered, probabilities.shape[1:], geometry.canvas, strict=True
-        )
-    )
+    cells = extents(geometry, probabilities.shape[1:])
     size = (max(1, round(FINE * cells[0])), max(1, round(FINE * cells[1])))
-    rows, columns = (
-        axis(points, extent, count)
-        for points, extent, count in zip(size, cells, probabilities.shape[1:], strict=True)
-    )
+    rows, columns = map(axis, size, cells)
     grid = np.stack([sample(plane, rows, columns) for plane in probabilities])
     cell = FINE * FINE  # in points of the grid
     things = grid[1::2] + grid[2::2]  # (classes, *size)

@@ -5,8 +5,9 @@ that neither time nor memory grows with all pixels of all queries.
 
 The rules are those of transformers' post_process_panoptic_segmentation and
 post_process_instance_segmentation with target sizes, but for three: masks go straight from the
-cells to the image, not by way of 384 x 384; each segment has an id of its own, also after a fused
-one; and where objects overlap, the most certain one is on top.
+cells to the image, not by way of 384 x 384, and cells on padding have no part in them; each segment
+has an id of its own, also after a fused one; and where objects overlap, the most certain one is on
+top.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from service.bundle import Thresholds
 from service.core import Geometry
 from service.pixels.most_probable import most_probable
+from service.pixels.resample import centred, extents
 from service.pixels.runs import Runs
 from service.tasks.base import Region
 
@@ -116,15 +118,7 @@ def objects_of(
     queries, kinds = np.divmod(order, probabilities.shape[1])
     unique, place = np.unique(queries, return_inverse=True)
     masks = sigmoid(mask_logits[unique])
-    rows, columns = (
-        max(1, round(side * scaled / whole))
-        for side, scaled, whole in zip(
-            masks.shape[1:],
-            (geometry.scaled_height, geometry.scaled_width),
-            geometry.canvas,
-            strict=True,
-        )
-    )
+    rows, columns = map(centred, extents(geometry, masks.shape[1:]))
     shown = masks[:, :rows, :columns]  # what lies on padding says nothing
     within = shown > thresholds.mask
     certainty = (shown * within).sum((1, 2)) / np.maximum(within.sum((1, 2)), 1)

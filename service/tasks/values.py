@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from service.core import Geometry
 from service.pixels import png
-from service.pixels.resample import axes, sample
+from service.pixels.resample import axes, centred, extents, sample
 
 PERCENTILES = (5, 25, 75, 95)
 DIGITS = 4  # of statistics, as they are told
@@ -93,16 +93,9 @@ class Values:
     @property
     def _covered(self) -> tuple[slice, slice]:
         """The cells with their centres on the image; at least one."""
-        rows, columns = (
-            slice(max(1, round(cells * scaled / whole)))
-            for cells, scaled, whole in zip(
-                self.cells.shape,
-                (self.geometry.scaled_height, self.geometry.scaled_width),
-                self.geometry.canvas,
-                strict=True,
-            )
-        )
-        return rows, columns
+        height, width = self.cells.shape
+        rows, columns = extents(self.geometry, (height, width))
+        return slice(centred(rows)), slice(centred(columns))
 
     def _bounded(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         known = np.nan_to_num(values, nan=self.least, posinf=self.most, neginf=self.least)

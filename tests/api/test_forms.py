@@ -187,7 +187,8 @@ def test_the_probabilities_can_be_placed_as_documented(
             int(archive[f"{name}_size"][axis]) for name in ("image", "scaled", "canvas")
         )
         cell = (np.arange(pixels) + 0.5) * scaled / pixels * planes.shape[1 + axis] / canvas - 0.5
-        taken.append(cell.round().astype(int).clip(0, planes.shape[1 + axis] - 1))
+        last = max(1, int(scaled / canvas * planes.shape[1 + axis] + 0.5)) - 1
+        taken.append(cell.round().astype(int).clip(0, last))
     nearest = planes[:, taken[0]][:, :, taken[1]].argmax(axis=0)
     found = labels(server.post(picture, {"Accept": "image/png"}))
     assert (nearest == found).mean() > 0.97  # between cells, the nearest one is an approximation
