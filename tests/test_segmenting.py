@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from service.bundle import Bundle, Manifest
-from service.core import Ask, Budget
+from service.core import Ask, Budget, ValueRange
 from service.engines.base import Arrays, HostTensors, Tensors
 from service.engines.fake import FakeBackend
 from service.errors import (
@@ -132,6 +132,33 @@ def test_an_array_that_is_no_image_is_refused_by_its_type_and_shape(
 def test_what_is_no_picture_is_refused_by_its_type(segmenter: Segmenter, picture: object) -> None:
     with pytest.raises(UndecodableImage, match=f"of type {type(picture).__name__}: give the bytes"):
         segmenter.segment(picture)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("values", ["full", "auto"])
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I;16L"])
+def test_16_bits_of_a_pillow_image_are_read_in_any_order_of_bytes(
+    segmenter: Segmenter, mode: str, values: ValueRange
+) -> None:
+    levels = np.linspace(0, 65535 if values == "full" else 4095, 64).astype(np.uint16)
+    ramp = np.tile(levels, (48, 1))
+    stored = ramp.astype(">u2" if mode == "I;16B" else "<u2").tobytes()
+    picture = Image.frombytes(mode, (64, 48), stored)
+    found = segmenter.segment(picture, value_range=values).labels
+    assert set(np.unique(found).tolist()) == {0, 1, 2, 3}
+    assert (found == segmenter.segment(ramp, value_range=values).labels).all()
+
+
+def test_a_pillow_image_with_multiplied_alpha_is_read(segmenter: Segmenter) -> None:
+    gray = Image.fromarray(GRAY).convert("LA")
+    assert (segmenter.segment(gray.convert("La")).labels == 2).all()
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_a_pillow_image_of_a_range_that_is_not_known_is_refused(
+    segmenter: Segmenter, mode: str
+) -> None:
+    with pytest.raises(UndecodableImage, match=f"is of mode {mode}, .* give a uint16 array"):
+        segmenter.segment(Image.new(mode, (64, 48)))
 
 
 def test_a_path_is_the_file_there(segmenter: Segmenter, tmp_path: Path) -> None:

@@ -94,16 +94,22 @@ def from_memory(
 ) -> Scaled:
     """A decoded picture on each canvas.
 
-    picture: a Pillow image, whose EXIF orientation and colour profile are applied; or an array:
+    picture: a Pillow image of any mode but I and F, whose EXIF orientation and colour profile are
+    applied; or an array:
     (height, width, 3) RGB, (height, width, 4) RGBA or (height, width) gray uint8, or (height,
     width) gray uint16. values: how 16 bits become 8. Raises UndecodableImage for anything else,
     TooLarge.
     """
     if isinstance(picture, Image.Image):
+        if picture.mode in ("I", "F"):
+            raise UndecodableImage(
+                f"The Pillow image is of mode {picture.mode}, whose samples have no range that is "
+                "known: give a uint16 array, or scale it to 8 bits (mode L)"
+            )
         _check_sides(picture, limits)  # before its pixels are read from its file
         with pillow_errors(picture.format or "Pillow"):
             # A copy: scaling may use the file's own reduced sizes, which changes an open image.
-            image, exif = picture.copy(), picture.info.get("exif")
+            image, exif = _in_known_order(picture.copy()), picture.info.get("exif")
     elif isinstance(picture, np.ndarray):
         image, exif = _from_array(picture), None
         _check_sides(image, limits)
@@ -113,6 +119,18 @@ def from_memory(
             "its path, a Pillow image or a NumPy array"
         )
     return to_canvases(image, spec, _orientation(exif), values)
+
+
+def _in_known_order(image: Image.Image) -> Image.Image:
+    """An image of 16 bits in any order of bytes as I;16, one with multiplied alpha as LA: the
+    modes that Pillow can convert without cutting them off, or at all."""
+    if image.mode == "La":
+        return image.convert("LA")
+    if not image.mode.startswith("I;16"):
+        return image
+    native = Image.fromarray(np.asarray(image).astype(np.uint16))
+    native.info = image.info
+    return native
 
 
 def _from_array(array: NDArray[np.uint8 | np.uint16]) -> Image.Image:
