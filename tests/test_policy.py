@@ -325,6 +325,29 @@ def test_full_load_keeps_the_cheapest_plan_that_other_ceilings_leave() -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "plan", "reason"),
+    [
+        ({}, "large-d1", Reason.REQUEST),
+        ({"limit_ms": 30.0}, "small-d1", Reason.LOAD),
+        ({"remaining_ms": 30.0}, "small-d1", Reason.DEADLINE),
+        ({"limit_ms": 45.0}, "large-d1", Reason.REQUEST),  # load closes what the request has closed
+    ],
+)
+def test_what_took_more_than_the_requests_ceiling_decided(
+    changes: dict[str, float], plan: str, reason: Reason
+) -> None:
+    """The ceiling leaves fewer plans than the other does, but the other made the plan cheaper."""
+    layout = [("small", 1), ("small", 2), ("small", 3), ("large", 1), ("large", 2)]
+    plans = [
+        replace(PLANS[0], name=f"{canvas}-d{depth}", depth=depth, gflops=float(cost))
+        for cost, (canvas, depth) in enumerate(layout, 1)
+    ]
+    scores, costs = [0.5, 0.55, 0.6, 0.65, 0.8], [10.0, 20.0, 30.0, 40.0, 50.0]
+    decision = pick(scores, Budget(depth=1), plans=plans, costs_ms=costs, **changes)
+    assert (decision.plan.name, decision.reason) == (plan, reason)
+
+
+@pytest.mark.parametrize(
     ("request_", "node", "whose"),
     [
         (Budget(gflops=1.9), NONE, "the request's"),

@@ -108,37 +108,46 @@ class Policy:
             return plan == full or (margin is not None and scores[full] - scores[plan] <= margin)
 
         wanted = next(plan for plan in range(len(plans)) if keeps_floor(plan))
+
+        def best_of(allowed: Sequence[int]) -> int | None:
+            """None: the request is strict, and none of them keeps the floor."""
+            kept = next((plan for plan in allowed if keeps_floor(plan)), None)
+            if kept is not None or request.strict:
+                return kept
+            below = [plan for plan in allowed if plan < wanted] or allowed
+            return below[-1] if max_loss == 0 else max(below, key=lambda p: (scores[p], -p))
+
         left_ms = math.inf if pressure.remaining_ms is None else pressure.remaining_ms
+        # From the most lasting to the most passing.
         ceilings = {
             Reason.REQUEST: self._under(request),
             Reason.NODE: self._under(node),
             Reason.DEADLINE: {plan for plan, cost in enumerate(costs_ms) if cost <= left_ms},
         }
-        allowed = sorted(affordable & ceilings[Reason.DEADLINE])
-        if not allowed:
+        if not affordable & ceilings[Reason.DEADLINE]:
             raise DeadlineExceeded(
                 "The deadline leaves no time for any plan: raise ms, or send less at a time."
             )
         if not request.strict:
             ceilings[Reason.LOAD] = set(range(len(plans))) - pressure.closed
-            allowed = [plan for plan in allowed if plan in ceilings[Reason.LOAD]] or allowed[:1]
 
-        chosen = next((plan for plan in allowed if keeps_floor(plan)), None)
-        if chosen is None and request.strict:
+        # The last one that changed the choice decided: what load took from a request with a ceiling
+        # of its own is the load's doing, and passes with it.
+        allowed, decided, chosen = list(range(len(plans))), Reason.GATE, best_of([wanted])
+        for reason, open_ in ceilings.items():
+            allowed = [plan for plan in allowed if plan in open_] or allowed[:1]
+            if (choice := best_of(allowed)) != chosen:
+                chosen, decided = choice, reason
+        if chosen is None:
             raise _unsatisfiable(
                 "max-loss cannot be kept under the ceilings, and the request is strict",
                 plans[wanted],
             )
-        if chosen is None:
-            below = [plan for plan in allowed if plan < wanted] or allowed
-            best = max(below, key=lambda plan: (scores[plan], -plan))
-            chosen = below[-1] if max_loss == 0 else best
         if chosen == wanted:
             return Decision(plans[chosen], Reason.GATE, float(scores[chosen]))
-        binding = [reason for reason, open_ in ceilings.items() if wanted not in open_]
         return Decision(
             plan=plans[chosen],
-            reason=min(binding, key=lambda reason: len(ceilings[reason])),
+            reason=decided,
             predicted_quality=float(scores[chosen]),
             wanted=plans[wanted],
             quality_given_up=max(0.0, float(scores[wanted] - scores[chosen])),
