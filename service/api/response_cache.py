@@ -46,10 +46,23 @@ class Made:
 
 
 class Flight:
-    """A computation that one or several requests wait for."""
+    """A computation that one or several requests wait for.
 
-    def __init__(self, key: bytes, task: asyncio.Task[Made]) -> None:
-        self.key, self.task, self.waiters = key, task, 0
+    trace: of the request that began it; its stages and its decision are noted there. orphan:
+    whether that request left before they were, so that another one must count them.
+    """
+
+    def __init__(self, key: bytes, task: asyncio.Task[Made], trace: Trace) -> None:
+        self.key, self.task, self.trace = key, task, trace
+        self.waiters, self.orphan = 0, False
+
+    def adopt(self, trace: Trace) -> None:
+        """Count an orphan's work in the trace of a request that it has answered."""
+        if self.orphan:
+            self.orphan = trace.shared = False
+            for stage, began in self.trace.began.items():
+                if stage != "decode":  # counted when that request left
+                    trace.add(stage, began, began + self.trace.stages[stage])
 
 
 class ResponseCache:
@@ -76,14 +89,19 @@ class ResponseCache:
         return flight
 
     def begin(
-        self, key: bytes, work: Coroutine[object, object, Made], done: Callable[[], object]
+        self,
+        key: bytes,
+        work: Coroutine[object, object, Made],
+        trace: Trace,
+        done: Callable[[], object],
     ) -> Flight:
-        """Compute an answer, in a task that ends with its last waiter, and keep it. Counts a miss.
+        """Compute an answer, in a task that ends with its last waiter, and keep it: `lead` it.
+        Counts a miss.
 
-        done: called when the task has ended, however that was.
+        trace: see `Flight`. done: called when the task has ended, however that was.
         """
         self._metrics.cached("miss")
-        flight = self._flights[key] = Flight(key, asyncio.ensure_future(work))
+        flight = self._flights[key] = Flight(key, asyncio.ensure_future(work), trace)
 
         def ended(task: asyncio.Task[Made]) -> None:
             done()
@@ -94,6 +112,14 @@ class ResponseCache:
 
         flight.task.add_done_callback(ended)
         return flight
+
+    async def lead(self, flight: Flight) -> Made:
+        """`join`, for the request that began it."""
+        try:
+            return await self.join(flight)
+        except asyncio.CancelledError:
+            flight.orphan = flight.trace.decision is None
+            raise
 
     async def join(self, found: Made | Flight) -> Made:
         """The answer. Raises the error of its computation.

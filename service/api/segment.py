@@ -109,7 +109,10 @@ class SegmentRoute:
                 held.close()  # it needs no turn of its own
                 made = await while_connected(request, cache.join(found))
                 made.tell(trace)
-                return _response(made, HIT if found is made else COLLAPSED)
+                if isinstance(found, Made):
+                    return _response(made, HIT)
+                found.adopt(trace)
+                return _response(made, COLLAPSED)
             work = self._make(
                 *(ticket, frames, trace),
                 lambda answer: form.render(answer, names, query.include),
@@ -119,8 +122,8 @@ class SegmentRoute:
             if cache is None:
                 made = await while_connected(request, work)
                 return _response(made, BYPASS if self._cache is not None else "")
-            flight = cache.begin(key, work, held.pop_all().close)
-            made = await while_connected(request, cache.join(flight))
+            flight = cache.begin(key, work, trace, held.pop_all().close)
+            made = await while_connected(request, cache.lead(flight))
             return _response(made, cache.status(made))
 
     async def _make(

@@ -49,6 +49,12 @@ def ran(server: Server) -> float:
     return server.value("fathom_compute_gflops_total")
 
 
+def layers_counted(server: Server) -> float:
+    """Images of which the layers that ran were counted."""
+    name, value = "fathom_exit_depth_layers_count", server.metrics.registry.get_sample_value
+    return sum(value(name, {"canvas": each, "reason": "gate"}) or 0 for each in ("", "c64"))
+
+
 def test_without_the_setting_nothing_is_kept(server: Server) -> None:
     for _ in range(2):
         assert "cache-status" not in server.post(quarters()).headers
@@ -69,12 +75,7 @@ def test_an_answer_is_kept_as_it_was_computed(fake_manifest: Manifest) -> None:
         assert results(server) == {"hit": 1, "collapsed": 0, "miss": 1}
         assert server.value("fathom_response_cache_bytes") == len(first.content) + OVERHEAD
         assert server.value("fathom_requests_total", outcome="ok") == 2
-        layers = server.metrics.registry.get_sample_value
-        counted = [
-            layers("fathom_exit_depth_layers_count", {"canvas": canvas, "reason": "gate"}) or 0
-            for canvas in ("", "c64")
-        ]
-        assert sum(counted) == 1  # an image ran once
+        assert layers_counted(server) == 1  # an image ran once
         server.until("fathom_places_taken", 0)
 
 
@@ -182,8 +183,17 @@ def test_a_leader_that_leaves_loses_its_followers_nothing(fake_manifest: Manifes
             leader.close()
             server.until("fathom_requests_total", 1, outcome="cancelled")
             server.gate.set()
-            assert [status(post.result()) for post in posts] == ["fwd=miss, collapsed"] * 2
+            answers = [post.result() for post in posts]
+            assert [status(answer) for answer in answers] == ["fwd=miss, collapsed"] * 2
         server.until("fathom_places_taken", 0)
+        # The image ran once, and is counted once, though whoever began it is gone.
+        assert layers_counted(server) == 1
+        assert server.value("fathom_quality_given_up_count") == 1
+        waited = server.value("fathom_stage_duration_seconds_count", stage="queue")
+        ran = server.value("fathom_stage_duration_seconds_count", stage="encoder")
+        assert (waited, ran) == (1, 1)
+        assert server.value("fathom_stage_duration_seconds_count", stage="decode") == 1
+        assert sum("server-timing" in answer.headers for answer in answers) == 1
 
 
 def test_when_all_have_left_the_computation_ends(fake_manifest: Manifest) -> None:
