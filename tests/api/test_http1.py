@@ -315,16 +315,17 @@ def test_heads_are_bounded_quickly_and_without_memory(server: Server, name: str)
 
 
 @pytest.mark.parametrize("name", ["one header", "many headers", "a target", "trailers"])
-def test_who_reads_gets_the_answer_to_too_large_a_head(server: Server, name: str) -> None:
+def test_who_reads_gets_the_answer_to_too_large_a_head_and_the_log_has_its_id(
+    server: Server, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     start, more, status = flood(name)
-    with Wire(server, start, more) as wire:
-        assert (
-            wire.reply()
-            .problem["type"]
-            .endswith(
-                {431: "request-header-fields-too-large"}.get(status, "-uri-too-long").lstrip("-")
-            )
+    with caplog.at_level("INFO", "fathom.http"), Wire(server, start, more) as wire:
+        reply = wire.reply()
+        assert reply.problem["type"].endswith(
+            {431: "request-header-fields-too-large"}.get(status, "-uri-too-long").lstrip("-")
         )
+    (line,) = (record.getMessage() for record in caplog.records if record.name == "fathom.http")
+    assert line.startswith(f"request_id={reply.headers['x-request-id']} status={status} detail=")
 
 
 def test_what_fits_is_taken(server: Server) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Sequence
 from http import HTTPStatus
 
 from service.api.middleware import REQUEST_ID, document
+from service.logs import Line
+
+_log = logging.getLogger("fathom.http")
 
 
 class Refused(Exception):
@@ -18,12 +22,18 @@ class Refused(Exception):
 
 
 def refusal(error: Refused, fields: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """The whole answer, a problem document. fields: of every answer.
+    """The whole answer, a problem document; logs it, for nobody else will. fields: of every answer.
 
     h11 does not write it, since it knows of no answer to what it could not read.
     """
     phrase, request_id = HTTPStatus(error.status).phrase, uuid.uuid4().hex
     slug = phrase.lower().replace(" ", "-")
+    logged: dict[str, str | int | float | None] = {
+        "request_id": request_id,
+        "status": error.status,
+        "detail": error.detail,
+    }
+    _log.info(Line("refused", logged))
     answer = document(error.status, slug, phrase, error.detail, request_id)
     named = [
         *fields,
