@@ -18,7 +18,7 @@ FathomError 500
 ├── UnsatisfiableBudget 422   no plan is under the ceilings, or a strict floor is out of reach
 ├── Overloaded 429            the queue is full, or the deadline cannot be met (Retry-After)
 ├── NotReady 503              starting or draining (Retry-After)
-└── DeadlineExceeded 504      the deadline passed while running
+└── DeadlineExceeded 504      the deadline passed while running, or leaves no time for a plan
 """
 
 from __future__ import annotations
@@ -132,4 +132,11 @@ class NotReady(FathomError):
 
 
 class DeadlineExceeded(FathomError):
+    """plan: the name of the plan that the time left was too short for, if that was seen before it
+    ran."""
+
     status, problem, title = 504, "deadline-exceeded", "The deadline passed"
+
+    def __init__(self, detail: str, *, plan: str = "") -> None:
+        super().__init__(detail)
+        self.plan = plan

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from service.core import Ask, Budget, Decision, Frames, Margin, Plan
-from service.errors import FathomError, Overloaded
+from service.errors import DeadlineExceeded, FathomError, Overloaded
 from service.inference.batches import Job
 from service.inference.costs import Cost
 from service.inference.decisions import decide
@@ -145,8 +145,8 @@ class Node:
 
     def _arrive(self, image: Image, now: float, report: Report) -> None:
         try:
-            affordable = self.policy.affordable(image.asked, self.node)
-            fastest = min((self.plans[index] for index in affordable), key=self.costs.total_ms)
+            possible = self.policy.possible(image.asked, self.node)
+            fastest = min(possible, key=self.costs.total_ms)
             image.least_ms = self.costs.total_ms(fastest)
             image.safe_ms = self.costs.total_ms(fastest, high=True)
             self.queue.reserve(image, now, coming=False)
@@ -155,7 +155,7 @@ class Node:
             image.error = error.shed
             report.events.append((now, "refused", image))
             if self.queue.idle:
-                self.costs.doubt(min(PLANS, key=self.costs.total_ms), now)
+                self.costs.doubt(fastest, now)
         else:
             report.events.append((now, "admitted", image))
 
@@ -200,6 +200,8 @@ class Node:
         )
         if isinstance(decision, FathomError):
             image.error, image.ended = decision.problem, glanced
+            if isinstance(decision, DeadlineExceeded):
+                self.costs.doubt_of(self.plans, decision, glanced)
             self.queue.leave(image)
             self.queue.free = glanced
             return glanced

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from service.core import Decision, HeadWidth, Plan, Reason
+from service.errors import DeadlineExceeded
 from service.inference.costs import KEPT_TAIL, SAFE, STALE_S, Cost, Costs, Tail
 from tests.known_costs import known_costs
 
@@ -99,6 +100,14 @@ def test_plans_that_a_deadline_ruled_out_are_doubted() -> None:
     assert not known.doubted
     known.doubt_of(PLANS, Decision(PLANS[0], Reason.DEADLINE, 0.5, PLANS[2]), 100.0)
     assert list(known.doubted) == ["d2", "d3"]  # all that would have been better
+
+
+def test_the_plan_that_a_deadline_left_no_time_for_is_doubted() -> None:
+    known = costs()
+    known.doubt_of(PLANS, DeadlineExceeded("It passed while it ran."), 100.0)
+    assert not known.doubted
+    known.doubt_of(PLANS, DeadlineExceeded("There is no time for d2.", plan="d2"), 100.0)
+    assert list(known.doubted) == ["d2"]
 
 
 def test_a_cost_that_measuring_again_confirms_is_trusted_for_longer_and_longer() -> None:

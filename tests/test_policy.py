@@ -367,8 +367,7 @@ def test_a_ceiling_under_the_cheapest_plan_is_refused_with_its_cost(
 
 
 @pytest.mark.parametrize(
-    "ceiling",
-    [{"request": Budget(depth=2, strict=True)}, {"remaining_ms": 20.0}, {"node": Budget(depth=2)}],
+    "ceiling", [{"request": Budget(depth=2, strict=True)}, {"node": Budget(depth=2)}]
 )
 def test_strict_refuses_a_missed_floor_and_names_the_plan_that_would_keep_it(
     ceiling: dict[str, Any],
@@ -376,6 +375,16 @@ def test_strict_refuses_a_missed_floor_and_names_the_plan_that_would_keep_it(
     with pytest.raises(UnsatisfiableBudget, match="strict") as caught:
         pick(RISING, **({"request": Budget(strict=True)} | ceiling))
     assert caught.value.extra == {"cheapest": {"plan": "d3", "depth": 3, "gflops": 6.0}}
+
+
+def test_strict_without_the_time_for_its_floor_misses_its_deadline_and_not_a_ceiling() -> None:
+    strict = Budget(strict=True)
+    with pytest.raises(DeadlineExceeded, match=r"no time for d3, .* strict: raise ms") as caught:
+        pick(RISING, strict, remaining_ms=20.0)
+    assert caught.value.plan == "d3"
+    # With all the time there is, its ceiling would still be in the way.
+    with pytest.raises(UnsatisfiableBudget, match="under the ceilings"):
+        pick(RISING, replace(strict, depth=2), remaining_ms=20.0)
 
 
 @pytest.mark.parametrize(
@@ -398,8 +407,9 @@ def test_what_an_image_may_get_whatever_its_scores(
 
 @pytest.mark.parametrize("remaining_ms", [9.9, 0.0, -5.0])
 def test_a_deadline_that_leaves_no_plan_is_an_error(remaining_ms: float) -> None:
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(DeadlineExceeded) as caught:
         pick(RISING, remaining_ms=remaining_ms)
+    assert caught.value.plan == "d1"
 
 
 def test_a_deadline_that_leaves_only_plans_over_the_depth_is_an_error() -> None:
@@ -483,14 +493,15 @@ def test_the_chosen_plan_is_under_every_ceiling_and_refusals_are_true(
         or situation["costs_ms"][i] <= situation["remaining_ms"]
     ]
     scores, margin = situation["scores"], margin_of(situation)
-    good = [i for i in in_time if plans[i] == plans[-1] or scores[-1] - scores[i] <= margin]
+    good_later = [i for i in fitting if plans[i] == plans[-1] or scores[-1] - scores[i] <= margin]
+    good = [i for i in good_later if i in in_time]
     try:
         decision = choose(**situation)
     except UnsatisfiableBudget:
-        assert not fitting or (situation["request"].strict and not good)
+        assert not fitting or (situation["request"].strict and not good_later)
     except DeadlineExceeded:
         assert fitting
-        assert not in_time
+        assert not in_time or (situation["request"].strict and good_later and not good)
     else:
         chosen = plans.index(decision.plan)
         assert chosen in in_time

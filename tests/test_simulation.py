@@ -161,6 +161,15 @@ def test_a_slow_start_recovers(slow: float) -> None:
     assert np.mean([each.plan.quality for each in soon if each]) > usual - 0.01
 
 
+def test_a_slow_start_recovers_for_images_that_take_no_cheaper_plan() -> None:
+    strict = poisson(1.0, SECONDS, 7, DEADLINE_MS)
+    for image in strict:
+        image.asked = Budget(ms=DEADLINE_MS, strict=True)
+    report = Node(slow=10.0, max_loss=0.001).run(strict)
+    later = [image for image in strict if image.arrived > 5.0]
+    assert sum(image in report.answered for image in later) >= 0.8 * len(later)
+
+
 def test_a_node_that_becomes_slower_and_faster_again_is_followed() -> None:
     node = Node(factor=lambda now: 4.0 if 20 < now < 30 else 1.0)
     report = node.run(poisson(0.3 / CHEAPEST_S, SECONDS, 8, DEADLINE_MS))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from statistics import mean, median
 
 from service.core import Decision, Plan, Reason
+from service.errors import DeadlineExceeded
 
 KEPT = 9  # measurements of which the median counts
 AGAIN = 3  # measurements that move a cost, whatever it was
@@ -147,13 +148,19 @@ class Costs:
         if plan.name not in self.doubted and age_s >= self._trusted_s.get(plan.name, STALE_S):
             self.doubted[plan.name] = Doubt(plan, self.total_ms(plan))
 
-    def doubt_of(self, plans: Sequence[Plan], decision: Decision, now: float) -> None:
+    def doubt_of(
+        self, plans: Sequence[Plan], decided: Decision | DeadlineExceeded, now: float
+    ) -> None:
         """The same for the plans that a deadline or load ruled out. plans: all that were open to
         the image."""
-        if decision.wanted is not None and decision.reason in _BY_TIME:
-            ran, wanted = plans.index(decision.plan), plans.index(decision.wanted)
-            for plan in plans[ran + 1 : wanted + 1]:
-                self.doubt(plan, now)
+        ruled_out: Sequence[Plan] = ()
+        if isinstance(decided, DeadlineExceeded):
+            ruled_out = [plan for plan in plans if plan.name == decided.plan]
+        elif decided.wanted is not None and decided.reason in _BY_TIME:
+            ran, wanted = plans.index(decided.plan), plans.index(decided.wanted)
+            ruled_out = plans[ran + 1 : wanted + 1]
+        for plan in ruled_out:
+            self.doubt(plan, now)
 
     def measured(self, plan: Plan) -> None:
         """A plan that is in doubt was measured once more."""

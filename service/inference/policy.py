@@ -96,8 +96,8 @@ class Policy:
 
         Load never refuses an image: one plan stays open. It never makes a strict request cheaper,
         since that prefers waiting to losing quality. Raises UnsatisfiableBudget if no plan is under
-        the ceilings on depth and gflops, or if a strict floor is out of reach; DeadlineExceeded if
-        no plan fits into the time that remains.
+        the ceilings on depth and gflops, or if a strict floor is out of reach under them;
+        DeadlineExceeded if no plan fits into the time that remains, or none that keeps the floor.
         """
         request, plans, full = ask.budget, self.plans, len(self.plans) - 1
         affordable = self.affordable(request, node)
@@ -125,8 +125,10 @@ class Policy:
             Reason.DEADLINE: {plan for plan, cost in enumerate(costs_ms) if cost <= left_ms},
         }
         if not affordable & ceilings[Reason.DEADLINE]:
+            fastest = plans[min(affordable, key=lambda plan: costs_ms[plan])]
             raise DeadlineExceeded(
-                "The deadline leaves no time for any plan: raise ms, or send less at a time."
+                "The deadline leaves no time for any plan: raise ms, or send less at a time.",
+                plan=fastest.name,
             )
         if not request.strict:
             ceilings[Reason.LOAD] = set(range(len(plans))) - pressure.closed
@@ -139,6 +141,13 @@ class Policy:
             if (choice := best_of(allowed)) != chosen:
                 chosen, decided = choice, reason
         if chosen is None:
+            # With more time they would do: nothing is wrong with the request.
+            if late := [plans[plan] for plan in sorted(affordable) if keeps_floor(plan)]:
+                raise DeadlineExceeded(
+                    f"The deadline leaves no time for {late[0].name}, the cheapest plan that keeps "
+                    "max-loss, and the request is strict: raise ms, or send less at a time.",
+                    plan=late[0].name,
+                )
             raise _unsatisfiable(
                 "max-loss cannot be kept under the ceilings, and the request is strict",
                 plans[wanted],

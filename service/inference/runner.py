@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from service.core import Budget, Outcome, Plan
-from service.errors import FathomError
+from service.errors import DeadlineExceeded, FathomError
 from service.inference.batches import Job
 from service.inference.costs import Costs, Doubt
 from service.inference.pipeline import Pipeline, Step
@@ -97,9 +97,11 @@ class Runner:
         self._metrics.ran(ran)
         now = time.perf_counter()
         for job, progress in step:
+            plans = self._policies.for_image(job.ask.preference, job.frames).plans
             if progress.decision:
-                plans = self._policies.for_image(job.ask.preference, job.frames).plans
                 self._costs.doubt_of(plans, progress.decision, now)
+            elif isinstance(progress.result, DeadlineExceeded):
+                self._costs.doubt_of(plans, progress.result, now)
             left[job].publish(progress)
             if progress.result is not None:
                 del left[job]

@@ -11,7 +11,7 @@ import pytest
 from service.bundle import Manifest
 from service.core import Ask, Budget
 from service.engines.base import Arrays, HostTensors, Tensors
-from service.errors import BackendError, FathomError, Overloaded
+from service.errors import BackendError, DeadlineExceeded, FathomError, Overloaded
 from service.inference.runner import FAILURES
 from service.segmenting import Answer
 from tests.engine.world import NONE, Gate, World, failure, play, ready, settle, until
@@ -63,6 +63,22 @@ def test_plans_that_a_wrong_estimate_ruled_out_come_back(fake_manifest: Manifest
             await until(lambda: cost.ms() < 5_000)
             answer = await world.submit(2, Budget(ms=5_000, max_loss=0))
             assert answer.decision.plan == d4
+
+    play(scenario())
+
+
+def test_a_wrong_estimate_does_not_refuse_strict_requests_for_good(fake_manifest: Manifest) -> None:
+    async def scenario() -> None:
+        async with ready(fake_manifest) as world:
+            cost = world.engine._costs.encoders["d4"]
+            cost.__init__(60_000.0)  # type: ignore[misc]
+            # Its floor needs the full plan here, which is known once the gate has seen the image.
+            budget = Budget(ms=5_000, strict=True)
+            with pytest.raises(DeadlineExceeded, match="no time for d4"):
+                await world.submit(1, budget)
+            await until(lambda: cost.ms() < 5_000)
+            answer = await world.submit(2, budget)
+            assert answer.decision.plan.name == "d4"
 
     play(scenario())
 
