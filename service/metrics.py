@@ -185,7 +185,7 @@ class Metrics:
         for stage, spent in trace.stages.items():
             _check("stage", stage, STAGES)
             self._stage_seconds.labels(stage).observe(spent)
-        if outcome == "deadline-exceeded":
+        if outcome == "deadline-exceeded" or (outcome == "ok" and trace.missed(seconds)):
             self._budget_missed.labels("deadline").inc()
         if trace.decision is not None and not trace.shared:
             self._observe_decision(trace.decision, outcome)

@@ -124,6 +124,7 @@ class Segmenter:
         """
         caller = trace.caller
         ticket = self.model.reserve(ask, arrived, trace.request_id, caller=caller, coming=coming)
+        trace.limit_s = None if ticket.promise is None else ticket.promise - arrived
         try:
             yield ticket
         finally:

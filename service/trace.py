@@ -45,6 +45,7 @@ class Trace:
     trace_id: of the distributed trace, 32 hex digits; empty while tracing is off.
     sampled: whether the distributed trace is recorded.
     shared: another request's computation answered it: its decision counts there.
+    limit_s: its deadline, in seconds from when it began; None without one.
     """
 
     request_id: str = ""
@@ -57,10 +58,15 @@ class Trace:
     trace_id: str = ""
     sampled: bool = False
     shared: bool = False
+    limit_s: float | None = None
 
     def add(self, stage: str, began: float, ended: float) -> None:
         """Note a finished stage. began, ended: in seconds of time.perf_counter."""
         self.began[stage], self.stages[stage] = began, ended - began
+
+    def missed(self, seconds: float) -> bool:
+        """Whether an answer after so many seconds is too late."""
+        return self.limit_s is not None and seconds > self.limit_s
 
     def follow(self, progress: Progress) -> None:
         """Note what the engine measured."""

@@ -213,6 +213,23 @@ def test_missed_budgets_are_counted_by_kind_once_a_request(metrics: Metrics) -> 
     assert value(metrics, "fathom_budget_missed_total", kind="deadline") == 1
 
 
+@pytest.mark.parametrize(
+    ("limit_s", "outcome", "missed"),
+    [
+        (0.5, "ok", 0),
+        (0.1, "ok", 1),
+        (None, "ok", 0),
+        (0.1, "overloaded", 0),
+        (0.1, "cancelled", 0),
+    ],
+)
+def test_an_answer_after_its_deadline_has_missed_it(
+    metrics: Metrics, limit_s: float | None, outcome: str, missed: int
+) -> None:
+    metrics.observe(Trace(limit_s=limit_s), outcome, 0.2)
+    assert value(metrics, "fathom_budget_missed_total", kind="deadline") == missed
+
+
 def test_a_batch_that_fails_in_the_engine_is_one_engine_error(fake_manifest: Manifest) -> None:
     class Broken(FakeBackend):
         warm = False

@@ -8,15 +8,18 @@ import socket
 import struct
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 from PIL import Image
 
+from service.answer import Answer
+from service.api import forms
 from service.api.forms import FORMS
 from service.bundle import Manifest
+from service.trace import Span
 from tests.api.server import Server, rejected, running
 from tests.pictures import encoded, png_chunk, quarters
 
@@ -210,6 +213,22 @@ def test_504_deadline_that_passes_while_running(fake_manifest: Manifest) -> None
         rejected(server.post(quarters(), {"Compute-Budget": "ms=300"}), 504, "deadline-exceeded")
         assert server.value("fathom_budget_missed_total", kind="deadline") == 1
         assert server.value("fathom_requests_total", outcome="deadline-exceeded") == 1
+
+
+def test_an_answer_that_is_made_too_late_is_a_missed_deadline_too(
+    fake_manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = forms.segmentation
+
+    def slowly(answer: Answer, names: Sequence[str], include: Set[str]) -> tuple[bytes, Span]:
+        time.sleep(2.1)
+        return make(answer, names, include)
+
+    monkeypatch.setattr(forms, "segmentation", slowly)
+    with running(fake_manifest) as server:
+        assert server.post(quarters(), {"Compute-Budget": "ms=2000"}).status_code == 200
+        assert server.value("fathom_budget_missed_total", kind="deadline") == 1
+        assert server.value("fathom_requests_total", outcome="ok") == 1
 
 
 def raw(server: Server, request: bytes) -> socket.socket:
