@@ -6,7 +6,9 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotInTime
+from functools import partial
 
 from service.bundle import Bundle, Manifest
 from service.core import Ask, Budget, Plan
@@ -15,7 +17,7 @@ from service.inference.engine import Engine, State
 from service.inference.policies import Policies
 from service.inference.policy import margin_for
 from service.inference.queue import Queue
-from service.inference.schedule import PAYS
+from service.inference.schedule import PAYS, PROMISED
 from service.inference.ticket import Ticket
 from service.metrics import Metrics
 from service.native.library import described
@@ -71,12 +73,24 @@ class Model:
             metrics,
             batch_wait_s=settings.batch_wait_ms / 1000,
         )
+        if settings.target_ms > 0:
+            self.engine.warm.add_done_callback(partial(self._compare, settings.target_ms))
         if settings.max_loss > 0 and margin_for(settings.max_loss, self.manifest.margins) is None:
             _log.warning(
                 "%s promises nothing for %s %g: without a budget every image takes the full plan",
                 self.manifest.name,
                 flag("max_loss"),
                 settings.max_loss,
+            )
+
+    def _compare(self, target_ms: float, _warm: Future[None]) -> None:
+        """Warn of an objective that no plan can hold."""
+        times_ms = self.plan_ms(self.policies.default.plans).values()
+        if (fastest_ms := min(times_ms, default=0.0)) > PROMISED * target_ms:
+            _log.warning(
+                "this node refuses every image without ms: %s %g, and its fastest plan takes "
+                "%.3g ms",
+                *(flag("target_ms"), target_ms, fastest_ms),
             )
 
     @property

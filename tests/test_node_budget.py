@@ -159,6 +159,21 @@ def test_a_limit_under_the_time_of_the_fastest_plan_is_warned_of_once_that_is_kn
     assert len(found) == warned
 
 
+@pytest.mark.parametrize(("target_ms", "warned"), [(20.0, True), (1000.0, False), (0.0, False)])
+def test_an_objective_that_no_plan_can_hold_is_warned_of(
+    fake_manifest: Manifest, caplog: pytest.LogCaptureFixture, target_ms: float, warned: bool
+) -> None:
+    slow = FakeBackend(fake_manifest, delay_s={"front": 0.02})
+    settings = Settings(target_ms=target_ms)
+    with (
+        caplog.at_level(logging.WARNING, "fathom"),
+        TestClient(app_of(fake_manifest, settings, backend=slow)) as client,
+    ):
+        until(lambda: client.get("/readyz").status_code == 200, 10)
+    text = "this node refuses every image without ms: --target-ms 20, and"
+    assert any(text in line for line in caplog.messages) == warned
+
+
 @pytest.mark.parametrize("name", ["missing", "."])
 def test_a_file_that_is_not_there_stops_the_start(node: Node, tmp_path: Path, name: str) -> None:
     with pytest.raises(

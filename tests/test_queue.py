@@ -186,7 +186,8 @@ def test_a_deadline_counts_what_runs_what_is_ahead_and_its_own_cheapest_plan(
     else:
         error = refused(busy, place, 0.05)
         assert error.shed == "predicted"
-        assert "about 120 ms" in error.detail
+        assert error.detail.startswith("The deadline cannot be met")
+        assert "about 120 ms, and 119 ms are left" in error.detail
 
 
 def test_a_newcomer_may_not_cost_an_earlier_image_its_deadline() -> None:
@@ -204,7 +205,10 @@ def test_an_objective_that_is_promised_refuses_what_it_would_not_hold() -> None:
         for _ in range(2):
             enter(waiting, image(least_ms=40.0))
         if promised:
-            assert refused(waiting, image(least_ms=40.0)).shed == "predicted"
+            error = refused(waiting, image(least_ms=40.0))
+            assert error.shed == "predicted"
+            assert error.detail.startswith("This node's objective cannot be met")
+            assert "about 120 ms, and 90 ms are left" in error.detail
         else:
             waiting.reserve(image(least_ms=40.0), 0.0)
 

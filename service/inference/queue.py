@@ -196,16 +196,17 @@ class Queue(Generic[P]):
         here = [other for other in self.held if other.leased > now and other is not place]
         for other in sorted((*here, *self.waiting, place), key=_order):
             ends_ms += other.least_ms
-            inserted = inserted or other is place
-            late = inserted and ends_ms > other.slack_ms(now)
-            if other is place and self.promised and place.deadline is None:
-                share = schedule.PROMISED * self._room(place) / self.size
-                late = ends_ms > 1000 * (place.arrived + share * self.target_s - now)
-            if late:
-                what = "The deadline" if other is place else "The deadline of an earlier image"
+            what, left_ms = "The deadline of an earlier image", other.slack_ms(now)
+            if other is place:
+                what, inserted = "The deadline", True
+                if self.promised and place.deadline is None:
+                    share = schedule.PROMISED * self._room(place) / self.size
+                    what = "This node's objective"
+                    left_ms = 1000 * (place.arrived + share * self.target_s - now)
+            if inserted and ends_ms > left_ms:
                 raise Overloaded(
                     f"{what} cannot be met: waiting and the cheapest plan take about "
-                    f"{ends_ms:.0f} ms.",
+                    f"{ends_ms:.0f} ms, and {max(0, math.floor(left_ms))} ms are left for that.",
                     shed="predicted",
                     retry_after=self._again(now),
                 )
