@@ -200,11 +200,17 @@ def open_grpc(
 
 def _listen(settings: Settings) -> socket.socket:
     """The listening socket. Raises SettingsError if the address cannot be used."""
+    if settings.host in ("", "*"):  # to the resolver, the latter is this machine alone
+        raise SettingsError(
+            f"{flag('host')} is {settings.host!r}: it must be an address or a name. 0.0.0.0 is "
+            "every address of IPv4, :: every one, of IPv6 too"
+        )
     try:
         family, *_, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM
         )[0]
-        return socket.create_server(address, family=family, backlog=2048)
+        both = settings.host == "::" and socket.has_dualstack_ipv6()  # as gRPC listens there
+        return socket.create_server(address, family=family, backlog=2048, dualstack_ipv6=both)
     except (OSError, UnicodeError) as error:  # the latter for what can be no name
         raise SettingsError(
             f"cannot listen on {settings.host} port {settings.port}: {error}"

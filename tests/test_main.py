@@ -195,6 +195,20 @@ def test_what_can_be_no_name_of_a_host_is_refused_as_a_setting(host: str) -> Non
         entry._listen(Settings(host=host, port=0))
 
 
+@pytest.mark.parametrize("host", ["", "*"])
+def test_what_may_mean_every_address_is_refused_and_the_way_to_write_it_named(host: str) -> None:
+    text = rf"--host is '{re.escape(host)}': .* 0\.0\.0\.0 is every"
+    with pytest.raises(SettingsError, match=text):
+        entry._listen(Settings(host=host, port=0))
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+def test_every_address_of_ipv6_is_every_one_of_ipv4_too() -> None:
+    with closing(entry._listen(Settings(host="::", port=0))) as listener:
+        for host in ("::1", "127.0.0.1"):
+            socket.create_connection((host, listener.getsockname()[1]), 10).close()
+
+
 def test_the_interface_of_a_link_local_address_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     def create_server(address: tuple[str | int, ...], **_options: object) -> None:
         raise OSError(str(address))
