@@ -159,6 +159,8 @@ def top() -> list[Panel]:
 def depth() -> list[Panel]:
     """How much compute do images get, and who decides?"""
     quality = "fathom_quality_given_up"
+    taken = f'sum(rate({quality}_sum{{{ONE}, reason=~"load|node|deadline"}}{W}))'
+    counted = f"sum(rate({quality}_count{{{ONE}}}{W}))"
     gflops, images = (
         f"sum(rate(fathom_{each}{{{ONE}}}{W}))"
         for each in ("compute_gflops_total", "batch_size_sum")
@@ -205,12 +207,15 @@ def depth() -> list[Panel]:
         ),
         lines(
             "Quality given up",
-            {"mean": mean(quality), "p95": quantile(0.95, quality)},
+            {
+                "mean": mean(quality),
+                "by load, node, deadline": f"{taken} / ({counted} > 0)",
+                "p95": quantile(0.95, quality),
+            },
             "none",
             "Predicted quality (0..1) of the plan that the gate wanted less that of the plan that "
-            "ran. The dashed "
-            "line is where the mean raises an alert. If load decided, add replicas; if the node, "
-            "raise its budget.",
+            "ran; and what load, the node and deadlines took of it: the dashed line is where that "
+            "raises an alert. If load decided, add replicas; if the node, raise its budget.",
             width=6,
             limit=0.005,
         ),

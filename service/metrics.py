@@ -64,59 +64,50 @@ class Metrics:
             return prometheus.Counter(name, text, labels, registry=registry)
 
         self._requests = counter("fathom_requests_total", "Answered requests.", "outcome")
-        self._request_seconds = prometheus.Histogram(
+
+        def histogram(
+            name: str, text: str, edges: Sequence[float], *labels: str
+        ) -> prometheus.Histogram:
+            return prometheus.Histogram(name, text, labels, buckets=edges, registry=registry)
+
+        self._request_seconds = histogram(
             "fathom_request_duration_seconds",
             "From the request's first byte to its answer.",
-            ["outcome"],
-            buckets=REQUEST_SECONDS,
-            registry=registry,
+            REQUEST_SECONDS,
+            "outcome",
         )
-        self._stage_seconds = prometheus.Histogram(
-            "fathom_stage_duration_seconds",
-            "Time that a request spent in a stage.",
-            ["stage"],
-            buckets=STAGE_SECONDS,
-            registry=registry,
-        )
-        self._depth = prometheus.Histogram(
+        name, text = "fathom_stage_duration_seconds", "Time that a request spent in a stage."
+        self._stage_seconds = histogram(name, text, STAGE_SECONDS, "stage")
+        self._depth = histogram(
             "fathom_exit_depth_layers",
             "Encoder layers that ran for an image, by the plan's canvas and what decided it.",
-            ["canvas", "reason"],
-            buckets=range(1, layers + 1),
-            registry=registry,
+            range(1, layers + 1),
+            *("canvas", "reason"),
         )
-        self._quality = prometheus.Histogram(
-            "fathom_predicted_quality",
-            "The gate's estimate for the plan that ran.",
-            buckets=QUALITY,
-            registry=registry,
-        )
-        self._depth_given_up = prometheus.Histogram(
+        name, text = "fathom_predicted_quality", "The gate's estimate for the plan that ran."
+        self._quality = histogram(name, text, QUALITY)
+        self._depth_given_up = histogram(
             "fathom_depth_given_up_layers",
             "Layers of the plan that the gate wanted minus those of the plan that ran; 0 if the "
             "wanted one ran.",
-            buckets=range(layers),
-            registry=registry,
+            range(layers),
         )
-        self._compute_given_up = prometheus.Histogram(
+        self._compute_given_up = histogram(
             "fathom_compute_given_up_ratio",
-            "Share of the GFLOPs of the plan that the gate wanted that was not spent; 0 if the "
-            "wanted one ran.",
-            buckets=COMPUTE_GIVEN_UP,
-            registry=registry,
+            "Share of the GFLOPs of the plan that the gate wanted that was not spent, by what "
+            "decided; 0 if the wanted one ran.",
+            COMPUTE_GIVEN_UP,
+            "reason",
         )
-        self._quality_given_up = prometheus.Histogram(
+        self._quality_given_up = histogram(
             "fathom_quality_given_up",
-            "Predicted quality of the plan that the gate wanted minus that of the plan that ran.",
-            buckets=QUALITY_GIVEN_UP,
-            registry=registry,
+            "Predicted quality of the plan that the gate wanted minus that of the plan that ran, "
+            "by what decided.",
+            QUALITY_GIVEN_UP,
+            "reason",
         )
-        self._batch = prometheus.Histogram(
-            "fathom_batch_size",
-            "Images that ran together through one encoder.",
-            buckets=range(1, max_batch + 1),
-            registry=registry,
-        )
+        text = "Images that ran together through one encoder."
+        self._batch = histogram("fathom_batch_size", text, range(1, max_batch + 1))
         text = "Images that a head answered, by the share of its channels that ran."
         self._heads = counter("fathom_head_images_total", text, "head", "width")
         text = "Compute spent on images, in GFLOPs."
@@ -155,8 +146,10 @@ class Metrics:
         # A series must exist before its first event, or rate() misses that event.
         for reason in SHED:
             self._shed.labels(reason)
-        for canvas in self._canvases or ("",):
-            for decided in Reason:
+        for decided in Reason:
+            self._compute_given_up.labels(decided.value)
+            self._quality_given_up.labels(decided.value)
+            for canvas in self._canvases or ("",):
                 self._depth.labels(canvas, decided.value)
         for head in heads:
             self._heads.labels(head.name, f"{head.width:g}")
@@ -194,15 +187,17 @@ class Metrics:
 
     def _observe_decision(self, decision: Decision, outcome: str) -> None:
         plan, wanted = decision.plan, decision.wanted or decision.plan
+        reason = decision.reason.value
         canvas = plan.canvas if self._canvases else ""
         _check("canvas", canvas, self._canvases or [""])
-        self._depth.labels(canvas, decision.reason.value).observe(plan.depth)
+        self._depth.labels(canvas, reason).observe(plan.depth)
         self._quality.observe(decision.predicted_quality)
         # A plan on a smaller canvas, or with fewer tokens or channels, is cheaper without losing a
         # layer; it can even run more layers. Under a ceiling on depth, a plan can cost more.
         self._depth_given_up.observe(max(0, wanted.depth - plan.depth))
-        self._compute_given_up.observe(max(0.0, 1 - plan.gflops / wanted.gflops))
-        self._quality_given_up.observe(decision.quality_given_up)
+        unspent = max(0.0, 1 - plan.gflops / wanted.gflops)
+        self._compute_given_up.labels(reason).observe(unspent)
+        self._quality_given_up.labels(reason).observe(decision.quality_given_up)
         if outcome == "ok" and not decision.floor_kept:
             self._budget_missed.labels("max-loss").inc()
 

@@ -63,9 +63,9 @@ def traced(reason: Reason = Reason.GATE) -> Trace:
 
 def edges_of(metrics: Metrics, name: str) -> list[str]:
     families = {family.name: family for family in metrics.registry.collect()}
-    return [
-        sample.labels["le"] for sample in families[name].samples if sample.name.endswith("_bucket")
-    ]
+    buckets = [each.labels for each in families[name].samples if each.name.endswith("_bucket")]
+    first = buckets[0].get("reason")
+    return [labels["le"] for labels in buckets if labels.get("reason") == first]
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:
@@ -119,28 +119,31 @@ def test_what_was_given_up_against_what_the_gate_wanted_is_counted(metrics: Metr
     assert value(metrics, "fathom_depth_given_up_layers_bucket", le="0.0") == 1
     assert value(metrics, "fathom_depth_given_up_layers_bucket", le="3.0") == 1
     assert value(metrics, "fathom_depth_given_up_layers_bucket", le="4.0") == 2
-    assert value(metrics, "fathom_compute_given_up_ratio_bucket", le="0.0") == 1
-    assert value(metrics, "fathom_compute_given_up_ratio_bucket", le="0.4") == 1
-    assert value(metrics, "fathom_compute_given_up_ratio_bucket", le="0.5") == 2
-    assert value(metrics, "fathom_compute_given_up_ratio_sum") == 0.5
-    assert value(metrics, "fathom_quality_given_up_bucket", le="0.0") == 1
-    assert value(metrics, "fathom_quality_given_up_bucket", le="0.02") == 1
-    assert value(metrics, "fathom_quality_given_up_bucket", le="0.05") == 2
-    assert value(metrics, "fathom_quality_given_up_sum") == 0.03
+    ratio, quality = "fathom_compute_given_up_ratio", "fathom_quality_given_up"
+    assert value(metrics, f"{ratio}_bucket", reason="gate", le="0.0") == 1
+    assert value(metrics, f"{ratio}_bucket", reason="load", le="0.4") == 0
+    assert value(metrics, f"{ratio}_bucket", reason="load", le="0.5") == 1
+    assert value(metrics, f"{ratio}_sum", reason="load") == 0.5
+    assert value(metrics, f"{quality}_bucket", reason="gate", le="0.0") == 1
+    assert value(metrics, f"{quality}_bucket", reason="load", le="0.02") == 0
+    assert value(metrics, f"{quality}_bucket", reason="load", le="0.05") == 1
+    assert value(metrics, f"{quality}_sum", reason="load") == 0.03
+    assert value(metrics, f"{quality}_count", reason="request") == 0  # rate() needs a first value
     # More layers and compute than were wanted.
     metrics.observe(Trace(decision=Decision(deep, Reason.NODE, 0.83, PLAN)), "ok", 0.1)
     assert value(metrics, "fathom_depth_given_up_layers_bucket", le="0.0") == 2
-    assert value(metrics, "fathom_compute_given_up_ratio_bucket", le="0.0") == 2
-    assert value(metrics, "fathom_compute_given_up_ratio_sum") == 0.5
+    assert value(metrics, f"{ratio}_bucket", reason="node", le="0.0") == 1
+    assert value(metrics, f"{ratio}_sum", reason="node") == 0
 
 
 def test_a_smaller_canvas_gives_up_compute_but_no_layer(metrics: Metrics) -> None:
     small = Plan("c320-d2", 2, 1.0, 1.0, 1.125, 0.6, canvas="c320")
     metrics.observe(Trace(decision=Decision(small, Reason.LOAD, 0.7, PLAN, 0.1)), "ok", 0.1)
     assert value(metrics, "fathom_depth_given_up_layers_sum") == 0
-    assert value(metrics, "fathom_compute_given_up_ratio_sum") == 0.75
-    assert value(metrics, "fathom_compute_given_up_ratio_bucket", le="0.7") == 0
-    assert value(metrics, "fathom_compute_given_up_ratio_bucket", le="0.8") == 1
+    ratio = "fathom_compute_given_up_ratio"
+    assert value(metrics, f"{ratio}_sum", reason="load") == 0.75
+    assert value(metrics, f"{ratio}_bucket", reason="load", le="0.7") == 0
+    assert value(metrics, f"{ratio}_bucket", reason="load", le="0.8") == 1
 
 
 def test_edges_of_what_was_given_up(metrics: Metrics) -> None:

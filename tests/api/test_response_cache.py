@@ -188,7 +188,7 @@ def test_a_leader_that_leaves_loses_its_followers_nothing(fake_manifest: Manifes
         server.until("fathom_places_taken", 0)
         # The image ran once, and is counted once, though whoever began it is gone.
         assert layers_counted(server) == 1
-        assert server.value("fathom_quality_given_up_count") == 1
+        assert server.value("fathom_quality_given_up_count", reason="gate") == 1
         waited = server.value("fathom_stage_duration_seconds_count", stage="queue")
         ran = server.value("fathom_stage_duration_seconds_count", stage="encoder")
         assert (waited, ran) == (1, 1)
