@@ -118,7 +118,7 @@ def top() -> list[Panel]:
             "percentunit",
             [(0.005, "yellow"), (0.01, "red")],
             "Requests whose deadline passed, and requests whose floor on "
-            "quality (max-loss) a ceiling beat.",
+            "quality (max-loss) load, a deadline or the node's budget beat.",
         ),
         glance(
             "Quality given up",
@@ -317,7 +317,8 @@ def capacity() -> list[Panel]:
             "Budgets missed, by kind",
             {"{{kind}}": rate("fathom_budget_missed_total", "kind")},
             "reqps",
-            "deadline: the request's ms passed. max-loss: a ceiling beat the floor on quality.",
+            "deadline: the request's ms passed. max-loss: load, a deadline or the node's budget "
+            "beat the floor on quality.",
             stacked=True,
         ),
         lines(

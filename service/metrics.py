@@ -115,8 +115,8 @@ class Metrics:
         text = "Requests refused to protect the others."
         self._shed = counter("fathom_shed_total", text, "reason")
         text = (
-            "Answered requests whose deadline passed while they ran, or whose max-loss could not "
-            "be kept."
+            "Answered requests whose deadline passed while they ran, or whose max-loss another "
+            "ceiling than their own beat."
         )
         self._budget_missed = counter("fathom_budget_missed_total", text, "kind")
         text = "Batches that failed in the engine."
@@ -198,7 +198,8 @@ class Metrics:
         unspent = max(0.0, 1 - plan.gflops / wanted.gflops)
         self._compute_given_up.labels(reason).observe(unspent)
         self._quality_given_up.labels(reason).observe(decision.quality_given_up)
-        if outcome == "ok" and not decision.floor_kept:
+        own = decision.reason is Reason.REQUEST  # what callers choose is no broken promise
+        if outcome == "ok" and not (decision.floor_kept or own):
             self._budget_missed.labels("max-loss").inc()
 
     def ran(self, decisions: Iterable[Decision]) -> None:

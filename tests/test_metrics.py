@@ -10,6 +10,7 @@ import logging
 import math
 import re
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -209,6 +210,9 @@ def test_missed_budgets_are_counted_by_kind_once_a_request(metrics: Metrics) -> 
     metrics.observe(Trace(decision=broken), "ok", 0.1)
     metrics.observe(traced(), "ok", 0.1)
     assert [value(metrics, "fathom_budget_missed_total", kind=kind) for kind in MISSED] == [0, 1]
+    own = replace(broken, reason=Reason.REQUEST)
+    metrics.observe(Trace(decision=own), "ok", 0.1)
+    assert value(metrics, "fathom_budget_missed_total", kind="max-loss") == 1
     # There is no answer whose quality could be low.
     metrics.observe(Trace(decision=broken), "deadline-exceeded", 0.1)
     metrics.observe(Trace(decision=broken), "internal", 0.1)
