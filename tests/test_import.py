@@ -74,6 +74,28 @@ def test_shards_are_read_too(tmp_path: Path) -> None:
     assert main(["import", str(folder), "--out", str(tmp_path / "other")]) == 1
 
 
+def test_files_of_earlier_versions_are_read(checkpoint: Path, tmp_path: Path) -> None:
+    """transformers 4, in which the published ones were saved, stored the places in a window, and
+    gave the backbone no norm of a classifier."""
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    file = folder / "model.safetensors"
+    state = {name: v for name, v in load_file(file).items() if ".swin.layernorm." not in name}
+    tables = [name for name in state if name.endswith("self.relative_position_bias_table")]
+    assert len(state) + 2 == len(load_file(file))
+    assert len(tables) == 5  # one a block
+    for name in tables:
+        places = name.replace("bias_table", "index")
+        state[places] = torch.zeros(16, 16, dtype=torch.int64)
+    save_file(state, file, metadata={"format": "pt"})
+    run, other = imported(folder, tmp_path / "run"), imported(checkpoint, tmp_path / "other")
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), np.uint8))
+    with torch.no_grad():
+        (got,), (wanted,) = (load_model(path)(images, Knobs(3)) for path in (run, other))
+    assert torch.equal(got.masks, wanted.masks)
+
+
 def test_thresholds_names_and_things_come_from_the_files(checkpoint: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(checkpoint, tmp_path / "mask2former-panoptic")
     names = ["person", "car", "dog", "sky", "road"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+from torch import nn
 
 from model_export.importing.checkpoint import Checkpoint, CheckpointError
 
@@ -71,16 +74,17 @@ def check_backbone(checkpoint: Checkpoint, package: Any) -> None:
         )
 
 
-def check_found(checkpoint: Checkpoint, found: dict[str, Any]) -> None:
-    """found: what transformers says of the weights. It would start what is missing at random, and
-    leave out what it does not know. Raises CheckpointError that names a tensor."""
+def check_found(checkpoint: Checkpoint, found: dict[str, Any], model: nn.Module) -> None:
+    """found: what transformers says of the weights of `model`. It would start what is missing at
+    random, and leave out what it does not know. Raises CheckpointError that names a tensor."""
     for what, why in (
         ("mismatched_keys", "another shape than config.json says"),
         ("missing_keys", "is missing"),
         ("unexpected_keys", "is not of this network"),
     ):
+        unused = _unused(model, what)
         entries = sorted(
-            (entry for entry in found.get(what, ()) if "criterion." not in str(entry)), key=str
+            (entry for entry in found.get(what, ()) if not re.search(unused, str(entry))), key=str
         )
         if entries:
             first = entries[0]
@@ -91,3 +95,11 @@ def check_found(checkpoint: Checkpoint, found: dict[str, Any]) -> None:
                 f"{f', and {len(entries) - 1} more' if len(entries) > 1 else ''}; the weights must "
                 f"belong to config.json"
             )
+
+
+def _unused(model: nn.Module, what: str) -> str:
+    """A pattern of the names that other versions of transformers save, or do not, and that nothing
+    depends on. transformers itself asks a network's own parts, but not as deep as the backbone."""
+    of_part = f"_keys_to_ignore_on_load_{what.removesuffix('_keys')}"
+    listed = {name for part in model.modules() for name in getattr(part, of_part, None) or ()}
+    return "|".join([r"criterion\.", *sorted(listed)])

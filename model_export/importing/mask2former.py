@@ -76,7 +76,7 @@ def _from_folder(checkpoint: Checkpoint, package: Any) -> nn.Module:
         )
     finally:
         loading.setLevel(level)
-    check_found(checkpoint, found)
+    check_found(checkpoint, found, model)
     loaded: nn.Module = model
     return loaded
 
