@@ -96,6 +96,13 @@ def test_files_of_earlier_versions_are_read(checkpoint: Path, tmp_path: Path) ->
     assert torch.equal(got.masks, wanted.masks)
 
 
+def test_two_classes_without_names_are_those_of_transformers(tmp_path: Path) -> None:
+    folder = saved(random_model("resnet", num_labels=2), tmp_path / "checkpoint")
+    assert "id2label" not in json.loads((folder / "config.json").read_text())
+    run = imported(folder, tmp_path / "run", "semantic")
+    assert classes_of(run) == ("LABEL_0", "LABEL_1")
+
+
 def test_thresholds_names_and_things_come_from_the_files(checkpoint: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(checkpoint, tmp_path / "mask2former-panoptic")
     names = ["person", "car", "dog", "sky", "road"]
@@ -196,6 +203,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "heads": (config(num_attention_heads=5), "num_attention_heads"),
     "layers": (config(encoder_layers=0), "encoder_layers"),
     "a name": (config(backbone="microsoft/swin", backbone_config=None), "backbone: 'microsoft"),
+    "names": (config(id2label=None), "id2label: must name the classes"),
     "classes": (config(id2label={"0": "a", "2": "b"}), "id2label"),
     "other queries": (config(num_queries=9), "queries_embedder.weight another shape"),
     "fewer tensors": (without("class_predictor"), "class_predictor.bias is missing"),

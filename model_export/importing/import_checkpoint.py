@@ -29,6 +29,7 @@ from service.bundle import Canvas, is_line
 
 SMALLER = (0.5, 0.75)  # of the checkpoint's size: canvases that need no training
 MOST_CLASSES = 255  # that a bundle can have
+DEFAULT_NAMES = {"0": "LABEL_0", "1": "LABEL_1"}  # transformers leaves them out when it saves
 # What the checkpoint's own configs may name, and what transformers takes by default.
 THRESHOLDS = {"threshold": 0.5, "mask_threshold": 0.5, "overlap_mask_area_threshold": 0.8}
 
@@ -144,7 +145,7 @@ def version() -> str:
 
 def class_names(checkpoint: Checkpoint) -> tuple[str, ...]:
     """In the order of their indices. Raises CheckpointError."""
-    given = checkpoint.config.get("id2label")
+    given = checkpoint.config.get("id2label", DEFAULT_NAMES)
     if not isinstance(given, dict) or not given:
         raise checkpoint.refuse("id2label", "must name the classes, as {'0': NAME, ...}")
     try:
