@@ -18,7 +18,7 @@ from model_export.__main__ import main
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import semantic_probabilities
 from model_export.training.runs import classes_of, load_model, read_config
-from tests.checkpoints import CLASSES, PROCESSOR, random_model, saved
+from tests.checkpoints import BACKBONES, CLASSES, PROCESSOR, STAGES, random_model, saved
 
 MOST = 1e-3  # of a logit
 THINGS = {"panoptic": ["--things", "0-2"], "instance": [], "semantic": []}
@@ -295,6 +295,30 @@ def test_a_backbone_with_other_strides_is_refused(
     folder = saved(random_model("dinov2"), tmp_path / "checkpoint")
     assert main(["import", str(folder), "--out", str(tmp_path), "--task", "semantic"]) == 1
     assert "backbone_config: its maps of a 64x64 image" in capsys.readouterr().err
+
+
+def test_a_backbone_of_more_maps_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers takes it: its encoder then has four scales."""
+    made = BACKBONES["resnet"]
+    stages = {"out_features": ["stem", *STAGES], "out_indices": [*range(5)]}
+    monkeypatch.setitem(BACKBONES, "resnet", lambda: type(made())(**made().to_dict() | stages))
+    folder = saved(random_model("resnet"), tmp_path / "checkpoint")
+    assert main(["import", str(folder), "--out", str(tmp_path), "--task", "semantic"]) == 1
+    assert "backbone_config: out_features: it gives 5 maps; there must be 4" in (
+        capsys.readouterr().err
+    )
+
+
+def test_more_queries_than_answers_can_have_are_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = saved(random_model("resnet", num_queries=256), tmp_path / "checkpoint")
+    ask = ["import", str(folder), "--out", str(tmp_path / "run"), "--task"]
+    assert main([*ask, "instance"]) == 1
+    assert "num_queries: 256 are too many for instance: at most 255" in capsys.readouterr().err
+    assert main([*ask, "semantic"]) == 0  # whose answers have no queries
 
 
 def test_sizes_that_a_backbone_with_learned_positions_cannot_take_are_left_out(

@@ -26,6 +26,7 @@ from model_export.network.segmenter import Segmenter
 from model_export.network.transformers_backbone import transformers
 from model_export.tasks import IMPORTED as IMPORTED_TASKS
 from service.bundle import Canvas
+from service.tasks.queries import MOST as MOST_QUERIES
 
 STRIDES = (4, 8, 16, 32)
 MOST_OF_PIXELS = 1e6  # in whatever unit
@@ -106,6 +107,15 @@ def config_of(
     if theirs.backbone_config.model_type != "timm_backbone":
         del about["use_pretrained_backbone"]
     queries, _ = IMPORTED_TASKS[task]
+    if queries and theirs.num_queries > MOST_QUERIES:
+        raise checkpoint.refuse(
+            "num_queries", f"{theirs.num_queries} are too many for {task}: at most {MOST_QUERIES}"
+        )
+    maps = len(model.get_submodule("model.pixel_level_module.encoder").channels)
+    if maps != len(STRIDES):
+        raise checkpoint.refuse(
+            "backbone_config", f"out_features: it gives {maps} maps; there must be {len(STRIDES)}"
+        )
     return Config(
         name="imported",
         task=task,
