@@ -103,6 +103,20 @@ def test_two_classes_without_names_are_those_of_transformers(tmp_path: Path) -> 
     assert classes_of(run) == ("LABEL_0", "LABEL_1")
 
 
+def test_pixels_that_are_not_normalised_are_told_of(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Many a recipe normalises before the processor, which it saves with do_normalize false."""
+    folder = shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    imported(folder, tmp_path / "run")
+    assert "do_normalize" not in capsys.readouterr().err
+    edit(folder / "preprocessor_config.json", do_normalize=False, do_rescale=False)
+    config, _, _ = read_config(imported(folder, tmp_path / "run"))
+    assert config.imported is not None
+    assert (config.imported.mean, config.imported.std) == ((0, 0, 0), (1, 1, 1))
+    assert "do_normalize is false" in capsys.readouterr().err
+
+
 def test_thresholds_names_and_things_come_from_the_files(checkpoint: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(checkpoint, tmp_path / "mask2former-panoptic")
     names = ["person", "car", "dog", "sky", "road"]

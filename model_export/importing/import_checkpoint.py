@@ -17,6 +17,7 @@ from typing import Any, Literal, cast
 from model_export.data.coco_files import flag
 from model_export.importing import mask2former
 from model_export.importing.checkpoint import (
+    PROCESSOR,
     Checkpoint,
     CheckpointError,
     open_checkpoint,
@@ -80,6 +81,7 @@ def main(args: argparse.Namespace) -> None:
         checkpoint, args.threshold, args.mask_threshold, args.overlap_threshold
     )
     config = mask2former.config_of(checkpoint, model, task, things, thresholds)
+    tell_of_raw_pixels(checkpoint)
     network = mask2former.build(model, config)
     canvases = usable(checkpoint, network, canvases, named=args.canvases is not None)
     arguments = {"imported": args.checkpoint.resolve().name, "transformers": version()}
@@ -87,6 +89,17 @@ def main(args: argparse.Namespace) -> None:
     save_model(args.out, network.state_dict())
     discard_derived(args.out)
     print(json.dumps(summary(args.out, network, task, names, things, canvases, thresholds)))
+
+
+def tell_of_raw_pixels(checkpoint: Checkpoint) -> None:
+    """Where a processor does not normalise, training often did so outside of it."""
+    if not checkpoint.processor.get("do_normalize", True):
+        print(
+            f"{checkpoint.folder / PROCESSOR}: do_normalize is false, and so the network gets "
+            f"pixels that are not normalised. If it was trained on normalised ones, set "
+            f"do_normalize, do_rescale, image_mean and image_std there, and import again",
+            file=sys.stderr,
+        )
 
 
 def usable(
