@@ -17,13 +17,14 @@ from model_export.__main__ import main
 from model_export.data.augment import on_canvases
 from model_export.data.unlabelled import photos_in, without_labels
 from model_export.importing.adapt import LEAST_PHOTOS, LEAST_TO_TRAIN
-from model_export.importing.distill import CHECKPOINT, DistillOptions, teach
+from model_export.importing.distill import DistillOptions, teach
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import head_of
 from model_export.tasks import task_of
 from model_export.tasks.segments import VOID_SEGMENT, class_counts
 from model_export.training.quality import counts_by_knobs
 from model_export.training.runs import (
+    TEACHING,
     RunError,
     classes_of,
     load_model,
@@ -175,7 +176,11 @@ def test_exits_are_taught_and_the_full_plan_stays_bit_equal(
     options = DistillOptions(steps=16, batch=1, rate=3e-3, seed=0, save_every=8)
     assert not teach(copy, before, data, canvases, replace(options, minutes=0))
     assert "taught" not in read_config(copy)[2]
-    assert (copy / CHECKPOINT).exists()
+    assert (copy / TEACHING).exists()
+    again = shutil.copytree(copy, tmp_path / "again")
+    checkpoint = str(run.parent / "checkpoint")
+    assert main(["import", checkpoint, "--out", str(again), "--task", "semantic"]) == 0
+    assert not (again / TEACHING).exists()  # what it taught was another network
     with pytest.raises(RunError, match="begun with"):
         teach(copy, before, data, canvases, replace(options, batch=2))
     begun = (copy / CHECKPOINT).read_bytes()
@@ -184,7 +189,9 @@ def test_exits_are_taught_and_the_full_plan_stays_bit_equal(
         teach(copy, before, data, canvases, options)
     (copy / CHECKPOINT).write_bytes(begun)
     assert teach(copy, before, data, canvases, options)
-    assert not (copy / CHECKPOINT).exists()
+    assert not (copy / TEACHING).exists()
+    assert main(["adapt", str(copy), "--images", str(folder), "--train", "--steps", "99"]) == 1
+    assert "was taught with {'steps': 16, 'batch': 1," in capsys.readouterr().err
     after = load_model(copy)
     assert after.config.exit_adapters
     assert after.front_head is not None

@@ -35,10 +35,12 @@ from model_export.gating.partial_results import PartialResults, key_of
 from model_export.gating.search_plans import choose
 from model_export.gating.search_table import CostOptions
 from model_export.gating.train_gate import fit_and_calibrate
-from model_export.importing.distill import DistillOptions, teach
+from model_export.importing import distill
+from model_export.importing.distill import DistillOptions
 from model_export.network.config import Config
 from model_export.tasks import qualities, task_of
 from model_export.training.runs import (
+    RunError,
     classes_of,
     load_model,
     read_config,
@@ -95,10 +97,15 @@ def main(args: argparse.Namespace) -> None:
     spec, taught = args.on or PHOTOS, "taught" in arguments
     photos = _open(args, config, LEAST_TO_TRAIN if args.train or taught else LEAST_PHOTOS)
     place = np.arange(len(photos))
+    options = DistillOptions(args.steps, args.batch, args.rate, args.seed, args.minutes)
+    if args.train and taught and arguments["taught"] != distill.key_of(options):
+        raise RunError(
+            f"{args.run} was taught with {arguments['taught']}: repeat those options, or import "
+            f"the checkpoint again to teach it anew"
+        )
     if args.train and not taught:
-        options = DistillOptions(args.steps, args.batch, args.rate, args.seed, args.minutes)
         mine = without_labels(photos, config, classes_of(args.run)).part(place[::3].tolist())
-        taught = teach(args.run, load_model(args.run), mine, canvases, options)
+        taught = distill.teach(args.run, load_model(args.run), mine, canvases, options)
         if not taught:
             print(json.dumps({"run": str(args.run), "taught": False, "go on": "the same command"}))
             return

@@ -31,6 +31,7 @@ from model_export.tasks import VOID
 from model_export.training.progress import Progress
 from model_export.training.run_files import reading, replacing
 from model_export.training.runs import (
+    TEACHING,
     RunError,
     classes_of,
     discard_derived,
@@ -44,7 +45,6 @@ from service.bundle import Canvas
 
 TERMS = ("features", "classes", "masks", "front")
 UNSURE = 0.5  # a cell of which the teacher is less sure has no class for the front head
-CHECKPOINT = "distill.pt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,11 +164,10 @@ def teach(
             if late and not done:
                 return False
     _, _, arguments = read_config(run)
-    arguments |= {"taught": _key(options)}
+    arguments |= {"taught": key_of(options)}
     write_config(run, config, canvases, arguments, trained_on(run), classes_of(run))
     save_model(run, student.state_dict())
     discard_derived(run)
-    (run / CHECKPOINT).unlink(missing_ok=True)
     return True
 
 
@@ -201,10 +200,10 @@ def _save(
     state = {
         "taught": {name: value.detach().cpu() for name, value in taught(student).items()},
         "optimizer": optimizer.state_dict(),
-        "options": _key(options),
+        "options": key_of(options),
         "step": step,
     }
-    with replacing(run / CHECKPOINT) as temporary:
+    with replacing(run / TEACHING) as temporary:
         torch.save(state, temporary)
 
 
@@ -212,21 +211,21 @@ def _load(
     run: Path, student: Segmenter, optimizer: torch.optim.Optimizer, options: DistillOptions
 ) -> int:
     """The first step to do. Raises RunError where the checkpoint is damaged or of other options."""
-    if not (run / CHECKPOINT).exists():
+    if not (run / TEACHING).exists():
         return 0
-    with reading(run / CHECKPOINT, "delete it: the teaching then begins anew"):
-        state = torch.load(run / CHECKPOINT, map_location="cpu", weights_only=True)
-        if state["options"] != _key(options):
+    with reading(run / TEACHING, "delete it: the teaching then begins anew"):
+        state = torch.load(run / TEACHING, map_location="cpu", weights_only=True)
+        if state["options"] != key_of(options):
             raise RunError(
-                f"{run / CHECKPOINT} was begun with {state['options']}: repeat them, or delete it"
+                f"{run / TEACHING} was begun with {state['options']}: repeat them, or delete it"
             )
         student.load_state_dict(state["taught"], strict=False)
         optimizer.load_state_dict(state["optimizer"])
         return int(state["step"])
 
 
-def _key(options: DistillOptions) -> dict[str, float]:
-    """What every step depends on."""
+def key_of(options: DistillOptions) -> dict[str, float]:
+    """What every step depends on, as run.json keeps it when all are done."""
     return {
         "steps": options.steps,
         "batch": options.batch,

@@ -204,7 +204,15 @@ def cut_log(run: Path, step: int) -> None:
         path.unlink()
 
 
-DERIVED = ("plans.json", "targets-fit.npz", "targets-held.npz", "gate.safetensors", "gate.json")
+TEACHING = "distill.pt"  # how far `adapt --train` is
+DERIVED = (
+    TEACHING,
+    "plans.json",
+    "targets-fit.npz",
+    "targets-held.npz",
+    "gate.safetensors",
+    "gate.json",
+)
 
 
 def discard_derived(run: Path, after: str = "") -> None:
