@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from model_export.importing import mask2former
 from model_export.importing.checkpoint import CheckpointError, open_checkpoint
 from model_export.importing.state_dicts import BACKBONE, LAYOUTS, _source
-from tests.checkpoints import DECODER_LAYERS, ENCODER_LAYERS, PROCESSOR, random_model
+from tests.checkpoints import CLASSES, DECODER_LAYERS, ENCODER_LAYERS, PROCESSOR, random_model
 
 DETECTRON2, MMDET = LAYOUTS
 BOTH, NORM = ("weight", "bias"), ("weight", "bias", "running_mean", "running_var")
@@ -150,6 +150,9 @@ def test_a_state_dict_of_others_becomes_the_same_network(
     model = random_model(backbone)
     state = foreign(model, key, backbone)
     assert state.keys() == CASES[key, backbone]
+    # Tensors that others save, and that the network makes itself.
+    state["criterion.empty_weight"] = torch.zeros(CLASSES + 1)
+    state["backbone.layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(16, 16)
     save_file(state, tmp_path / "model.safetensors")
     torch.save({"model": state, "iteration": 7}, tmp_path / "model.pth")
     folder = described(model, tmp_path / "folder")
@@ -184,6 +187,8 @@ def test_what_cannot_be_read_is_refused_by_name(
     refused(state | {lost: torch.zeros(3)}, r"is \(3,\)")
     refused(state | {lost: state[lost].to(torch.int8)}, f"{lost} is of torch.int8: quantised")
     refused(state | {lost: state[lost] * torch.nan}, "has values that are no numbers")
+    more = f"sem_seg_head.predictor.transformer_ffn_layers.{DECODER_LAYERS}.norm.bias"
+    refused(state | {more: torch.zeros(3)}, f"has {more}, for which config.json has no place")
     refused({"weight": torch.zeros(3)}, "no Mask2Former that is known")
     refused({MMDET: torch.zeros(3)}, "of mmdetection, with the backbone swin")
     torch.save({"model": state, "code": Trap()}, tmp_path / "trap.pth")

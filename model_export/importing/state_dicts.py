@@ -245,7 +245,7 @@ def renamed(
             f"{path} is of {whose}, with the backbone {backbone}; of that only the tensors of "
             f"{', '.join(backbones)} are known"
         )
-    state = {}
+    state, used = {}, set[str]()
     for name, like in wanted.items():
         inside = name.startswith(BACKBONE)
         source, third = _source(name, backbones[backbone] if inside else heads)
@@ -257,6 +257,7 @@ def renamed(
             raise CheckpointError(f"{path} lacks {source}, which config.json asks for")
         if given[source].dtype.itemsize < 2:
             raise quantised(path, source, str(given[source].dtype))
+        used.add(source)
         value = given[source].float()
         state[name] = value if third is None else value.chunk(3)[third]
         if state[name].shape != like.shape:
@@ -264,7 +265,19 @@ def renamed(
                 f"{path}: {source} is {tuple(value.shape)}; as config.json says, it would give "
                 f"{tuple(like.shape)}"
             )
+    kinds = {_numberless(name) for name in used}
+    left = sorted(name for name in given.keys() - used if _numberless(name) in kinds)
+    if left:
+        raise CheckpointError(
+            f"{path} has {left[0]}, for which config.json has no place: it must describe all "
+            f"layers; decoder_layers counts one more than there are"
+        )
     return state
+
+
+def _numberless(name: str) -> str:
+    """The same of every layer."""
+    return re.sub(r"\d+", "#", name)
 
 
 def _source(name: str, rows: Sequence[Row]) -> tuple[str | None, int | None]:
