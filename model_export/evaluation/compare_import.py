@@ -157,6 +157,7 @@ def open_case(args: argparse.Namespace) -> Case:
     checkpoint = open_checkpoint(args.checkpoint, args.weights)
     opened = bundle.load(args.bundle)
     theirs = mask2former.load(checkpoint)
+    theirs.config.use_auxiliary_loss = True  # without it transformers' forward fails
     model, _, canvases = read_weights(args.bundle / WEIGHTS)
     classes = [entry.name for entry in opened.manifest.head.classes]
     if len(classes) != theirs.config.num_labels or model.config.imported is None:
@@ -168,7 +169,7 @@ def open_case(args: argparse.Namespace) -> Case:
     for each in frames:
         shown = each[opened.manifest.plans[-1].canvas].pixels
         batch = processor(images=[shown], do_resize=False, return_tensors="pt")
-        pixels.append(batch["pixel_values"])
+        pixels.append(batch["pixel_values"].float())  # raw ones are bytes
     return Case(opened, theirs, frames, pixels, args.threads)
 
 
