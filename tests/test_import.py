@@ -152,6 +152,11 @@ def pickled(folder: Path) -> None:
     torch.save({}, folder / "pytorch_model.bin")
 
 
+def no_shards(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+
+
 def without(*words: str) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         from safetensors.torch import load_file, save_file
@@ -203,6 +208,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "pickled": (pickled, "pytorch_model.bin only"),
     "half": (lambda f: cut(f / "model.safetensors"), "not downloaded to its end"),
     "pointer": (lambda f: (f / "model.safetensors").write_text("version"), "download it again"),
+    "no shards": (no_shards, "index.json: weight_map must name the file of each tensor"),
     "no JSON": (lambda f: (f / "config.json").write_text("{"), "cannot be read"),
     "a list": (lambda f: (f / "config.json").write_text("[]"), "must be a JSON object"),
     "code": (config(auto_map={"AutoModel": "x.Y"}), "auto_map"),

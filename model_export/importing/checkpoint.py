@@ -94,7 +94,8 @@ def weights_in(folder: Path) -> tuple[Path, ...]:
             )
         raise CheckpointError(f"{folder / WEIGHTS} is missing, and so is {INDEX}")
     listed = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+    named = isinstance(listed, dict) and all(isinstance(name, str) for name in listed.values())
+    if not listed or not named:
         raise CheckpointError(f"{folder / INDEX}: weight_map must name the file of each tensor")
     shards = sorted(set(listed.values()))
     for name in shards:
