@@ -11,7 +11,7 @@ import torch
 
 from model_export.export import parity
 from model_export.export.graphs import Stage, graphs_of, stages_of
-from model_export.export.parity import check_parity, enforce
+from model_export.export.parity import check_parity, enforce, equal_share
 from model_export.network.gate import Gate
 from model_export.network.knobs import Knobs
 from model_export.network.pausing import Active
@@ -139,6 +139,17 @@ def test_features_may_differ_with_their_size_and_answers_not() -> None:
     assert parity.allowed("f4", large) == parity.allowed("e32", large) == pytest.approx(0.018)
     assert parity.allowed("f4", large[1:] / 8) == 1e-3
     assert parity.allowed("mask_logits", large) == 1e-3
+
+
+def test_one_cell_may_tie_on_a_canvas_of_few() -> None:
+    """A pixel in a thousand is less than one of the 512 cells of 64x128 pixels."""
+    ours = np.zeros((1, 16, 32), np.intp)
+    theirs = ours.copy()
+    theirs[0, 0, 0] = 1
+    assert equal_share(ours, theirs) == 1
+    theirs[0, 0, 1] = 1
+    assert equal_share(ours, theirs) == pytest.approx(1 - 2 / 512)
+    assert equal_share(ours[:0], theirs[:0]) == 1
 
 
 def test_parity_limits() -> None:
