@@ -183,11 +183,11 @@ def test_exits_are_taught_and_the_full_plan_stays_bit_equal(
     assert not (again / TEACHING).exists()  # what it taught was another network
     with pytest.raises(RunError, match="begun with"):
         teach(copy, before, data, canvases, replace(options, batch=2))
-    begun = (copy / CHECKPOINT).read_bytes()
-    (copy / CHECKPOINT).write_bytes(begun[: len(begun) // 2])
-    with pytest.raises(RunError, match=rf"{CHECKPOINT} is damaged: .*; delete it"):
+    begun = (copy / TEACHING).read_bytes()
+    (copy / TEACHING).write_bytes(begun[: len(begun) // 2])
+    with pytest.raises(RunError, match=rf"{TEACHING} is damaged: .*; delete it"):
         teach(copy, before, data, canvases, options)
-    (copy / CHECKPOINT).write_bytes(begun)
+    (copy / TEACHING).write_bytes(begun)
     assert teach(copy, before, data, canvases, options)
     assert not (copy / TEACHING).exists()
     assert main(["adapt", str(copy), "--images", str(folder), "--train", "--steps", "99"]) == 1

@@ -142,7 +142,7 @@ def teach(
     first = _load(run, student, optimizer, options)
     wrapped, optimizer = accelerator.prepare(Distiller(student), optimizer)
     began = time.monotonic()
-    progress = Progress(run, options.save_every, TERMS, first, CHECKPOINT, "--rate")
+    progress = Progress(run, options.save_every, TERMS, first, TEACHING, "--rate")
     steps = range(first, options.steps)
     for step in tqdm(steps, "teach", initial=first, total=options.steps, mininterval=5):
         images, exit, glance = _drawn(photos, canvases, config.exits, options, step)
