@@ -24,29 +24,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from service import bundle  # noqa: E402
-from service.engines.onnxruntime import OnnxRuntimeBackend  # noqa: E402
-from service.inference.stages import Stages  # noqa: E402
-from service.pixels.decode import Limits, decode  # noqa: E402
+from tests.bench.bare import bare_stages  # noqa: E402
 
 WORKERS = 2
 PHOTO = ROOT / "docs/scene-cluttered.jpg"
 
 
 def engine(folder: str, images: int) -> None:
-    """Run the full plan's stages, as one worker does: the glance, its own front, encoder, head."""
-    opened = bundle.load(Path(folder))
-    manifest = opened.manifest
-    stages = Stages(OnnxRuntimeBackend(opened, threads=1), manifest)
-    plan = manifest.plans[-1]
-    frames = decode(PHOTO.read_bytes(), "", Limits(10**8, 10**5, 1), manifest.input, "full")
-    glance, own = frames[manifest.glance.name], frames[plan.canvas]
-    shape = own.geometry.shape
+    """What one worker does."""
+    run = bare_stages(folder, PHOTO, threads=1)
     for _ in range(images):
-        stages.glance([glance])
-        encoded = stages.encode(plan, shape, stages.front([own]))
-        for head in plan.heads or (None,):
-            stages.head(shape, encoded, head and head.key)
+        run()
 
 
 def engines(folder: str, images: int) -> None:

@@ -31,6 +31,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from service.engines.cpu_limit import resolve_threads  # noqa: E402
+from tests.bench.bare import bare_stages  # noqa: E402
 from tests.bench.open_loop import Load, Wrap, poisson, send  # noqa: E402
 from tests.bench.peers.full_plan import FullPlan  # noqa: E402
 from tests.bench.peers.servers import PEERS, VARIANTS, peer  # noqa: E402
@@ -56,16 +58,20 @@ WHO = (*OURS, *(f"{name}, {variant}".rstrip(", ") for name in PEERS for variant 
 
 
 class Record:
-    """The points of a file. figures: what `measure` found, in seconds."""
+    """The points of a file. figures: what `Bench.measure` found, in seconds. bare_ms: the stages of
+    each server, measured beside its point without load."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.figures: dict[str, float] = {}
+        self.bare_ms: dict[str, float] = {}
         self.points: dict[tuple[str, float], Point] = {}
         for line in path.read_text("utf-8").splitlines() if path.exists() else ():
             row = json.loads(line)
             if "share" in row:
                 self.points[row["point"]["who"], row["share"]] = Point(**row["point"])
+            elif "bare_ms" in row:
+                self.bare_ms[row["who"]] = row["bare_ms"]
             else:
                 self.figures = row
 
@@ -80,11 +86,8 @@ class Record:
 
     def beside_ms(self, who: str) -> float | None:
         """What an answer of the full plan takes without load beside the stages that run for it."""
-        point = self.points.get((who, 0.0))
-        if point is None or who == "cheapest plan":
-            return None
-        ours = who in OURS or who.endswith("our kernel")
-        return point.p50 - 1000 * self.figures["bare_s" if ours else "plain_s"]
+        point, bare = self.points.get((who, 0.0)), self.bare_ms.get(who)
+        return None if point is None or bare is None else point.p50 - bare
 
 
 class Contender:
@@ -150,6 +153,9 @@ def measure(bench: Bench, record: Record, chosen: Sequence[str], shares: Sequenc
         servers = {who: running.enter_context(contender(bench, who)) for who in names}
         for who, share in left:
             own = servers[who]
+            if not share and who != "cheapest plan":
+                record.bare_ms[who] = 1000 * bare_s(bench, who)
+                record.write({"who": who, "bare_ms": record.bare_ms[who]})
             with own.turn():
                 warm = poisson(0.3 / bench.full_s, 3.0, 99)
                 send(Load(own.url, warm, bench.photos.paths, own.budget, own.wrap))
@@ -163,14 +169,18 @@ def measure(bench: Bench, record: Record, chosen: Sequence[str], shares: Sequenc
             record.write({"share": share, "point": asdict(point)})
 
 
-def bare_s(bench: Bench, kernel: bool) -> float:
-    """The stages of the full plan in a loop, for one image: the median, in seconds."""
-    plan = FullPlan(bench.bundle, resolve_threads(0), kernel=kernel)
-    pixels = plan.decode(Path(bench.photos.paths[0]).read_bytes()).pixels[None]
+def bare_s(bench: Bench, who: str) -> float:
+    """What a server's stages take for one image in a loop: the median, in seconds."""
+    threads, photo = resolve_threads(0), Path(bench.photos.paths[0])
+    if who in OURS:
+        run = bare_stages(bench.bundle, photo, threads)
+    else:
+        plan = FullPlan(bench.bundle, threads, kernel=who.endswith("our kernel"))
+        run = partial(plan.predict, plan.decode(photo.read_bytes()).pixels[None])
     taken = []
     for _ in range(ALONE):
         began = time.perf_counter()
-        plan.predict(pixels)
+        run()
         taken.append(time.perf_counter() - began)
     return statistics.median(taken)
 
@@ -253,7 +263,6 @@ def main() -> int:
             bench.measure(url)
         keys = ("full_s", "cheapest_s", "objective_s")
         record.figures = {key: getattr(bench, key) for key in keys}
-        record.figures |= {"bare_s": bare_s(bench, True), "plain_s": bare_s(bench, False)}
         record.write(record.figures)
     bench.full_s, bench.objective_s = record.figures["full_s"], record.figures["objective_s"]
     print(HEADER)
