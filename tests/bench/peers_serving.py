@@ -200,7 +200,8 @@ def draw(record: Record, path: Path) -> None:
     )
     for axes, (key, label) in zip(grid, wanted, strict=True):
         for who in WHO:
-            points = record.of(who)
+            if not (points := record.of(who)):
+                continue
             style = "-" if who in OURS else "--" if ", " in who else ":"
             axes.plot(
                 [point.load for point in points],
