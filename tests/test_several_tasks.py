@@ -19,7 +19,13 @@ from model_export.gating.task_gate import fit_heads, smallest
 from model_export.network.config import streets
 from model_export.network.knobs import Knobs
 from model_export.training.bundle_weights import WEIGHTS, read_weights
-from model_export.training.runs import read_plans, read_targets
+from model_export.training.runs import (
+    load_model,
+    read_config,
+    read_plans,
+    read_targets,
+    trained_on,
+)
 from service import bundle
 from service.bundle import Canvas, Shape, complete_plans
 from tests.toy import command, last_json
@@ -72,6 +78,22 @@ def test_the_log_tells_of_every_head(tasks_run: Path) -> None:
     assert [row.partition(",")[0] for row in rows] == ["2", "3"]
     for name in ("detection", "depth", "features", "dev_c96-d4+depth-w25"):
         assert name in header.split(",")
+
+
+def test_a_head_is_trained_alone_and_nothing_else_changes(tasks_run: Path, tmp_path: Path) -> None:
+    """It can be stopped and go on like any training."""
+    out = tmp_path / "alone"
+    train = ("train-tasks", "--out", out, "--train", "scenes:4:13", "--dev", "scenes:2:2")
+    only = ("--start-from", tasks_run, "--only", "detection", "--batch", "4", "--check-every", "2")
+    assert command(*train, *only, "--steps", "2") == 0
+    assert command(*train, *only, "--steps", "3") == 0
+    before, after = (load_model(run) for run in (tasks_run, out))
+    assert after.config == before.config
+    for name, value in before.state_dict().items():
+        same = torch.equal(value, after.state_dict()[name])
+        assert same != name.startswith("heads.detection.") or not value.numel(), name
+    assert trained_on(out) == [("scenes:8:1", None), ("scenes:4:13", None)]
+    assert read_config(out)[1] == read_config(tasks_run)[1]
 
 
 def test_targets_have_a_quality_for_every_head_at_every_width(tasks_run: Path) -> None:
@@ -133,7 +155,7 @@ def test_a_graph_answers_as_the_network_does_at_that_width(tasks_bundle: Path) -
             boxes = run(graphs.heads[f"detection{end}"], encoded)["boxes"]
             theirs = model.heads["detection"](lateral, again, width)[-1].boxes.numpy()
             np.testing.assert_allclose(boxes, theirs, atol=1e-3)
-            assert boxes.shape == (1, round(64 * width), 4)
+            assert boxes.shape == (1, round(48 * width), 4)
 
 
 def test_a_margin_is_the_smallest_of_all_preferences(tasks_run: Path) -> None:
