@@ -13,6 +13,7 @@ import torch
 from model_export.data.augment import on_canvases
 from model_export.data.datasets import DataError, Scenes
 from model_export.data.several_tasks import TaskBatches
+from model_export.evaluation.compare_tasks import Measured, limit
 from model_export.export.graphs import heads_of
 from model_export.gating.preferences import preference_grid, weighted
 from model_export.gating.task_gate import fit_heads, smallest
@@ -27,7 +28,15 @@ from model_export.training.runs import (
     trained_on,
 )
 from service import bundle
-from service.bundle import Canvas, Shape, complete_plans
+from service.bundle import (
+    Canvas,
+    EncoderPlan,
+    Head,
+    HeadWorth,
+    Shape,
+    Thresholds,
+    complete_plans,
+)
 from tests.toy import command, last_json
 
 pytestmark = pytest.mark.timeout(900)  # a test of the toy run waits for its training
@@ -118,7 +127,7 @@ def test_the_bundle_has_heads_with_widths_that_share_all_weights(tasks_bundle: P
         for name in HEADS:
             costs = [plan.heads[f"{name}{end}"].gflops for end in ("-w25", "-w50", "")]
             assert costs == sorted(costs)
-            assert costs[2] > 3 * costs[1] > 0
+            assert costs[2] > 2 * costs[1] > 0
     files = {path.name: path.stat().st_size for path in tasks_bundle.iterdir()}
     graphs = sum(size for name, size in files.items() if name.endswith(".onnx"))
     assert graphs < files[WEIGHTS] / 4, "a graph has weights of its own"
@@ -242,6 +251,23 @@ def test_networks_are_compared_on_the_same_images(
     result = last_json(capsys.readouterr().out)
     assert result["hypervolume"]["ratio"] == 1
     assert result["hypervolume"]["interval"] == [1, 1]
-    half = {(row["preferred"], row["over"]) for row in result["half_budget"]}
+    half = {(row["preferred"], row["over"]) for row in result["by_preference"]}
     assert half == {("detection", "depth"), ("depth", "detection")}
+    assert all(0 <= row["limit"] <= 1 for row in result["by_preference"])
     assert (tmp_path / "tasks.png").stat().st_size > 5000
+
+
+def test_what_a_preference_can_gain_is_the_best_for_one_less_the_best_for_the_other() -> None:
+    keys = ["detection-w50", "detection", "depth-w50", "depth"]
+    heads = [
+        Head(name, name, (), (0.5, 1.0), Thresholds(0.5) if name == "detection" else None)
+        for name in HEADS
+    ]
+    worth = {key: HeadWorth(2.0 if key in HEADS else 1.0, 0.5, (0.5,) * 5) for key in keys}
+    plans = [EncoderPlan(f"c96-d{d}", d, 1.0, 1.0, float(d), worth, "c96") for d in (1, 2)]
+    quality = np.array([[[0.2, 0.5, 0.3, 0.35], [0.25, 0.6, 0.4, 0.45]]])
+    network = Measured("n", plans, plans, heads, keys, quality)
+    # Within 4: c96-d1 with one of the heads in full, or c96-d2 with both at half.
+    assert limit(network, "detection", "depth", 4.0) == pytest.approx(0.5 - 0.25)
+    assert limit(network, "depth", "detection", 4.0) == pytest.approx(0.4 - 0.3)
+    assert limit(network, "depth", "detection", 2.0) == 0
