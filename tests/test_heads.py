@@ -86,7 +86,7 @@ def test_depth_stays_in_its_range(width: float) -> None:
 @pytest.mark.parametrize(("width", "queries", "layers"), [(0.25, 12, 1), (0.5, 24, 1), (1, 48, 2)])
 def test_detection_has_queries_and_layers_by_width(width: float, queries: int, layers: int) -> None:
     config = streets()
-    head = randomised(DetectionHead(config, config.tasks[1]))
+    head = randomised(DetectionHead(config, replace(config.tasks[1], layers=2)))
     proposals, *answers = head(*given(), width)
     assert isinstance(proposals, Proposals)
     assert proposals.scores.shape == (2, 96, 3)
@@ -107,7 +107,7 @@ def test_a_new_detection_head_proposes_boxes_around_its_cells() -> None:
 def test_queries_are_the_best_proposals() -> None:
     config = streets()
     head = DetectionHead(config, replace(config.tasks[1], queries=4)).eval()
-    proposals, first, _ = head(*given(batch=1))
+    proposals, first = head(*given(batch=1))
     best = proposals.scores.amax(-1).topk(4).indices[0]
     assert worst(first.boxes[0], proposals.boxes[0, best]) < 1e-4, "a new head refines nothing"
 
@@ -216,7 +216,7 @@ def written(run: Path, model: Segmenter) -> Path:
 def test_a_head_is_cut_to_its_first_channels_and_all_else_stays(tmp_path: Path) -> None:
     config = streets()
     semantic, own, depth = config.tasks
-    large = replace(own, channels=2 * own.channels, queries=90)
+    large = replace(own, channels=2 * own.channels, queries=90, layers=3)
     torch.manual_seed(1)
     source = Segmenter(replace(config, tasks=(semantic, large, depth))).eval()
     model, canvases = cut_to_size(written(tmp_path, source), "detection", 11)
@@ -234,7 +234,7 @@ def test_a_head_is_cut_to_its_first_channels_and_all_else_stays(tmp_path: Path) 
 def test_a_head_that_is_smaller_than_the_recipe_is_named(tmp_path: Path) -> None:
     config = streets()
     semantic, own, depth = config.tasks
-    small = Segmenter(replace(config, tasks=(semantic, replace(own, layers=1), depth)))
+    small = Segmenter(replace(config, tasks=(semantic, replace(own, channels=32), depth)))
     with pytest.raises(RunError, match=r"detection: that of .* is smaller than the recipe's"):
         cut_to_size(written(tmp_path / "small", small), "detection", 11)
     other = Segmenter(replace(config, tasks=(semantic, depth)))
