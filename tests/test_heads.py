@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from model_export.network.config import Config, Head, streets
-from model_export.network.heads import Boxes, DepthHead, DetectionHead, Proposals, SemanticHead
+from model_export.network.heads import (
+    Boxes,
+    DepthHead,
+    DetectionHead,
+    Proposals,
+    SemanticHead,
+    distances,
+)
 from model_export.network.segmenter import Segmenter
 from model_export.network.slimmable import Branch, SlimConv, SlimLinear, SlimNorm
-from model_export.training.runs import RunError
-from model_export.training.train_tasks import Options, config_of, full, sandwich
+from model_export.training.runs import RunError, save_model, write_config
+from model_export.training.task_net import full, sandwich
+from model_export.training.train_tasks import Options, config_of, cut_to_size, initial_network
+from service.bundle import Canvas, Shape
 from tests.small_network import randomised, worst
 from tests.toy import command
 
@@ -73,10 +83,10 @@ def test_depth_stays_in_its_range(width: float) -> None:
     assert depth.max() <= 120.1
 
 
-@pytest.mark.parametrize(("width", "queries", "layers"), [(0.25, 16, 1), (0.5, 32, 1), (1, 64, 2)])
+@pytest.mark.parametrize(("width", "queries", "layers"), [(0.25, 12, 1), (0.5, 24, 1), (1, 48, 2)])
 def test_detection_has_queries_and_layers_by_width(width: float, queries: int, layers: int) -> None:
     config = streets()
-    head = randomised(DetectionHead(config, config.tasks[1]))
+    head = randomised(DetectionHead(config, replace(config.tasks[1], layers=2)))
     proposals, *answers = head(*given(), width)
     assert isinstance(proposals, Proposals)
     assert proposals.scores.shape == (2, 96, 3)
@@ -97,7 +107,7 @@ def test_a_new_detection_head_proposes_boxes_around_its_cells() -> None:
 def test_queries_are_the_best_proposals() -> None:
     config = streets()
     head = DetectionHead(config, replace(config.tasks[1], queries=4)).eval()
-    proposals, first, _ = head(*given(batch=1))
+    proposals, first = head(*given(batch=1))
     best = proposals.scores.amax(-1).topk(4).indices[0]
     assert worst(first.boxes[0], proposals.boxes[0, best]) < 1e-4, "a new head refines nothing"
 
@@ -113,6 +123,13 @@ def test_one_image_does_not_change_another() -> None:
         elif kind is DetectionHead:
             both, alone = both[-1].boxes, alone[-1].boxes
         assert worst(both[:1], alone) < 1e-4 * max(1.0, both.abs().max().item())
+
+
+def test_attention_looks_around_boxes_by_their_size() -> None:
+    boxes, places = torch.rand(2, 5, 4), torch.rand(7, 2)
+    gaps = (boxes[:, :, None, :2] - places) / boxes[:, :, None, 2:].clamp(min=0.02)
+    naive = gaps.square().sum(-1)
+    assert worst(distances(boxes, places) / naive, torch.ones_like(naive)) < 1e-5
 
 
 # ---- configs
@@ -185,7 +202,44 @@ def test_a_network_of_fixed_width_has_one_width() -> None:
     assert config.widths == (1.0,)
     assert [head.widths for head in config.tasks] == [(1.0,), (1.0,)]
     with pytest.raises(RunError, match="--batch 3"):
-        config_of(options(batch=3), 11)
+        initial_network(options(batch=3), 11, None)
+
+
+def written(run: Path, model: Segmenter) -> Path:
+    """The run of a network."""
+    canvases = (Canvas.of([Shape(64, 96)]),)
+    write_config(run, model.config, canvases, {}, [("scenes:1:1", None)], [])
+    save_model(run, model.state_dict())
+    return run
+
+
+def test_a_head_is_cut_to_its_first_channels_and_all_else_stays(tmp_path: Path) -> None:
+    config = streets()
+    semantic, own, depth = config.tasks
+    large = replace(own, channels=2 * own.channels, queries=90, layers=3)
+    torch.manual_seed(1)
+    source = Segmenter(replace(config, tasks=(semantic, large, depth))).eval()
+    model, canvases = cut_to_size(written(tmp_path, source), "detection", 11)
+    assert model.config == config
+    assert [canvas.name for canvas in canvases] == ["c96"]
+    head, theirs = model.heads["detection"].eval(), source.heads["detection"]
+    assert torch.equal(head.propose_class.weight, theirs.propose_class.weight[:, : own.channels])
+    _, maps = given()
+    ours, whole = (part(None, maps, width)[0].boxes for part, width in ((head, 1), (theirs, 0.5)))
+    assert worst(ours, whole) < 1e-5, "as the larger one at half of its width"
+    kept = {n: v for n, v in source.state_dict().items() if not n.startswith("heads.detection.")}
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in kept.items())
+
+
+def test_a_head_that_is_smaller_than_the_recipe_is_named(tmp_path: Path) -> None:
+    config = streets()
+    semantic, own, depth = config.tasks
+    small = Segmenter(replace(config, tasks=(semantic, replace(own, channels=32), depth)))
+    with pytest.raises(RunError, match=r"detection: that of .* is smaller than the recipe's"):
+        cut_to_size(written(tmp_path / "small", small), "detection", 11)
+    other = Segmenter(replace(config, tasks=(semantic, depth)))
+    with pytest.raises(RunError, match=r"--only detection: .* has no head of this name"):
+        cut_to_size(written(tmp_path / "other", other), "detection", 11)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +248,12 @@ def test_a_network_of_fixed_width_has_one_width() -> None:
         (("--train", "camvid:train"), "--train camvid:train: only scenes:COUNT"),
         (("--chances", "1", "2"), "must be one for each of 3 canvases"),
         (("--batch", "2"), "--batch 2 must be at least 4"),
+        (("--only", "detection"), "--start-from and --only go together"),
+        (("--start-from", "runs/x"), "--start-from and --only go together"),
+        (
+            ("--start-from", "runs/x", "--only", "detection", "--heads", "depth"),
+            "leave --heads, --canvases",
+        ),
     ],
 )
 def test_arguments_that_do_not_fit_are_named(

@@ -13,15 +13,30 @@ import torch
 from model_export.data.augment import on_canvases
 from model_export.data.datasets import DataError, Scenes
 from model_export.data.several_tasks import TaskBatches
+from model_export.evaluation.compare_tasks import Measured, limit
 from model_export.export.graphs import heads_of
 from model_export.gating.preferences import preference_grid, weighted
 from model_export.gating.task_gate import fit_heads, smallest
 from model_export.network.config import streets
 from model_export.network.knobs import Knobs
 from model_export.training.bundle_weights import WEIGHTS, read_weights
-from model_export.training.runs import read_plans, read_targets
+from model_export.training.runs import (
+    load_model,
+    read_config,
+    read_plans,
+    read_targets,
+    trained_on,
+)
 from service import bundle
-from service.bundle import Canvas, Shape, complete_plans
+from service.bundle import (
+    Canvas,
+    EncoderPlan,
+    Head,
+    HeadWorth,
+    Shape,
+    Thresholds,
+    complete_plans,
+)
 from tests.toy import command, last_json
 
 pytestmark = pytest.mark.timeout(900)  # a test of the toy run waits for its training
@@ -74,6 +89,22 @@ def test_the_log_tells_of_every_head(tasks_run: Path) -> None:
         assert name in header.split(",")
 
 
+def test_a_head_is_trained_alone_and_nothing_else_changes(tasks_run: Path, tmp_path: Path) -> None:
+    """It can be stopped and go on like any training."""
+    out = tmp_path / "alone"
+    train = ("train-tasks", "--out", out, "--train", "scenes:4:13", "--dev", "scenes:2:2")
+    only = ("--start-from", tasks_run, "--only", "detection", "--batch", "4", "--check-every", "2")
+    assert command(*train, *only, "--steps", "2") == 0
+    assert command(*train, *only, "--steps", "3") == 0
+    before, after = (load_model(run) for run in (tasks_run, out))
+    assert after.config == before.config
+    for name, value in before.state_dict().items():
+        same = torch.equal(value, after.state_dict()[name])
+        assert same != name.startswith("heads.detection.") or not value.numel(), name
+    assert trained_on(out) == [("scenes:8:1", None), ("scenes:4:13", None)]
+    assert read_config(out)[1] == read_config(tasks_run)[1]
+
+
 def test_targets_have_a_quality_for_every_head_at_every_width(tasks_run: Path) -> None:
     plans, report = read_plans(tasks_run)
     targets = read_targets(tasks_run, "fit")
@@ -96,7 +127,7 @@ def test_the_bundle_has_heads_with_widths_that_share_all_weights(tasks_bundle: P
         for name in HEADS:
             costs = [plan.heads[f"{name}{end}"].gflops for end in ("-w25", "-w50", "")]
             assert costs == sorted(costs)
-            assert costs[2] > 3 * costs[1] > 0
+            assert costs[2] > 2 * costs[1] > 0
     files = {path.name: path.stat().st_size for path in tasks_bundle.iterdir()}
     graphs = sum(size for name, size in files.items() if name.endswith(".onnx"))
     assert graphs < files[WEIGHTS] / 4, "a graph has weights of its own"
@@ -133,7 +164,7 @@ def test_a_graph_answers_as_the_network_does_at_that_width(tasks_bundle: Path) -
             boxes = run(graphs.heads[f"detection{end}"], encoded)["boxes"]
             theirs = model.heads["detection"](lateral, again, width)[-1].boxes.numpy()
             np.testing.assert_allclose(boxes, theirs, atol=1e-3)
-            assert boxes.shape == (1, round(64 * width), 4)
+            assert boxes.shape == (1, round(48 * width), 4)
 
 
 def test_a_margin_is_the_smallest_of_all_preferences(tasks_run: Path) -> None:
@@ -220,6 +251,23 @@ def test_networks_are_compared_on_the_same_images(
     result = last_json(capsys.readouterr().out)
     assert result["hypervolume"]["ratio"] == 1
     assert result["hypervolume"]["interval"] == [1, 1]
-    half = {(row["preferred"], row["over"]) for row in result["half_budget"]}
+    half = {(row["preferred"], row["over"]) for row in result["by_preference"]}
     assert half == {("detection", "depth"), ("depth", "detection")}
+    assert all(0 <= row["limit"] <= 1 for row in result["by_preference"])
     assert (tmp_path / "tasks.png").stat().st_size > 5000
+
+
+def test_what_a_preference_can_gain_is_the_best_for_one_less_the_best_for_the_other() -> None:
+    keys = ["detection-w50", "detection", "depth-w50", "depth"]
+    heads = [
+        Head(name, name, (), (0.5, 1.0), Thresholds(0.5) if name == "detection" else None)
+        for name in HEADS
+    ]
+    worth = {key: HeadWorth(2.0 if key in HEADS else 1.0, 0.5, (0.5,) * 5) for key in keys}
+    plans = [EncoderPlan(f"c96-d{d}", d, 1.0, 1.0, float(d), worth, "c96") for d in (1, 2)]
+    quality = np.array([[[0.2, 0.5, 0.3, 0.35], [0.25, 0.6, 0.4, 0.45]]])
+    network = Measured("n", plans, plans, heads, keys, quality)
+    # Within 4: c96-d1 with one of the heads in full, or c96-d2 with both at half.
+    assert limit(network, "detection", "depth", 4.0) == pytest.approx(0.5 - 0.25)
+    assert limit(network, "depth", "detection", 4.0) == pytest.approx(0.4 - 0.3)
+    assert limit(network, "depth", "detection", 2.0) == 0

@@ -135,6 +135,18 @@ def test_a_batch_depends_on_its_step_alone(tmp_path) -> None:
     assert not torch.equal(one.images, batches().batch(6).images)
 
 
+@pytest.mark.parametrize("stay", [True, False])
+def test_a_key_stands_for_pixels_where_colours_stay(stay: bool) -> None:
+    data = Scenes(2, 5, height=90, width=120)
+    batches = TaskBatches(data, (SMALL,), 8, (1,), 7, colours_stay=stay)
+    batch, seen = batches.batch(1), dict[object, torch.Tensor]()
+    same = [
+        torch.equal(seen.setdefault(k, i), i) for k, i in zip(batch.keys, batch.images, strict=True)
+    ]
+    assert len(seen) == 4, "two images, also mirrored"
+    assert all(same) == stay
+
+
 def test_a_mirrored_image_has_mirrored_boxes() -> None:
     """Where a box is, the mask shows its class."""
     source = Scenes(4, 9, clutter=(0.8, 0.8))

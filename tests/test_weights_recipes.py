@@ -59,11 +59,13 @@ def test_streets_multi_is_made_from_streets_alone_and_no_step_sees_another_s() -
     found = commands("weights", "NAME=streets-multi", "BACKBONE=weights.npz")
     steps = [words[0] for words in found]
     tail = ["search-plans", "derive-targets", "train-gate", "export"]
-    assert steps == ["train-tasks", *tail]
-    train, search, derive, _, export = [
+    assert steps == ["train-tasks", "train-tasks", *tail]
+    train, alone, search, derive, _, export = [
         parser_of(words[0]).parse_args(words[1:]) for words in found
     ]
+    assert (alone.start_from, alone.only, alone.train) == (train.out, "detection", train.train)
     own = [train.train, train.dev, search.on, *derive.fit, derive.held, export.parity]
+    assert alone.dev.split(":")[2] == train.dev.split(":")[2]
     seeds = [int(spec.split(":")[2]) for spec in own]
     assert len(set(seeds)) == len(seeds)
     assert export.out == Path("trained_weights/streets-multi")

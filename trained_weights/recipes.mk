@@ -95,11 +95,14 @@ $(EXPORT) train-gate $(RUN)
 $(EXPORT) export $(RUN) -o trained_weights/$(NAME) --data "$(DATA)" --parity nuclei:gate $(PROVENANCE)
 endef
 
-# Three heads on one encoder, on generated streets alone.
-STREETS = --backbone-weights "$(BACKBONE)" --train scenes:1600:11 --dev scenes:24:12 --cache runs/streets-scenes --check-every 500
+# Three heads on one encoder, on generated streets alone; then the head of boxes by itself.
+STREETS_SCENES = --train scenes:1600:11 --cache runs/streets-scenes
+STREETS = --backbone-weights "$(BACKBONE)" $(STREETS_SCENES) --dev scenes:24:12 --check-every 500
 STEPS = 3000
 weights-streets-multi:
-	$(EXPORT) train-tasks --out $(RUN) $(STREETS) --steps $(STEPS)
+	$(EXPORT) train-tasks --out $(RUN)-1 $(STREETS) --steps $(STEPS)
+	$(EXPORT) train-tasks --out $(RUN) --start-from $(RUN)-1 --only detection $(STREETS_SCENES) --dev scenes:8:12 \
+	  --chances 1 1 2 --distill 0 --lr 4e-4 --ema 0.995 --steps 1100
 	$(streets-plans)
 	$(EXPORT) export $(RUN) -o trained_weights/$(NAME) --parity scenes:3:28 $(PROVENANCE)
 

@@ -36,15 +36,18 @@ class Placed:
 @dataclass(frozen=True, slots=True)
 class TaskBatch:
     """images (B, h, w, 3) uint8, masks (B, h, w) uint8, depth (B, h, w) float32; boxes: of each
-    image as Placed has them."""
+    image as Placed has them. keys: what an image depends on, but for its colours: place in the data
+    set, canvas, whether it is mirrored."""
 
     images: Tensor
     masks: Tensor
     depth: Tensor
     boxes: list[Tensor]
+    keys: Sequence[tuple[int, str, bool]] = ()
 
     def __getitem__(self, rows: slice) -> TaskBatch:
-        return TaskBatch(self.images[rows], self.masks[rows], self.depth[rows], self.boxes[rows])
+        parts = (self.images, self.masks, self.depth, self.boxes, self.keys)
+        return TaskBatch(*(part[rows] for part in parts))
 
 
 def place(sample: Sample, canvases: Sequence[Canvas]) -> dict[str, Placed]:
@@ -74,8 +77,8 @@ class TaskBatches:
     """Batches of one canvas each, a random one by `chances`. Every image is prepared once and kept,
     and also in the folder `cache`, if there is one, for other runs on the same scenes.
 
-    A batch depends on the seed and the step alone. Half of the images are mirrored, all vary in
-    colour.
+    A batch depends on the seed and the step alone. Half of the images are mirrored, and all vary in
+    colour, unless colours are to stay.
     """
 
     def __init__(
@@ -86,9 +89,11 @@ class TaskBatches:
         chances: Sequence[float],
         seed: int,
         cache: Path | None = None,
+        *,
+        colours_stay: bool = False,
     ) -> None:
         self.data, self.canvases, self.size, self.seed = data, canvases, size, seed
-        self.cache = cache
+        self.cache, self.colours_stay = cache, colours_stay
         self.chances = np.array(chances) / sum(chances)
         self._kept: dict[int, dict[str, Placed]] = {}
 
@@ -120,13 +125,15 @@ class TaskBatches:
     def batch(self, step: int) -> TaskBatch:
         rng = np.random.default_rng((self.seed, step))
         canvas = self.canvases[int(rng.choice(len(self.canvases), p=self.chances))].name
-        images, masks, depths, boxes = [], [], [], []
+        images, masks, depths, boxes, keys = [], [], [], [], []
         for index in rng.integers(len(self.data), size=self.size).tolist():
             if index not in self._kept:
                 self._kept[index] = self._prepared(index)
             one = self._kept[index][canvas]
             step_x = -1 if rng.random() < 0.5 else 1
-            images.append(jitter(one.image[:, ::step_x], rng))
+            image = one.image[:, ::step_x]
+            images.append(image if self.colours_stay else jitter(image, rng))
+            keys.append((index, canvas, step_x < 0))
             masks.append(one.mask[:, ::step_x])
             depths.append(one.depth[:, ::step_x].astype(np.float32))
             own = one.boxes.copy()
@@ -134,4 +141,4 @@ class TaskBatches:
                 own[:, 1] = 1 - own[:, 1]
             boxes.append(torch.from_numpy(own))
         planes = (torch.from_numpy(np.stack(part)) for part in (images, masks, depths))
-        return TaskBatch(*planes, boxes)
+        return TaskBatch(*planes, boxes, keys)

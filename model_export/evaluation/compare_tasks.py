@@ -30,6 +30,7 @@ from model_export.gating.policies import interval, resample
 from model_export.gating.preferences import STRONG, under
 from model_export.gating.task_search import encoder_plans, load_tasks, measured, stage_costs
 from model_export.network.knobs import Knobs
+from model_export.option_types import number
 from model_export.training.run_files import refuse_unwritable
 from model_export.training.runs import RunError, read_config, read_plans, trained_on
 from model_export.training.train_tasks import open_scenes
@@ -46,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--fixed", type=Path, help="a run of the same heads, trained with --sampling full")
     add("--separate", type=Path, nargs="+", default=[], help="runs with one head each")
     add("--on", default="scenes:120:31", help="scenes to judge on, never trained on")
+    add(
+        "--share",
+        type=number(0, 1),
+        default=0.5,
+        help="of the full plan's cost: the budget at which preferences are compared; default: 0.5",
+    )
     add("--figures", type=Path, help="folder for the figure")
 
 
@@ -124,7 +131,7 @@ def volume(network: Measured, heads: Sequence[str], full: float, weights: Floats
 
 def by_preference(network: Measured, budget: float, weights: Floats) -> list[dict[str, Any]]:
     """For each pair of heads what preferring one over the other gains it at a budget in GFLOPs,
-    with intervals. weights: (draws, N)."""
+    with intervals, and the most that any choice of plans could. weights: (draws, N)."""
     rows = []
     for one, other in permutations([head.name for head in network.heads], 2):
         chosen = [
@@ -134,9 +141,25 @@ def by_preference(network: Measured, budget: float, weights: Floats) -> list[dic
         gain = np.subtract(*(of_head(network, plan, one) for plan in chosen))
         row = {"preferred": one, "over": other, "plans": [plan.name for plan in chosen]}
         row |= {"gflops": [plan.gflops for plan in chosen], "gain": float(gain.mean())}
+        row["limit"] = limit(network, one, other, budget)
         draws = weights @ gain / weights.sum(1)
         rows.append(plain(row | {"interval": interval(draws)}))
     return rows
+
+
+def limit(network: Measured, one: str, other: str, budget: float) -> float:
+    """Quality of a head with the plan that is best for it on these very images, over that with the
+    plan that is best for the other; both heads run."""
+    means = network.quality.mean(0)
+    pairs = [
+        (means[own[one]], means[own[other]])
+        for cost, own in network.points()
+        if own.keys() == {one, other} and cost <= budget
+    ]
+    if not pairs:  # the cheapest plan is all that there is
+        return 0.0
+    ours, theirs = max(pairs), max(pairs, key=lambda pair: pair[::-1])
+    return float(ours[0] - theirs[0])
 
 
 def preferred(network: Measured, preference: Mapping[str, float], budget: float) -> Plan:
@@ -163,7 +186,7 @@ def main(args: argparse.Namespace) -> None:
     result["networks"] = list(in_full([network, *others, *([fixed] if fixed else [])]))
     if others:
         result["against_separate"] = list(against(network, others, weights))
-    result["half_budget"] = by_preference(network, network.full / 2, weights)
+    result["by_preference"] = by_preference(network, network.full * args.share, weights)
     if fixed is not None:
         cases = np.concatenate((np.ones((1, weights.shape[1])), weights[:DRAWS]))
         volumes = [
@@ -180,7 +203,7 @@ def main(args: argparse.Namespace) -> None:
         )
     if args.figures:
         draw_tasks(fronts_of(network), fronts_of(fixed) if fixed else {}, args.figures)
-    for row in [*result["networks"], *result.get("against_separate", []), *result["half_budget"]]:
+    for row in [*result["networks"], *result.get("against_separate", []), *result["by_preference"]]:
         print(row)
     print(json.dumps(result))
 

@@ -244,7 +244,7 @@ def streets(classes: int = 11, heads: Sequence[str] = ("semantic", "detection", 
     can be cut, and the width of each head, which make up most of the cost."""
     known = (
         Head("semantic", "semantic", classes, 64, queries=classes, layers=3),
-        Head("detection", "detection", COUNTABLE, 96, queries=64, layers=2),
+        Head("detection", "detection", COUNTABLE, 64, queries=48, layers=1),
         Head("depth", "depth", 0, 64, unit="m", range=DEPTHS),
     )
     by_name = {head.name: head for head in known}

@@ -11,14 +11,15 @@ from model_export.network.segmenter import Segmenter
 def parameter_groups(
     model: Segmenter, lr: float, backbone: float, decay: float
 ) -> list[dict[str, Any]]:
-    """AdamW's groups: without weight decay on norms, biases and embeddings. backbone: factor of
-    `lr` for it.
+    """AdamW's groups of all that learns: without weight decay on norms, biases and embeddings.
+    backbone: factor of `lr` for it.
 
     "base" of a group is the rate that `rate` scales.
     """
     groups = []
     for factor, inside in ((1.0, False), (backbone, True)):
-        named = [(n, p) for n, p in model.named_parameters() if n.startswith("backbone.") == inside]
+        learning = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        named = [(n, p) for n, p in learning if n.startswith("backbone.") == inside]
         plain = [
             p
             for n, p in named

@@ -1,10 +1,10 @@
 """Step A for several tasks on one encoder: train a network whose encoder and heads can all be cut.
 
-Every step divides its batch among the full network, the smallest one and a random one between: a
-depth and width of the encoder, and a width of each head (the sandwich rule, arXiv 1903.05134). The
-smaller ones also learn from the full configuration's features and answers: configuration-invariant
-distillation (arXiv 2308.11744). A batch is of one canvas, a random one. It can be stopped at any
-time: the same command continues from the last checkpoint.
+What a step trains is said in task_net.py. A batch is of one canvas, a random one. It can be stopped
+at any time: the same command continues from the last checkpoint.
+
+One head of a network that is there can also be made smaller and trained alone (`--only`): all else
+stays what it is.
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from model_export.data.datasets import Dataset, open_dataset
-from model_export.data.several_tasks import TaskBatch, TaskBatches
+from model_export.data.several_tasks import TaskBatches
 from model_export.network.backbone import BACKBONES, load_pretrained
 from model_export.network.config import Config, streets
-from model_export.network.knobs import Knobs
+from model_export.network.heads import DetectionHead
 from model_export.network.segmenter import Segmenter
 from model_export.option_types import number, whole
-from model_export.training.head_losses import LOSSES, agreement
-from model_export.training.initial_weights import parse_canvases
+from model_export.training.initial_weights import parse_canvases, read_trained, seen_by
 from model_export.training.optimizer import parameter_groups, rate
 from model_export.training.progress import (
     Progress,
@@ -47,8 +46,9 @@ from model_export.training.runs import (
     trained_on,
     write_config,
 )
-from model_export.training.supernet import distillation, token_loss
+from model_export.training.task_net import SAMPLING, TaskNet
 from model_export.training.task_quality import dev_qualities
+from service.bundle import Canvas
 
 HEADS = ("semantic", "detection", "depth")
 CANVASES = ("64x96", "96x128", "128x160")
@@ -59,13 +59,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, help="the run's folder; an unfinished run continues")
     add("--train", default="scenes:1500:11", help="scenes:COUNT[:SEED[:BARE]] to train on")
     add("--dev", default="scenes:32:12", help="scenes to watch the quality on, never trained on")
-    add("--heads", nargs="+", choices=HEADS, default=HEADS, help="the tasks; default: all")
+    add("--heads", nargs="+", choices=HEADS, help="the tasks; default: all")
     add(
         "--canvases",
         nargs="+",
-        default=CANVASES,
         metavar="CANVAS",
-        help="sizes to look at images, height x width, from small to large",
+        help="sizes to look at images, height x width, from small to large; default: "
+        + " ".join(CANVASES),
+    )
+    add("--start-from", type=Path, help="with --only: finished run or bundle to begin with")
+    add(
+        "--only",
+        choices=(DetectionHead.task,),
+        help="train this head of --start-from alone, cut to the size of the recipe, on features "
+        "that are computed once; all else stays as it is",
     )
     add(
         "--chances",
@@ -112,8 +119,10 @@ class Options:
     out: Path
     train: str
     dev: str
-    heads: Sequence[str]
-    canvases: Sequence[str]
+    heads: Sequence[str] | None
+    canvases: Sequence[str] | None
+    start_from: Path | None
+    only: str | None
     chances: Sequence[float] | None
     backbone: str | None
     backbone_weights: Path | None
@@ -132,108 +141,69 @@ class Options:
     stop_after: float
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """rows: the images of the batch that go through this network. widths: of each head."""
-
-    rows: slice
-    knobs: Knobs
-    widths: dict[str, float]
-
-
-def sandwich(config: Config, batch: int, rng: np.random.Generator) -> list[Draw]:
-    """Half of the batch for the full network, a quarter each for a random and the smallest one."""
-    quarter = batch // 4
-    half = batch - 2 * quarter
-    knobs = Knobs(int(rng.integers(1, config.exits + 1)), 1.0, float(rng.choice(config.widths)))
-    widths = {head.name: float(rng.choice(head.widths)) for head in config.tasks}
-    return [
-        *full(config, half, rng),
-        Draw(slice(half, half + quarter), knobs, widths),
-        Draw(
-            slice(half + quarter, batch),
-            Knobs(1, 1.0, min(config.widths)),
-            {head.name: head.widths[0] for head in config.tasks},
-        ),
-    ]
-
-
-def full(config: Config, batch: int, rng: np.random.Generator) -> list[Draw]:
-    widths = {head.name: 1.0 for head in config.tasks}
-    return [Draw(slice(0, batch), Knobs(config.exits), widths)]
-
-
-SAMPLING = {"sandwich": sandwich, "full": full}
-
-
-class TaskNet(nn.Module):
-    """The network with its losses. balance: of each head the logarithm of its loss's variance,
-    learned (arXiv 1705.07115, section 3.2); None: all weights are 1."""
-
-    def __init__(self, model: Segmenter, distill: float, balance: str) -> None:
-        super().__init__()
-        self.model, self.distill = model, distill
-        names = [head.name for head in model.config.tasks]
-        self.balance = (
-            nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in names})
-            if balance == "uncertainty"
-            else None
-        )
-
-    def forward(self, batch: TaskBatch, draws: list[Draw]) -> dict[str, Tensor]:
-        """Weighted terms, scalars; their sum is the loss."""
-        lateral, maps = self.model.features(batch.images)
-        terms = {"token": token_loss(self.model.front_head(maps), batch.masks)}
-        for draw in draws:
-            share = (draw.rows.stop - draw.rows.start) / len(batch.images)
-            own = [m[draw.rows] for m in maps]
-            for name, value in self._terms(lateral[draw.rows], own, batch[draw.rows], draw):
-                terms[name] = terms.get(name, 0.0) + share * value
-        return terms
-
-    def _terms(
-        self, lateral: Tensor, maps: list[Tensor], batch: TaskBatch, draw: Draw
-    ) -> list[tuple[str, Tensor]]:
-        config, knobs, model = self.model.config, draw.knobs, self.model
-        *_, encoded = model.encoder.run(maps, knobs.depth, 1.0, knobs.width)
-        smaller = knobs != Knobs(config.exits) or any(w < 1 for w in draw.widths.values())
-        teacher = None
-        if self.distill and smaller:
-            with torch.no_grad():
-                teacher = model.encoder(maps, config.exits)
-        terms = []
-        for head in config.tasks:
-            answer = model.heads[head.name](lateral, encoded.maps, draw.widths[head.name])
-            loss = LOSSES[head.task](answer, batch)
-            if teacher is not None:
-                with torch.no_grad():
-                    wanted = model.heads[head.name](lateral, teacher)
-                loss = loss + self.distill * agreement(head.task, answer, wanted)
-            if self.balance is not None:
-                spread = self.balance[head.name]
-                loss = (-spread).exp() * loss + spread
-            terms.append((head.name, loss))
-        if teacher is not None:
-            scales = config.schedule[knobs.depth - 1]
-            terms.append(("features", self.distill * distillation(encoded, teacher, scales)))
-        return terms
-
-
 def main(args: argparse.Namespace) -> None:
     train(Options(**vars(args)))
 
 
 def config_of(options: Options, channels: int) -> Config:
-    """Raises RunError where the options do not fit each other."""
-    config = streets(channels, options.heads)
+    config = streets(channels, options.heads or HEADS)
     if options.sampling == "full":
         fixed = tuple(replace(head, widths=(1.0,)) for head in config.tasks)
         config = replace(config, tasks=fixed, widths=(1.0,))
-    elif options.batch < 4:
-        raise RunError(f"--batch {options.batch} must be at least 4, to be divided")
     if options.backbone is not None:
         config = replace(config, backbone=options.backbone)
     return config
+
+
+def initial_network(
+    options: Options, channels: int, resumed: Path | None
+) -> tuple[Segmenter, tuple[Canvas, ...]]:
+    """The network with its first weights, and its canvases. Raises RunError where the options do
+    not fit each other. resumed: the run whose checkpoint will bring the weights."""
+    if options.sampling != "full" and options.batch < 4:
+        raise RunError(f"--batch {options.batch} must be at least 4, to be divided")
+    if (options.start_from is None) != (options.only is None):
+        raise RunError(
+            "--start-from and --only go together: a network, and the head of it to train"
+        )
+    if options.start_from is None:
+        model = Segmenter(config_of(options, channels))
+        if options.backbone_weights:
+            load_pretrained(model.backbone, options.backbone_weights)
+        return model, parse_canvases(options.canvases or CANVASES)
+    brought = (options.heads, options.canvases, options.backbone, options.backbone_weights)
+    if any(value is not None for value in brought) or options.sampling == "full":
+        raise RunError(
+            "--start-from brings heads with their widths, canvases and backbone: leave --heads, "
+            "--canvases, --backbone, --backbone-weights and --sampling out"
+        )
+    if resumed:
+        config, canvases, _ = read_config(resumed)
+        return Segmenter(config), canvases
+    return cut_to_size(options.start_from, options.only, channels)
+
+
+def cut_to_size(path: Path, name: str, channels: int) -> tuple[Segmenter, tuple[Canvas, ...]]:
+    """The network of a run or a bundle, where one head has the recipe's sizes and, of each of its
+    weights, the first channels (network.slimmable); and its canvases. Raises RunError."""
+    source, canvases = read_trained(path)
+    if name not in source.heads:
+        raise RunError(f"--only {name}: {path} has no head of this name")
+    (head,) = streets(channels, [name]).tasks
+    tasks = tuple(head if own.name == name else own for own in source.config.tasks)
+    model, state = Segmenter(replace(source.config, tasks=tasks)), source.state_dict()
+    try:
+        model.load_state_dict(
+            {
+                key: state[key][tuple(slice(length) for length in value.shape)]
+                for key, value in model.state_dict().items()
+            }
+        )
+    except (KeyError, RuntimeError) as error:
+        raise RunError(
+            f"--only {name}: that of {path} is smaller than the recipe's: {error}"
+        ) from error
+    return model, canvases
 
 
 def open_scenes(flag: str, spec: str) -> Dataset:
@@ -247,15 +217,14 @@ def train(options: Options) -> None:
     """Raises ValueError, before the first step, where options do not fit."""
     resumed = resumed_at(options.out)
     data, dev = open_scenes("--train", options.train), open_scenes("--dev", options.dev)
-    canvases, config = parse_canvases(options.canvases), config_of(options, data.channels)
+    torch.manual_seed(options.seed)
+    model, canvases = initial_network(options, data.channels, resumed)
+    config = model.config
     chances = options.chances or [1.0] * len(canvases)
     if len(chances) != len(canvases) or not min(chances) >= 0 < sum(chances):
         raise RunError(f"--chances {chances} must be one for each of {len(canvases)} canvases")
-    torch.manual_seed(options.seed)
-    model = Segmenter(config)
-    if options.backbone_weights:
-        load_pretrained(model.backbone, options.backbone_weights)
-    network = TaskNet(model.to(memory_format=torch.channels_last), options.distill, options.balance)
+    model = model.to(memory_format=torch.channels_last)
+    network = TaskNet(model, options.distill, options.balance, options.only)
     average = Average(model, options.ema)
     groups = parameter_groups(model, options.lr, options.backbone_lr, options.decay)
     if network.balance is not None:
@@ -271,10 +240,20 @@ def train(options: Options) -> None:
         first_step = load_checkpoint(options.out, model, optimizer, average)
         cut_log(options.out, first_step)
         seen = trained_on(options.out)
+    elif options.start_from:
+        seen = seen_by(options.start_from)
     seen.append((options.train, None))  # who goes on may do so on more scenes, or for more steps
     write_config(options.out, config, canvases, asdict(options), seen, data.classes)
-    batches = TaskBatches(data, canvases, options.batch, chances, options.seed, options.cache)
-    names = ["token", *options.heads, "features"]
+    batches = TaskBatches(
+        data,
+        canvases,
+        options.batch,
+        chances,
+        options.seed,
+        options.cache,
+        colours_stay=options.only is not None,
+    )
+    names = ["token", *(head.name for head in config.tasks), "features"]
     begun = time.monotonic()
     progress = Progress(options.out, options.check_every, names, first_step)
     bar = tqdm(range(first_step, options.steps), mininterval=10)
