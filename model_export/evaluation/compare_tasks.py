@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--share",
         type=number(0, 1),
         default=0.5,
-        help="of the full plan's cost: the budget at which preferences are compared; default: 0.5",
+        help="of the full plan's cost: the budget at which preferences are compared [%(default)s]",
     )
     add("--figures", type=Path, help="folder for the figure")
 
