@@ -30,7 +30,11 @@ _PASSING = (Reason.LOAD, Reason.DEADLINE)
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """An answer's body, and what its header and metrics say. fields: of the header."""
+    """An answer's body, and what its header and metrics say.
+
+    fields: of the header. outdated: whether the node's ceilings changed since it was asked for, so
+    that it may be the answer under others than those of its key.
+    """
 
     body: bytes
     media_type: str
@@ -38,6 +42,7 @@ class Made:
     batch_size: int
     size: tuple[int, int] | None
     fields: Mapping[str, str] = field(default_factory=dict)
+    outdated: bool = False
 
     def tell(self, trace: Trace) -> None:
         """Note in a trace that another request had this made."""
@@ -147,7 +152,9 @@ class ResponseCache:
             del self._flights[flight.key]
 
     def _lasts(self, made: Made) -> bool:
-        return made.decision.reason not in _PASSING and _size(made) <= self._max_bytes
+        if made.outdated or made.decision.reason in _PASSING:
+            return False
+        return _size(made) <= self._max_bytes
 
     def _keep(self, key: bytes, made: Made) -> None:
         if not self._lasts(made):

@@ -35,7 +35,7 @@ from service.api.response_cache import (
     bypasses,
     key_of,
 )
-from service.core import Ask, Frames
+from service.core import Ask, Budget, Frames
 from service.errors import FathomError, NotReady
 from service.inference.ticket import Ticket
 from service.metrics import Metrics
@@ -93,11 +93,12 @@ class SegmentRoute:
         with names_the_header(), ExitStack() as held:
             place = self._segmenter.place(ask, trace, request.state.arrived)
             ticket, key, found = held.enter_context(place), b"", None
+            ceilings = model.node_budget
             async with self._intake.receive(request) as upload:
                 self._segmenter.received(ticket)
                 if cache is not None:
                     wanted = (form.media_type, list(names), sorted(query.include))
-                    asked = (trace.caller, upload.content_type, ask, model.node_budget)
+                    asked = (trace.caller, upload.content_type, ask, ceilings)
                     key = key_of(upload.data, *asked, *wanted)
                     found = cache.find(key)
                 if found is None:
@@ -114,7 +115,7 @@ class SegmentRoute:
                 found.adopt(trace)
                 return _response(made, COLLAPSED)
             work = self._make(
-                *(ticket, frames, trace),
+                *(ticket, frames, trace, ceilings),
                 lambda answer: form.render(answer, names, query.include),
                 form.media_type,
             )
@@ -131,10 +132,14 @@ class SegmentRoute:
         ticket: Ticket,
         frames: Frames,
         trace: Trace,
+        ceilings: Budget,
         render: Callable[[Answer], Rendered],
         media_type: str,
     ) -> Made:
-        """Run an image that is decoded, and make its answer. media_type: if that has none."""
+        """Run an image that is decoded, and make its answer.
+
+        ceilings: the node's, when it was asked for. media_type: if the answer has none of its own.
+        """
         running = self._segmenter.run(ticket, frames, trace)
         del frames  # the ticket has them, until they have run
         answer = await running
@@ -147,6 +152,7 @@ class SegmentRoute:
             trace.batch_size,
             trace.size,
             dict(rendered.fields),
+            outdated=self._model.node_budget != ceilings,
         )
 
 

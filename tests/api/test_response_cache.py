@@ -112,6 +112,24 @@ def test_other_ceilings_of_the_node_make_other_answers(fake_manifest: Manifest) 
         )
 
 
+def test_what_ceilings_decided_that_came_later_is_not_kept(fake_manifest: Manifest) -> None:
+    with caching(fake_manifest) as server, ThreadPoolExecutor(2) as pool:
+        server.gate.clear()
+        runs = pool.submit(server.post, quarters(width=32))
+        server.until("fathom_inflight", 1)
+        waits = pool.submit(server.post, quarters())
+        server.until("fathom_queue_depth", 1)
+        server.model.node_budget = Budget(depth=1)
+        server.gate.set()
+        assert runs.result().status_code == 200
+        assert "depth=1" in waits.result().headers["compute-used"]
+        assert status(waits.result()) == "fwd=miss"
+        server.model.node_budget = Budget()
+        again = server.post(quarters())
+        assert "depth=4" in again.headers["compute-used"]
+        assert status(again) == "fwd=miss, stored"
+
+
 @pytest.mark.parametrize("directive", ["no-cache", "max-age=0, No-Store"])
 def test_a_request_may_want_an_answer_of_its_own(fake_manifest: Manifest, directive: str) -> None:
     with caching(fake_manifest) as server:
