@@ -98,9 +98,9 @@ async function checkReadable(file) {
 const path = ({ include }) => (include.length ? `segment?${include.map((word) => `include=${word}`).join("&")}` : "segment");
 
 /** The header fields, without the key. */
-function fieldsOf(file, { budget, preference, values }) {
+function fieldsOf({ budget, preference, values }) {
   const fields = {
-    "Content-Type": file.type || "application/octet-stream",
+    "Content-Type": "application/octet-stream", // browsers go by the file's name, which may be wrong: the bytes decide
     "Compute-Budget": budget,
     "Task-Preference": preference,
     "Value-Range": values,
@@ -115,7 +115,7 @@ function fieldsOf(file, { budget, preference, values }) {
  * @param {AbortSignal} signal
  */
 export async function segment(file, ask, signal) {
-  const headers = { Accept: "application/json", ...fieldsOf(file, ask), ...keyFields() };
+  const headers = { Accept: "application/json", ...fieldsOf(ask), ...keyFields() };
   const started = performance.now();
   const sent = call(path(ask), { method: "POST", body: file, headers, signal });
   const response = await sent.catch(async (error) => {
@@ -135,11 +135,10 @@ const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 /** The same request for a shell. It prints the answer's header fields and saves the JSON. The key is a variable. */
 export function curlLine(file, ask) {
-  const photo = file ?? { name: "photo.jpg", type: "image/jpeg" };
   const parts = ["curl -sS -D - -o segments.json"];
-  for (const [name, value] of Object.entries(fieldsOf(photo, ask))) parts.push(`-H ${quoted(`${name}: ${value}`)}`);
+  for (const [name, value] of Object.entries(fieldsOf(ask))) parts.push(`-H ${quoted(`${name}: ${value}`)}`);
   if (hasKey()) parts.push('-H "X-API-Key: $API_KEY"');
-  parts.push(`--data-binary ${quoted(`@${photo.name}`)}`);
+  parts.push(`--data-binary ${quoted(`@${file?.name ?? "photo.jpg"}`)}`);
   parts.push(quoted(new URL(path(ask), document.baseURI).href));
   return parts.join(" \\\n  ");
 }

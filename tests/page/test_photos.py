@@ -35,13 +35,15 @@ def test_a_text_file_shows_the_problem_in_the_words_of_the_service(visit: Visit)
     visit.refused = 1
     visit.open(b"not a photo", "notes.txt", "text/plain")
     problem = visit.page.locator("#problem")
-    expect(problem).to_contain_text("The media type is not supported")
+    expect(problem).to_contain_text("The image cannot be decoded")
     sent = httpx.post(
-        f"{visit.url}/segment", content=b"not a photo", headers={"Content-Type": "text/plain"}
+        f"{visit.url}/segment",
+        content=b"not a photo",
+        headers={"Content-Type": "application/octet-stream"},
     )
     expect(visit.page.locator("#problem-detail")).to_have_text(sent.json()["detail"])
     assert visit.pixels("#overlay").shape == (1, 1, 4)  # no mask of the photo before
-    expect(visit.page.locator("#header-used")).to_contain_text("415")
+    expect(visit.page.locator("#header-used")).to_contain_text("422")
     expect(visit.page.locator("#problem-retry")).to_be_hidden()  # trying again would not help
     visit.page.get_by_role("button", name="Dismiss").click()
     expect(problem).to_be_hidden()
@@ -227,12 +229,17 @@ def test_a_file_that_has_changed_since_it_was_chosen_is_not_blamed_on_the_servic
     expect(problem).to_contain_text("choose it again")
 
 
-def test_the_curl_line_sends_the_type_that_the_page_sends(visit: Visit) -> None:
-    for kind in ("", "image/png"):
+def test_the_bytes_of_a_file_count_and_not_its_name(visit: Visit) -> None:
+    files = (
+        ("photo.jpg", "image/jpeg", "WEBP"),
+        ("photo", "", "PNG"),
+        ("a.png", "image/png", "PNG"),
+    )
+    for name, kind, format_ in files:
         with visit.page.expect_response("**/segment") as got:
-            visit.page.evaluate(DROP, ["drop", list(picture()), kind])
+            visit.open(picture(kind=format_), name, kind)
+        assert got.value.status == 200, name
         sent = got.value.request.headers["content-type"]
-        assert sent == (kind or "application/octet-stream")
         expect(visit.page.locator("#curl")).to_contain_text(f"-H 'Content-Type: {sent}'")
 
 
