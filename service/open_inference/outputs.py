@@ -24,6 +24,9 @@ from service.open_inference.parameters import PREFERENCE
 from service.segmenting import Answer
 from service.tasks import Boxes, Masks, Shown, Task, Values
 
+_DECIMALS = 4  # of a measured value in JSON
+_BAND = 1 << 18  # values written at a time: bounds the memory
+
 Part: TypeAlias = bytes | NDArray[Any]
 
 
@@ -43,17 +46,37 @@ class Tensor:
         return np.ascontiguousarray(self.data).tobytes()
 
     def in_json(self) -> bytes:
-        """The values, flat. Whole numbers have blanks before them, up to one width: so a table of
-        their texts can be looked up for all pixels of a large photo at once."""
+        """The values, flat, with blanks before them, up to one width: so tables of their texts can
+        be looked up for all pixels of a large photo at once. Nothing else of this process runs
+        while Python writes numbers one by one, which takes it seconds."""
         if isinstance(self.data, list):
             return ",".join(json.dumps(element.decode()) for element in self.data).encode()
         flat = self.data.ravel()
         if flat.dtype.kind == "f":
-            return json.dumps(flat.astype(float).round(4).tolist())[1:-1].encode()
-        most = int(flat.max())  # labels count from 0 on
-        width = len(str(most))
-        texts = np.array([f"{value:{width}}," for value in range(most + 1)], f"S{width + 1}")
-        return bytes(texts[flat].tobytes()[:-1])
+            return _decimals(flat)
+        return bytes(_texts(int(flat.max()), ",")[flat].tobytes()[:-1])
+
+
+def _texts(most: int, end: str) -> NDArray[np.bytes_]:
+    """(most + 1,): the texts of the whole numbers from 0 on, all of one width."""
+    width = len(str(most))
+    return np.array([f"{value:{width}}{end}" for value in range(most + 1)], f"S{width + len(end)}")
+
+
+def _decimals(values: NDArray[np.floating[Any]]) -> bytes:
+    """(n,), from 0 to the end of a head's range -> their texts, _DECIMALS digits behind the
+    point."""
+    parts = 10**_DECIMALS
+    wholes = _texts(int(values.max()) + 1, ".")  # the largest may be rounded up
+    rests = np.array([f"{rest:0{_DECIMALS}}," for rest in range(parts)], f"S{_DECIMALS + 1}")
+    row = np.dtype([("whole", wholes.dtype), ("rest", rests.dtype)])
+    bands = list[bytes]()
+    for start in range(0, len(values), _BAND):
+        rounded = np.rint(values[start : start + _BAND].astype(float) * parts).astype(np.intp)
+        texts = np.empty(len(rounded), row)
+        texts["whole"], texts["rest"] = wholes[rounded // parts], rests[rounded % parts]
+        bands.append(texts.tobytes())
+    return b"".join(bands)[:-1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from service.bundle import Manifest
+from service.open_inference.outputs import Tensor
 from tests.api.server import Server, running
 from tests.open_inference.asking import INFER, LENGTH, document, infer, outputs, refused
 from tests.pictures import LEVELS, quarters
@@ -83,6 +85,26 @@ def test_values_come_as_binary_data(server: Server) -> None:
     start = int(response.headers[LENGTH])
     values = np.frombuffer(response.content[start:], "<f4").reshape(48, 64)
     assert values.max() == pytest.approx(1 + 49 * 250 / 255, abs=1e-3)
+
+
+def test_values_in_json_are_rounded_to_four_digits() -> None:
+    values = np.float32([0, 1e-5, 5e-5, 0.99999, 9.99996, 42.5, 1234.56789, 500_000])
+    text = Tensor("values", "FP32", (1, 2, 4), values.reshape(1, 2, 4)).in_json()
+    assert json.loads(b"[%b]" % text) == values.astype(float).round(4).tolist()
+
+
+def test_values_of_a_photo_are_not_written_one_by_one() -> None:
+    values = np.linspace(1, 99, 1_000_000, dtype=np.float32).reshape(1, 1000, 1000)
+    tracemalloc.start()
+    try:
+        text = Tensor("values", "FP32", values.shape, values).in_json()
+        # As numbers of Python they would take ten times as much, and while those are written no
+        # other thread runs: a photo of 12 megapixels stalled the service for seconds.
+        assert tracemalloc.get_traced_memory()[1] < 5 * len(text)
+    finally:
+        tracemalloc.stop()
+    written = np.fromstring(text.decode(), sep=",")
+    assert np.abs(written - values.ravel()).max() < 6e-5
 
 
 def test_the_parameters_say_which_heads_ran_at_which_width(server: Server) -> None:
