@@ -24,6 +24,7 @@ FathomError 500
 from __future__ import annotations
 
 import math
+from typing import Any
 
 
 class FathomError(Exception):
@@ -137,6 +138,6 @@ class DeadlineExceeded(FathomError):
 
     status, problem, title = 504, "deadline-exceeded", "The deadline passed"
 
-    def __init__(self, detail: str, *, plan: str = "") -> None:
-        super().__init__(detail)
+    def __init__(self, detail: str, *, plan: str = "", **more: Any) -> None:
+        super().__init__(detail, **more)
         self.plan = plan

@@ -64,6 +64,7 @@ def test_ten_photos_give_transformers_logits_in_torch_and_on_the_engine(
 def test_a_bundle_of_something_else_is_refused(
     made: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = ["trained_weights/camvid-tiny", *made[1:]]
+    # Threads are those of the process: the tests that come after it have one, too.
+    other = ["trained_weights/camvid-tiny", *made[1:], "--threads", "1"]
     assert main(["compare-import", *other]) == 1
     assert "is no bundle of" in capsys.readouterr().err

@@ -91,7 +91,7 @@ def test_a_bundle_goes_through_the_whole_pipeline_on_onnxruntime(onnx_bundle: Bu
         np.testing.assert_allclose(outcome.heads["semantic"]["probabilities"], expected, atol=1e-5)
 
 
-def test_sessions_run_on_the_cpu_with_the_threads_asked_for_and_idle_ones_sleep(
+def test_sessions_run_on_the_cpu_with_the_threads_asked_for_and_idle_ones_soon_sleep(
     onnx_bundle: Bundle,
 ) -> None:
     backend = OnnxRuntimeBackend(onnx_bundle, threads=3)
@@ -100,7 +100,7 @@ def test_sessions_run_on_the_cpu_with_the_threads_asked_for_and_idle_ones_sleep(
         options = session.get_session_options()
         assert session.get_providers() == ["CPUExecutionProvider"]
         assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
-        assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+        assert options.get_session_config_entry("session.intra_op.spin_duration_us") == "50"
         assert options.get_session_config_entry("session.use_env_allocators") == "1"
     backend.close()
     assert backend._sessions == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import re
 import threading
@@ -51,7 +52,13 @@ class Server:
             **options,
         )
 
+    def settle(self) -> None:
+        """Wait until what follows an answer is done: counting it, and its log line."""
+        if self.loop.is_running():
+            asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self.loop).result(20)
+
     def value(self, name: str, **labels: str) -> float:
+        self.settle()
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
     def until(self, name: str, value: float, **labels: str) -> None:

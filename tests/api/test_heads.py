@@ -170,6 +170,7 @@ def test_a_budget_that_no_plan_of_the_asked_heads_keeps_names_the_cheapest(serve
 def test_the_log_line_names_the_heads(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "fathom.request"):
         ask(server, "boxes=1, depth=1", budget="gflops=1.5")
+        server.settle()
     (line,) = (record.getMessage() for record in caplog.records if record.name == "fathom.request")
     assert "plan=c32-d1+boxes+depth-w25" in line
 

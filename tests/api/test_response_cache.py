@@ -51,8 +51,8 @@ def ran(server: Server) -> float:
 
 def layers_counted(server: Server) -> float:
     """Images of which the layers that ran were counted."""
-    name, value = "fathom_exit_depth_layers_count", server.metrics.registry.get_sample_value
-    return sum(value(name, {"canvas": each, "reason": "gate"}) or 0 for each in ("", "c64"))
+    name = "fathom_exit_depth_layers_count"
+    return sum(server.value(name, canvas=each, reason="gate") for each in ("", "c64"))
 
 
 def test_without_the_setting_nothing_is_kept(server: Server) -> None:
