@@ -127,7 +127,8 @@ def test_the_bundle_has_heads_with_widths_that_share_all_weights(tasks_bundle: P
         for name in HEADS:
             costs = [plan.heads[f"{name}{end}"].gflops for end in ("-w25", "-w50", "")]
             assert costs == sorted(costs)
-            assert costs[2] > 2 * costs[1] > 0
+            # A single layer of boxes has no layers to leave out.
+            assert costs[2] > (2 if name == "detection" else 3) * costs[1] > 0
     files = {path.name: path.stat().st_size for path in tasks_bundle.iterdir()}
     graphs = sum(size for name, size in files.items() if name.endswith(".onnx"))
     assert graphs < files[WEIGHTS] / 4, "a graph has weights of its own"
