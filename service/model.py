@@ -74,7 +74,7 @@ class Model:
             batch_wait_s=settings.batch_wait_ms / 1000,
         )
         if settings.target_ms > 0:
-            self.engine.warm.add_done_callback(partial(self._compare, settings.target_ms))
+            self.engine.warm.add_done_callback(partial(self._check_objective, settings.target_ms))
         if settings.max_loss > 0 and margin_for(settings.max_loss, self.manifest.margins) is None:
             _log.warning(
                 "%s promises nothing for %s %g: without a budget every image takes the full plan",
@@ -83,7 +83,7 @@ class Model:
                 settings.max_loss,
             )
 
-    def _compare(self, target_ms: float, _warm: Future[None]) -> None:
+    def _check_objective(self, target_ms: float, _warm: Future[None]) -> None:
         """Warn of an objective that no plan can hold."""
         times_ms = self.plan_ms(self.policies.default.plans).values()
         if (fastest_ms := min(times_ms, default=0.0)) > PROMISED * target_ms:

@@ -135,7 +135,8 @@ class Policy:
 
         # The last one that changed the choice decided: what load took from a request with a ceiling
         # of its own is the load's doing, and passes with it.
-        allowed, decided, chosen = list(range(len(plans))), Reason.GATE, best_of([wanted])
+        allowed, decided = list(range(len(plans))), Reason.GATE
+        chosen: int | None = wanted
         for reason, open_ in ceilings.items():
             allowed = [plan for plan in allowed if plan in open_] or allowed[:1]
             if (choice := best_of(allowed)) != chosen:

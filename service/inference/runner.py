@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
-from service.core import Budget, Outcome, Plan
+from service.core import Budget, Decision, Outcome, Plan
 from service.errors import DeadlineExceeded, FathomError
 from service.inference.batches import Job
 from service.inference.costs import Costs, Doubt
@@ -97,11 +97,10 @@ class Runner:
         self._metrics.ran(ran)
         now = time.perf_counter()
         for job, progress in step:
-            plans = self._policies.for_image(job.ask.preference, job.frames).plans
-            if progress.decision:
-                self._costs.doubt_of(plans, progress.decision, now)
-            elif isinstance(progress.result, DeadlineExceeded):
-                self._costs.doubt_of(plans, progress.result, now)
+            decided = progress.decision or progress.result
+            if isinstance(decided, Decision | DeadlineExceeded):
+                plans = self._policies.for_image(job.ask.preference, job.frames).plans
+                self._costs.doubt_of(plans, decided, now)
             left[job].publish(progress)
             if progress.result is not None:
                 del left[job]

@@ -95,10 +95,9 @@ def from_memory(
     """A decoded picture on each canvas.
 
     picture: a Pillow image of any mode but I and F, whose EXIF orientation and colour profile are
-    applied; or an array:
-    (height, width, 3) RGB, (height, width, 4) RGBA or (height, width) gray uint8, or (height,
-    width) gray uint16. values: how 16 bits become 8. Raises UndecodableImage for anything else,
-    TooLarge.
+    applied; or an array: (height, width, 3) RGB, (height, width, 4) RGBA or (height, width) gray
+    uint8, or (height, width) gray uint16. values: how 16 bits become 8. Raises UndecodableImage for
+    anything else, TooLarge.
     """
     if isinstance(picture, Image.Image):
         if picture.mode in ("I", "F"):

@@ -22,28 +22,23 @@ _N = TypeVar("_N", bound=np.generic)
 
 def palette(labels: NDArray[np.uint8], colors: Sequence[Color]) -> bytes:
     """A palette PNG: the pixel values are the labels, shown in these colours."""
-    shown = bytes(value for color in colors for value in color)
-    data = _packed(_bands(labels), zlib.Z_RLE)
-    return _file(labels, 8, _PALETTE, (b"PLTE", shown), (b"IDAT", data))
+    return _indexed(labels, colors)
 
 
 def gray(labels: NDArray[np.uint16]) -> bytes:
     """A 16-bit grayscale PNG: the pixel values are the labels."""
-    return _file(labels, 16, _GRAY, (b"IDAT", _packed(_in_two_bytes(labels), zlib.Z_RLE)))
+    return _sixteen_bits(labels, zlib.Z_RLE)
 
 
 def levels(values: NDArray[np.uint16]) -> bytes:
     """The same for values that change from pixel to pixel."""
-    data = _packed(_in_two_bytes(values), zlib.Z_DEFAULT_STRATEGY)
-    return _file(values, 16, _GRAY, (b"IDAT", data))
+    return _sixteen_bits(values, zlib.Z_DEFAULT_STRATEGY)
 
 
 def overlay(labels: NDArray[np.uint8], colors: Sequence[Color]) -> bytes:
     """A palette PNG to lay over an image: 0 is transparent, k half covered by colors[k - 1]."""
-    shown = bytes(3) + bytes(value for color in colors for value in color)
     opacity = bytes([0, *[_OPACITY] * len(colors)])
-    data = _packed(_bands(labels), zlib.Z_RLE)
-    return _file(labels, 8, _PALETTE, (b"PLTE", shown), (b"tRNS", opacity), (b"IDAT", data))
+    return _indexed(labels, [(0, 0, 0), *colors], (b"tRNS", opacity))
 
 
 def ids(labels: NDArray[np.unsignedinteger], table: NDArray[np.uint32]) -> bytes:
@@ -74,9 +69,18 @@ def _bands(labels: NDArray[_N]) -> Iterator[NDArray[_N]]:
     return (labels[top : top + step] for top in range(0, len(labels), step))
 
 
-def _in_two_bytes(labels: NDArray[np.uint16]) -> Iterator[NDArray[np.uint8]]:
-    rows = (np.ascontiguousarray(band, ">u2") for band in _bands(labels))
-    return (each.view(np.uint8).reshape(len(each), -1) for each in rows)
+def _indexed(
+    labels: NDArray[np.uint8], colors: Sequence[Color], *chunks: tuple[bytes, bytes]
+) -> bytes:
+    shown = bytes(value for color in colors for value in color)
+    data = _packed(_bands(labels), zlib.Z_RLE)
+    return _file(labels, 8, _PALETTE, (b"PLTE", shown), *chunks, (b"IDAT", data))
+
+
+def _sixteen_bits(values: NDArray[np.uint16], strategy: int) -> bytes:
+    rows = (np.ascontiguousarray(band, ">u2") for band in _bands(values))
+    data = _packed((each.view(np.uint8).reshape(len(each), -1) for each in rows), strategy)
+    return _file(values, 16, _GRAY, (b"IDAT", data))
 
 
 def _packed(bands: Iterable[NDArray[np.uint8]], strategy: int) -> bytes:

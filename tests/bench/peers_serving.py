@@ -160,10 +160,11 @@ def measure(bench: Bench, record: Record, chosen: Sequence[str], shares: Sequenc
                 warm = poisson(0.3 / bench.full_s, 3.0, 99)
                 send(Load(own.url, warm, bench.photos.paths, own.budget, own.wrap))
                 if share:
-                    times = poisson(share / bench.full_s, bench.seconds, round(100 * share))
+                    seconds = bench.seconds
+                    times = poisson(share / bench.full_s, seconds, round(100 * share))
                 else:  # each long after the one before it is answered
-                    times = [2 * bench.full_s * index for index in range(ALONE)]
-                seconds = bench.seconds if share else 2 * bench.full_s * ALONE
+                    seconds = 2 * bench.full_s * ALONE
+                    times = [seconds * index / ALONE for index in range(ALONE)]
                 point = bench.point(who, own.url, times, own.budget, own.wrap, seconds)
             record.points[who, share] = point
             record.write({"share": share, "point": asdict(point)})
@@ -234,7 +235,9 @@ def found(record: Record) -> dict[str, Any]:
         "objective_ms": round(1000 * record.figures["objective_s"]),
         "goodput": {who: round(goodput, 2) for who, goodput in best.items()},
         "objective_held_at": {who: round(load, 2) for who, load in held.items()},
-        "beside_ms": {who: round(ms, 1) for who in WHO if (ms := record.beside_ms(who))},
+        "beside_ms": {
+            who: round(ms, 1) for who in WHO if (ms := record.beside_ms(who)) is not None
+        },
     }
     if peers := [who for who in measured if who not in OURS]:
         strongest = result["best_peer"] = max(peers, key=lambda who: best[who])

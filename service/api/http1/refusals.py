@@ -28,12 +28,12 @@ def refusal(error: Refused, fields: Sequence[tuple[bytes, bytes]]) -> bytes:
     """
     phrase, request_id = HTTPStatus(error.status).phrase, uuid.uuid4().hex
     slug = phrase.lower().replace(" ", "-")
-    logged: dict[str, str | int | float | None] = {
-        "request_id": request_id,
-        "status": error.status,
-        "detail": error.detail,
-    }
-    _log.info(Line("refused", logged))
+    _log.info(
+        Line(
+            "refused",
+            {"request_id": request_id, "status": error.status, "detail": error.detail},
+        )
+    )
     answer = document(error.status, slug, phrase, error.detail, request_id)
     named = [
         *fields,
