@@ -32,7 +32,7 @@ def made(
     model = random_model("swin", use_auxiliary_loss=request.param == "panoptic")
     checkpoint, run = saved(model, folder / "checkpoint"), folder / "run"
     ask = ["import", str(checkpoint), "--out", str(run), "--task", request.param]
-    ask += ["--threshold", "0.2"]
+    ask += ["--threshold", "0.2", "--canvases", "64x96"]
     assert main([*ask, *(("--things", "0-2") if request.param == "panoptic" else ())]) == 0
     export = ["export", str(run), "-o", str(folder / "bundle"), "--parity", "photos"]
     assert main([*export, "--data", str(photos())]) == 0
@@ -51,9 +51,9 @@ def test_ten_photos_give_transformers_logits_in_torch_and_on_the_engine(
     shown = capsys.readouterr().out
     found = last_json(shown)
     assert found["photos"] == 10
-    assert "10 photos at 96x128" in shown
+    assert "10 photos at 64x96" in shown
     rows = {row["name"]: row for row in found["rows"]}
-    assert [*rows] == ["transformers, eager", "this network, torch", "c128-d3, onnxruntime"]
+    assert [*rows] == ["transformers, eager", "this network, torch", "c96-d3, onnxruntime"]
     for name in [*rows][1:]:
         assert rows[name]["error"] < MOST
         assert rows[name]["equal"] > EQUAL

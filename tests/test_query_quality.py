@@ -40,7 +40,7 @@ pytest.importorskip("transformers", reason="the reference is not installed")
 IMAGES, QUERIES, CLASSES, CANVAS, CELLS = 40, 100, 133, 512, 128
 POINTS = 0.1  # of PQ and AP, in percent
 TIME = 1 / 5  # of transformers', of one core
-TIMED = 12  # images, each three times
+TIMED = 12  # images
 DEFAULT = Thresholds(0.5, 0.5, 0.8)
 pytestmark = [
     pytest.mark.slow,
@@ -143,22 +143,17 @@ def outputs(case: Case) -> Any:
 
 def test_panoptic_quality_and_time(cases: list[Case], things: list[bool], theirs: Any) -> None:
     task, counts = Segments("panoptic"), {"ours": 0.0, "theirs": 0.0}
-    took: dict[str, list[float]] = {"ours": [], "theirs": []}
+    took = Took()
     for case in cases:
-        truth, clock = truth_of(case), time.process_time
-        size = (case.geometry.height, case.geometry.width)
-        began = clock()
-        runs, regions = panoptic_map(case.kinds, case.masks, case.geometry, things, DEFAULT)
-        took["ours"].append(clock() - began)
-        counts["ours"] += task.counts(labels_of(runs, regions), truth, CLASSES)
+        truth, size = truth_of(case), (case.geometry.height, case.geometry.width)
+        our_way = partial(panoptic_map, case.kinds, case.masks, case.geometry, things, DEFAULT)
+        counts["ours"] += task.counts(labels_of(*our_way()), truth, CLASSES)
         # Fused below: with ids to fuse, its ids of different segments can be the same.
         ask = {"label_ids_to_fuse": set(), "target_sizes": [size]}
-        given = outputs(case)
-        began = clock()
-        theirs.post_process_panoptic_segmentation(given, **ask)
-        took["theirs"].append(clock() - began)
+        their_way = partial(theirs.post_process_panoptic_segmentation, outputs(case), **ask)
+        took.add(our_way, their_way)
         with no_detour():
-            answer = theirs.post_process_panoptic_segmentation(given, **ask)[0]
+            (answer,) = their_way()
         table, first = np.zeros(QUERIES + 1, np.uint32), dict[int, int]()
         for segment in answer["segments_info"]:
             kind, number = segment["label_id"], segment["id"]
@@ -167,10 +162,10 @@ def test_panoptic_quality_and_time(cases: list[Case], things: list[bool], theirs
         painted = answer["segmentation"].numpy().astype(int).clip(0)
         counts["theirs"] += task.counts(table[painted], truth, CLASSES)
     ours, wanted = (100 * task.of_set(counts[side]) for side in ("ours", "theirs"))
-    print(f"PQ {ours:.2f}, transformers {wanted:.2f}; ms {medians(took)}")
+    print(f"PQ {ours:.2f}, transformers {wanted:.2f}; ms {took.medians()}")
     assert wanted > 20
     assert abs(ours - wanted) < POINTS
-    assert np.median(took["ours"]) < TIME * np.median(took["theirs"])
+    assert took.ratio() < TIME
 
 
 def test_average_precision_and_time(cases: list[Case], theirs: Any) -> None:
@@ -180,23 +175,20 @@ def test_average_precision_and_time(cases: list[Case], theirs: Any) -> None:
     cells and costs it a quarter of a point.
     """
     found: dict[str, list[dict[str, Any]]] = {"ours": [], "theirs": []}
-    took: dict[str, list[float]] = {"ours": [], "theirs": []}
+    took = Took()
     for number, case in enumerate(cases):
-        clock, size = time.process_time, (case.geometry.height, case.geometry.width)
-        began = clock()
-        runs, regions = object_map(case.kinds, case.masks, case.geometry, DEFAULT)
-        took["ours"].append(clock() - began)
+        size = (case.geometry.height, case.geometry.width)
+        our_way = partial(object_map, case.kinds, case.masks, case.geometry, DEFAULT)
+        runs, regions = our_way()
         labels = runs.labels()
         for region in regions:
             mask = labels == region.value
             found["ours"].append(entry_of(number, mask, region.class_id, region.score))
-        given = outputs(case)
-        began = clock()
         ask = {"target_sizes": [size], "return_binary_maps": True}
-        theirs.post_process_instance_segmentation(given, **ask)
-        took["theirs"].append(clock() - began)
+        their_way = partial(theirs.post_process_instance_segmentation, outputs(case), **ask)
+        took.add(our_way, their_way)
         with no_detour(size):
-            answer = theirs.post_process_instance_segmentation(given, **ask)[0]
+            (answer,) = their_way()
         free = np.ones(size, bool)
         objects = zip(answer["segments_info"], answer["segmentation"].numpy(), strict=False)
         for segment, mask in sorted(objects, key=lambda pair: -pair[0]["score"]):
@@ -207,52 +199,59 @@ def test_average_precision_and_time(cases: list[Case], theirs: Any) -> None:
                 found["theirs"].append(entry)
     reference = truth_for_coco(cases)
     ours, wanted = (100 * average_precision(reference, found[s]) for s in ("ours", "theirs"))
-    print(f"AP {ours:.2f}, transformers {wanted:.2f}; ms {medians(took)}")
+    print(f"AP {ours:.2f}, transformers {wanted:.2f}; ms {took.medians()}")
     assert wanted > 20
     assert abs(ours - wanted) < POINTS
-    assert np.median(took["ours"]) < TIME * np.median(took["theirs"])
+    assert took.ratio() < TIME
 
 
 def test_mean_iou_and_time(cases: list[Case], theirs: Any) -> None:
     """Of the planes as a bundle's graph gives them: each query votes for its classes."""
     counts = {"ours": np.zeros((CLASSES,) * 2, np.int64), "theirs": np.zeros((CLASSES,) * 2, int)}
-    took: dict[str, list[float]] = {"ours": [], "theirs": []}
+    took = Took()
     for case in cases:
         kinds = [VOID, *(entry["cat"] for entry in case.segments)]
         truth = np.array(kinds, np.uint8)[case.labels]
         size = (case.geometry.height, case.geometry.width)
         planes = class_planes({"class_logits": case.kinds, "mask_logits": case.masks})
-        runs = most_probable(planes, case.geometry)
-        counts["ours"] += confusion(runs.labels(), truth, CLASSES)
-        given = outputs(case)
-        if len(took["ours"]) < TIMED:
-            took["ours"].append(least(partial(most_probable, planes, case.geometry)))
-            their_way = partial(
-                theirs.post_process_semantic_segmentation, given, target_sizes=[size]
-            )
-            took["theirs"].append(least(their_way))
+        our_way = partial(most_probable, planes, case.geometry)
+        counts["ours"] += confusion(our_way().labels(), truth, CLASSES)
+        ask = {"target_sizes": [size]}
+        their_way = partial(theirs.post_process_semantic_segmentation, outputs(case), **ask)
+        took.add(our_way, their_way)
         with no_detour():
-            (labels,) = theirs.post_process_semantic_segmentation(given, target_sizes=[size])
+            (labels,) = their_way()
         counts["theirs"] += confusion(labels.numpy().astype(np.uint8), truth, CLASSES)
     ours, wanted = (100 * mean_iou(counts[side]) for side in ("ours", "theirs"))
-    print(f"mIoU {ours:.2f}, transformers {wanted:.2f}; ms {medians(took)}")
+    print(f"mIoU {ours:.2f}, transformers {wanted:.2f}; ms {took.medians()}")
     assert wanted > 20
     assert abs(ours - wanted) < POINTS
-    assert np.median(took["ours"]) < TIME * np.median(took["theirs"])
+    assert took.ratio() < TIME
 
 
-def least(work: Callable[[], object], times: int = 3) -> float:
-    """The least CPU time of some runs: what else the machine does only adds to it."""
-    found = []
-    for _ in range(times):
-        began = time.process_time()
-        work()
-        found.append(time.process_time() - began)
-    return min(found)
+class Took:
+    """CPU time of either side, on the first images; transformers' with its detour."""
+
+    def __init__(self) -> None:
+        self.ours: list[float] = []
+        self.theirs: list[float] = []
+
+    def add(self, our_way: Callable[[], object], their_way: Callable[[], object]) -> None:
+        if len(self.ours) < TIMED:
+            self.ours.append(cpu_of(our_way))
+            self.theirs.append(cpu_of(their_way))
+
+    def ratio(self) -> float:
+        return float(np.median(self.ours) / np.median(self.theirs))
+
+    def medians(self) -> list[float]:
+        return [round(1e3 * float(np.median(side)), 1) for side in (self.ours, self.theirs)]
 
 
-def medians(took: dict[str, list[float]]) -> dict[str, float]:
-    return {side: round(1e3 * float(np.median(values)), 1) for side, values in took.items()}
+def cpu_of(work: Callable[[], object]) -> float:
+    began = time.process_time()
+    work()
+    return time.process_time() - began
 
 
 def entry_of(number: int, mask: NDArray[np.bool_], kind: int, score: float) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def shipped(request: pytest.FixtureRequest) -> bundle.Bundle:
 
 @pytest.fixture(scope="module")
 def stages(shipped: bundle.Bundle) -> Iterator[Stages]:
-    opened = OnnxRuntimeBackend(shipped, threads=2)
+    opened = OnnxRuntimeBackend(shipped, threads=1)  # the suite's other process has the other core
     yield Stages(opened, shipped.manifest)
     opened.close()
 
@@ -193,7 +193,7 @@ def test_nuclei_val_reaches_the_bar_with_every_plan(shipped: bundle.Bundle, stag
 def test_camvid_val_reaches_the_bar_with_every_plan(shipped: bundle.Bundle, stages: Stages) -> None:
     dataset = CamVid(data_at("camvid"), "val")
     total = np.zeros((len(shipped.manifest.plans), 11, 11), np.int64)
-    for image_file, mask_file in dataset.files[::3]:
+    for image_file, mask_file in dataset.files[::4]:
         mask = np.asarray(Image.open(mask_file))
         for k, labels in enumerate(served(shipped, stages, image_file.read_bytes(), "image/jpeg")):
             total[k] += confusion(labels, mask, 11)

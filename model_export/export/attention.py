@@ -107,7 +107,7 @@ def body(form: Form) -> onnx.FunctionProto:
         torch.zeros(*((2,) if form.per_image else ()), form.queries, 2),
     )
     free = {0: torch.export.Dim("batch")}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             _Body(form),

@@ -146,7 +146,7 @@ def trace(module: Stage | Encoders, example: tuple[Tensor, ...], name: str) -> o
     """The module as a graph for any batch, without traces of the machine that made it. Raises
     RunError."""
     names = module.inputs
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter's own, about names of axes that it merges
         program = torch.onnx.export(
             module.eval(),

@@ -73,7 +73,7 @@ def test_answers_of_a_service_that_is_not_ready_are_documented(
     config: Path, fake_manifest: Manifest
 ) -> None:
     with running(fake_manifest, closed=True) as server:
-        check(config, server.url, "--phases", "examples,coverage", checks=ANSWERS_ONLY)
+        check(config, server.url, *BRIEFLY, checks=ANSWERS_ONLY)
 
 
 def check(config: Path, url: str, *words: str, checks: str = "all") -> None:
