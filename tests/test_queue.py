@@ -199,6 +199,17 @@ def test_a_newcomer_may_not_cost_an_earlier_image_its_deadline() -> None:
     assert [place.deadline for place in one_by_one(waiting)] == [0.09, 0.1]
 
 
+def test_an_image_that_would_be_late_anyway_refuses_nobody_before_it() -> None:
+    waiting = queue(target_s=1.0)
+    slow = image(deadline=0.3, urgency=7)  # behind all others, and still being decoded
+    waiting.reserve(slow, 0.0)
+    waiting.received(slow, 0.0)
+    waiting.reserve(image(0.2, least_ms=80.0), 0.2)
+    assert "earlier image" in refused(waiting, image(0.2, least_ms=30.0), 0.2).detail
+    enter(waiting, image(0.295), 0.295)
+    enter(waiting, image(0.5), 0.5)
+
+
 def test_an_objective_that_is_promised_refuses_what_it_would_not_hold() -> None:
     for promised in (True, False):
         waiting = queue(target_s=0.1, promised=promised)

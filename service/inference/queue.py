@@ -197,13 +197,15 @@ class Queue(Generic[P]):
         for other in sorted((*here, *self.waiting, place), key=_order):
             ends_ms += other.least_ms
             what, left_ms = "The deadline of an earlier image", other.slack_ms(now)
+            # An image that would be late without this one, too, stands in nobody's way.
+            makes_late = ends_ms - place.least_ms <= left_ms
             if other is place:
-                what, inserted = "The deadline", True
+                what, inserted, makes_late = "The deadline", True, True
                 if self.promised and place.deadline is None:
                     share = schedule.PROMISED * self._room(place) / self.size
                     what = "This node's objective"
                     left_ms = 1000 * (place.arrived + share * self.target_s - now)
-            if inserted and ends_ms > left_ms:
+            if inserted and makes_late and ends_ms > left_ms:
                 raise Overloaded(
                     f"{what} cannot be met: waiting and the cheapest plan take about "
                     f"{ends_ms:.0f} ms, and {max(0, math.floor(left_ms))} ms are left for that.",
