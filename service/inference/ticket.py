@@ -19,7 +19,8 @@ class Ticket(Place):
     """A place that was taken. job: the image, once it is decoded; until then there is none.
 
     promise: when its answer is due; its deadline is that of the engine, which leaves time to make
-    the answer. ended: when the engine was done with it. woken: when its waiter knew.
+    the answer. ended: when the engine was done with it. woken: when its waiter knew; None if its
+    times say nothing of what an answer takes.
     queued: when it began to wait. progress: what is known so far. done: the same, once there is a
     result.
     """

@@ -18,6 +18,7 @@ from PIL import Image
 
 from service.bundle import Manifest
 from service.core import Ask
+from service.inference.costs import AGAIN
 from service.open_inference.parameters import ask_of
 from tests.api.server import Server, corners, running
 from tests.open_inference.asking import (
@@ -498,6 +499,13 @@ def test_a_deadline_that_passes_is_told(fake_manifest: Manifest) -> None:
         response = infer(server, document(flat(), parameters={"timeout": 20_000}))
         assert response.status_code in (429, 504)
         refused(response, response.status_code)
+
+
+def test_images_that_wait_for_each_other_shorten_no_deadline(fake_manifest: Manifest) -> None:
+    with running(fake_manifest, max_batch=1, delay_s={"front": 0.05}) as server:
+        for _ in range(AGAIN):
+            assert infer(server, document(*[flat()] * 6)).status_code == 200
+        assert 0 < server.model.engine._costs.answer.s < 0.15  # the first one waits for 0.25 s
 
 
 def test_every_version_serves(server: Server) -> None:
