@@ -105,6 +105,8 @@ class SegmentRoute:
                     decoding = self._segmenter.decode(upload.data, upload.content_type, trace, ask)
                     del upload  # its bytes are free once they are decoded
                     frames = await while_connected(request, decoding)
+                else:
+                    del upload  # what waits for another's answer counts no more
             # While it was decoded, another request for the same answer may have come further.
             if cache is not None and (found := found or cache.find(key)) is not None:
                 held.close()  # it needs no turn of its own

@@ -3,6 +3,7 @@ computed, and that whoever leaves takes nothing from the others."""
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -187,6 +188,26 @@ def test_duplicates_in_flight_share_one_computation_and_one_place(
         used = http_sf.parse(answers[0].headers["compute-used"].encode(), tltype="dictionary")
         assert ran(server) == pytest.approx(float(used["gflops"][0]), abs=0.001)  # of one image
         assert status(server.post(quarters())) == "hit"
+
+
+def test_bodies_of_those_who_wait_for_another_are_free(fake_manifest: Manifest) -> None:
+    picture, followers = quarters() + bytes(1_000_000), 4
+    with caching(fake_manifest) as server, ThreadPoolExecutor(1 + followers) as pool:
+        server.gate.clear()
+        leading = pool.submit(server.post, picture)
+        server.until("fathom_inflight", 1)
+        tracemalloc.start()
+        try:
+            following = [pool.submit(server.post, picture) for _ in range(followers)]
+            name = "fathom_response_cache_requests_total"
+            server.until(name, followers, result="collapsed")
+            server.until("fathom_held_bytes", 0)
+            held, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            server.gate.set()
+        assert {each.result().status_code for each in (leading, *following)} == {200}
+        assert held < followers * len(picture) / 2
 
 
 def test_a_leader_that_leaves_loses_its_followers_nothing(fake_manifest: Manifest) -> None:
