@@ -59,8 +59,13 @@ class Runner:
         return self._costs.total_ms(plan) / 1000
 
     def measure(self, plan: Plan) -> None:
-        """Measure again what a plan takes."""
-        measure_again(self._stages, self._costs, plan)
+        """Measure again what a plan takes. An error of the backend counts as a batch's, and the
+        plan is in doubt again when it is ruled out the next time."""
+        try:
+            measure_again(self._stages, self._costs, plan)
+        except Exception:  # noqa: BLE001  # as for a batch
+            del self._costs.doubted[plan.name]
+            self._failed({}, f"a blank image, to measure {plan.name}")
 
     def run(self, batch: Batch[Ticket], node: Budget, on_decided: Callable[[float], None]) -> None:
         """Run a batch and answer it.
@@ -78,7 +83,8 @@ class Runner:
                     on_decided(left_ms / 1000)
                 self._answer(step, left)
         except Exception:  # noqa: BLE001  # only these images fail; the next batch may be fine
-            self._failed(left)
+            ids = ", ".join(ticket.request_id for ticket in left.values())
+            self._failed(left, f"the requests {ids}")
             return
         self._failures = 0
         ended = time.perf_counter()
@@ -105,10 +111,9 @@ class Runner:
             if progress.result is not None:
                 del left[job]
 
-    def _failed(self, left: dict[Job, Ticket]) -> None:
+    def _failed(self, left: dict[Job, Ticket], what: str) -> None:
         self._metrics.engine_failed()
-        ids = ", ".join(ticket.request_id for ticket in left.values())
-        _log.exception("the engine failed on the requests %s", ids)
+        _log.exception("the engine failed on %s", what)
         for ticket in left.values():
             ticket.fail(FathomError("The engine failed; the log has more under this id."))
         self._failures += 1

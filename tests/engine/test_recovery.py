@@ -147,6 +147,25 @@ def test_images_that_fail_the_engine_again_and_again_do_not_end_it(
     play(scenario())
 
 
+def test_an_estimate_that_cannot_be_measured_again_at_once_does_not_end_the_service(
+    fake_manifest: Manifest,
+) -> None:
+    async def scenario() -> None:
+        async with ready(fake_manifest) as world:
+            cost = world.engine._costs.encoders["d4"]
+            cost.__init__(60_000.0)  # type: ignore[misc]
+            for _ in range(2):
+                await world.submit(1, Budget(ms=5_000, max_loss=0))  # it cannot be d4
+                world.backend.fail = RuntimeError("out of memory")
+                await until(lambda: not world.engine._costs.doubted)
+                world.backend.fail = None
+            assert (world.model.state, world.count("fathom_engine_errors_total")) == ("ready", 2)
+            await world.submit(1, Budget(ms=5_000, max_loss=0))
+            await until(lambda: cost.ms() < 5_000)
+
+    play(scenario())
+
+
 def test_places_are_free_again_after_every_way_out(fake_manifest: Manifest) -> None:
     async def scenario() -> None:
         async with ready(fake_manifest, max_batch=1, queue_size=8) as world:
