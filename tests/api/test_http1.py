@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image
 
 from service.api.http1 import flow
 from service.api.http1.reading import MAX_FIELDS, MAX_HEAD, MAX_TARGET
@@ -17,7 +18,8 @@ from service.bundle import Manifest
 from service.settings import Settings
 from tests.api.server import Server, running
 from tests.api.wire import Reply, Wire, chunked, get, request
-from tests.pictures import quarters
+from tests.open_inference.asking import INFER, binary, elements
+from tests.pictures import encoded, quarters
 
 CHUNKED = "Transfer-Encoding: chunked"
 KEY = "the caller's key"
@@ -484,6 +486,35 @@ def test_a_client_that_does_not_read_its_answers_loses_the_connection(
                 time.sleep(0.05)
         assert time.monotonic() < end
     assert server.http.get("/healthz").status_code == 200
+
+
+def test_answers_that_nobody_reads_are_bounded_over_all_connections(
+    fake_manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow, "UNREAD_BYTES", 8_000_000)
+    file = elements([encoded(Image.new("L", (4000, 4000)))])  # its labels have 16 MB
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1]}
+    asked = {
+        "inputs": [tensor | {"parameters": {"binary_data_size": len(file)}}],
+        "outputs": [{"name": "labels", "parameters": {"binary_data": True}}],
+    }
+    body, fields = binary(asked, file)
+    lines = [f"{name}: {value}" for name, value in fields.items()]
+    sent = request(body, *lines, line=f"POST {INFER} HTTP/1.1")
+    with (
+        running(fake_manifest) as server,
+        Wire(server, sent) as first,
+        Wire(server) as reads,
+        Wire(server) as second,
+    ):
+        server.until("fathom_requests_total", 1, outcome="ok")
+        assert reads.ask(get()).status == 200
+        second.send(sent)
+        server.until("fathom_requests_total", 2, outcome="ok")
+        with pytest.raises((ConnectionError, AssertionError)):
+            first.reply()
+        assert len(second.reply().body) > 16_000_000
+        assert reads.ask(get()).status == 200
 
 
 # What becomes of a connection.

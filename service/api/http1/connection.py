@@ -23,7 +23,7 @@ import h11
 from starlette.types import ASGIApp
 
 from service.api.http1.exchange import Exchange, scope_of
-from service.api.http1.flow import Flow, Lingering, Timer
+from service.api.http1.flow import Flow, Lingering, Timer, Unread
 from service.api.http1.reading import Reader
 from service.api.http1.refusals import Refused, refusal
 from service.settings import Settings
@@ -34,7 +34,7 @@ _log = logging.getLogger("fathom.http")
 
 def protocol(settings: Settings) -> type[asyncio.Protocol]:
     """What uvicorn calls for each connection."""
-    made = partial(Connection, settings.head_timeout_s, settings.keep_alive_s)
+    made = partial(Connection, settings.head_timeout_s, settings.keep_alive_s, Unread())
     return cast("type[asyncio.Protocol]", made)  # uvicorn only calls it
 
 
@@ -45,6 +45,7 @@ class Connection(asyncio.Protocol):
         self,
         head_timeout_s: float,
         keep_alive_s: float,
+        unread: Unread,
         *,
         config: Any,
         server_state: Any,
@@ -55,7 +56,7 @@ class Connection(asyncio.Protocol):
         self._app: ASGIApp = config.loaded_app
         self._server, self._app_state = server_state, app_state
         self._loop = _loop or asyncio.get_running_loop()
-        self._reader = Reader()
+        self._reader, self._unread = Reader(), unread
         self._exchange: Exchange | None = None
         self._timer = Timer(self._loop)
         self._later = b""  # bytes of further requests, while one is answered
@@ -66,7 +67,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._flow = Flow(self._transport, self._loop)
+        self._flow = Flow(self._transport, self._loop, self._unread)
         self._server.connections.add(self)
         self._timer.start(self._head_timeout_s, self._head_is_late)
 
@@ -90,11 +91,10 @@ class Connection(asyncio.Protocol):
             self._exchange.leave()
 
     def pause_writing(self) -> None:
-        self._flow.writable.clear()
-        self._flow.watch()
+        self._flow.pause()
 
     def resume_writing(self) -> None:
-        self._flow.writable.set()
+        self._flow.resume()
 
     def shutdown(self) -> None:
         """uvicorn calls this when the service ends: an answer that is due is still given."""

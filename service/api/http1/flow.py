@@ -8,6 +8,7 @@ from functools import partial
 
 STALLED_S = 30.0  # without a byte that the client took of what waits for it
 LINGER_S, LINGER_SILENT_S = 30.0, 5.0  # in all, and without a byte of the client
+UNREAD_BYTES = 128 * 1024 * 1024  # of answers that clients have not read yet, all together
 
 
 class Timer:
@@ -29,12 +30,42 @@ class Timer:
             self._handle = None
 
 
+class Unread:
+    """The connections whose clients do not read as fast as they ask, the first one first.
+
+    An answer can have a thousand times the bytes of its request, so who reads a byte now and then
+    must not fill the memory.
+    """
+
+    def __init__(self) -> None:
+        self._transports: dict[asyncio.Transport, None] = {}
+
+    def add(self, transport: asyncio.Transport) -> None:
+        """End the connections that have been here longest until the others hold UNREAD_BYTES at
+        most; this one stays, for it may have just begun to read."""
+        self._transports.setdefault(transport)
+        held = {each: each.get_write_buffer_size() for each in self._transports}
+        over = sum(held.values()) - UNREAD_BYTES
+        for each in list(held):
+            if over <= 0 or each is transport:
+                return
+            over -= held[each]
+            self.discard(each)
+            each.abort()
+
+    def discard(self, transport: asyncio.Transport) -> None:
+        """Its client has read most of what was written, or it is lost."""
+        self._transports.pop(transport, None)
+
+
 class Flow:
     """transport: of an open connection. writable: the client has read most of what was written, or
     the connection is lost."""
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport, self._timer = transport, Timer(loop)
+    def __init__(
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, unread: Unread
+    ) -> None:
+        self._transport, self._timer, self._unread = transport, Timer(loop), unread
         self.writable = asyncio.Event()
         self.writable.set()
         self._reading = True
@@ -49,6 +80,17 @@ class Flow:
         else:
             self._transport.pause_reading()
 
+    def pause(self) -> None:
+        """Too much waits for the client to read it."""
+        self.writable.clear()
+        self.watch()
+        self._unread.add(self._transport)
+
+    def resume(self) -> None:
+        """The client has read most of it."""
+        self.writable.set()
+        self._unread.discard(self._transport)
+
     def watch(self) -> None:
         """From now on until the client has read all: nothing in STALLED_S ends the connection."""
         self._timer.stop()
@@ -58,7 +100,7 @@ class Flow:
     def lost(self) -> None:
         """The connection has ended."""
         self._timer.stop()
-        self.writable.set()
+        self.resume()
 
     def _check(self, before: int) -> None:
         if self._transport.get_write_buffer_size() >= before:
