@@ -23,11 +23,12 @@ import logging
 import math
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
 
@@ -40,6 +41,7 @@ from service.command_line import load, standard_collector
 from service.engines.base import Backend
 from service.engines.choice import choose_backend, open_backend
 from service.errors import FathomError, SettingsError
+from service.inference.engine import THREAD
 from service.metrics import Metrics
 from service.model import Model, metrics_of
 from service.segmenting import Segmenter
@@ -224,5 +226,14 @@ def _version() -> str:
         return "unknown"  # run from a source tree that is not installed
 
 
+def end(status: int) -> NoReturn:
+    """End the process. An engine that was given up may be in the middle of an image, and the end of
+    the interpreter aborts a process whose thread comes back from C++ then."""
+    if any(thread.name == THREAD for thread in threading.enumerate()):
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], os.environ))
+    end(main(sys.argv[1:], os.environ))

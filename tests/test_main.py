@@ -11,6 +11,7 @@ import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from http.client import HTTPConnection
 from pathlib import Path
@@ -131,6 +132,30 @@ def test_requests_that_are_open_at_the_end_of_the_drain_get_503(
     assert process.returncode == 0, log
     assert "Traceback" not in log
     assert log.count("status=503 outcome=not-ready") == 2  # the index is no image
+
+
+def test_an_engine_that_is_busy_at_the_end_of_the_drain_does_not_abort_the_process() -> None:
+    command = [*STRICT_SERVICE, "--backend", "onnxruntime", "--drain-timeout-s", "0"]
+    with (
+        subprocess.Popen(
+            command, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
+        ) as process,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        try:
+            address = ready_address_of(process)
+            photo = (ROOT / "docs" / "scene-cluttered.jpg").read_bytes()
+            fields = {"Content-Type": "image/jpeg", "Compute-Budget": "max-loss=0"}
+            asked = urllib.request.Request(f"{address}/segment", photo, fields)
+            for _ in range(4):
+                pool.submit(urllib.request.urlopen, asked)
+            until(lambda: "fathom_inflight 0" not in get(f"{address}/metrics")[1], WAIT_S)
+            process.send_signal(signal.SIGTERM)
+            _, log = process.communicate(timeout=WAIT_S)
+            assert process.returncode == 0, log
+            assert "status=503 outcome=not-ready" in log
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -34,6 +34,7 @@ from service.inference.warm_up import warm_up
 from service.metrics import Metrics
 
 LONGEST_ANSWER = 0.2  # the most of a deadline that is left for making the answer
+THREAD = "engine"  # its name
 State = Literal["starting", "ready", "draining", "failed"]
 _log = logging.getLogger("fathom.engine")
 
@@ -80,7 +81,7 @@ class Engine:
     def start(self) -> None:
         """Start the thread. Call once."""
         # A daemon: an engine that hangs must not keep the process alive after its drain.
-        threading.Thread(target=self._live, name="engine", daemon=True).start()
+        threading.Thread(target=self._live, name=THREAD, daemon=True).start()
 
     def check_ready(self) -> None:
         """Raises NotReady unless the engine is open and warm and takes work."""
