@@ -237,6 +237,19 @@ def test_the_last_quarter_is_for_callers_with_less_than_an_equal_share() -> None
         enter(open_, image())  # without keys, nobody is told apart
 
 
+def test_who_comes_costs_nobody_a_place_that_was_given() -> None:
+    shared = queue(size=8)
+    early = [image(caller="early") for _ in range(6)]
+    for place in early:
+        shared.reserve(place, 0.0)
+    enter(shared, image(caller="late"))
+    assert refused(shared, image(caller="early")).shed == "full"  # it has its share, and more
+    for place in early:
+        shared.received(place, 0.5)
+        shared.enter(place, 0.5)
+    enter(shared, image(caller="late"))
+
+
 def test_a_promised_objective_has_room_for_callers_with_less_than_an_equal_share() -> None:
     shared = queue(size=4, target_s=0.1, promised=True)
     for _ in range(3):

@@ -180,10 +180,11 @@ class Queue(Generic[P]):
         return left
 
     def _check_places(self, place: P, now: float, *, arrived: bool = False) -> None:
-        # An image that is there goes before those that still come.
+        # An image that is there goes before those that still come, and its caller had room for it.
         others = self._arrived - 1 if arrived else self.taken(now)
+        room = self.size if arrived else self._room(place)
         answers = self.answering.keys() - set(self.running)
-        if others >= self._room(place) or len(answers) >= self.size:
+        if others >= room or len(answers) >= self.size:
             raise Overloaded(
                 "The queue is full: send less at a time, or retry later.",
                 shed="full",
