@@ -69,10 +69,11 @@ def encoded(image: Image.Image, form: str = "PNG") -> bytes:
         GRAY,
         GRAY[..., 0],
         GRAY[..., 0].astype(np.uint16) * 257,
+        (GRAY[..., 0].astype(np.uint16) * 257).astype(">u2"),  # as of a TIFF
         np.dstack([GRAY, np.full((48, 64), 255, np.uint8)]),
         np.asfortranarray(GRAY),
     ],
-    ids=["bytes", "Pillow", "RGB", "gray", "16 bits", "RGBA", "columns first"],
+    ids=["bytes", "Pillow", "RGB", "gray", "16 bits", "big endian", "RGBA", "columns first"],
 )
 def test_every_kind_of_picture_gives_the_same_answer(
     segmenter: Segmenter, picture: bytes | Image.Image

@@ -133,6 +133,8 @@ def _in_known_order(image: Image.Image) -> Image.Image:
 
 
 def _from_array(array: NDArray[np.uint8 | np.uint16]) -> Image.Image:
+    if array.dtype.kind == "u":  # readers of TIFF give arrays in the file's order of bytes
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
     gray = array.ndim == 2 and array.dtype in (np.uint8, np.uint16)
     color = array.ndim == 3 and array.dtype == np.uint8 and array.shape[2] in (3, 4)
     if (not gray and not color) or array.size == 0:
