@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 # The signals that end the service; what nohup has set to be ignored stays so.
 ENDING = [signal.SIGINT, signal.SIGTERM]
 if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
     ENDING.append(signal.SIGHUP)
 if __name__ == "__main__":
+    # Where standard files are closed, a socket would take their place: libraries would write errors
+    # into it, and libuv aborts when it closes such a one.
+    while (free := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(free)
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
     # The imports below take a second, and an exception in one of them may get lost.
     for number in ENDING:
         signal.signal(number, lambda _number, _frame: os._exit(0))
@@ -22,10 +29,9 @@ import asyncio
 import logging
 import math
 import socket
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -67,7 +73,8 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         if form == "json":
             _log.critical(message)
         else:
-            sys.stderr.write(f"{message}\n")
+            with suppress(OSError):  # the disk may be full
+                sys.stderr.write(f"{message}\n")
         return 2 if isinstance(error, SettingsError) else 1
     return 0
 
@@ -230,7 +237,6 @@ def end(status: int) -> NoReturn:
     """End the process. An engine that was given up may be in the middle of an image, and the end of
     the interpreter aborts a process whose thread comes back from C++ then."""
     if any(thread.name == THREAD for thread in threading.enumerate()):
-        sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
 

@@ -178,6 +178,21 @@ def test_a_signal_while_it_starts_ends_it_cleanly(
     assert "Traceback" not in log
 
 
+def test_without_standard_files_it_serves_and_ends_as_with_them(environ: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        shell = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *STRICT_SERVICE, "--port", port]
+        refused = subprocess.run(shell, cwd=ROOT, env=environ, timeout=WAIT_S, check=False)
+        assert refused.returncode == 2  # the port is in use
+    with subprocess.Popen(shell, cwd=ROOT, env=environ) as started:
+        try:
+            until(lambda: answers(f"http://127.0.0.1:{port}/readyz"), WAIT_S)
+            started.send_signal(signal.SIGTERM)
+            assert started.wait(WAIT_S) == 0
+        finally:
+            started.kill()
+
+
 def test_a_backend_that_cannot_run_ends_the_process_with_its_text(
     fake_bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
