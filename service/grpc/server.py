@@ -6,6 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from google.protobuf.message import DecodeError
 
 from service.api.auth import ApiKeys
 from service.core import Ask
-from service.errors import BadInference, FathomError, SettingsError, shown
+from service.errors import BadInference, FathomError, Overloaded, SettingsError, shown
 from service.grpc.messages import MESSAGES, SERVICE
 from service.metrics import Metrics
 from service.open_inference import description
@@ -55,6 +56,7 @@ class GrpcServer:
         self._model, self._keys = segmenter.model, keys
         self._outputs = Outputs.of(segmenter.model)
         self._server: Any = None
+        self._coming = 0  # messages that are being read
         self._told: dict[str, Callable[[], dict[str, Any]]] = {
             "ServerLive": lambda: {"live": True},
             "ServerReady": lambda: {"ready": description.is_ready(self._model)},
@@ -71,9 +73,7 @@ class GrpcServer:
                 ("grpc.max_receive_message_length", self._settings.max_body_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
-            ],
-            # More than these could only wait for places in the queue, each with its images.
-            maximum_concurrent_rpcs=self._settings.queue_size + self._settings.max_batch,
+            ]
         )
         generic = grpc.method_handlers_generic_handler(SERVICE, handlers)
         self._server.add_generic_rpc_handlers((generic,))
@@ -89,12 +89,12 @@ class GrpcServer:
         await self._server.stop(GRACE_S)
 
     def _handler(self, name: str) -> Any:
-        async def call(data: bytes, context: Any) -> Any:
+        async def call(messages: Any, context: Any) -> Any:
             trace = Trace(uuid.uuid4().hex)
             if name not in _OPEN:
                 await self._authorize(trace, context)
             try:
-                message = self._parsed(name, data, trace)
+                message = self._parsed(name, await self._read(name, messages, trace), trace)
                 await self._check_names(message, context)
                 if name in self._told:
                     return MESSAGES[f"{name}Response"](**self._told[name]())
@@ -104,10 +104,33 @@ class GrpcServer:
                 fields = () if again is None else (("retry-after", str(again)),)
                 await context.abort(_code(error), error.detail, fields)
 
-        return grpc.unary_unary_rpc_method_handler(
+        # A stream, so that its one message is read only when we want it.
+        return grpc.stream_unary_rpc_method_handler(
             call,
             response_serializer=MESSAGES[f"{name}Response"].SerializeToString,
         )
+
+    async def _read(self, name: str, messages: Any, trace: Trace) -> bytes:
+        """The message of a call. Raises what `Segmenter.place` raises, and Overloaded where too
+        many come, before it is read."""
+        arrived = time.perf_counter()
+        with ExitStack() as stack:
+            try:
+                most = self._settings.queue_size * (2 if name in _OPEN else 1)  # health is told
+                if self._coming >= most:
+                    raise Overloaded("Too many messages come at once", shed="full", retry_after=1)
+                if name == "ModelInfer":  # its images take places of their own once they are here
+                    stack.enter_context(self._segmenter.place(Ask(), trace, arrived))
+            except FathomError as error:
+                if error.shed:
+                    self._metrics.shed(error.shed)
+                self._metrics.observe(trace, error.problem, time.perf_counter() - arrived)
+                raise
+            self._coming += 1
+            try:
+                return await anext(aiter(messages), b"")
+            finally:
+                self._coming -= 1
 
     async def _authorize(self, trace: Trace, context: Any) -> None:
         if self._keys is None:

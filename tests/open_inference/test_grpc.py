@@ -297,6 +297,31 @@ def test_a_full_queue_says_when_to_come_back(fake_manifest: Manifest) -> None:
         server.until("fathom_requests_total", 1, outcome="ok")
 
 
+def test_a_flood_of_calls_is_refused_and_counted_as_over_http_and_health_is_told(
+    fake_manifest: Manifest,
+) -> None:
+    few = {"queue_size": 1, "max_batch": 1}
+    with running(fake_manifest, **few) as server, beside(server, **few) as address:
+        server.gate.clear()
+        call = Caller(address)
+        method = call.method("ModelInfer")
+        request = MESSAGES["ModelInferRequest"](**image(flat()))
+        admitted = [method.future(request)]
+        server.until("fathom_inflight", 1)
+        admitted.append(method.future(request))
+        server.until("fathom_queue_depth", 1)
+        flood = [method.future(request) for _ in range(20)]
+        assert call("ServerReady").ready
+        for each in flood:
+            assert each.exception(20).code().name == "RESOURCE_EXHAUSTED"
+            assert int(dict(each.trailing_metadata())["retry-after"]) >= 1
+        server.until("fathom_shed_total", 20, reason="full")
+        server.until("fathom_requests_total", 20, outcome="overloaded")
+        server.gate.set()
+        for each in admitted:
+            assert each.result(20).outputs
+
+
 def test_the_callers_deadline_is_the_images(fake_manifest: Manifest) -> None:
     with (
         running(fake_manifest, delay_s={"front": 0.5}) as server,
