@@ -172,6 +172,24 @@ def test_of_an_animation_the_first_frame_counts(kind: str) -> None:
     assert (read(data, canvas(48, 64)).pixels == (200, 0, 0)).all()
 
 
+def test_what_the_first_frame_of_an_animation_does_not_cover_is_white() -> None:
+    """The flag of transparency speaks of the frames alone, and says no here."""
+
+    def riff(name: bytes, content: bytes) -> bytes:
+        return name + struct.pack("<I", len(content)) + content + bytes(len(content) % 2)
+
+    def threes(*numbers: int) -> bytes:
+        return b"".join(number.to_bytes(3, "little") for number in numbers)
+
+    pixels = encoded(Image.new("RGB", (32, 24), "#c80000"), "WEBP", lossless=True)[12:]
+    frame = threes(16 // 2, 8 // 2, 32 - 1, 24 - 1, 100) + b"\0" + pixels
+    head = riff(b"VP8X", b"\2\0\0\0" + threes(64 - 1, 48 - 1)) + riff(b"ANIM", bytes(6))
+    shown = read(riff(b"RIFF", b"WEBP" + head + riff(b"ANMF", frame)), canvas(48, 64)).pixels
+    expected = np.full((48, 64, 3), 255)
+    expected[8:32, 16:48] = (200, 0, 0)
+    assert (shown == expected).all()
+
+
 @pytest.mark.parametrize("kind", ["WEBP", "AVIF", "TIFF"])
 def test_a_file_that_ends_too_early_is_422_wherever_it_ends(kind: str) -> None:
     rng = np.random.default_rng(0)

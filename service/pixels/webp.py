@@ -12,7 +12,7 @@ from service.pixels.opened import Opened, Spliced, loader, pillow_open
 
 MAX_CHUNKS = 100_000
 _PIXELS = {b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF"}
-_ALPHA_AND_ANIMATION = 0x12  # the flags of VP8X that concern what is kept
+_ALPHA, _ANIMATION = 0x10, 0x02  # the flags of VP8X that concern what is kept
 
 
 def open_webp(data: bytes) -> Opened:
@@ -33,7 +33,10 @@ def open_webp(data: bytes) -> Opened:
             if following > len(data):
                 kept.append(b"\0")
         elif name == b"VP8X" and not kept and length >= 10:
-            flags = data[start] & _ALPHA_AND_ANIMATION
+            flags = data[start] & (_ALPHA | _ANIMATION)
+            if flags & _ANIMATION:
+                # As in browsers, what the first frame does not cover is transparent.
+                flags |= _ALPHA
             kept.append(struct.pack("<4sIB", name, 10, flags) + data[start + 1 : start + 10])
         elif name == b"ICCP" and profile is None:
             profile = data[start:end]
