@@ -31,6 +31,7 @@ from tests.image_files import (
 
 PNG = file(photo())
 JPEG = file(photo(), "JPEG", quality=90)
+FRAME = b"\xff\xc0\0\x11\x08"  # of that: its marker, its length, and the bits of a sample
 PROGRESSIVE = file(photo(), "JPEG", quality=90, progressive=True)
 BOMB = zlib.compress(bytes(3_000_000))
 
@@ -280,6 +281,9 @@ def _rows(count: int) -> bytes:
         (JPEG[:300], "JPEG file ends before its first pixels"),
         (JPEG[: JPEG.index(b"\xff\xda") + 20], "JPEG file is damaged: no pixel"),
         (file(photo(), "WEBP")[:-400], "WebP file ends too early"),
+        (JPEG.replace(FRAME, b"\xff\xc1\0\x11\x0c"), "JPEG is of 12 bits"),
+        (JPEG.replace(FRAME, b"\xff\xc5\0\x11\x08"), "JPEG is hierarchical"),
+        (JPEG.replace(FRAME, b"\xff\xf7\0\x11\x08"), "JPEG is a JPEG-LS"),
     ],
 )
 def test_messages_tell_damaged_files_from_foreign_ones(data: bytes, message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import struct
 import subprocess
 import sys
 
@@ -19,7 +20,7 @@ from service.pixels import formats
 from service.pixels.decode import Limits
 from service.pixels.formats import FORMATS, sniff, unsupported
 from service.pixels.readers import READERS
-from tests.image_files import Tags, difference, file, photo, read, stored, tiff
+from tests.image_files import Tags, difference, file, photo, read, segment, stored, tiff
 
 TYPES = {"TIFF": "image/tiff", "AVIF": "image/avif", "HEIF": "image/heic"}
 PHOTO = read(file(photo()))
@@ -302,6 +303,27 @@ def test_libtiff_writes_nothing_to_stderr(capfd: pytest.CaptureFixture[str]) -> 
 def test_of_several_pages_the_first_counts() -> None:
     data = file(photo(), "TIFF", save_all=True, append_images=[Image.new("RGB", (999, 9))])
     assert (read(data).pixels == PHOTO.pixels).all()
+
+
+@pytest.mark.parametrize("size", [(160, 120), (640, 480)])
+def test_a_lossless_jpeg_is_read_as_it_is_and_smaller(size: tuple[int, int]) -> None:
+    """libjpeg has no halves of it. One gray: the first sample is 72 over the middle, which has the
+    bits 10 and 1001000, and each of the others differs by nothing from the one before, 0."""
+    width, height = size
+    bits = "101001000" + "0" * (width * height - 1)
+    bits += "1" * (-len(bits) % 8)
+    data = b"\xff\xd8" + b"".join(
+        (
+            segment(0xC3, struct.pack(">BHHB", 8, height, width, 1) + b"\1\x11\0"),
+            segment(0xC4, b"\0" + b"\1\1" + bytes(14) + b"\0\7"),
+            segment(0xDA, b"\1\1\0\1\0\0"),
+            int(bits, 2).to_bytes(len(bits) // 8, "big"),
+            b"\xff\xd9",
+        )
+    )
+    frame = read(data)
+    assert (frame.pixels == 200).all()
+    assert not frame.geometry.damaged
 
 
 def test_tags_that_claim_the_whole_file_take_no_memory() -> None:

@@ -16,6 +16,7 @@ from service.pixels.jpeg_markers import Picture, take_apart
 from service.pixels.opened import Opened, Spliced, kind_of, pillow_open
 
 _HUFFMAN_DCT = {0xC0, 0xC1, 0xC2}
+_LOSSLESS = 0xC3
 _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 # libjpeg's Huffman decoder reads up to eight bytes ahead; see _is_sound.
 _AHEAD = 8
@@ -30,6 +31,9 @@ def open_jpeg(data: bytes) -> Opened:
     """Read the header of a JPEG file. Raises UndecodableImage."""
     picture = take_apart(data)
     image = pillow_open(Spliced([picture.head, picture.body, b"\xff\xd9"]), "JPEG")
+    if picture.frame == _LOSSLESS:
+        # libjpeg has it at full size alone; so configured, Pillow asks for no other.
+        image.decoderconfig = (1, 0)
     return Opened(
         image,
         "JPEG",

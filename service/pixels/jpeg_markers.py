@@ -24,6 +24,13 @@ _APP0, _APP1, _APP2, _APP14, _APP15, _COM = 0xE0, 0xE1, 0xE2, 0xEE, 0xEF, 0xFE
 _TABLES = {0xC4, 0xCC, 0xDB, 0xDC, _DRI, _COM, *range(_APP0, _APP15 + 1)}  # may precede a scan
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
+_JPEG_LS = 0xF7
+# Frames that libjpeg does not decode.
+_UNREAD = {
+    **dict.fromkeys((0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF), "hierarchical"),
+    0xCB: "lossless and arithmetic-coded",
+    _JPEG_LS: "a JPEG-LS",
+}
 _MARKER = re.compile(rb"\xff[^\x00\xff]", re.DOTALL)
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
 _ICC = b"ICC_PROFILE\0"
@@ -84,8 +91,9 @@ def take_apart(data: bytes) -> Picture:
             elif marker == _APP2 and content.startswith(_ICC):
                 icc.append(content[len(_ICC) :])
             continue
-        if marker in _FRAMES and len(content) > 5:
+        if marker in {*_FRAMES, _JPEG_LS} and len(content) > 5:
             picture.frame, picture.components = marker, content[5]
+            _check_frame(marker, bits=content[0], channels=content[5])
         picture.restarts |= marker == _DRI
         kept.append(data[start:end])
     else:
@@ -93,6 +101,20 @@ def take_apart(data: bytes) -> Picture:
     picture.head, picture.profile = b"".join(kept), _joined(icc)
     _walk_scans(data, start, picture)
     return picture
+
+
+def _check_frame(marker: int, bits: int, channels: int) -> None:
+    """Refuse by its name what may be sound, but no decoder here reads."""
+    kind = _UNREAD.get(marker, "")
+    if not kind and bits != 8 and 2 <= bits <= 16:
+        kind = f"of {bits} bits"
+    elif not kind and channels == 2:
+        kind = "of 2 channels"
+    if kind:
+        raise UndecodableImage(
+            f"The JPEG is {kind}, which is not read: save it as gray or RGB of 8 bits, baseline or "
+            "progressive"
+        )
 
 
 def _guides_colours(marker: int, content: bytes) -> bool:
