@@ -305,6 +305,13 @@ def test_of_several_pages_the_first_counts() -> None:
     assert (read(data).pixels == PHOTO.pixels).all()
 
 
+def test_a_preview_is_not_taken_for_the_raw_photo_in_the_same_file() -> None:
+    pixels, preview = bytes(160 * 120 * 2), {254: (4, [1])}
+    assert not read(tiff("<", preview, pixels)).pixels.any()  # alone, as a level of a pyramid
+    with pytest.raises(UndecodableImage, match="a small copy of another image"):
+        read(tiff("<", preview | {330: (4, [8])}, pixels))
+
+
 @pytest.mark.parametrize("size", [(160, 120), (640, 480)])
 def test_a_lossless_jpeg_is_read_as_it_is_and_smaller(size: tuple[int, int]) -> None:
     """libjpeg has no halves of it. One gray: the first sample is 72 over the middle, which has the

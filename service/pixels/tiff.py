@@ -29,6 +29,8 @@ _MOST_SAMPLES = 6  # of a pixel, that Pillow knows
 _COMPRESSIONS = {1: "none", 5: "LZW", 8: "Deflate", 32946: "Deflate", 32773: "PackBits"}
 _BIT_DEPTHS = {1, 2, 4, 8, 16}
 _TILE_WIDTH, _TILE_HEIGHT, _FORMAT, _PROFILE = 322, 323, 339, 34675
+_SUBFILE, _SUB_DIRECTORIES = 254, 330
+_REDUCED = 1  # of _SUBFILE: a small copy of another image in the file
 _PIXELS = {
     *(tags.WIDTH, tags.HEIGHT, tags.BITS, tags.COMPRESSION, tags.PHOTOMETRIC, tags.SAMPLES),
     *(tags.STRIPS, tags.STRIP_BYTES, _TILE_WIDTH, _TILE_HEIGHT, tags.TILES, tags.TILE_BYTES),
@@ -82,6 +84,11 @@ def open_tiff(data: bytes) -> Opened:
 
 def _check(directory: Directory) -> None:
     """Refuse what would take another decoder, or more memory than the pixels do."""
+    if directory.first(_SUBFILE) & _REDUCED and _SUB_DIRECTORIES in directory.entries:
+        raise UndecodableImage(
+            "The TIFF's first page is a small copy of another image in it, as in the raw files of "
+            "cameras (DNG, NEF): develop that image, and send it as JPEG, PNG or TIFF"
+        )
     if sum(directory.size(tag) for tag in _PIXELS if tag in directory.entries) > MAX_TAG_BYTES:
         raise UndecodableImage(f"The TIFF's tags have more than {MAX_TAG_BYTES} bytes")
     compression = directory.first(tags.COMPRESSION, 1)
