@@ -148,9 +148,11 @@ def test_nothing_of_an_instance_page_is_wider_than_the_window_and_all_text_has_c
     page.get_by_role("button", name="Every plan").click()
     expect(page.locator(".card.done")).to_have_count(4)
     page.locator(".card").nth(2).click()
-    for width in (360, 700, 1120):
+    for width in (320, 360, 700, 1120):
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        name = page.locator("#legend .name")
+        assert name.evaluate("node => node.scrollWidth <= node.clientWidth"), "it is cut"
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         found: Sequence[tuple[str, float]] = page.eval_on_selector_all("body *", CONTRAST)
