@@ -68,10 +68,13 @@ def _complete(
 
 
 def _front(plans: Sequence[Plan]) -> Iterator[Plan]:
-    """Those that are better than all that cost no more, and the full plan, which came last."""
+    """Those that are better than all that cost no more, and the full plan, which came last.
+
+    Costs count as they are told: of several plans of one price, that buys the last one alone.
+    """
     best, full = -1.0, plans[-1]
-    for plan in sorted(plans[:-1], key=lambda plan: (plan.gflops, -plan.quality)):
-        if plan.quality > best:
+    for plan in sorted(plans[:-1], key=lambda plan: (plan.price, -plan.quality)):
+        if plan.quality > best and plan.price != full.price:
             best = plan.quality
             yield plan
     yield full
