@@ -17,7 +17,8 @@ from starlette.testclient import TestClient
 from service.bundle import ClassInfo, Manifest, TensorSpec
 from service.core import Geometry
 from service.pixels import png
-from service.pixels.resample import nearest
+from service.pixels.resample import covering
+from service.pixels.runs import Runs
 from service.tasks import TASKS, Masks, Region, made_up
 from service.tasks.base import Labels, Tensors, check_planes
 from tests.serving import app_of
@@ -41,8 +42,9 @@ class Saliency:
 
     def read(self, tensors: Tensors, geometry: Geometry) -> Masks:
         (plane,) = tensors["salient"]
-        labels = 255 * nearest((plane > plane.mean()).astype(np.uint8), geometry)
-        return Masks(labels, lambda: [Region(255, 1, 0, float(plane.max()))])
+        salient = np.where(plane > plane.mean(), 255, 0).astype(np.uint8)
+        runs = Runs.looked_up(salient, *covering(plane.shape, geometry))
+        return Masks(runs, lambda: [Region(255, 1, 0, float(plane.max()))])
 
     def to_png(self, labels: Labels, classes: Sequence[ClassInfo]) -> bytes:
         return png.gray(labels.astype(np.uint16))

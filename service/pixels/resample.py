@@ -93,13 +93,6 @@ def covering(grid: tuple[int, int], geometry: Geometry) -> tuple[NDArray[np.intp
     return rows.astype(np.intp), columns.astype(np.intp)
 
 
-def nearest(grid: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
-    """(rows, columns) over the canvas -> (height, width): the value at the centre of each pixel."""
-    height, width = grid.shape
-    rows, columns = covering((height, width), geometry)
-    return np.asarray(grid[rows][:, columns])
-
-
 def mix(
     a: NDArray[np.float32], b: NDArray[np.float32], weight: NDArray[np.float32]
 ) -> NDArray[np.float32]:
