@@ -13,6 +13,7 @@ from model_export.data.labelled import Colours, Groups, LabelledImages, Read
 from model_export.data.sample import DataError
 from model_export.data.scenes import CLASSES
 from model_export.tasks import TASKS, VOID
+from service.pixels.png_format import gray_step
 
 PALETTE = (
     (128, 128, 128),
@@ -34,8 +35,8 @@ SUFFIXES = (
     *(".tif", ".tiff", ".avif", ".heic", ".heif"),
 )
 
-# How Pillow names gray PNGs of 2 and 4 bits, and by what it multiplies their values to fill 0..255.
-GRAY_STEPS = {"L;2": 85, "L;4": 17}
+# How Pillow names gray PNGs of 2 and 4 bits, whose values it multiplies to fill 0..255.
+SCALED = {"L;2": 2, "L;4": 4}
 
 
 class Folder(LabelledImages):
@@ -187,7 +188,7 @@ def open_labels(file: Path) -> Image.Image:
         raise DataError(f"{file} is no readable image: {error}") from error
     if str(stored).endswith(";16B") and not image.mode.startswith("I"):
         raise DataError(f"{file} has colours of 16 bits, of which 8 would be lost: save it with 8")
-    return _indexed(image, GRAY_STEPS[stored]) if stored in GRAY_STEPS else image
+    return _indexed(image, gray_step(SCALED[stored])) if stored in SCALED else image
 
 
 def _indexed(image: Image.Image, step: int) -> Image.Image:

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from PIL import features
 
 from service.errors import UndecodableImage, UnsupportedMediaType
+from service.pixels.png_format import SIGNATURE
 
 _ALL = {
     "image/jpeg": "JPEG",
@@ -29,7 +30,7 @@ _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 _AVIF_BRANDS = {b"avif", b"avis"}
 _MAGIC = {
     b"\xff\xd8\xff": "JPEG",
-    b"\x89PNG\r\n\x1a\n": "PNG",
+    SIGNATURE: "PNG",
     b"II*\0": "TIFF",
     b"MM\0*": "TIFF",
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -12,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.core import Color
+from service.pixels.png_format import GRAY, PALETTE, RGB, SIGNATURE, Header, chunk
 
 SHADES = 255  # of an overlay, beside what is not covered
 _OPACITY = 128  # of an overlay, out of 255
 _BAND_PIXELS = 1 << 18  # written at a time
-_GRAY, _RGB, _PALETTE = 0, 2, 3  # colour types
 _N = TypeVar("_N", bound=np.generic)
 
 
@@ -46,7 +45,7 @@ def ids(labels: NDArray[np.unsignedinteger], table: NDArray[np.uint32]) -> bytes
     words = (np.ascontiguousarray(table[band], "<u4") for band in _bands(labels))
     rows = (each.view(np.uint8).reshape(*each.shape, 4)[..., :3] for each in words)
     data = _packed((each.reshape(len(each), -1) for each in rows), zlib.Z_RLE)
-    return _file(labels, 8, _RGB, (b"IDAT", data))
+    return _file(labels, 8, RGB, (b"IDAT", data))
 
 
 def object_color(number: int) -> Color:
@@ -74,13 +73,13 @@ def _indexed(
 ) -> bytes:
     shown = bytes(value for color in colors for value in color)
     data = _packed(_bands(labels), zlib.Z_RLE)
-    return _file(labels, 8, _PALETTE, (b"PLTE", shown), *chunks, (b"IDAT", data))
+    return _file(labels, 8, PALETTE, (b"PLTE", shown), *chunks, (b"IDAT", data))
 
 
 def _sixteen_bits(values: NDArray[np.uint16], strategy: int) -> bytes:
     rows = (np.ascontiguousarray(band, ">u2") for band in _bands(values))
     data = _packed((each.view(np.uint8).reshape(len(each), -1) for each in rows), strategy)
-    return _file(values, 16, _GRAY, (b"IDAT", data))
+    return _file(values, 16, GRAY, (b"IDAT", data))
 
 
 def _packed(bands: Iterable[NDArray[np.uint8]], strategy: int) -> bytes:
@@ -104,11 +103,6 @@ def _packed(bands: Iterable[NDArray[np.uint8]], strategy: int) -> bytes:
 def _file(pixels: NDArray[Any], bits: int, color: int, *chunks: tuple[bytes, bytes]) -> bytes:
     """bits: of a sample. color: PNG's colour type."""
     height, width = pixels.shape
-    head = b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        _chunk(name, data) for name, data in (head, *chunks, (b"IEND", b""))
-    )
-
-
-def _chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    head = (b"IHDR", Header(width, height, bits, color).written())
+    parts = (chunk(name, content) for name, content in (head, *chunks, (b"IEND", b"")))
+    return b"".join((SIGNATURE, *parts))

@@ -16,15 +16,22 @@ from PIL import Image, ImageFile
 
 from service.errors import UndecodableImage
 from service.pixels.opened import Opened, Spliced, pillow_open
+from service.pixels.png_format import (
+    GRAY,
+    GRAY_ALPHA,
+    PALETTE,
+    RGB_ALPHA,
+    SIGNATURE,
+    Header,
+    chunk,
+)
 from service.pixels.png_key import for_pillow, pillow_compares, transparent_colour, without_colour
-from service.pixels.png_rows import Header, rows_decoded, salvage
+from service.pixels.png_rows import row_sizes, rows_decoded, salvage
 from service.pixels.profiles import MAX_PROFILE, SRGB_POINTS, of_code_points, of_colours
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MAX_CHUNKS = 100_000  # files of megabytes can hold millions of empty ones; encoders write thousands
 _PATTERN = bytes(at * 37 % 251 for at in range(251))  # unlike any row of an image
-_END = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
-_GRAY, _PALETTE, _GRAY_ALPHA, _RGB_ALPHA = 0, 3, 4, 6  # types of colour
+_END = chunk(b"IEND", b"")
 _SRGB_GAMMA = 45455  # what everybody writes who means sRGB
 _SRGB_TOLERANCE = 0.05
 _KEPT = {b"IHDR", b"PLTE", b"tRNS", b"iCCP", b"cICP", b"sRGB", b"gAMA", b"cHRM", b"eXIf"}
@@ -70,10 +77,10 @@ def open_png(data: bytes) -> Opened:
         "PNG",
         profile=_profile(data, chunks),
         exif=_content(data, chunks, b"eXIf"),
-        kind="gray" if header.colour_type in (_GRAY, _GRAY_ALPHA) else "rgb",
+        kind="gray" if header.colour_type in (GRAY, GRAY_ALPHA) else "rgb",
         deep=header.depth == 16,
         load=load,
-        low_bytes=low_bytes if header.depth == 16 and header.colour_type != _GRAY else None,
+        low_bytes=low_bytes if header.depth == 16 and header.colour_type != GRAY else None,
     )
 
 
@@ -82,16 +89,16 @@ def _parts(
 ) -> list[bytes | memoryview]:
     """The file that Pillow gets. colour: the transparent one."""
     start, end = chunks.found[b"IHDR"]
-    parts: list[bytes | memoryview] = [SIGNATURE, _chunk(b"IHDR", data[start:end])]
-    if header.colour_type == _PALETTE:
+    parts: list[bytes | memoryview] = [SIGNATURE, chunk(b"IHDR", data[start:end])]
+    if header.colour_type == PALETTE:
         palette, transparency = (_content(data, chunks, name) for name in (b"PLTE", b"tRNS"))
         if not palette:
             raise UndecodableImage("The PNG file is damaged: its palette is missing or changed")
-        parts.append(_chunk(b"PLTE", palette))
+        parts.append(chunk(b"PLTE", palette))
         if transparency:
-            parts.append(_chunk(b"tRNS", transparency))
+            parts.append(chunk(b"tRNS", transparency))
     elif colour and pillow_compares(header):
-        parts.append(_chunk(b"tRNS", for_pillow(header, colour)))
+        parts.append(chunk(b"tRNS", for_pillow(header, colour)))
     parts += [memoryview(data)[start:end] for start, end in _merged(chunks.pixels)]
     return [*parts, _END]
 
@@ -124,11 +131,6 @@ def _content(data: bytes, chunks: Chunks, name: bytes) -> bytes | None:
     content = data[start:end]
     checksum = data[end : end + 4]
     return content if checksum == zlib.crc32(name + content).to_bytes(4, "big") else None
-
-
-def _chunk(name: bytes, content: bytes) -> bytes:
-    checksum = zlib.crc32(name + content)
-    return struct.pack(">I4s", len(content), name) + content + struct.pack(">I", checksum)
 
 
 def _merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -192,10 +194,10 @@ def _load_low_bytes(
 ) -> Image.Image:
     """The file once more, with the low byte of each big-endian sample in the place of the high
     one."""
-    if header.colour_type == _GRAY_ALPHA:
+    if header.colour_type == GRAY_ALPHA:
         # Pillow has no such mode; but two samples of 16 bits are four of 8, RGBA.
-        four = header._replace(depth=8, colour_type=_RGB_ALPHA)
-        image = pillow_open(Spliced([parts[0], _chunk(b"IHDR", four.written()), *parts[2:]]), "PNG")
+        four = header._replace(depth=8, colour_type=RGB_ALPHA)
+        image = pillow_open(Spliced([parts[0], chunk(b"IHDR", four.written()), *parts[2:]]), "PNG")
         low = _load(image, data, chunks, four)[0].getchannel("G")
         return Image.merge("RGB", (low, low, low))
     image = pillow_open(Spliced(parts), "PNG")
@@ -223,7 +225,7 @@ def _load(
         return salvage(image, _pieces(data, chunks), header), True
     if image.crop((0, height - 1, width, height)).tobytes() != mark.tobytes():
         return image, damaged
-    rows = [rows for rows, _ in header.row_sizes()]
+    rows = [rows for rows, _ in row_sizes(header)]
     if rows_decoded(_pieces(data, chunks), header) == rows:
         return image, damaged
     return salvage(image, _pieces(data, chunks), header), True

@@ -9,17 +9,13 @@ from functools import reduce
 
 from PIL import Image, ImageChops
 
-from service.pixels.png_rows import Header
-
-_GRAY, _RGB = 0, 2
-_SAMPLES = {_GRAY: 1, _RGB: 3}  # of the colour types that have such a colour
-_STEPS = {1: 255, 2: 85, 4: 17}  # between grays of so many bits, once they have 8
+from service.pixels.png_format import CHANNELS, GRAY, RGB, Header, gray_step
 
 
 def transparent_colour(header: Header, content: bytes) -> tuple[int, ...]:
     """The samples of the colour that tRNS names; empty if it is too short, the colour type has
     none, or no pixel can have it. As in browsers, of up to 8 bits the lower byte counts."""
-    count = _SAMPLES.get(header.colour_type, 0)
+    count = CHANNELS[header.colour_type] if header.colour_type in (GRAY, RGB) else 0
     if len(content) < 2 * count:
         return ()
     mask = 0xFFFF if header.depth == 16 else 0xFF
@@ -29,12 +25,12 @@ def transparent_colour(header: Header, content: bytes) -> tuple[int, ...]:
 
 def pillow_compares(header: Header) -> bool:
     """Whether Pillow finds the colour; of RGB of 16 bits it would compare the high bytes alone."""
-    return (header.depth, header.colour_type) != (16, _RGB)
+    return (header.depth, header.colour_type) != (16, RGB)
 
 
 def for_pillow(header: Header, colour: Iterable[int]) -> bytes:
     """The content of the tRNS that Pillow gets: it compares when gray has 8 bits already."""
-    step = _STEPS.get(header.depth, 1)
+    step = gray_step(header.depth)
     return b"".join(struct.pack(">H", sample * step) for sample in colour)
 
 

@@ -5,17 +5,16 @@ Of an interlaced image (Adam7) the whole passes are left: a coarser picture.
 
 from __future__ import annotations
 
-import struct
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from service.errors import UndecodableImage
+from service.pixels.png_format import CHANNELS, Header
 
-_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of each colour type
 # Adam7: first column and row, and steps, of each pass.
 _PASSES = (
     (0, 0, 8, 8),
@@ -31,35 +30,17 @@ _GRIDS = ((8, 8), (4, 8), (4, 4), (2, 4), (2, 2), (1, 2), (1, 1))
 _WHITE: dict[str, Any] = {"I;16": 65535, "RGBA": (255, 255, 255, 0), "LA": (255, 0)}
 
 
-class Header(NamedTuple):
-    """IHDR."""
-
-    width: int
-    height: int
-    depth: int
-    colour_type: int
-    interlaced: bool
-
-    @classmethod
-    def read(cls, content: bytes) -> Header:
-        width, height, depth, colour_type, interlaced = struct.unpack(">IIBBxxB", content)
-        return cls(width, height, depth, colour_type, bool(interlaced))
-
-    def written(self) -> bytes:
-        """The content of the chunk."""
-        return struct.pack(">IIBBxxB", *self)
-
-    def row_sizes(self) -> Iterator[tuple[int, int]]:
-        """(rows, bytes per row with its filter's type) of the image, or of each pass in turn."""
-        passes = _PASSES if self.interlaced else ((0, 0, 1, 1),)
-        for left, top, across, down in passes:
-            columns = len(range(left, self.width, across))
-            rows = len(range(top, self.height, down))
-            if columns and rows:
-                bits = columns * self.depth * _CHANNELS[self.colour_type]
-                yield rows, 1 + (bits + 7) // 8
-            else:
-                yield 0, 1
+def row_sizes(header: Header) -> Iterator[tuple[int, int]]:
+    """(rows, bytes per row with its filter's type) of the image, or of each pass in turn."""
+    passes = _PASSES if header.interlaced else ((0, 0, 1, 1),)
+    for left, top, across, down in passes:
+        columns = len(range(left, header.width, across))
+        rows = len(range(top, header.height, down))
+        if columns and rows:
+            bits = columns * header.depth * CHANNELS[header.colour_type]
+            yield rows, 1 + (bits + 7) // 8
+        else:
+            yield 0, 1
 
 
 def salvage(image: Image.Image, pieces: Iterable[memoryview], header: Header) -> Image.Image:
@@ -69,7 +50,7 @@ def salvage(image: Image.Image, pieces: Iterable[memoryview], header: Header) ->
     pieces: the compressed data. Raises UndecodableImage if there is nothing to show.
     """
     decoded = rows_decoded(pieces, header)
-    passes = sum(have == rows for have, (rows, _) in zip(decoded, header.row_sizes(), strict=True))
+    passes = sum(have == rows for have, (rows, _) in zip(decoded, row_sizes(header), strict=True))
     if decoded[0] == 0 or (header.interlaced and passes == 0):
         raise UndecodableImage("The PNG file is damaged: no row of its pixels can be decoded")
     if image.mode == "P":
@@ -84,7 +65,7 @@ def rows_decoded(pieces: Iterable[memoryview], header: Header) -> list[int]:
     """How many rows can be decoded, of the image or of each pass; reads no more than they need."""
     stream = _Rows(pieces)
     counts = []
-    for rows, size in header.row_sizes():
+    for rows, size in row_sizes(header):
         count = 0
         while count < rows and stream.next_is_whole(size):
             count += 1
