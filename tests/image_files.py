@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import struct
 import zlib
@@ -26,12 +25,6 @@ def photo(width: int = 160, height: int = 120) -> Image.Image:
     blue = 128 + 110 * np.sin(x / 19) * np.cos(y / 17)
     stacked = np.stack([x * 255 / width, y * 255 / height, blue], axis=2)
     return Image.fromarray(stacked.astype(np.uint8))
-
-
-def file(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
 
 
 def read(
@@ -74,11 +67,21 @@ def with_chunks(data: bytes, *chunks: bytes) -> bytes:
     return data[:33] + b"".join(chunks) + data[33:]
 
 
-def png(width: int, height: int, depth: int, colour: int, rows: bytes, interlace: int = 0) -> bytes:
-    """rows: filter byte and samples of every row."""
+def png(
+    width: int,
+    height: int,
+    depth: int,
+    colour: int,
+    rows: bytes,
+    *before: bytes,
+    after: bytes = b"",
+    interlace: int = 0,
+) -> bytes:
+    """rows: filter byte and samples of every row. before, after: chunks around the pixels."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace)
     pixels = chunk(b"IDAT", zlib.compress(rows))
-    return SIGNATURE + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b"")
+    parts = (chunk(b"IHDR", header), *before, pixels, after, chunk(b"IEND", b""))
+    return SIGNATURE + b"".join(parts)
 
 
 def adam7(image: Image.Image) -> bytes:

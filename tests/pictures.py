@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 from typing import Any
 
 import numpy as np
@@ -34,8 +32,3 @@ def quarters(width: int = 64, height: int = 48, kind: str = "PNG", **options: An
     pixels[height // 2 :, : width // 2] = LEVELS[2]
     pixels[height // 2 :, width // 2 :] = LEVELS[3]
     return encoded(Image.fromarray(pixels), kind, **options)
-
-
-def png_chunk(name: bytes, content: bytes) -> bytes:
-    checked = name + content
-    return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))

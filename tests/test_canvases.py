@@ -20,7 +20,8 @@ from service.pixels import color
 from service.pixels.canvas import Scaled, to_canvases
 from service.pixels.decode import decode, from_memory
 from tests import icc_profiles
-from tests.image_files import LIMITS, file, one_canvas, only, to_canvas
+from tests.image_files import LIMITS, one_canvas, only, to_canvas
+from tests.pictures import encoded
 
 PAD = (127, 9, 200)
 WIDE, TALL, EVEN = Shape(48, 64), Shape(64, 48), Shape(56, 56)
@@ -246,7 +247,7 @@ def test_a_file_that_asks_to_be_turned_is_turned_on_every_canvas() -> None:
     exif = Image.Exif()
     exif[0x0112] = QUARTER
     stored = smooth(400, 300)
-    data = file(stored, exif=exif.tobytes())
+    data = encoded(stored, exif=exif.tobytes())
     expected = to_canvases(turned(stored), SPEC)
     opened = Image.open(io.BytesIO(data))
     for frames in (decode(data, "image/png", LIMITS, SPEC), from_memory(opened, LIMITS, SPEC)):
@@ -288,7 +289,7 @@ def test_a_colour_profile_is_applied_once_to_no_more_pixels_than_are_needed(
 
 
 def test_the_largest_canvas_decides_how_small_a_jpeg_is_decoded() -> None:
-    data = file(smooth(1600, 1200), "JPEG", quality=95)
+    data = encoded(smooth(1600, 1200), "JPEG", quality=95)
     for spec, size in (
         (SPEC, (400, 300)),
         (replace(SPEC, canvases=SPEC.canvases[:2]), (200, 150)),
@@ -310,26 +311,26 @@ def test_what_is_transparent_is_white_on_every_canvas() -> None:
 
 def test_what_is_said_of_an_image_is_said_on_every_canvas() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
-    cut = file(Image.fromarray(noise), "JPEG")[:-20_000]
+    cut = encoded(Image.fromarray(noise), "JPEG")[:-20_000]
     dark = Image.fromarray(np.linspace(0, 4000, 400 * 300).reshape(300, 400).astype(np.uint16))
     exif = Image.Exif()
     exif[0x0112] = QUARTER
-    flipped = file(smooth(160, 120), exif=exif.tobytes())
+    flipped = encoded(smooth(160, 120), exif=exif.tobytes())
     for data, flag in (
         (cut, "damaged"),
-        (file(dark), "narrow_range"),
+        (encoded(dark), "narrow_range"),
         (flipped, "orientation_applied"),
     ):
         for frame in decode(data, "", LIMITS, SPEC).values():
             assert [name for name in FLAGS if getattr(frame.geometry, name)] == [flag]
-    for frame in decode(file(smooth(160, 120)), "", LIMITS, SPEC).values():
+    for frame in decode(encoded(smooth(160, 120)), "", LIMITS, SPEC).values():
         assert not any(getattr(frame.geometry, name) for name in FLAGS)
 
 
 def test_every_canvas_shows_the_range_that_sixteen_bits_use() -> None:
     dark = Image.fromarray(np.linspace(0, 4000, 400 * 300).reshape(300, 400).astype(np.uint16))
     for values, brightest in (("full", 16), ("auto", 250)):
-        frames = decode(file(dark), "", LIMITS, SPEC, values)
+        frames = decode(encoded(dark), "", LIMITS, SPEC, values)
         for frame in frames.values():
             shown = frame.pixels[: frame.geometry.scaled_height, : frame.geometry.scaled_width]
             assert abs(int(shown.max()) - brightest) <= 8

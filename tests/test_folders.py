@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from model_export.data.datasets import (
     share_images,
 )
 from model_export.data.folders import OBJECT
+from tests.image_files import png
 from tests.labelled_folders import save_image, write_folder
 
 
@@ -123,18 +122,6 @@ def test_folder_refuses_and_names_the_file(
     damage(folder)
     with pytest.raises(DataError, match=message):
         Folder(folder, "semantic")[1]
-
-
-def png(width: int, height: int, bits: int, kind: int, rows: bytes) -> bytes:
-    """kind: of PNG's colour types. rows: each begins with its filter, 0."""
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        check = zlib.crc32(name + content)
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
-
-    header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
-    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + parts
 
 
 @pytest.mark.parametrize("bits", [2, 4])

@@ -6,7 +6,6 @@ from __future__ import annotations
 import io
 import itertools
 import struct
-import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -20,8 +19,8 @@ from service.core import Frame, Geometry
 from service.errors import FathomError, TooLarge, UndecodableImage, UnsupportedMediaType
 from service.pixels.decode import Limits, decode
 from service.pixels.jpeg_markers import MAX_SCANS
-from tests.image_files import one_canvas, only, to_canvas
-from tests.pictures import encoded, png_chunk
+from tests.image_files import chunk, one_canvas, only, png, to_canvas
+from tests.pictures import encoded
 
 LIMITS = Limits(max_pixels=25_000_000, max_side=8192, min_side=1)
 PAD = (10, 20, 30)
@@ -36,29 +35,6 @@ def canvas(height: int, width: int) -> InputSpec:
 
 def read(data: bytes, spec: InputSpec, content_type: str = "") -> Frame:
     return only(decode(data, content_type, LIMITS, spec))
-
-
-def png(
-    width: int,
-    height: int,
-    depth: int,
-    colour: int,
-    rows: bytes,
-    *before: bytes,
-    after: bytes = b"",
-) -> bytes:
-    """A PNG by hand, for what Pillow does not write. rows: filter byte and samples of every row."""
-    head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
-    return b"".join(
-        [
-            b"\x89PNG\r\n\x1a\n",
-            head,
-            *before,
-            png_chunk(b"IDAT", zlib.compress(rows)),
-            after,
-            png_chunk(b"IEND", b""),
-        ]
-    )
 
 
 def bomb(side: int = 13300) -> bytes:
@@ -281,7 +257,7 @@ def packed_gray(depth: int, samples: tuple[int, int, int], key: int) -> bytes:
     """samples: of each third. key: the transparent colour, as in the file."""
     bits = "".join(f"{sample:0{depth}b}" * 10 for sample in samples).ljust(240, "0")
     row = int(bits, 2).to_bytes(len(bits) // 8)[: (30 * depth + 7) // 8]
-    return png(30, 20, depth, 0, (b"\0" + row) * 20, png_chunk(b"tRNS", struct.pack(">H", key)))
+    return png(30, 20, depth, 0, (b"\0" + row) * 20, chunk(b"tRNS", struct.pack(">H", key)))
 
 
 def cmyk() -> Image.Image:
@@ -327,7 +303,7 @@ CASES: dict[str, tuple[Callable[[], bytes], tuple[tuple[int, int, int], ...], in
     ),
     "16 bit gray": (lambda: sixteen_bit(0, WIDE), gray(*GRAYS), 0),
     "16 bit gray with transparent colour": (
-        lambda: sixteen_bit(0, WIDE, png_chunk(b"tRNS", struct.pack(">H", WIDE[1]))),
+        lambda: sixteen_bit(0, WIDE, chunk(b"tRNS", struct.pack(">H", WIDE[1]))),
         gray(0, 255, 255),
         0,
     ),
@@ -340,7 +316,7 @@ CASES: dict[str, tuple[Callable[[], bytes], tuple[tuple[int, int, int], ...], in
         lambda: sixteen_bit(
             2,
             tuple(257 * v for colour in COLOURS for v in colour),
-            png_chunk(b"tRNS", struct.pack(">HHH", *(257 * v for v in COLOURS[0]))),
+            chunk(b"tRNS", struct.pack(">HHH", *(257 * v for v in COLOURS[0]))),
         ),
         ((255, 255, 255), *COLOURS[1:]),
         0,
@@ -349,14 +325,14 @@ CASES: dict[str, tuple[Callable[[], bytes], tuple[tuple[int, int, int], ...], in
         lambda: sixteen_bit(
             2,
             (0x12FF, 0, 0, 0x1200, 0, 0, 0x1200, 0, 1),
-            png_chunk(b"tRNS", struct.pack(">HHH", 0x1200, 0, 0)),
+            chunk(b"tRNS", struct.pack(">HHH", 0x1200, 0, 0)),
         ),
         ((0x12, 0, 0), (255, 255, 255), (0x12, 0, 0)),
         0,
     ),
     "16 bit RGB whose transparent colour has low bytes alone": (
         lambda: sixteen_bit(
-            2, (0x12, 0, 0, 0x55, 0, 0, 0x1200, 0, 0), png_chunk(b"tRNS", b"\0\x12" + bytes(4))
+            2, (0x12, 0, 0, 0x55, 0, 0, 0x1200, 0, 0), chunk(b"tRNS", b"\0\x12" + bytes(4))
         ),
         ((255, 255, 255), (0, 0, 0), (0x12, 0, 0)),
         0,
@@ -458,7 +434,7 @@ def test_orientation_and_scaling_give_what_scaling_the_turned_image_gives(orient
 def test_an_exif_chunk_behind_the_pixels_of_a_png_counts() -> None:
     rows = (b"\0" + bytes(3 * 8)) * 4
     block = exif(6).removeprefix(b"Exif\0\0")
-    frame = read(png(8, 4, 8, 2, rows, after=png_chunk(b"eXIf", block)), canvas(48, 64))
+    frame = read(png(8, 4, 8, 2, rows, after=chunk(b"eXIf", block)), canvas(48, 64))
     assert (frame.geometry.width, frame.geometry.height) == (4, 8)
 
 
@@ -499,7 +475,7 @@ HEAD = b"Exif\0\0"
 def test_malformed_exif_is_ignored(block: bytes, kind: str) -> None:
     if kind == "PNG":
         rows = (b"\0" + bytes(3 * 60)) * 30
-        data = png(60, 30, 8, 2, rows, png_chunk(b"eXIf", block.removeprefix(HEAD)))
+        data = png(60, 30, 8, 2, rows, chunk(b"eXIf", block.removeprefix(HEAD)))
     else:
         data = encoded(photo(60, 30), kind, exif=block)
     assert read(data, canvas(48, 64)).geometry == Geometry(60, 30, 64, 32, (48, 64))

@@ -22,7 +22,6 @@ from tests.image_files import (
     adam7,
     chunk,
     difference,
-    file,
     one_canvas,
     photo,
     png,
@@ -30,6 +29,7 @@ from tests.image_files import (
     to_canvas,
     with_chunks,
 )
+from tests.pictures import encoded
 
 P3 = (0.3127, 0.3290, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060)
 ADOBE = (0.3127, 0.3290, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
@@ -57,37 +57,37 @@ def chrm(points: tuple[float, ...]) -> bytes:
 FILES: dict[str, bytes] = {}
 for _name, _profile in ICC.items():
     FILES |= {
-        f"{_name} PNG": file(PHOTO, icc_profile=_profile),
-        f"{_name} JPEG": file(PHOTO, "JPEG", quality=95, subsampling=0, icc_profile=_profile),
-        f"{_name} WebP": file(PHOTO, "WEBP", lossless=True, icc_profile=_profile),
-        f"{_name} palette": file(PHOTO.quantize(99), icc_profile=_profile),
-        f"{_name} alpha": file(ALPHA, icc_profile=_profile),
-        f"{_name} gray": file(PHOTO.convert("L"), "JPEG", quality=95, icc_profile=_profile),
+        f"{_name} PNG": encoded(PHOTO, icc_profile=_profile),
+        f"{_name} JPEG": encoded(PHOTO, "JPEG", quality=95, subsampling=0, icc_profile=_profile),
+        f"{_name} WebP": encoded(PHOTO, "WEBP", lossless=True, icc_profile=_profile),
+        f"{_name} palette": encoded(PHOTO.quantize(99), icc_profile=_profile),
+        f"{_name} alpha": encoded(ALPHA, icc_profile=_profile),
+        f"{_name} gray": encoded(PHOTO.convert("L"), "JPEG", quality=95, icc_profile=_profile),
     }
 FILES |= {
-    "gray profile": file(PHOTO.convert("L"), icc_profile=GRAY),
-    "gray profile JPEG": file(PHOTO.convert("L"), "JPEG", quality=95, icc_profile=GRAY),
-    "gray profile, alpha": file(ALPHA.convert("LA"), icc_profile=GRAY),
-    "gamma 1": with_chunks(file(PHOTO), gama(100_000)),
-    "gamma 1, palette": with_chunks(file(PHOTO.quantize(99)), gama(100_000)),
-    "gamma 1, gray": with_chunks(file(PHOTO.convert("L")), gama(100_000)),
-    "gamma and chromaticities": with_chunks(file(PHOTO), gama(45455), chrm(ADOBE)),
-    "cICP P3": with_chunks(file(PHOTO), chunk(b"cICP", bytes([12, 13, 0, 1]))),
-    "cICP 2020": with_chunks(file(PHOTO), chunk(b"cICP", bytes([9, 14, 0, 1]))),
+    "gray profile": encoded(PHOTO.convert("L"), icc_profile=GRAY),
+    "gray profile JPEG": encoded(PHOTO.convert("L"), "JPEG", quality=95, icc_profile=GRAY),
+    "gray profile, alpha": encoded(ALPHA.convert("LA"), icc_profile=GRAY),
+    "gamma 1": with_chunks(encoded(PHOTO), gama(100_000)),
+    "gamma 1, palette": with_chunks(encoded(PHOTO.quantize(99)), gama(100_000)),
+    "gamma 1, gray": with_chunks(encoded(PHOTO.convert("L")), gama(100_000)),
+    "gamma and chromaticities": with_chunks(encoded(PHOTO), gama(45455), chrm(ADOBE)),
+    "cICP P3": with_chunks(encoded(PHOTO), chunk(b"cICP", bytes([12, 13, 0, 1]))),
+    "cICP 2020": with_chunks(encoded(PHOTO), chunk(b"cICP", bytes([9, 14, 0, 1]))),
 }
 # What changes nothing.
 IGNORED = {
-    "sRGB": file(PHOTO, icc_profile=SRGB),
-    "gray profile of a colour image": file(PHOTO, icc_profile=GRAY),
-    "press profile of an RGB image": file(PHOTO, icc_profile=icc_profiles.press(3)),
-    "RGB profile of an ink image": file(
+    "sRGB": encoded(PHOTO, icc_profile=SRGB),
+    "gray profile of a colour image": encoded(PHOTO, icc_profile=GRAY),
+    "press profile of an RGB image": encoded(PHOTO, icc_profile=icc_profiles.press(3)),
+    "RGB profile of an ink image": encoded(
         PHOTO.convert("CMYK"), "JPEG", quality=95, icc_profile=ICC["Display P3"]
     ),
-    "cut profile": file(PHOTO, icc_profile=SRGB[:300]),
-    "overwritten profile": file(PHOTO, icc_profile=SRGB[:140] + b"\xff" * 400),
-    "gamma of sRGB": with_chunks(file(PHOTO), gama(45455)),
-    "sRGB beats gamma": with_chunks(file(PHOTO), gama(100_000), chunk(b"sRGB", b"\0")),
-    "chromaticities alone": with_chunks(file(PHOTO), chrm(P3)),
+    "cut profile": encoded(PHOTO, icc_profile=SRGB[:300]),
+    "overwritten profile": encoded(PHOTO, icc_profile=SRGB[:140] + b"\xff" * 400),
+    "gamma of sRGB": with_chunks(encoded(PHOTO), gama(45455)),
+    "sRGB beats gamma": with_chunks(encoded(PHOTO), gama(100_000), chunk(b"sRGB", b"\0")),
+    "chromaticities alone": with_chunks(encoded(PHOTO), chrm(P3)),
 }
 
 # One colour is transparent; of two, the second is no pixel's.
@@ -106,14 +106,14 @@ TRANSPARENT = {
 
 def plain(name: str) -> Frame:
     image = PHOTO.convert("CMYK") if "ink" in name else PHOTO
-    return read(file(image, "JPEG", quality=95) if "ink" in name else file(image))
+    return read(encoded(image, "JPEG", quality=95) if "ink" in name else encoded(image))
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_profile_changes_the_pixels(name: str) -> None:
     image = {"palette": PHOTO.quantize(99), "alpha": ALPHA}.get(name.rsplit(maxsplit=1)[-1], PHOTO)
     image = image.convert("L") if "gray" in name and "alpha" not in name else image
-    unmanaged = read(file(image.convert("LA") if "gray profile, alpha" in name else image))
+    unmanaged = read(encoded(image.convert("LA") if "gray profile, alpha" in name else image))
     expected = 0 if name in ("Display P3 gray",) else 1
     assert difference(read(FILES[name]), unmanaged) >= expected
 
@@ -126,13 +126,13 @@ def test_a_profile_that_is_srgb_broken_or_of_another_kind_changes_nothing(name: 
 def test_wide_colours_come_out_as_their_srgb_values() -> None:
     """P3's (234, 51, 35) is sRGB's (255, 0, 0), by every colour calculator."""
     red = Image.new("RGB", (160, 120), (234, 51, 35))
-    pixels = read(file(red, icc_profile=ICC["Display P3"])).pixels[60, 80]
+    pixels = read(encoded(red, icc_profile=ICC["Display P3"])).pixels[60, 80]
     assert np.abs(pixels.astype(int) - (255, 0, 0)).max() <= 2
 
 
 def test_linear_gray_comes_out_by_srgbs_curve() -> None:
     ramp = Image.fromarray(np.tile(np.arange(160, dtype=np.uint8), (120, 1)))
-    pixels = read(file(ramp, icc_profile=GRAY)).pixels[60, :, 0]
+    pixels = read(encoded(ramp, icc_profile=GRAY)).pixels[60, :, 0]
     light = np.arange(160) / 255
     expected = 255 * np.where(light < 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
     assert np.abs(pixels - expected).max() <= 1.5
@@ -145,7 +145,7 @@ def test_inks_come_out_by_their_press_profile() -> None:
         (255, 0, 0, 0): (77, 140, 198),
     }.items():
         image = Image.new("CMYK", (160, 120), inks)
-        data = file(image, "JPEG", quality=100, icc_profile=icc_profiles.press())
+        data = encoded(image, "JPEG", quality=100, icc_profile=icc_profiles.press())
         pixels = read(data).pixels[60, 80].astype(int)
         assert np.abs(pixels - expected).max() <= 12, (inks, pixels)
 
@@ -210,11 +210,11 @@ def pixels_in(page: Page) -> Callable[[bytes], np.ndarray]:
 @pytest.mark.slow
 def test_chromium_shows_the_same() -> None:
     damaged = {
-        "cut JPEG": file(PHOTO, "JPEG", quality=90)[:2500],
-        "cut PNG": file(PHOTO)[:9000],
-        "cut palette": file(PHOTO.quantize(99))[:3000],
+        "cut JPEG": encoded(PHOTO, "JPEG", quality=90)[:2500],
+        "cut PNG": encoded(PHOTO)[:9000],
+        "cut palette": encoded(PHOTO.quantize(99))[:3000],
         "cut interlaced": adam7(PHOTO)[:12000],
-        "white JPEG without an end": file(Image.new("RGB", (160, 120), "white"), "JPEG")[:-2],
+        "white JPEG without an end": encoded(Image.new("RGB", (160, 120), "white"), "JPEG")[:-2],
     }
     with chromium() as browser:
         shown = pixels_in(browser.new_page())
@@ -230,7 +230,7 @@ RAMP = np.tile(np.linspace(200, 4095, 160).astype(np.uint16), (120, 1))
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_auto_scales_twelve_of_sixteen_bits_to_the_whole_range(kind: str) -> None:
-    data = file(Image.fromarray(RAMP), kind)
+    data = encoded(Image.fromarray(RAMP), kind)
     full, auto = read(data), read(data, values="auto")
     assert full.pixels.max() == 16
     assert full.geometry.narrow_range
@@ -242,9 +242,9 @@ def test_auto_scales_twelve_of_sixteen_bits_to_the_whole_range(kind: str) -> Non
 def test_auto_cuts_off_what_lies_beyond_the_percentiles() -> None:
     hot = RAMP.copy()
     hot[5, 5:10] = 65535
-    auto = read(file(Image.fromarray(hot)), values="auto")
+    auto = read(encoded(Image.fromarray(hot)), values="auto")
     assert auto.pixels[60, 80, 0] in range(120, 136)
-    assert not read(file(Image.fromarray(hot))).geometry.narrow_range
+    assert not read(encoded(Image.fromarray(hot))).geometry.narrow_range
 
 
 @pytest.mark.parametrize("alpha", [False, True])
@@ -286,7 +286,7 @@ def _both(samples: np.ndarray, colour_type: int, cut: int = 1) -> tuple[Frame, F
 
 
 def test_auto_leaves_eight_bits_as_they_are() -> None:
-    for data in (file(PHOTO), file(PHOTO, "JPEG"), file(PHOTO.convert("L"))):
+    for data in (encoded(PHOTO), encoded(PHOTO, "JPEG"), encoded(PHOTO.convert("L"))):
         frame = read(data, values="auto")
         assert (frame.pixels == read(data).pixels).all()
         assert not frame.geometry.narrow_range
@@ -294,7 +294,7 @@ def test_auto_leaves_eight_bits_as_they_are() -> None:
 
 def test_a_constant_image_has_some_value() -> None:
     constant = Image.fromarray(np.full((120, 160), 777, np.uint16))
-    assert len(np.unique(read(file(constant), values="auto").pixels)) == 1
+    assert len(np.unique(read(encoded(constant), values="auto").pixels)) == 1
 
 
 def test_protocol_parameters_ask_for_a_value_range() -> None:

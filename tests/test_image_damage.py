@@ -19,7 +19,6 @@ from tests.image_files import (
     adam7,
     chunk,
     difference,
-    file,
     photo,
     png,
     read,
@@ -28,11 +27,12 @@ from tests.image_files import (
     with_chunks,
     with_segments,
 )
+from tests.pictures import encoded
 
-PNG = file(photo())
-JPEG = file(photo(), "JPEG", quality=90)
+PNG = encoded(photo())
+JPEG = encoded(photo(), "JPEG", quality=90)
 FRAME = b"\xff\xc0\0\x11\x08"  # of that: its marker, its length, and the bits of a sample
-PROGRESSIVE = file(photo(), "JPEG", quality=90, progressive=True)
+PROGRESSIVE = encoded(photo(), "JPEG", quality=90, progressive=True)
 BOMB = zlib.compress(bytes(3_000_000))
 
 # -- beside the pixels -----------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def test_no_application_segment_of_a_jpeg_refuses_it(name: str) -> None:
 @pytest.mark.parametrize("name", [b"ICCP", b"EXIF", b"XMP ", b"JUNK"])
 @pytest.mark.parametrize("content", [b"", b"abc", bytes(5000)])
 def test_no_chunk_beside_the_pixels_of_a_webp_refuses_it(name: bytes, content: bytes) -> None:
-    sound = file(photo(), "WEBP", lossless=True)
+    sound = encoded(photo(), "WEBP", lossless=True)
     extended = struct.pack("<4sIBxxx", b"VP8X", 10, 0x2C)
     extended += (159).to_bytes(3, "little") + (119).to_bytes(3, "little")
     odd = bytes(len(content) % 2)
@@ -150,7 +150,7 @@ def test_millions_of_empty_parts_are_refused_soon(kind: str) -> None:
 def test_of_a_file_that_is_cut_the_rows_that_are_there_are_shown_on_white(
     name: str, share: float
 ) -> None:
-    data = {"JPEG": JPEG, "PNG": PNG, "palette": file(photo().quantize(64))}[name]
+    data = {"JPEG": JPEG, "PNG": PNG, "palette": encoded(photo().quantize(64))}[name]
     frame, sound = read(data[: int(len(data) * share)]), read(data)
     assert frame.geometry.damaged
     same = (frame.pixels == sound.pixels).all(axis=(1, 2))
@@ -185,7 +185,7 @@ def test_entropy_coded_data_that_are_too_many_are_damage() -> None:
 def test_most_overwritten_jpegs_are_found(options: dict[str, object]) -> None:
     rng = np.random.default_rng(3)
     noise = Image.fromarray(rng.integers(0, 256, (120, 160, 3), np.uint8))
-    data = file(noise, "JPEG", quality=80, **options)
+    data = encoded(noise, "JPEG", quality=80, **options)
     found = 0
     for _ in range(40):
         at = int(rng.integers(len(data) // 3, len(data) - 60))
@@ -212,16 +212,16 @@ def test_no_sound_jpeg_is_damaged(mode: str, options: dict[str, object], quality
     rng = np.random.default_rng(quality)
     noise = Image.fromarray(rng.integers(0, 256, (57, 83, 3), np.uint8))
     for image in (photo(), noise, Image.new("RGB", (40, 30), "white"), photo(1600, 1200)):
-        data = file(image.convert(mode), "JPEG", quality=quality, **options)
+        data = encoded(image.convert(mode), "JPEG", quality=quality, **options)
         assert not read(data).geometry.damaged
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
 def test_white_is_not_taken_for_nothing(mode: str) -> None:
     image = Image.new("RGB", (160, 120), "white")
-    white = file(image.convert(mode), "JPEG")
+    white = encoded(image.convert(mode), "JPEG")
     image.paste(photo(160, 40), (0, 80))
-    below = file(image.convert(mode), "JPEG")
+    below = encoded(image.convert(mode), "JPEG")
     scan = below.index(b"\xff\xda") + 2
     pixels = scan + int.from_bytes(below[scan : scan + 2], "big")
     for damaged in (white[:-2], white[:-2] + bytes(20) + white[-2:], below[: pixels + 100]):
@@ -233,7 +233,7 @@ def test_white_is_not_taken_for_nothing(mode: str) -> None:
 
 
 def test_restart_markers_that_are_missing_are_damage() -> None:
-    data = file(photo(), "JPEG", quality=90, restart_marker_rows=1)
+    data = encoded(photo(), "JPEG", quality=90, restart_marker_rows=1)
     first, second = data.index(b"\xff\xd1"), data.index(b"\xff\xd2")
     assert read(data[:first] + data[second:]).geometry.damaged
 
@@ -247,7 +247,7 @@ def test_wrong_checksums_of_pixels_are_damage() -> None:
     assert frame.geometry.damaged
     assert (frame.pixels == read(PNG).pixels).all()
     assert read(
-        with_chunks(file(photo().convert("L")), chunk(b"tRNS", b"\0\0", 1))
+        with_chunks(encoded(photo().convert("L")), chunk(b"tRNS", b"\0\0", 1))
     ).geometry.damaged
 
 
@@ -280,7 +280,7 @@ def _rows(count: int) -> bytes:
         (PNG[:40], "PNG file ends before its first pixels"),
         (JPEG[:300], "JPEG file ends before its first pixels"),
         (JPEG[: JPEG.index(b"\xff\xda") + 20], "JPEG file is damaged: no pixel"),
-        (file(photo(), "WEBP")[:-400], "WebP file ends too early"),
+        (encoded(photo(), "WEBP")[:-400], "WebP file ends too early"),
         (JPEG.replace(FRAME, b"\xff\xc1\0\x11\x0c"), "JPEG is of 12 bits"),
         (JPEG.replace(FRAME, b"\xff\xc5\0\x11\x08"), "JPEG is hierarchical"),
         (JPEG.replace(FRAME, b"\xff\xf7\0\x11\x08"), "JPEG is a JPEG-LS"),
@@ -294,15 +294,15 @@ def test_messages_tell_damaged_files_from_foreign_ones(data: bytes, message: str
 SEEDS = {
     "JPEG": JPEG,
     "progressive JPEG": PROGRESSIVE,
-    "CMYK JPEG": file(photo().convert("CMYK"), "JPEG"),
-    "JPEG with restarts": file(photo(), "JPEG", restart_marker_blocks=2),
+    "CMYK JPEG": encoded(photo().convert("CMYK"), "JPEG"),
+    "JPEG with restarts": encoded(photo(), "JPEG", restart_marker_blocks=2),
     "PNG": PNG,
-    "palette PNG": with_chunks(file(photo().quantize(50)), chunk(b"gAMA", b"\0\0\1\0")),
+    "palette PNG": with_chunks(encoded(photo().quantize(50)), chunk(b"gAMA", b"\0\0\1\0")),
     "interlaced PNG": adam7(photo(33, 27)),
-    "WebP": file(photo(), "WEBP"),
-    "lossless WebP": file(photo().convert("RGBA"), "WEBP", lossless=True, exif=b"II*\0\0\0\0\0"),
-    "TIFF": file(photo(), "TIFF"),
-    "packed TIFF": file(photo(), "TIFF", compression="tiff_lzw"),
+    "WebP": encoded(photo(), "WEBP"),
+    "lossless WebP": encoded(photo().convert("RGBA"), "WEBP", lossless=True, exif=b"II*\0\0\0\0\0"),
+    "TIFF": encoded(photo(), "TIFF"),
+    "packed TIFF": encoded(photo(), "TIFF", compression="tiff_lzw"),
     "TIFF of planes": stored(np.zeros((120, 160, 3), np.uint16), {262: (3, [2])}, apart=True),
     "YCbCr TIFF": stored(
         np.zeros((120, 160, 3), np.uint8), {262: (3, [6]), 530: (3, [1, 1])}, deflate=True
@@ -310,8 +310,10 @@ SEEDS = {
     "16-bit PNG with a transparent colour": with_chunks(
         png(160, 120, 16, 2, (b"\0" + bytes(960)) * 120), chunk(b"tRNS", bytes(6))
     ),
-    "16-bit TIFF": file(Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)), "TIFF"),
-    "AVIF": file(photo(64, 48), "AVIF"),
+    "16-bit TIFF": encoded(
+        Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)), "TIFF"
+    ),
+    "AVIF": encoded(photo(64, 48), "AVIF"),
 }
 
 

@@ -20,19 +20,20 @@ from service.pixels import formats
 from service.pixels.decode import Limits
 from service.pixels.formats import FORMATS, sniff, unsupported
 from service.pixels.readers import READERS
-from tests.image_files import Tags, difference, file, photo, read, segment, stored, tiff
+from tests.image_files import Tags, difference, photo, read, segment, stored, tiff
+from tests.pictures import encoded
 
 TYPES = {"TIFF": "image/tiff", "AVIF": "image/avif", "HEIF": "image/heic"}
-PHOTO = read(file(photo()))
+PHOTO = read(encoded(photo()))
 
 
 def heif(image: Image.Image, **options: object) -> bytes:
     pytest.importorskip("pillow_heif", reason="the extra 'heif' is not installed")
-    return file(image, "HEIF", **options)
+    return encoded(image, "HEIF", **options)
 
 
 def of(kind: str, image: Image.Image, **options: object) -> bytes:
-    return heif(image, **options) if kind == "HEIF" else file(image, kind, **options)
+    return heif(image, **options) if kind == "HEIF" else encoded(image, kind, **options)
 
 
 def test_every_format_has_a_reader() -> None:
@@ -106,16 +107,16 @@ GRAY16 = Image.fromarray((np.asarray(photo())[..., 2].astype(np.uint16) << 8) + 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
 def test_modes_and_compressions_of_tiff(mode: str, compression: str | None) -> None:
     image = GRAY16 if mode == "I;16" else photo().convert(mode)
-    frame = read(file(image, "TIFF", compression=compression), "image/tiff")
+    frame = read(encoded(image, "TIFF", compression=compression), "image/tiff")
     png_image = photo().convert("RGB") if mode == "CMYK" else image
-    assert difference(frame, read(file(png_image))) <= (1 if mode in ("CMYK", "LA") else 0)
+    assert difference(frame, read(encoded(png_image))) <= (1 if mode in ("CMYK", "LA") else 0)
 
 
 @pytest.mark.parametrize("compression", ["jpeg", "tiff_ccitt", "group4", "zstd", "webp", "lzma"])
 def test_other_compressions_are_refused_by_name(compression: str) -> None:
     image = photo().convert("1" if "ccitt" in compression or compression == "group4" else "RGB")
     try:
-        data = file(image, "TIFF", compression=compression)
+        data = encoded(image, "TIFF", compression=compression)
     except (OSError, RuntimeError):
         pytest.skip(f"this Pillow writes no {compression}")
     with pytest.raises(UndecodableImage, match=r"compression .* LZW, Deflate, PackBits"):
@@ -125,7 +126,7 @@ def test_other_compressions_are_refused_by_name(compression: str) -> None:
 @pytest.mark.parametrize("mode", ["F", "I"])
 def test_other_samples_are_refused_by_name(mode: str) -> None:
     with pytest.raises(UndecodableImage, match="unsigned integers of 8 or 16 bits"):
-        read(file(photo().convert("L").convert(mode), "TIFF"))
+        read(encoded(photo().convert("L").convert(mode), "TIFF"))
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -301,7 +302,7 @@ def test_libtiff_writes_nothing_to_stderr(capfd: pytest.CaptureFixture[str]) -> 
 
 
 def test_of_several_pages_the_first_counts() -> None:
-    data = file(photo(), "TIFF", save_all=True, append_images=[Image.new("RGB", (999, 9))])
+    data = encoded(photo(), "TIFF", save_all=True, append_images=[Image.new("RGB", (999, 9))])
     assert (read(data).pixels == PHOTO.pixels).all()
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import struct
 import time
-import zlib
 from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,7 +19,8 @@ from service.api.forms import FORMS
 from service.bundle import Manifest
 from service.trace import Span
 from tests.api.server import Server, rejected, running
-from tests.pictures import encoded, png_chunk, quarters
+from tests.image_files import png
+from tests.pictures import encoded, quarters
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::PIL.Image.DecompressionBombWarning"
@@ -30,9 +29,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 def bomb() -> bytes:
     """22 KB for 177 megapixels of one bit."""
-    head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 13300, 13300, 1, 0, 0, 0, 0))
-    data = zlib.compress(bytes(1 + 1663) * 13300)
-    return b"\x89PNG\r\n\x1a\n" + head + png_chunk(b"IDAT", data) + png_chunk(b"IEND", b"")
+    return png(13300, 13300, 1, 0, bytes(1 + 1663) * 13300)
 
 
 @pytest.mark.parametrize(
