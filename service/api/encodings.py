@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import zlib
 from collections.abc import AsyncGenerator, Sequence
 
+from service.api.fields import weight_of
 from service.errors import BadInference, UnsupportedMediaType, shown
 
 PIECE = 256 * 1024  # most bytes that are inflated before others have their turn
@@ -14,7 +14,6 @@ _WINDOWS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 _SAME = {"x-gzip": "gzip"}  # RFC 9110, 8.4.1.3
 # Of one gzip body (RFC 1952, 2.2). Tools that pack in parts make them of 64 KiB and more.
 MAX_MEMBERS = 1024
-_WEIGHT = re.compile(r"(?:q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?))?", re.I)  # RFC 9110, 12.4.2
 _LEVEL = 1  # label maps shrink tenfold by it, in a tenth of the time of zlib's default
 
 
@@ -69,8 +68,10 @@ def _named(name: str) -> str:
 
 def _weight(parameter: str) -> float:
     """0..1, of the text behind the semicolon of an entry."""
-    found = _WEIGHT.fullmatch(parameter.replace(" ", ""))
-    return float(found[1] or 1) if found else 0.0
+    name, _, value = parameter.partition("=")
+    if not name.strip():
+        return 1.0
+    return (weight_of(value) or 0.0) if name.strip().lower() == "q" else 0.0
 
 
 async def _inflated(

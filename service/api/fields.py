@@ -96,6 +96,16 @@ def parse_urgency(lines: Sequence[str]) -> int:
     return int(value) if known else URGENCY  # type: ignore[call-overload]
 
 
+def weight_of(text: str) -> float | None:
+    """A weight, the q of Accept and its kin (RFC 9110, 12.4.2), 0..1; None: it is none. More digits
+    than three, or none before the point, as old clients of Java send them, do no harm."""
+    try:
+        weight = float(text)
+    except ValueError:
+        return None
+    return weight if 0 <= weight <= 1 else None
+
+
 def pattern(layers: int) -> str:
     """A regular expression for the usual spellings of a budget, for clients that check before they
     send: whatever matches is understood. layers: the bundle's deepest exit.

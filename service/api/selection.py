@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
 
-from service.api.fields import FIELD, PREFERENCE, SEEN
+from service.api.fields import FIELD, PREFERENCE, SEEN, weight_of
 from service.api.forms import FORMS, INCLUDES, Form
 from service.errors import BadHeader, BadQuery, NotAcceptable
 from service.tasks import Task
@@ -123,11 +123,7 @@ def _range(entry: str) -> tuple[tuple[str, str], float]:
         if name.strip() == "profile":
             profile = value.strip().strip('"')
         if name.strip() == "q":
-            try:
-                weight = float(value)
-            except ValueError:
-                weight = -1.0
-            if not 0 <= weight <= 1:
+            if (weight := weight_of(value)) is None:
                 raise BadHeader(
                     f"Accept: the weight q={value} must be from 0 to 1", header="Accept", key="q"
                 )

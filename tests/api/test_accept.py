@@ -49,6 +49,7 @@ from service.errors import (
         (['image/png;x="a,b";q=0.5, application/json;q=0.4'], "image/png"),
         (['image/png;profile="over,lay", application/json;q=0.4'], "application/json"),
         (["image/png;;q=0.5, ;, ,application/json;q=0.4"], "image/png"),
+        (["image/png; q=.2, */*; q=.2"], "application/json"),  # Java's HttpURLConnection
     ],
 )
 def test_accept_chooses_the_form_of_the_highest_weight(lines: list[str], expected: str) -> None:

@@ -192,6 +192,7 @@ def test_one_encoding_may_be_named_in_several_ways(server: Server, field: str) -
         ("identity, gzip", "gzip"),
         ("x-gzip", "gzip"),
         ("GZIP;Q=0.001", "gzip"),
+        ("gzip;q=.2, *;q=0", "gzip"),  # as Java's HttpURLConnection writes weights
         ("*", "gzip"),
         ("gzip;q=0, *", "deflate"),
         ("deflate, gzip;q=0.1", "deflate"),
