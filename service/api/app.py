@@ -21,11 +21,12 @@ from starlette.responses import Response
 from service.api import node_budget, openapi
 from service.api.auth import ApiKeys
 from service.api.body import Intake
-from service.api.middleware import Edge, document, problem
+from service.api.middleware import Edge
 from service.api.open_inference import open_inference
 from service.api.operations import operations
 from service.api.origins import Origins
 from service.api.pages import pages
+from service.api.problems import of_status, problem
 from service.api.response_cache import ResponseCache
 from service.api.segment import SegmentRoute, observe
 from service.errors import BadQuery, FathomError, ForeignOrigin
@@ -156,13 +157,11 @@ async def _on_error(request: Request, error: Exception) -> Response:
     if isinstance(error, FathomError):
         return problem(error, request_id, path)
     if isinstance(error, HTTPException):
-        status = HTTPStatus(error.status_code)
-        slug = status.phrase.lower().replace(" ", "-")
         detail = error.detail
-        if detail == status.phrase:
+        if detail == HTTPStatus(error.status_code).phrase:
             detail = f"{request.method} {path}: {detail}"
         headers = _with_head(error.headers)
-        return document(status, slug, status.phrase, detail, request_id, path, headers)
+        return of_status(error.status_code, detail, request_id, path, headers)
     detail = "A parameter of the path or the query cannot be understood"
     return problem(BadQuery(detail), request_id, path)
 

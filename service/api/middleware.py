@@ -8,12 +8,11 @@ starlette's BaseHTTPMiddleware a handler would not see its client leave.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
@@ -22,7 +21,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.fields import format_used
 from service.api.origins import Origins
-from service.errors import FathomError, ForeignOrigin, RequestTimeout
+from service.api.problems import problem
+from service.errors import FathomError, ForeignOrigin
 from service.inference.place import stopped
 from service.trace import Trace
 
@@ -131,53 +131,3 @@ class Edge:
             headers["Compute-Used"] = format_used(
                 trace.decision, self._of, several_canvases=self._several_canvases
             )
-
-
-def problem(error: FathomError, request_id: str, path: str = "") -> Response:
-    """The answer to an error, as a problem document. path: the request's."""
-    headers: dict[str, str] = {}
-    if error.retry_after_s is not None:
-        headers["Retry-After"] = str(error.retry_after_s)
-    if isinstance(error, RequestTimeout):
-        headers["Connection"] = "close"  # do not wait for the rest of the body
-    return document(
-        error.status,
-        error.problem,
-        error.title,
-        error.detail,
-        request_id,
-        path,
-        headers,
-        error.extra,
-    )
-
-
-def document(
-    status: int,
-    slug: str,
-    title: str,
-    detail: str,
-    request_id: str,
-    path: str = "",
-    headers: Mapping[str, str] | None = None,
-    extra: Mapping[str, object] | None = None,
-) -> Response:
-    """A problem document (RFC 9457). extra: its further members.
-
-    Below /v2 it has the member `error` of the Open Inference Protocol, whose clients look for that
-    in JSON of the plain type only.
-    """
-    members: dict[str, object] = {
-        "type": f"urn:fathom:problem:{slug}",
-        "title": title,
-        "status": status,
-        "detail": detail,
-        "instance": f"urn:fathom:request:{request_id}",
-    }
-    kind = "application/problem+json"
-    if path == "/v2" or path.startswith("/v2/"):
-        members, kind = {"error": detail} | members, "application/json"
-    body = json.dumps(
-        members | {key: value for key, value in (extra or {}).items() if key not in members}
-    )
-    return Response(body, status, dict(headers or {}), kind)

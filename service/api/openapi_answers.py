@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from service.api.problems import MEDIA_TYPE
 from service.errors import ForeignOrigin
 
-PROBLEM = "application/problem+json"
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -42,7 +42,7 @@ def failure(description: str) -> dict[str, Any]:
     """The description of a problem document, for a route's `responses`."""
     return {
         "description": description,
-        "content": {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from service.api.middleware import Edge, problem
+from service.api.middleware import Edge
+from service.api.problems import problem
 from service.bundle import Manifest
 from service.core import Decision, Outcome, Reason
 from service.errors import (

@@ -7,7 +7,8 @@ import uuid
 from collections.abc import Sequence
 from http import HTTPStatus
 
-from service.api.middleware import REQUEST_ID, document
+from service.api.middleware import REQUEST_ID
+from service.api.problems import of_status
 from service.logs import Line
 
 _log = logging.getLogger("fathom.http")
@@ -26,15 +27,14 @@ def refusal(error: Refused, fields: Sequence[tuple[bytes, bytes]]) -> bytes:
 
     h11 does not write it, since it knows of no answer to what it could not read.
     """
-    phrase, request_id = HTTPStatus(error.status).phrase, uuid.uuid4().hex
-    slug = phrase.lower().replace(" ", "-")
+    request_id = uuid.uuid4().hex
     _log.info(
         Line(
             "refused",
             {"request_id": request_id, "status": error.status, "detail": error.detail},
         )
     )
-    answer = document(error.status, slug, phrase, error.detail, request_id)
+    answer = of_status(error.status, error.detail, request_id)
     named = [
         *fields,
         *answer.raw_headers,
@@ -42,6 +42,6 @@ def refusal(error: Refused, fields: Sequence[tuple[bytes, bytes]]) -> bytes:
         (b"x-content-type-options", b"nosniff"),
         (b"connection", b"close"),
     ]
-    lines = [f"HTTP/1.1 {error.status} {phrase}".encode()]
+    lines = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}".encode()]
     lines += [name + b": " + value for name, value in named]
     return b"\r\n".join((*lines, b"", bytes(answer.body)))
