@@ -67,6 +67,7 @@ class Edge:
         sent_id = ", ".join(set(headers.getlist(REQUEST_ID)))  # several are none
         trace = Trace(request_id=sent_id if _ID.fullmatch(sent_id) else uuid.uuid4().hex)
         state = scope.setdefault("state", {})
+        trace.trace_id, trace.sampled = state.get("traced", ("", False))
         state |= {"trace": trace, "arrived": time.perf_counter(), "vary": "", "afterwards": None}
         started = False
         bodiless = scope["method"] == "HEAD"

@@ -65,7 +65,6 @@ class InferRoute:
 
     async def infer(self, request: Request) -> Response:
         trace: Trace = request.state.trace
-        trace.trace_id, trace.sampled = getattr(request.state, "traced", ("", False))
         request.state.vary = f"Accept-Encoding, {FIELD}, {PREFERENCE}, {VALUE_RANGE}"
         traces = [trace]
         gone = ClientDisconnect

@@ -181,7 +181,6 @@ def _response(made: Made, status: str) -> Response:
 def observe(metrics: Metrics, request: Request, outcome: str) -> None:
     """Count a finished request, and log its line."""
     trace: Trace = request.state.trace
-    trace.trace_id, trace.sampled = getattr(request.state, "traced", ("", False))
     metrics.observe(trace, outcome, time.perf_counter() - request.state.arrived)
 
 
