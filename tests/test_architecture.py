@@ -31,7 +31,7 @@ LAYERS = {
             "logs",
             "request_line",
         ),
-        *("labels", "metrics", "threads", "native"),
+        *("labels", "metrics", "outcomes", "threads", "native"),
         *("bundle", "pixels", "tasks", "answer", "engines", "inference"),
         *("model", "segmenting", "open_inference", "api", "grpc", "__main__"),
     ],

@@ -36,10 +36,10 @@ from service.api.response_cache import (
     key_of,
 )
 from service.core import Ask, Budget, Frames
-from service.errors import FathomError, NotReady
 from service.inference.ticket import Ticket
 from service.metrics import Metrics
 from service.model import Model
+from service.outcomes import counted
 from service.segmenting import Answer, Segmenter
 from service.trace import Trace
 
@@ -61,25 +61,13 @@ class SegmentRoute:
 
     async def segment(self, request: Request) -> Response:
         request.state.vary = f"Accept, {FIELD}, {PREFERENCE}, {VALUE_RANGE}"
-        outcome = FathomError.problem
-        try:
-            response = await self._segment(request, request.state.trace)
-            outcome = "ok"
-            return response
-        except FathomError as error:
-            outcome = error.problem
-            if error.shed:
-                self._metrics.shed(error.shed)
-            raise
-        except ClientDisconnect:
-            outcome = "cancelled"
-            raise
-        except asyncio.CancelledError:
-            outcome = NotReady.problem  # as `Edge` answers
-            raise
-        finally:
-            # Its caller need not wait for that.
+
+        def afterwards(outcome: str) -> None:
+            """Its caller need not wait for that."""
             request.state.afterwards = partial(observe, self._metrics, request, outcome)
+
+        with counted(self._metrics, ClientDisconnect, afterwards):
+            return await self._segment(request, request.state.trace)
 
     async def _segment(self, request: Request, trace: Trace) -> Response:
         # Whatever can be refused is refused before the body is read.

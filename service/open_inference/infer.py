@@ -6,11 +6,12 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
+from service import outcomes
 from service.core import Frames
-from service.errors import BadInference, FathomError, NotReady, TooLarge
+from service.errors import BadInference, FathomError, TooLarge
 from service.inference.ticket import Ticket
 from service.metrics import Metrics
 from service.open_inference.outputs import Outputs, Part, Tensor
@@ -116,31 +117,17 @@ def reply(answers: Sequence[Answer], wanted: Wanted, outputs: Outputs) -> tuple[
     return Reply(answers[0].manifest.name, wanted.id, _used(answers), tensors), spans
 
 
-@contextmanager
 def counted(
     metrics: Metrics, traces: list[Trace], arrived: float, gone: type[BaseException]
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Count what happens inside as /segment counts: an image each when all is well, else one
-    request. traces: filled by then. gone: raised when the caller has left; who is cancelled for
-    another reason is left over at the end of the drain."""
-    outcome = FathomError.problem
-    try:
-        yield
-        outcome = "ok"
-    except FathomError as error:
-        outcome = error.problem
-        if error.shed:
-            metrics.shed(error.shed)
-        raise
-    except gone:
-        outcome = "cancelled"
-        raise
-    except asyncio.CancelledError:
-        outcome = NotReady.problem
-        raise
-    finally:
+    request. traces: filled by then. gone: see `outcomes.counted`."""
+
+    def count(outcome: str) -> None:
         for trace in traces if outcome == "ok" else traces[:1]:
             metrics.observe(trace, outcome, time.perf_counter() - arrived)
+
+    return outcomes.counted(metrics, gone, count)
 
 
 def most_images(settings: Settings) -> int:
