@@ -6,7 +6,6 @@ Reading them needs no bundle: the policy checks what depends on one, such as the
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from decimal import Decimal
 from numbers import Integral, Real
 
 from service.core import Budget, ValueRange
-from service.errors import BadBudget, BadPreference
+from service.errors import BadBudget, BadPreference, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +64,7 @@ def budget_of(values: Mapping[str, object]) -> Budget:
         if key in _NUMBERS:
             read[key.replace("-", "_")] = _NUMBERS[key].read(key, value)
         elif key != "strict":
-            near = difflib.get_close_matches(key, KEYS, n=1, cutoff=0.5)
-            hint = f"did you mean '{near[0]}'?" if near else f"the keys are {', '.join(KEYS)}"
+            hint = did_you_mean(key, KEYS) or f"the keys are {', '.join(KEYS)}"
             raise bad(key, f"is unknown: {hint}")
         elif isinstance(value, bool):
             read[key] = value

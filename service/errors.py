@@ -23,7 +23,9 @@ FathomError 500
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -58,6 +60,17 @@ class FathomError(Exception):
 def shown(text: object) -> str:
     """What a stranger wrote, quoted and short enough for a message."""
     return repr(str(text)[:40])
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Names in a row, for a message."""
+    return ", ".join(f"'{name}'" for name in names)
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """A question for a message about an unknown name, if a known one is near; else empty."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'?" if near else ""
 
 
 class BundleError(FathomError):

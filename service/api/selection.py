@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from service.api.fields import FIELD, PREFERENCE, SEEN, weight_of
 from service.api.forms import FORMS, INCLUDES, Form
-from service.errors import BadHeader, BadQuery, NotAcceptable
+from service.errors import BadHeader, BadQuery, NotAcceptable, quoted
 from service.tasks import Task
 
 Ranges: TypeAlias = dict[tuple[str, str], float]  # (type, profile or "") of Accept -> weight
@@ -84,7 +84,7 @@ def answered(
     fitting = [name for name in asked if name in able]
     if not fitting:
         raise NotAcceptable(
-            f"{form.media_type} cannot hold what {_quoted(asked)} says: {_can(able)}",
+            f"{form.media_type} cannot hold what {quoted(asked)} says: {_can(able)}",
             heads=able,
         )
     return [max(fitting, key=shares.__getitem__)]
@@ -108,11 +108,7 @@ def _preferred(accept: tuple[str, ...]) -> Form:
 def _can(able: Sequence[str]) -> str:
     if not able:
         return "no head of this bundle can be in that form"
-    return f"of this bundle's heads {_quoted(able)} can be in that form; name it in {PREFERENCE}"
-
-
-def _quoted(names: Sequence[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)
+    return f"of this bundle's heads {quoted(able)} can be in that form; name it in {PREFERENCE}"
 
 
 def _range(entry: str) -> tuple[tuple[str, str], float]:

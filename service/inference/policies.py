@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from functools import lru_cache
 
 from service.bundle import Manifest, complete_plans, is_larger, open_to
 from service.core import Ask, Frames, Plan
-from service.errors import BadPreference
+from service.errors import BadPreference, did_you_mean, quoted
 from service.inference.policy import Policy
 
 KEPT = 256  # policies: a caller that sends ever new weights costs time and no memory
@@ -59,8 +58,7 @@ class Policies:
         no plan of it can have."""
         for name in ask.preference or ():
             if name not in self._names:
-                near = difflib.get_close_matches(name, self._names, n=1, cutoff=0.5)
-                hint = f"did you mean '{near[0]}'?" if near else f"there is {_listed(self._names)}"
+                hint = did_you_mean(name, self._names) or f"there is {quoted(self._names)}"
                 raise BadPreference(f"the key '{name}' is no head of this bundle: {hint}", key=name)
         policies = (self.of(ask.preference, larger=larger) for larger in (False, True))
         max(policies, key=lambda policy: policy.deepest).check(ask.budget)
@@ -93,7 +91,3 @@ class Policies:
         return Policy(
             plans, manifest.margins, self._default_max_loss, tuple(columns(plan) for plan in plans)
         )
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)

@@ -9,14 +9,13 @@ the same, or what the parameters leave open.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 
 from service.ask import KEYS, bad, bad_weight, budget_of, preference_of, value_range_of
 from service.core import Ask, Budget
-from service.errors import BadBudget, BadInference, BadPreference, shown
+from service.errors import BadBudget, BadInference, BadPreference, did_you_mean, shown
 from service.structured import MAX_LENGTH, MemberWithoutKeyError, plain_members
 
 TIMEOUT = "timeout"  # in microseconds
@@ -129,6 +128,5 @@ def _timeout_ms(timeout: object) -> float | None:
 
 def _unknown(name: object) -> BadInference:
     keys = (*_BUDGET, PREFERENCE, VALUE_RANGE, TIMEOUT, "binary_data_output")
-    near = difflib.get_close_matches(str(name)[:40], keys, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"the keys are {', '.join(keys)}"
+    hint = did_you_mean(str(name)[:40], keys) or f"the keys are {', '.join(keys)}"
     return BadInference(f"parameters: the key {shown(name)} is unknown: {hint}")
