@@ -31,11 +31,11 @@ from service.open_inference.infer import (
     take,
 )
 from service.open_inference.outputs import Outputs
+from service.open_inference.rest import HEADER_LENGTH
 from service.segmenting import Segmenter
 from service.settings import Settings
 from service.trace import Trace
 
-HEADER_LENGTH = "Inference-Header-Content-Length"
 _TYPES = ("", "application/json", "application/octet-stream")  # KServe's and Triton's clients
 _FIXED = "The model of this service is fixed: it is not loaded or unloaded by requests"
 _SHARED = "Shared memory is not offered: send the data with the request"

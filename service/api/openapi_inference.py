@@ -23,6 +23,7 @@ from service.errors import (
 )
 from service.open_inference.parameters import IGNORED
 from service.open_inference.request import IMAGE, MAX_ID, PIXELS
+from service.open_inference.rest import HEADER_LENGTH
 from service.structured import MAX_LENGTH
 
 
@@ -157,7 +158,7 @@ def _infer(manifest: Manifest, outputs: Sequence[str]) -> dict[str, Any]:
     for status, names in titles(BadQuery, NotAcceptable).items():
         responses[status] = error(" / ".join(names))
     length = {
-        "name": "Inference-Header-Content-Length",
+        "name": HEADER_LENGTH,
         "in": "header",
         "description": "Bytes of JSON before the binary data; 0: the body is one image file",
         "schema": {"type": "integer", "minimum": 0},

@@ -15,6 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 
 from service.errors import ForeignOrigin, SettingsError
+from service.open_inference.rest import HEADER_LENGTH
 from service.settings import flag
 
 ANY = "*"
@@ -22,12 +23,12 @@ SENT = (
     *("Accept", "Authorization", "Cache-Control", "Compute-Budget", "Content-Encoding"),
     *("Content-Type", "Priority", "Task-Preference", "Value-Range", "X-API-Key", "X-Request-Id"),
     *("traceparent", "tracestate"),
-    "Inference-Header-Content-Length",
+    HEADER_LENGTH,
 )
 SHOWN = (
     *("Cache-Status", "Compute-Used", "Retry-After", "Server-Timing", "Value-Scale"),
     *("X-Request-Id", "traceparent"),
-    "Inference-Header-Content-Length",
+    HEADER_LENGTH,
 )
 _PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, HEAD, POST",

@@ -19,6 +19,7 @@ from service.open_inference.infer import Reply
 from service.open_inference.request import (
     IMAGE,
     MAX_IMAGES,
+    PIXELS,
     Input,
     Offer,
     Request,
@@ -28,6 +29,8 @@ from service.open_inference.request import (
     wanted,
 )
 
+# The header field with the bytes of JSON before the binary data.
+HEADER_LENGTH = "Inference-Header-Content-Length"
 MAX_HEADER = 64 * 1024  # bytes of JSON before binary data
 # What a document may hold: nothing else runs while it is read, and a number takes 36 bytes, an
 # empty list 64. Pixels of more than a megapixel go behind the JSON.
@@ -45,19 +48,17 @@ class Sent:
 def parse(body: bytes, header_length: str | None, offer: Offer, fields: Ask) -> Sent:
     """The body of a request.
 
-    header_length: the field Inference-Header-Content-Length: the bytes of JSON before the binary
-    data. None: all of them; 0: none, the body is one image file. offer: the model's outputs.
-    fields: what the other header fields ask for. Raises BadInference, BadBudget, BadPreference.
+    header_length: the field HEADER_LENGTH. None: all is JSON; 0: nothing is, the body is one image
+    file. offer: the model's outputs. fields: what the other header fields ask for. Raises
+    BadInference, BadBudget, BadPreference.
     """
     if header_length is None:
         return _parse(body, b"", offer, fields)
     if not header_length.isascii() or not header_length.isdecimal() or len(header_length) > 10:
-        raise BadInference("Inference-Header-Content-Length must be a number of bytes")
+        raise BadInference(f"{HEADER_LENGTH} must be a number of bytes")
     length = int(header_length)
     if length > len(body):
-        raise BadInference(
-            f"Inference-Header-Content-Length is {length}, but the body has {len(body)} bytes"
-        )
+        raise BadInference(f"{HEADER_LENGTH} is {length}, but the body has {len(body)} bytes")
     if length == 0:
         file = Input(IMAGE, "BYTES", [1], files=[body])
         return Sent(Request(wanted("", {}, [], offer, fields), file), frozenset())
@@ -113,7 +114,7 @@ def _parse(text: bytes, rest: bytes, offer: Offer, fields: Ask) -> Sent:
         binary = set(asked.outputs)
     inputs = _objects(document.get("inputs"), "inputs")
     if len(inputs) != 1:
-        raise BadInference(f"there are {len(inputs)} inputs: send one, 'image' or 'pixels'")
+        raise BadInference(f"there are {len(inputs)} inputs: send one, '{IMAGE}' or '{PIXELS}'")
     return Sent(Request(asked, _input(inputs[0], rest)), frozenset(map(str, binary)))
 
 
