@@ -17,7 +17,7 @@ from service.errors import BadBudget, BadPreference, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
-class _Number:
+class Number:
     """A key with a number in [low, high]; whole: an integer."""
 
     low: float
@@ -46,23 +46,23 @@ class _Number:
         return None
 
 
-# The policy checks the range of the depth: it depends on the bundle.
-_NUMBERS = {
-    "depth": _Number(float("-inf"), float("inf"), whole=True),
-    "gflops": _Number(0.001, 1e6),
-    "ms": _Number(1, 600_000),
-    "max-loss": _Number(0, 1),
+# Of the budget. The policy checks the range of the depth: it depends on the bundle.
+NUMBERS = {
+    "depth": Number(float("-inf"), float("inf"), whole=True),
+    "gflops": Number(0.001, 1e6),
+    "ms": Number(1, 600_000),
+    "max-loss": Number(0, 1),
 }
-_WEIGHT = _Number(0, 1e6)  # of a head
-KEYS = (*_NUMBERS, "strict")
+_WEIGHT = Number(0, 1e6)  # of a head
+KEYS = (*NUMBERS, "strict")
 
 
 def budget_of(values: Mapping[str, object]) -> Budget:
     """Build a budget from plain values, by KEYS. Raises BadBudget that names the key."""
     read: dict[str, int | float | bool] = {}
     for key, value in values.items():
-        if key in _NUMBERS:
-            read[key.replace("-", "_")] = _NUMBERS[key].read(key, value)
+        if key in NUMBERS:
+            read[key.replace("-", "_")] = NUMBERS[key].read(key, value)
         elif key != "strict":
             hint = did_you_mean(key, KEYS) or f"the keys are {', '.join(KEYS)}"
             raise bad(key, f"is unknown: {hint}")

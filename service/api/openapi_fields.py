@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from service.api.fields import PREFERENCE, PRIORITY, URGENCIES, pattern, preference_pattern
+from service.ask import NUMBERS
 from service.inference.place import URGENCY
 from service.structured import MAX_LENGTH
 
@@ -16,7 +17,7 @@ def ask_fields(layers: int, heads: Sequence[str]) -> list[dict[str, Any]]:
         "Ceilings and a floor, all optional (RFC 9651 Dictionary). "
         "depth: most encoder layers. "
         "gflops: most compute. "
-        "ms: deadline on the server, from 1 to 600000. "
+        f"ms: deadline on the server, from {NUMBERS['ms'].low} to {NUMBERS['ms'].high}. "
         "max-loss: expected loss against the full plan that is accepted, from 0 to 1. "
         "strict: refuse the image if that floor is out of reach."
     )

@@ -11,6 +11,7 @@ from service.api.fields import preference_pattern
 from service.api.openapi import titles
 from service.api.openapi_answers import error
 from service.api.openapi_fields import ask_fields
+from service.ask import NUMBERS
 from service.bundle import Manifest
 from service.errors import (
     BadInference,
@@ -43,9 +44,11 @@ _TENSOR = {
 }
 _PARAMETERS: dict[str, Any] = {
     **{key: {} for key in sorted(IGNORED)},
-    "gflops": {"type": "number", "minimum": 0.001, "maximum": 1e6},
-    "ms": {"type": "number", "minimum": 1, "maximum": 600_000},
-    "max_loss": {"type": "number", "minimum": 0, "maximum": 1},
+    **{
+        key.replace("-", "_"): {"type": "number", "minimum": own.low, "maximum": own.high}
+        for key, own in NUMBERS.items()
+        if not own.whole  # the depth: its range is the bundle's
+    },
     "strict": {"type": "boolean"},
     "timeout": {"type": "integer", "minimum": 0},
     "binary_data_output": {"type": "boolean"},

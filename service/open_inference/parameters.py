@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from service.ask import KEYS, bad, bad_weight, budget_of, preference_of, value_range_of
+from service.ask import KEYS, NUMBERS, bad, bad_weight, budget_of, preference_of, value_range_of
 from service.core import Ask, Budget
 from service.errors import BadBudget, BadInference, BadPreference, did_you_mean, shown
 from service.structured import MAX_LENGTH, MemberWithoutKeyError, plain_members
@@ -25,7 +25,7 @@ IGNORED = frozenset(
     {"sequence_id", "sequence_start", "sequence_end", "priority", "binary_data_output"}
 )
 _BUDGET = {key.replace("-", "_"): key for key in KEYS}
-_LONGEST_US = 600_000_000  # of the key ms, in microseconds
+_LONGEST_US = 1000 * NUMBERS["ms"].high
 _INTEGER, _DECIMAL = re.compile(r"\d{1,15}"), re.compile(r"\d{1,15}\.\d{1,15}")
 
 
