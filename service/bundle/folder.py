@@ -42,15 +42,13 @@ def load(folder: Path) -> Bundle:
     try:
         content = (folder / FILE).read_bytes()
         manifest = _parse(json.loads(content, parse_constant=_no_constant))
-        entries: tuple[Stage | BundleFile | KernelFile, ...] = (
-            *manifest.stages.values(),
-            *manifest.files,
-            *manifest.kernels,
-        )
-        for entry in entries:
-            if _sha256(folder, entry.file) != entry.sha256:
-                raise BundleError(f"{entry.file}: its sha256 is not the one in the manifest")
-        _check_external(folder, manifest)
+        files: tuple[BundleFile | KernelFile, ...] = (*manifest.files, *manifest.kernels)
+        for entry in files:
+            _check_sha256(entry, _sha256(folder, entry.file))
+        for stage in manifest.stages.values():
+            graph = _path(folder, stage.file).read_bytes()
+            _check_sha256(stage, hashlib.sha256(graph).hexdigest())
+            _check_external(folder, manifest, stage, graph)
     except BundleError as error:
         raise remade(folder, error.detail) from error
     except FileNotFoundError as error:
@@ -86,7 +84,8 @@ def save(folder: Path, manifest: Manifest) -> Bundle:
         del value["kernels"]
     text = json.dumps({"schema": SCHEMA} | value, indent=1, allow_nan=False) + "\n"
     checked = _parse(json.loads(text))
-    _check_external(folder, checked)
+    for stage in checked.stages.values():
+        _check_external(folder, checked, stage, (folder / stage.file).read_bytes())
     partial = folder / (FILE + ".partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, folder / FILE)
@@ -121,23 +120,32 @@ def _no_constant(name: str) -> NoReturn:
     raise BundleError(f"{FILE}: {name} is not a number")
 
 
-def _check_external(folder: Path, manifest: Manifest) -> None:
+def _check_sha256(entry: Stage | BundleFile | KernelFile, sha256: str) -> None:
+    if sha256 != entry.sha256:
+        raise BundleError(f"{entry.file}: its sha256 is not the one in the manifest")
+
+
+def _check_external(folder: Path, manifest: Manifest, stage: Stage, graph: bytes) -> None:
     """Raises BundleError where a graph takes tensors from a file whose sha256 nobody checks."""
     listed = {(folder / entry.file).resolve() for entry in manifest.files}
-    for stage in manifest.stages.values():
-        for name in external_files(folder / stage.file):
-            if not is_line(name) or (folder / name).resolve() not in listed:
-                raise BundleError(
-                    f"{stage.file}: it takes tensors from {shown(name)}, which is not among files"
-                )
+    for name in external_files(graph):
+        if not is_line(name) or (folder / name).resolve() not in listed:
+            raise BundleError(
+                f"{stage.file}: it takes tensors from {shown(name)}, which is not among files"
+            )
 
 
-def _sha256(folder: Path, name: str) -> str:
+def _path(folder: Path, name: str) -> Path:
+    """Of a file of the bundle. Raises BundleError where it is none."""
     path = (folder / name).resolve()
     # It does with an absolute name, "..", or a link to elsewhere.
     if not name or not path.is_relative_to(folder.resolve()):
         raise BundleError(f"{name!r}: the name leaves the folder")
     if not path.is_file():
         raise BundleError(f"{name}: there is no such file")
-    with path.open("rb") as stream:
+    return path
+
+
+def _sha256(folder: Path, name: str) -> str:
+    with _path(folder, name).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -7,7 +7,6 @@ tensor.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 # Kind of message -> field -> the kind of message in it, on the way to tensors (onnx.proto).
 _PARTS = {
@@ -24,10 +23,10 @@ KEY = b"location"
 _VARINT, _EIGHT, _BYTES, _FOUR = 0, 1, 2, 5  # kinds of fields; others have no value of their own
 
 
-def external_files(path: Path) -> set[str]:
-    """As the graph names them. Of a damaged file those up to the damage: nothing opens it."""
+def external_files(graph: bytes) -> set[str]:
+    """As the graph names them. Of a damaged one those up to the damage: nothing opens it."""
     found: set[str] = set()
-    todo = [("model", path.read_bytes())]
+    todo = [("model", graph)]
     while todo:
         kind, message = todo.pop()
         if kind == "entry":
