@@ -52,7 +52,7 @@ class Saliency:
     def made_up(
         self, images: NDArray[np.uint8], certainty: NDArray[np.float64], spec: TensorSpec
     ) -> NDArray[np.float32]:
-        height, width = (int(size) for size in spec.dims[2:])
+        _, height, width = spec.sizes
         bright = made_up.brightness(images, height, width)[:, None] / 255
         return (bright * certainty[:, None, None, None]).astype(np.float32)
 

@@ -188,12 +188,8 @@ def _check_shape(
                 plan.keep < 1,
                 f"stages.{name}.outputs: paused is listed, but {plan.name} has keep 1",
             )
-            right = encoder.paused.dtype == "uint8" and _is_grid(encoder.paused.dims, 3)
+            right = encoder.paused.dtype == "uint8" and len(encoder.paused.sizes) == 2
             require(right, f"stages.{name}.outputs: paused must be uint8, (batch, rows, columns)")
-
-
-def _is_grid(dims: tuple[int | str, ...], count: int) -> bool:
-    return len(dims) == count and all(isinstance(size, int) and size > 0 for size in dims[1:])
 
 
 def _feeds(available: tuple[TensorSpec, ...], stage: Stage, name: str) -> None:

@@ -23,6 +23,12 @@ class TensorSpec:
     dtype: str
     dims: tuple[int | str, ...]
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Of one image, without the batch; empty where a size varies."""
+        own = tuple(size for size in self.dims[1:] if isinstance(size, int) and size > 0)
+        return own if len(own) == len(self.dims) - 1 else ()
+
 
 # Input of the glance's front: the image's own height and width, in pixels.
 SIZE = TensorSpec("size", "float32", ("batch", 2))

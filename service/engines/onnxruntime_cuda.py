@@ -101,7 +101,7 @@ class OnnxRuntimeCudaBackend:
     def _run_each(self, size: int) -> None:
         """Run each session of a size for the first time, on zeros. Raises BackendError."""
         specs = {spec for stage in self._stages.values() for spec in stage.inputs}
-        zeros = {spec: self._on_gpu(np.zeros(_shape(spec, size), spec.dtype)) for spec in specs}
+        zeros = {spec: self._on_gpu(np.zeros((size, *spec.sizes), spec.dtype)) for spec in specs}
         for name, stage in self._stages.items():
             try:
                 self._execute(name, size, zeros)
@@ -134,7 +134,7 @@ class OnnxRuntimeCudaBackend:
     def take(self, handles: Values, rows: Sequence[int]) -> Values:
         size, taken = fitting(self._sizes, len(rows)), dict[TensorSpec, Any]()
         for spec, source in handles.items():
-            shape, dtype = _shape(spec, size), np.dtype(spec.dtype)
+            shape, dtype = (size, *spec.sizes), np.dtype(spec.dtype)
             taken[spec] = ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, self._place, 0)
             row_bytes = dtype.itemsize * prod(shape[1:])
             into, out_of = taken[spec].data_ptr(), source.data_ptr()
@@ -194,11 +194,7 @@ def open_session(root: Path, stage: Stage, size: int, provider: str) -> ort.Infe
 
 
 def _sized(specs: Sequence[TensorSpec], size: int) -> list[TensorSpec]:
-    return [TensorSpec(spec.name, spec.dtype, _shape(spec, size)) for spec in specs]
-
-
-def _shape(spec: TensorSpec, size: int) -> tuple[int, ...]:
-    return (size, *(int(side) for side in spec.dims[1:]))
+    return [TensorSpec(spec.name, spec.dtype, (size, *spec.sizes)) for spec in specs]
 
 
 def _filled(images: NDArray[Any], size: int) -> NDArray[Any]:

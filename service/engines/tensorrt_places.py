@@ -56,8 +56,7 @@ class Places:
             else:
                 address = held.on_device(most * size)
                 self._address |= {(place, spec): address for place in PLACES}
-                sides = (int(side) for side in spec.dims[1:])
-                self._host[spec] = held.pinned((most, *sides), spec.dtype)
+                self._host[spec] = held.pinned((most, *spec.sizes), spec.dtype)
         self._writes, self._last = count(1), dict[tuple[str, TensorSpec], int]()
 
     def of(self, stage: str) -> Sequence[str]:

@@ -95,7 +95,7 @@ def check_tiles(manifest: Manifest, tasks: Mapping[str, Task]) -> None:
         for tile in canvases[tiles.of].shapes:
             for stage in manifest.graphs[tile.name].heads.values():
                 for output in manifest.stages[stage].outputs:
-                    height, width = (int(size) for size in output.dims[-2:])
+                    height, width = output.sizes[-2:]
                     if tiles.stride(height, width, tile) is None:
                         raise BundleError(
                             f"stages.{stage}.outputs: the cells of {output.name} do not fit the "

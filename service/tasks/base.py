@@ -159,7 +159,7 @@ class Task(Protocol):
     def made_up(
         self, images: NDArray[np.uint8], certainty: NDArray[np.float64], spec: TensorSpec
     ) -> NDArray[np.float32]:
-        """A tensor of the fake engine's head for B images, (B, *spec.dims[1:]).
+        """A tensor of the fake engine's head for B images, (B, *spec.sizes).
 
         Brightness decides, in bands of equal width, the darkest first. certainty: (B,), 0..1.
         """
@@ -188,7 +188,6 @@ def check_classes(classes: Sequence[ClassInfo]) -> None:
 
 def check_planes(outputs: Sequence[TensorSpec], key: str, channels: int, what: str) -> None:
     """Check that the head gives one stack of planes, of any name. Raises BundleError."""
-    dims = outputs[0].dims if len(outputs) == 1 else ()
-    sized = all(isinstance(size, int) and size > 0 for size in dims[1:])
-    if len(dims) != 4 or not sized or dims[1] != channels:
+    sizes = outputs[0].sizes if len(outputs) == 1 else ()
+    if len(sizes) != 3 or sizes[0] != channels:
         raise BundleError(f"{key}: it must be one, (batch, {what}, h, w)")

@@ -45,8 +45,8 @@ class Depth:
             raise BundleError("classes: a head of depth has none")
         if not self.unit or self.range is None:
             raise BundleError("unit, range: a head of depth needs both")
-        dims = outputs[0].dims if [spec.name for spec in outputs] == [TENSOR] else ()
-        if len(dims) != 3 or not all(isinstance(size, int) and size > 0 for size in dims[1:]):
+        sizes = outputs[0].sizes if [spec.name for spec in outputs] == [TENSOR] else ()
+        if len(sizes) != 2:
             raise BundleError(f"{key}: it must be {TENSOR} (batch, h, w)")
 
     def read(self, tensors: Tensors, geometry: Geometry) -> Values:
@@ -59,7 +59,7 @@ class Depth:
     ) -> NDArray[np.float32]:
         """What is dark is near, and what is bright is far."""
         assert self.range is not None
-        height, width = (int(size) for size in spec.dims[1:])
+        height, width = spec.sizes
         share = made_up.brightness(images, height, width) / 255
         least, most = self.range
         return (least + (most - least) * share).astype(np.float32)

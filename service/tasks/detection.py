@@ -83,7 +83,7 @@ class Detection:
     ) -> NDArray[np.float32]:
         """Query k answers for class k, with the box of the band k of brightness where there is one;
         the others answer for no object."""
-        queries = int(spec.dims[1])
+        queries = spec.sizes[0]
         bands = min(queries, len(self.classes))
         brightness = made_up.brightness(images, _GRID, _GRID)
         band = (brightness * bands / 256).astype(np.intp)

@@ -51,7 +51,7 @@ class Instance:
         self, images: NDArray[np.uint8], certainty: NDArray[np.float64], spec: TensorSpec
     ) -> NDArray[np.float32]:
         """A cell is core if its neighbours are of the same band, else border."""
-        channels, height, width = (int(size) for size in spec.dims[1:])
+        channels, height, width = spec.sizes
         brightness = made_up.brightness(images, height, width)
         band = (brightness * ((channels + 1) // 2) / 256).astype(np.intp)
         edged = np.pad(band, ((0, 0), (1, 1), (1, 1)), mode="edge")

@@ -28,7 +28,7 @@ def scores(images: Images, shares: NDArray[np.float64]) -> NDArray[np.float32]:
 
 def paused(images: Images, grid: TensorSpec, share: float) -> NDArray[np.uint8]:
     """(B, rows, columns): 1 for the darkest cells, as many as `share` says."""
-    rows, columns = (int(size) for size in grid.dims[1:])
+    rows, columns = grid.sizes
     cells = brightness(images, rows, columns).reshape(len(images), -1)
     order = cells.argsort(axis=1, kind="stable")
     chosen = np.zeros_like(order, np.uint8)

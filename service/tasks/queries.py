@@ -52,15 +52,14 @@ class QueryTask(ABC):
         if self.thresholds is None:
             raise BundleError("thresholds: a head of queries needs them")
         check_classes(classes)
-        specs = {spec.name: spec.dims for spec in outputs}
+        specs = {spec.name: spec.sizes for spec in outputs}
         kinds, masks = specs.get(CLASSES, ()), specs.get(MASKS, ())
-        sized = all(isinstance(size, int) and size > 0 for size in (*kinds[1:], *masks[1:]))
-        if len(specs) != 2 or len(kinds) != 3 or len(masks) != 4 or not sized:
+        if len(specs) != 2 or len(kinds) != 2 or len(masks) != 3:
             raise BundleError(
                 f"{key}: they must be {CLASSES} (batch, queries, classes + 1) and {MASKS} (batch, "
                 f"queries, h, w)"
             )
-        if kinds[2] != len(classes) + 1 or kinds[1] != masks[1] or int(kinds[1]) > MOST:
+        if kinds[1] != len(classes) + 1 or kinds[0] != masks[0] or kinds[0] > MOST:
             raise BundleError(
                 f"{key}: {CLASSES} must be of {len(classes)} classes and one more, and both of the "
                 f"same queries, at most {MOST}"
@@ -76,14 +75,14 @@ class QueryTask(ABC):
         self, images: NDArray[np.uint8], certainty: NDArray[np.float64], spec: TensorSpec
     ) -> NDArray[np.float32]:
         """Query k answers for class k, as far as there are classes, and has the band k."""
-        dims, queries = spec.dims, int(spec.dims[1])
-        if len(dims) == 3:
-            classes = int(dims[2]) - 1
+        queries, *rest = spec.sizes
+        if len(rest) == 1:
+            classes = rest[0] - 1
             kinds = np.where(np.arange(queries) < classes, np.arange(queries), classes)
             logits = np.where(np.arange(classes + 1) == kinds[:, None], 9.0, 0.0)
             return np.tile(logits.astype(np.float32), (len(images), 1, 1))
         classes = min(queries, len(self.classes))
-        brightness = made_up.brightness(images, int(dims[2]), int(dims[3]))
+        brightness = made_up.brightness(images, *rest)
         band = (brightness * classes / 256).astype(np.intp)[:, None]
         sure = np.log(certainty / (1 - certainty))[:, None, None, None]
         inside = band == np.arange(queries)[:, None, None]

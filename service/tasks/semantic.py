@@ -48,7 +48,7 @@ class Semantic:
     def made_up(
         self, images: NDArray[np.uint8], certainty: NDArray[np.float64], spec: TensorSpec
     ) -> NDArray[np.float32]:
-        classes, height, width = (int(size) for size in spec.dims[1:])
+        classes, height, width = spec.sizes
         brightness = made_up.brightness(images, height, width)
         return made_up.planes((brightness * classes / 256).astype(np.intp), certainty, classes)
 
