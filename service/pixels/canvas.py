@@ -28,6 +28,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_THE_SIDE = (5, 6, 7, 8)  # orientations whose stored rows are columns of what is shown
 
 
 def to_canvases(
@@ -91,13 +92,12 @@ def opened_to_canvases(
 ) -> Scaled:
     """Decode an image file, turn, scale and convert it. Raises UndecodableImage."""
     turn = TURNS.get(orientation)
-    turned = orientation in (5, 6, 7, 8)
-    width, height = opened.image.size[::-1] if turned else opened.image.size
+    width, height = shown_size(opened.image, orientation)
     shapes = [canvas.fitting(width, height) for canvas in spec.canvases]
     sizes = [_scaled(width, height, shape) for shape in shapes]
     # No larger than it is, and as large as any canvas takes it.
     size = min(max(sizes), (width, height))
-    if turned:
+    if orientation in _ON_THE_SIDE:
         size = size[::-1]
     # JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time; twice the size leaves the
     # filter its work.
@@ -132,9 +132,14 @@ def opened_to_canvases(
     return Scaled(image, placed, spec.pad)
 
 
+def shown_size(image: Image.Image, orientation: int) -> tuple[int, int]:
+    """The (width, height) of a stored image once it is turned as EXIF's orientation asks."""
+    return image.size[::-1] if orientation in _ON_THE_SIDE else image.size
+
+
 def _scaled(width: int, height: int, shape: Shape) -> tuple[int, int]:
     """The (width, height) of an image that is scaled by one factor to fit."""
-    scale = min(shape.width / width, shape.height / height)
+    scale = shape.scale(width, height)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 

@@ -25,7 +25,7 @@ from PIL import Image
 from service.bundle import Canvas, InputSpec, Shape
 from service.core import Frame, ValueRange
 from service.errors import TooLarge, UndecodableImage, UnsupportedMediaType
-from service.pixels.canvas import TURNS, Scaled, opened_to_canvases, to_canvases
+from service.pixels.canvas import TURNS, Scaled, opened_to_canvases, shown_size, to_canvases
 from service.pixels.formats import FORMATS, sniff
 from service.pixels.opened import Opened, pillow_errors
 from service.pixels.readers import READERS
@@ -71,7 +71,7 @@ def decode_full(data: bytes, limits: Limits) -> Frame:
     """
     opened = _opened(data, "", limits)
     orientation = _orientation(opened.exif)
-    width, height = opened.image.size[::-1] if orientation in (5, 6, 7, 8) else opened.image.size
+    width, height = shown_size(opened.image, orientation)
     own = Canvas.of([Shape(height, width)])
     spec = InputSpec.of([own], (0, 0, 0))  # nothing is left to pad
     return opened_to_canvases(opened, spec, orientation, "full")[own.name]

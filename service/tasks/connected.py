@@ -7,11 +7,10 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from service.pixels.runs import Runs
+from service.pixels.runs import Positions, Runs
 
 Flags: TypeAlias = NDArray[np.bool_]
 Ids: TypeAlias = NDArray[np.int32]
-Positions: TypeAlias = NDArray[np.intp]
 
 
 class Components(NamedTuple):
@@ -70,9 +69,8 @@ def in_one_piece(runs: Runs) -> Runs:
     same = own[one] == own[other]
     roots = _roots(len(inside), one[same], other[same])
     areas = np.bincount(roots, stops - begins, len(inside))
-    order = np.lexsort(
-        (-areas, own)
-    )  # stable: of each value the largest piece, the first one, first
+    # Of each value the largest piece comes first, of equals the first one.
+    order = np.lexsort((-areas, own))
     _, largest = np.unique(own[order], return_index=True)
     kept = np.zeros(len(inside), np.bool_)
     kept[order[largest]] = True
