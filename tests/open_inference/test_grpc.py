@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import io
 import json
 import signal
@@ -28,6 +27,7 @@ from service.open_inference.infer import _traces
 from service.settings import Settings
 from service.trace import Trace
 from tests.api.server import Gated, Server, running
+from tests.api_keys import line
 from tests.needs import missing
 from tests.open_inference.asking import document, elements, infer
 from tests.open_inference.test_clients import run
@@ -338,7 +338,7 @@ def test_messages_are_limited(server: Server) -> None:
 
 def test_keys_are_asked_for(server: Server, tmp_path: Path) -> None:
     path = tmp_path / "keys"
-    path.write_text(f"me sha256:{hashlib.sha256(b'secret').hexdigest()}\n")
+    path.write_text(line("me", "secret"))
     keys = ApiKeys(path, lambda _: None)
     with beside(server, keys) as address:
         call = Caller(address)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from service.bundle import Manifest
 from service.settings import Settings
 from tests.api.asgi import ask, body, get, scope, stubbed
 from tests.api.server import Server, running
+from tests.api_keys import line
 from tests.open_inference.asking import INFER, document, infer, refused
 from tests.pictures import flat
 
@@ -151,7 +151,7 @@ def test_infer_asks_for_a_key_before_its_body_is_read(
     fake_manifest: Manifest, tmp_path: Path
 ) -> None:
     keys = tmp_path / "keys"
-    keys.write_text(f"me sha256:{hashlib.sha256(b'secret').hexdigest()}\n")
+    keys.write_text(line("me", "secret"))
     app, _, _ = stubbed(fake_manifest, settings=Settings(api_keys_file=str(keys)))
     for path in (INFER, "/v2/models/fake/versions/1/infer", "/v2/repository/index"):
         status, headers, content = ask(app, scope("POST", path))

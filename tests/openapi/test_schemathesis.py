@@ -3,7 +3,6 @@ forbids, and holds every answer against it."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 
 from service.bundle import Manifest
 from tests.api.server import running
+from tests.api_keys import line
 from tests.needs import missing
 from tests.processes import ROOT, environment
 
@@ -52,7 +52,7 @@ def test_every_check_passes_where_keys_are_asked_for(
     config: Path, tmp_path: Path, instance_manifest: Manifest
 ) -> None:
     keys = tmp_path / "keys"
-    keys.write_text(f"tester sha256:{hashlib.sha256(KEY.encode()).hexdigest()}\n")
+    keys.write_text(line("tester", KEY))
     with config.open("a") as file:
         file.write(f'[auth.openapi]\nAPIKeyHeader = {{ api_key = "{KEY}" }}\n')
         file.write(f'HTTPBearer = {{ bearer = "{KEY}" }}\n')
