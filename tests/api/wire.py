@@ -13,6 +13,8 @@ import httpx
 
 from tests.api.server import Server
 
+CHUNKED = "Transfer-Encoding: chunked"
+
 
 @dataclass(frozen=True)
 class Reply:
@@ -109,3 +111,8 @@ def chunked(*chunks: bytes, trailers: tuple[str, ...] = ()) -> bytes:
     """A body in chunks, with its end."""
     data = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks)
     return data + "\r\n".join(["0", *trailers, "", ""]).encode()
+
+
+def segmented(reply: Reply) -> bool:
+    """Whether an image was answered."""
+    return reply.status == 200 and "compute-used" in reply.headers
