@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from model_export.data.class_names import UNNAMED
 from model_export.data.folders import OBJECT, PALETTE, Folder
 from model_export.data.label_values import LabelValues, names_in
 from model_export.data.labelled import Colours
@@ -63,7 +64,7 @@ def open_folder(root: Path, below: str) -> Folder:
 def open_instances(root: Path, below: str) -> Folder:
     """Images with an object for every pixel, all of one class, which meta.json may name."""
     meta = read_description(root)
-    classes = classes_in(meta, root)[0] or ("object",)
+    classes = classes_in(meta, root)[0] or UNNAMED
     if len(classes) > 1:
         raise DataError(
             f"{root / 'meta.json'} names {len(classes)} classes, but instances/ does not tell "

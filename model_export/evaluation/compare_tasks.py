@@ -31,7 +31,7 @@ from model_export.gating.preferences import STRONG, under
 from model_export.gating.task_search import encoder_plans, load_tasks, measured, stage_costs
 from model_export.network.knobs import Knobs
 from model_export.option_types import number
-from model_export.training.run_files import refuse_unwritable
+from model_export.training.run_files import PLANS, refuse_unwritable
 from model_export.training.runs import RunError, read_config, read_plans, trained_on
 from model_export.training.train_tasks import open_scenes
 from service.bundle import EncoderPlan, Head, complete_plans
@@ -96,7 +96,7 @@ def measure(run: Path, on: str) -> Measured:
     model = load_tasks(run)
     plans = [Knobs(config.exits, canvas=canvas.name) for canvas in canvases]
     rows: dict[str, Any] = {}
-    if (run / "plans.json").exists():
+    if (run / PLANS).exists():
         plans, search = read_plans(run)
         parts: dict[str, float] = search["gflops"]
         rows = {row["plan"]: row for row in search["search"]}

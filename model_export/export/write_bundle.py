@@ -34,7 +34,7 @@ from model_export.network.gate import Gate, gate_inputs
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
 from model_export.tasks import qualities, task_of
-from model_export.training.run_files import graphs_in, refuse_no_bundle
+from model_export.training.run_files import PLANS, graphs_in, refuse_no_bundle
 from model_export.training.runs import (
     RunError,
     classes_of,
@@ -221,7 +221,7 @@ class Derived:
 def read_derived(run: Path, config: Config, canvases: Sequence[Canvas]) -> Derived:
     """Raises RunError where a step is missing. An imported checkpoint can go without any of them:
     it then has its full plan alone."""
-    if config.imported is not None and not (run / "plans.json").exists():
+    if config.imported is not None and not (run / PLANS).exists():
         full = Knobs(config.exits, canvas=canvases[-1].name)
         gate = Gate(gate_inputs(config.channels, config.glanced), 1)
         with torch.no_grad():

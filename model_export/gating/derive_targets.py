@@ -40,6 +40,7 @@ from model_export.network.segmenter import Segmenter
 from model_export.option_types import whole
 from model_export.tasks import TASKS
 from model_export.training.quality import counts_by_knobs
+from model_export.training.run_files import WEIGHTS
 from model_export.training.runs import (
     RunError,
     Trained,
@@ -175,7 +176,7 @@ def main(args: argparse.Namespace) -> None:
         derive_tasks(args.run, options.fit, options.held)
         return
     model, (plans, _), place = load_model(args.run), read_plans(args.run), args.run / "targets"
-    weights = args.run / "model.safetensors"
+    weights = args.run / WEIGHTS
     network = Network(model, canvases, weights, trained_on(args.run), classes_of(args.run))
     parts = measure_parts(network, plans, options, place)
     for part, targets in parts:

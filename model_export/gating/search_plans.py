@@ -37,6 +37,7 @@ from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
 from model_export.option_types import whole
 from model_export.tasks import qualities, task_of
+from model_export.training.run_files import WEIGHTS
 from model_export.training.runs import (
     RunError,
     classes_of,
@@ -216,7 +217,7 @@ def measure_quality(
     long as its files stay what they are, and these plans.
     """
     names = [plan.name for plan in plans]
-    key = key_of(run / "model.safetensors", spec, len(data), names, shapes_of(canvases))
+    key = key_of(run / WEIGHTS, spec, len(data), names, shapes_of(canvases))
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     results = PartialResults(run / CACHE, key)
     targets = measure_plans(model, plans, [data], spec, canvases, 1, 0, results)

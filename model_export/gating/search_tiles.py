@@ -23,6 +23,7 @@ from model_export.gating.search_table import CostOptions, print_table, rounded
 from model_export.network.config import Config
 from model_export.network.segmenter import Segmenter
 from model_export.tasks import qualities, task_of
+from model_export.training.run_files import WEIGHTS
 from model_export.training.runs import (
     RunError,
     described,
@@ -124,7 +125,7 @@ def search_tiles(
     ]
     every = [*plain, *candidates]
     about = (larger.spec, list(larger.places), [k.name for k in every], described(larger.canvases))
-    results = PartialResults(run / CACHE, key_of(run / "model.safetensors", *about))
+    results = PartialResults(run / CACHE, key_of(run / WEIGHTS, *about))
     targets = measure_plans(model, every, [larger], larger.spec, larger.canvases, 1, 0, results)
     quality = dict(zip(every, qualities(task, targets["counts"]).mean(0).tolist(), strict=True))
     kept = undominated(candidates, [quality[k] for k in candidates], full_of(config, own))

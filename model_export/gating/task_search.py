@@ -29,7 +29,7 @@ from model_export.network.config import Config
 from model_export.network.gate import Gate, gate_inputs
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
-from model_export.training.run_files import read_json, write_json
+from model_export.training.run_files import WEIGHTS, read_json, write_json
 from model_export.training.runs import (
     RunError,
     load_model,
@@ -85,7 +85,7 @@ def measured(
     weights, scenes and plans."""
     datasets = [open_scenes("--on", spec) for spec in specs]
     lengths, names = [len(data) for data in datasets], [plan.name for plan in plans]
-    key = key_of(run / "model.safetensors", list(specs), lengths, names, shapes_of(canvases))
+    key = key_of(run / WEIGHTS, list(specs), lengths, names, shapes_of(canvases))
     return measure_heads(model, plans, datasets, canvases, PartialResults(run / place, key))
 
 

@@ -39,6 +39,7 @@ from model_export.importing import distill
 from model_export.importing.distill import DistillOptions
 from model_export.network.config import Config
 from model_export.tasks import qualities, task_of
+from model_export.training.run_files import WEIGHTS
 from model_export.training.runs import (
     RunError,
     classes_of,
@@ -115,7 +116,7 @@ def main(args: argparse.Namespace) -> None:
     names = [knobs.name for knobs in combinations]
     files = listed_in(args.images) if args.images else []
     sizes = [len(photos), *((file.name, file.stat().st_size) for file in files)]
-    key = key_of(args.run / "model.safetensors", spec, sizes, names, shapes_of(canvases))
+    key = key_of(args.run / WEIGHTS, spec, sizes, names, shapes_of(canvases))
     results = PartialResults(args.run / CACHE, key)
     targets = measure_plans(model, combinations, [photos], spec, canvases, 1, 0, results)
     if len(targets["names"]) < len(photos):

@@ -31,7 +31,7 @@ from model_export.training.initial_weights import (
     read_trained,
     seen_by,
 )
-from model_export.training.run_files import MAKERS, reading, refuse_other
+from model_export.training.run_files import MAKERS, RUN, reading, refuse_other
 from model_export.training.runs import (
     RunError,
     discard_derived,
@@ -91,11 +91,11 @@ def main(args: argparse.Namespace) -> None:
         mean = {
             name: reduce(torch.add, [s[name] for s in states]) / len(states) for name in states[0]
         }
-    before = read_text(args.out / "run.json")
+    before = read_text(args.out / RUN)
     seen = [data for run in args.runs for data in seen_by(run)]
     about = arguments | {"averaged": [str(run) for run in args.runs]}
     write_config(args.out, config, canvases, about, seen, classes)
-    if before == read_text(args.out / "run.json") and holds(args.out, mean):
+    if before == read_text(args.out / RUN) and holds(args.out, mean):
         print(
             f"{args.out} is already the mean of these {len(states)} runs; plans, targets and gate "
             f"stay"
@@ -136,7 +136,7 @@ def read_text(file: Path) -> str:
 
 def holds(run: Path, state: dict[str, Tensor]) -> bool:
     """Whether the run's weights are these."""
-    file = run / "model.safetensors"
+    file = run / WEIGHTS
     known: dict[str, Tensor] = {}
     if file.exists():
         with reading(file, f"delete {run}, and repeat the command"):

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from service import bundle
 from service.errors import FathomError
 
-RUN, CHECKPOINT, WEIGHTS = "run.json", "checkpoint.pt", "model.safetensors"
+RUN, PLANS, CHECKPOINT, WEIGHTS = "run.json", "plans.json", "checkpoint.pt", "model.safetensors"
 # What run.json says of a run that was not trained -> the command that makes such runs.
 MAKERS = {"averaged": "average", "imported": "import"}
 TRAIN = "train"

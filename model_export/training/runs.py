@@ -23,6 +23,7 @@ from model_export.network.gate import Gate
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
 from model_export.training.run_files import (
+    PLANS,
     RUN,
     WEIGHTS,
     RunError,
@@ -101,7 +102,7 @@ def trained_on(run: Path) -> list[Trained]:
     document = _read_run(run)
     if "trained_on" not in document:
         raise RunError(
-            f"{run}/run.json does not tell all that the weights were trained on, since it is of an "
+            f"{run}/{RUN} does not tell all that the weights were trained on, since it is of an "
             f"older version: add "
             '"trained_on": [[DATA SET, FOLDER or null], ...] to it, with what the run started from'
         )
@@ -115,7 +116,7 @@ def classes_of(run: Path) -> tuple[str, ...]:
     document = _read_run(run)
     if "classes" not in document:
         raise RunError(
-            f"{run}/run.json does not name the classes that the weights were trained on, since it "
+            f"{run}/{RUN} does not name the classes that the weights were trained on, since it "
             f'is of an older version: add "classes": [NAME, ...] to it, in the order of the labels'
         )
     with reading(run / RUN, AGAIN):
@@ -207,7 +208,7 @@ def cut_log(run: Path, step: int) -> None:
 TEACHING = "distill.pt"  # how far `adapt --train` is
 DERIVED = (
     TEACHING,
-    "plans.json",
+    PLANS,
     "targets-fit.npz",
     "targets-held.npz",
     "gate.safetensors",
@@ -225,13 +226,13 @@ def discard_derived(run: Path, after: str = "") -> None:
 def write_plans(run: Path, plans: list[Knobs], report: dict[str, Any]) -> None:
     """plans: from the cheapest to the full one. report: how they were found, written beside
     them."""
-    discard_derived(run, "plans.json")
-    write_json(run / "plans.json", {"plans": [plan.name for plan in plans]} | report)
+    discard_derived(run, PLANS)
+    write_json(run / PLANS, {"plans": [plan.name for plan in plans]} | report)
 
 
 def read_canvases(run: Path) -> tuple[Canvas, ...]:
     """Those of the run's plans: the run's own, and the tiled ones that the search has added."""
-    own, path, again = read_config(run)[1], run / "plans.json", _repeat(f"search-plans {run}")
+    own, path, again = read_config(run)[1], run / PLANS, _repeat(f"search-plans {run}")
     if not path.exists():
         return own
     named = {canvas.name: canvas for canvas in own}
@@ -247,13 +248,13 @@ def read_canvases(run: Path) -> tuple[Canvas, ...]:
 def read_plans(run: Path) -> tuple[list[Knobs], dict[str, Any]]:
     """The chosen plans, from the cheapest to the full one, and the whole report. Raises
     RunError."""
-    path, again = run / "plans.json", _repeat(f"search-plans {run}")
+    path, again = run / PLANS, _repeat(f"search-plans {run}")
     report = read_json(path, again)
     with reading(path, again):
         plans = [Knobs.parse(name) for name in report["plans"]]
     if not all(plan.canvas for plan in plans):
         raise RunError(
-            f"{run}/plans.json has plans without a canvas, since it is of an older version; repeat "
+            f"{run}/{PLANS} has plans without a canvas, since it is of an older version; repeat "
             f"`python -m model_export search-plans {run}`"
         )
     return plans, report
