@@ -113,6 +113,20 @@ def test_too_few_photos_are_refused(
     assert "--steps" in capsys.readouterr().err
 
 
+def test_photos_that_cannot_be_read_are_named_before_anything_is_measured(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(photos, tmp_path / "photos")
+    for name in ("07.png", "18.png"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:200])
+    assert main(["adapt", str(run), "--images", str(folder)]) == 1
+    said = capsys.readouterr().err
+    assert f"--images {folder} has 2 faults:" in said
+    assert "07.png is no readable image" in said
+    assert "18.png is no readable image" in said
+    assert "quality" not in said  # the bar of the measurement
+
+
 def test_labels_judge_where_there_are_any(
     run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,18 +8,22 @@ import sys
 from model_export.data.class_names import few
 from model_export.data.datasets import Dataset
 from model_export.data.folders import Folder, without_image
-from model_export.data.labelled import LabelledImages
+from model_export.data.labelled import LabelledImages, looked_at
 from model_export.data.sample import DataError
+from model_export.data.unlabelled import Unlabelled
 from model_export.tasks import VOID
 
 
 def check(data: Dataset, what: str, *, complete: bool = True, show: bool = True) -> None:
-    """Reads every image and its labels, with a progress bar; generated data need none of it.
+    """Reads every image and its labels, if it has any, with a progress bar; generated data need
+    none of it.
 
     what: the data set, as it was named. complete: every class should occur, as in data to learn
     from: a class that does not is warned of. show: the bar and the warnings. Raises DataError: one
     message that lists the first ten faults by file.
     """
+    if isinstance(data, Unlabelled):
+        looked_at(what, len(data), data.look, show=show)
     if not isinstance(data, LabelledImages):
         return
     values = data.look_at_all(what, show=show)

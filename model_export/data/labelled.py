@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -94,23 +94,8 @@ class LabelledImages:
     def look_at_all(
         self, what: str, known: Iterable[str] = (), show: bool = True
     ) -> list[set[int]]:
-        """Read everything, with a progress bar. Returns the values of each image's labels.
-
-        what: the data set, as it was named. known: faults that were found before. Raises DataError,
-        one for all, that lists the first faults by file.
-        """
-        # Decoders let other threads run; each thread holds one image.
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            looks = pool.map(self.look, range(len(self)))
-            found = list(
-                tqdm(looks, f"checking {what}", len(self), mininterval=1, disable=not show)
-            )
-        values = [values for values, _ in found]
-        faults = sorted([*known, *(fault for _, fault in found if fault)])
-        if faults:
-            hint = self.hint(set().union(*values))
-            raise DataError(listed(what, faults) + (f"\n{hint}" if hint else ""))
-        return values
+        """As `looked_at`."""
+        return looked_at(what, len(self), self.look, known, self.hint, show)
 
     def _sample(self, index: int) -> Sample:
         image, labels, void = self.read(index)
@@ -134,6 +119,31 @@ class LabelledImages:
             f"{self.files[index][1]} has labels {some}; known are 0..{len(self.classes) - 1} and "
             f"{VOID}"
         )
+
+
+def looked_at(
+    what: str,
+    count: int,
+    look: Callable[[int], tuple[set[int], str]],
+    known: Iterable[str] = (),
+    hint: Callable[[set[int]], str] = lambda values: "",
+    show: bool = True,
+) -> list[set[int]]:
+    """Read everything, with a progress bar. Returns the values of each image's labels.
+
+    what: the data set, as it was named. look, hint: as of LabelledImages. known: faults that were
+    found before. Raises DataError, one for all, that lists the first faults by file.
+    """
+    # Decoders let other threads run; each thread holds one image.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        looks = pool.map(look, range(count))
+        found = list(tqdm(looks, f"checking {what}", count, mininterval=1, disable=not show))
+    values = [values for values, _ in found]
+    faults = sorted([*known, *(fault for _, fault in found if fault)])
+    if faults:
+        said = hint(set().union(*values))
+        raise DataError(listed(what, faults) + (f"\n{said}" if said else ""))
+    return values
 
 
 def listed(what: str, faults: Sequence[str]) -> str:

@@ -48,6 +48,14 @@ class Unlabelled:
         nothing = np.zeros(image.shape[:2], np.uint8)
         return Sample(self.names[index], image, nothing, labelled=False)
 
+    def look(self, index: int) -> tuple[set[int], str]:
+        """No values of labels, and what is wrong with the image, or ""."""
+        try:
+            self.read(index)
+        except DataError as error:
+            return set(), str(error)
+        return set(), ""
+
     def part(self, places: Sequence[int]) -> Unlabelled:
         """Some of the images. It shares no cache."""
         other = Unlabelled.__new__(Unlabelled)

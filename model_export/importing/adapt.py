@@ -173,12 +173,12 @@ def _open(args: argparse.Namespace, config: Config, least: int) -> Dataset:
         photos: Dataset = photos_in(args.images, config, classes)
     else:
         photos = open_samples(args.on, args.data, config, classes)
-        check(photos, f"--on {args.on}", complete=False)
     if len(photos) < least:
         raise DataError(
             f"{args.images or args.on} has {len(photos)} images; a gate and its promise need at "
             f"least {least}, like those to be served"
         )
+    check(photos, f"--on {args.on}" if args.on else f"--images {args.images}", complete=False)
     return photos
 
 
