@@ -357,6 +357,18 @@ def test_categories_are_chosen_by_name(tmp_path: Path) -> None:
     assert open_dataset(f"{spec}@semantic: cat , dog", None).classes == ("background", "cat", "dog")
 
 
+def test_crowds_alone_are_nothing_to_learn_from(tmp_path: Path) -> None:
+    document = _instances()
+    for entry in document["annotations"]:
+        entry["iscrowd"] = 1
+    spec = f"{_write(tmp_path, document)}@semantic:cat"
+    with pytest.raises(DataError) as raised:
+        check(open_dataset(spec, None), f"--train {spec}")
+    assert str(raised.value) == (
+        f"--train {spec}: every pixel is of 'background' or void, so that there is nothing to learn"
+    )
+
+
 @pytest.mark.timeout(900)  # it may wait for the export
 def test_a_bundle_is_measured_on_annotations_of_its_classes(
     toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -27,23 +27,32 @@ def check(data: Dataset, what: str, *, complete: bool = True, show: bool = True)
     if not isinstance(data, LabelledImages):
         return
     values = data.look_at_all(what, show=show)
-    warnings = _of_objects(values) if data.kind.objects else _of_classes(data, values, complete)
+    warnings = (
+        _of_objects(values) if data.kind.objects else _of_classes(data, what, values, complete)
+    )
     if isinstance(data, Folder):
         warnings += _of_files(data)
     for warning in warnings if show else ():
         print(f"warning: {what}: {warning}", file=sys.stderr, flush=True)
 
 
-def _of_classes(data: LabelledImages, values: list[set[int]], complete: bool) -> list[str]:
+def _of_classes(
+    data: LabelledImages, what: str, values: list[set[int]], complete: bool
+) -> list[str]:
     """Warnings. Raises DataError where there is nothing to learn."""
     seen = set().union(*values)
     plain = getattr(data, "values", None) is None
     if complete and plain and seen <= {0, VOID} and VOID in seen:
-        folder = data.files[0][1].parent
+        if not isinstance(data, Folder):
+            raise DataError(
+                f"{what}: every pixel is of {data.classes[0]!r} or void, so that there is nothing "
+                f"to learn"
+            )
         raise DataError(
-            f"{folder}: all labels are 0 or {VOID}, and {VOID} is void, so that {data.classes[0]!r}"
-            f" would be the only class. If {VOID} is a class, say so in meta.json: "
-            f'{{"classes": ["background", NAME], "labels": {{"0": "background", "{VOID}": NAME}}}}'
+            f"{data.files[0][1].parent}: all labels are 0 or {VOID}, and {VOID} is void, so that "
+            f"{data.classes[0]!r} would be the only class. If {VOID} is a class, say so in "
+            f'meta.json: {{"classes": ["background", NAME], '
+            f'"labels": {{"0": "background", "{VOID}": NAME}}}}'
         )
     absent = [name for index, name in enumerate(data.classes) if index not in seen]
     if absent and complete:
