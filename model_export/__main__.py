@@ -97,4 +97,8 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:  # whoever stops a command needs no traceback
+        print(f"{sys.argv[1]}: stopped", file=sys.stderr)
+        sys.exit(130)

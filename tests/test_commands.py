@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import runpy
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -346,3 +348,18 @@ def test_a_damaged_file_is_named_with_what_to_do(name: str, tmp_path: Path) -> N
         for fault in faults:
             assert str(run / name) in fault, content
             assert ";" in fault or "add" in fault, content
+
+
+def test_a_command_that_is_stopped_says_so_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("model_export.data.draw_scenes.main", stop)
+    monkeypatch.setattr(sys, "argv", ["model_export", "draw-scenes", "out"])
+    monkeypatch.delitem(sys.modules, "model_export.__main__")  # runpy warns of one that is there
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module("model_export", run_name="__main__")
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "draw-scenes: stopped\n"
