@@ -249,6 +249,10 @@ def test_derive_targets_measures_nothing_before_all_it_was_given_is_right(
             "shares images with scenes:5:3, which the gate learned",
         ),
         (("--fit", "scenes:5:3", "--held", "scenes:9"), "which the network learned from"),
+        (
+            ("--fit", "scenes:5:3", "--held", "scenes:3:5", "--data", "mine"),
+            "--data mine would not be read: name a data set in it, e.g. --fit folder",
+        ),
     ):
         assert command("derive-targets", run, *words) == 1
         assert said in capsys.readouterr().err

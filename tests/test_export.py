@@ -271,8 +271,9 @@ def test_canvases_without_a_plan_are_left_out_but_for_the_glance() -> None:
         (lambda run: (run / "gate.json").unlink(), (), "python -m model_export train-gate "),
         (lambda run: None, ("--parity", "scenes:2"), "3 are needed"),
         (lambda run: None, ("--parity", "camvid:val"), "needs --data FOLDER"),
+        (lambda run: None, ("--data", "mine"), "--data mine would not be read"),
     ],
-    ids=["run", "weights", "plans", "targets", "gate", "images", "data"],
+    ids=["run", "weights", "plans", "targets", "gate", "images", "data", "parity"],
 )
 def test_export_refuses_an_unfinished_run_and_writes_nothing(
     toy_run: Path,

@@ -388,6 +388,8 @@ def test_search_measures_what_is_served_and_writes_the_plans(
         (lambda run: None, ("--on", "scenes:3:6", "--widths", "0"), "--widths"),
         (lambda run: None, ("--on", "scenes:3:6", "--most", "3", "--least", "4"), "--least"),
         (lambda run: None, ("--on", "camvid:dev"), "needs --data FOLDER"),
+        (lambda run: None, ("--on", "scenes:3:6", "--data", "mine"), "--data mine would not be"),
+        (lambda run: None, ("--tiles-on", "folder:large"), "--tiles-on is about tiles: say which"),
         (
             lambda run: None,
             ("--on", "scenes:3"),

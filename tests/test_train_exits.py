@@ -336,6 +336,7 @@ def test_training_on_discards_what_was_derived_from_older_weights(
         (("--canvases", "64x96", "32x64"), "must go from small to large"),
         (("--canvases", "100x96"), "multiples of 32"),
         (("--train", "camvid:train"), "needs --data FOLDER"),
+        (("--data", "mine"), "--data mine would not be read: name a data set in it, e.g. --train"),
         (("--gap-weight", "3"), "--gap-weight is for objects that touch"),
         (("--balance", "0.5"), "--balance needs a data set with groups"),
         (("--partly",), "--partly is about --start-from"),

@@ -291,6 +291,15 @@ def refuse_shared(
         )
 
 
+def refuse_unread(root: Path | None, flag: str, *specs: str | None) -> None:
+    """Raises DataError where --data names a folder that no data set reads: whoever names one wants
+    it to be. flag: that names such a data set. specs: those that were named."""
+    if root is not None and all(spec is None or spec.startswith("scenes") for spec in specs):
+        raise DataError(
+            f"--data {root} would not be read: name a data set in it, e.g. {flag} folder"
+        )
+
+
 def open_dataset(
     spec: str, root: Path | None, cache: SampleCache | None = None, segments: bool = False
 ) -> Dataset:

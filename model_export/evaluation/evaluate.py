@@ -22,7 +22,7 @@ from scipy.stats import spearmanr
 
 from model_export.data.checks import check
 from model_export.data.class_names import refuse_other_classes
-from model_export.data.datasets import is_coco, open_dataset
+from model_export.data.datasets import is_coco, open_dataset, refuse_unread
 from model_export.evaluation.evaluate_bundle import BundleOptions, evaluate_bundle
 from model_export.evaluation.evaluate_tasks import evaluate_tasks
 from model_export.evaluation.training_curves import plot_run
@@ -99,6 +99,7 @@ def main(args: argparse.Namespace) -> None:
             raise RunError(
                 f"{args.folder} is no bundle: --{', --'.join(flags)} cannot be used with a run"
             )
+        refuse_unread(args.data, "--on", on)
         evaluate_run(args.folder, args.data, on)
         return
     if len(bundle.load(args.folder).manifest.heads) > 1:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from model_export.data.augment import on_canvases, parse_size
 from model_export.data.class_names import refuse_other_classes
-from model_export.data.datasets import VOID, Dataset, open_dataset
+from model_export.data.datasets import VOID, Dataset, open_dataset, refuse_unread
 from model_export.network.backbone import BACKBONES, load_pretrained
 from model_export.option_types import whole
 from model_export.tasks.semantic import confusion, labels_at, mean_iou
@@ -86,6 +86,7 @@ def fit(backbone: nn.Module, train: Dataset, rows: list[int], canvas: Canvas) ->
 
 
 def main(args: argparse.Namespace) -> None:
+    refuse_unread(args.data, "--train", args.train, args.dev)
     canvas = Canvas.of([Shape(*parse_size(args.canvas))])
     torch.manual_seed(0)
     backbone = BACKBONES[args.backbone]().eval()

@@ -12,6 +12,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+from model_export.data.datasets import refuse_unread
 from model_export.export.graphs import heads_of
 from model_export.export.weights import read_entries
 from model_export.export.write_bundle import (
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     manifest = bundle.load(args.bundle).manifest
     refuse_full(args.out)
+    refuse_unread(args.data, "--parity", args.parity)
     model, gate, _ = read_weights(args.bundle / WEIGHTS)
     config, canvases, heads = model.config, manifest.input.canvases, heads_of(model.config)
     plans = knobs_of(args.bundle, manifest)

@@ -26,6 +26,7 @@ from typing import Any
 import onnx
 from onnx import helper
 
+from model_export.data.datasets import refuse_unread
 from model_export.export import engine_parity
 from model_export.export.attention import forms_of
 from model_export.export.kernel_files import file_name, problem_of
@@ -95,6 +96,7 @@ def batches(text: str) -> tuple[int, ...]:
 
 
 def main(args: argparse.Namespace) -> None:
+    refuse_unread(args.data, "--parity", args.parity)
     served = bundle.load(args.bundle)
     if served.manifest.input.tiled:
         raise RunError(

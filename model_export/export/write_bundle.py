@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from model_export.data.augment import frames_by_shape
 from model_export.data.class_names import refuse_other_classes
-from model_export.data.datasets import Dataset, Scenes, is_nameless, open_dataset
+from model_export.data.datasets import Dataset, Scenes, is_nameless, open_dataset, refuse_unread
 from model_export.data.unlabelled import PHOTOS, photos_in, without_labels
 from model_export.export.flops import count_gflops
 from model_export.export.graphs import graphs_of, heads_of
@@ -102,6 +102,7 @@ def main(args: argparse.Namespace) -> None:
     provenance = provenance_of(args.provenance, arguments)
     canvases = read_canvases(args.run)
     trained, derived = load_model(args.run), read_derived(args.run, config, canvases)
+    refuse_unread(args.data, "--parity", args.parity)
     samples = open_samples(args.parity, args.data, config, classes_of(args.run))
     half = args.weights == "fp16" if args.weights else config.imported is None
     if args.graphs_of is not None:

@@ -26,6 +26,7 @@ from model_export.data.datasets import (
     Sample,
     open_dataset,
     refuse_shared,
+    refuse_unread,
     share_images,
 )
 from model_export.gating.partial_results import (
@@ -97,6 +98,8 @@ class DataOptions:
 
 
 def data_options(args: argparse.Namespace) -> DataOptions:
+    """Raises DataError where --data would not be read."""
+    refuse_unread(args.data, "--fit", *args.fit, args.held)
     return DataOptions(args.data, args.fit, args.held, args.views, args.seed)
 
 

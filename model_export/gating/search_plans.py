@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from model_export.data.checks import check
-from model_export.data.datasets import Dataset, refuse_shared
+from model_export.data.datasets import Dataset, refuse_shared, refuse_unread
 from model_export.export.write_bundle import open_samples
 from model_export.gating.choose_plans import Candidate, choose_plans, undominated
 from model_export.gating.combinations import combinations_of, full_of
@@ -112,10 +112,12 @@ def main(args: argparse.Namespace) -> None:
     least = min(8, args.most) if args.least is None else args.least
     if least > args.most:
         raise ValueError(f"--least {least} and --most {args.most} must not cross")
+    refuse_unread(args.data, "--on", args.on, args.tiles_on)
     keeps = shares("--keeps", args.keeps)
     widths = None if args.widths is None else shares("--widths", args.widths)
-    if args.only_tiles and not args.tiles:
-        raise ValueError("--only-tiles keeps the plans that are there: say which --tiles to search")
+    for flag, given in (("--only-tiles", args.only_tiles), ("--tiles-on", args.tiles_on)):
+        if given and not args.tiles:
+            raise ValueError(f"{flag} is about tiles: say which --tiles to search")
     if read_config(args.run)[0].tasks:
         if args.tiles:
             raise RunError(f"{args.run} has several heads: --tiles is for a network with one")

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export.data.checks import check
-from model_export.data.datasets import Dataset
+from model_export.data.datasets import Dataset, refuse_unread
 from model_export.data.folders import listed_in
 from model_export.data.sample import DataError
 from model_export.data.unlabelled import PHOTOS, photos_in, without_labels
@@ -168,6 +168,7 @@ def _open(args: argparse.Namespace, config: Config, least: int) -> Dataset:
     """Raises DataError where there are fewer images than `least`."""
     if (args.images is None) == (args.on is None):
         raise ValueError("give adapt either --images FOLDER or, with labels, --on DATA")
+    refuse_unread(args.data, "--on", args.on)
     classes = classes_of(args.run)
     if args.on is None:
         photos: Dataset = photos_in(args.images, config, classes)

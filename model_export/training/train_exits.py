@@ -24,7 +24,7 @@ from tqdm import tqdm
 from model_export.data.cache import SampleCache
 from model_export.data.checks import check
 from model_export.data.class_names import refuse_other_classes
-from model_export.data.datasets import Dataset, Scenes, open_dataset
+from model_export.data.datasets import Dataset, Scenes, open_dataset, refuse_unread
 from model_export.tasks import TASKS
 from model_export.training.batches import StepBatches, chances
 from model_export.training.initial_weights import initial_model
@@ -167,6 +167,7 @@ def train(options: Options) -> None:
 
 def open_data(options: Options) -> tuple[Dataset, Dataset, Scenes]:
     """What to train on, the dev set, and the scenes to mix in. Raises DataError, RunError."""
+    refuse_unread(options.data, "--train", options.train, options.dev)
     cache = SampleCache(options.cache_mb)
     data = open_dataset(options.train, options.data, cache)
     dev = open_dataset(options.dev, options.data, cache)

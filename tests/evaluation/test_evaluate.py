@@ -163,6 +163,14 @@ def test_a_run_that_is_the_mean_of_others_is_judged_without_a_log(
     assert not (run / "curves.png").exists()
 
 
+def test_a_folder_that_nothing_would_read_is_refused(
+    toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As with a bundle, which needs no --on."""
+    assert command("evaluate", toy_run, "--data", tmp_path) == 1
+    assert "would not be read: name a data set in it, e.g. --on folder" in capsys.readouterr().err
+
+
 def test_evaluate_on_another_set_measures_it_and_tells_each_class(
     toy_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
