@@ -32,7 +32,7 @@ from tests.processes import ROOT
 DOCUMENT = ROOT / "docs" / "clients.md"
 ADDRESS, PHOTO, BUDGET = "http://127.0.0.1:8000", "docs/scene-cluttered.jpg", "gflops=6.5"
 LIMIT_S = 100
-REFUSED_S = 1.5  # at first: the program has started by then
+REFUSED_S = 1.0  # at first: the program has started by then
 
 
 def blocks(section: str, language: str) -> list[str]:
