@@ -19,6 +19,7 @@ from typing import Annotated
 
 from fastapi import Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
@@ -34,6 +35,10 @@ _BEARER = HTTPBearer(auto_error=False, description="An API key of this service")
 _HEADER = APIKeyHeader(
     name="X-API-Key", auto_error=False, description="The same key in a field of its own"
 )
+
+
+class UnknownKeyError(Exception):
+    """A request has no key that is in force. Its text is for the caller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,35 +104,40 @@ class ApiKeys:
             raise SettingsError(f"{flag('api_keys_file')} {path}: {keyring.why}")
         self._keyring, self._on_refusal = keyring, on_refusal
 
-    def name_of(self, key: str) -> str | None:
-        """The name of a key that is in force; None if it is none."""
-        return self._keyring.name_of(key)
+    def caller(self, headers: Headers) -> str:
+        """The name of a request's key. Raises UnknownKeyError.
+
+        X-API-Key counts if both fields are there: an ingress may use Authorization for itself.
+        Several values of the field that counts are no key.
+        """
+        field = "X-API-Key" if headers.get("X-API-Key") else "Authorization"
+        values = headers.getlist(field)
+        if len(set(values)) > 1:
+            raise UnknownKeyError(f"{field} is there with several values: send one")
+        key = values[0] if values else ""
+        if field == "Authorization":
+            scheme, _, rest = key.partition(" ")
+            key = rest.strip() if scheme.lower() == "bearer" else ""
+        if not key:
+            raise UnknownKeyError("Send an API key, as Authorization: Bearer or as X-API-Key")
+        if (name := self._keyring.name_of(key)) is None:
+            raise UnknownKeyError("The API key is not known")
+        return name
 
     async def require(
         self,
         request: Request,
-        bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
-        header: Annotated[str | None, Security(_HEADER)],
+        _bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)],
+        _header: Annotated[str | None, Security(_HEADER)],
     ) -> None:
-        """Note the key's name in the request's trace, before the body is read.
-
-        X-API-Key counts if both fields are there: an ingress may use Authorization for itself.
-        Several values of the field that counts are no key. Raises HTTPException (401).
-        """
-        key = header or (bearer.credentials if bearer else "")
-        field = "X-API-Key" if header else "Authorization"
-        several = len(set(request.headers.getlist(field))) > 1
-        name = None if several else self.name_of(key)
-        if name is None:
+        """Note the key's name in the request's trace, before the body is read. Raises HTTPException
+        (401)."""
+        try:
+            request.state.trace.caller = self.caller(request.headers)
+        except UnknownKeyError as error:
             self._on_refusal(request)
-            if several:
-                detail = f"{field} is there with several values: send one"
-            elif key:
-                detail = "The API key is not known"
-            else:
-                detail = "Send an API key, as Authorization: Bearer or as X-API-Key"
-            raise HTTPException(401, detail, headers={"WWW-Authenticate": 'Bearer realm="fathom"'})
-        request.state.trace.caller = name
+            fields = {"WWW-Authenticate": 'Bearer realm="fathom"'}
+            raise HTTPException(401, str(error), headers=fields) from error
 
     async def watch(self) -> None:
         """Follow the file until cancelled."""

@@ -12,10 +12,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from functools import lru_cache
+from typing import TypeAlias
 
 import http_sf
 from starlette.datastructures import Headers
@@ -32,7 +33,14 @@ VALUE_RANGE = "Value-Range"
 VALUE_SCALE = "Value-Scale"
 PRIORITY = "Priority"
 URGENCIES = range(8)  # RFC 9218, 4.1
+Fields: TypeAlias = Headers  # for transports without HTTP's
 SEEN = 256  # values of a field that are remembered: a client sends the same ones again and again
+
+
+def of_metadata(pairs: Iterable[tuple[str, str | bytes]]) -> Fields:
+    """Header fields from the metadata of a call, of which binary ones are none."""
+    texts = ((name, text) for name, text in pairs if isinstance(text, str))
+    return Headers(raw=[(name.encode(), text.encode("latin-1", "replace")) for name, text in texts])
 
 
 def single(headers: Headers, name: str) -> str:

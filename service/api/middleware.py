@@ -36,6 +36,12 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _log = logging.getLogger("fathom.http")
 
 
+def request_id_of(headers: Headers) -> str:
+    """The caller's `X-Request-Id`, or a new one."""
+    sent = ", ".join(set(headers.getlist(REQUEST_ID)))  # several are none
+    return sent if _ID.fullmatch(sent) else uuid.uuid4().hex
+
+
 class Edge:
     """Gives the request a trace and the answer its common header fields.
 
@@ -64,8 +70,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        sent_id = ", ".join(set(headers.getlist(REQUEST_ID)))  # several are none
-        trace = Trace(request_id=sent_id if _ID.fullmatch(sent_id) else uuid.uuid4().hex)
+        trace = Trace(request_id_of(headers))
         state = scope.setdefault("state", {})
         trace.trace_id, trace.sampled = state.get("traced", ("", False))
         state |= {"trace": trace, "arrived": time.perf_counter(), "vary": "", "afterwards": None}

@@ -70,7 +70,7 @@ class InferRoute:
         gone = ClientDisconnect
         with counted(self._metrics, traces, request.state.arrived, gone), ExitStack() as stack:
             # Whatever can be refused is refused before the body is read.
-            fields = ask_of_fields(request, self._segmenter.model)
+            fields = ask_of_fields(request.headers, self._segmenter.model)
             stack.enter_context(self._segmenter.place(fields, trace, request.state.arrived))
             body, header = _body(request), _header_length(request)
             async with self._intake.hold(request, body, whole) as data:

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TypeVar
 
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -74,7 +75,7 @@ class SegmentRoute:
         form = selection.negotiate(request.headers.getlist("accept"))
         query = selection.parse_query(request.query_params.multi_items(), form)
         model = self._model
-        ask = ask_of_fields(request, model)
+        ask = ask_of_fields(request.headers, model)
         shares = model.policies.shares(ask.preference)
         names = selection.answered(form, query.head, shares, model.tasks)
         cache = None if bypasses(request.headers.getlist("cache-control")) else self._cache
@@ -146,9 +147,9 @@ class SegmentRoute:
         )
 
 
-def ask_of_fields(request: Request, model: Model) -> Ask:
+def ask_of_fields(headers: Headers, model: Model) -> Ask:
     """What a request's header fields ask for. Raises BadHeader."""
-    lines = request.headers.getlist
+    lines = headers.getlist
     ask = Ask(
         parse_budget(lines(FIELD)),
         parse_value_range(lines(VALUE_RANGE)),

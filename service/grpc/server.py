@@ -3,41 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from service.api.auth import ApiKeys
+from service.api.auth import ApiKeys, UnknownKeyError
+from service.api.fields import Fields, of_metadata
+from service.api.middleware import REQUEST_ID, request_id_of
+from service.api.segment import ask_of_fields
 from service.core import Ask
-from service.errors import BadInference, FathomError, Overloaded, SettingsError, shown
+from service.errors import BadInference, FathomError, Overloaded, SettingsError
 from service.grpc.messages import MESSAGES, SERVICE
+from service.grpc.tensors import request_of, response_of
 from service.metrics import Metrics
 from service.open_inference import description
-from service.open_inference.infer import Reply, counted, most_images, places, reply, run_all, take
+from service.open_inference.infer import counted, most_images, places, reply, run_all, take
 from service.open_inference.outputs import Outputs
-from service.open_inference.parameters import within
-from service.open_inference.request import (
-    Input,
-    Offer,
-    Request,
-    check_input,
-    check_shape,
-    elements,
-    wanted,
-)
 from service.segmenting import Segmenter
 from service.settings import Settings, flag
 from service.trace import Trace
 
 GRACE_S = 1.0  # for answers that are on their way when the engine has ended
 _OPEN = {"ServerLive", "ServerReady", "ModelReady"}  # to those without a key
-_KINDS = {str: "string_param", int: "int64_param", float: "double_param"}
+_log = logging.getLogger("fathom.grpc")
+
+
+class _Refused(Exception):
+    """What is no error of a FathomError's status. Its text is for the caller."""
+
+    def __init__(self, code: Any, text: str) -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class GrpcServer:
@@ -90,19 +91,28 @@ class GrpcServer:
 
     def _handler(self, name: str) -> Any:
         async def call(messages: Any, context: Any) -> Any:
-            trace = Trace(uuid.uuid4().hex)
-            if name not in _OPEN:
-                await self._authorize(trace, context)
+            fields = of_metadata(context.invocation_metadata() or ())
+            trace = Trace(request_id_of(fields))
+            told = (REQUEST_ID.lower(), trace.request_id)
+            context.set_trailing_metadata((told,))
             try:
-                message = self._parsed(name, await self._read(name, messages, trace), trace)
-                await self._check_names(message, context)
-                if name in self._told:
-                    return MESSAGES[f"{name}Response"](**self._told[name]())
-                return await self._infer(message, trace, context)
+                return await self._answer(name, messages, fields, trace, context)
+            except _Refused as error:
+                refusal: tuple[Any, ...] = (error.code, str(error), (told,))
             except FathomError as error:
                 again = error.retry_after_s
-                fields = () if again is None else (("retry-after", str(again)),)
-                await context.abort(_code(error), error.detail, fields)
+                later = () if again is None else (("retry-after", str(again)),)
+                refusal = _code(error), error.detail, (told, *later)
+            except Exception:  # noqa: BLE001  # gRPC would tell the caller its text
+                _log.exception(
+                    "request_id=%s an unexpected error, please report it", trace.request_id
+                )
+                text = "The request failed for a reason inside the service"
+                refusal = grpc.StatusCode.INTERNAL, text, (told,)
+            try:
+                await context.abort(*refusal)
+            except grpc.aio.InternalError as error:  # the caller has left: gRPC would log a failure
+                raise asyncio.CancelledError from error
 
         # A stream, so that its one message is read only when we want it.
         return grpc.stream_unary_rpc_method_handler(
@@ -110,67 +120,69 @@ class GrpcServer:
             response_serializer=MESSAGES[f"{name}Response"].SerializeToString,
         )
 
-    async def _read(self, name: str, messages: Any, trace: Trace) -> bytes:
+    async def _answer(
+        self, name: str, messages: Any, fields: Fields, trace: Trace, context: Any
+    ) -> Any:
+        arrived, ask = time.perf_counter(), Ask()
+        if name not in _OPEN:
+            self._authorize(trace, fields)
+        try:
+            if name == "ModelInfer":
+                ask = ask_of_fields(fields, self._model)
+            data = await self._read(name, messages, ask, trace)
+            message = _parsed(name, data)
+        except FathomError as error:
+            if error.shed:
+                self._metrics.shed(error.shed)
+            self._metrics.observe(trace, error.problem, time.perf_counter() - arrived)
+            raise
+        self._check_names(message)
+        if name in self._told:
+            return MESSAGES[f"{name}Response"](**self._told[name]())
+        return await self._infer(message, ask, trace, context.time_remaining())
+
+    async def _read(self, name: str, messages: Any, ask: Ask, trace: Trace) -> bytes:
         """The message of a call. Raises what `Segmenter.place` raises, and Overloaded where too
         many come, before it is read."""
-        arrived = time.perf_counter()
+        most = self._settings.queue_size * (2 if name in _OPEN else 1)  # health is told
+        if self._coming >= most:
+            raise Overloaded("Too many messages come at once", shed="full", retry_after=1)
         with ExitStack() as stack:
-            try:
-                most = self._settings.queue_size * (2 if name in _OPEN else 1)  # health is told
-                if self._coming >= most:
-                    raise Overloaded("Too many messages come at once", shed="full", retry_after=1)
-                if name == "ModelInfer":  # its images take places of their own once they are here
-                    stack.enter_context(self._segmenter.place(Ask(), trace, arrived))
-            except FathomError as error:
-                if error.shed:
-                    self._metrics.shed(error.shed)
-                self._metrics.observe(trace, error.problem, time.perf_counter() - arrived)
-                raise
+            if name == "ModelInfer":  # its images take places of their own once they are here
+                stack.enter_context(self._segmenter.place(ask, trace, time.perf_counter()))
             self._coming += 1
             try:
                 return await anext(aiter(messages), b"")
             finally:
                 self._coming -= 1
 
-    async def _authorize(self, trace: Trace, context: Any) -> None:
+    def _authorize(self, trace: Trace, fields: Fields) -> None:
+        """Note the key's name, before the message is read."""
         if self._keys is None:
             return
-        fields = dict(context.invocation_metadata())
-        scheme, _, bearer = str(fields.get("authorization", "")).partition(" ")
-        key = str(fields.get("x-api-key", "")) or (bearer if scheme.lower() == "bearer" else "")
-        name = self._keys.name_of(key)
-        if name is None:
-            self._metrics.observe(trace, "unauthorized", 0.0)
-            text = "Send an API key that is known, as authorization: Bearer or as x-api-key"
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, text)
-        trace.caller = name or ""
-
-    def _parsed(self, name: str, data: bytes, trace: Trace) -> Any:
-        """The request of a call. Here, so that gRPC does not answer UNKNOWN for what is none: it
-        hands over bytes where no deserializer is named. Raises BadInference."""
         try:
-            return MESSAGES[f"{name}Request"].FromString(data)
-        except DecodeError as error:
-            self._metrics.observe(trace, BadInference.problem, 0.0)
-            raise BadInference(
-                f"the {len(data)} bytes are no {name}Request of open_inference_grpc.proto"
-            ) from error
+            trace.caller = self._keys.caller(fields)
+        except UnknownKeyError as error:
+            self._metrics.observe(trace, "unauthorized", 0.0)
+            raise _Refused(grpc.StatusCode.UNAUTHENTICATED, str(error)) from error
 
-    async def _check_names(self, message: Any, context: Any) -> None:
+    def _check_names(self, message: Any) -> None:
         """The model and the version, in the messages that have them."""
         fields = {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
         name, versions = self._model.manifest.name, description.versions(self._model)
         if fields.get("model_name", fields.get("name", name)) != name:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"The only model is {name}")
+            raise _Refused(grpc.StatusCode.NOT_FOUND, f"The only model is {name}")
         if fields.get("model_version", fields.get("version", "")) not in ("", *versions):
             text = f"The model's versions are {' and '.join(versions)}"
-            await context.abort(grpc.StatusCode.NOT_FOUND, text)
+            raise _Refused(grpc.StatusCode.NOT_FOUND, text)
 
-    async def _infer(self, message: Any, trace: Trace, context: Any) -> Any:
+    async def _infer(
+        self, message: Any, fields: Ask, trace: Trace, remaining_s: float | None
+    ) -> Any:
         arrived, traces = time.perf_counter(), [trace]
         with counted(self._metrics, traces, arrived, asyncio.CancelledError):
             self._model.engine.check_ready()
-            request = _request(message, context.time_remaining(), self._outputs)
+            request = request_of(message, fields, remaining_s, self._outputs)
             pictures = request.input.pictures(most_images(self._settings))
             asked, count = request.wanted, len(pictures)
             with places(self._segmenter, asked, traces, count, arrived) as tickets:
@@ -185,7 +197,18 @@ class GrpcServer:
                 )
             for image, span in zip(traces, spans, strict=True):
                 image.add(span.stage, span.began, span.ended)
-            return _response(found)
+            return response_of(found)
+
+
+def _parsed(name: str, data: bytes) -> Any:
+    """The request of a call. Here, so that gRPC does not answer UNKNOWN for what is none: it hands
+    over bytes where no deserializer is named. Raises BadInference."""
+    try:
+        return MESSAGES[f"{name}Request"].FromString(data)
+    except DecodeError as error:
+        raise BadInference(
+            f"the {len(data)} bytes are no {name}Request of open_inference_grpc.proto"
+        ) from error
 
 
 def _code(error: FathomError) -> grpc.StatusCode:
@@ -196,55 +219,3 @@ def _code(error: FathomError) -> grpc.StatusCode:
         504: grpc.StatusCode.DEADLINE_EXCEEDED,
     }
     return known.get(error.status, grpc.StatusCode.INVALID_ARGUMENT)
-
-
-def _request(message: Any, remaining_s: float | None, offer: Offer) -> Request:
-    """remaining_s: until the caller's own deadline. offer: the model's outputs. Raises
-    BadInference, BadBudget and BadPreference."""
-    names = [out.name for out in message.outputs]
-    found = wanted(message.id, _plain(message.parameters), names, offer, Ask())
-    if remaining_s is not None:
-        budget = within(found.ask.budget, max(1.0, remaining_s * 1000))
-        found = replace(found, ask=replace(found.ask, budget=budget))
-    if len(message.inputs) != 1:
-        raise BadInference(f"there are {len(message.inputs)} inputs: send one")
-    (tensor,) = message.inputs
-    check_input(tensor.name, tensor.datatype)
-    # Both belong to HTTP, and KServe's client sends them here, too.
-    for entry in (tensor, *message.outputs):
-        for key in _plain(entry.parameters).keys() - {"binary_data_size", "binary_data"}:
-            raise BadInference(f"the parameter {shown(key)} of {shown(entry.name)} is unknown")
-    raw, shape = list(message.raw_input_contents), check_shape(tensor.name, list(tensor.shape))
-    if len(raw) > 1 or (raw and tensor.HasField("contents")):
-        raise BadInference("the input must have contents or raw contents, of one tensor")
-    if tensor.datatype == "BYTES":
-        count = shape[0] if shape else 1
-        files = elements(raw[0], count) if raw else list(tensor.contents.bytes_contents)
-        return Request(found, Input(tensor.name, "BYTES", shape, files=files))
-    try:
-        values = raw[0] if raw else bytes(tensor.contents.uint_contents)
-    except ValueError as error:
-        raise BadInference("the values of the input must be from 0 to 255") from error
-    return Request(found, Input(tensor.name, tensor.datatype, shape, values=values))
-
-
-def _plain(parameters: Iterable[Any]) -> dict[str, object]:
-    chosen = ((entry, entry.value.WhichOneof("parameter_choice")) for entry in parameters)
-    return {entry.key: getattr(entry.value, kind) if kind else None for entry, kind in chosen}
-
-
-def _response(found: Reply) -> Any:
-    return MESSAGES["ModelInferResponse"](
-        model_name=found.model_name,
-        model_version=found.model_version,
-        id=found.id,
-        parameters=[
-            {"key": key, "value": {_KINDS[type(value)]: value}}
-            for key, value in found.parameters.items()
-        ],
-        outputs=[
-            {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
-            for tensor in found.outputs
-        ],
-        raw_output_contents=[tensor.raw() for tensor in found.outputs],
-    )

@@ -37,6 +37,7 @@ from tests.processes import ROOT, STRICT_SERVICE, environment, until
 try:
     import grpc
 
+    import service.grpc.server as grpc_server
     from service.grpc.messages import MESSAGES, SERVICE
     from service.grpc.server import GrpcServer
 except ImportError:
@@ -176,6 +177,40 @@ def test_the_ask_stands_in_the_parameters_of_any_kind(live: SimpleNamespace) -> 
         assert used["plan"].string_param == plan
         assert used["gflops"].double_param > 0
         assert used["depth"].int64_param == int(plan[1])
+
+
+def test_the_fields_of_http_are_read_as_metadata(live: SimpleNamespace) -> None:
+    few, typo = ("compute-budget", "depth=1, max-loss=0"), ("compute-budget", "dept=1")
+    found = live.call("ModelInfer", (few, ("value-range", "auto")), **image(flat()))
+    used = {entry.key: entry.value for entry in found.parameters}
+    assert (used["plan"].string_param, used["reason"].string_param) == ("d1", "request")
+    two = [parameter("depth", int64_param=2)]
+    for metadata, given, words in (
+        ((few, typo), [], "Compute-Budget: the key 'dept' is unknown"),
+        ((("value-range", "wide"),), [], "Value-Range"),
+        ((("task-preference", "sky=1"),), [], "Task-Preference: the key 'sky'"),
+        ((few,), two, "the key 'depth' and the header field Compute-Budget differ"),
+    ):
+        details, _ = live.call.refused(
+            "INVALID_ARGUMENT", **image(flat()), metadata=metadata, parameters=given
+        )
+        assert words in details
+    assert live.server.value("fathom_requests_total", outcome="bad-header") == 3
+
+
+def test_a_call_has_the_id_that_its_caller_gave_it(live: SimpleNamespace) -> None:
+    method = live.call.method("ServerLive")
+    request = MESSAGES["ServerLiveRequest"]()
+    ids = []
+    for sent in ("seven-7", "x y", ""):
+        metadata = (("x-request-id", sent),)
+        _, call = method.with_call(request, timeout=20, metadata=metadata)
+        ids.append(dict(call.trailing_metadata())["x-request-id"])
+        fields = image(b"") | {"metadata": metadata}
+        _, trailing = live.call.refused("INVALID_ARGUMENT", **fields)
+        ids.append(trailing["x-request-id"])
+    assert ids[:2] == ["seven-7"] * 2
+    assert [len(each) for each in ids[2:]] == [32] * 4
 
 
 def test_only_requested_outputs_are_given(live: SimpleNamespace) -> None:
@@ -347,9 +382,11 @@ def test_keys_are_asked_for(server: Server, tmp_path: Path) -> None:
             for metadata in ((), (("x-api-key", "other"),), (("authorization", "Basic secret"),)):
                 call.refused("UNAUTHENTICATED", name, **fields, metadata=metadata)
             assert call.raw(name, b"\xff")[0] == "UNAUTHENTICATED"
+            two = (("x-api-key", "other"), ("x-api-key", "secret"))
+            assert "several" in call.refused("UNAUTHENTICATED", name, **fields, metadata=two)[0]
             for metadata in ((("x-api-key", "secret"),), (("authorization", "Bearer secret"),)):
                 assert call(name, metadata, **fields)
-        assert server.value("fathom_requests_total", outcome="unauthorized") == 8
+        assert server.value("fathom_requests_total", outcome="unauthorized") == 10
 
 
 def test_an_address_that_is_taken_is_a_setting_that_is_wrong(live: SimpleNamespace) -> None:
@@ -364,16 +401,21 @@ def test_an_address_that_is_taken_is_a_setting_that_is_wrong(live: SimpleNamespa
         future.result(20)
 
 
-def test_an_unforeseen_error_tells_nothing(
-    fake_manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+def test_an_unforeseen_error_tells_nothing_and_is_logged(
+    fake_manifest: Manifest, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
+
     def broken(*_: Any) -> Any:
         raise RuntimeError("a secret of the inside")
 
     with running(fake_manifest) as server, beside(server) as address:
-        monkeypatch.setattr(Gated, "run", broken)
-        details, _ = Caller(address).refused("INTERNAL", **image(flat()))
-        assert "secret" not in details
+        for whose, name in ((Gated, "run"), (grpc_server, "reply"), (grpc_server, "request_of")):
+            with monkeypatch.context() as patch:
+                patch.setattr(whose, name, broken)
+                details, trailing = Caller(address).refused("INTERNAL", **image(flat()))
+            assert "secret" not in details
+            assert f"request_id={trailing['x-request-id']}" in caplog.text
 
 
 def test_every_call_of_tritons_grpc_client(live: SimpleNamespace, tmp_path: Path) -> None:
