@@ -2,7 +2,8 @@
 
 Browsers and HTTP libraries give a file a filename; programs that write their forms by hand often
 forget it. So an image is also a part without a filename whose type or first bytes are an image's.
-An empty filename is none: browsers send it for a file input in which no file was chosen.
+An empty filename is none: browsers send it for a file input in which no file was chosen. JSON has
+none either: scripts can give a part its type only as a Blob, and browsers call that a file.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from starlette.formparsers import MultiPartException, MultiPartParser, Multipart
 
 from service.errors import UndecodableImage, shown
 
-MAX_FIELDS = 8  # parts beside the image; they are ignored
-MAX_FIELD_BYTES = 1024  # of each of them
+MAX_PARTS = 1000  # each costs time
+SEEN = 16  # first bytes of a part that are looked at
+NAMED = 8  # parts in a message
 # JPEG, PNG, WebP, TIFF of both byte orders; that of HEIC and AVIF stands behind a length
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"RIFF", b"II*\0", b"MM\0*")
 # It would write a line for every byte that a stranger puts in the wrong place.
@@ -36,9 +38,8 @@ async def image_of(
     parser = _Parser(
         Headers(headers),
         stream,
-        max_files=math.inf,  # an empty one is a field, and a second image is refused with its name
-        max_fields=MAX_FIELDS,
-        max_part_size=MAX_FIELD_BYTES,
+        max_files=math.inf,  # what is too many is refused in other words
+        max_fields=math.inf,
     )
     try:
         await parser.parse()
@@ -52,12 +53,15 @@ async def image_of(
 
 
 class _Parser(MultiPartParser):
-    """image: of the part that is one. has_begun: whether a part has. is_in_part: and not ended."""
+    """image: of the part that is one. begun: how many parts have. is_in_part: the last did not end.
+
+    Of other parts, only the first bytes are kept.
+    """
 
     # A container's file system may be read-only, and the body's size is limited already.
     spool_max_size = 0
     image: UploadFile | None = None
-    is_in_part = has_begun = False
+    is_in_part, begun = False, 0
 
     def close(self) -> None:
         """Close every file: parse() leaves one open whose part does not end."""
@@ -72,7 +76,7 @@ class _Parser(MultiPartParser):
         """The error, with what to change in place of `Invalid multipart data`."""
         if error.__cause__ is None:
             return error.message
-        if not self.has_begun:
+        if not self.begun:
             return (
                 "it must begin with the boundary that Content-Type names, in a line that ends with "
                 "CR LF; nothing may stand before it"
@@ -86,25 +90,24 @@ class _Parser(MultiPartParser):
         names = [shown(name) + ("" if value else " (empty)") for name, value in self.items]
         if not names:
             return "The form has no parts: send the image as one, with a filename"
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         return (
-            f"No part of the form is an image or has a filename, only {', '.join(names)}: send the "
-            "image as a part with a filename"
+            f"No part of the form is an image or has a filename, only {', '.join(names[:NAMED])}"
+            f"{more}: send the image as a part with a filename, the file as it is and not as text"
         )
 
     def on_part_begin(self) -> None:
         super().on_part_begin()
-        self.is_in_part = self.has_begun = True
+        self.is_in_part = True
+        self.begun += 1
+        if self.begun > MAX_PARTS:
+            raise MultiPartException(f"it has more than {MAX_PARTS} parts")
 
     def on_headers_finished(self) -> None:
         part = self._current_part
         super().on_headers_finished()
-        if part.file is not None and not part.file.filename:
+        if part.file is not None and (not part.file.filename or _is_json(part)):
             part.file = None
-            self._current_fields += 1
-            if self._current_fields > self.max_fields:
-                raise MultiPartException(
-                    f"it has more than {self.max_fields} parts without an image"
-                )
         if part.file is not None:
             self._take(part)
         elif _type_of(part).startswith("image/"):
@@ -112,13 +115,11 @@ class _Parser(MultiPartParser):
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         part = self._current_part
-        if part.file is None and len(part.data) + end - start > self.max_part_size:
-            if not _begins_as_image((part.data[:16] + data[start : start + 16])[:16]):
-                raise MultiPartException(
-                    f"the part {shown(part.field_name)} is no image and has more than "
-                    f"{self.max_part_size} bytes. If it is the image, its filename is missing, "
-                    "and it must be an image file as it is, not text"
-                )
+        if part.file is None:
+            begin, start = start, min(end, start + SEEN - len(part.data))
+            part.data += data[begin:start]
+            if len(part.data) < SEEN or not _begins_as_image(part.data):
+                return
             self._promote(part)
         super().on_part_data(data, start, end)
 
@@ -133,7 +134,6 @@ class _Parser(MultiPartParser):
         """A part without a filename is the image."""
         file = SpooledTemporaryFile[bytes](max_size=self.spool_max_size)
         self._files_to_close_on_error.append(file)
-        self._current_fields -= 1
         headers = Headers(raw=part.item_headers)
         part.file = UploadFile(file=file, size=0, filename="", headers=headers)  # type: ignore[arg-type]
         self._take(part)
@@ -150,6 +150,11 @@ class _Parser(MultiPartParser):
 
 def _begins_as_image(data: bytes | bytearray) -> bool:
     return data.startswith(_BEGINNINGS) or data[4:8] == b"ftyp"
+
+
+def _is_json(part: MultipartPart) -> bool:
+    kind = _type_of(part).partition(";")[0].strip()
+    return kind == "application/json" or kind.endswith("+json")
 
 
 def _type_of(part: MultipartPart) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from starlette.requests import ClientDisconnect, Request
 
 from service.api.body import BY_BYTES, HELD_BODIES, Intake
+from service.api.multipart import MAX_PARTS
 from service.errors import (
     BadHeader,
     FathomError,
@@ -92,9 +94,39 @@ def test_the_file_of_a_form_has_the_type_of_its_part(kind: str | None, expected:
     )
 
 
-def test_fields_beside_the_file_of_a_form_are_ignored() -> None:
-    data = part("note", b"hello", None, None) + part("file", b"data") + END
-    assert receive(intake(), FORM, body(data)) == (b"data", "image/png")
+LONG = part("note", b"x" * 50_000, None, None)
+JSON = part("meta", b'{"a": 1}', "blob", "application/json; charset=utf-8")
+
+
+@pytest.mark.parametrize("size", [1000, 100_000])
+@pytest.mark.parametrize(
+    "others",
+    [
+        part("note", b"hello", None, None),
+        LONG,
+        LONG.replace(b"\r\n\r\n", b"\r\nContent-Type: text/plain\r\n\r\n"),
+        JSON,
+        part("meta", b'{"a": 1}', "m.json", "application/ld+json"),
+        part("note", b"", None, None) * (MAX_PARTS - 1),
+    ],
+)
+def test_parts_beside_the_image_of_a_form_are_ignored(others: bytes, size: int) -> None:
+    for form in (others + part("file", b"data") + END, part("file", b"data") + others + END):
+        pieces = [form[i : i + size] for i in range(0, len(form), size)]
+        messages = [*(body(piece, True) for piece in pieces), body(b"")]
+        found = receive(intake(max_bytes=100_000, timeout_s=9), FORM, *messages)
+        assert found == (b"data", "image/png")
+
+
+def test_of_a_long_part_beside_the_image_nothing_is_kept() -> None:
+    form = part("note", b"x" * 8_000_000, None, None) + part("file", b"data") + END
+    pieces = [form[i : i + 65_536] for i in range(0, len(form), 65_536)]
+    messages = [*(body(piece, True) for piece in pieces), body(b"")]
+    tracemalloc.start()
+    receive(intake(max_bytes=10_000_000, timeout_s=9), FORM, *messages)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_000_000
 
 
 @pytest.mark.parametrize(
@@ -104,7 +136,7 @@ def test_fields_beside_the_file_of_a_form_are_ignored() -> None:
         part("note", b"hello", None, None) + END,
         part("file", b"\x89PNG\r\n", None, None) + part("b", b"2") + END,
         part("a", b"1") + part("b", b"2") + END,
-        b"".join(part("note", b"", None, None) for _ in range(9)) + part("file", b"data") + END,
+        part("note", b"hello", None, None) * 9 + JSON + END,
         b"no form at all",
         b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n" + END,
         b"",
@@ -157,12 +189,12 @@ def test_file_inputs_without_a_file_are_ignored(form: bytes) -> None:
         (part("file", b"data").replace(b"--b", b"--c"), "must begin with the boundary"),
         (part("file", b"data").replace(b"\r\n", b"\n"), "ends with CR LF"),
         (b"--b\r\nContent Disposition: x\r\n\r\n", "the head of a part is malformed"),
-        (NOTHING * 9, "more than 8 parts"),
+        (NOTHING * (MAX_PARTS + 1), "more than 1000 parts"),
     ],
 )
 def test_a_form_that_cannot_be_read_says_what_to_change(form: bytes, words: str) -> None:
     with pytest.raises(UndecodableImage, match=words):
-        receive(intake(max_bytes=2000), FORM, body(form + END))
+        receive(intake(max_bytes=200_000), FORM, body(form + END))
 
 
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(3000)
@@ -191,7 +223,8 @@ def test_a_part_without_a_filename_is_taken_if_it_alone_is_an_image(
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (part("photo", b"aGVsbG8=" * 400, None, None), ["'photo'", "filename is missing"]),
+        (part("photo", b"aGVsbG8=" * 400, None, None), ["'photo'", "filename", "not as text"]),
+        (part("note", b"hello", None, None) * 20, ["'note'", "and 12 more"]),
         (part("note", b"hello", None, None), ["'note'", "with a filename"]),
         (b"", ["no parts"]),
         (part("a", PICTURE, None, None) + part("b", PICTURE, None, None), ["'b'", "second image"]),
