@@ -100,7 +100,7 @@ def serve(settings: Settings, served: Bundle, standard: str = "") -> None:
     tracing = open_tracing(settings, release, standard)
     segmenter = Segmenter(model, settings)
     app = create_app(settings, segmenter, metrics, version=release, tracing=tracing)
-    beside = open_grpc(settings, segmenter, metrics, release, app.state.keys)
+    beside = open_grpc(settings, segmenter, metrics, release, app.state.keys, tracing)
     config = uvicorn.Config(
         app,
         log_config=None,  # uvicorn's loggers use our handler
@@ -191,7 +191,12 @@ def open_tracing(settings: Settings, release: str, standard: str = "") -> Tracin
 
 
 def open_grpc(
-    settings: Settings, segmenter: Segmenter, metrics: Metrics, release: str, keys: ApiKeys | None
+    settings: Settings,
+    segmenter: Segmenter,
+    metrics: Metrics,
+    release: str,
+    keys: ApiKeys | None,
+    tracing: Tracing | None = None,
 ) -> GrpcServer | None:
     """The transport beside HTTP, if the settings want it. Raises SettingsError when its packages
     are not installed."""
@@ -204,7 +209,7 @@ def open_grpc(
             f"{flag('grpc_port')} needs packages that are not installed ({error.name}): "
             "pip install '.[grpc]' in Fathom's source folder"
         ) from error
-    return GrpcServer(settings, segmenter, metrics, version=release, keys=keys)
+    return GrpcServer(settings, segmenter, metrics, version=release, keys=keys, tracing=tracing)
 
 
 def _listen(settings: Settings) -> socket.socket:

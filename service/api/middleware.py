@@ -42,6 +42,12 @@ def request_id_of(headers: Headers) -> str:
     return sent if _ID.fullmatch(sent) else uuid.uuid4().hex
 
 
+def unexpected(request_id: str) -> FathomError:
+    """Log the exception at hand; the error that the caller gets tells nothing of it."""
+    _log.exception("request_id=%s an unexpected error, please report it", request_id)
+    return FathomError("The request failed for a reason inside the service")
+
+
 class Edge:
     """Gives the request a trace and the answer its common header fields.
 
@@ -101,14 +107,10 @@ class Edge:
             response = problem(stopped(), trace.request_id, scope["path"])
             await response(scope, receive, send_with_fields)
         except Exception:
-            _log.exception("request_id=%s an unexpected error, please report it", trace.request_id)
+            error = unexpected(trace.request_id)
             if started:
                 raise
-            response = problem(
-                FathomError("The request failed for a reason inside the service"),
-                trace.request_id,
-                scope["path"],
-            )
+            response = problem(error, trace.request_id, scope["path"])
             await response(scope, receive, send_with_fields)
         finally:
             if state["afterwards"] is not None:

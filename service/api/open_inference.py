@@ -66,7 +66,7 @@ class InferRoute:
     async def infer(self, request: Request) -> Response:
         trace: Trace = request.state.trace
         request.state.vary = f"Accept-Encoding, {FIELD}, {PREFERENCE}, {VALUE_RANGE}"
-        traces = [trace]
+        traces = request.state.traces = [trace]
         gone = ClientDisconnect
         with counted(self._metrics, traces, request.state.arrived, gone), ExitStack() as stack:
             # Whatever can be refused is refused before the body is read.

@@ -1,4 +1,5 @@
-"""OpenTelemetry spans of /segment: one for the request and one below it per stage, by OTLP/HTTP.
+"""OpenTelemetry spans of requests for images, over HTTP and gRPC: one for the request and one below
+it per stage, by OTLP/HTTP.
 
 Imported only if tracing is on: the SDK and the exporter are the optional extra `tracing`; over gRPC
 see tracing_grpc.py. The standard OTEL_* variables for the exporter (headers, certificates), the
@@ -11,7 +12,9 @@ import asyncio
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 from urllib.parse import SplitResult, urlsplit
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -35,6 +38,8 @@ FLUSH_S = 2.0  # a working collector needs milliseconds
 _MAX_LENGTH = 512
 _W3C = TraceContextTextMapPropagator()
 
+Attributes: TypeAlias = Mapping[str, str | int | float | Sequence[int]]
+
 
 def exporter(endpoint: str) -> OTLPSpanExporter:
     """The exporter to a collector: its base URL, or the URL of its traces. Raises SettingsError."""
@@ -57,6 +62,16 @@ def checked(endpoint: str) -> SplitResult:
             "http://collector:4318"
         )
     return url
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A request's span, until it ends. traced: the trace's id, and whether it is sampled. fields:
+    what the answer says of it."""
+
+    span: Span
+    traced: tuple[str, bool]
+    fields: Mapping[str, str]
 
 
 class Tracing:
@@ -88,64 +103,80 @@ class Tracing:
             if not route:
                 await app(scope, receive, send)
                 return
-            span = self._begin(Headers(scope=scope), route)
-            context = span.get_span_context()
+            begun = self.begin(Headers(scope=scope), f"{METHOD} {route}")
             state = scope.setdefault("state", {})
-            state["traced"] = (f"{context.trace_id:032x}", context.trace_flags.sampled)
-            fields: dict[str, str] = {}
-            _W3C.inject(fields, set_span_in_context(span))
+            state["traced"] = begun.traced
             status = 0
 
             async def send_with_parent(message: Message) -> None:
                 nonlocal status
                 if message["type"] == "http.response.start":
                     status = message["status"]
-                    MutableHeaders(scope=message).update(fields)
+                    MutableHeaders(scope=message).update(begun.fields)
                 await send(message)
 
             try:
                 await app(scope, receive, send_with_parent)
             finally:
-                self._end(span, scope, route, state.get("trace", Trace()), status)
+                traces = state.get("traces") or [state.get("trace", Trace())]
+                code = {"http.response.status_code": status} if status else {}
+                # 4xx is the caller's error, not the server's.
+                failed = str(status) if status >= 500 else ""
+                self.end(begun, traces, _of_request(scope, route) | code, failed, left=not status)
 
         return traced
 
-    def _begin(self, headers: Headers, route: str) -> Span:
+    def begin(self, headers: Headers, name: str) -> Begun:
         """Begin a span in the caller's trace, or in a new one without a valid `traceparent`."""
         carrier = {}
-        for name in ("traceparent", "tracestate"):
-            lines = headers.getlist(name)
+        for field in ("traceparent", "tracestate"):
+            lines = headers.getlist(field)
             short = sum(map(len, lines)) <= _MAX_LENGTH
-            if lines and short and (name == "tracestate" or len(lines) == 1):
-                carrier[name] = ",".join(lines)
-        return self._tracer.start_span(f"{METHOD} {route}", _W3C.extract(carrier), SpanKind.SERVER)
+            if lines and short and (field == "tracestate" or len(lines) == 1):
+                carrier[field] = ",".join(lines)
+        span = self._tracer.start_span(name, _W3C.extract(carrier), SpanKind.SERVER)
+        context = span.get_span_context()
+        fields: dict[str, str] = {}
+        _W3C.inject(fields, set_span_in_context(span))
+        return Begun(span, (f"{context.trace_id:032x}", context.trace_flags.sampled), fields)
 
-    def _end(self, span: Span, scope: Scope, route: str, trace: Trace, status: int) -> None:
+    def end(
+        self,
+        begun: Begun,
+        traces: Sequence[Trace],
+        attributes: Attributes,
+        failed: str = "",
+        *,
+        left: bool = False,
+    ) -> None:
         """End a request's span, with its stages below it.
 
-        status: of the answer; 0 if the caller left before it began.
+        traces: one per image. failed: the status, if the server is to blame. left: the caller has.
         """
-        if not span.is_recording():
-            span.end()
-            return
-        # The stages ran earlier, in batches in other threads. Their times are perf_counter's and
-        # become wall-clock times here.
+        span = begun.span
+        if span.is_recording():
+            several = len(traces) > 1
+            for index, trace in enumerate(traces):
+                own = {"fathom.image.index": index} | _of_image(trace) if several else {}
+                self._stages(span, trace, own)
+            told = {"fathom.images": len(traces)} if several else _of_image(traces[0])
+            span.set_attributes(
+                {**attributes, "fathom.request_id": traces[0].request_id, **told}
+                | ({"error.type": "cancelled"} if left else {})
+            )
+            if failed:
+                span.set_attribute("error.type", failed)
+                span.set_status(StatusCode.ERROR)
+        span.end()
+
+    def _stages(self, span: Span, trace: Trace, own: Attributes) -> None:
+        # They ran in batches in other threads. Times of perf_counter become wall-clock times here.
         offset = time.time_ns() - time.perf_counter_ns()
         context = set_span_in_context(span)
         for stage, seconds in trace.stages.items():
             start = offset + round(trace.began[stage] * 1e9)
-            child = self._tracer.start_span(stage, context, start_time=start)
+            child = self._tracer.start_span(stage, context, start_time=start, attributes=own)
             child.end(start + round(seconds * 1e9))
-        span.set_attributes(
-            _of_request(scope, route)
-            | {"fathom.request_id": trace.request_id}
-            | _of_image(trace)
-            | ({"http.response.status_code": status} if status else {"error.type": "cancelled"})
-        )
-        if status >= 500:  # 4xx is the caller's error, not the server's
-            span.set_attribute("error.type", str(status))
-            span.set_status(StatusCode.ERROR)
-        span.end()
 
     async def close(self, limit_s: float) -> None:
         """Send the remaining spans, within limit_s seconds; what is not sent by then is lost."""

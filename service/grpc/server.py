@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -18,6 +17,7 @@ from service.api.middleware import REQUEST_ID, request_id_of
 from service.api.segment import ask_of_fields
 from service.core import Ask
 from service.errors import BadInference, FathomError, Overloaded, SettingsError
+from service.grpc.endings import RefusedError, refusals, told_of
 from service.grpc.messages import MESSAGES, SERVICE
 from service.grpc.tensors import request_of, response_of
 from service.metrics import Metrics
@@ -28,21 +28,16 @@ from service.segmenting import Segmenter
 from service.settings import Settings, flag
 from service.trace import Trace
 
+if TYPE_CHECKING:  # its packages are installed only for tracing
+    from service.api.tracing import Tracing
+
 GRACE_S = 1.0  # for answers that are on their way when the engine has ended
 _OPEN = {"ServerLive", "ServerReady", "ModelReady"}  # to those without a key
-_log = logging.getLogger("fathom.grpc")
-
-
-class _Refused(Exception):
-    """What is no error of a FathomError's status. Its text is for the caller."""
-
-    def __init__(self, code: Any, text: str) -> None:
-        super().__init__(text)
-        self.code = code
+INFER = "ModelInfer"
 
 
 class GrpcServer:
-    """version: the service's. keys: None asks for none."""
+    """version: the service's. keys: None asks for none. tracing: None: no spans."""
 
     def __init__(
         self,
@@ -52,7 +47,9 @@ class GrpcServer:
         *,
         version: str,
         keys: ApiKeys | None,
+        tracing: Tracing | None = None,
     ) -> None:
+        self._tracing = tracing
         self._settings, self._segmenter, self._metrics = settings, segmenter, metrics
         self._model, self._keys = segmenter.model, keys
         self._outputs = Outputs.of(segmenter.model)
@@ -68,7 +65,7 @@ class GrpcServer:
 
     async def start(self, address: str) -> int:
         """Listen on HOST:PORT; the port that it is. Raises SettingsError."""
-        handlers = {name: self._handler(name) for name in (*self._told, "ModelInfer")}
+        handlers = {name: self._handler(name) for name in (*self._told, INFER)}
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", self._settings.max_body_bytes),
@@ -92,27 +89,28 @@ class GrpcServer:
     def _handler(self, name: str) -> Any:
         async def call(messages: Any, context: Any) -> Any:
             fields = of_metadata(context.invocation_metadata() or ())
-            trace = Trace(request_id_of(fields))
-            told = (REQUEST_ID.lower(), trace.request_id)
-            context.set_trailing_metadata((told,))
+            traces = [trace := Trace(request_id_of(fields))]
+            told, span, code = [(REQUEST_ID.lower(), trace.request_id)], None, None
+            if self._tracing is not None and name == INFER:
+                span = self._tracing.begin(fields, f"{SERVICE}/{name}")
+                trace.trace_id, trace.sampled = span.traced
+                told += span.fields.items()
+            context.set_trailing_metadata(told)
             try:
-                return await self._answer(name, messages, fields, trace, context)
-            except _Refused as error:
-                refusal: tuple[Any, ...] = (error.code, str(error), (told,))
-            except FathomError as error:
-                again = error.retry_after_s
-                later = () if again is None else (("retry-after", str(again)),)
-                refusal = _code(error), error.detail, (told, *later)
-            except Exception:  # noqa: BLE001  # gRPC would tell the caller its text
-                _log.exception(
-                    "request_id=%s an unexpected error, please report it", trace.request_id
-                )
-                text = "The request failed for a reason inside the service"
-                refusal = grpc.StatusCode.INTERNAL, text, (told,)
-            try:
-                await context.abort(*refusal)
-            except grpc.aio.InternalError as error:  # the caller has left: gRPC would log a failure
-                raise asyncio.CancelledError from error
+                with refusals(trace.request_id):
+                    found = await self._answer(name, messages, fields, traces, context)
+                code = grpc.StatusCode.OK
+                return found
+            except RefusedError as error:
+                code = error.code
+                again = [] if error.again is None else [("retry-after", str(error.again))]
+                try:
+                    await context.abort(code, str(error), (*told, *again))
+                except grpc.aio.InternalError as gone:  # gRPC would log a failure
+                    raise asyncio.CancelledError from gone
+            finally:
+                if self._tracing is not None and span is not None:
+                    self._tracing.end(span, traces, *told_of(name, code), left=code is None)
 
         # A stream, so that its one message is read only when we want it.
         return grpc.stream_unary_rpc_method_handler(
@@ -121,13 +119,13 @@ class GrpcServer:
         )
 
     async def _answer(
-        self, name: str, messages: Any, fields: Fields, trace: Trace, context: Any
+        self, name: str, messages: Any, fields: Fields, traces: list[Trace], context: Any
     ) -> Any:
-        arrived, ask = time.perf_counter(), Ask()
+        arrived, ask, trace = time.perf_counter(), Ask(), traces[0]
         if name not in _OPEN:
             self._authorize(trace, fields)
         try:
-            if name == "ModelInfer":
+            if name == INFER:
                 ask = ask_of_fields(fields, self._model)
             data = await self._read(name, messages, ask, trace)
             message = _parsed(name, data)
@@ -139,7 +137,7 @@ class GrpcServer:
         self._check_names(message)
         if name in self._told:
             return MESSAGES[f"{name}Response"](**self._told[name]())
-        return await self._infer(message, ask, trace, context.time_remaining())
+        return await self._infer(message, ask, traces, context.time_remaining())
 
     async def _read(self, name: str, messages: Any, ask: Ask, trace: Trace) -> bytes:
         """The message of a call. Raises what `Segmenter.place` raises, and Overloaded where too
@@ -148,7 +146,7 @@ class GrpcServer:
         if self._coming >= most:
             raise Overloaded("Too many messages come at once", shed="full", retry_after=1)
         with ExitStack() as stack:
-            if name == "ModelInfer":  # its images take places of their own once they are here
+            if name == INFER:  # its images take places of their own once they are here
                 stack.enter_context(self._segmenter.place(ask, trace, time.perf_counter()))
             self._coming += 1
             try:
@@ -164,22 +162,22 @@ class GrpcServer:
             trace.caller = self._keys.caller(fields)
         except UnknownKeyError as error:
             self._metrics.observe(trace, "unauthorized", 0.0)
-            raise _Refused(grpc.StatusCode.UNAUTHENTICATED, str(error)) from error
+            raise RefusedError(grpc.StatusCode.UNAUTHENTICATED, str(error)) from error
 
     def _check_names(self, message: Any) -> None:
         """The model and the version, in the messages that have them."""
         fields = {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
         name, versions = self._model.manifest.name, description.versions(self._model)
         if fields.get("model_name", fields.get("name", name)) != name:
-            raise _Refused(grpc.StatusCode.NOT_FOUND, f"The only model is {name}")
+            raise RefusedError(grpc.StatusCode.NOT_FOUND, f"The only model is {name}")
         if fields.get("model_version", fields.get("version", "")) not in ("", *versions):
             text = f"The model's versions are {' and '.join(versions)}"
-            raise _Refused(grpc.StatusCode.NOT_FOUND, text)
+            raise RefusedError(grpc.StatusCode.NOT_FOUND, text)
 
     async def _infer(
-        self, message: Any, fields: Ask, trace: Trace, remaining_s: float | None
+        self, message: Any, fields: Ask, traces: list[Trace], remaining_s: float | None
     ) -> Any:
-        arrived, traces = time.perf_counter(), [trace]
+        arrived = time.perf_counter()
         with counted(self._metrics, traces, arrived, asyncio.CancelledError):
             self._model.engine.check_ready()
             request = request_of(message, fields, remaining_s, self._outputs)
@@ -209,13 +207,3 @@ def _parsed(name: str, data: bytes) -> Any:
         raise BadInference(
             f"the {len(data)} bytes are no {name}Request of open_inference_grpc.proto"
         ) from error
-
-
-def _code(error: FathomError) -> grpc.StatusCode:
-    known = {
-        429: grpc.StatusCode.RESOURCE_EXHAUSTED,
-        500: grpc.StatusCode.INTERNAL,
-        503: grpc.StatusCode.UNAVAILABLE,
-        504: grpc.StatusCode.DEADLINE_EXCEEDED,
-    }
-    return known.get(error.status, grpc.StatusCode.INVALID_ARGUMENT)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 import time
+from typing import Any
 
 import pytest
 from opentelemetry import trace as opentelemetry
@@ -18,6 +20,8 @@ from service.labels import STAGES
 from service.metrics import Metrics
 from tests.api.asgi import GONE, body, call, post, scope
 from tests.api.traced import ON_THE_GLANCE, World, parent_of
+from tests.open_inference.asking import document
+from tests.pictures import flat
 
 
 def test_a_request_is_a_span_with_a_span_per_stage_at_its_true_time(world: World) -> None:
@@ -111,6 +115,26 @@ def test_inference_requests_are_spans_of_their_own_route(world: World) -> None:
         assert [stage.name for stage in world.below(span)] == list(ON_THE_GLANCE)
     ids = {f"{span.context.trace_id:032x}" for span in world.servers}
     assert {parent_of(answer)[0] for answer in answers[:2]} == ids
+
+
+def test_each_image_of_an_inference_request_has_its_stages(world: World) -> None:
+    text = json.dumps(document(flat(), flat())).encode()
+
+    async def run() -> Any:
+        async with world.ready():
+            kind = {"content-type": "application/json"}
+            request = scope("POST", "/v2/models/fake/infer", kind)
+            return await call(world.app, request, body(text))
+
+    assert asyncio.run(run())[0] == 200
+    (span,) = world.servers
+    assert span.attributes is not None
+    assert span.attributes["fathom.images"] == 2
+    stages = [(each.attributes or {}, each.name) for each in world.below(span)]
+    for index in (0, 1):
+        own = [name for told, name in stages if told["fathom.image.index"] == index]
+        assert own == list(ON_THE_GLANCE)
+    assert {told["fathom.plan"] for told, _ in stages} <= {"d1", "d2", "d3", "d4"}
 
 
 def test_a_span_tells_the_request_by_the_semantic_conventions(world: World) -> None:

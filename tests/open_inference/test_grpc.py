@@ -17,12 +17,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
 from PIL import Image
 
 from service import __main__ as entry
 from service.api.auth import ApiKeys
+from service.api.tracing import Tracing
 from service.bundle import Bundle, Manifest
 from service.errors import SettingsError
+from service.labels import STAGES
 from service.open_inference.infer import _traces
 from service.settings import Settings
 from service.trace import Trace
@@ -55,12 +59,13 @@ def _needed() -> None:
 
 
 @contextmanager
-def beside(server: Server, keys: Any = None, **settings: Any) -> Iterator[str]:
+def beside(server: Server, keys: Any = None, tracing: Any = None, **settings: Any) -> Iterator[str]:
     """The transport in the loop of a running service; its address."""
     segmenter = server.segmenter
 
     async def start() -> tuple[Any, int]:
-        made = GrpcServer(Settings(**settings), segmenter, server.metrics, version="1.2", keys=keys)
+        told = {"version": "1.2", "keys": keys, "tracing": tracing}
+        made = GrpcServer(Settings(**settings), segmenter, server.metrics, **told)
         return made, await made.start("127.0.0.1:0")
 
     made, port = asyncio.run_coroutine_threadsafe(start(), server.loop).result(20)
@@ -387,6 +392,33 @@ def test_keys_are_asked_for(server: Server, tmp_path: Path) -> None:
             for metadata in ((("x-api-key", "secret"),), (("authorization", "Bearer secret"),)):
                 assert call(name, metadata, **fields)
         assert server.value("fathom_requests_total", outcome="unauthorized") == 10
+
+
+def test_calls_that_segment_are_spans_in_the_traces_of_their_callers(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    kept = InMemorySpanExporter()
+    tracing = Tracing(kept, sample=1.0, version="1")
+    parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    with beside(server, tracing=tracing) as address:
+        call = Caller(address)
+        assert call("ServerReady").ready
+        assert call("ModelInfer", (("traceparent", parent),), **image(flat())).outputs
+        _, trailing = call.refused("INVALID_ARGUMENT", **image(b""))
+    asyncio.run(tracing.close(5))
+    spans = kept.get_finished_spans()
+    good, bad = (span for span in spans if span.kind is SpanKind.SERVER)
+    assert good.name == f"{SERVICE}/ModelInfer"
+    assert f"{good.context.trace_id:032x}" == parent[3:35]
+    assert f"trace_id={parent[3:35]}" in caplog.text
+    below = [span.name for span in spans if span.parent == good.context]
+    assert below == [stage for stage in STAGES if stage != "glance"]
+    told = [dict(span.attributes or {}) for span in (good, bad)]
+    assert [each["rpc.grpc.status_code"] for each in told] == [0, 3]
+    assert told[0]["fathom.plan"]
+    assert told[1]["fathom.request_id"] == trailing["x-request-id"]
+    assert trailing["traceparent"].startswith(f"00-{bad.context.trace_id:032x}-")
 
 
 def test_an_address_that_is_taken_is_a_setting_that_is_wrong(live: SimpleNamespace) -> None:
