@@ -32,6 +32,9 @@ _MESSAGES = {
         "name:string versions:*string platform:string inputs:*TensorMetadata "
         "outputs:*TensorMetadata"
     ),
+    # Of grpc.health.v1; its enum is a number on the wire.
+    "HealthCheckRequest": "service:string",
+    "HealthCheckResponse": "status:int32",
     _ONE_OF: (
         "bool_param:bool int64_param:int64 string_param:string double_param:double "
         "uint64_param:uint64"

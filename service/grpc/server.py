@@ -32,7 +32,11 @@ if TYPE_CHECKING:  # its packages are installed only for tracing
     from service.api.tracing import Tracing
 
 GRACE_S = 1.0  # for answers that are on their way when the engine has ended
-_OPEN = {"ServerLive", "ServerReady", "ModelReady"}  # to those without a key
+HEALTH = "grpc.health.v1.Health"  # what Kubernetes and proxies ask
+_HEALTH_CHECK = "HealthCheck"  # its call Check
+_SERVING, _NOT_SERVING = 1, 2
+_OPEN = {"ServerLive", "ServerReady", "ModelReady", _HEALTH_CHECK}  # to those without a key
+_EXTENSIONS = ["parameters"]  # of the others, the calls are not there
 INFER = "ModelInfer"
 
 
@@ -59,13 +63,17 @@ class GrpcServer:
             "ServerLive": lambda: {"live": True},
             "ServerReady": lambda: {"ready": description.is_ready(self._model)},
             "ModelReady": lambda: {"ready": description.is_ready(self._model)},
-            "ServerMetadata": lambda: description.server(version),
+            "ServerMetadata": lambda: description.server(version) | {"extensions": _EXTENSIONS},
             "ModelMetadata": lambda: description.metadata(self._model),
+            _HEALTH_CHECK: lambda: {
+                "status": _SERVING if description.is_ready(self._model) else _NOT_SERVING
+            },
         }
 
     async def start(self, address: str) -> int:
         """Listen on HOST:PORT; the port that it is. Raises SettingsError."""
         handlers = {name: self._handler(name) for name in (*self._told, INFER)}
+        health = {"Check": handlers.pop(_HEALTH_CHECK)}
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", self._settings.max_body_bytes),
@@ -73,8 +81,11 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),
             ]
         )
-        generic = grpc.method_handlers_generic_handler(SERVICE, handlers)
-        self._server.add_generic_rpc_handlers((generic,))
+        generic = [
+            grpc.method_handlers_generic_handler(service, calls)
+            for service, calls in ((SERVICE, handlers), (HEALTH, health))
+        ]
+        self._server.add_generic_rpc_handlers(generic)
         try:
             port: int = self._server.add_insecure_port(address)
         except RuntimeError as error:
@@ -165,11 +176,13 @@ class GrpcServer:
             raise RefusedError(grpc.StatusCode.UNAUTHENTICATED, str(error)) from error
 
     def _check_names(self, message: Any) -> None:
-        """The model and the version, in the messages that have them."""
+        """The model, the version and the service, in the messages that have them."""
         fields = {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
         name, versions = self._model.manifest.name, description.versions(self._model)
         if fields.get("model_name", fields.get("name", name)) != name:
             raise RefusedError(grpc.StatusCode.NOT_FOUND, f"The only model is {name}")
+        if fields.get("service", "") not in ("", SERVICE):
+            raise RefusedError(grpc.StatusCode.NOT_FOUND, f"The only service is {SERVICE}")
         if fields.get("model_version", fields.get("version", "")) not in ("", *versions):
             text = f"The model's versions are {' and '.join(versions)}"
             raise RefusedError(grpc.StatusCode.NOT_FOUND, text)

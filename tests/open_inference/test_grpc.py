@@ -227,13 +227,31 @@ def test_metadata_and_readiness(live: SimpleNamespace) -> None:
     assert live.call("ServerLive").live
     assert live.call("ServerReady").ready
     assert live.call("ModelReady", name="fake", version="1").ready
-    assert live.call("ServerMetadata").version == "1.2"
+    told = live.call("ServerMetadata")
+    assert (told.version, list(told.extensions)) == ("1.2", ["parameters"])
     found = live.call("ModelMetadata", name="fake")
     over_http = live.server.http.get("/v2/models/fake").json()
     assert [(out.name, list(out.shape)) for out in found.inputs] == [
         (out["name"], out["shape"]) for out in over_http["inputs"]
     ]
     assert list(found.versions) == over_http["versions"]
+
+
+def test_health_is_told_as_kubernetes_asks_for_it(fake_manifest: Manifest, tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text(line("me", "secret"))
+    keys = ApiKeys(path, lambda _: None)  # probes have none
+    with running(fake_manifest) as server, beside(server, keys) as address:
+        check = Caller(address).channel.unary_unary("/grpc.health.v1.Health/Check")
+        name = SERVICE.encode()
+        asked = b"\x0a" + bytes([len(name)]) + name
+        assert [check(data, timeout=20) for data in (b"", asked)] == [b"\x08\x01"] * 2
+        with pytest.raises(grpc.RpcError) as caught:
+            check(b"\x0a\x01x", timeout=20)
+        error: Any = caught.value
+        assert error.code() is grpc.StatusCode.NOT_FOUND
+        asyncio.run_coroutine_threadsafe(server.segmenter.drain(), server.loop).result(20)
+        assert check(b"", timeout=20) == b"\x08\x02"
 
 
 @pytest.mark.parametrize(
