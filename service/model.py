@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotInTime
 from functools import partial
+from typing import NoReturn
 
 from service.bundle import Bundle, Manifest
 from service.core import Ask, Budget, Plan
@@ -142,8 +143,13 @@ class Model:
 
     def close(self, timeout_s: float) -> None:
         """`drain` for callers without an event loop."""
+        if self.engine.is_elsewhere:
+            return  # a fork's copy: the engine's lock may be held for good
         self.engine.begin_drain()
         try:
             self.engine.ended.result(timeout_s)
         except NotInTime:
             self.engine.abandon(timeout_s)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an open bundle cannot be sent to another process: open it there")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
+import pickle
 import threading
 import time
 from collections.abc import Iterator
@@ -256,6 +258,30 @@ def test_closing_twice_is_fine_and_nothing_is_taken_after_it(segmenter: Segmente
     segmenter.close()
     with pytest.raises(NotReady, match="draining"):
         segmenter.segment(GRAY)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_fork_says_that_the_engine_is_elsewhere_and_closes_nothing(segmenter: Segmenter) -> None:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:  # nothing of pytest may run here
+        try:
+            segmenter.segment(GRAY)
+        except NotReady as error:
+            segmenter.close()
+            os.write(writing, error.detail.encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as told:
+        assert b"was forked" in told.read()
+    os.waitpid(child, 0)
+    assert segmenter.segment(GRAY).labels.shape == (48, 64)
+
+
+def test_an_open_bundle_cannot_be_sent_to_another_process(segmenter: Segmenter) -> None:
+    with pytest.raises(TypeError, match="open it there"):
+        pickle.dumps(segmenter)
 
 
 def test_a_bundle_is_opened_by_its_folder_and_settings(onnx_bundle: Bundle) -> None:

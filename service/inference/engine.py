@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -57,6 +58,7 @@ class Engine:
         batch_wait_s: float = 0.0,
     ) -> None:
         self.state: State = "starting"
+        self._process = 0  # not started yet
         self.failure: FathomError | None = None
         self.node_budget = Budget()
         self.warm: Future[None] = Future()
@@ -80,11 +82,22 @@ class Engine:
 
     def start(self) -> None:
         """Start the thread. Call once."""
+        self._process = os.getpid()
         # A daemon: an engine that hangs must not keep the process alive after its drain.
         threading.Thread(target=self._live, name=THREAD, daemon=True).start()
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether this process is a fork of the one with the thread."""
+        return self._process not in (0, os.getpid())
+
     def check_ready(self) -> None:
         """Raises NotReady unless the engine is open and warm and takes work."""
+        if self.is_elsewhere:
+            raise NotReady(
+                "This process was forked after the bundle was opened, and the engine stayed in the "
+                "other one: open the bundle in this one, too"
+            )
         state = self.state
         if state != "ready":
             raise NotReady(
