@@ -66,8 +66,8 @@ def budget_of(values: Mapping[str, object]) -> Budget:
         elif key != "strict":
             hint = did_you_mean(key, KEYS) or f"the keys are {', '.join(KEYS)}"
             raise bad(key, f"is unknown: {hint}")
-        elif isinstance(value, bool):
-            read[key] = value
+        elif type(value).__name__ in ("bool", "bool_"):  # NumPy's, too
+            read[key] = bool(value)
         else:
             raise bad(key, "must be a Boolean")
     return Budget(**read)  # type: ignore[arg-type]  # each key was read as its field's type
@@ -78,6 +78,10 @@ def preference_of(values: Mapping[str, object]) -> dict[str, float]:
 
     Whether the bundle has such heads is checked with it (`Policies.check`).
     """
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) for key in values):
+        raise BadPreference(
+            "the heads have weights by name: {'semantic': 0.7, 'depth': 0.3}", key=""
+        )
     try:
         weights = {key: _WEIGHT.read(key, value) for key, value in values.items()}
     except BadBudget as error:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -210,6 +211,8 @@ def test_a_budget_is_that_of_the_header_with_its_errors(segmenter: Segmenter) ->
         segmenter.segment(noise, gflops=1.0)
     with pytest.raises(UnsatisfiableBudget, match="strict"):
         segmenter.segment(noise, depth=1, strict=True)
+    with pytest.raises(UnsatisfiableBudget, match="strict"):
+        segmenter.segment(noise, depth=1, strict=np.bool_(True))  # type: ignore[arg-type]
 
 
 def test_a_deadline_that_passes_ends_the_wait(fake_manifest: Manifest) -> None:
@@ -490,10 +493,11 @@ def test_without_a_preference_the_heads_are_the_bundles(several_heads: Manifest)
         ({"depth": float("nan")}, "'depth' must be from 0"),
         ({"dept": 1}, "'dept' is no head of this bundle: did you mean 'depth'"),
         ({}, "there is no head"),
+        ("depth=1", "have weights by name"),
+        (["depth"], "have weights by name"),
+        ({1: 1}, "have weights by name"),
     ],
 )
-def test_a_wrong_preference_is_named(
-    several_heads: Manifest, preference: dict[str, float], words: str
-) -> None:
+def test_a_wrong_preference_is_named(several_heads: Manifest, preference: Any, words: str) -> None:
     with opened(several_heads) as segmenter, pytest.raises(BadPreference, match=words):
         segmenter.segment(GRAY, preference=preference)
