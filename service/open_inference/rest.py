@@ -125,7 +125,7 @@ def _load(text: bytes) -> dict[str, Any]:
             "the JSON has too many values, strings, lists or objects: send pixels as binary data"
         )
     try:
-        document = json.loads(text.decode("utf-8"), parse_constant=_no_number)
+        document = json.loads(text.decode("utf-8-sig"), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise BadInference("the body is no JSON object, or not in UTF-8") from error
     if not isinstance(document, dict):

@@ -147,6 +147,11 @@ def test_members_that_are_null_are_absent(server: Server) -> None:
     assert list(outputs(infer(server, body, headers))) == ["labels"]
 
 
+def test_a_mark_of_utf_8_may_stand_before_the_json(server: Server) -> None:
+    body = b"\xef\xbb\xbf" + json.dumps(document(QUARTERS)).encode()
+    assert outputs(infer(server, body, {"Content-Type": "application/json"}))
+
+
 def test_a_header_length_of_zero_takes_the_body_as_the_image(server: Server) -> None:
     found = outputs(infer(server, QUARTERS, {LENGTH: "0"}))
     assert corners(np.array(found["labels"]["data"]).reshape(48, 64)) == EXPECTED
