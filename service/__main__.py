@@ -34,13 +34,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvicorn
 
 from service import bundle, logs
 from service.api.app import create_app
-from service.api.auth import ApiKeys
 from service.api.http1.connection import protocol
 from service.bundle import Bundle
 from service.command_line import load, standard_collector
@@ -100,7 +99,7 @@ def serve(settings: Settings, served: Bundle, standard: str = "") -> None:
     tracing = open_tracing(settings, release, standard)
     segmenter = Segmenter(model, settings)
     app = create_app(settings, segmenter, metrics, version=release, tracing=tracing)
-    beside = open_grpc(settings, segmenter, metrics, release, app.state.keys, tracing)
+    beside = open_grpc(settings, segmenter, metrics, release, app.state)
     config = uvicorn.Config(
         app,
         log_config=None,  # uvicorn's loggers use our handler
@@ -165,7 +164,7 @@ def open_tracing(settings: Settings, release: str, standard: str = "") -> Tracin
 
     standard: the OTEL_* variable that alone asks for it. Platforms set it for all that they run, so
     without the packages it costs a warning. Raises SettingsError if a setting of our own asks for
-    tracing and the packages are not installed.
+    tracing and the packages are not installed, or for a variable that the SDK does not take.
     """
     if not settings.trace_endpoint:
         return None
@@ -187,19 +186,18 @@ def open_tracing(settings: Settings, release: str, standard: str = "") -> Tracin
             f"{flag('trace_endpoint')} needs packages that are not installed ({error.name}): "
             f"pip install '.[{extra}]' in Fathom's source folder, or set OTEL_SDK_DISABLED=true"
         ) from error
-    return Tracing(exporter(settings.trace_endpoint), sample=settings.trace_sample, version=release)
+    to = exporter(settings.trace_endpoint)
+    try:
+        return Tracing(to, sample=settings.trace_sample, version=release)
+    except ValueError as error:  # the SDK reads its variables itself
+        raise SettingsError(f"tracing: an OTEL_* variable is wrong: {error}") from error
 
 
 def open_grpc(
-    settings: Settings,
-    segmenter: Segmenter,
-    metrics: Metrics,
-    release: str,
-    keys: ApiKeys | None,
-    tracing: Tracing | None = None,
+    settings: Settings, segmenter: Segmenter, metrics: Metrics, release: str, shared: Any
 ) -> GrpcServer | None:
-    """The transport beside HTTP, if the settings want it. Raises SettingsError when its packages
-    are not installed."""
+    """The transport beside HTTP, if the settings want it. shared: the app's state, with keys and
+    tracing. Raises SettingsError when its packages are not installed."""
     if not settings.grpc_port:
         return None
     try:
@@ -209,7 +207,8 @@ def open_grpc(
             f"{flag('grpc_port')} needs packages that are not installed ({error.name}): "
             "pip install '.[grpc]' in Fathom's source folder"
         ) from error
-    return GrpcServer(settings, segmenter, metrics, version=release, keys=keys, tracing=tracing)
+    told = {"version": release, "keys": shared.keys, "tracing": shared.tracing}
+    return GrpcServer(settings, segmenter, metrics, **told)
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -77,7 +77,7 @@ def create_app(
         lifespan=partial(_lifespan, settings, segmenter, keys, tracing),
         generate_unique_id_function=openapi.operation_id,
     )
-    app.state.keys = keys  # for transports beside this one
+    app.state.keys, app.state.tracing = keys, tracing  # for transports beside this one
     foreign = partial(observe, metrics, outcome=ForeignOrigin.problem)
     origins = Origins(settings.cors_origins)
     app.add_middleware(

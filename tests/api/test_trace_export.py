@@ -154,6 +154,19 @@ def test_an_endpoint_that_is_no_url_is_a_wrong_setting(endpoint: str) -> None:
         exporter(endpoint)
 
 
+@pytest.mark.parametrize(
+    "variable",
+    ["OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_SPAN_EVENT_COUNT_LIMIT", "OTEL_BSP_SCHEDULE_DELAY"],
+)
+def test_a_variable_that_the_sdk_does_not_take_is_a_wrong_setting(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "-1")
+    settings = Settings(trace_endpoint="http://127.0.0.1:9")
+    with pytest.raises(SettingsError, match=r"an OTEL_\* variable is wrong: "):
+        entry.open_tracing(settings, "1")
+
+
 def test_without_the_packages_asking_for_tracing_is_a_wrong_setting_that_names_the_extra(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
