@@ -6,11 +6,16 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from service.bundle import Manifest
+from service.bundle import Bundle, Manifest
+from service.engines import engine_cache
 from service.engines.cuda import OUT_OF_MEMORY, DriverError
+from service.engines.engine_cache import EngineSet
+from service.engines.tensorrt import TensorRTBackend
 from service.engines.tensorrt_runtime import EngineTensor
 
 STREAM = 77
@@ -203,3 +208,49 @@ class FakeContext:
             size = self.batch * tensor.row_bytes
             raw = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(addresses[name]))
             yield name, raw.view(tensor.dtype).reshape(self.batch, *tensor.dims)
+
+
+def engine_set(served: Bundle, **changes: object) -> EngineSet:
+    about = EngineSet(
+        engine_cache.content_of(served.manifest),
+        "tensorrt",
+        "11",
+        "8.9",
+        "fp16",
+        (1, 2, 4),
+        True,
+        {},
+        {},
+    )
+    return replace(about, **changes)  # type: ignore[arg-type]
+
+
+def fill(served: Bundle, cache: Path, **changes: object) -> EngineSet:
+    return engine_cache.save(
+        cache, engine_set(served, **changes), {s: s.encode() for s in served.manifest.stages}
+    )
+
+
+class Opened:
+    """A backend on a GPU of its own. unrecorded: stages that TensorRT cannot record."""
+
+    def __init__(
+        self,
+        served: Bundle,
+        cache: Path,
+        *,
+        free_memory: int = 1 << 30,
+        unrecorded: Collection[str] = (),
+        **words: object,
+    ) -> None:
+        self.device = FakeDevice(free_memory)
+        self.runtime = FakeRuntime(self.device, served.manifest)
+        self.runtime.unrecorded = unrecorded
+        self.plans = served.manifest.plans
+        self.backend = TensorRTBackend(
+            served,
+            cache=cache,
+            device=lambda: self.device,
+            runtimes=lambda: iter([self.runtime]),
+            **words,
+        )
