@@ -15,6 +15,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from model_export.data import for_network
 from model_export.data.datasets import PALETTE, Sample, Scenes
 from model_export.export import parity, weights
 from model_export.export import write_bundle as exporter
@@ -209,7 +210,7 @@ def blobs(one_thread: None, traced_once: None, tmp_path_factory: pytest.TempPath
     write_targets(run, "held", arrays)
     write_gate(run, Gate(gate_inputs(32, 3), 1), {"margins": [{"asked": 0.01, "margin": None}]})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporter, "open_dataset", lambda spec, root, **_: _Blobs())
+        patch.setattr(for_network, "open_dataset", lambda spec, root, **_: _Blobs())
         assert command("export", run, "--out", folder / "blobs") == 0
     return folder / "blobs"
 
@@ -301,7 +302,7 @@ def test_export_refuses_a_data_set_that_is_not_the_network_s(
 ) -> None:
     other = Scenes(3)
     setattr(other, name, value)
-    monkeypatch.setattr(exporter, "open_dataset", lambda spec, root, **_: other)
+    monkeypatch.setattr(for_network, "open_dataset", lambda spec, root, **_: other)
     assert command("export", toy_run, "--out", tmp_path / "bundle") == 1
     assert f"{value}" in capsys.readouterr().err
     assert not (tmp_path / "bundle").exists()

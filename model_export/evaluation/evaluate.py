@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from model_export.data.checks import check
-from model_export.data.class_names import refuse_other_classes
 from model_export.data.datasets import is_coco, open_dataset, refuse_unread
+from model_export.data.for_network import refuse_misfit
 from model_export.evaluation.evaluate_bundle import BundleOptions, evaluate_bundle
 from model_export.evaluation.evaluate_tasks import evaluate_tasks
 from model_export.evaluation.training_curves import plot_run
@@ -187,11 +187,7 @@ def evaluate_run(run: Path, data: Path | None, on: str | None) -> None:
     plans = [Knobs.parse(name) for name in targets["plans"].tolist()]
     if on is not None:
         dataset = open_dataset(on, data, segments=config.head == "queries")
-        if dataset.task != config.task:
-            raise RunError(f"--on {on} is of the {dataset.task} task, the run of {config.task}")
-        refuse_other_classes(
-            f"--on {on}", dataset.classes, classes_of(run), "the run", "name data of its classes"
-        )
+        refuse_misfit(f"--on {on}", dataset, config, classes_of(run))
         check(dataset, f"--on {on}", complete=False)
         targets, classes = (
             measure_plans(model, plans, [dataset], on, canvases, 1, 0) | {"spec": np.array(on)},

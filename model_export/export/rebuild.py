@@ -13,14 +13,10 @@ from itertools import pairwise
 from pathlib import Path
 
 from model_export.data.datasets import refuse_unread
+from model_export.data.for_network import open_samples
 from model_export.export.graphs import heads_of
 from model_export.export.weights import read_entries
-from model_export.export.write_bundle import (
-    add_parity_arguments,
-    open_samples,
-    report,
-    write_graphs,
-)
+from model_export.export.write_bundle import add_parity_arguments, report, write_graphs
 from model_export.export.write_manifest import costs_of, revision, stage_of
 from model_export.training.bundle_weights import WEIGHTS, read_weights
 from model_export.training.initial_weights import knobs_of
@@ -43,7 +39,7 @@ def main(args: argparse.Namespace) -> None:
     config, canvases, heads = model.config, manifest.input.canvases, heads_of(model.config)
     plans = knobs_of(args.bundle, manifest)
     classes = [entry.name for entry in manifest.heads[0].classes]
-    samples = open_samples(args.parity, args.data, config, classes)
+    samples = open_samples("--parity", args.parity, args.data, config, classes)
     entries = read_entries(args.bundle / WEIGHTS)
     half = any(entry.half for entry in entries.values())
     with new_folder(args.out) as folder:

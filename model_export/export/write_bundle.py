@@ -20,9 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from model_export.data.augment import frames_by_shape
-from model_export.data.class_names import refuse_other_classes
-from model_export.data.datasets import Dataset, Scenes, is_nameless, open_dataset, refuse_unread
-from model_export.data.unlabelled import PHOTOS, photos_in, without_labels
+from model_export.data.datasets import Dataset, is_nameless, refuse_unread
+from model_export.data.for_network import IMAGES, open_samples
 from model_export.export.flops import count_gflops
 from model_export.export.graphs import graphs_of, heads_of
 from model_export.export.kernel_files import write_kernels
@@ -50,8 +49,6 @@ from service import bundle
 from service.bundle import Canvas
 from service.tasks import check_tiles
 from service.tasks import task_of as answers_of
-
-IMAGES = 3  # that are compared with torch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_parity_arguments(parser: argparse.ArgumentParser) -> None:
-    """The images that graphs are compared on, for `open_samples`."""
+    """The images that graphs are compared on, as `open_samples` opens them."""
     add = parser.add_argument
     add("--data", type=Path, help="folder of the data set (not needed for scenes)")
     add(
@@ -103,7 +100,7 @@ def main(args: argparse.Namespace) -> None:
     canvases = read_canvases(args.run)
     trained, derived = load_model(args.run), read_derived(args.run, config, canvases)
     refuse_unread(args.data, "--parity", args.parity)
-    samples = open_samples(args.parity, args.data, config, classes_of(args.run))
+    samples = open_samples("--parity", args.parity, args.data, config, classes_of(args.run))
     half = args.weights == "fp16" if args.weights else config.imported is None
     if args.graphs_of is not None:
         bundle.load(args.graphs_of)  # verified
@@ -256,35 +253,6 @@ def used(canvases: Sequence[Canvas], plans: Sequence[Knobs]) -> tuple[Canvas, ..
     wanted = {plan.canvas for plan in plans}
     wanted |= {each.tiles.of for each in canvases if each.tiles and each.name in wanted}
     return tuple(canvas for canvas in canvases if canvas is canvases[0] or canvas.name in wanted)
-
-
-def open_samples(spec: str, data: Path | None, config: Config, classes: Sequence[str]) -> Dataset:
-    """The data set with the images and class names for a bundle. classes: the run's.
-
-    Raises RunError or DataError where it does not fit the network."""
-    if spec == PHOTOS:
-        if data is None:
-            raise RunError(f"{PHOTOS} needs --data FOLDER, a folder of images")
-        return at_least(spec, photos_in(data, config, classes))
-    samples: Dataset = open_dataset(spec, data, segments=config.head == "queries")
-    if config.imported is not None and isinstance(samples, Scenes):
-        return at_least(spec, without_labels(samples, config, classes))
-    if (samples.task, samples.channels) != (config.task, config.classes):
-        raise RunError(
-            f"{spec} is a data set of the {samples.task} task with {samples.channels} channels, "
-            f"the run's network is {config.task} with {config.classes}; give the data that the run "
-            f"was trained on"
-        )
-    refuse_other_classes(
-        spec, samples.classes, classes, "the run", "give the data that the run was trained on"
-    )
-    return at_least(spec, samples)
-
-
-def at_least(spec: str, samples: Dataset) -> Dataset:
-    if len(samples) < IMAGES:
-        raise RunError(f"{spec} has {len(samples)} images; {IMAGES} are needed")
-    return samples
 
 
 def calibration(

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from model_export.data.augment import jitter, random_crop
 from model_export.data.checks import check
-from model_export.data.class_names import refuse_other_classes
 from model_export.data.datasets import (
     VOID,
     DataError,
@@ -29,6 +28,7 @@ from model_export.data.datasets import (
     refuse_unread,
     share_images,
 )
+from model_export.data.for_network import refuse_misfit
 from model_export.gating.partial_results import (
     PartialResults,
     discard_partial,
@@ -225,7 +225,7 @@ def measure_parts(
     check_views(options.views, opened["fit"])
     for part, specs, _ in parts:
         for name, data in zip(specs, opened[part], strict=True):
-            check_fits(f"--{part} {name}", data, network)
+            refuse_misfit(f"--{part} {name}", data, model.config, network.classes)
             check(data, f"--{part} {name}", complete=False)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     root, names = options.data and str(options.data.resolve()), [plan.name for plan in plans]
@@ -242,18 +242,6 @@ def measure_parts(
         ]
         named = {"spec": np.array(spec), "specs": np.array(specs)}  # a name may have spaces
         yield part, targets | named | {"seen": np.array(seen)[targets["sources"]]}
-
-
-def check_fits(what: str, data: Dataset, network: Network) -> None:
-    """Raises DataError where a data set is of another task or of other classes."""
-    if data.task != network.model.config.task:
-        raise DataError(
-            f"{what} is of the {data.task} task, and the network of the "
-            f"{network.model.config.task} task: name data like those that it was trained on"
-        )
-    refuse_other_classes(
-        what, data.classes, network.classes, "the network", "name data of the same classes"
-    )
 
 
 def check_views(views: int, datasets: Sequence[Dataset]) -> None:

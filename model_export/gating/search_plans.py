@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from model_export.data.checks import check
 from model_export.data.datasets import Dataset, refuse_shared, refuse_unread
-from model_export.export.write_bundle import open_samples
+from model_export.data.for_network import open_samples
 from model_export.gating.choose_plans import Candidate, choose_plans, undominated
 from model_export.gating.combinations import combinations_of, full_of
 from model_export.gating.derive_targets import measure_plans
@@ -133,7 +133,8 @@ def search(options: Options) -> None:
     for spec, root in trained_on(options.run):
         refuse_shared("--on", options.on, options.data, spec, root, "the network")
     model = load_model(options.run)
-    data = open_samples(options.on, options.data, config, classes_of(options.run))
+    classes = classes_of(options.run)
+    data = open_samples("--on", options.on, options.data, config, classes)
     check(data, f"--on {options.on}", complete=False)
     widths = options.widths or config.widths
     tiles = None
@@ -142,7 +143,7 @@ def search(options: Options) -> None:
         if options.tiles_on:
             for other, root in trained_on(options.run):
                 refuse_shared("--tiles-on", spec, options.data, other, root, "the network")
-            judged = open_samples(spec, options.data, config, classes_of(options.run))
+            judged = open_samples("--tiles-on", spec, options.data, config, classes)
             check(judged, f"--tiles-on {spec}", complete=False)
         tiles = open_tiles(options.tiles, config, canvases, judged, spec)
     if not options.only_tiles:

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from model_export.data.checks import check
 from model_export.data.datasets import Dataset, refuse_unread
 from model_export.data.folders import listed_in
+from model_export.data.for_network import open_samples
 from model_export.data.sample import DataError
 from model_export.data.unlabelled import PHOTOS, photos_in, without_labels
-from model_export.export.write_bundle import open_samples
 from model_export.gating.combinations import combinations_of
 from model_export.gating.derive_targets import measure_plans
 from model_export.gating.partial_results import PartialResults, key_of
@@ -173,7 +173,7 @@ def _open(args: argparse.Namespace, config: Config, least: int) -> Dataset:
     if args.on is None:
         photos: Dataset = photos_in(args.images, config, classes)
     else:
-        photos = open_samples(args.on, args.data, config, classes)
+        photos = open_samples("--on", args.on, args.data, config, classes)
     if len(photos) < least:
         raise DataError(
             f"{args.images or args.on} has {len(photos)} images; a gate and its promise need at "
