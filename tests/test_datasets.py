@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,6 +83,16 @@ def test_camvid_refuses_unknown_split_and_missing_files(tmp_path: Path) -> None:
     (tmp_path / "images" / "train" / "0001TP_000030.png").unlink()
     with pytest.raises(DataError, match=r"0001TP_000030\.\* is missing, the image"):
         CamVid(tmp_path, "train")
+
+
+@pytest.mark.parametrize("name", ["camvid:train", "nuclei:train"])
+@pytest.mark.parametrize("said", [{"classes": ["a"]}, {"splits": {"all": [{"id": "a"}]}}])
+def test_a_folder_of_other_data_is_none_of_the_named_sets(
+    tmp_path: Path, name: str, said: dict[str, Any]
+) -> None:
+    (tmp_path / "meta.json").write_text(json.dumps(said))
+    with pytest.raises(DataError, match=r"meta\.json is of other data .*expected the folder of"):
+        open_dataset(name, tmp_path)
 
 
 def test_camvid_itself_has_its_counts_and_no_val_image_in_any_other_split() -> None:

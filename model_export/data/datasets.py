@@ -7,7 +7,8 @@ annotation file, `Scenes` draws its own and needs no files at all.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,11 +52,17 @@ class Dataset(Protocol):
     def __getitem__(self, index: int) -> Sample: ...
 
 
-def read_meta(root: Path, expected: str) -> dict[str, Any]:
-    """Raises DataError that names the file and says what was expected."""
+@contextmanager
+def meta_of(root: Path, expected: str) -> Iterator[dict[str, Any]]:
+    """What meta.json says. Raises DataError that says what was expected where there is no such
+    file, or where what is read of it is missing."""
     if not (root / "meta.json").exists():
         raise DataError(f"{root} has no meta.json; expected {expected}")
-    return read_description(root)
+    try:
+        yield read_description(root)
+    except (KeyError, TypeError, AttributeError) as error:
+        why = f"{type(error).__name__}: {error}; expected {expected}"
+        raise DataError(f"{root / 'meta.json'} is of other data ({why})") from error
 
 
 def pick(parts: dict[str, list[str]], split: str, name: str) -> list[str]:
@@ -90,15 +97,15 @@ class CamVid(Folder):
     """
 
     def __init__(self, root: Path, split: str) -> None:
-        meta = read_meta(root, "the folder of CamVid with images/, masks/ and meta.json")
-        names = pick(self._parts(meta["splits"]), split, "CamVid")
-        colours = tuple(map(tuple, meta["colors"]))
+        with meta_of(root, "the folder of CamVid with images/, masks/ and meta.json") as meta:
+            names = pick(self._parts(meta["splits"]), split, "CamVid")
+            classes, colours = tuple(meta["classes"]), tuple(map(tuple, meta["colors"]))
         below = "val" if split == "val" else "train"
         super().__init__(
             root,
             "semantic",
             names,
-            classes=tuple(meta["classes"]),
+            classes=classes,
             palette=colours,
             below=below,
             groups=groups_in(meta, root),
@@ -137,13 +144,14 @@ class Nuclei(Folder):
     """
 
     def __init__(self, root: Path, split: str) -> None:
-        meta = read_meta(root, "the folder of nuclei with images/, instances/ and meta.json")
-        names = pick(self._parts(meta["splits"]), split, "nuclei")
+        with meta_of(root, "the folder of nuclei with images/, instances/ and meta.json") as meta:
+            names = pick(self._parts(meta["splits"]), split, "nuclei")
+            classes = tuple(meta["classes"][:1])
         super().__init__(
             root,
             "instance",
             names,
-            classes=tuple(meta["classes"][:1]),
+            classes=classes,
             palette=(OBJECT,),
             below="val" if split == "val" else "train",
             groups=groups_in(meta, root),
@@ -308,23 +316,20 @@ def open_dataset(
     kind, _, rest = spec.partition(":")
     if kind == "scenes":
         return _scenes(spec)
-    data: LabelledImages
-    if kind == "coco":
-        data = Coco(Spec.parse(rest), root, segments)
-        if cache is not None:
-            data.cache = cache
-        return data
     makers: dict[str, Callable[[Path], LabelledImages]] = {
         "camvid": lambda r: CamVid(r, rest or "train"),
         "nuclei": lambda r: Nuclei(r, rest or "train"),
         "folder": lambda r: open_folder(r, rest),
         "instances": lambda r: open_instances(r, rest),
     }
-    if kind not in makers:
+    if kind == "coco":
+        data: LabelledImages = Coco(Spec.parse(rest), root, segments)
+    elif kind not in makers:
         raise DataError(f"unknown data set {spec!r}; choose {SPECS}")
-    if root is None:
+    elif root is None:
         raise DataError(f"data set {spec!r} needs --data FOLDER")
-    data = makers[kind](root)
+    else:
+        data = makers[kind](root)
     if cache is not None:
         data.cache = cache
     return data
