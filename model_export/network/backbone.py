@@ -131,6 +131,8 @@ def _fill(
 
 
 class InvertedResidual(nn.Module):
+    """Widen, filter each channel by itself, narrow: the block of MobileNetV2 and EfficientNet."""
+
     def __init__(
         self,
         inputs: int,

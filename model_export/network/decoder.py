@@ -29,6 +29,12 @@ def semantic_probabilities(prediction: Prediction) -> Tensor:
     return torch.einsum("bqc,bqhw->bchw", classes, prediction.masks.sigmoid())
 
 
+def merged(lateral: Tensor, finest: Tensor) -> Tensor:
+    """lateral: (B, C, H/4, W/4), finest: (B, C, H/8, W/8) -> (B, C, H/4, W/4)."""
+    up = F.interpolate(finest, lateral.shape[-2:], mode="bilinear", align_corners=False)
+    return lateral + up
+
+
 class PixelEmbedding(nn.Module):
     """Stride-4 mask features: lateral features plus the upsampled finest scale, smoothed, then
     projected.
@@ -51,8 +57,7 @@ class PixelEmbedding(nn.Module):
     def forward(self, lateral: Tensor, finest: Tensor) -> Tensor:
         """lateral: (B, C, H/4, W/4), finest: (B, C, H/8, W/8) -> (B, C, H/4, W/4), before the
         projection."""
-        up = F.interpolate(finest, lateral.shape[-2:], mode="bilinear", align_corners=False)
-        return self.smooth(lateral + up)
+        return self.smooth(merged(lateral, finest))
 
 
 def mask_logits(embedding: Tensor, features: Tensor, project: nn.Conv2d) -> Tensor:
@@ -66,6 +71,12 @@ def mask_logits(embedding: Tensor, features: Tensor, project: nn.Conv2d) -> Tens
     if project.bias is None:
         return weights @ features
     return weights @ features + (embedding @ project.bias[:outputs]).unsqueeze(-1)
+
+
+def blocked_by(masks: Tensor) -> Tensor:
+    """(B, Q, N) logits -> (B, Q, N) bool: where the masked attention of a query may not look."""
+    blocked = (masks < 0).detach()  # sigmoid < 0.5
+    return blocked & ~blocked.all(-1, keepdim=True)  # an empty mask looks everywhere
 
 
 class Attention(nn.Module):
@@ -134,6 +145,8 @@ def keys_and_values(features: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class DecoderLayer(nn.Module):
+    """Masked cross-attention, self-attention, FFN, each with its norm behind it."""
+
     def __init__(self, channels: int, heads: int, ffn: int) -> None:
         super().__init__()
         self.cross = Attention(channels, heads)
@@ -147,6 +160,8 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, query_position: Tensor, key: Tensor, value: Tensor, blocked: Tensor
     ) -> Tensor:
+        """x: (B, Q, C), query_position: (Q, C), key, value: (B, N, C), blocked: (B, Q, N). Returns
+        (B, Q, C)."""
         x = self.norm1(x + self.cross(x + query_position, key, value, blocked))
         placed = x + query_position
         x = self.norm2(x + self.self_attention(placed, placed, x))
@@ -199,9 +214,7 @@ class Decoder(nn.Module):
             if deep:
                 heads.append(self._predict(x, features))
             masks = mask_logits(self.embed_mask(self.norm(x)), small[scale], project)
-            blocked = (masks < 0).detach()  # sigmoid < 0.5
-            blocked = blocked & ~blocked.all(-1, keepdim=True)  # an empty mask looks everywhere
-            x = layer(x, self.query_positions, *memory[scale], blocked)
+            x = layer(x, self.query_positions, *memory[scale], blocked_by(masks))
         return [*heads, self._predict(x, features)]
 
     def _predict(self, x: Tensor, features: Tensor) -> Prediction:

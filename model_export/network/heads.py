@@ -19,8 +19,10 @@ from model_export.network.decoder import (
     Attention,
     DecoderLayer,
     Prediction,
+    blocked_by,
     keys_and_values,
     mask_logits,
+    merged,
     semantic_probabilities,
 )
 from model_export.network.position import reference_points
@@ -28,14 +30,8 @@ from model_export.network.slimmable import Branch, SlimConv, SlimLinear
 
 
 def share_of(count: int, width: float) -> int:
-    """At least one."""
+    """How many of so many layers, queries or channels a width takes, at least one."""
     return max(1, round(count * width))
-
-
-def merged(lateral: Tensor, finest: Tensor) -> Tensor:
-    """lateral: (B, C, H/4, W/4), finest: (B, C, H/8, W/8) -> (B, C, H/4, W/4)."""
-    up = F.interpolate(finest, lateral.shape[-2:], mode="bilinear", align_corners=False)
-    return lateral + up
 
 
 class SemanticHead(nn.Module):
@@ -62,15 +58,14 @@ class SemanticHead(nn.Module):
         self.embed_mask = SlimLinear(channels, head.channels)
 
     def forward(self, lateral: Tensor, maps: list[Tensor], width: float = 1.0) -> list[Prediction]:
-        """Predictions, the final one last. Before it those that the masked attention of the layers
-        needed, which are at the layers' own scales and not classified, are left out."""
+        """One prediction, in a list as Decoder gives them. The masks between the layers are made
+        at each layer's own scale, and are no predictions."""
         features = self.branch(merged(lateral, maps[-1]), width)
         x = self.queries.expand(maps[0].shape[0], -1, -1)
         for i, layer in enumerate(self.layers[: share_of(len(self.layers), width)]):
             shape = maps[i % 3].shape[-2:]
             small = F.interpolate(features, shape, mode="bilinear", align_corners=False)
-            blocked = (self._masks(x, small) < 0).detach()
-            blocked = blocked & ~blocked.all(-1, keepdim=True)  # an empty mask looks everywhere
+            blocked = blocked_by(self._masks(x, small))
             memory = keys_and_values(maps[i % 3], self.level_embedding[i % 3])
             x = layer(x, self.query_positions, *memory, blocked)
         masks = self._masks(x, features).unflatten(2, features.shape[-2:])
@@ -169,6 +164,8 @@ class BoxLayer(nn.Module):
     def forward(
         self, x: Tensor, position: Tensor, memory: tuple[Tensor, Tensor], bias: Tensor, width: float
     ) -> Tensor:
+        """x, position: (B, Q, C), memory: keys and values, (B, K, C) each, bias: (B, Q, K), added
+        to the scores. Returns (B, Q, C)."""
         placed = x + position
         x = self.norm1(x + self.self_attention(placed, placed, x))
         x = self.norm2(x + self.cross(x + position, *memory, bias))

@@ -105,6 +105,7 @@ def box_terms(boxes: Tensor, truth: Tensor) -> Tensor:
 
 
 def query_loss(answer: Boxes, batch: TaskBatch) -> Tensor:
+    """Class of every query, and boxes of those that are matched (DETR)."""
     wanted = torch.full(answer.classes.shape[:2], answer.classes.shape[2] - 1)
     pairs = []
     with torch.no_grad():
@@ -148,6 +149,7 @@ def proposal_loss(answer: Proposals, batch: TaskBatch) -> Tensor:
 
 
 def detection_loss(answer: list[Boxes | Proposals], batch: TaskBatch) -> Tensor:
+    """answer: the proposals, then the boxes of each layer."""
     proposals, *layers = answer
     losses = [query_loss(each, batch) for each in layers if isinstance(each, Boxes)]
     assert isinstance(proposals, Proposals)

@@ -25,7 +25,7 @@ from model_export.data.datasets import Dataset, open_dataset
 from model_export.data.several_tasks import TaskBatches
 from model_export.network.backbone import BACKBONES, load_pretrained
 from model_export.network.config import Config, streets
-from model_export.network.heads import DetectionHead
+from model_export.network.heads import HEADS, DetectionHead
 from model_export.network.segmenter import Segmenter
 from model_export.option_types import number, whole
 from model_export.training.initial_weights import parse_canvases, read_trained, seen_by
@@ -50,7 +50,6 @@ from model_export.training.task_net import SAMPLING, TaskNet
 from model_export.training.task_quality import dev_qualities
 from service.bundle import Canvas
 
-HEADS = ("semantic", "detection", "depth")
 CANVASES = ("64x96", "96x128", "128x160")
 
 
@@ -84,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--backbone-weights", type=Path, help=".npz with ImageNet weights; default: random")
     add(
         "--sampling",
-        choices=("sandwich", "full"),
+        choices=sorted(SAMPLING),
         default="sandwich",
         help="full: the whole batch is the full network's, which then has one width",
     )
@@ -146,7 +145,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def config_of(options: Options, channels: int) -> Config:
-    config = streets(channels, options.heads or HEADS)
+    config = streets(channels, options.heads or tuple(HEADS))
     if options.sampling == "full":
         fixed = tuple(replace(head, widths=(1.0,)) for head in config.tasks)
         config = replace(config, tasks=fixed, widths=(1.0,))
