@@ -14,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+# Metres. What is closer slides forward along Z (Painter.at), which is exact for planes parallel to
+# the street.
+NEAR = 0.9
 _ROUNDS = 4  # of the search for where the bend of the street has put a point
 Point = tuple[float, float, float]
 
@@ -84,7 +87,7 @@ class Surfaces:
         nx, ny, nz, distance, near, far = np.moveaxis(planes, -1, 0)
         a = (np.arange(width) - camera.x) / camera.focal
         b = ((np.arange(height) - camera.horizon) / camera.focal)[:, None]
-        near = np.minimum(np.maximum(near, camera_near(far)), far)
+        near = np.minimum(np.maximum(near, NEAR), far)  # the sky, which is nowhere, stays there
         z = (near + far) / 2
         for _ in range(_ROUNDS):
             slope = nx * (a - camera.bend * z) - ny * b + nz
@@ -92,8 +95,3 @@ class Surfaces:
                 found = (distance - ny * camera.height) / slope
             z = np.clip(np.where(np.isfinite(found) & (found > 0), found, far), near, far)
         return z.astype(np.float32)
-
-
-def camera_near(far: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What is nearer than this has slid forward (Painter.at); the sky, which is nowhere, stays."""
-    return np.where(far > 0, 0.9, 0.0)

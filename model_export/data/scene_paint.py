@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from model_export.data.scene_depth import Surfaces
+from model_export.data.scene_depth import NEAR, Surfaces
 
 CLASSES: tuple[str, ...] = (
     "Sky",
@@ -56,9 +56,6 @@ PAINT: tuple[Colour, ...] = (
     (36, 70, 60),
 )
 
-# metres; points closer than this slide forward along Z, which is exact for planes parallel to the
-# street
-_NEAR = 0.9
 FAR = 110.0  # metres; where the street is closed off by a backdrop
 _JOINT = 0.22  # how much darker than the slabs their joints are, at the camera
 _TILE = 256  # side of the wrap-around noise tile, pixels
@@ -93,7 +90,8 @@ def _wrapping(field: np.ndarray) -> np.ndarray:
 
 
 class Painter:
-    """One street: the camera, the two canvases and everything that can be painted on them."""
+    """One street: the camera, the canvases of image, mask and surfaces, and what can be painted on
+    them. Sizes and places are in metres. clutter: 0..1, how difficult it is."""
 
     def __init__(self, seed: int, height: int, width: int, clutter: float) -> None:
         self.rng = random.Random(seed)
@@ -117,9 +115,8 @@ class Painter:
         )
         self.sun = self.rng.choice((-1, 1))
         self.tile = _wrapping(noise(self.gen, _TILE + 48, _TILE + 48, (9, 22, 56, 128)))
-        self.junction: tuple[float, float] | None = (
-            None  # near and far edge of a crossing road, metres
-        )
+        # near and far edge of a crossing road
+        self.junction: tuple[float, float] | None = None
         if self.rng.random() < 0.3 + 0.2 * clutter:
             start = u(9, 35)
             self.junction = (start, start + u(6, 10))
@@ -134,7 +131,7 @@ class Painter:
     def at(self, point: Point) -> tuple[float, float]:
         """Pixel (x, y) of a point in metres; the bend of the street is applied here, so all objects
         follow it."""
-        z = max(point[2], _NEAR)
+        z = max(point[2], NEAR)
         return self.vx + self.focal * (point[0] / z + self.bend * z), self.hy + self.focal * (
             self.cam - point[1]
         ) / z
@@ -164,14 +161,14 @@ class Painter:
 
     def limb(self, label: int, a: Point, b: Point, thick: float, colour: Sequence[float]) -> None:
         """A line of a thickness in metres, never thinner than a pixel."""
-        flat, wide = [self.at(a), self.at(b)], max(1, round(self.focal * thick / max(a[2], _NEAR)))
+        flat, wide = [self.at(a), self.at(b)], max(1, round(self.focal * thick / max(a[2], NEAR)))
         self.ink.line(flat, fill=self.tint(colour, a[2]), width=wide)
         self.pen.line(flat, fill=label, width=wide)
         self.surfaces.pen.line(flat, fill=self.surfaces.upright(a[2]), width=wide)
 
     def stroke(self, a: Point, b: Point, thick: float, colour: Sequence[float]) -> None:
         """A line on a surface already painted: image only."""
-        wide = max(1, round(self.focal * thick / max(a[2], _NEAR)))
+        wide = max(1, round(self.focal * thick / max(a[2], NEAR)))
         self.ink.line([self.at(a), self.at(b)], fill=self.tint(colour, a[2]), width=wide)
 
     def disc(
@@ -219,9 +216,9 @@ class Painter:
         ground = self.at((0, 0, FAR * 2))[1]
         self.ink.rectangle((0, ground, wide, high), fill=self.tint(slab, 0))
         self.pen.rectangle((0, ground, wide, high), fill=PAVEMENT)
-        level = [(-1.0, 0.0, _NEAR), (1.0, 0.0, _NEAR), (0.0, 0.0, FAR * 2)]
+        level = [(-1.0, 0.0, NEAR), (1.0, 0.0, NEAR), (0.0, 0.0, FAR * 2)]
         self.surfaces.pen.rectangle((0, ground, wide, high), fill=self.surfaces.plane(level))
-        steps = [0.9, 1.5, 2.5, 4, 6, 9, 13, 18, 25, 35, 50, 75, FAR, FAR * 2]
+        steps = [NEAR, 1.5, 2.5, 4, 6, 9, 13, 18, 25, 35, 50, 75, FAR, FAR * 2]
 
         def strip(label: int | None, x0: float, x1: float, colour: Sequence[float]) -> None:
             edge = [(x0 - self.shift, 0.0, z) for z in steps] + [

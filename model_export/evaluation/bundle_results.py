@@ -124,8 +124,7 @@ def quartiles(times: Floats) -> list[float]:
 
 
 class BundleResults:
-    """weights: (draws, N), how often each image counts in a bootstrap
-    sample."""
+    """weights: (draws, N), how often each image counts in a bootstrap sample."""
 
     def __init__(self, measured: Measured, weights: Floats) -> None:
         self.measured, self.weights, self.costs = measured, weights, costs_of(measured)

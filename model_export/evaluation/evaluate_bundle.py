@@ -28,10 +28,10 @@ from model_export.training.run_files import refuse_unwritable
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleOptions:
     """below: a folder inside images/ and that of the labels, "" = none. on: coco:PATH.json, in
-    place of a folder. block: consecutive images
-    that are resampled together. draws: bootstrap samples. against: a bundle to compare with.
-    figures: the folder for them. mirrored: measure the mirror images, too. backend, engine_cache:
-    what runs the graphs."""
+    place of a folder. cache: folder for each image's results. figures: the folder for them.
+    against: a bundle to compare with. threads: of the engine. block: consecutive images that are
+    resampled together. draws: bootstrap samples. mirrored: measure the mirror images, too. backend,
+    engine_cache: what runs the graphs."""
 
     below: str = ""
     on: str = ""

@@ -162,9 +162,8 @@ def against_table(against: Row) -> str:
     ]
     return (
         f"{against['bundle']}, full plan: {full['quality']:.4f} ({full['image_quality']:.4f} per "
-        f"image), "
-        f"{full['gflops']:.2f} GFLOPs, {full['ms']:.1f} ms, encoder {full['encoder_ms']:.1f} "
-        f"ms\n{table(header, rows)}"
+        f"image), {full['gflops']:.2f} GFLOPs, {full['ms']:.1f} ms, encoder "
+        f"{full['encoder_ms']:.1f} ms\n{table(header, rows)}"
     )
 
 

@@ -42,8 +42,8 @@ def problems_of(graphs: Iterable[Path]) -> list[Problem]:
 
 
 def file_name(problem: Problem) -> str:
-    """E.g. "ms_deform_attn-12x15.24x30-float16.ptx.gz"; "-some" before the type
-    stands for a subset of the queries."""
+    """E.g. "ms_deform_attn-12x15.24x30-float16.ptx.gz"; "-some" before the type stands for a
+    subset of the queries, "-per-image" for reference points of each image."""
     levels = ".".join(f"{h}x{w}" for h, w in problem.shapes)
     some = ("" if problem.dense else "-some") + (
         "-per-image" if problem.reference_per_image else ""

@@ -263,8 +263,7 @@ def run_builder(
                 done.append(told["stage"])
                 print(
                     f"{told['stage']:<24}{told['megabytes']:>8} MB, {told['plugins']} plugins of "
-                    f"{told['layers']} "
-                    f"layers, {told['seconds']:.1f} s"
+                    f"{told['layers']} layers, {told['seconds']:.1f} s"
                 )
     if child.returncode:
         failed = next((stage for stage in graphs if stage not in done), "none")

@@ -95,10 +95,10 @@ def worth_having(
     least is left out, by the mean over the grid of preferences of what budgets buy."""
     names = [head.name for head in heads]
     grid, chosen = preference_grid(names), list(encoder_plans)
-    full, widest = encoder_plans[-1], [f"{name}" for name in names]
+    full = encoder_plans[-1]
     span = (
         min(plan.gflops + min(own.gflops for own in plan.heads.values()) for plan in chosen),
-        full.gflops + sum(full.heads[name].gflops for name in widest),
+        full.gflops + sum(full.heads[name].gflops for name in names),
     )
 
     def value(plans: Sequence[EncoderPlan]) -> float:

@@ -55,6 +55,7 @@ class Tactic:
 
 
 def describe(problem: Problem, tactic: Tactic | None = None) -> Launch:
+    """The launch of a problem by one of its tactics, by default the first. Raises LaunchError."""
     tactic = tactic or tactics(problem)[0]
     lanes = _lanes(problem, tactic.vectors)
     per_block = prod(tactic.tile)

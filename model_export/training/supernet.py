@@ -82,10 +82,10 @@ SAMPLING = {"sandwich": sandwich, "exit": one_exit}
 
 
 def exit_weights(kind: str, exits: int) -> list[float]:
-    """ECO-M2F's alpha_k = k, scaled to mean 1."""
-    return (
-        [1.0] * exits if kind == "uniform" else [2 * k / (exits + 1) for k in range(1, exits + 1)]
-    )
+    """Of each exit, mean 1. kind: "uniform", or "linear", ECO-M2F's alpha_k = k."""
+    if kind == "uniform":
+        return [1.0] * exits
+    return [2 * k / (exits + 1) for k in range(1, exits + 1)]
 
 
 @dataclass(frozen=True)
