@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model_export.data.datasets import DataError
+from model_export.training.run_files import replacing
+from model_export.training.runs import read_archive
 
 Arrays = dict[str, NDArray[Any]]
 
 
 def read_arrays(path: Path) -> Arrays:
-    try:
-        with path.open("rb") as file, np.load(file) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{path} cannot be read ({error}); remove it to measure the image again"
-        ) from error
+    """Raises RunError that names a file that is damaged."""
+    return read_archive(path, "remove it to measure the image again")
 
 
 def write_arrays(path: Path, arrays: Arrays) -> None:
-    """Complete or not at all: the command may be stopped at any time."""
+    """Complete or not at all: the command may be stopped at any time, and may run twice at once.
+    Raises OSError that names the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    partial.replace(path)
+    with replacing(path, mark=str(os.getpid())) as temporary:
+        np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]

@@ -125,10 +125,11 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, mark: str = "new") -> Iterator[Path]:
     """A file to write, which takes the place of `path` when all of it is there. Raises OSError that
-    names it, e.g. for a full disk."""
-    temporary = path.with_name(f"{path.stem}.new{path.suffix}")
+    names it, e.g. for a full disk. mark: of its name until then, another for each of several
+    processes that may write it at once."""
+    temporary = path.with_name(f"{path.stem}.{mark}{path.suffix}")
     try:
         yield temporary
         temporary.replace(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -211,12 +212,33 @@ def test_broken_file_in_the_cache_is_named(
     run(capsys, semantic, "--data", folder, "--cache", tmp_path / "cache")
     kept = sorted((tmp_path / "cache").rglob("*.npz"))
     assert len(kept) == 4
-    kept[0].write_bytes(kept[0].read_bytes()[:100])
-    said = refused(
-        capsys, semantic, "--data", folder, "--cache", tmp_path / "cache", "--threads", 1
-    )
-    assert str(kept[0]) in said
-    assert "remove it" in said
+    good = kept[0].read_bytes()
+    stored = good.index(b"is_open.npy") + 40  # in the first array's compressed bytes
+    for broken in (good[:100], b"", good[:stored] + bytes(40) + good[stored + 40 :]):
+        kept[0].write_bytes(broken)
+        said = refused(
+            capsys, semantic, "--data", folder, "--cache", tmp_path / "cache", "--threads", 1
+        )
+        assert str(kept[0]) in said
+        assert "remove it" in said
+
+
+def test_a_full_disk_is_told_of_by_the_name_of_the_file(
+    semantic: Path,
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(path: Path, **arrays: np.ndarray) -> None:
+        path.write_bytes(b"some of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    said = refused(capsys, semantic, "--data", folder, "--cache", tmp_path / "cache")
+    assert f"evaluate: {tmp_path / 'cache'}" in said
+    assert said.endswith(".npz: No space left on device\n")
+    assert not [*(tmp_path / "cache").glob("*/*")], "what was begun is removed"
 
 
 @pytest.mark.timeout(900)  # the first test that needs the toy bundle waits for its export
