@@ -27,6 +27,7 @@ from model_export.evaluation.evaluate_bundle import BundleOptions, evaluate_bund
 from model_export.evaluation.evaluate_tasks import evaluate_tasks
 from model_export.evaluation.training_curves import plot_run
 from model_export.gating.derive_targets import measure_plans
+from model_export.gating.gate_regression import predict
 from model_export.gating.own_plans import levelled, open_plans
 from model_export.gating.policies import BETAS, Shares, by_beta, by_margin, dealt_at_random, fixed
 from model_export.network.knobs import Knobs
@@ -176,64 +177,81 @@ def policy_rows(
     ]
 
 
-@torch.inference_mode()
 def evaluate_run(run: Path, data: Path | None, on: str | None) -> None:
-    config, canvases = read_config(run)[0], read_canvases(run)
+    """Prints a table and one JSON line, and draws the run's curves. Raises RunError, DataError."""
+    config = read_config(run)[0]
     if config.tasks:
         raise RunError(f"{run} has several heads: export it, or use compare-tasks")
-    model, (gate, report) = load_model(run), read_gate(run)
-    task = task_of(config)
-    targets, classes = read_targets(run, "held"), None
+    gate, report = read_gate(run)
+    targets, classes = targets_of(run, data, on)
+    scores = predict(gate, targets["inputs"])
+    result = judged(task_of(config), targets, scores, report["margins"], classes)
+    print_table(result)
+    if (run / "log.csv").exists():  # the mean of other runs was not trained itself
+        plot_run(run)
+    print(json.dumps(result))
+
+
+@torch.inference_mode()
+def targets_of(
+    run: Path, data: Path | None, on: str | None
+) -> tuple[dict[str, Any], tuple[str, ...] | None]:
+    """The run's held-out targets; or those of another data set, and the names of its classes."""
+    targets = read_targets(run, "held")
+    if on is None:
+        return targets, None
+    config, canvases, model = read_config(run)[0], read_canvases(run), load_model(run)
     plans = [Knobs.parse(name) for name in targets["plans"].tolist()]
-    if on is not None:
-        dataset = open_dataset(on, data, segments=config.head == "queries")
-        refuse_misfit(f"--on {on}", dataset, config, classes_of(run))
-        check(dataset, f"--on {on}", complete=False)
-        targets, classes = (
-            measure_plans(model, plans, [dataset], on, canvases, 1, 0) | {"spec": np.array(on)},
-            dataset.classes,
-        )
-    counts, scores = (
-        targets["counts"],
-        gate(torch.from_numpy(targets["inputs"]).float()).double().numpy(),
-    )
+    dataset = open_dataset(on, data, segments=config.head == "queries")
+    refuse_misfit(f"--on {on}", dataset, config, classes_of(run))
+    check(dataset, f"--on {on}", complete=False)
+    measured = measure_plans(model, plans, [dataset], on, canvases, 1, 0)
+    return measured | {"spec": np.array(on)}, dataset.classes
+
+
+def judged(
+    task: Task,
+    targets: dict[str, Any],
+    scores: NDArray[Any],
+    margins: list[dict[str, Any]],
+    classes: tuple[str, ...] | None,
+) -> dict[str, Any]:
+    """What is printed as JSON. scores: (N, plans) of the gate. classes: the names of those to judge
+    one by one, None: none."""
+    plans = [Knobs.parse(name) for name in targets["plans"].tolist()]
     is_open = open_plans(targets["larger"], [plan.tiled for plan in plans])
-    counts, scores = levelled(counts, is_open), levelled(scores, is_open)
+    counts, scores = levelled(targets["counts"], is_open), levelled(scores, is_open)
     truth = qualities(task, counts)
-    per_plan = [round(task.of_set(counts[:, k].sum(0)), 4) for k in range(len(plans))]
-    named = dict(zip((plan.name for plan in plans), per_plan, strict=True))
-    print(f"{targets['spec']}: {len(truth)} images, {task.measure} per plan {named}")
-    print(
-        f"{'policy':<22}{'depth':>7}{task.measure:>8}{'per image':>11}{'random':>8}  images "
-        f"per plan"
-    )
-    rows = policy_rows(counts, scores, plans, report["margins"], task)
-    for row in rows:
-        print(
-            f"{row['policy']:<22}{row['mean_depth']:>7.2f}{row['quality']:>8.4f}{row['image_quality']:>11.4f}"
-            f"{row['random_quality']:>8.4f}  {row['plans']}"
-        )
-    result: dict[str, Any] = {
+    result = {
         "data": str(targets["spec"]),
         "images": len(truth),
         "measure": task.measure,
-    }
-    result |= {
-        "quality": named,
-        "policies": rows,
+        "quality": {
+            plan.name: round(task.of_set(counts[:, k].sum(0)), 4) for k, plan in enumerate(plans)
+        },
+        "policies": policy_rows(counts, scores, plans, margins, task),
         "gain_sd": round(float((truth[:, -1] - truth[:, 0]).std()), 4),
+        "spearman": correlations(scores, truth),
     }
-    result["spearman"] = correlations(scores, truth)
-    print(
-        f"Spearman's rho of predicted quality per plan {result['spearman']['per_plan']}, "
-        f"of the gain of the full plan {result['spearman']['gain']}"
-    )
     full = task.by_class(counts[:, -1].sum(0))
     if classes is not None and full is not None:
         result["class_iou"] = {  # None: neither there nor predicted; JSON has no nan
             name: None if np.isnan(v) else round(float(v), 4)
             for name, v in zip(classes, full, strict=True)
         }
-    if (run / "log.csv").exists():  # the mean of other runs was not trained itself
-        plot_run(run)
-    print(json.dumps(result))
+    return result
+
+
+def print_table(result: dict[str, Any]) -> None:
+    measure, spearman = result["measure"], result["spearman"]
+    print(f"{result['data']}: {result['images']} images, {measure} per plan {result['quality']}")
+    print(f"{'policy':<22}{'depth':>7}{measure:>8}{'per image':>11}{'random':>8}  images per plan")
+    for row in result["policies"]:
+        print(
+            f"{row['policy']:<22}{row['mean_depth']:>7.2f}{row['quality']:>8.4f}"
+            f"{row['image_quality']:>11.4f}{row['random_quality']:>8.4f}  {row['plans']}"
+        )
+    print(
+        f"Spearman's rho of predicted quality per plan {spearman['per_plan']}, "
+        f"of the gain of the full plan {spearman['gain']}"
+    )
