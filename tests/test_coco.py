@@ -120,6 +120,14 @@ def test_instances_become_classes_smaller_ones_on_top_and_crowds_void(tmp_path: 
     assert np.unique(alone[0].mask).tolist() == [0, 1], "a crowd of others is background"
 
 
+def test_accents_may_have_another_form_in_the_file_and_on_disk(tmp_path: Path) -> None:
+    document = _instances()
+    document["images"][0]["file_name"] = "caf\u00e9.png"
+    spec = _write(tmp_path, document)
+    (tmp_path / "val" / "one.png").rename(tmp_path / "val" / "cafe\u0301.png")
+    assert len(open_dataset(spec, None)) == 2
+
+
 def test_objects_of_one_class_are_told_apart_and_a_crowd_counts_nowhere(tmp_path: Path) -> None:
     spec = _write(tmp_path, _instances())
     data = open_dataset(f"{spec}@instance:cat", None)

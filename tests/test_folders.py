@@ -37,6 +37,16 @@ def test_folder_pairs_images_and_masks_by_name(folder: Path) -> None:
     assert np.array_equal(data[0].image, np.asarray(Image.open(folder / "images" / "a.png")))
 
 
+def test_accents_may_have_another_form_in_each_name(folder: Path) -> None:
+    """macOS writes them as characters of their own, and copies keep that."""
+    (folder / "images" / "a.png").rename(folder / "images" / "cafe\u0301.png")
+    (folder / "masks" / "a.png").rename(folder / "masks" / "caf\u00e9.png")
+    splits = {"all": [{"id": "cafe\u0301", "seq": "one"}]}
+    (folder / "meta.json").write_text(json.dumps({"splits": splits}))
+    data = open_dataset("folder", folder)
+    assert {data[i].name: data[i].group for i in range(3)} == {"b": "", "c": "", "caf\u00e9": "one"}
+
+
 def test_folder_reads_palette_masks_as_indices(folder: Path) -> None:
     mask = Image.open(folder / "masks" / "a.png")
     mask.putpalette([255 - v for v in range(256) for _ in range(3)])

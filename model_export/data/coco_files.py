@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -132,10 +133,13 @@ def _places(file: Path, root: Path | None) -> list[Path]:
 
 
 def _find(places: Sequence[Path], name: str) -> Path | None:
-    """name: relative, perhaps with a folder, perhaps written on Windows."""
-    relative = PurePosixPath(name.replace("\\", "/"))
+    """name: relative, perhaps with a folder, perhaps written on Windows, or with its accents in
+    another form than the file's."""
+    plain = name.replace("\\", "/")
+    forms = [plain, *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))]
+    relatives = [PurePosixPath(form) for form in dict.fromkeys(forms)]
     for place in places:
-        for below in dict.fromkeys((relative, PurePosixPath(relative.name))):
+        for below in (*relatives, *(PurePosixPath(relative.name) for relative in relatives)):
             if (place / below).is_file():
                 return place / below
     return None

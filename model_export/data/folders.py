@@ -10,7 +10,7 @@ from PIL import Image
 
 from model_export.data.label_values import LabelValues
 from model_export.data.labelled import Colours, Groups, LabelledImages, Read
-from model_export.data.sample import DataError
+from model_export.data.sample import DataError, same_form
 from model_export.data.scenes import CLASSES
 from model_export.tasks import TASKS, VOID
 from service.pixels.png_format import gray_step
@@ -130,15 +130,16 @@ def pairs(
     faults: list[str] = []
     files: dict[str, Path] = {}
     for file in images_in(images):
-        if file.stem in files:
+        name = same_form(file.stem)
+        if name in files:
             faults.append(
-                f"{files[file.stem]} and {file.name} would share one label; rename or delete one"
+                f"{files[name]} and {file.name} would share one label; rename or delete one"
             )
-        files.setdefault(file.stem, file)
-    chosen = list(files) if names is None else names
+        files.setdefault(name, file)
+    chosen = list(files) if names is None else [same_form(name) for name in names]
     if not chosen:
         raise DataError(f"{images} lacks any image; it needs *{', *'.join(SUFFIXES)}")
-    others = {file.stem: file for file in listed_in(labels)}
+    others = {same_form(file.stem): file for file in listed_in(labels)}
     known = {stem: file for stem, file in others.items() if file.suffix.lower() == ".png"}
     for name in chosen:
         if name not in files:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from model_export.data.cache import SampleCache
-from model_export.data.sample import DataError, Sample, read_image
+from model_export.data.sample import DataError, Sample, read_image, same_form
 from model_export.tasks import TASKS, VOID, Task
 from model_export.tasks.base import Labels
 
@@ -52,9 +52,13 @@ class LabelledImages:
     def __getitem__(self, index: int) -> Sample:
         return self.cache.get((self, index), lambda: self._sample(index))
 
+    def name_of(self, index: int) -> str:
+        """The image's name, without suffix."""
+        return same_form(self.files[index][0].stem)
+
     def group_of(self, index: int) -> str:
         """The image's group, empty where it has none."""
-        return self.groups.get(self.files[index][0].stem, "")
+        return self.groups.get(self.name_of(index), "")
 
     def truth(self, index: int) -> Labels:
         """(H, W) labels. Read anew each time: a data set may be larger than the memory."""
@@ -103,7 +107,7 @@ class LabelledImages:
         if void is not None:
             mask = np.where(void, np.uint8(VOID), mask)
         return Sample(
-            self.files[index][0].stem,
+            self.name_of(index),
             image,
             mask,
             labels if self.kind.objects else None,

@@ -12,7 +12,7 @@ from model_export.data.class_names import UNNAMED
 from model_export.data.folders import OBJECT, PALETTE, Folder
 from model_export.data.label_values import LabelValues, names_in
 from model_export.data.labelled import Colours
-from model_export.data.sample import DataError
+from model_export.data.sample import DataError, same_form
 from model_export.data.scenes import CLASSES
 from model_export.tasks import VOID
 from service.bundle import is_line
@@ -158,7 +158,7 @@ def groups_in(meta: dict[str, Any], root: Path) -> dict[str, str]:
     try:
         entries = [entry for split in meta.get("splits", {}).values() for entry in split]
         return {
-            str(e["id"]): str(e.get("seq", e.get("kind")))
+            same_form(str(e["id"])): str(e.get("seq", e.get("kind")))
             for e in entries
             if "seq" in e or "kind" in e
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +55,12 @@ class Sample:
         """Bytes in memory."""
         planes = (self.image, self.mask, self.instances, self.depth, self.boxes)
         return sum(plane.nbytes for plane in planes if plane is not None)
+
+
+def same_form(name: str) -> str:
+    """A name by which images, labels and groups find each other: macOS writes an accent as a
+    character of its own (NFD), others write it with its letter (NFC), and both look alike."""
+    return unicodedata.normalize("NFC", name)
 
 
 def read_image(file: Path) -> NDArray[np.uint8]:

@@ -304,7 +304,7 @@ def _gather(meter: Meter, folder: LabelledImages, rows: list[Arrays]) -> Measure
     known = np.isfinite(quality).all(1)
     if not known.any():
         raise DataError(f"{folder.files[0][1].parent}: every pixel of every mask is void")
-    names = [file.stem for file, _ in folder.files]
+    names = [folder.name_of(index) for index in range(len(folder))]
     groups = np.array([group_of(name, folder.groups) for name in names])
     judged = [row for row, there in zip(rows, known, strict=True) if there]
     tables = [row["detections"] for row in judged] if meter.task.objects else []
