@@ -103,6 +103,15 @@ def test_two_classes_without_names_are_those_of_transformers(tmp_path: Path) -> 
     assert classes_of(run) == ("LABEL_0", "LABEL_1")
 
 
+def test_a_backbone_that_answers_by_tuples_is_made_to_name_its_maps(tmp_path: Path) -> None:
+    folder = saved(random_model("resnet"), tmp_path / "checkpoint")
+    about = json.loads((folder / "config.json").read_text())["backbone_config"]
+    edit(folder / "config.json", backbone_config=about | {"return_dict": False})
+    images = torch.zeros((1, 64, 64, 3), dtype=torch.uint8)
+    _, maps = load_model(imported(folder, tmp_path / "run", "semantic")).features(images)
+    assert [tuple(m.shape[2:]) for m in maps] == [(2, 2), (4, 4), (8, 8)]
+
+
 def test_pixels_that_are_not_normalised_are_told_of(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -215,6 +224,11 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "another model": (config(model_type="oneformer"), "model_type: 'oneformer'"),
     "no heads": (config(architectures=["Mask2FormerModel"]), "architectures"),
     "pre-norm": (config(pre_norm=True), "pre_norm"),
+    "quantised": (
+        config(quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}),
+        "quantization_config: quantised weights",
+    ),
+    "other weights": (config(transformers_weights="b.safetensors"), "transformers_weights: 'b.saf"),
     "projection": (config(enforce_input_projection=True), "enforce_input_projection"),
     "activation": (config(activation_function="gelu"), "activation_function: 'gelu'"),
     "stride": (config(common_stride=8), "common_stride"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from model_export.importing.checkpoint import Checkpoint, CheckpointError
+from model_export.importing.checkpoint import INDEX, WEIGHTS, Checkpoint, CheckpointError
 
 ARCHITECTURE = "Mask2FormerForUniversalSegmentation"
 # What the network computes; a checkpoint that wants something else is refused.
@@ -37,6 +37,17 @@ def check_fields(checkpoint: Checkpoint) -> None:
             "backbone",
             f"{config['backbone']!r} is only a name, which would be looked up in the network: "
             f"backbone_config must describe it",
+        )
+    if config.get("quantization_config") is not None:
+        raise checkpoint.refuse(
+            "quantization_config",
+            "quantised weights cannot be imported; where they are float32 or float16, delete it",
+        )
+    if config.get("transformers_weights") not in (None, WEIGHTS, INDEX):
+        raise checkpoint.refuse(
+            "transformers_weights",
+            f"{config['transformers_weights']!r} is not looked at: name the weights {WEIGHTS}, and "
+            f"delete it",
         )
     for field, value in FIXED.items():
         given = config.get(field, value)

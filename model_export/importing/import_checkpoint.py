@@ -254,8 +254,8 @@ def default_canvases(checkpoint: Checkpoint) -> list[str]:
         shapes = [(short, long), (long, short)]
     if not shapes or min(min(sides) for sides in shapes) < 32:
         raise CheckpointError(
-            f"{checkpoint.folder}/preprocessor_config.json: size: {size} names no size of at "
-            f"least 32 pixels: name the sizes by --canvases"
+            f"{checkpoint.folder / PROCESSOR}: size: {size} names no size of at least 32 pixels: "
+            f"name the sizes by --canvases"
         )
     scaled = [
         list(dict.fromkeys(f"{_multiple(h * share)}x{_multiple(w * share)}" for h, w in shapes))

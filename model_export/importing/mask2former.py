@@ -20,7 +20,8 @@ from model_export.importing.check_config import (
     check_fields,
     check_found,
 )
-from model_export.importing.checkpoint import CONFIG, Checkpoint, CheckpointError
+from model_export.importing.checkpoint import CONFIG, PROCESSOR, Checkpoint, CheckpointError
+from model_export.importing.state_dicts import BACKBONE
 from model_export.network.config import IMPORTED, Config, ImportedBackbone
 from model_export.network.segmenter import Segmenter
 from model_export.network.transformers_backbone import transformers
@@ -103,7 +104,9 @@ def config_of(
     """Our network's. things: of each class. Raises CheckpointError."""
     theirs = model.config
     mean, std = normalisation(checkpoint)
-    about = theirs.backbone_config.to_dict() | {"use_pretrained_backbone": False}
+    # The answer of a backbone as a tuple does not say what of it are the maps.
+    fixed = {"use_pretrained_backbone": False, "return_dict": True}
+    about = theirs.backbone_config.to_dict() | fixed
     if theirs.backbone_config.model_type != "timm_backbone":
         del about["use_pretrained_backbone"]
     queries, _ = IMPORTED_TASKS[task]
@@ -111,7 +114,7 @@ def config_of(
         raise checkpoint.refuse(
             "num_queries", f"{theirs.num_queries} are too many for {task}: at most {MOST_QUERIES}"
         )
-    maps = len(model.get_submodule("model.pixel_level_module.encoder").channels)
+    maps = len(model.get_submodule(BACKBONE.removesuffix(".")).channels)
     if maps != len(STRIDES):
         raise checkpoint.refuse(
             "backbone_config", f"out_features: it gives {maps} maps; there must be {len(STRIDES)}"
@@ -216,7 +219,7 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 
 def _of_processor(checkpoint: Checkpoint, field: str, why: str) -> CheckpointError:
-    return CheckpointError(f"{checkpoint.folder / 'preprocessor_config.json'}: {field}: {why}")
+    return CheckpointError(f"{checkpoint.folder / PROCESSOR}: {field}: {why}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -236,7 +239,6 @@ def converted(theirs: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
     return ours
 
 
-BACKBONE = "model.pixel_level_module.encoder."
 _PIXEL, _TRANSFORMER = "model.pixel_level_module.decoder", "model.transformer_module"
 _BOTH = ("weight", "bias")
 
