@@ -166,9 +166,17 @@ NUMBERS = {
     "evaluate": {"--block": ("0",), "--draws": ("0",), "--threads": ("-1",)},
     "compare-import": {"--most": ("0",), "--rounds": ("0",), "--threads": ("0",)},
     "probe": {"--images": ("0",)},
-    "adapt": {"--rate": ("nan", "inf"), "--minutes": ("nan",), "--steps": ("9" * 20,)},
+    "adapt": {
+        "--rate": ("nan", "inf", "-1"),
+        "--minutes": ("nan", "-1"),
+        "--steps": ("9" * 20, "0"),
+        "--batch": ("0",),
+        "--most": ("1",),
+        "--rounds": ("0",),
+        "--threads": ("0",),
+    },
     "import": {"--threshold": ("nan",)},
-    "draw-scenes": {"--clutter": ("nan",), "--count": ("9" * 20,)},
+    "draw-scenes": {"--count": ("9" * 20, "0"), "--seed": ("-1",), "--bare": ("-0.1", "nan")},
 }
 
 

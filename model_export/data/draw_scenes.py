@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from model_export.data.datasets import BARE, Scenes
 from model_export.data.sample import DataError
+from model_export.option_types import number, whole
 
 FIFTHS = 5
 
@@ -25,18 +26,18 @@ FIFTHS = 5
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("out", type=Path, help="new folder, with images/, masks/ and meta.json")
-    add("--count", type=int, default=200, help="how many")
+    add("--count", type=whole(), default=200, help="how many")
     add(
         "--seed",
-        type=int,
+        type=whole(0),
         default=0,
         help="the scenes of a seed are always the same: take another seed to train on",
     )
     levels = "its range: -1 is a bare street, 0 a quiet one, 1 rain at dusk"
-    add("--clutter", type=float, nargs=2, default=(0.0, 1.0), help=levels)
+    add("--clutter", type=number(-1, 1), nargs=2, default=(0.0, 1.0), help=levels)
     add(
         "--bare",
-        type=float,
+        type=number(0, 1),
         default=0.0,
         help="share of bare streets (clutter -1), on which depth cannot pay",
     )
@@ -44,13 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     low, high = args.clutter
-    if not (-1 <= low <= high <= 1 and args.count > 0):
-        raise DataError(
-            f"--clutter {low} {high} must lie within -1 and 1 and ascend, --count {args.count} "
-            f"must be positive"
-        )
-    if not 0 <= args.bare < 1:
-        raise DataError(f"--bare {args.bare} must be from 0 to below 1")
+    if low > high:
+        raise DataError(f"--clutter {low:g} {high:g} must go from small to large")
+    if args.bare == 1:
+        raise DataError("--bare must be below 1: --clutter -1 -1 draws nothing but bare streets")
     if args.out.exists() and any(args.out.iterdir()):
         raise DataError(f"{args.out} is not empty; choose another folder or delete it")
     scenes = Scenes(args.count, args.seed, (low, high), bare=args.bare)

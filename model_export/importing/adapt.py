@@ -38,6 +38,7 @@ from model_export.gating.train_gate import fit_and_calibrate
 from model_export.importing import distill
 from model_export.importing.distill import DistillOptions
 from model_export.network.config import Config
+from model_export.option_types import number, whole
 from model_export.tasks import qualities, task_of
 from model_export.training.run_files import WEIGHTS
 from model_export.training.runs import (
@@ -63,36 +64,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--images", type=Path, help="folder of photos like those to be served, without labels")
     add("--on", help="in place of --images: data with labels, which then judge, as coco:PATH.json")
     add("--data", type=Path, help="folder of the data set that --on names")
-    add("--most", type=int, default=8, help="plans to choose at most")
-    add("--rounds", type=int, default=7, help="rounds of the measurement of milliseconds")
+    add("--most", type=whole(2), default=8, help="plans to choose at most, the full one included")
+    add("--rounds", type=whole(), default=7, help="rounds of the measurement of milliseconds")
     add(
         "--threads",
-        type=int,
+        type=whole(),
         default=os.cpu_count() or 1,
         help="threads of the engine while milliseconds are measured",
     )
     train = parser.add_argument_group("early exits").add_argument
     train("--train", action="store_true", help="teach them first, from the full plan's own answers")
-    train("--steps", type=int, default=400, help="of that")
-    train("--batch", type=int, default=2, help="crops in each step")
-    train("--rate", type=float, default=1e-3, help="learning rate")
-    train("--seed", type=int, default=0, help="of the crops")
+    train("--steps", type=whole(), default=400, help="of that")
+    train("--batch", type=whole(), default=2, help="crops in each step")
+    train("--rate", type=number(), default=1e-3, help="learning rate")
+    train("--seed", type=whole(0), default=0, help="of the crops")
     train(
         "--minutes",
-        type=float,
+        type=number(0, math.inf),
         default=math.inf,
         help="stop teaching after so many; the same command goes on",
     )
 
 
 def main(args: argparse.Namespace) -> None:
-    if args.most < 2 or args.rounds < 1 or args.threads < 1:
-        raise ValueError(
-            "--most must be at least 2 (the cheapest and the full plan), --rounds and --threads at "
-            "least 1"
-        )
-    if args.steps < 1 or args.batch < 1 or args.rate <= 0:
-        raise ValueError("--steps and --batch must be at least 1, and --rate above 0")
     began = time.monotonic()
     config, canvases, arguments = read_config(args.run)
     spec, taught = args.on or PHOTOS, "taught" in arguments
@@ -191,7 +185,7 @@ def _part(
     seen: NDArray[np.bool_],
 ) -> dict[str, NDArray[Any]]:
     """Targets of some images and some plans, as derive-targets writes them. seen: the images that
-    exits learned from; what the checkpoint was trained on does not matter, as far as its full plan
+    exits learned from; what the checkpoint was trained on does not matter where its full plan
     judges itself."""
     part = {name: values[rows] for name, values in targets.items() if name != "plans"}
     return part | {
