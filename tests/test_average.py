@@ -75,18 +75,21 @@ def test_the_average_can_have_other_canvases(
 
 
 def test_a_bundle_alone_becomes_a_run_with_its_weights_and_plans(
-    toy_bundle: Path, toy_run: Path, tmp_path: Path
+    toy_bundle: Path, toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "reopened"
     assert command("average", toy_bundle, "--out", out) == 0
+    assert f"{out}: the weights of {toy_bundle}" in capsys.readouterr().out
+    recipe = provenance_of(None, read_config(out)[2])["recipe"]
+    assert recipe.endswith(f"weights of {toy_bundle.name}")
     after, stored = load_file(out / "model.safetensors"), load_file(toy_bundle / WEIGHTS)
     assert all(torch.equal(after[n], stored[n].float()) for n in after if n in stored)
     assert read_config(out)[:2] == read_config(toy_run)[:2]
     (plans, report), (wanted, found) = read_plans(out), read_plans(toy_run)
     assert (plans, report["search"]) == (wanted, found["search"])
-    assert command("average", toy_run, "--out", tmp_path / "none") == 1, (
-        "a run alone is one already"
-    )
+    for alone, message in ((toy_run, "nothing to average"), (tmp_path / "no", "is no run")):
+        assert command("average", alone, "--out", tmp_path / "none") == 1
+        assert message in capsys.readouterr().err
 
 
 def test_a_bundle_may_be_among_them_but_not_the_first(

@@ -70,7 +70,7 @@ def test_a_changed_or_missing_file_is_refused_by_name(fake_bundle: Bundle, name:
 def test_a_missing_folder_or_manifest_is_refused_by_name(tmp_path: Path) -> None:
     assert "manifest.json" in refusal(tmp_path / "nothing")
     assert "manifest.json" in refusal(tmp_path)
-    assert "name it with --bundle" in refusal(tmp_path / "nothing")
+    assert "the service takes it by --bundle" in refusal(tmp_path / "nothing")
     assert str(Path.cwd()) in refusal(tmp_path / "nothing")
 
 

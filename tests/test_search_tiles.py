@@ -57,7 +57,8 @@ def test_tiles_are_named_by_grid_shape_and_overlap() -> None:
     [
         ("2:64x96", "must be GRID:SHAPE or GRID:SHAPE:OVERLAP"),
         ("2x2:64x96:-32", "must be GRID:SHAPE or GRID:SHAPE:OVERLAP"),
-        ("2x2:60x96", "multiples of 32"),
+        ("2x2", "must be GRID:SHAPE or GRID:SHAPE:OVERLAP"),
+        ("2x2:60x96", "60x96 is no canvas' first shape: 32x64, 64x96"),
         ("2x2:96x96:32", "96x96 is no canvas' first shape: 32x64, 64x96"),
         ("2x2:64x96", "t128: tiles.overlap: 64 must be a multiple of 32 from 0 to 32"),
         ("2x2:64x96:48", "t144: tiles.overlap: 48 must be a multiple of 32"),

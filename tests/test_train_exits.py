@@ -93,6 +93,8 @@ def test_config_takes_the_command_line_s_changes() -> None:
     assert config_of(_options(schedule="1,1,4", pause_after=2), Scenes(1)).pauses_from == 3
     changed = config_of(_options(matching="hungarian", queries=20, recalibration=True), Scenes(1))
     assert (changed.matching, changed.queries, changed.recalibration) == ("hungarian", 20, True)
+    with pytest.raises(RunError, match=r"of 2 layers cannot .* after 2: .* by --pause-after"):
+        config_of(_options(schedule="1,1,0"), Scenes(1))  # the config pauses after 2
 
 
 def test_config_is_that_of_what_a_run_starts_from() -> None:

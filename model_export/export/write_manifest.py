@@ -186,12 +186,14 @@ def provenance_of(path: Path | None, arguments: dict[str, Any]) -> dict[str, str
             "backbone": "as the checkpoint's",
         }
     chosen = ("train", "scenes", "steps", "batch", "lr", "crop", "sampling", "distill", "seed")
-    averaged = [f"mean of {len(arguments['averaged'])} runs"] if "averaged" in arguments else []
+    recipe = [f"{name}={arguments[name]}" for name in chosen if name in arguments]
+    if sources := arguments.get("averaged"):
+        alone = len(sources) == 1  # a bundle, from which `average` made a run
+        mean = f"mean of {len(sources)} runs"
+        recipe.append(f"weights of {Path(sources[0]).name}" if alone else mean)
     return {
         "data": str(arguments["train"]),
-        "recipe": " ".join(
-            [*(f"{name}={arguments[name]}" for name in chosen if name in arguments), *averaged]
-        ),
+        "recipe": " ".join(recipe),
         "licence": "as the training data's",
         "backbone": Path(str(arguments["backbone_weights"] or "random initialisation")).name,
     }

@@ -11,7 +11,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from model_export.data.augment import parse_size
 from model_export.data.datasets import Dataset, Sample
 from model_export.export.write_bundle import used
 from model_export.gating.choose_plans import Candidate, choose_tiled, undominated
@@ -92,16 +91,16 @@ def parse_tiles(text: str, canvases: Sequence[Canvas]) -> Canvas:
     grid, _, rest = text.partition(":")
     shape, _, overlap = rest.partition(":")
     rows, _, columns = grid.partition("x")
-    if not (rows.isdigit() and columns.isdigit() and (overlap or "0").isdigit()):
+    if not (rows.isdecimal() and columns.isdecimal() and shape and (overlap or "0").isdecimal()):
         raise ValueError(
             f"--tiles {text!r} must be GRID:SHAPE or GRID:SHAPE:OVERLAP, e.g. 2x2:544x544:96"
         )
-    size = parse_size(shape)
-    firsts = {(each.shapes[0].height, each.shapes[0].width): each for each in canvases}
-    if size not in firsts:
-        known = ", ".join(each.shapes[0].name for each in canvases)
-        raise ValueError(f"--tiles {text!r}: {shape} is no canvas' first shape: {known}")
-    return Canvas.tiled(firsts[size], int(rows), int(columns), int(overlap or OVERLAP))
+    firsts = {canvas.shapes[0].name: canvas for canvas in canvases}
+    if shape not in firsts:
+        raise ValueError(
+            f"--tiles {text!r}: {shape} is no canvas' first shape: {', '.join(firsts)}"
+        )
+    return Canvas.tiled(firsts[shape], int(rows), int(columns), int(overlap or OVERLAP))
 
 
 def search_tiles(

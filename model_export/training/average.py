@@ -65,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     alone = len(args.runs) == 1 and (args.runs[0] / bundle.FILE).exists()
+    config, canvases, arguments = (of_bundle if alone else read_config)(args.runs[0])
     if len(args.runs) < 2 and not alone:
         raise RunError(
             f"there is nothing to average in {args.runs[0]} alone: name two runs or more"
@@ -72,7 +73,6 @@ def main(args: argparse.Namespace) -> None:
     if args.out.resolve() in [run.resolve() for run in args.runs]:
         raise RunError(f"--out {args.out} is one of the runs; choose another folder")
     refuse_other(args.out, MAKERS["averaged"])
-    config, canvases, arguments = (of_bundle if alone else read_config)(args.runs[0])
     if args.canvases:
         canvases = parse_canvases(args.canvases)
     models = [read_trained(run)[0] for run in args.runs]
@@ -94,18 +94,16 @@ def main(args: argparse.Namespace) -> None:
     before = read_text(args.out / RUN)
     seen = [data for run in args.runs for data in seen_by(run)]
     about = arguments | {"averaged": [str(run) for run in args.runs]}
+    made = f"the weights of {args.runs[0]}" if alone else f"the mean of these {len(states)} runs"
     write_config(args.out, config, canvases, about, seen, classes)
     if before == read_text(args.out / RUN) and holds(args.out, mean):
-        print(
-            f"{args.out} is already the mean of these {len(states)} runs; plans, targets and gate "
-            f"stay"
-        )
+        print(f"{args.out} already has {made}; plans, targets and gate stay")
         return
     discard_derived(args.out)
     save_model(args.out, mean)
     if alone:
         write_plans(args.out, *plans_of(args.runs[0]))
-    print(f"{args.out}: the mean of {len(states)} runs")
+    print(f"{args.out}: {made}")
 
 
 def of_bundle(folder: Path) -> tuple[Config, Sequence[Canvas], dict[str, Any]]:

@@ -186,7 +186,7 @@ def knobs_of(folder: Path, manifest: bundle.Manifest) -> list[Knobs]:
 
 def config_of(options: InitialOptions, train: Dataset, source: Config | None = None) -> Config:
     """Classes and task are the data's; the rest is the source's or the named config's, with the
-    changes that the options ask for."""
+    changes that the options ask for. Raises RunError or ValueError where these do not fit."""
     if source is None or options.config is not None:
         config = CONFIGS[options.config or "tiny"](train.channels)
     else:
@@ -200,6 +200,13 @@ def config_of(options: InitialOptions, train: Dataset, source: Config | None = N
     for name in ("backbone", "pause_after", "pixel_embedding", "matching", "queries"):
         if getattr(options, name) is not None:
             changes[name] = getattr(options, name)
+    layers = len(changes.get("schedule", config.schedule))
+    pause_after = changes.get("pause_after", config.pause_after)
+    if pause_after is not None and 0 < layers <= pause_after:
+        raise RunError(
+            f"an encoder of {layers} layers cannot pause tokens after {pause_after}: name 0 to "
+            f"{layers - 1} by --pause-after"
+        )
     return replace(config, **changes)
 
 

@@ -55,7 +55,7 @@ def load(folder: Path) -> Bundle:
         raise remade(
             folder,
             f"{error.filename}: {error.strerror} (the working directory is {Path.cwd()}). If "
-            "another folder is meant, name it with --bundle",
+            "another folder is meant, name that one; the service takes it by --bundle",
         ) from error
     except OSError as error:
         raise remade(folder, f"{error.filename}: {error.strerror}") from error
