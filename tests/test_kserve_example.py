@@ -87,6 +87,13 @@ def test_its_variables_are_settings_and_its_ports_agree(built: dict[str, Object]
         assert found[probe]["httpGet"]["port"] == settings.port
 
 
+def test_a_pod_that_ends_serves_until_nobody_sends_to_it(built: dict[str, Object]) -> None:
+    found = container(built)
+    drain = load([], {entry["name"]: entry["value"] for entry in found["env"]}).drain_timeout_s
+    grace = built["InferenceService"]["spec"]["predictor"]["terminationGracePeriodSeconds"]
+    assert grace > found["lifecycle"]["preStop"]["sleep"]["seconds"] + 2 * drain
+
+
 def test_its_probes_and_metrics_answer(built: dict[str, Object], fake_manifest: Manifest) -> None:
     found = container(built)
     with running(fake_manifest) as server:
