@@ -215,6 +215,12 @@ def test_prometheus_and_the_gateway_come_in_and_only_spans_go_out(built: list[Ob
         assert all(".monitoring.svc" in server for server in servers)
 
 
+def test_the_gateway_ends_idle_connections_before_a_replica_does(built: list[Object]) -> None:
+    for policy in of_kind(built, "BackendTrafficPolicy"):
+        idle = policy["spec"]["timeout"]["http"]["connectionIdleTimeout"]
+        assert int(idle.removesuffix("s")) < settings_of(built).keep_alive_s
+
+
 def test_every_metric_is_exported_or_recorded(built: list[Object]) -> None:
     exported: set[str] = set()
     for family in Metrics(layers=6, max_batch=4).registry.collect():
