@@ -73,6 +73,19 @@ def test_a_moved_slider_asks_for_other_plans_and_segments_again(heads: Visit) ->
     ]
 
 
+def test_the_heads_of_the_columns_stay_when_the_list_of_plans_scrolls(heads: Visit) -> None:
+    plans = heads.page.locator("#plans")
+    hidden = plans.evaluate(
+        """list => {
+            list.style.maxHeight = "120px";
+            list.scrollTop = 60;
+            const head = list.querySelector("thead").getBoundingClientRect();
+            return [list.scrollTop, list.getBoundingClientRect().top - head.top];
+        }"""
+    )
+    assert hidden == [60, 0]
+
+
 def test_what_is_asked_right_after_a_moved_weight_gets_the_plans_of_the_preference(
     heads: Visit,
 ) -> None:
