@@ -87,6 +87,19 @@ def test_a_saturated_service_is_tried_again_when_it_said_so(visit: Visit) -> Non
     expect(page.locator("#problem")).to_be_hidden()
 
 
+def test_a_refusal_is_in_sight_where_the_button_is_that_asked(visit: Visit) -> None:
+    """On a phone, that is screens below the top of the page."""
+    page = visit.page
+    page.set_viewport_size({"width": 320, "height": 640})
+    visit.open(picture())
+    visit.segmented()
+    refuse_once(page, "**/segment", 429, "The service is saturated")
+    visit.refused = 1
+    page.locator("#run").click()
+    expect(page.locator("#problem-retry")).to_be_in_viewport(ratio=1)
+    expect(page.locator("#run")).to_be_in_viewport()
+
+
 def test_a_page_that_opens_while_the_engine_warms_up_starts_by_itself(visit: Visit) -> None:
     page = visit.page
     refuse_once(page, "**/readyz", 503, "The service is starting or draining")
