@@ -67,7 +67,9 @@ def job(folder: str, images: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--bundle", default="trained_weights/camvid-tiny")
     parser.add_argument("--images", type=int, default=128, help="of the shorter run")
     asked = parser.parse_args()

@@ -119,7 +119,9 @@ def measure(ports: list[int], sent: bytes, count: int) -> list[list[float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--serve", action="store_true", help="what the bench starts by itself")
     args = parser.parse_args()

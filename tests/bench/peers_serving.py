@@ -248,7 +248,9 @@ def found(record: Record) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--bundle", default="trained_weights/camvid-tiny")
     parser.add_argument("--out", type=Path, required=True, help="file of the points")
     parser.add_argument("--only", default=",".join(WHO).replace(", ", "+"))

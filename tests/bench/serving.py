@@ -108,7 +108,9 @@ def deadlines(bench: Bench, adaptive: str, fixed: str, shares: Sequence[float]) 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--bundle", default="trained_weights/camvid-tiny")
     parser.add_argument("--seconds", type=float, default=120.0, help="of a point")
     parser.add_argument("--data", type=Path, help="labelled folder, whose part val is sent")

@@ -174,7 +174,9 @@ def settle(process: Process, limit_s: float = 30.0) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--bundle", default="trained_weights/camvid-tiny")
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("flags", nargs="*", help="of the service, after --")

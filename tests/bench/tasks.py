@@ -96,7 +96,9 @@ def keep(client: httpx.Client, photo: bytes, pairs: int) -> dict[str, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--bundle", default=BUNDLE)
     parser.add_argument("--turns", type=int, default=30, help="of all photos to both heads")
     parser.add_argument("--pairs", type=int, default=1000)
