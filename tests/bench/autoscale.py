@@ -211,7 +211,7 @@ def text(each: Row) -> str:
         targets += f" start={each.case.world.start_s:g}"
     return (
         f"{'*' if each.case.chosen else ' '}{'' if each.kept else 'x':1} "
-        f"{each.case.policy.name:<24}{targets:<38}"
+        f"{each.case.policy.name:<28}{targets:<42}"
         f"{day.replica_hours:>7.0f}{day.most:>5}{1000 * day.p99_s:>7.0f}"
         f"{day.late:>8.2%}{day.shed:>8.2%}"
         f"{day.missed:>8.2%}{each.missed_worst:>8.2%}{day.bad_minutes:>6}{day.quality:>9.4f}{day.depth:>7.2f}"
@@ -233,7 +233,7 @@ def main() -> None:
     with ProcessPoolExecutor(args.jobs) as pool:
         days = list(pool.map(run, jobs, chunksize=len(todo)))
     rows = [row(case, days[index :: len(todo)]) for index, case in enumerate(todo)]
-    head = f"{'':3}{'policy':<24}{'targets':<38}{'hours':>7}{'most':>5}{'p99 ms':>7}"
+    head = f"{'':3}{'policy':<28}{'targets':<42}{'hours':>7}{'most':>5}{'p99 ms':>7}"
     head += f"{'late':>8}{'shed':>8}{'missed':>8}"
     head += f"{'worst':>8}{'bad':>6}{'quality':>9}{'depth':>7}"
     for table in dict.fromkeys(case.table for case in todo):
