@@ -113,13 +113,13 @@ def segment(layers: int, heads: Sequence[str]) -> dict[str, Any]:
     }
     for status, names in sorted(titles(BadInference).items()):
         responses[status] = failure(" / ".join(names))
-    forms = "; ".join(f"{form.media_type}: {form.holds}" for form in FORMS)
-    pixels = "; ".join(f"{task.name}: {task.png}" for task in TASKS.values() if task.png)
+    forms = "\n".join(f"- {form.media_type}: {form.holds}" for form in FORMS)
+    pixels = "\n".join(f"- {task.name}: {task.png}" for task in TASKS.values() if task.png)
     return {
         "summary": "Segment one image",
-        "description": "Masks of one image, with the compute that the image needs and its budget "
-        f"allows. Accept picks the form. {forms}. Segments: {TASK_NOTES}. "
-        f"Label map, per pixel: {pixels}.",
+        "description": "Masks, boxes or values of one image, with the compute that the image needs "
+        f"and its budget allows.\n\nAccept picks the form:\n\n{forms}\n\n"
+        f"Segments: {TASK_NOTES}.\n\nLabel map, per pixel:\n\n{pixels}",
         "tags": ["segment"],
         "response_class": Response,
         "responses": responses,

@@ -37,12 +37,14 @@ function answer([status, response], all) {
 }
 
 function operation(path, method, described, all) {
-  const title = node("summary", {}, code(`${method.toUpperCase()} ${path}`), ` ${described.description ?? described.summary ?? ""}`);
+  const [first, ...more] = (described.description ?? described.summary ?? "").split("\n\n");
+  const title = node("summary", {}, code(`${method.toUpperCase()} ${path}`), ` ${first}`);
+  const words = more.map((part) => node("p", {}, part));
   const parameters = (described.parameters ?? [])
     .map((parameter) => [code(parameter.name), [`${parameter.in}. ${parameter.description ?? ""} `, code(parameter.example ?? "")]]);
   const body = described.requestBody ? [[code("body"), [types(described.requestBody.content)]]] : [];
   const answers = Object.entries(described.responses).map((entry) => answer(entry, all));
-  return node("details", { open: path === "/segment" }, title, table("Request", [...body, ...parameters]), table("Answers", answers));
+  return node("details", { open: path === "/segment" }, title, ...words, table("Request", [...body, ...parameters]), table("Answers", answers));
 }
 
 const api = await (await fetch("openapi.json")).json();

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.api.fields import MAX_LENGTH, parse_budget, pattern
+from service.api.forms import FORMS
 from service.bundle import Manifest
 from tests.api.asgi import get, stubbed
 
@@ -84,4 +85,7 @@ def test_the_form_of_the_answer_is_no_parameter(api: dict[str, Any]) -> None:
     """OpenAPI: a parameter with the name Accept shall be ignored."""
     segment = api["paths"]["/segment"]["post"]
     assert "Accept" not in {parameter["name"] for parameter in segment["parameters"]}
-    assert "Accept picks the form" in segment["description"]
+    _, forms = segment["description"].split("Accept picks the form:\n\n")
+    assert [line.split()[1] for line in forms.split("\n\n")[0].splitlines()] == [
+        f"{form.media_type}:" for form in FORMS
+    ]
