@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 
@@ -159,6 +160,7 @@ def test_an_estimate_that_cannot_be_measured_again_at_once_does_not_end_the_serv
                 world.backend.fail = RuntimeError("out of memory")
                 await until(lambda: not world.engine._costs.doubted)
                 world.backend.fail = None
+                await until(lambda: world.engine._queue.free == -math.inf)  # it counts as busy
             assert (world.model.state, world.count("fathom_engine_errors_total")) == ("ready", 2)
             await world.submit(1, Budget(ms=5_000, max_loss=0))
             await until(lambda: cost.ms() < 5_000)
