@@ -151,7 +151,10 @@ def main() -> None:
         for name in ("depth", "gflops", "max_loss")
         if (value := getattr(asked, name)) is not None
     }
-    photos, before = listed(asked.photos), done(asked.results)
+    try:
+        photos, before = listed(asked.photos), done(asked.results)
+    except (OSError, ValueError) as error:  # nothing there, or no URI
+        parser.error(str(error))
     todo = [path for path in dict.fromkeys(photos) if path not in before]
     print(f"{len(photos)} images, {len(photos) - len(todo)} of them done before")
     if not todo:
