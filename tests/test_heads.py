@@ -21,8 +21,8 @@ from model_export.network.heads import (
 from model_export.network.segmenter import Segmenter
 from model_export.network.slimmable import Branch, SlimConv, SlimLinear, SlimNorm
 from model_export.training.runs import RunError, save_model, write_config
-from model_export.training.task_net import full, sandwich
-from model_export.training.train_tasks import Options, config_of, cut_to_size, initial_network
+from model_export.training.task_net import TaskNet, full, sandwich
+from model_export.training.train_tasks import Options, config_of, initial_network, resized
 from service.bundle import Canvas, Shape
 from tests.small_network import randomised, worst
 from tests.toy import command
@@ -70,7 +70,7 @@ def test_semantic_answers_for_every_class(width: float) -> None:
     head = randomised(SemanticHead(config, config.tasks[0]))
     (answer,) = head(*given(), width)
     assert answer.classes.shape == (2, 11, 12)
-    assert answer.masks.shape == (2, 11, 16, 24)
+    assert answer.masks.shape == (2, 11, 32, 48), "four values for each cell of stride 4"
 
 
 @pytest.mark.parametrize("width", [0.25, 0.5, 1.0])
@@ -78,9 +78,29 @@ def test_depth_stays_in_its_range(width: float) -> None:
     config = streets()
     head = randomised(DepthHead(config, config.tasks[2]))
     depth = head(*given(), width).exp()
-    assert depth.shape == (2, 16, 24)
+    assert depth.shape == (2, 32, 48)
     assert depth.min() >= 0.999
     assert depth.max() <= 120.1
+
+
+def test_a_value_belongs_to_its_part_of_a_cell() -> None:
+    """One that is moved moves every second row and column, beginning with its own."""
+    config = streets()
+    lateral, maps = given()
+    semantic = randomised(SemanticHead(config, config.tasks[0]))
+    depth = randomised(DepthHead(config, config.tasks[2]))
+    before = semantic(lateral, maps)[0].masks, depth(lateral, maps)
+    with torch.no_grad():
+        semantic.layers = semantic.layers[:0]  # between them the mean of the parts counts, too
+        before = semantic(lateral, maps)[0].masks, before[1]
+        semantic.embed_mask.bias[64:128] += 1  # of the second part: at the top right
+        depth.output.bias[1] += 1
+    for old, new in zip(
+        before, (semantic(lateral, maps)[0].masks, depth(lateral, maps)), strict=True
+    ):
+        moved = (old != new).flatten(0, -3).any(0)
+        assert moved[::2, 1::2].all()
+        assert moved.sum() == moved[::2, 1::2].numel()
 
 
 @pytest.mark.parametrize(("width", "queries", "layers"), [(0.25, 12, 1), (0.5, 24, 1), (1, 48, 2)])
@@ -219,7 +239,7 @@ def test_a_head_is_cut_to_its_first_channels_and_all_else_stays(tmp_path: Path) 
     large = replace(own, channels=2 * own.channels, queries=90, layers=3)
     torch.manual_seed(1)
     source = Segmenter(replace(config, tasks=(semantic, large, depth))).eval()
-    model, canvases = cut_to_size(written(tmp_path, source), "detection", 11)
+    model, canvases = resized(written(tmp_path, source), ["detection"], 11)
     assert model.config == config
     assert [canvas.name for canvas in canvases] == ["c96"]
     head, theirs = model.heads["detection"].eval(), source.heads["detection"]
@@ -231,15 +251,52 @@ def test_a_head_is_cut_to_its_first_channels_and_all_else_stays(tmp_path: Path) 
     assert all(torch.equal(model.state_dict()[name], value) for name, value in kept.items())
 
 
+def coarse(**changes: object) -> Config:
+    """The recipe's network as it was before its heads told parts of a cell apart."""
+    config = replace(streets(), detail=False, **changes)
+    return replace(config, tasks=tuple(replace(head, fine=1) for head in config.tasks))
+
+
+def test_finer_heads_begin_with_the_answers_of_the_coarser_ones(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    source = randomised(Segmenter(coarse())).eval()
+    model, _ = resized(written(tmp_path, source), ["semantic", "depth"], 11)
+    model.eval()
+    assert model.config == streets()
+    images = torch.randint(0, 255, (1, 64, 96, 3), dtype=torch.uint8)
+    (ours, maps), (theirs, _) = model.features(images), source.features(images)
+    assert torch.equal(ours, theirs), "what the pixels add begins with nothing"
+    for width in (0.25, 1.0):
+        fine, plain = (m.heads["semantic"](ours, maps, width)[0].masks for m in (model, source))
+        assert worst(fine, plain.repeat_interleave(2, 2).repeat_interleave(2, 3)) < 1e-3
+        fine, plain = (m.heads["depth"](ours, maps, width) for m in (model, source))
+        assert worst(fine, plain.repeat_interleave(2, 1).repeat_interleave(2, 2)) < 1e-4
+
+
+def test_lateral_features_learn_only_with_all_heads_that_see_them(tmp_path: Path) -> None:
+    run = written(tmp_path, Segmenter(coarse()))
+    for names, learns in ((["semantic", "depth"], True), (["depth"], False)):
+        model, _ = resized(run, names, 11)
+        assert model.config.detail == learns
+        TaskNet(model, 1.0, "equal", names)
+        learning = {
+            name.partition(".")[0] for name, p in model.named_parameters() if p.requires_grad
+        }
+        assert learning == ({"lateral", "detail", "heads"} if learns else {"heads"})
+
+
 def test_a_head_that_is_smaller_than_the_recipe_is_named(tmp_path: Path) -> None:
     config = streets()
     semantic, own, depth = config.tasks
     small = Segmenter(replace(config, tasks=(semantic, replace(own, channels=32), depth)))
-    with pytest.raises(RunError, match=r"detection: that of .* is smaller than the recipe's"):
-        cut_to_size(written(tmp_path / "small", small), "detection", 11)
+    with pytest.raises(RunError, match=r"detection: in .* smaller than the recipe's"):
+        resized(written(tmp_path / "small", small), ["detection"], 11)
+    shallow = Segmenter(replace(config, tasks=(replace(semantic, layers=1), own, depth)))
+    with pytest.raises(RunError, match=r"semantic depth: in .* smaller than the recipe's"):
+        resized(written(tmp_path / "shallow", shallow), ["semantic", "depth"], 11)
     other = Segmenter(replace(config, tasks=(semantic, depth)))
     with pytest.raises(RunError, match=r"--only detection: .* has no head of this name"):
-        cut_to_size(written(tmp_path / "other", other), "detection", 11)
+        resized(written(tmp_path / "other", other), ["detection"], 11)
 
 
 @pytest.mark.parametrize(

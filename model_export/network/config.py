@@ -58,6 +58,7 @@ class Head:
     widths: tuple[float, ...] = (0.25, 0.5, 1.0)
     unit: str = ""
     range: tuple[float, float] = (0.0, 0.0)
+    fine: int = 1
 
     def __post_init__(self) -> None:
         if list(self.widths) != sorted(set(self.widths)) or self.widths[-1:] != (1.0,):
@@ -103,6 +104,8 @@ class Config:
         checkpoint that nobody has taught one.
     exit_adapters: whether every exit but the last brings its features nearer to those of the last
         (network.encoder.ExitAdapter), which leaves the full plan what it was.
+    detail: whether the lateral features see the pixels themselves beside the backbone's map at
+        stride 4, for heads that answer finer than that (Head.fine).
     tasks: several heads; then matching, head, decoder and pixel embedding do not count, and task
         and classes are of the token head, which the gate sees by. Empty: the one head of `task`.
     """
@@ -133,6 +136,7 @@ class Config:
     imported: ImportedBackbone | None = None
     front_head: bool = True
     exit_adapters: bool = False
+    detail: bool = False
     tasks: tuple[Head, ...] = ()
 
     def __post_init__(self) -> None:
@@ -243,9 +247,9 @@ def streets(classes: int = 11, heads: Sequence[str] = ("semantic", "detection", 
     """Several heads on one small encoder, for the generated streets. Depth and width of the encoder
     can be cut, and the width of each head, which make up most of the cost."""
     known = (
-        Head("semantic", "semantic", classes, 64, queries=classes, layers=3),
+        Head("semantic", "semantic", classes, 64, queries=classes, layers=3, fine=2),
         Head("detection", "detection", COUNTABLE, 64, queries=48, layers=1),
-        Head("depth", "depth", 0, 64, unit="m", range=DEPTHS),
+        Head("depth", "depth", 0, 64, unit="m", range=DEPTHS, fine=2),
     )
     by_name = {head.name: head for head in known}
     return Config(
@@ -259,6 +263,7 @@ def streets(classes: int = 11, heads: Sequence[str] = ("semantic", "detection", 
         encoder_ffn=256,
         top_down=True,
         widths=(0.25, 0.5, 1.0),
+        detail=True,
         tasks=tuple(by_name[name] for name in heads),
     )
 

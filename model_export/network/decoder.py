@@ -3,6 +3,7 @@ for every exit."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -71,6 +72,16 @@ def mask_logits(embedding: Tensor, features: Tensor, project: nn.Conv2d) -> Tens
     if project.bias is None:
         return weights @ features
     return weights @ features + (embedding @ project.bias[:outputs]).unsqueeze(-1)
+
+
+def fine_mask_logits(parts: Tensor, features: Tensor, project: nn.Conv2d) -> Tensor:
+    """parts: (B, Q, f * f, C), an embedding of every query for each of the f x f parts of a cell;
+    features: (B, C', h, w) -> (B, Q, f * h, f * w): sub-pixel convolution (arXiv 1609.05158), whose
+    kernels the queries are."""
+    count = parts.shape[2]
+    logits = mask_logits(parts.flatten(1, 2), features.flatten(2), project)
+    logits = logits.unflatten(2, features.shape[-2:])
+    return logits if count == 1 else F.pixel_shuffle(logits, math.isqrt(count))
 
 
 def blocked_by(masks: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from model_export.network.decoder import (
     DecoderLayer,
     Prediction,
     blocked_by,
+    fine_mask_logits,
     keys_and_values,
     mask_logits,
     merged,
@@ -36,10 +37,11 @@ def share_of(count: int, width: float) -> int:
 
 class SemanticHead(nn.Module):
     """A query for each class, as Decoder with class matching; its width is of the pixel embedding
-    and of the number of layers."""
+    and of the number of layers. Every cell of stride 4 gets a value for each of its parts."""
 
     task: ClassVar[str] = "semantic"
     outputs: ClassVar[tuple[str, ...]] = ("probabilities",)
+    by_part: ClassVar[str] = "embed_mask"
 
     def __init__(self, config: Config, head: Head) -> None:
         super().__init__()
@@ -55,26 +57,29 @@ class SemanticHead(nn.Module):
         self.norm = nn.LayerNorm(channels)
         self.classify = nn.Linear(channels, head.classes + 1)
         self.embed = nn.Sequential(nn.Linear(channels, channels), nn.ReLU())
-        self.embed_mask = SlimLinear(channels, head.channels)
+        self.parts = head.fine**2
+        self.embed_mask = nn.Linear(channels, head.channels * self.parts)
 
     def forward(self, lateral: Tensor, maps: list[Tensor], width: float = 1.0) -> list[Prediction]:
         """One prediction, in a list as Decoder gives them. The masks between the layers are made
-        at each layer's own scale, and are no predictions."""
+        at each layer's own scale, one value per cell, and are no predictions."""
         features = self.branch(merged(lateral, maps[-1]), width)
         x = self.queries.expand(maps[0].shape[0], -1, -1)
         for i, layer in enumerate(self.layers[: share_of(len(self.layers), width)]):
             shape = maps[i % 3].shape[-2:]
-            small = F.interpolate(features, shape, mode="bilinear", align_corners=False)
-            blocked = blocked_by(self._masks(x, small))
+            small = F.interpolate(features, shape, mode="bilinear", align_corners=False).flatten(2)
+            whole = self._embedded(x, features.shape[1]).mean(2)
+            blocked = blocked_by(mask_logits(whole, small, self.features))
             memory = keys_and_values(maps[i % 3], self.level_embedding[i % 3])
             x = layer(x, self.query_positions, *memory, blocked)
-        masks = self._masks(x, features).unflatten(2, features.shape[-2:])
+        parts = self._embedded(x, features.shape[1])
+        masks = fine_mask_logits(parts, features, self.features)
         return [Prediction(self.classify(self.norm(x)), masks)]
 
-    def _masks(self, x: Tensor, features: Tensor) -> Tensor:
-        """x: (B, Q, C), features: (B, n, h, w) -> logits (B, Q, h * w)."""
-        embedding = self.embed_mask(self.embed(self.norm(x)), features.shape[1])
-        return mask_logits(embedding, features.flatten(2), self.features)
+    def _embedded(self, x: Tensor, count: int) -> Tensor:
+        """x: (B, Q, C) -> (B, Q, parts, count): by what the first features are multiplied."""
+        every = self.embed_mask(self.embed(self.norm(x)))
+        return every.unflatten(2, (self.parts, -1))[..., :count]
 
     @staticmethod
     def tensors(answer: Sequence[Prediction]) -> dict[str, Tensor]:
@@ -82,27 +87,32 @@ class SemanticHead(nn.Module):
 
 
 class DepthHead(nn.Module):
-    """A value for every cell of stride 4: the logarithm lies between those of the range's ends.
+    """A value for every cell of stride 4, or its parts: the logarithm lies between those of the
+    range's ends.
 
     Rows and columns are told, since on level ground the distance follows from the row.
     """
 
     task: ClassVar[str] = "depth"
     outputs: ClassVar[tuple[str, ...]] = ("depth",)
+    by_part: ClassVar[str] = "output"
 
     def __init__(self, config: Config, head: Head) -> None:
         super().__init__()
         self.branch = Branch(config.channels + 2, head.channels)
-        self.output = SlimConv(head.channels, 1, 1)
+        self.fine = head.fine
+        self.output = SlimConv(head.channels, head.fine**2, 1)
         self.low, self.high = (torch.tensor(end).log().item() for end in head.range)
 
     def forward(self, lateral: Tensor, maps: list[Tensor], width: float = 1.0) -> Tensor:
-        """(B, H/4, W/4): the natural logarithm of the depth."""
+        """(B, fine * H/4, fine * W/4): the natural logarithm of the depth."""
         x = merged(lateral, maps[-1])
         shape = (x.shape[-2], x.shape[-1])
         places = reference_points([shape], x.device).mT.unflatten(1, shape)
         x = torch.cat((x, (2 * places - 1).expand(x.shape[0], -1, -1, -1)), 1)
-        share = self.output(self.branch(x, width))[:, 0].sigmoid()
+        values = self.output(self.branch(x, width))
+        fine = values if self.fine == 1 else F.pixel_shuffle(values, self.fine)
+        share = fine[:, 0].sigmoid()
         return self.low + (self.high - self.low) * share
 
     @staticmethod
@@ -183,6 +193,7 @@ class DetectionHead(nn.Module):
 
     task: ClassVar[str] = "detection"
     outputs: ClassVar[tuple[str, ...]] = ("class_logits", "boxes")
+    by_part: ClassVar[str] = ""
 
     def __init__(self, config: Config, head: Head) -> None:
         super().__init__()
@@ -256,6 +267,7 @@ class DetectionHead(nn.Module):
 
 
 # By task. outputs, tensors: what leaves the network, as service.tasks has it, from a head's answer.
+# by_part: the layer whose outputs come once for each part of a cell; "" where no head is that fine.
 HEADS: Mapping[str, type[SemanticHead | DetectionHead | DepthHead]] = {
     head.task: head for head in (SemanticHead, DetectionHead, DepthHead)
 }

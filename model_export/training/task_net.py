@@ -8,6 +8,7 @@ distillation (arXiv 2308.11744).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from model_export.data.several_tasks import TaskBatch
 from model_export.network.config import Config
+from model_export.network.heads import DetectionHead
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
 from model_export.training.head_losses import LOSSES, agreement
@@ -56,21 +58,32 @@ def full(config: Config, batch: int, rng: np.random.Generator) -> list[Draw]:
 SAMPLING = {"sandwich": sandwich, "full": full}
 
 
+def are_all_that_see_lateral(config: Config, names: Sequence[str]) -> bool:
+    """Whether no other head sees the lateral features, which can then learn with these heads."""
+    seeing = {head.name for head in config.tasks if head.task != DetectionHead.task}
+    return bool(seeing) and seeing.issubset(names)
+
+
 class TaskNet(nn.Module):
     """The network with its losses. balance: of each head the logarithm of its loss's variance,
-    learned (arXiv 1705.07115, section 3.2); None: all weights are 1. alone: the one head that
-    learns; None: everything does."""
+    learned (arXiv 1705.07115, section 3.2); None: all weights are 1. alone: the heads that learn,
+    with the lateral features where no other head sees them; None: everything does."""
 
     def __init__(
-        self, model: Segmenter, distill: float, balance: str, alone: str | None = None
+        self, model: Segmenter, distill: float, balance: str, alone: Sequence[str] | None = None
     ) -> None:
         super().__init__()
         self.model, self.distill, self.alone = model, distill, alone
         self._kept: dict[tuple[int, str, bool], list[Tensor]] = {}  # by the key of an image
-        self.learning = [head for head in model.config.tasks if alone in (None, head.name)]
+        self.learning = [h for h in model.config.tasks if alone is None or h.name in alone]
         if alone is not None:
             model.requires_grad_(False)
-            model.heads[alone].requires_grad_(True)
+            for name in alone:
+                model.heads[name].requires_grad_(True)
+            if are_all_that_see_lateral(model.config, alone):
+                for part in (model.lateral, model.detail):
+                    if part is not None:
+                        part.requires_grad_(True)
         names = [head.name for head in self.learning]
         self.balance = (
             nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in names})
@@ -92,18 +105,20 @@ class TaskNet(nn.Module):
         return terms
 
     def _features(self, batch: TaskBatch) -> tuple[Tensor, list[Tensor]]:
-        """As the network's. Where a head learns alone the maps of an image are computed once, and
-        kept as fp16; the lateral features, which that head does not see, are those of no image."""
+        """As the network's. Where heads learn alone an image's maps are computed once, and kept as
+        fp16."""
         if self.alone is None:
             return self.model.features(batch.images)
+        x = self.model.normalised(batch.images)
         new = [row for row, key in enumerate(batch.keys) if key not in self._kept]
         if new:
-            _, maps = self.model.features(batch.images[new])
+            with torch.no_grad():
+                res4, maps = self.model.scales(x[new])
             for place, row in enumerate(new):
-                self._kept[batch.keys[row]] = [m[place].half().clone() for m in maps]
+                self._kept[batch.keys[row]] = [m[place].half().clone() for m in (res4, *maps)]
         each = [self._kept[key] for key in batch.keys]
-        maps = [torch.stack(scale).float() for scale in zip(*each, strict=True)]
-        return maps[-1], maps
+        res4, *maps = [torch.stack(scale).float() for scale in zip(*each, strict=True)]
+        return self.model.lateral_features(x, res4), maps
 
     def _terms(
         self, lateral: Tensor, maps: list[Tensor], batch: TaskBatch, draw: Draw

@@ -3,8 +3,8 @@
 What a step trains is said in task_net.py. A batch is of one canvas, a random one. It can be stopped
 at any time: the same command continues from the last checkpoint.
 
-One head of a network that is there can also be made smaller and trained alone (`--only`): all else
-stays what it is.
+Heads of a network that is there can also be given other sizes and trained alone (`--only`): all
+else stays what it is.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from model_export.data.datasets import Dataset, open_dataset
 from model_export.data.several_tasks import TaskBatches
 from model_export.network.backbone import BACKBONES, load_pretrained
 from model_export.network.config import Config, streets
-from model_export.network.heads import HEADS, DetectionHead
+from model_export.network.heads import HEADS
 from model_export.network.segmenter import Segmenter
 from model_export.option_types import number, whole
 from model_export.training.initial_weights import parse_canvases, read_trained, seen_by
@@ -46,7 +46,7 @@ from model_export.training.runs import (
     trained_on,
     write_config,
 )
-from model_export.training.task_net import SAMPLING, TaskNet
+from model_export.training.task_net import SAMPLING, TaskNet, are_all_that_see_lateral
 from model_export.training.task_quality import dev_qualities
 from service.bundle import Canvas
 
@@ -69,8 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--start-from", type=Path, help="with --only: finished run or bundle to begin with")
     add(
         "--only",
-        choices=(DetectionHead.task,),
-        help="train this head of --start-from alone, cut to the size of the recipe, on features "
+        nargs="+",
+        choices=HEADS,
+        help="train these heads of --start-from alone, made as large as in the recipe, on features "
         "that are computed once; all else stays as it is",
     )
     add(
@@ -121,7 +122,7 @@ class Options:
     heads: Sequence[str] | None
     canvases: Sequence[str] | None
     start_from: Path | None
-    only: str | None
+    only: Sequence[str] | None
     chances: Sequence[float] | None
     backbone: str | None
     backbone_weights: Path | None
@@ -179,28 +180,47 @@ def initial_network(
     if resumed:
         config, canvases, _ = read_config(resumed)
         return Segmenter(config), canvases
-    return cut_to_size(options.start_from, options.only, channels)
+    return resized(options.start_from, options.only, channels)
 
 
-def cut_to_size(path: Path, name: str, channels: int) -> tuple[Segmenter, tuple[Canvas, ...]]:
-    """The network of a run or a bundle, where one head has the recipe's sizes and, of each of its
-    weights, the first channels (network.slimmable); and its canvases. Raises RunError."""
+def resized(
+    path: Path, names: Sequence[str], channels: int
+) -> tuple[Segmenter, tuple[Canvas, ...]]:
+    """The network of a run or a bundle with these heads in the recipe's sizes, and its canvases.
+
+    They have the first channels of each weight (network.slimmable), and those again for every part
+    of a cell, so that a finer head begins with the answers of the coarser one. Raises RunError.
+    """
     source, canvases = read_trained(path)
-    if name not in source.heads:
-        raise RunError(f"--only {name}: {path} has no head of this name")
-    (head,) = streets(channels, [name]).tasks
-    tasks = tuple(head if own.name == name else own for own in source.config.tasks)
-    model, state = Segmenter(replace(source.config, tasks=tasks)), source.state_dict()
+    recipe = streets(channels, names)
+    heads = {head.name: head for head in recipe.tasks}
+    before = {head.name: head for head in source.config.tasks}
+    for name in names:
+        if name not in before:
+            raise RunError(f"--only {name}: {path} has no head of this name")
+    tasks = tuple(heads.get(name, head) for name, head in before.items())
+    learns = are_all_that_see_lateral(source.config, names)
+    detail = source.config.detail or (recipe.detail and learns)
+    model = Segmenter(replace(source.config, tasks=tasks, detail=detail))
+    state = source.state_dict()
+    for name, head in heads.items():
+        layer = model.heads[name].by_part
+        parts = head.fine**2 // before[name].fine ** 2
+        for key in (f"heads.{name}.{layer}.{kind}" for kind in ("weight", "bias") if layer):
+            state[key] = torch.cat([state[key]] * parts)
+    own = model.state_dict()
+    if source.detail is None:
+        state |= {key: value for key, value in own.items() if key.startswith("detail.")}
     try:
         model.load_state_dict(
             {
                 key: state[key][tuple(slice(length) for length in value.shape)]
-                for key, value in model.state_dict().items()
+                for key, value in own.items()
             }
         )
     except (KeyError, RuntimeError) as error:
         raise RunError(
-            f"--only {name}: that of {path} is smaller than the recipe's: {error}"
+            f"--only {' '.join(names)}: in {path} they are smaller than the recipe's: {error}"
         ) from error
     return model, canvases
 
