@@ -383,6 +383,20 @@ def test_the_formats_are_loaded_at_start_and_no_others() -> None:
     code = "import service.pixels.decode, PIL.Image as I; print(sorted(I.ID))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     names = set(re.findall("[A-Z0-9]+", run.stdout))
-    assert (
-        {"JPEG", "PNG", "WEBP", "TIFF", "AVIF"} <= names <= {*names} - {"GIF", "BMP", "PSD", "EPS"}
-    )
+    assert {"JPEG", "PNG", "WEBP", "TIFF", "AVIF"} <= names <= {*names} - {"PSD", "EPS", "ICO"}
+
+
+def test_the_first_image_needs_no_file() -> None:
+    """Where as many connections are open as may be, it must not count as damaged."""
+    code = """if True:
+        import os, resource, sys
+        from service.pixels.decode import Limits, decode
+        from service.bundle import Canvas, InputSpec, Shape
+        data = sys.stdin.buffer.read()
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, most))
+        spec = InputSpec.of([Canvas.of([Shape(64, 64)])], (0, 0, 0))
+        decode(data, "", Limits(10**6, 8192, 1), spec)
+    """
+    for picture in (encoded(Image.new("RGB", (64, 48)), kind) for kind in ("JPEG", "PNG", "WEBP")):
+        subprocess.run([sys.executable, "-c", code], input=picture, check=True)

@@ -1,7 +1,7 @@
 """Format -> its reader: bytes of a file -> Opened. One row per format of FORMATS.
 
-Importing a plugin registers its format; Pillow would import all of them in the middle of the first
-request.
+Importing a plugin registers its format. All that Pillow would import in the middle of the first
+request is imported here: where no file can be opened any more, that image would count as damaged.
 """
 
 from __future__ import annotations
@@ -10,7 +10,14 @@ import io
 from collections.abc import Callable
 from importlib.util import find_spec
 
-from PIL import AvifImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+from PIL import (
+    AvifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from service.pixels.jpeg import open_jpeg
 from service.pixels.opened import Opened, kind_of, loader, pillow_open
@@ -25,6 +32,7 @@ _PLUGINS = (
     TiffImagePlugin.TiffImageFile,
     WebPImagePlugin.WebPImageFile,
 )
+Image.preinit()
 if find_spec("pillow_heif"):
     import pillow_heif
 
