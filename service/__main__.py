@@ -41,6 +41,7 @@ import uvicorn
 from service import bundle, logs
 from service.api.app import create_app
 from service.api.http1.connection import protocol
+from service.api.http1.listening import listen, more_files
 from service.bundle import Bundle
 from service.command_line import load, standard_collector
 from service.engines.base import Backend
@@ -83,6 +84,7 @@ def serve(settings: Settings, served: Bundle, standard: str = "") -> None:
 
     standard: see `open_tracing`. Raises SettingsError, or the error that stopped the engine.
     """
+    more_files()
     metrics = metrics_of(served.manifest, settings)
     release = _version()
 
@@ -111,7 +113,7 @@ def serve(settings: Settings, served: Bundle, standard: str = "") -> None:
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
     )
     with (
-        _listen(settings) as listener,
+        listen(settings) as listener,
         asyncio.Runner(loop_factory=config.get_loop_factory()) as runner,
     ):
         if beside is not None:
@@ -209,25 +211,6 @@ def open_grpc(
         ) from error
     told = {"version": release, "keys": shared.keys, "tracing": shared.tracing}
     return GrpcServer(settings, segmenter, metrics, **told)
-
-
-def _listen(settings: Settings) -> socket.socket:
-    """The listening socket. Raises SettingsError if the address cannot be used."""
-    if settings.host in ("", "*"):  # to the resolver, the latter is this machine alone
-        raise SettingsError(
-            f"{flag('host')} is {settings.host!r}: it must be an address or a name. 0.0.0.0 is "
-            "every address of IPv4, :: every one, of IPv6 too"
-        )
-    try:
-        family, *_, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM
-        )[0]
-        both = settings.host == "::" and socket.has_dualstack_ipv6()  # as gRPC listens there
-        return socket.create_server(address, family=family, backlog=2048, dualstack_ipv6=both)
-    except (OSError, UnicodeError) as error:  # the latter for what can be no name
-        raise SettingsError(
-            f"cannot listen on {settings.host} port {settings.port}: {error}"
-        ) from error
 
 
 def _version() -> str:

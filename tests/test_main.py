@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from service import __main__ as entry
+from service.api.http1.listening import listen
 from service.bundle import Bundle
 from service.errors import SettingsError
 from service.settings import Settings
@@ -229,22 +231,42 @@ def test_a_port_in_use_ends_the_process_with_its_number(
     assert f"127.0.0.1 port {port}" in capsys.readouterr().err
 
 
+def test_it_takes_as_many_connections_as_it_may_open_files(environ: dict[str, str]) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    shell = ("sh", "-c", 'ulimit -S -n 64; exec "$@"', "sh")
+    with subprocess.Popen(
+        [*shell, *STRICT_SERVICE], cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            address = address_of(process)
+            host, port = address.removeprefix("http://").split(":")
+            with ExitStack() as stack:
+                for _ in range(80):
+                    connection = socket.create_connection((host, int(port)), WAIT_S)
+                    stack.enter_context(closing(connection))
+                assert get(f"{address}/healthz")[0] == 200
+            limits = Path(f"/proc/{process.pid}/limits").read_text()
+            assert re.search(rf"open files +{most} +{most}", limits)
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize("host", ["a" * 64, "a..b", "no name"])
 def test_what_can_be_no_name_of_a_host_is_refused_as_a_setting(host: str) -> None:
     with pytest.raises(SettingsError, match=f"cannot listen on {host} port 0: "):
-        entry._listen(Settings(host=host, port=0))
+        listen(Settings(host=host, port=0))
 
 
 @pytest.mark.parametrize("host", ["", "*"])
 def test_what_may_mean_every_address_is_refused_and_the_way_to_write_it_named(host: str) -> None:
     text = rf"--host is '{re.escape(host)}': .* 0\.0\.0\.0 is every"
     with pytest.raises(SettingsError, match=text):
-        entry._listen(Settings(host=host, port=0))
+        listen(Settings(host=host, port=0))
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
 def test_every_address_of_ipv6_is_every_one_of_ipv4_too() -> None:
-    with closing(entry._listen(Settings(host="::", port=0))) as listener:
+    with closing(listen(Settings(host="::", port=0))) as listener:
         for host in ("::1", "127.0.0.1"):
             socket.create_connection((host, listener.getsockname()[1]), 10).close()
 
@@ -256,7 +278,7 @@ def test_the_interface_of_a_link_local_address_is_kept(monkeypatch: pytest.Monke
     monkeypatch.setattr(socket, "create_server", create_server)
     interface = socket.if_nametoindex("lo")
     with pytest.raises(SettingsError, match=rf"\('fe80::1', 0, 0, {interface}\)"):
-        entry._listen(Settings(host="fe80::1%lo", port=0))
+        listen(Settings(host="fe80::1%lo", port=0))
 
 
 @pytest.mark.parametrize(
