@@ -53,6 +53,11 @@ class Cost:
         """A time that few runs exceed."""
         return self._high_ms[images] if images in self._ms else SAFE * self._between(images)
 
+    @property
+    def least_ms(self) -> float:
+        """The least that one image took, of the last runs."""
+        return min(self._seen[1])
+
     def add(self, seconds: float, images: int, now: float) -> None:
         """Note how long a batch took."""
         if images not in self._seen:
@@ -140,6 +145,10 @@ class Costs:
             return {}
         return {plan.name: self.total_ms(plan) - self.beside.ms() for plan in plans}
 
+    def least_ms(self, plan: Plan) -> float:
+        """The least that one image took, by the last runs of each stage."""
+        return sum(cost.least_ms for cost in (self._glance, *self._after_glance(plan)))
+
     def doubt(self, plan: Plan, now: float) -> None:
         """Note that the cost of a plan ruled it out; it counts if it was not measured lately, or
         for longer if measuring it again changed nothing the last times."""
@@ -173,6 +182,11 @@ class Costs:
         same = 1 / SAME <= ratio <= SAME
         trusted_s = 2 * self._trusted_s.get(plan.name, STALE_S) if same else STALE_S
         self._trusted_s[plan.name] = min(trusted_s, LONGEST_S)
+
+    def not_measured(self, plan: Plan) -> None:
+        """A plan that is in doubt could not be measured: it is in doubt again when it is ruled out
+        the next time."""
+        del self.doubted[plan.name]
 
     @property
     def _glance(self) -> Cost:

@@ -55,16 +55,16 @@ class Runner:
         return self._costs.doubted
 
     def measuring_s(self, plan: Plan) -> float:
-        """How long it takes to measure a plan again."""
-        return self._costs.total_ms(plan) / 1000
+        """How long it takes to measure a plan again, at least: its cost is in doubt, and must keep
+        nobody out meanwhile."""
+        return self._costs.least_ms(plan) / 1000
 
     def measure(self, plan: Plan) -> None:
-        """Measure again what a plan takes. An error of the backend counts as a batch's, and the
-        plan is in doubt again when it is ruled out the next time."""
+        """Measure again what a plan takes. An error of the backend counts as a batch's."""
         try:
             measure_again(self._stages, self._costs, plan)
         except Exception:  # noqa: BLE001  # as for a batch
-            del self._costs.doubted[plan.name]
+            self._costs.not_measured(plan)
             self._failed({}, f"a blank image, to measure {plan.name}")
 
     def run(self, batch: Batch[Ticket], node: Budget, on_decided: Callable[[float], None]) -> None:

@@ -168,6 +168,27 @@ def test_an_estimate_that_cannot_be_measured_again_at_once_does_not_end_the_serv
     play(scenario())
 
 
+def test_a_doubtful_estimate_keeps_nobody_out_while_it_is_measured(
+    fake_manifest: Manifest,
+) -> None:
+    async def scenario() -> None:
+        async with ready(fake_manifest) as world:
+            cost = world.engine._costs.encoders["d4"]
+            for _ in range(3):
+                cost.add(60.0, 1, -math.inf)  # the start was fast, three runs were not
+            world.backend.closed = True
+            world.engine._costs.doubt(fake_manifest.plans[-1], time.perf_counter())
+            with world.engine._changed:
+                world.engine._changed.notify()
+            await until(world.backend.entered.is_set)  # it is being measured
+            task = world.submit(1, Budget(ms=5_000, depth=1))
+            await settle()
+            world.release()
+            assert (await task).decision.plan.name == "d1"
+
+    play(scenario())
+
+
 def test_places_are_free_again_after_every_way_out(fake_manifest: Manifest) -> None:
     async def scenario() -> None:
         async with ready(fake_manifest, max_batch=1, queue_size=8) as world:
