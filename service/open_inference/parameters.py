@@ -33,10 +33,12 @@ def ask_of(parameters: object, fields: Ask) -> Ask:
     """The ask in a request's parameters, or where they say nothing, in its header fields. Raises
     BadInference, also where the two differ, or BadBudget or BadPreference that names the key.
 
-    Numbers may be strings: KServe's gRPC client cannot send fractions.
+    Numbers may be strings: KServe's gRPC client cannot send fractions. A parameter without a value
+    counts as absent.
     """
     if not isinstance(parameters, Mapping):
         raise BadInference("the parameters must be an object")
+    parameters = {name: value for name, value in parameters.items() if value is not None}
     values: dict[str, object] = {}
     for name, value in parameters.items():
         if name in _BUDGET:

@@ -150,7 +150,9 @@ def _objects(value: object, what: str) -> list[dict[str, Any]]:
 
 
 def _flag(parameters: Mapping[str, object], name: str, otherwise: bool) -> bool:
-    value = parameters.get(name, otherwise)
+    value = parameters.get(name)
+    if value is None:
+        return otherwise
     if not isinstance(value, bool):
         raise BadInference(f"the parameter '{name}' must be true or false")
     return value
@@ -165,6 +167,7 @@ def _parameters(tensor: Mapping[str, Any], whose: str, known: set[str]) -> Mappi
     found = tensor.get("parameters", {})
     if not isinstance(found, dict):
         raise BadInference(f"the parameters of {whose} must be an object")
+    found = _given(found)
     for key in found.keys() - known:
         shared = key.startswith("shared_memory")
         why = ": shared memory is not offered" if shared else " is unknown"
