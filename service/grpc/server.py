@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from service import outcomes
 from service.api.auth import ApiKeys, UnknownKeyError
 from service.api.fields import Fields, of_metadata
 from service.api.middleware import REQUEST_ID, request_id_of
 from service.api.segment import ask_of_fields
 from service.core import Ask
-from service.errors import BadInference, FathomError, Overloaded, SettingsError
+from service.errors import BadInference, Overloaded, SettingsError
 from service.grpc.endings import RefusedError, refusals, told_of
 from service.grpc.messages import MESSAGES, SERVICE
 from service.grpc.tensors import request_of, response_of
@@ -135,16 +136,16 @@ class GrpcServer:
         arrived, ask, trace = time.perf_counter(), Ask(), traces[0]
         if name not in _OPEN:
             self._authorize(trace, fields)
-        try:
+
+        def ended(outcome: str) -> None:
+            """Only images count, and what was refused before they were here."""
+            if outcome != "ok":
+                self._metrics.observe(trace, outcome, time.perf_counter() - arrived)
+
+        with outcomes.counted(self._metrics, asyncio.CancelledError, ended):
             if name == INFER:
                 ask = ask_of_fields(fields, self._model)
-            data = await self._read(name, messages, ask, trace)
-            message = _parsed(name, data)
-        except FathomError as error:
-            if error.shed:
-                self._metrics.shed(error.shed)
-            self._metrics.observe(trace, error.problem, time.perf_counter() - arrived)
-            raise
+            message = _parsed(name, await self._read(name, messages, ask, trace))
         self._check_names(message)
         if name in self._told:
             return MESSAGES[f"{name}Response"](**self._told[name]())
