@@ -30,6 +30,7 @@ import logging
 import math
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -120,7 +121,8 @@ def serve(settings: Settings, served: Bundle, standard: str = "") -> None:
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
             port = runner.run(beside.start(f"{host}:{settings.grpc_port}"))
             _log.info("listening on %s:%d for gRPC", host, port)
-        runner.run(_run(_Server(config), model, listener))
+        server = _Server(config, app.state, settings.drain_timeout_s)
+        runner.run(_run(server, model, listener))
         if beside is not None:
             runner.run(beside.stop())
     if model.engine.failure is not None:
@@ -142,7 +144,14 @@ async def _run(server: uvicorn.Server, model: Model, listener: socket.socket) ->
 
 
 class _Server(uvicorn.Server):
-    """uvicorn raises a signal again after its shutdown, so a clean end would look like a crash."""
+    """uvicorn raises a signal again after its shutdown, so a clean end would look like a crash.
+
+    state: the app's.
+    """
+
+    def __init__(self, config: uvicorn.Config, state: Any, drain_timeout_s: float) -> None:
+        super().__init__(config)
+        self._state, self._drain_timeout_s = state, drain_timeout_s
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -150,6 +159,11 @@ class _Server(uvicorn.Server):
         for number in ENDING:
             loop.add_signal_handler(number, self.handle_exit, number, None)
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """The engine has as long as the open requests: both drain at the same time."""
+        self._state.drained_by = time.perf_counter() + self._drain_timeout_s
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A further SIGINT ends the wait for the requests that are open, which are answered with

@@ -139,7 +139,7 @@ class Model:
             ended = asyncio.wrap_future(self.engine.ended)
             await asyncio.wait_for(asyncio.shield(ended), timeout_s)
         except TimeoutError:
-            self.engine.abandon(timeout_s)
+            self.engine.abandon()
 
     def close(self, timeout_s: float) -> None:
         """`drain` for callers without an event loop."""
@@ -149,7 +149,7 @@ class Model:
         try:
             self.engine.ended.result(timeout_s)
         except NotInTime:
-            self.engine.abandon(timeout_s)
+            self.engine.abandon()
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an open bundle cannot be sent to another process: open it there")

@@ -176,13 +176,13 @@ class Segmenter:
         """Start the engine; it is ready some time later."""
         self.model.engine.start()
 
-    async def drain(self) -> None:
-        """Finish what was admitted, within the drain timeout, and end."""
-        await self.model.drain(self._drain_timeout_s)
+    async def drain(self, timeout_s: float) -> None:
+        """Finish what was admitted, within that time, and end."""
+        await self.model.drain(timeout_s)
         self._threads.shutdown()
 
     def close(self) -> None:
-        """`drain` for callers without an event loop."""
+        """`drain`, within the drain timeout, for callers without an event loop."""
         self.model.close(self._drain_timeout_s)
         self._threads.shutdown()
 

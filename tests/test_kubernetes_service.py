@@ -129,8 +129,7 @@ def test_admitted_work_is_finished_before_the_pod_is_killed(built: list[Object])
     pod, container = pod_of(built), container_of(built)
     sleep = container["lifecycle"]["preStop"]["sleep"]["seconds"]
     drain = math.ceil(settings_of(built).drain_timeout_s)
-    # The server waits so long for open requests, then the scheduler for the engine.
-    assert pod["terminationGracePeriodSeconds"] > sleep + 2 * drain
+    assert pod["terminationGracePeriodSeconds"] > sleep + drain + 10
     assert (
         container["startupProbe"]["periodSeconds"] * container["startupProbe"]["failureThreshold"]
         >= 30

@@ -9,6 +9,8 @@ import resource
 import signal
 import socket
 import subprocess
+import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -18,12 +20,15 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from service import __main__ as entry
 from service.api.http1.listening import listen
 from service.bundle import Bundle
 from service.errors import SettingsError
 from service.settings import Settings
+from tests.faulty_service import BLUE
+from tests.pictures import encoded
 from tests.processes import ROOT, STRICT_SERVICE, answers, environment, until
 
 WAIT_S = 30.0
@@ -134,6 +139,42 @@ def test_requests_that_are_open_at_the_end_of_the_drain_get_503(
     assert process.returncode == 0, log
     assert "Traceback" not in log
     assert log.count("status=503 outcome=not-ready") == 2  # the index is no image
+
+
+HANGING_SERVICE = """
+import os, sys
+from tests import faulty_service as faulty
+
+faulty.SLOW_S = 60.0
+faulty.entry.open_backend = faulty.open_backend
+faulty.entry.end(faulty.entry.main(sys.argv[1:], os.environ))
+"""
+
+
+def test_a_drain_ends_in_its_time_though_the_engine_hangs(environ: dict[str, str]) -> None:
+    command = [sys.executable, "-c", HANGING_SERVICE, "--port", "0", "--drain-timeout-s", "3"]
+    blue = encoded(Image.new("RGB", (64, 48), BLUE))
+    with (
+        subprocess.Popen(
+            command, cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True
+        ) as process,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        try:
+            address = ready_address_of(process)
+            asked = urllib.request.Request(
+                f"{address}/segment", blue, {"Content-Type": "image/png"}
+            )
+            pool.submit(urllib.request.urlopen, asked)
+            until(lambda: "fathom_inflight 1" in get(f"{address}/metrics")[1], WAIT_S)
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            _, log = process.communicate(timeout=WAIT_S)
+            assert time.monotonic() - began < 6, log
+            assert process.returncode == 0, log
+            assert "status=503 outcome=not-ready" in log
+        finally:
+            process.kill()
 
 
 def test_an_engine_that_is_busy_at_the_end_of_the_drain_does_not_abort_the_process() -> None:

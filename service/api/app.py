@@ -78,6 +78,8 @@ def create_app(
         generate_unique_id_function=openapi.operation_id,
     )
     app.state.keys, app.state.tracing = keys, tracing  # for transports beside this one
+    # When a drain must be over, by time.perf_counter; a server that drains connections sets it.
+    app.state.drained_by = None
     foreign = partial(observe, metrics, outcome=ForeignOrigin.problem)
     origins = Origins(settings.cors_origins)
     app.add_middleware(
@@ -144,8 +146,8 @@ async def _lifespan(
             watcher.cancel()
             with suppress(asyncio.CancelledError):
                 await watcher
-        end = time.perf_counter() + settings.drain_timeout_s
-        await segmenter.drain()
+        end = app.state.drained_by or time.perf_counter() + settings.drain_timeout_s
+        await segmenter.drain(max(0.0, end - time.perf_counter()))
         if tracing is not None:
             await tracing.close(max(0.0, end - time.perf_counter()))
 

@@ -194,11 +194,11 @@ class Engine:
                 self.state = "draining"
             self._changed.notify()
 
-    def abandon(self, timeout_s: float) -> None:
-        """End a drain that took longer than timeout_s: admitted images get NotReady."""
+    def abandon(self) -> None:
+        """End a drain that took too long: admitted images get NotReady."""
         with self._changed:
             left = self._queue.clear()
-        _log.warning("drain: %d admitted images were not finished in %g s", len(left), timeout_s)
+        _log.warning("drain: %d admitted images were not finished in time", len(left))
         for ticket in left:
             ticket.fail(stopped())
 

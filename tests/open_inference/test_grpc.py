@@ -250,7 +250,7 @@ def test_health_is_told_as_kubernetes_asks_for_it(fake_manifest: Manifest, tmp_p
             check(b"\x0a\x01x", timeout=20)
         error: Any = caught.value
         assert error.code() is grpc.StatusCode.NOT_FOUND
-        asyncio.run_coroutine_threadsafe(server.segmenter.drain(), server.loop).result(20)
+        asyncio.run_coroutine_threadsafe(server.segmenter.drain(20), server.loop).result(20)
         assert check(b"", timeout=20) == b"\x08\x02"
 
 
