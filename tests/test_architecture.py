@@ -53,8 +53,10 @@ PURE = {
     "service.inference.place": {"service.errors"},
     "service.inference.tiles": {"service.bundle"},
     "service.inference.schedule": set[str](),
+    "service.inference.admission": {"service.inference.place"},
     "service.inference.queue": {
-        *("service.errors", "service.inference.place", "service.inference.schedule"),
+        *("service.errors", "service.inference.admission", "service.inference.place"),
+        "service.inference.schedule",
     },
 }
 # One engine is as good as another: from outside, only these modules of engines/ are known.

@@ -4,6 +4,8 @@ own."""
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 
 import pytest
 from hypothesis import settings
@@ -377,8 +379,8 @@ def test_expiry_tells_whether_the_image_had_begun() -> None:
     running = enter(waiting, image(deadline=0.2))
     patient = enter(waiting, image(deadline=0.5))
     waiting.take(0.0, FOUR)
-    assert isinstance(waiting.expire(running, 0.2), DeadlineExceeded)
-    error = waiting.expire(patient, 0.5)
+    assert isinstance(waiting.expire([running], 0.2)[0], DeadlineExceeded)
+    (error,) = waiting.expire([patient], 0.5)
     assert isinstance(error, Overloaded)
     assert (error.shed, error.retry_after) == ("expired", 1.0)
     assert (waiting.running, waiting.waiting) == ([running], [])
@@ -501,3 +503,40 @@ class Life(RuleBasedStateMachine):
 
 TestLife = Life.TestCase
 TestLife.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def test_thousands_that_wait_cost_little_at_each_step() -> None:
+    """They run under the lock that all wait for: the processor's time, beside other work."""
+    number = 5000
+    full = queue(size=number + 1, target_s=1e6)
+    for index in range(number):
+        late = image(0.0, 1e5 + index * 7919 % number, 0.01, caller="a")
+        late.due, late.order = 1e5, (1e5 + index, index)
+        full.waiting.append(late)
+    place = image(0.0, 2e5, 0.01, caller="b")
+
+    def arrival() -> None:
+        enter(full, place)
+        full.leave(place)
+
+    assert processor_ms(arrival) < 4
+    assert processor_ms(lambda: full.leave(place)) < 0.1
+    for hopeless in full.waiting[::2]:
+        hopeless.least_ms = 1e12
+    everybody = list(full.waiting)
+
+    def turn() -> None:
+        full.waiting = list(everybody)
+        full.expire(full.take(0.0, FOUR).hopeless, 0.0)
+
+    assert processor_ms(turn) < 100
+
+
+def processor_ms(step: Callable[[], None]) -> float:
+    """What it takes at its best."""
+    times = []
+    for _ in range(5):
+        began = time.thread_time()
+        step()
+        times.append(time.thread_time() - began)
+    return 1000 * min(times)

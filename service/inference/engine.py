@@ -177,7 +177,7 @@ class Engine:
     def expire(self, ticket: Ticket) -> FathomError:
         """Take an image that missed its deadline out of the queue. Returns its caller's error."""
         with self._changed:
-            return self._queue.expire(ticket, time.perf_counter())
+            return self._queue.expire([ticket], time.perf_counter())[0]
 
     def leave(self, ticket: Ticket) -> None:
         """Give a place back, wherever its image is. May be called again."""

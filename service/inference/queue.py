@@ -11,21 +11,20 @@ from __future__ import annotations
 
 import math
 import random
-from bisect import insort
-from collections.abc import Callable
+from bisect import bisect_left, insort
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Generic
 
 from service.errors import FathomError, Overloaded
 from service.inference import schedule
+from service.inference.admission import made_late, room
 from service.inference.place import URGENCY, Batch, P, Place, missed
 
 # A random factor for Retry-After: callers refused together must not come back together.
 SPREAD = (1.0, 2.0)
 # How long a body that is still coming keeps its place: slow senders must not fill the queue.
 LEASE_S = 1.0
-# The share of the queue, and of the time, that is left to callers with less than an equal share.
-FAIR = 0.75
 
 
 class Queue(Generic[P]):
@@ -125,22 +124,28 @@ class Queue(Generic[P]):
         """
         self.held.pop(place, None)
         self.answering.pop(place, None)
-        if place in self.waiting:
-            self.waiting.remove(place)
+        index = bisect_left(self.waiting, place.order, key=_order)
+        if self.waiting[index : index + 1] == [place]:
+            del self.waiting[index]
 
-    def expire(self, place: P, now: float) -> FathomError:
-        """Remove an image that missed its deadline. Returns the error for its caller."""
-        if place.started:
-            return missed()
-        self.leave(place)
-        return Overloaded(
-            "The deadline passed in the queue.", shed="expired", retry_after=self._again(now)
-        )
+    def expire(self, places: Sequence[P], now: float) -> list[FathomError]:
+        """Remove images that missed their deadlines. Returns the error for each one's caller."""
+        for place in places:
+            if not place.started:
+                self.leave(place)
+        text, wait_ms = "The deadline passed in the queue.", self.wait_ms(now)
+        return [
+            missed()
+            if place.started
+            else Overloaded(text, shed="expired", retry_after=self._again(wait_ms))
+            for place in places
+        ]
 
     def take(self, now: float, times: schedule.Times) -> Batch[P]:
         """Start the next batch; no places if no image waits. times: of up to `together` images."""
-        hopeless = self._hopeless(now)
-        self.waiting = [place for place in self.waiting if place not in hopeless]
+        if hopeless := self._hopeless(now):
+            gone = set(hopeless)
+            self.waiting = [place for place in self.waiting if place not in gone]
         if not self.waiting:
             return Batch([], hopeless=hopeless)
         # Load is read before the batch is taken out, or the last places would never count.
@@ -188,62 +193,57 @@ class Queue(Generic[P]):
             raise Overloaded(
                 "The queue is full: send less at a time, or retry later.",
                 shed="full",
-                retry_after=self._again(now),
+                retry_after=self._again(self.wait_ms(now)),
             )
 
     def _check_times(self, place: P, now: float) -> None:
         """Whether all of the order still get their turn in time, if all take the least time."""
-        ends_ms, inserted = self._busy_ms(now), False
-        here = [other for other in self.held if other.leased > now and other is not place]
-        for other in sorted((*here, *self.waiting, place), key=_order):
-            ends_ms += other.least_ms
-            what, left_ms = "The deadline of an earlier image", other.slack_ms(now)
-            # An image that would be late without this one, too, stands in nobody's way.
-            makes_late = ends_ms - place.least_ms <= left_ms
-            if other is place:
-                what, inserted, makes_late = "The deadline", True, True
-                if self.promised and place.deadline is None:
-                    share = schedule.PROMISED * self._room(place) / self.size
-                    what = "This node's objective"
-                    left_ms = 1000 * (place.arrived + share * self.target_s - now)
-            if inserted and makes_late and ends_ms > left_ms:
-                raise Overloaded(
-                    f"{what} cannot be met: waiting and the cheapest plan take about "
-                    f"{ends_ms:.0f} ms, and {max(0, math.floor(left_ms))} ms are left for that.",
-                    shed="predicted",
-                    retry_after=self._again(now),
-                )
+        first = bisect_left(self.waiting, place.order, key=_order)
+        ahead, behind = self.waiting[:first], self.waiting[first:]
+        if here := [other for other in self.held if other.leased > now and other is not place]:
+            ahead += [other for other in here if other.order < place.order]
+            behind += [other for other in here if other.order > place.order]
+            behind.sort(key=_order)
+        what, left_ms = "The deadline", place.slack_ms(now)
+        if self.promised and place.deadline is None:
+            share = schedule.PROMISED * self._room(place) / self.size
+            what = "This node's objective"
+            left_ms = 1000 * (place.arrived + share * self.target_s - now)
+        ends_ms = self._busy_ms(now) + sum([other.least_ms for other in ahead]) + place.least_ms
+        if ends_ms <= left_ms:
+            late = made_late(place.least_ms, ends_ms, behind, now)
+            if late is None:
+                return
+            what = "The deadline of an earlier image"
+            ends_ms, left_ms = late
+        raise Overloaded(
+            f"{what} cannot be met: waiting and the cheapest plan take about "
+            f"{ends_ms:.0f} ms, and {max(0, math.floor(left_ms))} ms are left for that.",
+            shed="predicted",
+            retry_after=self._again(self.wait_ms(now)),
+        )
 
-    def _room(self, place: Place) -> int:
-        """How many places may be taken for its caller to get another one.
-
-        A caller with less than an equal share may use all of them. Who has more gets none while
-        others are there, and leaves a part for others who come.
-        """
-        if not place.caller:
-            return self.size
-        callers = [other.caller for other in (*self.held, *self.waiting) if other is not place]
-        own, present = callers.count(place.caller), len({*callers, place.caller})
-        if own < self.size / (present + (present == 1)):
-            return self.size
-        return 0 if present > 1 else math.ceil(FAIR * self.size)
+    def _room(self, place: P) -> int:
+        """How many places may be taken for its caller to get another one."""
+        others = (other for other in (*self.held, *self.waiting) if other is not place)
+        return room(place.caller, others, self.size)
 
     def _hopeless(self, now: float) -> list[P]:
         """Images that would be answered too late. What is likely to be late does not run while
         others wait that are not; if all are, whatever can still be in time is tried."""
-        safe = [max(place.least_ms, place.safe_ms) for place in self.waiting]
-        likely = [p for p, ms in zip(self.waiting, safe, strict=True) if p.slack_ms(now) < ms]
+        bound = [(p, 1000 * (p.deadline - now)) for p in self.waiting if p.deadline is not None]
+        likely = [p for p, left_ms in bound if left_ms < max(p.least_ms, p.safe_ms)]
         if len(likely) < len(self.waiting):
             return likely
-        return [place for place in self.waiting if place.slack_ms(now) < place.least_ms]
+        return [p for p, left_ms in bound if left_ms < p.least_ms]
 
     def _busy_ms(self, now: float) -> float:
         """The time until the running batch should be done."""
         return max(0.0, 1000 * (self.free - now))
 
-    def _again(self, now: float) -> float:
+    def _again(self, wait_ms: float) -> float:
         """When a retry has a chance, in seconds: the queue is worked off, and a random time."""
-        return round(self._spread() * max(1, math.ceil(self.wait_ms(now) / 1000)))
+        return round(self._spread() * max(1, math.ceil(wait_ms / 1000)))
 
 
 def _order(place: Place) -> tuple[float, int]:

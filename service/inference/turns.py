@@ -42,8 +42,9 @@ class Turns:
                 self._await_company(ready)
                 now = time.perf_counter()
                 batch = queue.take(now, self._runner.times(queue.together))
-                for ticket in batch.hopeless:
-                    ticket.fail(queue.expire(ticket, now))
+                errors = queue.expire(batch.hopeless, now)
+                for ticket, error in zip(batch.hopeless, errors, strict=True):
+                    ticket.fail(error)
                 if batch.places:
                     return batch
 
