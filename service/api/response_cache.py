@@ -140,8 +140,9 @@ class ResponseCache:
         finally:
             flight.waiters -= 1
             if not flight.waiters:
-                self._forget(flight)  # nobody may join what is about to be cancelled
-                flight.task.cancel()
+                self._forget(flight)  # nobody may find what is about to be cancelled
+                # Whoever has found it joins before this is called.
+                asyncio.get_running_loop().call_soon(self._abandon, flight)
 
     def status(self, made: Made) -> str:
         """`Cache-Status` of an answer that was computed."""
@@ -150,6 +151,10 @@ class ResponseCache:
     def _forget(self, flight: Flight) -> None:
         if self._flights.get(flight.key) is flight:
             del self._flights[flight.key]
+
+    def _abandon(self, flight: Flight) -> None:
+        if not flight.waiters:
+            flight.task.cancel()
 
     def _lasts(self, made: Made) -> bool:
         if made.outdated or made.decision.reason in _PASSING:

@@ -3,6 +3,7 @@ computed, and that whoever leaves takes nothing from the others."""
 
 from __future__ import annotations
 
+import asyncio
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ from service.api.response_cache import OVERHEAD, Made, ResponseCache, bypasses, 
 from service.bundle import Manifest
 from service.core import Budget, Decision, Plan, Reason
 from service.metrics import Metrics
+from service.trace import Trace
 from tests.api.server import Server, rejected, running
 from tests.api.test_admission import connected
 from tests.api_keys import KEY, OTHER, line
@@ -302,6 +304,27 @@ def test_what_load_or_a_deadline_decided_is_for_its_caller_only(reason: Reason) 
     kept._keep(b"a", answer)
     assert (kept.find(b"a") is None) == passing
     assert ("stored" not in kept.status(answer)) == passing
+
+
+def test_who_has_found_a_computation_gets_its_answer_though_all_others_leave_just_then() -> None:
+    async def scenario() -> None:
+        shared, ready = cache(10_000), asyncio.Event()
+
+        async def work() -> Made:
+            await ready.wait()
+            return made(10)
+
+        flight = shared.begin(b"a", work(), Trace("1"), lambda: None)
+        leader = asyncio.create_task(shared.lead(flight))
+        await asyncio.sleep(0)
+        leader.cancel()
+        assert shared.find(b"a") is flight
+        follower = asyncio.create_task(shared.join(flight))
+        await asyncio.wait([leader])
+        ready.set()
+        assert await follower == made(10)
+
+    asyncio.run(scenario())
 
 
 def test_keys_tell_all_values_apart() -> None:
