@@ -19,7 +19,8 @@ from model_export.data.augment import parse_size
 from model_export.data.datasets import Scenes
 from model_export.gating.derive_targets import measure_plans
 from model_export.network.backbone import MobileNetV2
-from model_export.network.config import proscale, tiny
+from model_export.network.config import Config, proscale, streets, tiny
+from model_export.network.heads import HEADS
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
 from model_export.training.initial_weights import (
@@ -124,8 +125,9 @@ def test_config_takes_task_and_channels_from_the_data() -> None:
     assert (config.task, config.classes) == ("instance", 3)
 
 
-def test_parameter_groups_hold_every_parameter_once() -> None:
-    model = Segmenter(tiny())
+@pytest.mark.parametrize("config", [tiny(), streets(11, tuple(HEADS))], ids=["one", "several"])
+def test_parameter_groups_hold_every_parameter_once(config: Config) -> None:
+    model = Segmenter(config)
     groups = parameter_groups(model, 1.0, 0.2, 0.05)
     names = {id(p): n for n, p in model.named_parameters()}
     grouped = {names[id(p)]: group for group in groups for p in group["params"]}
@@ -264,9 +266,10 @@ def test_going_on_with_other_data_is_said_and_remembered(
     run = shutil.copytree(trained_run, tmp_path / "run")
     assert command(*train_words, "--out", run) == 0
     assert "other arguments" not in capsys.readouterr().err
-    assert command(*train_words, "--out", run, "--train", "scenes:4:77", "--lr", "0.001") == 0
-    said = "other arguments: --train scenes:4:77 (was scenes:4), --lr 0.001 (was 0.0004)"
-    assert said in capsys.readouterr().err
+    others = ("--train", "scenes:4:77", "--steps", "4", "--lr", "0.001", "--decay", "0.1")
+    assert command(*train_words, "--out", run, *others) == 0
+    said = "--train scenes:4:77 (was scenes:4), --steps 4 (was 3), --lr 0.001 (was 0.0004)"
+    assert f"other arguments: {said}, --decay 0.1 (was 0.05)" in capsys.readouterr().err
     assert {spec for spec, _ in trained_on(run)} == {"scenes:4", "scenes:4:77"}
     assert read_config(run)[2]["train"] == "scenes:4:77"
     assert command("search-plans", run, "--on", "scenes:4:77") == 1

@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--lr", type=number(), default=4e-4, help="learning rate, after a warm-up the largest")
     add("--backbone-lr", type=number(), default=0.2, help="factor of --lr for the backbone")
-    about = "weight decay; 0 on norms, biases and embeddings"
+    about = "weight decay; 0 on norms, biases, embeddings and queries"
     add("--decay", type=number(), default=0.05, help=about)
     add("--points", type=whole(), default=2048, help="sampled points per mask")
     add(

@@ -99,7 +99,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=whole(), default=8, help="images in each step")
     add("--lr", type=number(), default=1e-3, help="learning rate, after a warm-up the largest")
     add("--backbone-lr", type=number(), default=0.3, help="factor of --lr for the backbone")
-    add("--decay", type=number(), default=0.05, help="weight decay; 0 on norms and biases")
+    about = "weight decay; 0 on norms, biases, embeddings and queries"
+    add("--decay", type=number(), default=0.05, help=about)
     add("--ema", type=number(0, 1), default=0.998, help="decay of the averaged weights")
     add("--seed", type=whole(0), default=0, help="of new weights and of all that is drawn")
     add("--cache", type=Path, help="folder for prepared scenes, which runs on the same ones share")
