@@ -272,6 +272,9 @@ def test_going_on_with_other_data_is_said_and_remembered(
     assert f"other arguments: {said}, --decay 0.1 (was 0.05)" in capsys.readouterr().err
     assert {spec for spec, _ in trained_on(run)} == {"scenes:4", "scenes:4:77"}
     assert read_config(run)[2]["train"] == "scenes:4:77"
+    groups = torch.load(run / "checkpoint.pt", weights_only=True)["optimizer"]["param_groups"]
+    assert [group["base"] for group in groups] == pytest.approx([0.001] * 2 + [0.0002] * 2)
+    assert [group["weight_decay"] for group in groups] == [0.1, 0, 0.1, 0]
     assert command("search-plans", run, "--on", "scenes:4:77") == 1
     assert "which the network learned from" in capsys.readouterr().err
 

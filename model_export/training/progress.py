@@ -153,14 +153,21 @@ def load_checkpoint(
     average: Average,
     device: torch.device | str = "cpu",
 ) -> int:
-    """Take everything from a run's checkpoint. Returns how many steps it has seen. Raises
-    RunError."""
+    """Take everything from a run's checkpoint, but for rates and weight decay: those are the
+    arguments', which may have changed. Returns how many steps it has seen. Raises RunError."""
+    arguments = [
+        {name: value for name, value in group.items() if name != "params"}
+        for group in optimizer.param_groups
+    ]
     with reading(run / CHECKPOINT, "delete the run and repeat its training"):
         saved = torch.load(run / CHECKPOINT, map_location="cpu", weights_only=True)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         average.state = {name: value.to(device) for name, value in saved["average"].items()}
-        return int(saved["step"])
+        step = int(saved["step"])
+    for group, own in zip(optimizer.param_groups, arguments, strict=True):
+        group.update(own)
+    return step
 
 
 def save_checkpoint(
