@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,15 @@ def test_a_missing_folder_or_manifest_is_refused_by_name(tmp_path: Path) -> None
     assert "manifest.json" in refusal(tmp_path)
     assert "the service takes it by --bundle" in refusal(tmp_path / "nothing")
     assert str(Path.cwd()) in refusal(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_manifest_that_is_no_file_is_refused_at_once(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / "manifest.json")
+    with pytest.raises(BundleError, match=r"manifest\.json: it is no file\. Make it again"):
+        bundle.load(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "null"])

@@ -39,8 +39,11 @@ def load(folder: Path) -> Bundle:
 
     Raises BundleError that names the file or key, and the command that makes the bundle again.
     """
+    file = folder / FILE
     try:
-        content = (folder / FILE).read_bytes()
+        if file.exists() and not file.is_file():  # a pipe would never end
+            raise BundleError(f"{FILE}: it is no file")
+        content = file.read_bytes()
         manifest = _parse(json.loads(content, parse_constant=_no_constant))
         files: tuple[BundleFile | KernelFile, ...] = (*manifest.files, *manifest.kernels)
         for entry in files:
