@@ -36,7 +36,7 @@ LAYERS = {
         *("model", "segmenting", "open_inference", "api", "grpc", "__main__"),
     ],
     "model_export": [
-        *("option_types", "kernels", "network", "tasks", "data", "training"),
+        *("option_types", "files", "kernels", "network", "tasks", "data", "training"),
         *("export", "gating", "importing", "evaluation", "__main__"),
     ],
 }

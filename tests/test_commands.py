@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import runpy
 import shutil
 import sys
@@ -291,6 +292,22 @@ def test_a_folder_takes_its_place_only_when_all_of_it_is_there(tmp_path: Path) -
     fill(tmp_path / "deep" / "new")
     assert [file.name for file in (tmp_path / "deep").iterdir()] == ["new"]
     assert contents(tmp_path / "deep" / "new") == {"a": b"mine"}
+
+
+@pytest.mark.parametrize("words", ["draw-scenes OUT", "train-tasks --out RUN --cache OUT"])
+def test_a_disk_that_is_full_is_told_of_by_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    """As where there is no space, a file's end cannot be written."""
+    out, unlimited = tmp_path / "out", resource.getrlimit(resource.RLIMIT_FSIZE)
+    places = {"OUT": out, "RUN": tmp_path / "run"}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, unlimited[1]))
+    try:
+        assert command(*(places.get(word, word) for word in words.split())) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "too large" in line]
+    assert said.startswith(f"{words.split(maxsplit=1)[0]}: {out}/")
 
 
 def test_what_the_system_refuses_is_one_line_with_the_file(

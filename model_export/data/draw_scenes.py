@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from model_export.data.datasets import BARE, Scenes
 from model_export.data.sample import DataError
+from model_export.files import naming, replacing
 from model_export.option_types import number, whole
 
 FIFTHS = 5
@@ -65,6 +66,9 @@ def main(args: argparse.Namespace) -> None:
         )
         entries.append({"id": sample.name, "seq": group, "clutter": round(clutter, 4)})
         for part, pixels in (("images", sample.image), ("masks", sample.mask)):
-            Image.fromarray(np.asarray(pixels)).save(args.out / part / f"{sample.name}.png")
+            file = args.out / part / f"{sample.name}.png"
+            with naming(file):
+                Image.fromarray(np.asarray(pixels)).save(file)
     document = {"classes": scenes.classes, "colors": scenes.palette, "splits": {"all": entries}}
-    (args.out / "meta.json").write_text(json.dumps(document, indent=1) + "\n")
+    with replacing(args.out / "meta.json") as file:
+        file.write_text(json.dumps(document, indent=1) + "\n")

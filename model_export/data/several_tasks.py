@@ -17,6 +17,7 @@ from torch import Tensor
 from model_export.data.augment import jitter, on_canvases
 from model_export.data.datasets import VOID, Dataset, Scenes
 from model_export.data.sample import DataError, Sample
+from model_export.files import replacing
 from model_export.tasks.detection import large_enough
 from service.bundle import Canvas
 
@@ -107,9 +108,10 @@ class TaskBatches:
         if not all(file.exists() for file in files.values()):
             self.cache.mkdir(parents=True, exist_ok=True)
             for name, one in place(self.data[index], self.canvases).items():
-                partial = files[name].with_suffix(f".{os.getpid()}.npz")
-                np.savez(partial, image=one.image, mask=one.mask, depth=one.depth, boxes=one.boxes)
-                partial.replace(files[name])
+                with replacing(files[name], mark=str(os.getpid())) as partial:
+                    np.savez(
+                        partial, image=one.image, mask=one.mask, depth=one.depth, boxes=one.boxes
+                    )
         placed = {}
         for name, file in files.items():
             try:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model_export.training.run_files import replacing
+from model_export.files import replacing
 from model_export.training.runs import read_archive
 
 Arrays = dict[str, NDArray[Any]]

@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx
 
 from model_export.export.attention import Form, forms_of
+from model_export.files import naming
 from model_export.kernels import nvrtc
 from model_export.kernels.launch import DTYPES, LaunchError, Problem, describe
 from service.bundle import KernelFile
@@ -69,6 +70,8 @@ def write_kernels(folder: Path, graphs: Iterable[Path]) -> tuple[KernelFile, ...
             continue
         ptx = nvrtc.compile_kernel(launch, ARCHITECTURE)
         # A sixth of the size, and the same bytes each time.
-        (folder / file_name(problem)).write_bytes(gzip.compress(ptx, mtime=0))
+        file = folder / file_name(problem)
+        with naming(file):
+            file.write_bytes(gzip.compress(ptx, mtime=0))
         files.append(KernelFile(file_name(problem), "", problem, launch))
     return tuple(files)

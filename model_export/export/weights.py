@@ -34,6 +34,7 @@ from model_export.export.graphs import (
     heads_of,
     stages_of,
 )
+from model_export.files import naming
 from model_export.network.gate import Gate
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter
@@ -207,7 +208,8 @@ def write_graph(model: onnx.ModelProto, path: Path, entries: dict[str, Entry]) -
     graph.node.extend(nodes)
     part_sums_from_norms(graph)
     compact(model)
-    onnx.save(model, path)
+    with naming(path):
+        onnx.save(model, path)
     onnx.checker.check_model(path)
 
 
@@ -258,7 +260,8 @@ def take_graph(source: Path, path: Path, entries: dict[str, Entry]) -> None:
         if entry is None or (entry.half, entry.shape) != (half, tuple(tensor.dims)):
             raise RunError(f"{source} is of another network, by its {name}: leave out --graphs-of")
         _point_to(tensor, entry)
-    onnx.save(model, path)
+    with naming(path):
+        onnx.save(model, path)
     onnx.checker.check_model(path)
 
 

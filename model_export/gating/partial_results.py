@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export.data.datasets import Dataset
-from model_export.training.run_files import reading, replacing
+from model_export.files import replacing
+from model_export.training.run_files import reading
 from model_export.training.runs import read_archive
 
 SAVE_EVERY = 60.0  # seconds

@@ -25,11 +25,12 @@ from tqdm import tqdm
 
 from model_export.data.augment import random_crop
 from model_export.data.datasets import Dataset
+from model_export.files import replacing
 from model_export.network.decoder import Prediction
 from model_export.network.segmenter import Segmenter, semantic_probabilities
 from model_export.tasks import VOID
 from model_export.training.progress import Progress
-from model_export.training.run_files import reading, replacing
+from model_export.training.run_files import reading
 from model_export.training.runs import (
     TEACHING,
     RunError,

@@ -14,10 +14,11 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from model_export.files import replacing
 from model_export.network.config import Config
 from model_export.network.gate import Gate
 from model_export.network.segmenter import Segmenter
-from model_export.training.run_files import WEIGHTS, RunError, reading, replacing
+from model_export.training.run_files import WEIGHTS, RunError, reading
 from model_export.training.runs import canvases_of, gate_of, shapes_of
 from service.bundle import Canvas
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from model_export.files import replacing
 from model_export.network.config import Config
 from model_export.network.segmenter import Segmenter
 from model_export.training.run_files import (
@@ -23,7 +24,6 @@ from model_export.training.run_files import (
     reading,
     refuse_finished,
     refuse_other,
-    replacing,
 )
 from model_export.training.runs import (
     Average,

@@ -20,6 +20,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from model_export.files import replacing
 from service import bundle
 from service.errors import FathomError
 
@@ -122,23 +123,6 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 # --------------------------------------------------------------------------------------------------
 # files
-
-
-@contextmanager
-def replacing(path: Path, mark: str = "new") -> Iterator[Path]:
-    """A file to write, which takes the place of `path` when all of it is there. Raises OSError that
-    names it, e.g. for a full disk. mark: of its name until then, another for each of several
-    processes that may write it at once."""
-    temporary = path.with_name(f"{path.stem}.{mark}{path.suffix}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
-    except (RuntimeError, SafetensorError) as error:  # torch and safetensors hide the system's own
-        raise RunError(f"{path} cannot be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

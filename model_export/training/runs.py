@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from model_export.files import replacing
 from model_export.network.config import Config
 from model_export.network.gate import Gate
 from model_export.network.knobs import Knobs
@@ -31,7 +32,6 @@ from model_export.training.run_files import (
     read_json,
     reading,
     refuse_other,
-    replacing,
     write_json,
 )
 from service.bundle import Canvas, Shape

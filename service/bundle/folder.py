@@ -70,8 +70,8 @@ def load(folder: Path) -> Bundle:
 def save(folder: Path, manifest: Manifest) -> Bundle:
     """Write manifest.json with the sha256 of each file, after the same checks as in `load`.
 
-    Raises BundleError, and writes nothing, if `load` would refuse the result; OSError if writing
-    fails.
+    Raises BundleError, and writes nothing, if `load` would refuse the result; OSError that names
+    the file if writing fails.
     """
     value = dataclasses.asdict(manifest)
     for entry in [*value["stages"].values(), *value["files"], *value["kernels"]]:
@@ -90,8 +90,11 @@ def save(folder: Path, manifest: Manifest) -> Bundle:
     for stage in checked.stages.values():
         _check_external(folder, checked, stage, (folder / stage.file).read_bytes())
     partial = folder / (FILE + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, folder / FILE)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, folder / FILE)
+    except OSError as error:  # of a full disk the system's own has no name
+        raise OSError(error.errno, error.strerror, str(folder / FILE)) from error
     return Bundle(folder, checked, hashlib.sha256(text.encode()).hexdigest())
 
 
