@@ -15,6 +15,7 @@ from PIL import Image
 
 from model_export.__main__ import main
 from model_export.data.augment import on_canvases
+from model_export.data.sample import DataError
 from model_export.data.unlabelled import photos_in, without_labels
 from model_export.importing.adapt import LEAST_PHOTOS, LEAST_TO_TRAIN
 from model_export.importing.distill import DistillOptions, teach
@@ -91,6 +92,23 @@ def test_an_image_without_labels_is_judged_by_the_full_plan(run: Path, photos: P
         assert (matrix.sum(1) == shown).all()
     assert counts[1].trace() == shown.sum()
     assert len(without_labels(data, config, classes_of(run))) == LEAST_PHOTOS
+
+
+def test_photos_in_subfolders_count_and_hidden_ones_do_not(
+    run: Path, photos: Path, tmp_path: Path
+) -> None:
+    """As cameras and downloads make them, with a number twice."""
+    for place in ("b/DCIM/100/1.png", "b/DCIM/101/1.png", "2.png", ".trash/3.png", "b/._1.png"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photos / "00.png", tmp_path / place)
+    config, _, _ = read_config(run)
+    data = photos_in(tmp_path, config, classes_of(run))
+    assert data.names == ["2", "b/DCIM/100/1", "b/DCIM/101/1"]
+    assert np.array_equal(data[1].image, data[0].image)
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    with pytest.raises(DataError, match=r"has labels, too, in masks/: name its photos alone"):
+        photos_in(tmp_path, config, classes_of(run))
 
 
 def test_too_few_photos_are_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -158,6 +159,20 @@ def listed_in(folder: Path) -> list[Path]:
 def images_in(folder: Path) -> list[Path]:
     """Those of `listed_in` that are images by their name."""
     return [file for file in listed_in(folder) if file.suffix.lower() in SUFFIXES]
+
+
+def images_below(folder: Path) -> list[Path]:
+    """As `images_in`, and those in its subfolders, as cameras and downloads make them; without
+    hidden ones, where thumbnails lie. Raises OSError for a folder that cannot be read."""
+
+    def refused(error: OSError) -> None:
+        raise error
+
+    found: list[Path] = []
+    for place, below, _ in os.walk(folder, onerror=refused):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        found += images_in(Path(place))
+    return found
 
 
 def without_image(data: LabelledImages) -> list[Path]:

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from model_export.data.cache import SampleCache
 from model_export.data.datasets import Dataset
-from model_export.data.folders import OBJECT, SUFFIXES, images_in
+from model_export.data.folders import OBJECT, SUFFIXES, images_below
 from model_export.data.labelled import Colours
 from model_export.data.meta_json import colour_map
 from model_export.data.sample import DataError, Sample, read_image
 from model_export.network.config import Config
+from model_export.tasks import TASKS
 
 PHOTOS = "photos"  # the spec of a folder of images
 
@@ -66,13 +67,19 @@ class Unlabelled:
 
 
 def photos_in(folder: Path, config: Config, classes: Sequence[str]) -> Unlabelled:
-    """The images of a folder, in order of their names. Raises DataError."""
+    """The images of a folder and of its subfolders, each in order of their names. Raises
+    DataError."""
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder of images")
-    files = images_in(folder)
+    labels = [kind.folder for kind in TASKS.values() if (folder / kind.folder).is_dir()]
+    if labels and (folder / "images").is_dir():
+        raise DataError(
+            f"{folder} has labels, too, in {labels[0]}/: name its photos alone, {folder / 'images'}"
+        )
+    files = images_below(folder)
     if not files:
         raise DataError(f"{folder} lacks any image; it needs *{', *'.join(SUFFIXES)}")
-    names = [file.stem for file in files]
+    names = [file.relative_to(folder).with_suffix("").as_posix() for file in files]
     return Unlabelled(config, classes, names, lambda index: read_image(files[index]))
 
 

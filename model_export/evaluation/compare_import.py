@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("bundle", type=Path, help="folder of a bundle that `export` made of the checkpoint")
     add("--checkpoint", type=Path, required=True, help="the folder that was imported")
     add("--weights", type=Path, help="the state dict of other code that was imported with it")
-    add("--images", type=Path, required=True, help="folder of photos")
+    add("--images", type=Path, required=True, help="folder of photos, also in subfolders")
     add("--most", type=whole(), default=PHOTOS, help="photos to look at")
     add("--rounds", type=whole(), default=ROUNDS, help="of the measurement")
     add("--threads", type=whole(), default=os.cpu_count() or 1, help="of every engine; default all")

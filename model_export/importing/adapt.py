@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from model_export.data.checks import check
 from model_export.data.datasets import Dataset, refuse_unread
-from model_export.data.folders import listed_in
+from model_export.data.folders import images_below
 from model_export.data.for_network import open_samples
 from model_export.data.sample import DataError
 from model_export.data.unlabelled import PHOTOS, photos_in, without_labels
@@ -61,7 +61,7 @@ JUDGED_BY = "the full plan's own answer: quality is agreement with it"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run", type=Path, help="a run's folder, e.g. of `import`")
-    add("--images", type=Path, help="folder of photos like those to be served, without labels")
+    add("--images", type=Path, help="photos like those to be served, also in subfolders; no labels")
     add("--on", help="in place of --images: data with labels, which then judge, as coco:PATH.json")
     add("--data", type=Path, help="folder of the data set that --on names")
     add("--most", type=whole(2), default=8, help="plans to choose at most, the full one included")
@@ -108,8 +108,8 @@ def main(args: argparse.Namespace) -> None:
     model = load_model(args.run)
     combinations = combinations_of(config, canvases, (1.0,), config.widths)
     names = [knobs.name for knobs in combinations]
-    files = listed_in(args.images) if args.images else []
-    sizes = [len(photos), *((file.name, file.stat().st_size) for file in files)]
+    files = images_below(args.images) if args.images else []
+    sizes = [len(photos), *((str(file), file.stat().st_size) for file in files)]
     key = key_of(args.run / WEIGHTS, spec, sizes, names, shapes_of(canvases))
     results = PartialResults(args.run / CACHE, key)
     targets = measure_plans(model, combinations, [photos], spec, canvases, 1, 0, results)
