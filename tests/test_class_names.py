@@ -89,7 +89,10 @@ def test_a_run_goes_on_with_the_names_that_it_began_with(
     train_words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, run = _folder(tmp_path / "data", ("left", "right")), tmp_path / "run"
-    words = (*train_words, "--train", "folder", "--dev", "folder", "--data", data, "--out", run)
+    for part in ("images", "masks"):
+        shutil.copytree(data / part, data / part / "val")
+    sets = ("--train", "folder", "--dev", "folder:val", "--data", data)
+    words = (*train_words, *sets, "--out", run)
     assert command(*words, "--stop-after", "0") == 0
     assert classes_of(run) == ("left", "right")
     _folder(data, ("left", "middle"))

@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,8 +66,12 @@ def test_training_begins_only_with_sound_data(
 ) -> None:
     root = _many(tmp_path / "data", 3)
     _mask(root, 2, 0, 9)
-    words = ("--train", "folder", "--dev", "folder", "--data", root, "--out", tmp_path / "run")
-    assert command(*train_words, *words) == 1
+    words = ("--train", "folder", "--data", root, "--out", tmp_path / "run")
+    assert command(*train_words, *words, "--dev", "folder") == 1
+    assert "--dev folder shares images with folder, which the network" in capsys.readouterr().err
+    for part in ("images", "masks"):
+        shutil.copytree(root / part, root / part / "val")
+    assert command(*train_words, *words, "--dev", "folder:val") == 1
     shown = capsys.readouterr().err
     assert "checking --train folder" in shown
     assert "masks/02.png has labels [9]" in shown

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from model_export.data.cache import SampleCache
 from model_export.data.checks import check
 from model_export.data.class_names import refuse_other_classes
-from model_export.data.datasets import Dataset, Scenes, open_dataset, refuse_unread
+from model_export.data.datasets import Dataset, Scenes, open_dataset, refuse_shared, refuse_unread
 from model_export.tasks import TASKS
 from model_export.training.batches import StepBatches, chances
 from model_export.training.initial_weights import initial_model
@@ -62,12 +62,14 @@ def train(options: Options) -> None:
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[unused])
     resumed, batches = resumed_at(options.out), options.batches()
     data, dev, scenes = open_data(options)
+    seen = options.seen(resumed)
+    for spec, root in seen:
+        refuse_shared("--dev", options.dev, options.data, spec, root, "the network")
     often = chances(data, options.balance) if options.balance else None
     # On every process: while one checks alone, the others would wait longer than they may.
     show = accelerator.is_main_process
     check(data, f"--train {options.train}", show=show)
-    if options.dev != options.train:
-        check(dev, f"--dev {options.dev}", complete=False, show=show)
+    check(dev, f"--dev {options.dev}", complete=False, show=show)
     first_step = 0
     torch.manual_seed(options.seed)
     model, canvases = initial_model(options, data, resumed)
@@ -94,7 +96,6 @@ def train(options: Options) -> None:
             name_changes(options.out, asdict(options))
             cut_log(options.out, first_step)
     if accelerator.is_main_process:
-        seen = options.seen(resumed)
         write_config(options.out, config, canvases, asdict(options), seen, data.classes)
     weights = Weights(
         options.points,

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from model_export.data.datasets import Dataset, open_dataset
+from model_export.data.datasets import Dataset, open_dataset, refuse_shared
 from model_export.data.several_tasks import TaskBatches
 from model_export.network.backbone import BACKBONES, load_pretrained
 from model_export.network.config import Config, streets
@@ -40,10 +40,8 @@ from model_export.training.progress import (
 from model_export.training.runs import (
     Average,
     RunError,
-    Trained,
     cut_log,
     read_config,
-    trained_on,
     write_config,
 )
 from model_export.training.task_net import SAMPLING, TaskNet, are_all_that_see_lateral
@@ -237,6 +235,11 @@ def train(options: Options) -> None:
     """Raises ValueError, before the first step, where options do not fit."""
     resumed = resumed_at(options.out)
     data, dev = open_scenes("--train", options.train), open_scenes("--dev", options.dev)
+    source = resumed or options.start_from
+    # Who goes on may do so on more scenes, or for more steps.
+    seen = [*(seen_by(source) if source else ()), (options.train, None)]
+    for spec, root in seen:
+        refuse_shared("--dev", options.dev, None, spec, root, "the network")
     torch.manual_seed(options.seed)
     model, canvases = initial_network(options, data.channels, resumed)
     config = model.config
@@ -252,17 +255,12 @@ def train(options: Options) -> None:
         groups.append({"params": list(network.balance.parameters()), **rest})
     optimizer = torch.optim.AdamW(groups)
     first_step = 0
-    seen: list[Trained] = []
     if resumed:
         if read_config(options.out)[:2] != (config, canvases):
             raise RunError(f"{options.out} holds another run: choose another --out or delete it")
         name_changes(options.out, asdict(options))
         first_step = load_checkpoint(options.out, model, optimizer, average)
         cut_log(options.out, first_step)
-        seen = trained_on(options.out)
-    elif options.start_from:
-        seen = seen_by(options.start_from)
-    seen.append((options.train, None))  # who goes on may do so on more scenes, or for more steps
     write_config(options.out, config, canvases, asdict(options), seen, data.classes)
     batches = TaskBatches(
         data,
