@@ -363,6 +363,13 @@ def test_categories_are_chosen_by_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no category 'bird'; it has cat, dog"):
         open_dataset(f"{spec}@semantic:bird", None)
     assert open_dataset(f"{spec}@semantic: cat , dog", None).classes == ("background", "cat", "dog")
+    document = _instances()
+    for category in document["categories"]:
+        category["name"] = category["name"].replace("cat", "cat, black")
+    spec = _write(tmp_path, document)
+    names = ("background", "cat, black", "dog")
+    assert open_dataset(f"{spec}@semantic:cat, black,dog", None).classes == names
+    assert open_dataset(f"{spec}@instance:cat, black", None).classes == names[1:2]
 
 
 def test_crowds_alone_are_nothing_to_learn_from(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from model_export.__main__ import main
+from model_export.importing.checkpoint import CheckpointError
+from model_export.importing.import_checkpoint import things_of
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import semantic_probabilities
 from model_export.training.runs import classes_of, load_model, read_config
@@ -124,6 +126,18 @@ def test_pixels_that_are_not_normalised_are_told_of(
     assert config.imported is not None
     assert (config.imported.mean, config.imported.std) == ((0, 0, 0), (1, 1, 1))
     assert "do_normalize is false" in capsys.readouterr().err
+
+
+def test_things_are_named_also_where_names_have_commas() -> None:
+    names = ["car", "car, parked", "bus, red", "sky"]
+    for given, things in (
+        ("car,sky", (True, False, False, True)),
+        ("car, parked,bus, red", (False, True, True, False)),
+        ("car,car, parked", (True, True, False, False)),
+    ):
+        assert things_of(given, names, "panoptic") == things
+    with pytest.raises(CheckpointError, match="no class is named 'bus'"):
+        things_of("car,bus", names, "panoptic")
 
 
 def test_thresholds_names_and_things_come_from_the_files(checkpoint: Path, tmp_path: Path) -> None:

@@ -40,6 +40,23 @@ def difference(classes: Sequence[str], known: Sequence[str]) -> str:
     return f"class {index} is {ours!r} instead of {theirs!r}"
 
 
+def named_in(text: str, names: Sequence[str]) -> list[str]:
+    """The names in a list with commas. A name may have commas of its own: of those that begin at
+    one place, the longest is meant. What is none of the names stands for itself."""
+    known = {tuple(_parts(name)): name for name in names}
+    parts, found = _parts(text), list[str]()
+    while parts:
+        lengths = range(len(parts), 0, -1)
+        length = next((many for many in lengths if tuple(parts[:many]) in known), 1)
+        found.append(known.get(tuple(parts[:length]), parts[0]))
+        parts = parts[length:]
+    return found
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def few(names: Sequence[str], most: int = 4) -> str:
     """The first names, and whether there are more."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from model_export.data.class_names import few
+from model_export.data.class_names import few, named_in
 from model_export.data.coco_files import flag, images_of, is_panoptic, read_document
 from model_export.data.coco_masks import Annotated, region_of
 from model_export.data.folders import OBJECT, open_labels
@@ -43,12 +43,12 @@ BACKGROUND = "background"
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """coco:PATH[@TASK[:CLASS,CLASS]]. task: "" = what the file suggests. classes: of the file's,
-    () = all."""
+    """coco:PATH[@TASK[:CLASS,CLASS]]. task: "" = what the file suggests. classes: names of the
+    file's, with commas; "" = all."""
 
     path: str
     task: str
-    classes: tuple[str, ...]
+    classes: str
 
     @classmethod
     def parse(cls, text: str) -> Spec:
@@ -59,8 +59,7 @@ class Spec:
                 f"unknown data set 'coco:{text}'; it is coco:PATH.json, and optionally a task and "
                 f"classes, e.g. coco:instances_val2017.json@instance:person"
             )
-        names = [name.strip() for name in (match[3] or "").split(",")]
-        return cls(match[1], match[2] or "", tuple(name for name in names if name))
+        return cls(match[1], match[2] or "", match[3] or "")
 
     def file(self, root: Path | None) -> Path:
         """The annotation file: as named, or else in `root`, whether it is there or not."""
@@ -278,10 +277,11 @@ def _categories(
 def _chosen(things: dict[int, tuple[str, Any]], spec: Spec, file: Path) -> list[str]:
     """Names of categories, in the order of their ids."""
     names = [name for name, _ in things.values()]
-    unknown = [name for name in spec.classes if name not in names]
+    wanted = named_in(spec.classes, names)
+    unknown = [name for name in wanted if name not in names]
     if unknown:
         raise DataError(f"{file} has no category {unknown[0]!r}; it has {few(names, 20)}")
-    return [name for name in names if not spec.classes or name in spec.classes]
+    return [name for name in names if not wanted or name in wanted]
 
 
 def _palette(names: Sequence[str], categories: dict[int, Category]) -> Colours:

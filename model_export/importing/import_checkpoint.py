@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from model_export.data.class_names import named_in
 from model_export.data.coco_files import flag
 from model_export.importing import mask2former
 from model_export.importing.checkpoint import (
@@ -210,7 +211,7 @@ def things_of(given: str | None, names: Sequence[str], task: str) -> tuple[bool,
         if not chosen or max(chosen) >= len(names):
             raise CheckpointError(f"--things {given}: the classes are 0 to {len(names) - 1}")
         return tuple(index in chosen for index in range(len(names)))
-    wanted = [name.strip() for name in given.split(",") if name.strip()]
+    wanted = named_in(given, names)
     if not wanted:
         raise CheckpointError(f"--things {given}: it names no class")
     for name in wanted:
