@@ -264,7 +264,7 @@ def _change(**changes: object) -> Callable[[Document], None]:
         (_change(image_id=[]), "one of annotations has no image_id"),
         (lambda d: d["images"][0].update(height=21), "in .* it is 30 x 21"),
         (lambda d: d["images"][0].update(height=30, width=20), "turned as its EXIF says"),
-        (lambda d: d["images"][0].pop("width"), "image 1 needs file_name, height and width"),
+        (lambda d: d["images"][0].pop("width"), "image 1 needs file_name, and height and width as"),
         (lambda d: d.pop("categories"), 'it needs "categories"'),
         (lambda d: d["categories"].append(CAT), "needs an id and a name of its own"),
         (lambda d: d["categories"].append({"id": 1, "name": "cat"}), "several categories"),

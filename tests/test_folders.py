@@ -75,6 +75,12 @@ def _rgb_mask(root: Path) -> None:
     save_image(root / "masks" / "b.png", np.zeros((8, 12, 3), np.uint8))
 
 
+def _split(root: Path) -> None:
+    (root / "images").rename(root / "all")
+    (root / "images").mkdir()
+    (root / "all").rename(root / "images" / "val")
+
+
 def _cut(root: Path) -> None:
     path = root / "images" / "b.JPG"
     path.write_bytes(path.read_bytes()[:-200])
@@ -123,6 +129,7 @@ def _cut(root: Path) -> None:
         ),
         (lambda root: (root / "images").rename(root / "pictures"), r"has no folder images/"),
         (lambda root: [f.unlink() for f in (root / "images").iterdir()], r"images lacks any image"),
+        (_split, r"images lacks any image; .*name one of its subfolders, as in folder:val"),
         (lambda root: (root / "images" / "a.webp").touch(), r"a\.webp would share one"),
     ],
 )
@@ -285,6 +292,13 @@ def test_a_meta_json_that_cannot_be_understood_is_refused_by_name(
 ) -> None:
     (folder / "meta.json").write_text(text)
     with pytest.raises(DataError, match=r"meta\.json: .*" + message):
+        open_dataset("folder", folder)
+
+
+def test_a_meta_json_that_is_a_link_to_nowhere_is_told_of(folder: Path) -> None:
+    """Its classes would be CamVid's."""
+    (folder / "meta.json").symlink_to(folder / "annex")
+    with pytest.raises(OSError, match=r"meta\.json"):
         open_dataset("folder", folder)
 
 

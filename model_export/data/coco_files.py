@@ -64,7 +64,9 @@ def images_of(
     for image in document["images"]:
         key, name = image.get("id"), image.get("file_name")
         if not isinstance(name, str) or not _is_size(image.get("height"), image.get("width")):
-            faults.append(f"{file}: image {key!r} needs file_name, height and width")
+            faults.append(
+                f"{file}: image {key!r} needs file_name, and height and width as whole numbers"
+            )
             continue
         if key in keys:
             faults.append(f"{file}: two images have the id {key!r}; each needs its own")

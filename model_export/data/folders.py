@@ -139,7 +139,11 @@ def pairs(
         files.setdefault(name, file)
     chosen = list(files) if names is None else [same_form(name) for name in names]
     if not chosen:
-        raise DataError(f"{images} lacks any image; it needs *{', *'.join(SUFFIXES)}")
+        parts = sorted(place.name for place in images.iterdir() if place.is_dir())
+        named = (
+            f"; name one of its subfolders, as in folder:{parts[0]}" if parts and not below else ""
+        )
+        raise DataError(f"{images} lacks any image; it needs *{', *'.join(SUFFIXES)}{named}")
     others = {same_form(file.stem): file for file in listed_in(labels)}
     known = {stem: file for stem, file in others.items() if file.suffix.lower() == ".png"}
     for name in chosen:

@@ -82,7 +82,7 @@ def read_description(root: Path) -> dict[str, Any]:
     """What meta.json says; nothing where there is no such file. Raises DataError where it is no
     JSON object."""
     file = root / "meta.json"
-    if not file.is_file():
+    if not file.exists() and not file.is_symlink():  # a link to nowhere was meant to be read
         return {}
     try:
         meta = dict(json.loads(file.read_text("utf-8-sig")).items())
@@ -135,8 +135,8 @@ def classes_in(meta: dict[str, Any], root: Path) -> tuple[tuple[str, ...], Colou
         or len(names) > VOID
     ):
         raise DataError(
-            f"{root / 'meta.json'}: classes must be at most {VOID} names, each a different one "
-            f"and one line of text"
+            f"{root / 'meta.json'}: classes must be a list of at most {VOID} names, each a "
+            f"different one and one line of text"
         )
     if colours is None:
         return tuple(names), (OBJECT,) if len(names) == 1 else colour_map(len(names))
