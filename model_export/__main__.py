@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from contextlib import nullcontext
 
+from model_export.files import alone
 from model_export.option_types import Help, register
 from service.errors import FathomError
 
@@ -62,6 +64,8 @@ COMMANDS = {
         "TensorRT engines of a bundle, compared with ONNX Runtime, into a cache",
     ),
 }
+# Those that write to the run that they are given; trainings hold theirs once its folder is there.
+WRITE_TO_RUN = ("adapt", "search-plans", "derive-targets", "train-gate")
 
 
 def parser_of(command: str) -> argparse.ArgumentParser:
@@ -82,8 +86,10 @@ def main(argv: list[str]) -> int:
         return 0 if argv and argv[0] in ("-h", "--help") else 2
     args = parser_of(argv[0]).parse_args(argv[1:])
     run = args.__dict__.pop("main")
+    at_work = argv[0] in WRITE_TO_RUN and args.run.is_dir()
     try:
-        run(args)
+        with alone(args.run) if at_work else nullcontext():
+            run(args)
     except (ValueError, FathomError) as error:
         # Bad arguments, data, runs or bundles: the message says what to change.
         print(f"{argv[0]}: {error}", file=sys.stderr)

@@ -1,8 +1,11 @@
-"""Files are there as a whole or not at all, and what the system says of one has its name."""
+"""Files are there as a whole or not at all, and what the system says of one has its name. Of the
+commands that write to one folder, one does so at a time."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,3 +37,23 @@ def replacing(path: Path, mark: str = "new") -> Iterator[Path]:
         raise OSError(errno.EIO, f"it cannot be written: {error}", str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Work in a folder that is there, which no other process is at work in: two trainings would
+    write one checkpoint in turns, and results would be of weights that are gone. Raises OSError
+    that names the folder; the lock ends with the process, however that ends."""
+    place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(place)
+        why = "another command is at work in it: wait for its end, or stop it"
+        raise OSError(error.errno, why, str(folder)) from error
+    except OSError:
+        pass  # a file system without locks, as some shares are
+    try:
+        yield
+    finally:
+        os.close(place)

@@ -16,6 +16,7 @@ import pytest
 
 from model_export.__main__ import COMMANDS, parser_of
 from model_export.export.write_manifest import provenance_of
+from model_export.files import alone
 from model_export.gating.task_search import stage_costs
 from model_export.network.knobs import Knobs
 from model_export.option_types import Help
@@ -35,7 +36,7 @@ from model_export.training.runs import (
     write_config,
     write_plans,
 )
-from tests.toy import CANVASES, command, last_json, toy
+from tests.toy import CANVASES, Words, command, last_json, toy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -292,6 +293,27 @@ def test_a_folder_takes_its_place_only_when_all_of_it_is_there(tmp_path: Path) -
     fill(tmp_path / "deep" / "new")
     assert [file.name for file in (tmp_path / "deep").iterdir()] == ["new"]
     assert contents(tmp_path / "deep" / "new") == {"a": b"mine"}
+
+
+def test_one_command_at_a_time_works_on_a_run(
+    trained_run: Path, train_words: Words, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two trainings would write one checkpoint in turns."""
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    before = contents(run)
+    for words in (
+        (*train_words, "--steps", "9", "--out", run),
+        ("search-plans", run),
+        ("train-gate", run),
+    ):
+        with alone(run):
+            assert command(*words) == 1
+        assert f"{words[0]}: {run}: another command is at work in it: wait" in (
+            capsys.readouterr().err
+        )
+    assert contents(run) == before
+    with alone(run):  # it was let go of
+        pass
 
 
 @pytest.mark.parametrize("words", ["draw-scenes OUT", "train-tasks --out RUN --cache OUT"])

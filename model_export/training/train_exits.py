@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 
 import numpy as np
@@ -25,6 +26,7 @@ from model_export.data.cache import SampleCache
 from model_export.data.checks import check
 from model_export.data.class_names import refuse_other_classes
 from model_export.data.datasets import Dataset, Scenes, open_dataset, refuse_shared, refuse_unread
+from model_export.files import alone
 from model_export.tasks import TASKS
 from model_export.training.batches import StepBatches, chances
 from model_export.training.initial_weights import initial_model
@@ -52,11 +54,13 @@ __all__ = ["add_arguments", "main", "train"]
 
 
 def main(args: argparse.Namespace) -> None:
-    train(Options(**vars(args)))
+    with ExitStack() as held:
+        train(Options(**vars(args)), held)
 
 
-def train(options: Options) -> None:
-    """Raises ValueError, before the first step, where data or options do not fit."""
+def train(options: Options, held: ExitStack) -> None:
+    """held: the run's folder, to the end. Raises ValueError, before the first step, where data or
+    options do not fit, and OSError where another command is at work on the run."""
     # The layers behind the drawn exit have no gradient.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[unused])
@@ -78,6 +82,9 @@ def train(options: Options) -> None:
     average = Average(model, options.ema)
     groups = parameter_groups(model, options.lr, options.backbone_lr, options.decay)
     optimizer = torch.optim.AdamW(groups)
+    if accelerator.is_main_process:
+        options.out.mkdir(parents=True, exist_ok=True)
+        held.enter_context(alone(options.out))
     if resumed:
         if read_config(options.out)[:2] != (config, canvases):
             raise RunError(

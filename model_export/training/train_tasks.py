@@ -13,6 +13,7 @@ import argparse
 import math
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tqdm import tqdm
 
 from model_export.data.datasets import Dataset, open_dataset, refuse_shared
 from model_export.data.several_tasks import TaskBatches
+from model_export.files import alone
 from model_export.network.backbone import BACKBONES, load_pretrained
 from model_export.network.config import Config, streets
 from model_export.network.heads import HEADS
@@ -141,7 +143,8 @@ class Options:
 
 
 def main(args: argparse.Namespace) -> None:
-    train(Options(**vars(args)))
+    with ExitStack() as held:
+        train(Options(**vars(args)), held)
 
 
 def config_of(options: Options, channels: int) -> Config:
@@ -231,8 +234,9 @@ def open_scenes(flag: str, spec: str) -> Dataset:
     return open_dataset(spec, None)
 
 
-def train(options: Options) -> None:
-    """Raises ValueError, before the first step, where options do not fit."""
+def train(options: Options, held: ExitStack) -> None:
+    """held: the run's folder, to the end. Raises ValueError, before the first step, where options
+    do not fit, and OSError where another command is at work on the run."""
     resumed = resumed_at(options.out)
     data, dev = open_scenes("--train", options.train), open_scenes("--dev", options.dev)
     source = resumed or options.start_from
@@ -255,6 +259,8 @@ def train(options: Options) -> None:
         groups.append({"params": list(network.balance.parameters()), **rest})
     optimizer = torch.optim.AdamW(groups)
     first_step = 0
+    options.out.mkdir(parents=True, exist_ok=True)
+    held.enter_context(alone(options.out))
     if resumed:
         if read_config(options.out)[:2] != (config, canvases):
             raise RunError(f"{options.out} holds another run: choose another --out or delete it")
