@@ -66,9 +66,7 @@ def train(options: Options, held: ExitStack) -> None:
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[unused])
     resumed, batches = resumed_at(options.out), options.batches()
     data, dev, scenes = open_data(options)
-    seen = options.seen(resumed)
-    for spec, root in seen:
-        refuse_shared("--dev", options.dev, options.data, spec, root, "the network")
+    refuse_shared("--dev", options.dev, options.data, options.train, options.data, "the network")
     often = chances(data, options.balance) if options.balance else None
     # On every process: while one checks alone, the others would wait longer than they may.
     show = accelerator.is_main_process
@@ -77,6 +75,9 @@ def train(options: Options, held: ExitStack) -> None:
     first_step = 0
     torch.manual_seed(options.seed)
     model, canvases = initial_model(options, data, resumed)
+    seen = options.seen(resumed)
+    for spec, root in seen:
+        refuse_shared("--dev", options.dev, options.data, spec, root, "the network")
     config = model.config
     model.to(accelerator.device, memory_format=torch.channels_last)
     average = Average(model, options.ema)

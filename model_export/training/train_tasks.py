@@ -239,13 +239,13 @@ def train(options: Options, held: ExitStack) -> None:
     do not fit, and OSError where another command is at work on the run."""
     resumed = resumed_at(options.out)
     data, dev = open_scenes("--train", options.train), open_scenes("--dev", options.dev)
+    torch.manual_seed(options.seed)
+    model, canvases = initial_network(options, data.channels, resumed)
     source = resumed or options.start_from
     # Who goes on may do so on more scenes, or for more steps.
     seen = [*(seen_by(source) if source else ()), (options.train, None)]
     for spec, root in seen:
         refuse_shared("--dev", options.dev, None, spec, root, "the network")
-    torch.manual_seed(options.seed)
-    model, canvases = initial_network(options, data.channels, resumed)
     config = model.config
     chances = options.chances or [1.0] * len(canvases)
     if len(chances) != len(canvases) or not min(chances) >= 0 < sum(chances):
