@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean, median
+from statistics import fmean, median
 
 from service.core import Decision, Plan, Reason
 from service.errors import DeadlineExceeded
@@ -72,7 +72,7 @@ class Cost:
         # For sums, the mean of most of a full window is better than its median. Both copies of the
         # first measurement, if it was wrong, are among those that are left out.
         full = len(seen) == KEPT
-        middle = self._ms[images] = mean(sorted(seen)[2:-2]) if full else median(seen)
+        middle = self._ms[images] = fmean(sorted(seen)[2:-2]) if full else median(seen)
         enough = len(seen) >= ENOUGH
         high = min(sorted(seen)[-2], MOST * middle)
         self._high_ms[images] = high if enough else SAFE * middle

@@ -45,11 +45,7 @@ def decide(
         )
         # Later images may join this one.
         count = len(jobs) - row
-        fitting_ms = [costs.after_glance_ms(plan, count, high=True) for plan in plans]
-        # The least that it can take: a margin on it would only refuse what can still be in time.
-        likely_ms = [costs.after_glance_ms(plan, count) for plan in plans]
-        fastest = likely_ms.index(min(likely_ms))
-        fitting_ms[fastest] = likely_ms[fastest]
+        fitting_ms = one_ms if left_ms is None else _fitting_ms(plans, costs, count)
         pressure = Pressure(closed, left_ms)
         try:
             decision = policy.choose(scores[row], job.ask, node, fitting_ms, pressure)
@@ -74,3 +70,13 @@ class _Known(NamedTuple):
         one_ms = [costs.after_glance_ms(plan) for plan in plans]
         each_ms = [costs.after_glance_ms(plan, images) / images for plan in plans]
         return cls(one_ms, each_ms, costs.total_ms(plans[0], images) / images - each_ms[0])
+
+
+def _fitting_ms(plans: Sequence[Plan], costs: Costs, images: int) -> list[float]:
+    """By plan, what it takes to be in time, as few runs exceed it."""
+    fitting_ms = [costs.after_glance_ms(plan, images, high=True) for plan in plans]
+    # The least that it can take: a margin on it would only refuse what can still be in time.
+    likely_ms = [costs.after_glance_ms(plan, images) for plan in plans]
+    fastest = likely_ms.index(min(likely_ms))
+    fitting_ms[fastest] = likely_ms[fastest]
+    return fitting_ms
