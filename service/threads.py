@@ -25,14 +25,13 @@ class Threads:
         """
         task = _Task(work)
         future = self._pool.submit(task)
-        running = asyncio.wrap_future(future)
         try:
-            return await asyncio.shield(running)
+            return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             if future.cancel():
                 task.drop()  # the pool keeps a cancelled task until a thread is free
             else:
-                await asyncio.wait([running])
+                await asyncio.gather(asyncio.wrap_future(future), return_exceptions=True)
             raise
 
     def shutdown(self) -> None:

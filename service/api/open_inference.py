@@ -68,16 +68,17 @@ class InferRoute:
         request.state.vary = f"Accept-Encoding, {FIELD}, {PREFERENCE}, {VALUE_RANGE}"
         traces = request.state.traces = [trace]
         gone = ClientDisconnect
-        with counted(self._metrics, traces, request.state.arrived, gone), ExitStack() as stack:
+        arrived, connected, stack = request.state.arrived, ExitStack(), ExitStack()
+        with counted(self._metrics, traces, arrived, gone), connected, stack:
             # Whatever can be refused is refused before the body is read.
             fields = ask_of_fields(request.headers, self._segmenter.model)
             stack.enter_context(self._segmenter.place(fields, trace, request.state.arrived))
             body, header = _body(request), _header_length(request)
             async with self._intake.hold(request, body, whole) as data:
-                parsing = self._segmenter.in_thread(
+                connected.enter_context(while_connected(request))
+                sent = await self._segmenter.in_thread(
                     partial(rest.parse, data, header, self._outputs, fields)
                 )
-                sent = await while_connected(request, parsing)
                 asked, pictures = sent.request, sent.request.input.pictures(self.max_images)
                 stack.close()  # the place of a body becomes one place for each image
                 tickets = stack.enter_context(
@@ -85,14 +86,12 @@ class InferRoute:
                         self._segmenter, asked.wanted, traces, len(pictures), request.state.arrived
                     )
                 )
-                taking = take(
+                frames = await take(
                     self._segmenter, asked, pictures, traces, self._outputs, self._max_pixels
                 )
-                frames = await while_connected(request, taking)
             wanted, binary = asked.wanted, sent.binary
             del data, sent, asked, pictures  # the images are decoded
-            running = run_all(self._segmenter, tickets, frames, traces)
-            answers = await while_connected(request, running)
+            answers = await run_all(self._segmenter, tickets, frames, traces)
             encoding = encodings.accepted(request.headers.getlist("accept-encoding"))
 
             def render() -> tuple[bytes, int | None]:
@@ -102,8 +101,7 @@ class InferRoute:
                 content, header_length = rest.write(found, binary)
                 return encodings.encoded(content, encoding), header_length
 
-            rendering = self._segmenter.in_thread(render)
-            content, header_length = await while_connected(request, rendering)
+            content, header_length = await self._segmenter.in_thread(render)
             return _answer(content, header_length, encoding)
 
 

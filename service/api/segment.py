@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TypeVar
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
@@ -44,8 +43,6 @@ from service.outcomes import counted
 from service.segmenting import Answer, Segmenter
 from service.trace import Trace
 
-_T = TypeVar("_T")
-
 
 class SegmentRoute:
     """The handler; openapi.py describes the route. cache: None: every image is computed."""
@@ -79,11 +76,12 @@ class SegmentRoute:
         shares = model.policies.shares(ask.preference)
         names = selection.answered(form, query.head, shares, model.tasks)
         cache = None if bypasses(request.headers.getlist("cache-control")) else self._cache
-        with names_the_header(), ExitStack() as held:
+        with names_the_header(), ExitStack() as connected, ExitStack() as held:
             place = self._segmenter.place(ask, trace, request.state.arrived)
             ticket, key, found = held.enter_context(place), b"", None
             ceilings = model.node_budget
             async with self._intake.receive(request) as upload:
+                connected.enter_context(while_connected(request))
                 self._segmenter.received(ticket)
                 if cache is not None:
                     wanted = (form.media_type, list(names), sorted(query.include))
@@ -93,13 +91,13 @@ class SegmentRoute:
                 if found is None:
                     decoding = self._segmenter.decode(upload.data, upload.content_type, trace, ask)
                     del upload  # its bytes are free once they are decoded
-                    frames = await while_connected(request, decoding)
+                    frames = await decoding
                 else:
                     del upload  # what waits for another's answer counts no more
             # While it was decoded, another request for the same answer may have come further.
             if cache is not None and (found := found or cache.find(key)) is not None:
                 held.close()  # it needs no turn of its own
-                made = await while_connected(request, cache.join(found))
+                made = await cache.join(found)
                 made.tell(trace)
                 if isinstance(found, Made):
                     return _response(made, HIT)
@@ -112,10 +110,10 @@ class SegmentRoute:
             )
             del frames
             if cache is None:
-                made = await while_connected(request, work)
+                made = await work
                 return _response(made, BYPASS if self._cache is not None else "")
             flight = cache.begin(key, work, trace, held.pop_all().close)
-            made = await while_connected(request, cache.lead(flight))
+            made = await cache.lead(flight)
             return _response(made, cache.status(made))
 
     async def _make(
@@ -173,18 +171,28 @@ def observe(metrics: Metrics, request: Request, outcome: str) -> None:
     metrics.observe(trace, outcome, time.perf_counter() - request.state.arrived)
 
 
-async def while_connected(request: Request, work: Coroutine[object, object, _T]) -> _T:
-    """The result of `work`. If the client leaves, cancel it and raise ClientDisconnect.
+@contextmanager
+def while_connected(request: Request) -> Iterator[None]:
+    """If the client leaves, the block is cancelled and ends in ClientDisconnect.
 
     The request's body must have been read.
     """
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
+    task = asyncio.current_task()
+    assert task is not None
+    gone, cancelling, left = asyncio.ensure_future(request.receive()), task.cancelling(), False
+
+    def leave(_: object) -> None:
+        nonlocal left
+        left = True
+        task.cancel()
+
+    gone.add_done_callback(leave)
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientDisconnect
+        yield
+    except asyncio.CancelledError as error:
+        if left and task.uncancel() <= cancelling:
+            raise ClientDisconnect from error
+        raise
     finally:
-        for pending in (task, gone):
-            pending.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        gone.remove_done_callback(leave)
+        gone.cancel()

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.requests import ClientDisconnect, Request
 
+from service.api.segment import while_connected
 from service.bundle import Manifest
 from service.core import Budget, Outcome
 from service.errors import (
@@ -50,6 +52,32 @@ def test_a_client_that_leaves_cancels_its_job(fake_manifest: Manifest) -> None:
     assert asyncio.run(session()) is None  # nobody is there to be answered
     assert cancelled == ["r2"]
     assert counted(metrics, "cancelled") == 1
+
+
+@pytest.mark.parametrize("by_client", [True, False])
+def test_only_a_client_that_leaves_ends_as_one(*, by_client: bool) -> None:
+    async def session() -> None:
+        gone = asyncio.Event()
+
+        async def receive() -> Any:
+            await gone.wait()
+            return GONE
+
+        async def handler() -> None:
+            with while_connected(Request(scope("POST", "/segment"), receive)):
+                await asyncio.Event().wait()
+
+        task = asyncio.create_task(handler())
+        await asyncio.sleep(0.01)
+        if by_client:
+            gone.set()
+        else:
+            task.cancel()
+        with pytest.raises(ClientDisconnect if by_client else asyncio.CancelledError):
+            await task
+        assert task.cancelling() == (not by_client)
+
+    asyncio.run(session())
 
 
 def test_a_client_that_leaves_while_it_sends_is_counted_as_cancelled(
