@@ -12,8 +12,9 @@ from functools import partial
 from typing import NoReturn
 
 from service.bundle import Bundle, Manifest
-from service.core import Ask, Budget, Plan
+from service.core import Ask, Budget, Frames, Plan
 from service.engines.base import Backend
+from service.errors import FathomError
 from service.inference.engine import Engine, State
 from service.inference.policies import Policies
 from service.inference.policy import margin_for
@@ -128,6 +129,13 @@ class Model:
         self.engine.check_ready()
         self.policies.check(ask)
         return self.engine.reserve(ask, arrived, request_id, caller=caller, coming=coming)
+
+    def submit(self, ticket: Ticket, frames: Frames) -> None:
+        """The image of a place is decoded. Who waits for it gets what `Engine.submit` raises."""
+        try:
+            self.engine.submit(ticket, frames)
+        except FathomError as error:
+            ticket.fail(error)
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new work, finish what was admitted, close the engine.

@@ -21,7 +21,6 @@ from concurrent.futures import TimeoutError as NotInTime
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 from service.answer import Answer
@@ -105,9 +104,9 @@ class Segmenter:
                 picture = Path(picture).read_bytes()
             frames = self._frames(picture, "", ask)
             trace.add("decode", arrived, time.perf_counter())
-            self.model.engine.submit(ticket, frames)
+            self.model.submit(ticket, frames)
             try:
-                progress = ticket.done.result(_remaining_s(ticket))
+                progress = ticket.done.result(ticket.remaining_s())
             except NotInTime as error:
                 raise self.model.engine.expire(ticket) from error
         return self._answer(progress, ticket, trace)
@@ -131,13 +130,29 @@ class Segmenter:
             self.model.engine.leave(ticket)
 
     async def decode(
-        self, picture: bytes | Picture, content_type: str, trace: Trace, ask: Ask
+        self,
+        picture: bytes | Picture,
+        content_type: str,
+        trace: Trace,
+        ask: Ask,
+        ticket: Ticket | None = None,
     ) -> Frames:
         """A picture, as `segment` takes it -> on every canvas. content_type: of bytes; one of
-        FORMATS, or ""."""
+        FORMATS, or "".
+
+        ticket: of a place, to which the image is submitted at once, so that the engine need not
+            wait for the event loop.
+        """
+
+        def work() -> tuple[Frames, float]:
+            frames, ended = self._frames(picture, content_type, ask), time.perf_counter()
+            if ticket is not None:
+                self.model.submit(ticket, frames)
+            return frames, ended
+
         began = time.perf_counter()
-        frames = await self.in_thread(lambda: self._frames(picture, content_type, ask))
-        trace.add("decode", began, time.perf_counter())
+        frames, ended = await self.in_thread(work)
+        trace.add("decode", began, ended)
         trace.size = self.size_of(frames)
         return frames
 
@@ -151,21 +166,18 @@ class Segmenter:
         the place was given away."""
         self.model.engine.received(ticket)
 
-    async def run(self, ticket: Ticket, frames: Frames, trace: Trace) -> Answer:
-        """Wait for the image's turn and its result. ticket: of `place`.
+    async def run(self, ticket: Ticket, trace: Trace) -> Answer:
+        """Wait for the result of an image that was submitted.
 
         Raises NotReady, UnsatisfiableBudget, DeadlineExceeded (it passed while running) or
         Overloaded (the deadline cannot be met any more, or passed in the queue).
         """
-        engine = self.model.engine
-        engine.submit(ticket, frames)
-        del frames  # the ticket has them
         try:
-            async with asyncio.timeout(_remaining_s(ticket)):
+            async with asyncio.timeout(ticket.remaining_s()):
                 progress = await asyncio.wrap_future(ticket.done)
         except TimeoutError as error:
             trace.follow(ticket.progress)
-            raise engine.expire(ticket) from error
+            raise self.model.engine.expire(ticket) from error
         return self._answer(progress, ticket, trace)
 
     async def in_thread(self, work: Callable[[], _T]) -> _T:
@@ -189,12 +201,7 @@ class Segmenter:
     def __enter__(self) -> Segmenter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def _frames(self, picture: bytes | Picture, content_type: str, ask: Ask) -> Frames:
@@ -239,10 +246,3 @@ def open_bundle(folder: str | Path, **changes: Any) -> Segmenter:
     segmenter.start()
     model.engine.warm.result()
     return segmenter
-
-
-def _remaining_s(ticket: Ticket) -> float | None:
-    """Seconds until the deadline; None without one."""
-    if ticket.promise is None:
-        return None
-    return max(0.0, ticket.promise - time.perf_counter())

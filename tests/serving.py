@@ -39,7 +39,8 @@ async def answered(
     """An image from its place to its answer, as a transport does it."""
     with segmenter.place(ask, trace, arrived) as ticket:
         segmenter.received(ticket)
-        return await segmenter.run(ticket, frames, trace)
+        segmenter.model.submit(ticket, frames)
+        return await segmenter.run(ticket, trace)
 
 
 def app_of(

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from service.bundle import Bundle, Manifest
-from service.core import Ask, Budget, ValueRange
+from service.core import Ask, Budget, Outcome, ValueRange
 from service.engines.base import Arrays, HostTensors, Tensors
 from service.engines.fake import FakeBackend
 from service.errors import (
@@ -450,6 +450,42 @@ def test_the_coroutines_take_an_image_to_the_canvas_of_its_plan(
         assert (answer.geometry.canvas, answer.labels.shape) == ((64, 48), (120, 90))
         assert list(trace.stages) == BEYOND
         assert trace.decision == answer.decision
+
+    with opened(canvases_manifest) as segmenter:
+        asyncio.run(scenario(segmenter))
+
+
+def test_an_image_that_is_decoded_runs_while_the_event_loop_is_busy(
+    canvases_manifest: Manifest,
+) -> None:
+    async def scenario(segmenter: Segmenter) -> None:
+        trace, ask = Trace(), Ask(Budget(max_loss=0))
+        with segmenter.place(ask, trace, time.perf_counter()) as ticket:
+            segmenter.received(ticket)
+            decoding = segmenter.decode(encoded(halves(64, 48)), "image/png", trace, ask, ticket)
+            task = asyncio.create_task(decoding)
+            await asyncio.sleep(0)  # a thread has it now
+            assert isinstance(ticket.done.result(5).result, Outcome)
+            await task
+            answer = await segmenter.run(ticket, trace)
+        assert answer.labels.shape == (48, 64)
+        assert list(trace.stages) == BEYOND
+
+    with opened(canvases_manifest) as segmenter:
+        asyncio.run(scenario(segmenter))
+
+
+def test_an_image_that_is_refused_once_it_is_decoded_has_its_stage(
+    canvases_manifest: Manifest,
+) -> None:
+    async def scenario(segmenter: Segmenter) -> None:
+        trace, ask = Trace(), Ask()
+        with segmenter.place(ask, trace, time.perf_counter()) as ticket:
+            segmenter.model.engine.leave(ticket)
+            await segmenter.decode(encoded(halves(64, 48)), "image/png", trace, ask, ticket)
+            with pytest.raises(NotReady):
+                await segmenter.run(ticket, trace)
+        assert (list(trace.stages), trace.size) == (["decode"], (64, 48))
 
     with opened(canvases_manifest) as segmenter:
         asyncio.run(scenario(segmenter))

@@ -35,7 +35,7 @@ from service.api.response_cache import (
     bypasses,
     key_of,
 )
-from service.core import Ask, Budget, Frames
+from service.core import Ask, Budget
 from service.inference.ticket import Ticket
 from service.metrics import Metrics
 from service.model import Model
@@ -89,8 +89,10 @@ class SegmentRoute:
                     key = key_of(upload.data, *asked, *wanted)
                     found = cache.find(key)
                 if found is None:
-                    decoding = self._segmenter.decode(upload.data, upload.content_type, trace, ask)
-                    del upload  # its bytes are free once they are decoded
+                    sent = (upload.data, upload.content_type)
+                    waits = ticket if cache is None else None  # else it may need no turn, below
+                    decoding = self._segmenter.decode(*sent, trace, ask, waits)
+                    del upload, sent  # its bytes are free once they are decoded
                     frames = await decoding
                 else:
                     del upload  # what waits for another's answer counts no more
@@ -103,12 +105,14 @@ class SegmentRoute:
                     return _response(made, HIT)
                 found.adopt(trace)
                 return _response(made, COLLAPSED)
+            if cache is not None:
+                model.submit(ticket, frames)
+            del frames  # the ticket has them, until they have run
             work = self._make(
-                *(ticket, frames, trace, ceilings),
+                *(ticket, trace, ceilings),
                 lambda answer: form.render(answer, names, query.include),
                 form.media_type,
             )
-            del frames
             if cache is None:
                 made = await work
                 return _response(made, BYPASS if self._cache is not None else "")
@@ -119,19 +123,16 @@ class SegmentRoute:
     async def _make(
         self,
         ticket: Ticket,
-        frames: Frames,
         trace: Trace,
         ceilings: Budget,
         render: Callable[[Answer], Rendered],
         media_type: str,
     ) -> Made:
-        """Run an image that is decoded, and make its answer.
+        """Wait for an image that was submitted, and make its answer.
 
         ceilings: the node's, when it was asked for. media_type: if the answer has none of its own.
         """
-        running = self._segmenter.run(ticket, frames, trace)
-        del frames  # the ticket has them, until they have run
-        answer = await running
+        answer = await self._segmenter.run(ticket, trace)
         rendered = await self._segmenter.in_thread(lambda: render(answer))
         trace.add(rendered.span.stage, rendered.span.began, rendered.span.ended)
         return Made(

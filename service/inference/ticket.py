@@ -52,6 +52,10 @@ class Ticket(Place):
             self.ended = time.perf_counter()
             self._wake()
 
+    def remaining_s(self) -> float | None:
+        """Seconds until its answer is due; None without a deadline."""
+        return None if self.promise is None else max(0.0, self.promise - time.perf_counter())
+
     def answer_s(self, now: float) -> float:
         """What its answer takes beside the engine, if that is made now; its waiter must know it.
 

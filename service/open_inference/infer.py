@@ -86,9 +86,11 @@ async def run_all(
 ) -> list[Answer]:
     """Each image has its own place in the queue and its own plan; the first error takes the others
     out. Raises what `Segmenter.run` raises."""
+    for ticket, frames in zip(tickets, images, strict=True):
+        segmenter.model.submit(ticket, frames)
     tasks = [
-        asyncio.ensure_future(segmenter.run(ticket, frames, trace))
-        for ticket, frames, trace in zip(tickets, images, traces, strict=True)
+        asyncio.ensure_future(segmenter.run(ticket, trace))
+        for ticket, trace in zip(tickets, traces, strict=True)
     ]
     try:
         answers = list(await asyncio.gather(*tasks))
