@@ -17,7 +17,7 @@ from service.native import build
 from service.native import library as opening
 from service.native.library import instructions, opened
 from service.pixels import compiled_labels, most_probable
-from service.pixels.compiled_labels import compiled_runs
+from service.pixels.compiled_labels import compiled_map, compiled_runs
 from service.pixels.resample import axes
 from service.pixels.runs import Runs
 from service.segmenting import open_bundle
@@ -82,6 +82,7 @@ def test_labels_are_those_without_it(
         runs = Runs.joined((height, width), *found)
         assert np.array_equal(runs.starts, wanted.starts)
         assert np.array_equal(runs.values, wanted.values)
+    assert np.array_equal(compiled_map(label, probabilities, rows, columns), wanted.labels())
 
 
 def test_equal_probabilities_go_to_the_lower_class(library: ctypes.CDLL) -> None:
@@ -98,6 +99,8 @@ def test_no_memory_is_an_error(library: ctypes.CDLL) -> None:
     rows, columns = axes(Geometry(16, 12, 64, 48, (48, 64)), (12, 16))
     with pytest.raises(MemoryError):
         compiled_runs(lambda _call: -1, noise(), rows, columns)
+    with pytest.raises(MemoryError):
+        compiled_map(lambda _call: -1, noise(), rows, columns)
 
 
 def test_without_the_library_labels_are_the_same(
@@ -108,6 +111,7 @@ def test_without_the_library_labels_are_the_same(
     monkeypatch.setattr(most_probable, "labeller", lambda: None)
     without = most_probable.most_probable(noise(), geometry)
     assert np.array_equal(with_it.labels(), without.labels())
+    assert np.array_equal(most_probable.most_probable_map(noise(), geometry), without.labels())
 
 
 def test_the_log_says_what_makes_masks_and_a_wrong_library_ends_the_start(

@@ -176,6 +176,24 @@ def test_runs_are_those_of_the_labels_to_the_last_pixel(seed: int) -> None:
     assert np.array_equal(runs.values, expected.values)
 
 
+@pytest.mark.parametrize("first", ["labels", "runs", "regions"])
+def test_classes_are_the_same_in_whichever_form_they_are_read_first(first: str) -> None:
+    probabilities, geometry = blobs(5, 24, 32), Geometry(100, 75, 64, 48, (48, 64))
+    masks = TASKS["semantic"].read({"probabilities": probabilities}, geometry)
+    getattr(masks, first)
+    wanted = most_probable(probabilities, geometry)
+    assert np.array_equal(masks.labels, wanted.labels())
+    assert np.array_equal(masks.runs.starts, wanted.starts)
+    assert [region.value for region in masks.regions] == np.unique(wanted.values).tolist()
+
+
+def test_a_png_of_classes_needs_no_runs() -> None:
+    probabilities, geometry = blobs(5, 24, 32), Geometry(100, 75, 64, 48, (48, 64))
+    masks = TASKS["semantic"].read({"probabilities": probabilities}, geometry)
+    assert masks.labels.shape == (75, 100)
+    assert "runs" not in vars(masks)
+
+
 @pytest.mark.parametrize("rows", [20, 21])  # the border between two cells, and within one
 def test_padding_has_no_say_up_to_the_border_of_the_image(rows: int) -> None:
     probabilities = np.zeros((2, 12, 16), np.float32)

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define TILE 128 /* columns of pixels whose labels stay in the cache until they are turned into runs */
+#define TILE 128 /* columns of pixels whose labels stay in the cache until they are written */
 
 /* best[i], label[i]: the largest of the channels seen so far, of equals the first. */
 static void compare(const float *restrict value, int32_t channel, float *restrict best,
@@ -126,6 +126,11 @@ static inline uint64_t differing(const uint8_t *a, const uint8_t *b) {
   return x & 0x0101010101010101u;
 }
 
+static void copy_rows(const Labelling *call, const Room *room, int64_t first, int64_t width) {
+  for (int64_t y = 0; y < call->height; y++)
+    memcpy(call->labels + y * call->width + first, room->tile + y * TILE, width);
+}
+
 /* Append the runs of the tile's columns: count them, then write each where its column's runs begin.
    Rows that follow each other are compared, which are the same nearly everywhere. */
 static int64_t add_runs(const Labelling *call, Room *room, int64_t first, int64_t width,
@@ -174,7 +179,10 @@ int64_t NAME(const Labelling *call) {
         end++;
       label_strip(call, &room, first, width, begin, end);
     }
-    count = add_runs(call, &room, first, width, count);
+    if (call->labels)
+      copy_rows(call, &room, first, width);
+    else
+      count = add_runs(call, &room, first, width, count);
   }
   free_room(&room);
   return count;

@@ -12,14 +12,16 @@ typedef struct {
   const float *down; /* (height,) of the image's rows */
   const int64_t *left, *right;
   const float *across; /* (width,) of some of its columns */
+  uint8_t *labels;     /* (height, width): the label map; NULL: its runs are written */
   int64_t *starts;     /* room for (width * height,): where each run begins, as x * height + y */
   uint8_t *values;     /* the same room: the labels of the runs */
   int64_t height, width;
   int32_t channels, cell_rows, cell_columns;
 } Labelling;
 
-/* Write the runs down the columns, of which neighbours may have the same label, and return how many
-   they are; -1 if there is no memory. One build of labels.c for each set of instructions. */
+/* Write the label map, or the runs down its columns, of which neighbours may have the same label.
+   Returns how many runs they are; -1 if there is no memory. One build of labels.c for each set of
+   instructions. */
 typedef int64_t Label(const Labelling *call);
 Label label_base, label_v3, label_v4;
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,8 @@ class _Labelling(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("planes", "top", "bottom", "down")),
-        *((name, ctypes.c_void_p) for name in ("left", "right", "across", "starts", "values")),
+        *((name, ctypes.c_void_p) for name in ("left", "right", "across")),
+        *((name, ctypes.c_void_p) for name in ("labels", "starts", "values")),
         *((name, ctypes.c_int64) for name in ("height", "width")),
         *((name, ctypes.c_int32) for name in ("channels", "cell_rows", "cell_columns")),
     )
@@ -56,13 +58,39 @@ def compiled_runs(
     found: list[tuple[Positions, NDArray[np.uint8]]] = []
     for left in range(0, width, band):
         part = columns.at(slice(left, left + band))
-        arrays = (
-            *(planes, rows.first, rows.second, rows.weight),
-            *(part.first, part.second, part.weight, starts, values),
-        )
-        pointers = (array.ctypes.data for array in arrays)
-        count = label(_Labelling(*pointers, height, len(part.first), *planes.shape))
-        if count < 0:
-            raise MemoryError
+        count = _run(label, planes, rows, part, starts=starts, values=values)
         found.append((starts[:count] + left * height, values[:count].copy()))
     return np.concatenate([each for each, _ in found]), np.concatenate([each for _, each in found])
+
+
+def compiled_map(
+    label: Callable[[ctypes.Structure], int],
+    probabilities: NDArray[np.float32],
+    rows: Axis,
+    columns: Axis,
+) -> NDArray[np.uint8]:
+    """(height, width): the same as a label map."""
+    planes = np.ascontiguousarray(probabilities, np.float32)
+    labels = np.empty((len(rows.first), len(columns.first)), np.uint8)
+    _run(label, planes, rows, columns, labels=labels)
+    return labels
+
+
+def _run(
+    label: Callable[[ctypes.Structure], int],
+    planes: NDArray[np.float32],
+    rows: Axis,
+    columns: Axis,
+    **written: NDArray[Any],
+) -> int:
+    """A call; written: the arrays that it writes, by their names there. Returns what it counts."""
+    call = _Labelling(
+        *(array.ctypes.data for array in (planes, *rows[:3], *columns[:3])),
+        height=len(rows.first),
+        width=len(columns.first),
+        **dict(zip(("channels", "cell_rows", "cell_columns"), planes.shape, strict=True)),
+        **{name: array.ctypes.data for name, array in written.items()},
+    )
+    if (count := label(call)) < 0:
+        raise MemoryError
+    return count

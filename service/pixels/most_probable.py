@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.core import Geometry
-from service.pixels.compiled_labels import compiled_runs, labeller
+from service.pixels.compiled_labels import compiled_map, compiled_runs, labeller
 from service.pixels.resample import Axis, axes, mix
 from service.pixels.runs import Positions, Runs
 
@@ -38,6 +38,13 @@ def most_probable(probabilities: Planes, geometry: Geometry) -> Runs:
     if label := labeller():
         return Runs.joined(shape, *compiled_runs(label, probabilities, rows, columns))
     return Runs.joined(shape, *_runs(probabilities, rows, columns))
+
+
+def most_probable_map(probabilities: Planes, geometry: Geometry) -> Labels:
+    """The same as an array (height, width), for those who need no runs."""
+    if label := labeller():
+        return compiled_map(label, probabilities, *axes(geometry, probabilities.shape[1:]))
+    return np.asarray(most_probable(probabilities, geometry).labels(), np.uint8)
 
 
 def _runs(probabilities: Planes, rows: Axis, columns: Axis) -> tuple[Positions, Labels]:

@@ -7,6 +7,7 @@ probability of its class over its pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from service.bundle import ClassInfo, TensorSpec
 from service.core import Geometry
 from service.pixels import png
-from service.pixels.most_probable import most_probable
+from service.pixels.most_probable import most_probable, most_probable_map
 from service.pixels.runs import Runs
 from service.pixels.sums import areas_and_sums
 from service.tasks import made_up
@@ -39,11 +40,10 @@ class Semantic:
 
     def read(self, tensors: Tensors, geometry: Geometry) -> Masks:
         (probabilities,) = tensors.values()  # (C, h, w)
-        runs = most_probable(probabilities, geometry)
-        return Masks(runs, lambda: _regions(runs, probabilities, geometry))
+        return _ClassMasks(probabilities, geometry)
 
     def to_png(self, labels: Labels, classes: Sequence[ClassInfo]) -> bytes:
-        return png.palette(labels.astype(np.uint8), [entry.color for entry in classes])
+        return png.palette(labels.astype(np.uint8, copy=False), [entry.color for entry in classes])
 
     def made_up(
         self, images: NDArray[np.uint8], certainty: NDArray[np.float64], spec: TensorSpec
@@ -51,6 +51,28 @@ class Semantic:
         classes, height, width = spec.sizes
         brightness = made_up.brightness(images, height, width)
         return made_up.planes((brightness * classes / 256).astype(np.intp), certainty, classes)
+
+
+class _ClassMasks(Masks):
+    """The label map is made in the form that is read: a PNG needs no runs, and most else needs
+    nothing but them."""
+
+    def __init__(self, probabilities: NDArray[np.float32], geometry: Geometry) -> None:
+        self._probabilities, self._geometry = probabilities, geometry
+
+    @cached_property
+    def labels(self) -> Labels:
+        if "runs" in vars(self):
+            return self.runs.labels()
+        return most_probable_map(self._probabilities, self._geometry)
+
+    @cached_property
+    def runs(self) -> Runs:
+        return most_probable(self._probabilities, self._geometry)
+
+    @cached_property
+    def regions(self) -> list[Region]:
+        return _regions(self.runs, self._probabilities, self._geometry)
 
 
 def _regions(runs: Runs, probabilities: NDArray[np.float32], geometry: Geometry) -> list[Region]:
