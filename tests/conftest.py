@@ -66,6 +66,7 @@ TRAINING = {
 # Modules that stand on those packages: a test file that imports one of them may need them, too.
 NEEDS_TRAINING = (
     "model_export",
+    "tests.bench.cpu_peers",
     "tests.bench.gpu",
     "tests.bench.picture",
     "tests.evaluation",

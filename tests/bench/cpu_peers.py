@@ -160,21 +160,25 @@ def plans(setting: Setting) -> dict[str, Result]:
     served = setting.bundle
     manifest, found = served.manifest, engines(served, setting)
     glance = manifest.glance.shapes[0].name
+    seen = frame_for(served, glance)
     measured = {}
     for plan in manifest.plans:
         shape = next(s for s, g in manifest.graphs.items() if plan.encoder in g.encoders)
+        own = frame_for(served, shape)
         works, alone = {}, {}
         for name, backend in found.items():
             stages = Stages(backend, manifest)
 
-            def run(stages: Stages = stages, shape: str = shape, plan: Any = plan) -> None:
-                features = stages.front([frame_for(served, glance)])
+            def run(
+                stages: Stages = stages, shape: str = shape, plan: Any = plan, own: Frame = own
+            ) -> None:
+                features = stages.front([seen])
                 if shape != glance:
-                    features = stages.front([frame_for(served, shape)])
+                    features = stages.front([own])
                 stages.head(shape, stages.encode(plan, shape, features))
 
             works[name] = run
-            features = stages.front([frame_for(served, shape)])
+            features = stages.front([own])
             alone[name] = lambda s=stages, p=plan, h=shape, f=features: s.encode(p, h, f)
         measured[plan.name] = in_turns(works, setting.rounds)
         if plan == manifest.plans[-1]:
