@@ -17,9 +17,12 @@ import psutil
 import pytest
 from PIL import Image
 
-from service.bundle import Manifest
+from service.bundle import Bundle, Manifest
+from service.engines.base import HostTensors, Tensors
+from service.engines.fake import FakeBackend
 from service.segmenting import open_bundle
 from tests.api.server import running
+from tests.bench import bare
 from tests.bench.open_loop import Answer, Load, Wrap, _request, bursts, poisson, replay, send, step
 from tests.bench.peers.full_plan import FullPlan
 from tests.bench.peers_serving import Contender, Record, found
@@ -61,6 +64,24 @@ def test_refusals_and_failures_are_answers_too(fake_manifest: Manifest) -> None:
         (refused,) = send(Load(server.url, [0.0], PHOTOS, "gflops=0.5"))
     (nobody,) = send(Load(server.url, [0.0], PHOTOS))
     assert (refused.status, refused.gflops, nobody.status) == (422, 0.0, 0)
+
+
+def test_the_bare_stages_are_those_that_the_service_runs_for_a_plan(
+    fake_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the glance's own canvas the service runs the front once, not again for the plan."""
+    ran = list[str]()
+
+    class Noted(FakeBackend):
+        def run(self, stage: str, tensors: Tensors) -> HostTensors:
+            ran.append(stage)
+            return super().run(stage, tensors)
+
+    manifest = fake_bundle.manifest
+    monkeypatch.setattr(bare, "OnnxRuntimeBackend", lambda *_, **__: Noted(manifest))
+    for number in (0, -1):
+        bare.bare_stages(str(fake_bundle.root), Path(PHOTOS[0]), 1, number)()
+    assert ran == ["front", "encoder-d1", "decoder", "front", "encoder-d4", "decoder"]
 
 
 @pytest.mark.parametrize(

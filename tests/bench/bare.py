@@ -1,4 +1,4 @@
-"""The full plan's stages without a service: the glance, its own front, encoder and heads."""
+"""A plan's stages without a service: the glance, its own front, encoder and heads."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from service.inference.stages import Stages
 from service.pixels.decode import Limits, decode
 
 
-def bare_stages(folder: str, photo: Path, threads: int) -> Callable[[], None]:
-    """Runs them once for an image that is decoded already. threads: of the engine."""
+def bare_stages(folder: str, photo: Path, threads: int, number: int = -1) -> Callable[[], None]:
+    """Runs them once for an image that is decoded already. threads: of the engine. number: of the
+    plan, from cheap to full."""
     opened = bundle.load(Path(folder))
     manifest = opened.manifest
     stages = Stages(OnnxRuntimeBackend(opened, threads=threads), manifest)
-    plan = manifest.plans[-1]
+    plan = manifest.plans[number]
     frames = decode(photo.read_bytes(), "", Limits(10**8, 10**5, 1), manifest.input, "full")
     glance, own = frames[manifest.glance.name], frames[plan.canvas]
     shape = own.geometry.shape
 
     def run() -> None:
-        stages.glance([glance])
-        encoded = stages.encode(plan, shape, stages.front([own]))
+        features, _ = stages.glance([glance])
+        if plan.canvas != manifest.glance.name:
+            features = stages.front([own])
+        encoded = stages.encode(plan, shape, features)
         for head in plan.heads or (None,):
             stages.head(shape, encoded, head and head.key)
 
