@@ -6,10 +6,13 @@ import base64
 import io
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +25,11 @@ from service.engines.base import HostTensors, Tensors
 from service.engines.fake import FakeBackend
 from service.segmenting import open_bundle
 from tests.api.server import running
-from tests.bench import bare
+from tests.bench import bare, peers_serving
+from tests.bench.closed_loop import in_turns
 from tests.bench.open_loop import Answer, Load, Wrap, _request, bursts, poisson, replay, send, step
 from tests.bench.peers.full_plan import FullPlan
-from tests.bench.peers_serving import Contender, Record, found
+from tests.bench.peers_serving import Beside, Contender, Record, found
 from tests.bench.photos import Photos
 from tests.bench.points import Bench, Point
 from tests.processes import python, until
@@ -66,6 +70,26 @@ def test_refusals_and_failures_are_answers_too(fake_manifest: Manifest) -> None:
     assert (refused.status, refused.gflops, nobody.status) == (422, 0.0, 0)
 
 
+def test_requests_without_load_take_turns_with_the_bare_stages(fake_manifest: Manifest) -> None:
+    at_work: list[tuple[float, float]] = []
+
+    def work() -> None:
+        began = time.perf_counter()
+        time.sleep(0.02)
+        at_work.append((began, time.perf_counter()))
+
+    with running(fake_manifest, delay_s={"front": 0.05}) as server:
+        pairs = in_turns(Load(server.url, [], PHOTOS, "depth=1"), work, 4)
+    answers = [answer for answer, _ in pairs]
+    assert [(answer.status, answer.photo) for answer in answers] == [(200, i % 2) for i in range(4)]
+    assert len(at_work) == 4
+    for answer, seconds in pairs:
+        assert seconds >= 0.02
+        assert answer.took_s >= 0.05
+    for answer, (_, ended), (began, _) in zip(answers[1:], at_work, at_work[1:], strict=False):
+        assert began - ended > answer.took_s  # one at a time
+
+
 def test_the_bare_stages_are_those_that_the_service_runs_for_a_plan(
     fake_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +106,17 @@ def test_the_bare_stages_are_those_that_the_service_runs_for_a_plan(
     for number in (0, -1):
         bare.bare_stages(str(fake_bundle.root), Path(PHOTOS[0]), 1, number)()
     assert ran == ["front", "encoder-d1", "decoder", "front", "encoder-d4", "decoder"]
+
+
+def test_a_machine_that_gets_slower_does_not_count_as_the_servers_time() -> None:
+    """The stages take 100 ms, later 200, and a request 10 ms more than they do, at all times."""
+    stages_s = [0.1 * 2 ** (turn / 19) for turn in range(20)]
+    answers = [Answer(0.0, 0.0, bare_s + 0.01, 200) for bare_s in stages_s]
+    beside = Beside.of(list(zip(answers, stages_s, strict=True)))
+    assert beside.beside_ms == pytest.approx(10.0)
+    assert beside.percent == pytest.approx(100 * 0.01 / float(np.median(stages_s)))
+    with pytest.raises(RuntimeError, match="answered 429"):
+        Beside.of([(Answer(0.0, 0.0, 0.1, 429), 0.1)])
 
 
 @pytest.mark.parametrize(
@@ -190,15 +225,53 @@ def test_points_are_measured_once_and_compared(tmp_path: Path) -> None:
         point = measured(who, load, offered=int(10 * load), in_time=in_time)
         record.write({"share": load / 5, "point": vars(point)})
     for who, bare_ms in (("full plan", 100.0), ("ray", 120.0)):
-        record.write({"who": who, "bare_ms": bare_ms})
-        record.write({"share": 0.0, "point": vars(replace(measured(who), p50=140.0))})
+        record.write({"who": who, "bare_ms": bare_ms, "beside_ms": 30.0})
+        record.write({"share": 0.0, "point": vars(measured(who))})
+    record.write({"who": "litserve", "bare_ms": 100.0})  # of another moment than the requests
+    record.write({"share": 0.0, "point": vars(measured("litserve"))})
     again = Record(tmp_path / "new" / "points")
     assert again.figures["objective_s"] == 0.6
     assert [point.load for point in again.of("full plan")] == [4.0, 8.0]
     result = found(again)
     assert (result["best_peer"], result["over_best_peer"]) == ("ray", {"full plan": 1.1})
     assert result["objective_held_at"] == {"full plan": 4.0, "litserve": 0.0, "ray": 4.0}
-    assert result["beside_ms"] == {"full plan": 40.0, "ray": 20.0}
+    assert result["beside_ms"] == {"full plan": 30.0, "ray": 30.0}
+    assert result["beside_percent"] == {"full plan": 30.0, "ray": 25.0}
+    assert [again.has(who, 0.0) for who in ("full plan", "ray", "litserve")] == [True, True, False]
+    assert [again.has("ray", share) for share in (0.8, 1.6)] == [True, False]
+
+
+def test_without_load_each_server_is_measured_beside_its_own_stages_and_once(
+    fake_manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[str]()
+
+    def stages(bench: Bench, who: str) -> object:
+        asked.append(who)
+        return lambda: time.sleep(0.01)
+
+    with running(fake_manifest, delay_s={"front": 0.03}) as server:
+
+        @contextmanager
+        def started(bench: Bench, who: str) -> Iterator[Contender]:
+            yield Contender(os.getpid(), server.url, "depth=1")
+
+        monkeypatch.setattr(peers_serving, "contender", started)
+        monkeypatch.setattr(peers_serving, "bare", stages)
+        monkeypatch.setattr(peers_serving, "ALONE", 3)
+        monkeypatch.setattr(Contender, "signal", lambda *_: None)  # it is this process
+        bench = Bench(str(BUNDLE), 1.0, Photos.of(None))
+        bench.full_s, bench.objective_s = 0.5, 1.5
+        for chosen in (["full plan"], ["full plan", "cheapest plan"]):
+            record = Record(tmp_path / "points")
+            peers_serving.measure(bench, record, chosen, [0.0])
+    assert asked == ["full plan", "cheapest plan"]
+    again = Record(tmp_path / "points")
+    assert again.beside == record.beside
+    for who in asked:
+        assert again.has(who, 0.0)
+        assert again.points[who, 0.0].answered == 3
+        assert again.beside[who].bare_ms >= 10.0
 
 
 def test_a_server_and_its_children_run_in_its_turn_only() -> None:

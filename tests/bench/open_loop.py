@@ -26,6 +26,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 Wrap: TypeAlias = Literal["body", "form", "json"]
+Request: TypeAlias = tuple[h11.Request, bytes]  # its head and its body
 LIMIT_S = 60.0  # for one answer
 
 
@@ -124,36 +125,49 @@ def send(load: Load) -> list[Answer]:
 
 
 async def _all(load: Load) -> list[Answer]:
-    host, port = urlsplit(load.url).hostname, urlsplit(load.url).port
-    requests = [_request(Path(photo).read_bytes(), load) for photo in load.photos]
+    requests = requests_of(load)
     begin = time.perf_counter() + 0.5
 
     async def one(index: int, planned: float) -> Answer:
         await asyncio.sleep(max(0.0, begin + planned - time.perf_counter()))
-        sent = time.perf_counter() - begin
-        try:
-            async with asyncio.timeout(LIMIT_S):
-                found = await _post(host or "", port or 0, *requests[index % len(requests)])
-        except (OSError, TimeoutError, h11.RemoteProtocolError):
-            found = (0, {}, b"")
-        status, headers, body = found
-        gflops = re.search(r"gflops=([\d.]+)", headers.get("compute-used", ""))
-        return Answer(
-            planned,
-            sent - planned,
-            time.perf_counter() - begin - planned,
-            status,
-            float(gflops[1]) if gflops else 0.0,
-            float(headers.get("retry-after", 0)),
-            index % len(requests),
-            body if status == 200 else b"",
-        )
+        return await ask(load.url, requests, index, begin, planned)
 
     return list(await asyncio.gather(*(one(i, at) for i, at in enumerate(load.times))))
 
 
-def _request(photo: bytes, load: Load) -> tuple[h11.Request, bytes]:
-    """The head and the body of a request."""
+async def ask(
+    url: str, requests: Sequence[Request], index: int, begin: float, planned: float
+) -> Answer:
+    """One request, at once. index: its number in the load, whose photos are sent in turn; begin: of
+    the load, by time.perf_counter; planned: the seconds from there until it was due."""
+    host, port = urlsplit(url).hostname, urlsplit(url).port
+    photo = index % len(requests)
+    sent = time.perf_counter() - begin
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            found = await _post(host or "", port or 0, *requests[photo])
+    except (OSError, TimeoutError, h11.RemoteProtocolError):
+        found = (0, {}, b"")
+    status, headers, body = found
+    gflops = re.search(r"gflops=([\d.]+)", headers.get("compute-used", ""))
+    return Answer(
+        planned,
+        sent - planned,
+        time.perf_counter() - begin - planned,
+        status,
+        float(gflops[1]) if gflops else 0.0,
+        float(headers.get("retry-after", 0)),
+        photo,
+        body if status == 200 else b"",
+    )
+
+
+def requests_of(load: Load) -> list[Request]:
+    """One for each of a load's photos."""
+    return [_request(Path(photo).read_bytes(), load) for photo in load.photos]
+
+
+def _request(photo: bytes, load: Load) -> Request:
     media, body = "image/jpeg", photo
     if load.wrap == "form":
         media, edge = "multipart/form-data; boundary=b7c2d9e5f1a3", "--b7c2d9e5f1a3"

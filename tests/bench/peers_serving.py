@@ -9,8 +9,14 @@ Runtime's own operators; "our kernel" lends them the service's compiled attentio
 and each runs alone in its turn, load by load: the processes of the others are stopped. The
 objective is three times the latency of Fathom's full plan without load. Points are added to FILE
 (JSON lines) as they are measured, and those that are there are not measured again: --only and
---shares measure in pieces. The share 0 is without load: one request at a time, from which the time
-of the bare stages is taken, in a loop without a server.
+--shares measure in pieces.
+
+The share 0 is without load: one request and one run of the bare stages in turns, these in the
+bench's own process while the server idles. (Stopped, it would wake with its timers overdue; idle or
+stopped, the stages take as long.) "Beside" them is the median of the pairs' differences, since a
+machine that gets slower does so for both of a pair. It is steadier than the difference of the
+medians: 11 to 16 ms against 11 to 19 in eight series of 20 pairs each.
+
 Prints a table and ends in one JSON line. Bars: goodput of the full plan >= 1.1 x that of the best
 other server, and its p99 lower; without load at most 6 ms and 8 % over the bare stages.
 
@@ -27,13 +33,12 @@ import json
 import signal
 import statistics
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -42,7 +47,8 @@ sys.path.insert(0, str(ROOT))
 
 from service.engines.cpu_limit import resolve_threads  # noqa: E402
 from tests.bench.bare import bare_stages  # noqa: E402
-from tests.bench.open_loop import Load, Wrap, poisson, send  # noqa: E402
+from tests.bench.closed_loop import in_turns  # noqa: E402
+from tests.bench.open_loop import Answer, Load, Wrap, poisson, send  # noqa: E402
 from tests.bench.peers.full_plan import FullPlan  # noqa: E402
 from tests.bench.peers.servers import PEERS, VARIANTS, peer  # noqa: E402
 from tests.bench.photos import Photos  # noqa: E402
@@ -53,26 +59,45 @@ SHARES = (0.0, 0.5, 0.7, 0.9, 1.2, 1.6)  # of the full plan's capacity
 FURTHER = (2.2, 3.0, 4.0)
 OURS = ("adaptive", "full plan, strict", "full plan", "cheapest plan")
 CHEAPER = ("adaptive", "cheapest plan")  # than the full plan: they get the further loads, too
-ALONE = 20  # requests without load, and runs of the bare stages
+ALONE = 60  # requests without load, and runs of the bare stages
+WARM = 5  # of both, before them
 WHO = (*OURS, *(f"{name}, {variant}".rstrip(", ") for name in PEERS for variant in VARIANTS))
 
 
+class Beside(NamedTuple):
+    """Medians without load. bare_ms: of the bare stages; beside_ms: what a request takes more."""
+
+    bare_ms: float
+    beside_ms: float
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[Answer, float]]) -> Beside:
+        """pairs: answers, and seconds of the bare stages. Raises RuntimeError if one is no mask."""
+        if failed := [answer.status for answer, _ in pairs if answer.status != 200]:
+            raise RuntimeError(f"without load, a server answered {failed[0]}")
+        more = statistics.median(answer.took_s - bare_s for answer, bare_s in pairs)
+        return cls(1000 * statistics.median(bare_s for _, bare_s in pairs), 1000 * more)
+
+    @property
+    def percent(self) -> float:
+        return 100 * self.beside_ms / self.bare_ms
+
+
 class Record:
-    """The points of a file. figures: what `Bench.measure` found, in seconds. bare_ms: the stages of
-    each server, measured beside its point without load."""
+    """The points of a file. figures: what `Bench.measure` found, in seconds. beside: by server."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.figures: dict[str, float] = {}
-        self.bare_ms: dict[str, float] = {}
+        self.beside: dict[str, Beside] = {}
         self.points: dict[tuple[str, float], Point] = {}
         for line in path.read_text("utf-8").splitlines() if path.exists() else ():
             row = json.loads(line)
             if "share" in row:
                 self.points[row["point"]["who"], row["share"]] = Point(**row["point"])
-            elif "bare_ms" in row:
-                self.bare_ms[row["who"]] = row["bare_ms"]
-            else:
+            elif "beside_ms" in row:
+                self.beside[row["who"]] = Beside(row["bare_ms"], row["beside_ms"])
+            elif "full_s" in row:
                 self.figures = row
 
     def write(self, row: dict[str, Any]) -> None:
@@ -84,10 +109,9 @@ class Record:
         """Under load, the lightest first."""
         return [self.points[key] for key in sorted(self.points) if key[0] == who and key[1]]
 
-    def beside_ms(self, who: str) -> float | None:
-        """What an answer of the full plan takes without load beside the stages that run for it."""
-        point, bare = self.points.get((who, 0.0)), self.bare_ms.get(who)
-        return None if point is None or bare is None else point.p50 - bare
+    def has(self, who: str, share: float) -> bool:
+        """Whether there is nothing left to measure."""
+        return (who, share) in self.points and (share > 0 or who in self.beside)
 
 
 class Contender:
@@ -146,44 +170,43 @@ def measure(bench: Bench, record: Record, chosen: Sequence[str], shares: Sequenc
         (who, share)
         for share in shares
         for who in chosen
-        if (who, share) not in record.points and (share in SHARES or who in CHEAPER)
+        if not record.has(who, share) and (share in SHARES or who in CHEAPER)
     ]
     with ExitStack() as running:
         names = dict.fromkeys(who for who, _ in left)
         servers = {who: running.enter_context(contender(bench, who)) for who in names}
         for who, share in left:
             own = servers[who]
-            if not share and who != "cheapest plan":
-                record.bare_ms[who] = 1000 * bare_s(bench, who)
-                record.write({"who": who, "bare_ms": record.bare_ms[who]})
             with own.turn():
                 warm = poisson(0.3 / bench.full_s, 3.0, 99)
                 send(Load(own.url, warm, bench.photos.paths, own.budget, own.wrap))
                 if share:
-                    seconds = bench.seconds
-                    times = poisson(share / bench.full_s, seconds, round(100 * share))
-                else:  # each long after the one before it is answered
-                    seconds = 2 * bench.full_s * ALONE
-                    times = [seconds * index / ALONE for index in range(ALONE)]
-                point = bench.point(who, own.url, times, own.budget, own.wrap, seconds)
+                    times = poisson(share / bench.full_s, bench.seconds, round(100 * share))
+                    point = bench.point(who, own.url, times, own.budget, own.wrap)
+                else:
+                    point, record.beside[who] = without_load(bench, who, own)
+                    record.write({"who": who, **record.beside[who]._asdict()})
             record.points[who, share] = point
             record.write({"share": share, "point": asdict(point)})
 
 
-def bare_s(bench: Bench, who: str) -> float:
-    """What a server's stages take for one image in a loop: the median, in seconds."""
+def without_load(bench: Bench, who: str, own: Contender) -> tuple[Point, Beside]:
+    load = Load(own.url, [], bench.photos.paths, own.budget, own.wrap)
+    pairs = in_turns(load, bare(bench, who), WARM + ALONE)[WARM:]
+    answers = [answer for answer, _ in pairs]
+    seconds = sum(answer.took_s for answer in answers)
+    point = bench.summary(who, ALONE / seconds, answers, seconds)
+    print(point.row(), flush=True)
+    return point, Beside.of(pairs)
+
+
+def bare(bench: Bench, who: str) -> Callable[[], object]:
+    """Runs the stages of a server once, for an image that is decoded already."""
     threads, photo = resolve_threads(0), Path(bench.photos.paths[0])
     if who in OURS:
-        run = bare_stages(bench.bundle, photo, threads)
-    else:
-        plan = FullPlan(bench.bundle, threads, kernel=who.endswith("our kernel"))
-        run = partial(plan.predict, plan.decode(photo.read_bytes()).pixels[None])
-    taken = []
-    for _ in range(ALONE):
-        began = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken)
+        return bare_stages(bench.bundle, photo, threads, 0 if who == "cheapest plan" else -1)
+    plan = FullPlan(bench.bundle, threads, kernel=who.endswith("our kernel"))
+    return partial(plan.predict, plan.decode(photo.read_bytes()).pixels[None])
 
 
 def draw(record: Record, path: Path) -> None:
@@ -230,14 +253,14 @@ def found(record: Record) -> dict[str, Any]:
         who: max((point.load for point in record.of(who) if point.held), default=0.0)
         for who in measured
     }
+    alone = {who: record.beside[who] for who in WHO if who in record.beside}
     result: dict[str, Any] = {
         "full_ms": round(1000 * record.figures["full_s"], 1),
         "objective_ms": round(1000 * record.figures["objective_s"]),
         "goodput": {who: round(goodput, 2) for who, goodput in best.items()},
         "objective_held_at": {who: round(load, 2) for who, load in held.items()},
-        "beside_ms": {
-            who: round(ms, 1) for who in WHO if (ms := record.beside_ms(who)) is not None
-        },
+        "beside_ms": {who: round(each.beside_ms, 1) for who, each in alone.items()},
+        "beside_percent": {who: round(each.percent, 1) for who, each in alone.items()},
     }
     if peers := [who for who in measured if who not in OURS]:
         strongest = result["best_peer"] = max(peers, key=lambda who: best[who])
