@@ -95,7 +95,7 @@ class Stub(Segmenter):
     def start(self) -> None:
         self.state = "ready"
 
-    async def drain(self) -> None:
+    async def drain(self, timeout_s: float) -> None:
         self.state = "draining"
 
     def place(self, ask: Ask, *_: Any, **__: Any) -> Any:
