@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotInTime
+from contextlib import suppress
 from functools import partial
 from typing import NoReturn
 
@@ -26,6 +27,7 @@ from service.native.library import described
 from service.settings import Settings, flag
 from service.tasks import tasks_of
 
+CLOSE_S = 1.0  # for an engine without work to close, see `Model.drain`
 _log = logging.getLogger("fathom")
 
 
@@ -140,14 +142,14 @@ class Model:
     async def drain(self, timeout_s: float) -> None:
         """Refuse new work, finish what was admitted, close the engine.
 
-        What is left after the timeout gets NotReady.
+        What is left after the timeout gets NotReady. An engine that nothing is left for has
+        CLOSE_S more to close: requests whose bodies never came may have taken all of the time.
         """
         self.engine.begin_drain()
-        try:
-            ended = asyncio.wrap_future(self.engine.ended)
-            await asyncio.wait_for(asyncio.shield(ended), timeout_s)
-        except TimeoutError:
-            self.engine.abandon()
+        ended = asyncio.wrap_future(self.engine.ended)
+        await asyncio.wait({ended}, timeout=timeout_s)
+        if not ended.done() and not self.engine.abandon():
+            await asyncio.wait({ended}, timeout=CLOSE_S)
 
     def close(self, timeout_s: float) -> None:
         """`drain` for callers without an event loop."""
@@ -157,7 +159,9 @@ class Model:
         try:
             self.engine.ended.result(timeout_s)
         except NotInTime:
-            self.engine.abandon()
+            if not self.engine.abandon():
+                with suppress(NotInTime):
+                    self.engine.ended.result(CLOSE_S)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("an open bundle cannot be sent to another process: open it there")

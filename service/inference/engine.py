@@ -194,13 +194,16 @@ class Engine:
                 self.state = "draining"
             self._changed.notify()
 
-    def abandon(self) -> None:
-        """End a drain that took too long: admitted images get NotReady."""
+    def abandon(self) -> bool:
+        """End a drain that took too long: admitted images get NotReady. Returns whether there were
+        any."""
         with self._changed:
             left = self._queue.clear()
-        _log.warning("drain: %d admitted images were not finished in time", len(left))
+        if left:
+            _log.warning("drain: %d admitted images were not finished in time", len(left))
         for ticket in left:
             ticket.fail(stopped())
+        return bool(left)
 
     def _live(self) -> None:
         """The thread, from opening the backend to closing it."""

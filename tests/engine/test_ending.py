@@ -133,6 +133,29 @@ def test_drain_gives_up_after_its_time_and_answers_everybody(
     assert "2 admitted images were not finished" in caplog.text
 
 
+def test_an_engine_without_work_closes_though_the_requests_took_all_of_the_drain(
+    fake_manifest: Manifest, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with ready(fake_manifest) as world:
+            await world.model.drain(0.0)
+            assert world.backend.closings == 1
+
+    play(scenario())
+    assert "not finished in time" not in caplog.text
+
+
+def test_an_engine_without_work_closes_without_an_event_loop_too(
+    fake_manifest: Manifest, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(fake_manifest, Settings())
+    world.segmenter.start()
+    world.model.engine.warm.result(WAIT_S)
+    world.model.close(0.0)
+    assert world.backend.closings == 1
+    assert "not finished in time" not in caplog.text
+
+
 def test_drain_while_starting_ends_the_engine(fake_manifest: Manifest) -> None:
     async def scenario() -> None:
         world = World(fake_manifest, Settings())
