@@ -180,12 +180,14 @@ def while_connected(request: Request) -> Iterator[None]:
     """
     task = asyncio.current_task()
     assert task is not None
-    gone, cancelling, left = asyncio.ensure_future(request.receive()), task.cancelling(), False
+    gone, cancelling = asyncio.ensure_future(request.receive()), task.cancelling()
+    left = over = False
 
     def leave(_: object) -> None:
         nonlocal left
-        left = True
-        task.cancel()
+        if not over:  # where both end at once, this may be on its way when the block has ended
+            left = True
+            task.cancel()
 
     gone.add_done_callback(leave)
     try:
@@ -195,5 +197,5 @@ def while_connected(request: Request) -> Iterator[None]:
             raise ClientDisconnect from error
         raise
     finally:
-        gone.remove_done_callback(leave)
+        over = True
         gone.cancel()

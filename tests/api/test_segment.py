@@ -80,6 +80,29 @@ def test_only_a_client_that_leaves_ends_as_one(*, by_client: bool) -> None:
     asyncio.run(session())
 
 
+def test_a_client_that_leaves_as_the_work_ends_cancels_nothing_behind_it() -> None:
+    async def session() -> None:
+        gone, work = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+        async def receive() -> Any:
+            await gone.wait()
+            return GONE
+
+        async def handler() -> None:
+            with while_connected(Request(scope("POST", "/segment"), receive)):
+                await work
+            await asyncio.sleep(0.01)  # as an answer that is sent
+
+        task = asyncio.create_task(handler())
+        await asyncio.sleep(0.01)
+        gone.set()
+        work.set_result(None)
+        await task
+        assert not task.cancelling()
+
+    asyncio.run(session())
+
+
 def test_a_client_that_leaves_while_it_sends_is_counted_as_cancelled(
     fake_manifest: Manifest,
 ) -> None:
