@@ -254,6 +254,11 @@ def test_health_is_told_as_kubernetes_asks_for_it(fake_manifest: Manifest, tmp_p
         assert check(b"", timeout=20) == b"\x08\x02"
 
 
+def test_a_parameter_without_a_value_counts_as_absent(live: SimpleNamespace) -> None:
+    answer = live.call("ModelInfer", **image(flat()) | {"parameters": [parameter("depth")]})
+    assert answer.outputs
+
+
 @pytest.mark.parametrize(
     ("fields", "code", "part"),
     [
@@ -269,7 +274,6 @@ def test_health_is_told_as_kubernetes_asks_for_it(fake_manifest: Manifest, tmp_p
             "INVALID_ARGUMENT",
             "did you mean 'depth'",
         ),
-        (image(flat()) | {"parameters": [parameter("depth")]}, "INVALID_ARGUMENT", "depth"),
         (image(flat()) | {"outputs": [{"name": "x"}]}, "INVALID_ARGUMENT", "'x'"),
         (
             image(flat())
