@@ -95,14 +95,16 @@ $(EXPORT) train-gate $(RUN)
 $(EXPORT) export $(RUN) -o trained_weights/$(NAME) --data "$(DATA)" --parity nuclei:gate $(PROVENANCE)
 endef
 
-# Three heads on one encoder, on generated streets alone; then the head of boxes by itself.
+# Three heads on one encoder, on generated streets alone; then the head of boxes by itself, and the other two.
 STREETS_SCENES = --train scenes:1600:11 --cache runs/streets-scenes
 STREETS = --backbone-weights "$(BACKBONE)" $(STREETS_SCENES) --dev scenes:24:12 --check-every 500
 STEPS = 3000
 weights-streets-multi:
 	$(EXPORT) train-tasks --out $(RUN)-1 $(STREETS) --steps $(STEPS)
-	$(EXPORT) train-tasks --out $(RUN) --start-from $(RUN)-1 --only detection $(STREETS_SCENES) --dev scenes:8:12 \
+	$(EXPORT) train-tasks --out $(RUN)-2 --start-from $(RUN)-1 --only detection $(STREETS_SCENES) --dev scenes:8:12 \
 	  --chances 1 1 2 --distill 0 --lr 4e-4 --ema 0.995 --steps 1100
+	$(EXPORT) train-tasks --out $(RUN) --start-from $(RUN)-2 --only semantic depth --train scenes:3000:41 \
+	  --cache runs/streets-scenes --dev scenes:24:12 --lr 5e-4 --steps 1000
 	$(streets-plans)
 	$(EXPORT) export $(RUN) -o trained_weights/$(NAME) --parity scenes:3:28 $(PROVENANCE)
 
