@@ -121,7 +121,7 @@ def serve(settings: Settings, served: Bundle, standard: str = "") -> None:
             host = f"[{settings.host}]" if ":" in settings.host else settings.host
             port = runner.run(beside.start(f"{host}:{settings.grpc_port}"))
             _log.info("listening on %s:%d for gRPC", host, port)
-        server = _Server(config, app.state, settings.drain_timeout_s)
+        server = _Server(config, app.state, settings.drain_timeout_s, beside)
         runner.run(_run(server, model, listener))
         if beside is not None:
             runner.run(beside.stop())
@@ -146,12 +146,14 @@ async def _run(server: uvicorn.Server, model: Model, listener: socket.socket) ->
 class _Server(uvicorn.Server):
     """uvicorn raises a signal again after its shutdown, so a clean end would look like a crash.
 
-    state: the app's.
+    state: the app's. beside: the transport that ends with this one.
     """
 
-    def __init__(self, config: uvicorn.Config, state: Any, drain_timeout_s: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, state: Any, drain_timeout_s: float, beside: GrpcServer | None
+    ) -> None:
         super().__init__(config)
-        self._state, self._drain_timeout_s = state, drain_timeout_s
+        self._state, self._drain_timeout_s, self._beside = state, drain_timeout_s, beside
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -161,8 +163,10 @@ class _Server(uvicorn.Server):
         yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """The engine has as long as the open requests: both drain at the same time."""
+        """The engine has as long as the open requests of both transports: all drain at once."""
         self._state.drained_by = time.perf_counter() + self._drain_timeout_s
+        if self._beside is not None:
+            self._beside.drain(self._drain_timeout_s)
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -59,6 +59,7 @@ class GrpcServer:
         self._model, self._keys = segmenter.model, keys
         self._outputs = Outputs.of(segmenter.model)
         self._server: Any = None
+        self._drained: asyncio.Task[None] | None = None
         self._coming = 0  # messages that are being read
         self._told: dict[str, Callable[[], dict[str, Any]]] = {
             "ServerLive": lambda: {"live": True},
@@ -93,6 +94,10 @@ class GrpcServer:
             raise SettingsError(f"{flag('grpc_port')}: cannot listen on {address}") from error
         await self._server.start()
         return port
+
+    def drain(self, timeout_s: float) -> None:
+        """Take no further calls; those that are open have so long."""
+        self._drained = asyncio.create_task(self._server.stop(timeout_s))
 
     async def stop(self) -> None:
         """End; what the engine has answered is still sent."""

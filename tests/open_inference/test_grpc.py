@@ -36,7 +36,7 @@ from tests.needs import missing
 from tests.open_inference.asking import document, elements, infer
 from tests.open_inference.test_clients import run
 from tests.pictures import flat, quarters
-from tests.processes import ROOT, STRICT_SERVICE, environment, until
+from tests.processes import ROOT, STRICT_SERVICE, answers, environment, until
 
 try:
     import grpc
@@ -486,12 +486,19 @@ def test_every_call_of_kserves_grpc_client(live: SimpleNamespace, tmp_path: Path
     assert "all calls: 5" in printed
 
 
-def test_a_process_serves_both_ports_and_ends_on_sigterm(fake_bundle: Bundle) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [*STRICT_SERVICE, "--grpc-port", str(port), "--backend", "fake"]
+@contextmanager
+def process_with_both_ports(
+    served: Bundle, *flags: str
+) -> Iterator[tuple[subprocess.Popen[bytes], Caller, int]]:
+    """The process, which is ready, its caller, and its port for HTTP."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as one,
+        socket.create_server(("127.0.0.1", 0)) as other,
+    ):
+        http_port, port = one.getsockname()[1], other.getsockname()[1]
+    command = [*STRICT_SERVICE, "--port", str(http_port), "--grpc-port", str(port), *flags]
     with subprocess.Popen(
-        [*command, "--bundle", str(fake_bundle.root)],
+        [*command, "--backend", "fake", "--bundle", str(served.root)],
         cwd=ROOT,
         env=environment(),
         stderr=subprocess.DEVNULL,
@@ -500,11 +507,38 @@ def test_a_process_serves_both_ports_and_ends_on_sigterm(fake_bundle: Bundle) ->
             call = Caller(f"127.0.0.1:{port}")
             grpc.channel_ready_future(call.channel).result(30)
             until(lambda: call("ServerReady").ready, 30)
-            assert call("ModelInfer", **image(flat())).outputs
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0
+            yield process, call, http_port
         finally:
             process.kill()
+
+
+def test_a_process_serves_both_ports_and_ends_on_sigterm(fake_bundle: Bundle) -> None:
+    with process_with_both_ports(fake_bundle) as (process, call, _):
+        assert call("ModelInfer", **image(flat())).outputs
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+def test_no_call_is_taken_while_open_requests_over_http_drain(fake_bundle: Bundle) -> None:
+    def refused() -> bool:
+        try:
+            call("ServerLive")
+        except grpc.RpcError as error:
+            return bool(error.code() == grpc.StatusCode.UNAVAILABLE)
+        return False
+
+    drain = ("--drain-timeout-s", "8")
+    with (
+        process_with_both_ports(fake_bundle, *drain) as (process, call, http_port),
+        socket.create_connection(("127.0.0.1", http_port)) as slow,
+    ):
+        head = b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+        slow.sendall(head + b"Content-Length: 9000\r\n\r\nbegun")
+        assert answers(f"http://127.0.0.1:{http_port}/healthz")  # it has read what came before
+        process.send_signal(signal.SIGTERM)
+        until(refused, 5)
+        assert process.poll() is None, "the request over HTTP still has time"
+        assert process.wait(30) == 0
 
 
 def test_without_the_extra_the_setting_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
