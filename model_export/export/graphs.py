@@ -133,7 +133,7 @@ class DecodeQueries(nn.Module):
 
 class DecodeTask(nn.Module):
     """f4, e8, e16, e32 -> the tensor that one of several heads answers by, at one of its widths:
-    probabilities as `Decode`, or depth (B, H/4, W/4) in its unit; both finer if the head is."""
+    probabilities as `Decode`, finer if the head is, or depth (B, H/4, W/4) in its unit."""
 
     inputs: tuple[str, ...] = ("f4", *ENCODED)
 

@@ -249,7 +249,7 @@ def streets(classes: int = 11, heads: Sequence[str] = ("semantic", "detection", 
     known = (
         Head("semantic", "semantic", classes, 64, queries=classes, layers=3, fine=2),
         Head("detection", "detection", COUNTABLE, 64, queries=48, layers=1),
-        Head("depth", "depth", 0, 64, unit="m", range=DEPTHS, fine=2),
+        Head("depth", "depth", 0, 64, unit="m", range=DEPTHS),
     )
     by_name = {head.name: head for head in known}
     return Config(

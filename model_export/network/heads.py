@@ -41,7 +41,6 @@ class SemanticHead(nn.Module):
 
     task: ClassVar[str] = "semantic"
     outputs: ClassVar[tuple[str, ...]] = ("probabilities",)
-    by_part: ClassVar[str] = "embed_mask"
 
     def __init__(self, config: Config, head: Head) -> None:
         super().__init__()
@@ -87,32 +86,27 @@ class SemanticHead(nn.Module):
 
 
 class DepthHead(nn.Module):
-    """A value for every cell of stride 4, or its parts: the logarithm lies between those of the
-    range's ends.
+    """A value for every cell of stride 4: the logarithm lies between those of the range's ends.
 
     Rows and columns are told, since on level ground the distance follows from the row.
     """
 
     task: ClassVar[str] = "depth"
     outputs: ClassVar[tuple[str, ...]] = ("depth",)
-    by_part: ClassVar[str] = "output"
 
     def __init__(self, config: Config, head: Head) -> None:
         super().__init__()
         self.branch = Branch(config.channels + 2, head.channels)
-        self.fine = head.fine
-        self.output = SlimConv(head.channels, head.fine**2, 1)
+        self.output = SlimConv(head.channels, 1, 1)
         self.low, self.high = (torch.tensor(end).log().item() for end in head.range)
 
     def forward(self, lateral: Tensor, maps: list[Tensor], width: float = 1.0) -> Tensor:
-        """(B, fine * H/4, fine * W/4): the natural logarithm of the depth."""
+        """(B, H/4, W/4): the natural logarithm of the depth."""
         x = merged(lateral, maps[-1])
         shape = (x.shape[-2], x.shape[-1])
         places = reference_points([shape], x.device).mT.unflatten(1, shape)
         x = torch.cat((x, (2 * places - 1).expand(x.shape[0], -1, -1, -1)), 1)
-        values = self.output(self.branch(x, width))
-        fine = values if self.fine == 1 else F.pixel_shuffle(values, self.fine)
-        share = fine[:, 0].sigmoid()
+        share = self.output(self.branch(x, width))[:, 0].sigmoid()
         return self.low + (self.high - self.low) * share
 
     @staticmethod
@@ -193,7 +187,6 @@ class DetectionHead(nn.Module):
 
     task: ClassVar[str] = "detection"
     outputs: ClassVar[tuple[str, ...]] = ("class_logits", "boxes")
-    by_part: ClassVar[str] = ""
 
     def __init__(self, config: Config, head: Head) -> None:
         super().__init__()
@@ -267,7 +260,6 @@ class DetectionHead(nn.Module):
 
 
 # By task. outputs, tensors: what leaves the network, as service.tasks has it, from a head's answer.
-# by_part: the layer whose outputs come once for each part of a cell; "" where no head is that fine.
 HEADS: Mapping[str, type[SemanticHead | DetectionHead | DepthHead]] = {
     head.task: head for head in (SemanticHead, DetectionHead, DepthHead)
 }

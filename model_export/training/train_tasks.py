@@ -206,10 +206,10 @@ def resized(
     model = Segmenter(replace(source.config, tasks=tasks, detail=detail))
     state = source.state_dict()
     for name, head in heads.items():
-        layer = model.heads[name].by_part
-        parts = head.fine**2 // before[name].fine ** 2
-        for key in (f"heads.{name}.{layer}.{kind}" for kind in ("weight", "bias") if layer):
-            state[key] = torch.cat([state[key]] * parts)
+        if head.fine > before[name].fine:
+            parts = (head.fine // before[name].fine) ** 2
+            for key in (f"heads.{name}.embed_mask.{kind}" for kind in ("weight", "bias")):
+                state[key] = torch.cat([state[key]] * parts)
     own = model.state_dict()
     if source.detail is None:
         state |= {key: value for key, value in own.items() if key.startswith("detail.")}
