@@ -506,7 +506,8 @@ TestLife.settings = settings(max_examples=150, stateful_step_count=40, deadline=
 
 
 def test_thousands_that_wait_cost_little_at_each_step() -> None:
-    """They run under the lock that all wait for: the processor's time, beside other work."""
+    """They run under the lock that all wait for. Compared with a look at each that waits, since a
+    busy machine is several times slower."""
     number = 5000
     full = queue(size=number + 1, target_s=1e6)
     for index in range(number):
@@ -515,12 +516,16 @@ def test_thousands_that_wait_cost_little_at_each_step() -> None:
         full.waiting.append(late)
     place = image(0.0, 2e5, 0.01, caller="b")
 
+    def looks() -> None:
+        for other in full.waiting:
+            other.slack_ms(0.0)
+
     def arrival() -> None:
         enter(full, place)
         full.leave(place)
 
-    assert processor_ms(arrival) < 4
-    assert processor_ms(lambda: full.leave(place)) < 0.1
+    assert processor_ms(arrival) < 3 * processor_ms(looks)
+    assert processor_ms(lambda: full.leave(place)) < 0.2 * processor_ms(looks)
     for hopeless in full.waiting[::2]:
         hopeless.least_ms = 1e12
     everybody = list(full.waiting)
@@ -529,7 +534,7 @@ def test_thousands_that_wait_cost_little_at_each_step() -> None:
         full.waiting = list(everybody)
         full.expire(full.take(0.0, FOUR).hopeless, 0.0)
 
-    assert processor_ms(turn) < 100
+    assert processor_ms(turn) < 150 * processor_ms(looks)
 
 
 def processor_ms(step: Callable[[], None]) -> float:

@@ -65,7 +65,9 @@ def test_images_of_a_batch_get_the_heads_of_their_own_callers(segmenter: Segment
     asked = [{"semantic": 1.0}, {"depth": 1.0}, {"boxes": 0.5, "depth": 0.5}, None]
 
     def segment(number: int) -> Answer:
-        return segmenter.segment(photo(number), preference=asked[number % 4], max_loss=0)
+        # strict: what waits behind others would get a cheaper canvas than what it is compared with
+        asks = {"preference": asked[number % 4], "max_loss": 0, "strict": True}
+        return segmenter.segment(photo(number), **asks)
 
     with ThreadPoolExecutor(8) as callers:
         answers = list(callers.map(segment, range(24)))

@@ -59,13 +59,14 @@ def test_streets_multi_is_made_from_streets_alone_and_no_step_sees_another_s() -
     found = commands("weights", "NAME=streets-multi", "BACKBONE=weights.npz")
     steps = [words[0] for words in found]
     tail = ["search-plans", "derive-targets", "train-gate", "export"]
-    assert steps == ["train-tasks", "train-tasks", *tail]
-    train, alone, search, derive, _, export = [
+    assert steps == [*["train-tasks"] * 3, *tail]
+    train, boxes, maps, search, derive, _, export = [
         parser_of(words[0]).parse_args(words[1:]) for words in found
     ]
-    assert (alone.start_from, alone.only, alone.train) == (train.out, "detection", train.train)
-    own = [train.train, train.dev, search.on, *derive.fit, derive.held, export.parity]
-    assert alone.dev.split(":")[2] == train.dev.split(":")[2]
+    assert (boxes.start_from, boxes.only, boxes.train) == (train.out, ["detection"], train.train)
+    assert (maps.start_from, maps.only) == (boxes.out, ["semantic", "depth"])
+    own = [train.train, maps.train, train.dev, search.on, *derive.fit, derive.held, export.parity]
+    assert {each.dev.split(":")[2] for each in (train, boxes, maps)} == {train.dev.split(":")[2]}
     seeds = [int(spec.split(":")[2]) for spec in own]
     assert len(set(seeds)) == len(seeds)
     assert export.out == Path("trained_weights/streets-multi")

@@ -155,13 +155,13 @@ def load_checkpoint(
 ) -> int:
     """Take everything from a run's checkpoint, but for rates and weight decay: those are the
     arguments', which may have changed. Returns how many steps it has seen. Raises RunError."""
-    arguments = [
-        {name: value for name, value in group.items() if name != "params"}
-        for group in optimizer.param_groups
-    ]
     with reading(run / CHECKPOINT, "delete the run and repeat its training"):
         saved = torch.load(run / CHECKPOINT, map_location="cpu", weights_only=True)
         model.load_state_dict(saved["model"])
+        arguments = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in optimizer.param_groups
+        ]
         optimizer.load_state_dict(saved["optimizer"])
         average.state = {name: value.to(device) for name, value in saved["average"].items()}
         step = int(saved["step"])
