@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from coverage import Coverage
+from hypothesis import HealthCheck, settings
 
 from service import bundle
 from service.bundle import (
@@ -50,6 +51,10 @@ __all__ = [
     "train_words",
     "trained_run",
 ]
+
+# How fast Hypothesis draws inputs tells how busy the machine is, and nothing about a test.
+settings.register_profile("busy", suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 TRAINING = {
     "accelerate",
