@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from service.ask import KEYS, NUMBERS, bad, bad_weight, budget_of, preference_of, value_range_of
 from service.core import Ask, Budget
@@ -29,6 +30,11 @@ _LONGEST_US = 1000 * NUMBERS["ms"].high
 _INTEGER, _DECIMAL = re.compile(r"\d{1,15}"), re.compile(r"\d{1,15}\.\d{1,15}")
 
 
+def given(members: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that have a value: null counts as absent, in every part of the protocol."""
+    return {name: value for name, value in members.items() if value is not None}
+
+
 def ask_of(parameters: object, fields: Ask) -> Ask:
     """The ask in a request's parameters, or where they say nothing, in its header fields. Raises
     BadInference, also where the two differ, or BadBudget or BadPreference that names the key.
@@ -38,7 +44,7 @@ def ask_of(parameters: object, fields: Ask) -> Ask:
     """
     if not isinstance(parameters, Mapping):
         raise BadInference("the parameters must be an object")
-    parameters = {name: value for name, value in parameters.items() if value is not None}
+    parameters = given(parameters)
     values: dict[str, object] = {}
     for name, value in parameters.items():
         if name in _BUDGET:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from service.core import Ask
 from service.errors import BadInference, shown
 from service.open_inference.infer import Reply
+from service.open_inference.parameters import given
 from service.open_inference.request import (
     IMAGE,
     MAX_IMAGES,
@@ -130,11 +131,7 @@ def _load(text: bytes) -> dict[str, Any]:
         raise BadInference("the body is no JSON object, or not in UTF-8") from error
     if not isinstance(document, dict):
         raise BadInference("the body must be a JSON object")
-    return _given(document)
-
-
-def _given(members: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in members.items() if value is not None}
+    return given(document)
 
 
 def _no_number(text: str) -> NoReturn:
@@ -146,7 +143,7 @@ def _objects(value: object, what: str) -> list[dict[str, Any]]:
         raise BadInference(f"{what} must be a list of objects")
     if len(value) > MAX_IMAGES:
         raise BadInference(f"{what} has too many entries")
-    return list(map(_given, value))
+    return list(map(given, value))
 
 
 def _flag(parameters: Mapping[str, object], name: str, otherwise: bool) -> bool:
@@ -167,7 +164,7 @@ def _parameters(tensor: Mapping[str, Any], whose: str, known: set[str]) -> Mappi
     found = tensor.get("parameters", {})
     if not isinstance(found, dict):
         raise BadInference(f"the parameters of {whose} must be an object")
-    found = _given(found)
+    found = given(found)
     for key in found.keys() - known:
         shared = key.startswith("shared_memory")
         why = ": shared memory is not offered" if shared else " is unknown"
