@@ -66,7 +66,7 @@ def share_ms(waits: Sequence[Wait], now: float) -> float:
     waits: in order. The first one's own deadline is not in it: nobody else pays for that.
     """
     shares = [
-        (arrived + PLANNED * (due - arrived) - now) / count  # planned_s, without its call
+        (planned_s(arrived, due) - now) / count
         for count, (arrived, due) in enumerate(waits[1:], start=2)
     ]
     return 1000 * min(shares, default=float("inf"))
