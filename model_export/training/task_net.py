@@ -112,8 +112,7 @@ class TaskNet(nn.Module):
         x = self.model.normalised(batch.images)
         new = [row for row, key in enumerate(batch.keys) if key not in self._kept]
         if new:
-            with torch.no_grad():
-                res4, maps = self.model.scales(x[new])
+            res4, maps = self.model.scales(x[new])  # which do not learn
             for place, row in enumerate(new):
                 self._kept[batch.keys[row]] = [m[place].half().clone() for m in (res4, *maps)]
         each = [self._kept[key] for key in batch.keys]

@@ -59,7 +59,7 @@ class GrpcServer:
         self._model, self._keys = segmenter.model, keys
         self._outputs = Outputs.of(segmenter.model)
         self._server: Any = None
-        self._drained: asyncio.Task[None] | None = None
+        self._drained: asyncio.Task[None] | None = None  # held, since the loop does not
         self._coming = 0  # messages that are being read
         self._told: dict[str, Callable[[], dict[str, Any]]] = {
             "ServerLive": lambda: {"live": True},
