@@ -131,10 +131,10 @@ def test_a_hiccup_in_warm_up_does_not_make_a_plan_look_expensive(fake_manifest: 
         def run(self, stage: str, tensors: Tensors | Arrays) -> HostTensors:
             self.seen += stage == "encoder-d3"
             if stage == "encoder-d3" and self.seen == 1:
-                time.sleep(0.05)
+                time.sleep(0.5)
             return super().run(stage, tensors)
 
-    assert warm(Hiccup(fake_manifest), fake_manifest, 1).plan_ms(fake_manifest.plans)["d3"] < 25
+    assert warm(Hiccup(fake_manifest), fake_manifest, 1).plan_ms(fake_manifest.plans)["d3"] < 250
 
 
 def test_costs_follow_what_runs(fake_manifest: Manifest) -> None:
