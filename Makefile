@@ -74,7 +74,7 @@ test-service: $(TEST_SERVICE)/.ready $(NATIVE)
 	$(TEST_SERVICE)/bin/python -m pytest $(TESTS)
 
 test-clients: $(TEST_SERVICE)/.ready $(CLIENTS)/.ready
-	REQUIRE_CLIENTS=1 $(TEST_SERVICE)/bin/python -m pytest $(WORKERS) tests/open_inference tests/test_kserve_example.py
+	REQUIRE_CLIENTS=1 $(TEST_SERVICE)/bin/python -m pytest $(WORKERS) tests/open_inference/test_clients.py tests/test_kserve_example.py
 
 test-batch: $(BATCH)/.ready
 	REQUIRE_RAY=1 $(BATCH)/bin/python -m pytest tests/test_ray_batch.py
