@@ -22,7 +22,7 @@ from model_export.network.knobs import Knobs
 from model_export.option_types import Help
 from model_export.training.bundle_weights import read_weights
 from model_export.training.progress import load_checkpoint
-from model_export.training.run_files import RunError, new_folder, refuse_no_bundle
+from model_export.training.run_files import RunError, new_folder, refuse_full, refuse_no_bundle
 from model_export.training.runs import (
     classes_of,
     cut_log,
@@ -293,6 +293,15 @@ def test_a_folder_takes_its_place_only_when_all_of_it_is_there(tmp_path: Path) -
     fill(tmp_path / "deep" / "new")
     assert [file.name for file in (tmp_path / "deep").iterdir()] == ["new"]
     assert contents(tmp_path / "deep" / "new") == {"a": b"mine"}
+
+
+def test_a_mounted_folder_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container's volume: minutes of work would end in "device or resource busy"."""
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path)
+    with pytest.raises(RunError, match=f"choose a folder in it: {tmp_path / 'bundle'}"):
+        refuse_full(tmp_path)
 
 
 def test_one_command_at_a_time_works_on_a_run(

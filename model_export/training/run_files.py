@@ -58,8 +58,11 @@ def refuse_unwritable(out: Path) -> None:
 
 
 def refuse_full(out: Path) -> None:
-    """Raises RunError if something is in the folder that shall be written."""
+    """Raises RunError if something is in the folder that shall be written, or if none can take its
+    place."""
     refuse_unwritable(out)
+    if out.is_mount():
+        raise RunError(f"{out}: a volume is mounted there; choose a folder in it: {out / 'bundle'}")
     if out.exists() and any(out.iterdir()):
         raise RunError(f"{out} is not empty; choose another --out or delete it")
 
