@@ -137,7 +137,7 @@ def main() -> None:
     add("--threads", type=int, default=1, help="of each worker's engine [%(default)s]")
     add("--depth", type=int, help="most encoder layers for an image")
     add("--gflops", type=float, help="most compute for an image")
-    add("--max-loss", type=float, help="accepted loss of quality; default: the service's, 0.005")
+    add("--max-loss", type=float, help="accepted loss of quality; default: the service's")
     add("--png", action="store_true", help="the label map, too")
     add(
         "--rows",

@@ -73,7 +73,7 @@ class Settings:
         32, "most images that wait or come; one more gets a 429", low=1, high=10_000
     )
     max_loss: float = _setting(
-        0.005, "expected loss against the full plan that is accepted by default", low=0, high=1
+        0.01, "expected loss against the full plan that is accepted by default", low=0, high=1
     )
     node_budget: str = _setting("", "ceilings of this node, written as in Compute-Budget")
     node_budget_file: str = _setting(
