@@ -125,9 +125,12 @@ export class Strip {
     canvas.width = Math.max(1, Math.round(LONGEST * Math.min(1, ratio)));
     canvas.height = Math.max(1, Math.round(LONGEST / Math.max(1, ratio)));
     const sounding = element("span", "sounding", String(plan.depth));
-    const reduced = [knobs(plan), ...narrowed(plan)].filter(Boolean).join(" ");
-    if (reduced) sounding.append(element("small", "", reduced));
-    node.append(canvas, sounding, element("span", "numbers"));
+    if (knobs(plan)) sounding.append(element("small", "", knobs(plan)));
+    node.append(canvas, sounding);
+    const heads = element("span", "heads"); // below the picture, which their names would cover
+    heads.append(...narrowed(plan).map((name) => element("span", "", name)));
+    if (heads.hasChildNodes()) node.append(heads);
+    node.append(element("span", "numbers"));
     const item = element("li");
     item.append(node);
     const card = { plan, node, item, canvas, result: null };

@@ -195,6 +195,21 @@ def test_every_plan_shows_the_plans_of_the_preference(heads: Visit) -> None:
     assert "differs" not in (page.locator("#cards").text_content() or "")
 
 
+def test_a_card_names_the_widths_of_heads_below_its_picture(heads: Visit) -> None:
+    page = heads.page
+    heads.open(QUARTERS)
+    expect(page.locator(".view")).to_have_count(1)
+    page.locator("#every").click()
+    expect(page.locator("#strip-status")).to_contain_text("done. Press one")
+    card = page.locator(".card").filter(has=page.locator(".heads")).first
+    expect(card.locator(".heads")).to_contain_text("-w")
+    assert "-w" not in card.locator(".sounding").inner_text()
+    picture, words = (card.locator(name).bounding_box() for name in ("canvas", ".heads"))
+    assert picture is not None
+    assert words is not None
+    assert words["y"] >= picture["y"] + picture["height"]
+
+
 def test_sixteen_bits_are_read_as_pillow_reads_them(visit: Visit) -> None:
     random = np.random.default_rng(3)
     ramp = np.add.outer(np.arange(40) * 700, np.arange(61) * 300) % 65536
