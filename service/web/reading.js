@@ -38,7 +38,6 @@ export class Reading {
     this.rows = plans.map((plan, index) => {
       const row = element("tr");
       row.style.setProperty("--i", String(plans.length > 1 ? index / (plans.length - 1) : 1));
-      row.style.setProperty("--n", String(index));
       row.dataset.plan = plan.name;
       const mark = element("th", "mark");
       mark.scope = "row";

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -208,6 +209,30 @@ def test_a_card_names_the_widths_of_heads_below_its_picture(heads: Visit) -> Non
     assert picture is not None
     assert words is not None
     assert words["y"] >= picture["y"] + picture["height"]
+
+
+def test_the_line_reaches_its_plan_within_a_second_however_many_there_are(heads: Visit) -> None:
+    page = heads.page
+    plans = httpx.get(f"{heads.url}/plans").json()
+    first, *others = plans["plans"]
+    many = [first | {"name": f"{first['name']}-{number}"} for number in range(40)]
+    plans["plans"] = [*many, first, *others]
+    page.route("**/plans", lambda route: route.fulfill(json=plans))
+    page.emulate_media(reduced_motion="no-preference")
+    try:
+        page.reload()
+        expect(page.locator("#gauge tbody tr")).to_have_count(len(plans["plans"]))
+        heads.open(QUARTERS)
+        expect(page.locator("#gauge tr[aria-current]")).to_be_visible()
+        ends = page.evaluate(
+            """() => document.getAnimations()
+                .filter(({ effect }) => effect.pseudoElement && effect.target.matches(".line"))
+                .map(({ effect }) => effect.getComputedTiming().endTime)"""
+        )
+    finally:
+        page.emulate_media(reduced_motion="reduce")
+    assert ends
+    assert max(ends) <= 1000  # ms
 
 
 def test_sixteen_bits_are_read_as_pillow_reads_them(visit: Visit) -> None:
