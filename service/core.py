@@ -28,7 +28,7 @@ class Reason(StrEnum):
     REQUEST = "request"  # the request's ceiling on depth or gflops decided
     NODE = "node"  # the node's ceiling decided
     DEADLINE = "deadline"  # a more expensive plan would have missed the deadline
-    LOAD = "load"  # others wait: the node trades quality for throughput
+    LOAD = "load"  # the objective, or what waits, leaves no time for the plan
 
 
 @dataclass(frozen=True, slots=True)

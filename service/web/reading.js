@@ -17,7 +17,7 @@ function why(reason, isFull, limits) {
     request: `The gate asked for a more expensive plan, but this request's limit on ${ceilings || "compute"} rules it out.`,
     node: "The gate asked for a more expensive plan, but this node's own limit rules it out.",
     deadline: `A more expensive plan was expected to miss ${deadline}.`,
-    load: "The queue is filling, so this node trades quality for throughput for now.",
+    load: "This node’s objective, or what waits, leaves no time for the plan that the gate asked for.",
   }[reason] ?? `Reason: ${reason}.`;
 }
 
