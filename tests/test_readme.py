@@ -8,6 +8,7 @@ be.
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -18,8 +19,9 @@ import pytest
 
 from model_export.__main__ import COMMANDS, parser_of
 from service import command_line, settings
+from service.api.problems import of_status
 from service.core import Decision, HeadWidth, Plan, Reason
-from service.labels import SHED, STAGES
+from service.labels import OUTCOMES, SHED, STAGES
 from service.metrics import Metrics
 from service.trace import Trace
 
@@ -107,6 +109,21 @@ def test_settings_table_names_every_field_with_its_default_and_help() -> None:
 def test_metrics_table_is_the_one_that_the_registry_gives() -> None:
     expected = metrics_table()
     assert block("metrics") == expected, f"must read:\n{expected}"
+
+
+def test_the_table_of_errors_has_every_type_with_its_status() -> None:
+    """And no other, but for those that are named as HTTP names the status."""
+    section = REFERENCE.read_text("utf-8").partition("\n### Errors\n")[2].partition("\n### ")[0]
+    told = {}
+    for statuses, types in re.findall(r"^\| ([\d, ]+) \| (`[^|]+`) \|", section, re.M):
+        codes, slugs = statuses.split(", "), re.findall(r"`([^`]+)`", types)
+        codes *= len(slugs) // len(codes)  # of one status, all of them
+        told |= dict(zip(slugs, map(int, codes), strict=True))
+    own = {word: status for word, status in OUTCOMES.items() if word not in ("ok", "cancelled")}
+    assert own.items() <= told.items()
+    for slug in told.keys() - own.keys():
+        answer = of_status(told[slug], "", "1")
+        assert json.loads(bytes(answer.body))["type"] == f"urn:fathom:problem:{slug}"
 
 
 def test_readme_can_be_read_in_two_minutes() -> None:

@@ -11,6 +11,8 @@ from starlette.responses import Response
 from service.errors import FathomError, RequestTimeout
 
 MEDIA_TYPE = "application/problem+json"
+# Python 3.13 took over the phrases of RFC 9110, and a problem's type must not hang on the version.
+RENAMED = {414: "URI Too Long"}
 
 
 def problem(error: FathomError, request_id: str, path: str = "") -> Response:
@@ -40,7 +42,7 @@ def of_status(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """The document of an error that is none of this service's own: titled as HTTP has it."""
-    phrase = HTTPStatus(status).phrase
+    phrase = RENAMED.get(status, HTTPStatus(status).phrase)
     slug = phrase.lower().replace(" ", "-")
     return _document(status, slug, phrase, detail, request_id, path, headers)
 
