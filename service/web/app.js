@@ -158,7 +158,7 @@ class App {
     if (this.file.size <= most) return;
     throw new Problem({
       title: "The image is over a limit",
-      detail: `It has ${bytes(this.file.size)}, this service takes up to ${bytes(most)}.`,
+      detail: `It has ${bytes(this.file.size)}, ${bytes(this.file.size - most)} more than the ${bytes(most)} that this service takes.`,
       status: 413,
     });
   }

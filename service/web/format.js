@@ -16,7 +16,7 @@ export function percent(share) {
 }
 
 export function bytes(count) {
-  if (count < 1e6) return `${Math.max(1, Math.round(count / 1e3))} kB`;
+  if (count < 1e6) return `${Math.ceil(count / 1e3)} kB`;
   return `${(count / 1e6).toFixed(1)} MB`;
 }
 

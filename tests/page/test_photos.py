@@ -49,13 +49,21 @@ def test_a_text_file_shows_the_problem_in_the_words_of_the_service(visit: Visit)
     expect(problem).to_be_hidden()
 
 
-def test_a_file_over_the_limit_is_refused_before_it_is_sent(visit: Visit) -> None:
-    noise = np.random.default_rng(1).integers(0, 256, (200, 200, 3), np.uint8)
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (120_400, "121 kB, 21 kB more than the 100 kB that this service takes"),
+        (100_001, "1 kB more than"),  # in MB, both sizes could read the same
+    ],
+)
+def test_a_file_over_the_limit_is_refused_before_it_is_sent(
+    visit: Visit, size: int, words: str
+) -> None:
+    large = encoded(Image.fromarray(np.full((200, 200, 3), 7, np.uint8))).ljust(size, b"\0")
     visit.page.set_input_files(
-        "#file",
-        {"name": "big.png", "mimeType": "image/png", "buffer": encoded(Image.fromarray(noise))},
+        "#file", {"name": "big.png", "mimeType": "image/png", "buffer": large}
     )
-    expect(visit.page.locator("#problem")).to_contain_text("this service takes up to 100 kB")
+    expect(visit.page.locator("#problem")).to_contain_text(words)
     assert visit.budgets() == []
 
 
