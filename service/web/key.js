@@ -23,6 +23,10 @@ function keep(value) {
 
 export const hasKey = () => key !== "";
 
+/** A link cannot send a key: its address would answer 401. */
+const guarded = () => { document.querySelector('nav a[href="plans"]').hidden = true; };
+if (key) guarded();
+
 /**
  * The key's header field, if there is a key. It has the key's UTF-8 bytes, as a shell sends them; fetch takes one
  * character per byte.
@@ -44,6 +48,7 @@ export function askKey(problem, retry) {
   $("key-error").textContent = key ? problem.detail || problem.title : "";
   field.setAttribute("aria-invalid", String(hasKey()));
   keep("");
+  guarded();
   again = retry;
   form.hidden = false;
   if (!appears && !form.contains(active)) return; // the user is busy elsewhere on the page

@@ -71,6 +71,7 @@ def test_a_service_without_keys_shows_no_field_and_gets_no_key(
         visit.open(picture())
         visit.segmented()
         expect(tab.locator("#key")).to_be_hidden()
+        expect(tab.get_by_role("link", name="Plans")).to_be_visible()
         expect(tab.locator("#curl")).not_to_contain_text("X-API-Key")
         assert not any("x-api-key" in request.headers for request in visit.requests)
 
@@ -89,6 +90,17 @@ def test_401_brings_the_field_which_is_described_and_has_the_focus(guarded: Visi
     page.keyboard.press("Tab")
     expect(page.get_by_role("button", name="Use it")).to_be_focused()
     assert sum(request.url.endswith("/plans") for request in guarded.requests) == 1
+
+
+def test_with_keys_there_is_no_link_to_what_a_link_cannot_ask_for(guarded: Visit) -> None:
+    page = guarded.page
+    expect(page.get_by_role("link", name="API")).to_be_visible()
+    expect(page.get_by_role("link", name="Plans")).to_be_hidden()
+    give(page, KEY)
+    ready(page)
+    page.reload()
+    ready(page)
+    expect(page.get_by_role("link", name="Plans")).to_be_hidden()
 
 
 def test_a_wrong_key_is_said_to_be_wrong_beside_the_field_and_is_not_kept(guarded: Visit) -> None:
