@@ -19,10 +19,13 @@ import pytest
 
 from model_export.__main__ import COMMANDS, parser_of
 from service import command_line, settings
+from service.answer import Answer
 from service.api.problems import of_status
+from service.bundle.manifest import SCHEMA
 from service.core import Decision, HeadWidth, Plan, Reason
 from service.labels import OUTCOMES, SHED, STAGES
 from service.metrics import Metrics
+from service.tasks.values import Statistics
 from service.trace import Trace
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -124,6 +127,20 @@ def test_the_table_of_errors_has_every_type_with_its_status() -> None:
     for slug in told.keys() - own.keys():
         answer = of_status(told[slug], "", "1")
         assert json.loads(bytes(answer.body))["type"] == f"urn:fathom:problem:{slug}"
+
+
+def test_the_names_of_an_answer_in_python_exist() -> None:
+    section = PYTHON.read_text("utf-8").partition("\n## The answer\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.+?`) \|", section, re.M)
+    named = {name for row in rows for name in re.findall(r"`(\w+)", row)}
+    assert named >= {"heads", "labels", "values"}
+    known = set(dir(Answer)) | {field.name for field in fields(Answer)}
+    assert named <= known
+    assert {field.name for field in fields(Statistics)} <= set(re.findall(r"`(\w+)`", section))
+
+
+def test_upgrading_names_the_schemas_that_are_read() -> None:
+    assert f"from 2 to {SCHEMA}," in TRAINING.read_text("utf-8")
 
 
 def test_readme_can_be_read_in_two_minutes() -> None:
