@@ -41,7 +41,10 @@ class App {
     if (info.plans.some((plan) => plan.keep < 1)) this.include.push("paused");
     if (info.heads.some((head) => head.gives === "values")) this.include.push("values");
     const labelled = (answer) => this.#labels(answer);
-    this.strip = new Strip(info, this.stage.colors, labelled, (result) => this.show(result));
+    this.strip = new Strip(info, this.stage.colors, labelled, (result) => {
+      this.show(result);
+      $("drop").scrollIntoView({ block: "nearest" }); // the cards are far below, most of all on a phone
+    });
     this.form = new BudgetForm($("limits"), $("limit"), info.plans, (settled) => this.limited(settled));
     this.preference = new PreferenceForm($("weights"), info.heads, (settled) => this.preferred(settled));
     this.#facts();

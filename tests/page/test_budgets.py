@@ -110,6 +110,22 @@ def test_every_plan_has_a_card_that_shows_what_differs_from_the_full_plan(visit:
     expect(page.locator("#why")).to_contain_text("limit on gflops")
 
 
+def test_a_pressed_card_brings_the_photo_into_sight(visit: Visit) -> None:
+    page = visit.page
+    page.set_viewport_size({"width": 360, "height": 640})
+    visit.open(picture())
+    visit.segmented()
+    page.get_by_role("button", name="Every plan").click()
+    expect(page.locator(".card.done")).to_have_count(DEPTHS)
+    card = page.locator(".card").first
+    card.scroll_into_view_if_needed()
+    expect(page.locator("#frame")).not_to_be_in_viewport()
+    card.press("Enter")
+    expect(page.locator("#frame")).to_be_in_viewport()
+    expect(page.locator("#depth-taken")).to_contain_text("depth 1 of 4")
+    expect(card).to_be_focused()  # the next Tab goes on from there
+
+
 def test_every_plan_can_be_cancelled_and_asks_for_nothing_more(visit: Visit) -> None:
     page = visit.page
     visit.open(picture())
