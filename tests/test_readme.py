@@ -27,6 +27,7 @@ from service.labels import OUTCOMES, SHED, STAGES
 from service.metrics import Metrics
 from service.tasks.values import Statistics
 from service.trace import Trace
+from tests.test_architecture import LAYERS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -217,6 +218,18 @@ def test_architecture_describes_every_folder() -> None:
     }
     rows = re.findall(r"^\| `(\w+)/` \|", ARCHITECTURE.read_text("utf-8"), re.M)
     assert set(rows) == folders
+
+
+def test_architecture_has_what_is_in_service_in_the_order_of_its_imports() -> None:
+    """A row may name several modules, in any order."""
+    table = ARCHITECTURE.read_text("utf-8").partition("\n`service/`, from low to high")[2]
+    table = table.partition("\n`model_export/`, from low to high")[0]
+    rows = re.findall(r"^\| (`.+?`) \|", table, re.M)
+    named = [set(re.findall(r"`(\w+)(?:/|\.py)`", row)) for row in rows]
+    layers = [name for name in LAYERS["service"] if name != "__main__"]
+    assert set().union(*named) == {*layers, "web"}
+    places = [min(map(layers.index, row)) for row in named if row != {"web"}]
+    assert places == sorted(places)
 
 
 def test_training_has_a_row_for_every_command() -> None:
