@@ -170,6 +170,22 @@ def test_the_simulation_takes_its_settings_from_the_manifests(manifest: Manifest
     assert autoscale.settings().max_batch == 1  # what the simulated replica does
 
 
+def test_the_page_names_the_plan_of_the_shallow_policy(manifest: Manifest) -> None:
+    """It is not the cheapest plan: that one's canvas is smaller."""
+    (seconds,) = {
+        case.policy.seconds[0]
+        for case in autoscale.cases(manifest)
+        if case.policy.name == "shallow"
+    }
+    row = next(
+        row
+        for row in manifest.calibration["search"]
+        if row["ms"] / 1000 + fleet.BESIDE_ENGINE_S == pytest.approx(seconds)
+    )
+    page = Path(__file__).resolve().parent.parent / "docs" / "autoscaling.md"
+    assert f"shallow: `{row['plan']}`" in page.read_text("utf-8")
+
+
 def test_a_simulated_replica_sheds_waits_and_cheapens_as_the_real_one_does(
     fake_manifest: Manifest,
 ) -> None:
