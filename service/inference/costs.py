@@ -145,10 +145,6 @@ class Costs:
             return {}
         return {plan.name: self.total_ms(plan) - self.beside.ms() for plan in plans}
 
-    def least_ms(self, plan: Plan) -> float:
-        """The least that one image took, by the last runs of each stage."""
-        return sum(cost.least_ms for cost in (self._glance, *self._after_glance(plan)))
-
     def doubt(self, plan: Plan, now: float) -> None:
         """Note that the cost of a plan ruled it out; it counts if it was not measured lately, or
         for longer if measuring it again changed nothing the last times."""
@@ -174,7 +170,7 @@ class Costs:
     def measured(self, plan: Plan) -> None:
         """A plan that is in doubt was measured once more."""
         doubt = self.doubted[plan.name]
-        doubt.times -= 1
+        doubt.times, doubt.stages = doubt.times - 1, 0
         if doubt.times:
             return
         del self.doubted[plan.name]
@@ -206,11 +202,12 @@ class Costs:
 @dataclass(slots=True)
 class Doubt:
     """A plan whose cost may be wrong. before_ms: that cost. times: how often the engine shall
-    measure it while it is idle."""
+    measure it while it is idle. stages: how many of its stages it has measured this time."""
 
     plan: Plan
     before_ms: float
     times: int = AGAIN
+    stages: int = 0
 
 
 def _cost(ms: float | Cost) -> Cost:

@@ -54,15 +54,11 @@ class Runner:
         """Plans whose costs are in doubt."""
         return self._costs.doubted
 
-    def measuring_s(self, plan: Plan) -> float:
-        """How long it takes to measure a plan again, at least: its cost is in doubt, and must keep
-        nobody out meanwhile."""
-        return self._costs.least_ms(plan) / 1000
-
-    def measure(self, plan: Plan) -> None:
-        """Measure again what a plan takes. An error of the backend counts as a batch's."""
+    def measure(self, plan: Plan, may_run: Callable[[float], bool]) -> None:
+        """Measure again what a plan takes, or a part of it (see `measure_again`). An error of the
+        backend counts as a batch's."""
         try:
-            measure_again(self._stages, self._costs, plan)
+            measure_again(self._stages, self._costs, plan, may_run)
         except Exception:  # noqa: BLE001  # as for a batch
             self._costs.not_measured(plan)
             self._failed({}, f"a blank image, to measure {plan.name}")

@@ -61,15 +61,21 @@ class Turns:
         def wanted() -> bool:
             return bool(queue.waiting) or not (ready() or queue.held)
 
+        def may_run(seconds: float) -> bool:
+            """Whether a stage may be measured now. What is in doubt keeps nobody out, and who comes
+            waits for one stage at most."""
+            with changed:
+                queue.free = time.perf_counter() + seconds
+                return not (queue.held or wanted())
+
         while not wanted():
             if not doubted:
                 changed.wait_for(lambda: wanted() or doubted)
             elif not changed.wait_for(wanted, IDLE_S):
                 plan = next(iter(doubted.values())).plan
-                queue.free = time.perf_counter() + self._runner.measuring_s(plan)
                 changed.release()  # others may take places meanwhile
                 try:
-                    self._runner.measure(plan)
+                    self._runner.measure(plan, may_run)
                 finally:
                     changed.acquire()
                     queue.free = -math.inf

@@ -70,24 +70,40 @@ def warm_up(stages: Stages, max_batch: int) -> Costs:
     return costs
 
 
-def measure_again(stages: Stages, costs: Costs, plan: Plan) -> None:
-    """Run a plan on a blank image, so that its cost follows: all at once, when the engine is about
-    to be free again."""
+def measure_again(
+    stages: Stages, costs: Costs, plan: Plan, may_run: Callable[[float], bool]
+) -> None:
+    """Run a plan that is in doubt on a blank image, so that its cost follows, stage by stage.
+
+    may_run: asked before each stage, with the seconds that it will take at least. Where it says no,
+    the next time measures the rest; what that reads is computed once more.
+    """
     canvases = {canvas.name: canvas.shapes[0] for canvas in stages.manifest.input.canvases}
     glance, own = next(iter(canvases)), plan.canvas or next(iter(canvases))
-    taken: list[tuple[Cost, float]] = []
-    for canvas in dict.fromkeys((glance, own)):
-        frame = _blank(canvases[canvas])
-        features, ms = _timed(1, partial(stages.front, [frame]))
-        taken.append((costs.front[canvas], ms))
-    shape = canvases[own].name
-    encoded, ms = _timed(1, partial(stages.encode, plan, shape, features))
-    taken.append((costs.encoders[plan.encoder], ms))
-    for head in plan.heads:
-        _, ms = _timed(1, partial(stages.head, shape, encoded, head.key))
-        taken.append((costs.heads[own, head.key], ms))
-    for cost, ms in taken:
-        cost.add(ms / 1000, 1, time.perf_counter())
+    shape, made = canvases[own].name, dict[str, Tensors]()
+
+    def front(canvas: str) -> None:
+        made["features"] = stages.front([_blank(canvases[canvas])])
+
+    def encode() -> None:
+        made["encoded"] = stages.encode(plan, shape, made["features"])
+
+    def head(key: str) -> None:
+        stages.head(shape, made["encoded"], key)
+
+    work: list[tuple[Cost, Callable[[], None]]] = [
+        *((costs.front[canvas], partial(front, canvas)) for canvas in dict.fromkeys((glance, own))),
+        (costs.encoders[plan.encoder], encode),
+        *((costs.heads[own, each.key], partial(head, each.key)) for each in plan.heads),
+    ]
+    doubt = costs.doubted[plan.name]
+    for number, (cost, run) in enumerate(work):
+        if not may_run(cost.least_ms / 1000):
+            return
+        _, ms = _timed(1, run)
+        if number == doubt.stages:
+            cost.add(ms / 1000, 1, time.perf_counter())
+            doubt.stages += 1
     costs.measured(plan)
 
 

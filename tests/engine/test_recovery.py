@@ -13,6 +13,7 @@ from service.bundle import Manifest
 from service.core import Ask, Budget
 from service.engines.base import Arrays, HostTensors, Tensors
 from service.errors import BackendError, DeadlineExceeded, FathomError, Overloaded
+from service.inference.costs import AGAIN, STALE_S, Cost
 from service.inference.runner import FAILURES
 from service.segmenting import Answer
 from tests.engine.world import NONE, Gate, World, failure, play, ready, settle, until
@@ -185,6 +186,41 @@ def test_a_doubtful_estimate_keeps_nobody_out_while_it_is_measured(
             await settle()
             world.release()
             assert (await task).decision.plan.name == "d1"
+
+    play(scenario())
+
+
+def test_who_comes_while_an_estimate_is_measured_waits_for_one_stage_at_most(
+    fake_manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest is measured when the engine is idle again, and no stage counts twice."""
+    ran: list[str] = []
+    run = Gate.run
+
+    def noted(gate: Gate, stage: str, tensors: Tensors | Arrays) -> HostTensors:
+        ran.append(stage)
+        return run(gate, stage, tensors)
+
+    async def scenario() -> None:
+        async with ready(fake_manifest) as world:
+            monkeypatch.setattr(Gate, "run", noted)
+            costs, plan = world.engine._costs, fake_manifest.plans[-1]
+            world.backend.closed = True
+            costs.doubt(plan, time.perf_counter() + STALE_S)
+            with world.engine._changed:
+                world.engine._changed.notify()
+            await until(world.backend.entered.is_set)
+            task = world.submit(1, Budget(depth=1))
+            await settle()
+            counted = []
+            monkeypatch.setattr(Cost, "add", lambda cost, *_: counted.append(cost))
+            world.release()
+            await task
+            await until(lambda: not costs.doubted)
+            image, plan_d4 = ["front", "encoder-d1", "decoder"], ["front", "encoder-d4", "decoder"]
+            assert ran == ["front", *image, *AGAIN * plan_d4]
+            assert counted.count(costs.encoders["d4"]) == AGAIN
+            assert counted.count(costs.front[plan.canvas]) == AGAIN + 1  # the image's, too
 
     play(scenario())
 
