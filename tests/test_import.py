@@ -337,6 +337,25 @@ def test_what_the_checkpoint_does_not_say_is_asked_for(
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("kind", "architecture", "words"),
+    [
+        ("maskformer", "MaskFormerForInstanceSegmentation", "model_type: 'maskformer'"),
+        ("mask2former", "Mask2FormerModel", "['Mask2FormerModel'] has no heads"),
+    ],
+)
+def test_another_network_is_refused_before_anything_else_is_asked_for(
+    kind: str, architecture: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither for a task nor for files, which others name otherwise."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    about = {"model_type": kind, "architectures": [architecture]}
+    (folder / "config.json").write_text(json.dumps(about))
+    assert main(["import", str(folder), "--out", str(tmp_path / "run")]) == 1
+    assert words in capsys.readouterr().err
+
+
 def test_a_backbone_with_other_strides_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

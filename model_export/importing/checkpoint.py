@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ARCHITECTURE = "Mask2FormerForUniversalSegmentation"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 KINDS = ("F64", "F32", "F16", "BF16", "I64", "I32")  # integers: counts and places
@@ -50,7 +51,9 @@ def open_checkpoint(folder: Path, foreign: Path | None = None) -> Checkpoint:
             f"{folder} is no folder: download the checkpoint first, with config.json, "
             f"preprocessor_config.json and its safetensors"
         )
-    config, processor = read_json(folder / CONFIG), read_json(folder / PROCESSOR)
+    config = read_json(folder / CONFIG)
+    check_kind(folder / CONFIG, config)
+    processor = read_json(folder / PROCESSOR)
     for path, content in ((folder / CONFIG, config), (folder / PROCESSOR, processor)):
         if "auto_map" in content:
             raise CheckpointError(f"{path}: auto_map: code of a checkpoint's own is never run")
@@ -62,6 +65,20 @@ def open_checkpoint(folder: Path, foreign: Path | None = None) -> Checkpoint:
     for path in weights:
         check_tensors(path)
     return Checkpoint(folder, config, processor, weights)
+
+
+def check_kind(path: Path, config: dict[str, Any]) -> None:
+    """Before anything else is asked for: nobody should look for the rest of another network. Raises
+    CheckpointError."""
+    if config.get("model_type") != "mask2former":
+        raise CheckpointError(
+            f"{path}: model_type: {config.get('model_type')!r} cannot be served; mask2former can"
+        )
+    kinds = config.get("architectures") or []
+    if not isinstance(kinds, list):
+        raise CheckpointError(f"{path}: architectures: {kinds!r} must be a list of names")
+    if kinds and ARCHITECTURE not in kinds:
+        raise CheckpointError(f"{path}: architectures: {kinds} has no heads; {ARCHITECTURE} has")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from model_export.importing import state_dicts
-from model_export.importing.check_config import (
+from model_export.importing.check_config import check_backbone, check_fields, check_found
+from model_export.importing.checkpoint import (
     ARCHITECTURE,
-    check_backbone,
-    check_fields,
-    check_found,
+    CONFIG,
+    PROCESSOR,
+    Checkpoint,
+    CheckpointError,
 )
-from model_export.importing.checkpoint import CONFIG, PROCESSOR, Checkpoint, CheckpointError
 from model_export.importing.state_dicts import BACKBONE
 from model_export.network.config import IMPORTED, Config, ImportedBackbone
 from model_export.network.segmenter import Segmenter
