@@ -356,6 +356,21 @@ def test_another_network_is_refused_before_anything_else_is_asked_for(
     assert words in capsys.readouterr().err
 
 
+def test_a_backbone_that_makes_no_numbers_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of weights that are all numbers: export would tell, minutes later."""
+    model = random_model("resnet")
+    for name, buffer in model.named_buffers():
+        if "running_var" in name:
+            buffer.neg_()
+    folder = saved(model, tmp_path / "checkpoint")
+    ask = ["import", str(folder), "--out", str(tmp_path / "run"), "--task", "semantic"]
+    assert main(ask) == 1
+    assert "the backbone makes values that are no numbers" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_backbone_with_other_strides_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

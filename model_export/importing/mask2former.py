@@ -168,7 +168,8 @@ class SizeError(CheckpointError):
 @torch.inference_mode()
 def check_maps(checkpoint: Checkpoint, network: Segmenter, canvas: Canvas) -> None:
     """Raises SizeError where the backbone takes no image of one of the shapes, and CheckpointError
-    where it does not give maps at strides 4, 8, 16 and 32, with the channels that it promises."""
+    where it does not give maps at strides 4, 8, 16 and 32, with the channels that it promises, or
+    where they are no numbers, to which a variance below 0 leads, which is itself one."""
     for shape in canvas.shapes:
         height, width = shape.height, shape.width
         try:
@@ -190,6 +191,11 @@ def check_maps(checkpoint: Checkpoint, network: Segmenter, canvas: Canvas) -> No
             raise checkpoint.refuse(
                 "backbone_config",
                 f"its maps have {channels} channels, but it promises {network.backbone.channels}",
+            )
+        if not all(m.isfinite().all() for m in maps):
+            raise CheckpointError(
+                f"{checkpoint.weights[0].parent}: of its weights the backbone makes values that "
+                f"are no numbers: training went wrong, or the file is damaged"
             )
 
 
