@@ -281,6 +281,10 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "listed widths": (config(mask_feature_size=[64]), "mask_feature_size: [64, 64, [64]] must"),
     "kinds": (config(architectures=5), "architectures: 5 must be a list"),
     "backbone 5": (config(backbone_config=5), "backbone_config: 5 must be an object"),
+    "gray": (
+        config(backbone_config={"model_type": "swin", "num_channels": 1}),
+        "backbone_config: num_channels: 1 cannot be served",
+    ),
     "backbone nope": (config(backbone_config={"model_type": "nope"}), "model_type 'nope' is unk"),
     "depths": (
         config(backbone_config={"model_type": "swin", "depths": "abc"}),

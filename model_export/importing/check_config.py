@@ -73,6 +73,11 @@ def check_backbone(checkpoint: Checkpoint, package: Any) -> None:
             "backbone_config",
             f"model_type {kind!r} is unknown to transformers {package.__version__}",
         )
+    if about.get("num_channels", 3) != 3:
+        raise checkpoint.refuse(
+            "backbone_config",
+            f"num_channels: {about['num_channels']!r} cannot be served; images have 3",
+        )
 
 
 def check_found(checkpoint: Checkpoint, found: dict[str, Any], model: nn.Module) -> None:
