@@ -260,6 +260,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "mean": (processor(image_mean=[0.5]), "image_mean"),
     "std": (processor(image_std=[0.5, 0, 0.5]), "image_std"),
     "size": (processor(size={"max_height": 5}), "--canvases"),
+    "a list as size": (processor(size=[64, 96]), "size: [64, 96] names no size"),
     "threshold": (processor(threshold=2), "threshold: 2"),
     "threshold true": (processor(threshold=True), "threshold: True"),
     "mean NaN": (processor(image_mean=[math.nan, 0, 0]), "image_mean: must be three numbers"),
@@ -373,6 +374,14 @@ def test_a_backbone_that_makes_no_numbers_is_refused(
     assert main(ask) == 1
     assert "the backbone makes values that are no numbers" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_small_sizes_share_a_canvas(checkpoint: Path, tmp_path: Path) -> None:
+    """Three quarters of one can have the longest side of the whole, once rounded up to 32."""
+    folder = shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    edit(folder / "preprocessor_config.json", size={"height": 70, "width": 90})
+    _, canvases, _ = read_config(imported(folder, tmp_path / "run"))
+    assert [shape.name for canvas in canvases for shape in canvas.shapes] == ["64x64", "96x96"]
 
 
 def test_a_backbone_with_other_strides_is_refused(

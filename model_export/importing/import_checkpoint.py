@@ -242,10 +242,10 @@ def default_canvases(checkpoint: Checkpoint) -> list[str]:
 
     Where only the edges are given, landscapes and portraits of 4:3 with that shortest edge.
     """
-    size = checkpoint.processor.get("size")
-    if isinstance(size, int):
-        size = {"shortest_edge": size, "longest_edge": checkpoint.processor.get("max_size", 1333)}
-    size = size if isinstance(size, dict) else {}
+    given = checkpoint.processor.get("size")
+    size = given if isinstance(given, dict) else {}
+    if type(given) is int:
+        size = {"shortest_edge": given, "longest_edge": checkpoint.processor.get("max_size", 1333)}
     shapes: list[tuple[int, int]] = []
     if type(size.get("height")) is int and type(size.get("width")) is int:
         shapes = [(size["height"], size["width"])]
@@ -255,14 +255,14 @@ def default_canvases(checkpoint: Checkpoint) -> list[str]:
         shapes = [(short, long), (long, short)]
     if not shapes or min(min(sides) for sides in shapes) < 32:
         raise CheckpointError(
-            f"{checkpoint.folder / PROCESSOR}: size: {size} names no size of at least 32 pixels: "
-            f"name the sizes by --canvases"
+            f"{checkpoint.folder / PROCESSOR}: size: {given!r} names no size of at least 32 "
+            f"pixels: name the sizes by --canvases"
         )
-    scaled = [
-        list(dict.fromkeys(f"{_multiple(h * share)}x{_multiple(w * share)}" for h, w in shapes))
-        for share in (*SMALLER, 1)
-    ]
-    return list(dict.fromkeys(",".join(canvas) for canvas in scaled))
+    canvases: dict[int, str] = {}  # by the longest side, which names them; small sizes share one
+    for share in (*SMALLER, 1):
+        sides = dict.fromkeys((_multiple(h * share), _multiple(w * share)) for h, w in shapes)
+        canvases[max(map(max, sides))] = ",".join(f"{h}x{w}" for h, w in sides)
+    return list(canvases.values())
 
 
 def _multiple(pixels: float) -> int:
