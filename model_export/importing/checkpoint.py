@@ -109,7 +109,11 @@ def weights_in(folder: Path) -> tuple[Path, ...]:
                 f"they are opened. Where you trust it, load it in transformers and save it again "
                 f"with save_pretrained, which writes {WEIGHTS}"
             )
-        raise CheckpointError(f"{folder / WEIGHTS} is missing, and so is {INDEX}")
+        others = sorted(path.name for path in folder.glob("*.safetensors"))
+        raise CheckpointError(
+            f"{folder / WEIGHTS} is missing, and so is {INDEX}"
+            + (f"; if {others[0]} is the whole network, rename it" if others else "")
+        )
     listed = read_json(folder / INDEX).get("weight_map")
     named = isinstance(listed, dict) and all(isinstance(name, str) for name in listed.values())
     if not listed or not named:

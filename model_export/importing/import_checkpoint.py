@@ -77,7 +77,10 @@ def main(args: argparse.Namespace) -> None:
     canvases = parse_canvases(args.canvases or default_canvases(checkpoint))
     model = mask2former.load(checkpoint)
     if model.config.num_labels != len(names):
-        raise checkpoint.refuse("id2label", f"{len(names)} names for {model.config.num_labels}")
+        raise checkpoint.refuse(
+            "id2label",
+            f"names {len(names)} classes, and the network has {model.config.num_labels}: name each",
+        )
     thresholds = thresholds_of(
         checkpoint, args.threshold, args.mask_threshold, args.overlap_threshold
     )
@@ -171,10 +174,11 @@ def class_names(checkpoint: Checkpoint) -> tuple[str, ...]:
             raise checkpoint.refuse("id2label", f"{index}: {name!r} must be one line of text")
         if list(table.values()).count(name) > 1:
             raise checkpoint.refuse("id2label", f"two classes are named {name!r}: rename one")
-    if sorted(table) != list(range(len(given))) or len(table) > MOST_CLASSES:
-        raise checkpoint.refuse(
-            "id2label", f"must name the classes 0 to {len(given) - 1}, at most {MOST_CLASSES}"
-        )
+    if len(table) > MOST_CLASSES:
+        raise checkpoint.refuse("id2label", f"{len(table)} classes; at most {MOST_CLASSES}")
+    missing = next((index for index in range(len(given)) if index not in table), None)
+    if missing is not None:
+        raise checkpoint.refuse("id2label", f"must name every class from 0 on; {missing} lacks one")
     return tuple(table[index] for index in range(len(table)))
 
 

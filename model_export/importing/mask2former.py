@@ -44,7 +44,8 @@ def load(checkpoint: Checkpoint) -> nn.Module:
     try:
         model = load_as(checkpoint, package)
     except ImportError as error:
-        raise checkpoint.refuse("backbone_config", f"its backbone needs a package: {error}") from (
+        said = " ".join(str(error).split())
+        raise checkpoint.refuse("backbone_config", f"its backbone needs a package: {said}") from (
             error
         )
     except CheckpointError:
