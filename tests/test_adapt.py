@@ -17,6 +17,7 @@ from model_export.__main__ import main
 from model_export.data.augment import on_canvases
 from model_export.data.sample import DataError
 from model_export.data.unlabelled import photos_in, without_labels
+from model_export.importing import adapt
 from model_export.importing.adapt import LEAST_PHOTOS, LEAST_TO_TRAIN
 from model_export.importing.distill import DistillOptions, teach
 from model_export.network.knobs import Knobs
@@ -141,6 +142,30 @@ def test_photos_that_cannot_be_read_are_named_before_anything_is_measured(
     assert "07.png is no readable image" in said
     assert "18.png is no readable image" in said
     assert "quality" not in said  # the bar of the measurement
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_full_plan_that_finds_nothing_is_told_of(
+    run: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every plan that finds nothing would agree with it, and the promise be worth nothing."""
+
+    def stop(*_: object) -> None:
+        raise RunError("far enough")
+
+    monkeypatch.setattr(adapt, "choose", stop)
+    for threshold, told in (("1", True), ("0", False)):
+        ask = ["import", str(run.parent / "checkpoint"), "--out", str(tmp_path / threshold)]
+        ask += ["--task", "instance", "--canvases", "32x64", "--threshold", threshold]
+        assert main(ask) == 0
+        assert main(["adapt", str(tmp_path / threshold), "--images", str(photos)]) == 1
+        said = capsys.readouterr().err
+        assert "far enough" in said
+        assert ("the full plan finds nothing on any of these photos" in said) == told
 
 
 def test_labels_judge_where_there_are_any(

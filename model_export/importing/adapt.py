@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,14 @@ from model_export.data.folders import images_below
 from model_export.data.for_network import open_samples
 from model_export.data.sample import DataError
 from model_export.data.unlabelled import PHOTOS, photos_in, without_labels
-from model_export.gating.combinations import combinations_of
+from model_export.gating.combinations import combinations_of, full_of
 from model_export.gating.derive_targets import measure_plans
 from model_export.gating.partial_results import PartialResults, key_of
 from model_export.gating.search_plans import choose
 from model_export.gating.search_table import CostOptions
 from model_export.gating.train_gate import fit_and_calibrate
 from model_export.importing import distill
+from model_export.importing.checkpoint import PROCESSOR
 from model_export.importing.distill import DistillOptions
 from model_export.network.config import Config
 from model_export.option_types import number, whole
@@ -115,6 +117,14 @@ def main(args: argparse.Namespace) -> None:
     targets = measure_plans(model, combinations, [photos], spec, canvases, 1, 0, results)
     if len(targets["names"]) < len(photos):
         raise DataError(f"{spec}: the labels of some images are all void: leave those out")
+    if not args.on and not targets["counts"][:, names.index(full_of(config, canvases).name)].any():
+        print(
+            f"the full plan finds nothing on any of these photos, and so every plan that finds "
+            f"nothing agrees with it. If there is something, look at --threshold and "
+            f"--mask-threshold of `import`, and at image_mean, image_std and rescale_factor of the "
+            f"checkpoint's {PROCESSOR}",
+            file=sys.stderr,
+        )
     held, seen = place % 3 == 2, (place % 3 == 0) & taught
     choice = CostOptions(
         run=args.run,
