@@ -22,7 +22,7 @@ from model_export.export import write_bundle as exporter
 from model_export.network.gate import Gate, gate_input, gate_inputs
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import Segmenter, semantic_probabilities
-from model_export.tasks import TASKS, qualities
+from model_export.tasks import TASKS, qualities, task_of
 from model_export.training.bundle_weights import WEIGHTS, read_weights
 from model_export.training.runs import (
     RunError,
@@ -110,6 +110,16 @@ def test_a_search_s_table_goes_into_the_bundle(toy_run: Path) -> None:
     assert found["searched_on"] == {"data": "scenes:3", "machine": {"threads": 1}}
     assert found["data"] == "scenes:4:5"
     assert "margins" not in found["gate"]
+    json.dumps(found, allow_nan=False)
+
+
+def test_held_out_images_with_nothing_on_them_can_be_bundled(toy_run: Path) -> None:
+    """As where an imported checkpoint finds nothing on photos: quality of the set is none then."""
+    config, _, _ = read_config(toy_run)
+    config = replace(config, task="instance", head="queries", things=(True,) * config.classes)
+    held = {"counts": np.zeros((2, 3, config.classes, 4)), "spec": np.array("photos")}
+    found = exporter.calibration(config, held, {}, {})
+    assert found[f"dataset_{task_of(config).measure}"] == [None] * 3
     json.dumps(found, allow_nan=False)
 
 

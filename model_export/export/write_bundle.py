@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -263,13 +264,15 @@ def calibration(
 ) -> dict[str, Any]:
     """What was measured on which images: free JSON, for people and for a later calibration."""
     counts, task = held["counts"], task_of(config)
+    of_sets = [float(task.of_set(counts[:, k].sum(0))) for k in range(counts.shape[1])]
     return {
         "data": str(held["spec"]),
         "images": len(counts),
         "quality": f"mean over images of each image's {task.measure}",
         "judged_by": search.get("judged_by", "labels"),
+        # None where no held-out image has anything on it, and nothing was found: JSON has no NaN.
         f"dataset_{task.measure}": [
-            round(float(task.of_set(counts[:, k].sum(0))), 5) for k in range(counts.shape[1])
+            round(value, 5) if math.isfinite(value) else None for value in of_sets
         ],
         "gate": {name: value for name, value in fitted.items() if name != "margins"},
         "search": search.get("search", []),
