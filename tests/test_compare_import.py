@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,13 @@ def made(
     # transformers saves a checkpoint without this loss, but its forward fails without it.
     model = random_model("swin", use_auxiliary_loss=request.param == "panoptic")
     checkpoint, run = saved(model, folder / "checkpoint"), folder / "run"
+    if request.param == "semantic":  # what a checkpoint may ask of transformers beside its weights
+        for name, change in (
+            ("config.json", {"return_dict": False}),
+            ("preprocessor_config.json", {"pad_size": {"height": 256, "width": 256}}),
+        ):
+            file = checkpoint / name
+            file.write_text(json.dumps(json.loads(file.read_text()) | change))
     ask = ["import", str(checkpoint), "--out", str(run), "--task", request.param]
     ask += ["--threshold", "0.2", "--canvases", "64x96"]
     assert main([*ask, *(("--things", "0-2") if request.param == "panoptic" else ())]) == 0

@@ -156,6 +156,7 @@ def open_case(args: argparse.Namespace) -> Case:
     opened = bundle.load(args.bundle)
     theirs = mask2former.load(checkpoint)
     theirs.config.use_auxiliary_loss = True  # without it transformers' forward fails
+    theirs.config.return_dict = True
     model, _, canvases = read_weights(args.bundle / WEIGHTS)
     classes = [entry.name for entry in opened.manifest.head.classes]
     if len(classes) != theirs.config.num_labels or model.config.imported is None:
@@ -174,9 +175,11 @@ def open_case(args: argparse.Namespace) -> Case:
 def processor_of(checkpoint: Checkpoint) -> Any:
     """transformers' own image processor, the one without torchvision."""
     module = mask2former.transformers().models.mask2former.image_processing_pil_mask2former
-    return module.Mask2FormerImageProcessorPil.from_pretrained(
+    made = module.Mask2FormerImageProcessorPil.from_pretrained(
         checkpoint.folder, local_files_only=True
     )
+    made.pad_size = None  # what it gets is a canvas already
+    return made
 
 
 # --------------------------------------------------------------------------------------------------
