@@ -56,7 +56,7 @@ class Model:
         metrics: Metrics,
         open_backend: Callable[[], Backend],
     ) -> None:
-        _log.info("label maps %s", described())
+        _log.info("scaling and label maps %s", described())
         self.bundle, self.manifest, self.tasks = bundle, bundle.manifest, tasks_of(bundle)
         self.task = self.tasks[self.manifest.head.name]
         self.policies = Policies(self.manifest, settings.max_loss)

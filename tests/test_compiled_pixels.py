@@ -1,4 +1,4 @@
-"""Label maps by the compiled library: the same as without it, to the last bit."""
+"""Label maps and scaled images by the compiled library: the same as without it, to the last bit."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from service.bundle import Bundle
 from service.core import Geometry
@@ -16,7 +17,7 @@ from service.errors import BackendError
 from service.native import build
 from service.native import library as opening
 from service.native.library import instructions, opened
-from service.pixels import compiled_labels, most_probable
+from service.pixels import bilinear, compiled_labels, most_probable
 from service.pixels.compiled_labels import compiled_map, compiled_runs
 from service.pixels.resample import axes
 from service.pixels.runs import Runs
@@ -95,12 +96,15 @@ def test_equal_probabilities_go_to_the_lower_class(library: ctypes.CDLL) -> None
     assert set(np.unique(wanted)) == {0, 2}
 
 
-def test_no_memory_is_an_error(library: ctypes.CDLL) -> None:
+def test_no_memory_is_an_error(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, columns = axes(Geometry(16, 12, 64, 48, (48, 64)), (12, 16))
     with pytest.raises(MemoryError):
         compiled_runs(lambda _call: -1, noise(), rows, columns)
     with pytest.raises(MemoryError):
         compiled_map(lambda _call: -1, noise(), rows, columns)
+    monkeypatch.setattr(bilinear, "scaler", lambda: lambda _call: -1)
+    with pytest.raises(MemoryError):
+        bilinear.scale(np.zeros((2, 2, 3), np.uint8), np.zeros((3, 3, 3), np.uint8))
 
 
 def test_without_the_library_labels_are_the_same(
@@ -114,6 +118,45 @@ def test_without_the_library_labels_are_the_same(
     assert np.array_equal(most_probable.most_probable_map(noise(), geometry), without.labels())
 
 
+SIZES = [
+    ((360, 480), (576, 768)),
+    ((360, 480), (192, 256)),
+    ((576, 768), (384, 512)),
+    ((577, 433), (255, 192)),
+    ((37, 53), (36, 52)),
+    ((300, 4), (77, 90)),  # Pillow would begin with the rows
+    ((40, 40), (40, 41)),
+    ((1, 1), (7, 5)),
+    ((9, 400), (1, 3)),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), SIZES)
+def test_scaled_pixels_are_those_without_it(
+    library: ctypes.CDLL,
+    level: str,
+    old: tuple[int, int],
+    new: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = np.random.default_rng(0).integers(0, 256, (*old, 3), np.uint8)
+    source[: old[0] // 2] = np.where(source[: old[0] // 2] > 127, 255, 0)  # no sum overflows
+    function = getattr(library, f"scale_{level}")
+    function.restype = ctypes.c_int64
+    made = []
+    for compiled in (lambda call: int(function(ctypes.byref(call))), None):
+        monkeypatch.setattr(bilinear, "scaler", lambda compiled=compiled: compiled)
+        canvas = np.zeros((new[0] + 2, new[1] + 3, 3), np.uint8)
+        bilinear.scale(source, canvas[: new[0], : new[1]])
+        assert not canvas[new[0] :].any()
+        assert not canvas[:, new[1] :].any()
+        made.append(canvas)
+    assert np.array_equal(*made)
+    if old[0] * new[1] == old[1] * new[0]:
+        pillow = Image.fromarray(source).resize(new[::-1], Image.Resampling.BILINEAR)
+        assert np.array_equal(made[0][: new[0], : new[1]], np.asarray(pillow))
+
+
 def test_the_log_says_what_makes_masks_and_a_wrong_library_ends_the_start(
     library: ctypes.CDLL,
     onnx_bundle: Bundle,
@@ -122,10 +165,12 @@ def test_the_log_says_what_makes_masks_and_a_wrong_library_ends_the_start(
 ) -> None:
     caplog.set_level(logging.INFO)
     open_bundle(onnx_bundle.root, backend="fake").close()
-    assert f"label maps compiled for {instructions(library)}" in caplog.text
+    assert f"scaling and label maps compiled for {instructions(library)}" in caplog.text
     monkeypatch.setattr(opening, "LIBRARY", Path("none"))
     open_bundle(onnx_bundle.root, backend="fake").close()
-    assert "label maps without the compiled library; with a C compiler: pip" in caplog.text
+    assert (
+        "scaling and label maps without the compiled library; with a C compiler: pip" in caplog.text
+    )
     monkeypatch.undo()
     monkeypatch.setattr(opening, "digest", lambda: "0" * 64)
     with pytest.raises(BackendError, match="other sources"):

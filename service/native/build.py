@@ -28,6 +28,7 @@ FLAGS = (
 VARIED: dict[str, tuple[str, tuple[str, ...]]] = {
     "sampling.c": ("sample", ()),
     "labels.c": ("label", ("-ffp-contract=off",)),
+    "scale.c": ("scale", ()),
 }
 INSTRUCTIONS: dict[str, tuple[str, ...]] = {"base": ()}
 if platform.machine() in {"x86_64", "AMD64"}:

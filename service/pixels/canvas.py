@@ -16,7 +16,7 @@ from PIL import Image
 
 from service.bundle import InputSpec, Shape
 from service.core import Color, Frame, Geometry, ValueRange
-from service.pixels import color, value_range
+from service.pixels import bilinear, color, value_range
 from service.pixels.opened import Opened, kind_of, loader, pillow_errors
 
 TURNS = {
@@ -60,7 +60,9 @@ class Scaled(Mapping[str, Frame]):
     def __init__(self, source: Image.Image, placed: Mapping[str, Geometry], pad: Color) -> None:
         """source: in sRGB, as large as on the largest canvas, or at its own size if it is smaller.
         placed: where it lies on each canvas."""
-        self._source, self._placed, self._pad = source, placed, pad
+        # `convert` would copy an image that is RGB already.
+        self._source = np.asarray(source if source.mode == "RGB" else source.convert("RGB"))
+        self._placed, self._pad = placed, pad
         self._frames: dict[str, Frame] = {}
         self[next(iter(placed))]
 
@@ -76,14 +78,10 @@ class Scaled(Mapping[str, Frame]):
         return len(self._placed)
 
     def _frame(self, geometry: Geometry) -> Frame:
-        image, size = self._source, (geometry.scaled_width, geometry.scaled_height)
-        if image.size != size:
-            image = image.resize(size, Image.Resampling.BILINEAR)
-        # `convert` would copy an image that is RGB already.
-        inside = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        height, width = geometry.scaled_height, geometry.scaled_width
         pixels = np.empty((*geometry.canvas, 3), np.uint8)
-        pixels[: size[1], : size[0]] = inside
-        pixels[size[1] :] = pixels[: size[1], size[0] :] = self._pad
+        bilinear.scale(self._source, pixels[:height, :width])
+        pixels[height:] = pixels[:height, width:] = self._pad
         return Frame(pixels, geometry)
 
 
