@@ -170,7 +170,7 @@ class SizeError(CheckpointError):
 def check_maps(checkpoint: Checkpoint, network: Segmenter, canvas: Canvas) -> None:
     """Raises SizeError where the backbone takes no image of one of the shapes, and CheckpointError
     where it does not give maps at strides 4, 8, 16 and 32, with the channels that it promises, or
-    where they are no numbers, to which a variance below 0 leads, which is itself one."""
+    where they hold NaN or infinity: finite weights can do that, as a variance below 0."""
     for shape in canvas.shapes:
         height, width = shape.height, shape.width
         try:
@@ -195,8 +195,8 @@ def check_maps(checkpoint: Checkpoint, network: Segmenter, canvas: Canvas) -> No
             )
         if not all(m.isfinite().all() for m in maps):
             raise CheckpointError(
-                f"{checkpoint.weights[0].parent}: of its weights the backbone makes values that "
-                f"are no numbers: training went wrong, or the file is damaged"
+                f"{checkpoint.weights[0].parent}: its backbone computes NaN or infinity: training "
+                f"went wrong, or the file is damaged"
             )
 
 
