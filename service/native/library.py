@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
+from functools import cache
 
 from service.errors import BackendError
 from service.native.build import LIBRARY, digest
 
+Compiled = Callable[[ctypes.Structure], int]
 MEND = "pip install -e . in Fathom's source folder, or python -m service.native.build"
 
 
@@ -27,6 +30,18 @@ def opened() -> ctypes.CDLL | None:
     if library.fathom_sources().decode() != digest():
         raise BackendError(f"{LIBRARY} was built from other sources: {MEND}")
     return library
+
+
+@cache
+def function(name: str) -> Compiled | None:
+    """One of the library's functions that take a structure and return a number; None where nothing
+    is compiled. Raises BackendError, see `opened`."""
+    library = opened()
+    if library is None:
+        return None
+    compiled = getattr(library, name)
+    compiled.restype = ctypes.c_int64
+    return lambda call: int(compiled(ctypes.byref(call)))
 
 
 def instructions(library: ctypes.CDLL) -> str:

@@ -7,15 +7,14 @@ pixels, to the last bit.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.native.library import opened
+from service.native.library import Compiled, function
 
 FRACTION = 22  # bits of a weight, see native/scale.h
 
@@ -70,15 +69,9 @@ def scale(source: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:
         raise MemoryError
 
 
-@cache
-def scaler() -> Callable[[ctypes.Structure], int] | None:
+def scaler() -> Compiled | None:
     """What runs a call; None where nothing is compiled. Raises BackendError, see `opened`."""
-    library = opened()
-    if library is None:
-        return None
-    library.fathom_scale.restype = ctypes.c_int64
-    compiled = library.fathom_scale
-    return lambda call: int(compiled(ctypes.byref(call)))
+    return function("fathom_scale")
 
 
 @lru_cache(maxsize=64)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.native.library import opened
+from service.native.library import Compiled, function
 from service.pixels.resample import Axis
 from service.pixels.runs import Positions
 
@@ -29,19 +27,13 @@ class _Labelling(ctypes.Structure):
     )
 
 
-@cache
-def labeller() -> Callable[[ctypes.Structure], int] | None:
+def labeller() -> Compiled | None:
     """What runs a call; None where nothing is compiled. Raises BackendError, see `opened`."""
-    library = opened()
-    if library is None:
-        return None
-    library.fathom_label.restype = ctypes.c_int64
-    label = library.fathom_label
-    return lambda call: int(label(ctypes.byref(call)))
+    return function("fathom_label")
 
 
 def compiled_runs(
-    label: Callable[[ctypes.Structure], int],
+    label: Compiled,
     probabilities: NDArray[np.float32],
     rows: Axis,
     columns: Axis,
@@ -64,7 +56,7 @@ def compiled_runs(
 
 
 def compiled_map(
-    label: Callable[[ctypes.Structure], int],
+    label: Compiled,
     probabilities: NDArray[np.float32],
     rows: Axis,
     columns: Axis,
@@ -77,7 +69,7 @@ def compiled_map(
 
 
 def _run(
-    label: Callable[[ctypes.Structure], int],
+    label: Compiled,
     planes: NDArray[np.float32],
     rows: Axis,
     columns: Axis,
