@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -155,6 +156,27 @@ def test_scaled_pixels_are_those_without_it(
     if old[0] * new[1] == old[1] * new[0]:
         pillow = Image.fromarray(source).resize(new[::-1], Image.Resampling.BILINEAR)
         assert np.array_equal(made[0][: new[0], : new[1]], np.asarray(pillow))
+
+
+def test_the_weights_of_a_call_are_there_until_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache keeps only one's of threads that compute the same ones at once: the others' would
+    be freed, and the service died of it."""
+    made: list[weakref.ref[object]] = []
+    computed = bilinear.taps.__wrapped__
+
+    def alone(old: int, new: int) -> bilinear.Taps:
+        found = computed(old, new)
+        made.extend(weakref.ref(array) for array in found)
+        return found
+
+    def compiled(_call: ctypes.Structure) -> int:
+        assert len(made) == 6
+        assert all(array() is not None for array in made)
+        return 0
+
+    monkeypatch.setattr(bilinear, "scaler", lambda: compiled)
+    monkeypatch.setattr(bilinear, "taps", alone)
+    bilinear.scale(np.zeros((2, 2, 3), np.uint8), np.zeros((3, 3, 3), np.uint8))
 
 
 def test_the_log_says_what_makes_masks_and_a_wrong_library_ends_the_start(

@@ -57,13 +57,15 @@ def scale(source: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:
         image = Image.fromarray(source).resize((width, len(source)), Image.Resampling.BILINEAR)
         target[:] = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
         return
+    # Held until the call is done: of threads that compute the same taps at once, one's are kept.
+    down, across = taps(len(source), height), taps(source.shape[1], width)
     call = _Scaling(
         source.ctypes.data,
         target.ctypes.data,
         *source.shape[:2],
         target.strides[0],
-        _addressed(taps(len(source), height)),
-        _addressed(taps(source.shape[1], width)),
+        _addressed(down),
+        _addressed(across),
     )
     if compiled(call):
         raise MemoryError
