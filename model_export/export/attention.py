@@ -94,12 +94,12 @@ def body(form: Form) -> onnx.FunctionProto:
     tiles[-1] = heads * samples
     lines = [
         # softmax over levels and points: (B * M, 1, L * P, Q)
-        *_reshape("rows", "logits", -1, queries, heads, samples),
+        *reshape("rows", "logits", -1, queries, heads, samples),
         "softmax = Softmax <axis = -1> (rows)",
         "by_head = Transpose <perm = [0, 2, 3, 1]> (softmax)",
-        *_reshape("weights", "by_head", -1, 1, samples, queries),
+        *reshape("weights", "by_head", -1, 1, samples, queries),
         # GridSample takes -1..1: 2 * (reference + offset / size) - 1, on flat rows
-        *_reshape("flat", "offsets", -1, queries, heads * samples * 2),
+        *reshape("flat", "offsets", -1, queries, heads * samples * 2),
         f"step = Constant <value_floats = {heads * pixels}> ()",
         "two = Constant <value_float = 2.0> ()",
         "one = Constant <value_float = 1.0> ()",
@@ -109,13 +109,13 @@ def body(form: Form) -> onnx.FunctionProto:
         "centers = Tile (center, tiles)",
         "steps = Mul (flat, step)",
         "places = Add (steps, centers)",
-        *_reshape("apart", "places", -1, queries, heads, samples, 2),
+        *reshape("apart", "places", -1, queries, heads, samples, 2),
         "permuted = Transpose <perm = [0, 2, 3, 1, 4]> (apart)",
-        *_reshape("grid", "permuted", -1, samples, queries, 2),
+        *reshape("grid", "permuted", -1, samples, queries, 2),
         # (B * M, D, S)
-        *_reshape("tokens", "value", -1, form.tokens, heads * width),
+        *reshape("tokens", "value", -1, form.tokens, heads * width),
         "channels = Transpose <perm = [0, 2, 1]> (tokens)",
-        *_reshape("planes", "channels", -1, width, form.tokens),
+        *reshape("planes", "channels", -1, width, form.tokens),
         *_split("weights", 2, [form.points] * levels),
         *_split("grid", 1, [form.points] * levels),
         *_split("planes", 2, [h * w for h, w in form.shapes]),
@@ -123,7 +123,7 @@ def body(form: Form) -> onnx.FunctionProto:
     ]
     for i, (h, w) in enumerate(form.shapes):
         lines += [
-            *_reshape(f"plane{i}", f"planes{i}", -1, width, h, w),
+            *reshape(f"plane{i}", f"planes{i}", -1, width, h, w),
             f'sampled{i} = GridSample <mode = "bilinear"> (plane{i}, grid{i})',
             f"weighted{i} = Mul (sampled{i}, weights{i})",
             f"level{i} = ReduceSum <keepdims = 0> (weighted{i}, points)",
@@ -133,7 +133,7 @@ def body(form: Form) -> onnx.FunctionProto:
         lines.append(f"sum{i} = Add ({total}, level{i})")
         total = f"sum{i}"
     lines += [
-        *_reshape("joined", total, -1, heads * width, queries),
+        *reshape("joined", total, -1, heads * width, queries),
         "out = Transpose <perm = [0, 2, 1]> (joined)",
     ]
     attributes = ", ".join(field.name for field in fields(Form))
@@ -144,7 +144,7 @@ def body(form: Form) -> onnx.FunctionProto:
     return function
 
 
-def _reshape(name: str, source: str, *shape: int) -> tuple[str, str]:
+def reshape(name: str, source: str, *shape: int) -> tuple[str, str]:
     """Lines of ONNX's text form."""
     return (
         f"{name}_shape = Constant <value_ints = {list(shape)}> ()",

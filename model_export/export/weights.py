@@ -34,6 +34,7 @@ from model_export.export.graphs import (
     heads_of,
     stages_of,
 )
+from model_export.export.places import write_places
 from model_export.files import naming
 from model_export.network.gate import Gate
 from model_export.network.knobs import Knobs
@@ -147,7 +148,7 @@ def trace(module: Stage | Encoders, example: tuple[Tensor, ...], name: str) -> o
     """The module as a graph for any batch, without traces of the machine that made it. Raises
     RunError."""
     names = module.inputs
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad()):
         warnings.simplefilter("ignore")  # the exporter's own, about names of axes that it merges
         program = torch.onnx.export(
             module.eval(),
@@ -172,6 +173,7 @@ def trace(module: Stage | Encoders, example: tuple[Tensor, ...], name: str) -> o
         node.doc_string = ""
     for value in (*graph.value_info, *graph.input, *graph.output, *graph.initializer):
         del value.metadata_props[:]
+    write_places(model)
     cast_by_type(model)
     add_bodies(model)
     del graph.value_info[:]
