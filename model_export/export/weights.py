@@ -7,10 +7,12 @@ every graph, too.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,11 +146,24 @@ def read_entries(path: Path) -> dict[str, Entry]:
 # the graphs
 
 
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """The exporter makes millions of objects and keeps them until its end: looking for garbage
+    among them would take a fifth of its time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def trace(module: Stage | Encoders, example: tuple[Tensor, ...], name: str) -> onnx.ModelProto:
     """The module as a graph for any batch, without traces of the machine that made it. Raises
     RunError."""
     names = module.inputs
-    with warnings.catch_warnings(), torch.no_grad()):
+    with warnings.catch_warnings(), torch.no_grad(), _no_garbage_collection():
         warnings.simplefilter("ignore")  # the exporter's own, about names of axes that it merges
         program = torch.onnx.export(
             module.eval(),
