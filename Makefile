@@ -85,6 +85,7 @@ lint: $(TEST)/.ready
 	$(TEST)/bin/mypy
 
 # More than one environment: training needs torch, and the service must prove every day that it does not.
+# Each has the newest pip: that which comes with Python may be years old, and takes twice as long to choose versions.
 $(SERVE)/.ready: EXTRA = cpu
 $(TEST)/.ready: EXTRA = test
 $(TEST_SERVICE)/.ready: EXTRA = test-service
@@ -100,7 +101,7 @@ $(SERVE)/.ready $(TEST)/.ready $(TEST_SERVICE)/.ready $(CLIENTS)/.ready $(BATCH)
 	  echo "'$(PYTHON)' cannot make a virtual environment: its modules venv and ensurepip are missing." >&2; \
 	  echo "On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@echo "Setting up $(@D): once, and again when pyproject.toml changes. $(NOTE)"
-	@$(PYTHON) -m venv --clear $(@D)
+	@$(PYTHON) -m venv --clear --upgrade-deps $(@D) >/dev/null
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRA)]'
 	@touch $@
 
