@@ -151,7 +151,7 @@ def policy_of(table: tuple[EncoderPlan, ...], weights: Mapping[str, float]) -> P
     return Policy(plans, (), 0.0, columns)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(
     table=TABLES,
     weights=WEIGHTS,
@@ -186,7 +186,7 @@ def test_no_plan_is_over_the_budget_and_no_head_runs_unasked(
     assert [head.name for head in decision.plan.heads] == asked
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(table=TABLES, weights=WEIGHTS)
 def test_plans_are_a_front_up_to_the_full_one(
     table: tuple[EncoderPlan, ...], weights: dict[str, float]
@@ -200,7 +200,7 @@ def test_plans_are_a_front_up_to_the_full_one(
     assert len(set(names(plans))) == len(plans)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(table=TABLES, weights=WEIGHTS, budget=st.floats(0.01, 20))
 def test_the_larger_head_is_not_that_which_matters_less_if_that_costs_quality(
     table: tuple[EncoderPlan, ...], weights: dict[str, float], budget: float
@@ -223,7 +223,7 @@ def test_the_larger_head_is_not_that_which_matters_less_if_that_costs_quality(
             assert quality / total <= plan.quality + 1e-9
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(table=TABLES, high=st.floats(0.5, 1), budget=st.floats(0.01, 20).map(told))
 def test_more_preference_never_gets_less_quality_at_the_same_budget(
     table: tuple[EncoderPlan, ...], high: float, budget: float

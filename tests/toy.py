@@ -46,11 +46,11 @@ TRAIN = (
 
 
 def toy(classes: int = 11, layers: int = 3) -> Config:
-    """A quarter of `tiny`'s channels and half of its layers, all three knobs; the backbone stays
+    """A quarter of `tiny`'s channels and half of its encoder, all three knobs; the backbone stays
     the real one."""
     from model_export.network.config import tiny
 
-    sizes = {"channels": 32, "heads": 4, "encoder_ffn": 32, "decoder_layers": 2, "decoder_ffn": 32}
+    sizes = {"channels": 32, "heads": 4, "encoder_ffn": 32, "decoder_layers": 1, "decoder_ffn": 32}
     return replace(
         tiny(classes),
         schedule=(1, 2, 3)[-layers:],

@@ -454,7 +454,7 @@ NEAR = st.lists(
 ).map("".join)
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(text=TEXTS | NEAR)
 def test_whatever_stands_in_the_field_it_is_weights_or_a_400_of_the_field(text: str) -> None:
     try:
