@@ -180,6 +180,27 @@ def no_shards(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
 
 
+def linked(name: str) -> Callable[[Path], None]:
+    """A link whose file stayed behind, as in a copy of a cache of downloads."""
+
+    def change(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(Path("../../blobs") / name)
+
+    return change
+
+
+def linked_index(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    linked("model.safetensors.index.json")(folder)
+
+
+def linked_shard(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}')
+    linked("b.safetensors")(folder)
+
+
 def without(*words: str) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         from safetensors.torch import load_file, save_file
@@ -232,6 +253,17 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "half": (lambda f: cut(f / "model.safetensors"), "not downloaded to its end"),
     "pointer": (lambda f: (f / "model.safetensors").write_text("version"), "download it again"),
     "no shards": (no_shards, "index.json: weight_map must name the file of each tensor"),
+    "config left behind": (linked("config.json"), "config.json is a link to ../../blobs/config.js"),
+    "processor left behind": (
+        linked("preprocessor_config.json"),
+        "preprocessor_config.json is a link to ../../blobs/preprocessor_config.json, which is not",
+    ),
+    "weights left behind": (
+        linked("model.safetensors"),
+        "model.safetensors is a link to ../../blobs/model.safetensors, which is not there: copy",
+    ),
+    "index left behind": (linked_index, "model.safetensors.index.json is a link to ../../blobs/"),
+    "shard left behind": (linked_shard, "b.safetensors is a link to ../../blobs/b.safetensors, "),
     "no JSON": (lambda f: (f / "config.json").write_text("{"), "cannot be read"),
     "a list": (lambda f: (f / "config.json").write_text("[]"), "must be a JSON object"),
     "code": (config(auto_map={"AutoModel": "x.Y"}), "auto_map"),
@@ -241,6 +273,10 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "another model": (config(model_type="oneformer"), "model_type: 'oneformer'"),
     "no heads": (config(architectures=["Mask2FormerModel"]), "architectures"),
+    "video": (
+        config(architectures=["Mask2FormerForVideoSegmentation"]),
+        "architectures: ['Mask2FormerForVideoSegmentation'] cannot be served: its heads are others",
+    ),
     "pre-norm": (config(pre_norm=True), "pre_norm"),
     "quantised": (
         config(quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}),
@@ -296,6 +332,10 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
         "backbone_config: num_channels: 1 cannot be served",
     ),
     "backbone nope": (config(backbone_config={"model_type": "nope"}), "model_type 'nope' is unk"),
+    "no backbone": (
+        config(backbone_config={"model_type": "segformer"}),
+        "backbone_config: model_type 'segformer' is no backbone in transformers",
+    ),
     "depths": (
         config(backbone_config={"model_type": "swin", "depths": "abc"}),
         "config.json: transformers cannot make the network of it",
@@ -355,7 +395,7 @@ def test_what_the_checkpoint_does_not_say_is_asked_for(
     ("kind", "architecture", "words"),
     [
         ("maskformer", "MaskFormerForInstanceSegmentation", "model_type: 'maskformer'"),
-        ("mask2former", "Mask2FormerModel", "['Mask2FormerModel'] has no heads"),
+        ("mask2former", "Mask2FormerModel", "['Mask2FormerModel'] cannot be served"),
     ],
 )
 def test_another_network_is_refused_before_anything_else_is_asked_for(
@@ -410,7 +450,7 @@ def test_a_backbone_of_more_maps_is_refused(
     monkeypatch.setitem(BACKBONES, "resnet", lambda: type(made())(**made().to_dict() | stages))
     folder = saved(random_model("resnet"), tmp_path / "checkpoint")
     assert main(["import", str(folder), "--out", str(tmp_path), "--task", "semantic"]) == 1
-    assert "backbone_config: out_features: it gives 5 maps; there must be 4" in (
+    assert "backbone_config: out_features: it gives 5; there must be 4 maps" in (
         capsys.readouterr().err
     )
 

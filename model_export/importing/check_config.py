@@ -73,6 +73,11 @@ def check_backbone(checkpoint: Checkpoint, package: Any) -> None:
             "backbone_config",
             f"model_type {kind!r} is unknown to transformers {package.__version__}",
         )
+    if package.CONFIG_MAPPING[kind] not in package.MODEL_FOR_BACKBONE_MAPPING:
+        raise checkpoint.refuse(
+            "backbone_config",
+            f"model_type {kind!r} is no backbone in transformers {package.__version__}",
+        )
     if about.get("num_channels", 3) != 3:
         raise checkpoint.refuse(
             "backbone_config",

@@ -8,6 +8,7 @@ refused, and so is code of its own.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,21 @@ def check_kind(path: Path, config: dict[str, Any]) -> None:
     if not isinstance(kinds, list):
         raise CheckpointError(f"{path}: architectures: {kinds!r} must be a list of names")
     if kinds and ARCHITECTURE not in kinds:
-        raise CheckpointError(f"{path}: architectures: {kinds} has no heads; {ARCHITECTURE} has")
+        raise CheckpointError(
+            f"{path}: architectures: {kinds} cannot be served: its heads are others, or it has "
+            f"none; {ARCHITECTURE} can"
+        )
+
+
+def missing(path: Path, why: str) -> CheckpointError:
+    """An error about a file that is not there. Copies of a cache of downloads can be links alone,
+    which have lost what they point to."""
+    if path.is_symlink():
+        return CheckpointError(
+            f"{path} is a link to {os.readlink(path)}, which is not there: copy the files, not the "
+            f"links to them (cp -rL)"
+        )
+    return CheckpointError(f"{path} is missing{why}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -86,9 +101,10 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path} is missing: a checkpoint needs it; save_pretrained of the model and of its "
-            f"image processor write both JSON files"
+        raise missing(
+            path,
+            ": a checkpoint needs it; save_pretrained of the model and of its image processor "
+            "write both JSON files",
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
@@ -110,9 +126,11 @@ def weights_in(folder: Path) -> tuple[Path, ...]:
                 f"with save_pretrained, which writes {WEIGHTS}"
             )
         others = sorted(path.name for path in folder.glob("*.safetensors"))
-        raise CheckpointError(
-            f"{folder / WEIGHTS} is missing, and so is {INDEX}"
-            + (f"; if {others[0]} is the whole network, rename it" if others else "")
+        linked = (folder / INDEX).is_symlink()
+        raise missing(
+            folder / (INDEX if linked else WEIGHTS),
+            f", and so is {INDEX}"
+            + (f"; if {others[0]} is the whole network, rename it" if others else ""),
         )
     listed = read_json(folder / INDEX).get("weight_map")
     named = isinstance(listed, dict) and all(isinstance(name, str) for name in listed.values())
@@ -121,9 +139,7 @@ def weights_in(folder: Path) -> tuple[Path, ...]:
     shards = sorted(set(listed.values()))
     for name in shards:
         if Path(name).name != name or not (folder / name).is_file():
-            raise CheckpointError(
-                f"{folder / name} is missing, which {INDEX} lists: download it again"
-            )
+            raise missing(folder / name, f", which {INDEX} lists: download it again")
     return tuple(folder / name for name in shards)
 
 

@@ -119,7 +119,7 @@ def config_of(
     maps = len(model.get_submodule(BACKBONE.removesuffix(".")).channels)
     if maps != len(STRIDES):
         raise checkpoint.refuse(
-            "backbone_config", f"out_features: it gives {maps} maps; there must be {len(STRIDES)}"
+            "backbone_config", f"out_features: it gives {maps}; there must be {len(STRIDES)} maps"
         )
     return Config(
         name="imported",
