@@ -128,6 +128,23 @@ def test_pixels_that_are_not_normalised_are_told_of(
     assert "do_normalize is false" in capsys.readouterr().err
 
 
+def test_a_file_about_all_processors_is_read_as_transformers_reads_it(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """It goes before that of images, or stands for it, where it says something of images."""
+    folder = shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    both = folder / "processor_config.json"
+    for content, size in (
+        ({"processor_class": "Other"}, "96x128"),
+        ({"image_processor": PROCESSOR | {"size": {"height": 64, "width": 160}}}, "64x160"),
+    ):
+        both.write_text(json.dumps(content))
+        _, canvases, _ = read_config(imported(folder, tmp_path / "run"))
+        assert [shape.name for shape in canvases[-1].shapes] == [size]
+    (folder / "preprocessor_config.json").unlink()
+    imported(folder, tmp_path / "run")
+
+
 def test_things_are_named_also_where_names_have_commas() -> None:
     names = ["car", "car, parked", "bus, red", "sky"]
     for given, things in (
@@ -304,6 +321,14 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "fewer layers": (config(encoder_layers=2), "is not of this network"),
     "mean": (processor(image_mean=[0.5]), "image_mean"),
     "std": (processor(image_std=[0.5, 0, 0.5]), "image_std"),
+    "images": (
+        lambda f: (f / "processor_config.json").write_text('{"image_processor": 5}'),
+        "processor_config.json: image_processor: 5 must be an object",
+    ),
+    "mean of images": (
+        lambda f: (f / "processor_config.json").write_text('{"image_processor": {}}'),
+        "processor_config.json: size: None names no size",
+    ),
     "size": (processor(size={"max_height": 5}), "--canvases"),
     "a list as size": (processor(size=[64, 96]), "size: [64, 96] names no size"),
     "threshold": (processor(threshold=2), "threshold: 2"),

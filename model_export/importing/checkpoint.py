@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+PROCESSORS, IMAGES = "processor_config.json", "image_processor"  # a file, and its field
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ARCHITECTURE = "Mask2FormerForUniversalSegmentation"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -30,18 +31,24 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """config, processor: the content of the two JSON files. weights: the files with tensors.
-    foreign: whether those are a state dict of other code, with other names."""
+    """config, processor: the content of the two JSON files. processor_file: the second one's name.
+    weights: the files with tensors. foreign: whether those are a state dict of other code, with
+    other names."""
 
     folder: Path
     config: dict[str, Any]
     processor: dict[str, Any]
+    processor_file: Path
     weights: tuple[Path, ...]
     foreign: bool = False
 
     def refuse(self, field: str, why: str) -> CheckpointError:
         """An error about a field of config.json."""
         return CheckpointError(f"{self.folder / CONFIG}: {field}: {why}")
+
+    def refuse_pixels(self, field: str, why: str) -> CheckpointError:
+        """An error about a field of the image processor's file."""
+        return CheckpointError(f"{self.processor_file}: {field}: {why}")
 
 
 def open_checkpoint(folder: Path, foreign: Path | None = None) -> Checkpoint:
@@ -54,18 +61,18 @@ def open_checkpoint(folder: Path, foreign: Path | None = None) -> Checkpoint:
         )
     config = read_json(folder / CONFIG)
     check_kind(folder / CONFIG, config)
-    processor = read_json(folder / PROCESSOR)
-    for path, content in ((folder / CONFIG, config), (folder / PROCESSOR, processor)):
+    processor_file, processor = read_processor(folder)
+    for path, content in ((folder / CONFIG, config), (processor_file, processor)):
         if "auto_map" in content:
             raise CheckpointError(f"{path}: auto_map: code of a checkpoint's own is never run")
     if foreign is not None:
         if not foreign.is_file():
             raise CheckpointError(f"{foreign} is no file: --weights names a state dict")
-        return Checkpoint(folder, config, processor, (foreign,), foreign=True)
+        return Checkpoint(folder, config, processor, processor_file, (foreign,), foreign=True)
     weights = weights_in(folder)
     for path in weights:
         check_tensors(path)
-    return Checkpoint(folder, config, processor, weights)
+    return Checkpoint(folder, config, processor, processor_file, weights)
 
 
 def check_kind(path: Path, config: dict[str, Any]) -> None:
@@ -83,6 +90,18 @@ def check_kind(path: Path, config: dict[str, Any]) -> None:
             f"{path}: architectures: {kinds} cannot be served: its heads are others, or it has "
             f"none; {ARCHITECTURE} can"
         )
+
+
+def read_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """(file, what it says of pixels). As transformers reads them: a file about all processors goes
+    before that of images alone, where it has them. Raises CheckpointError."""
+    path = folder / PROCESSORS
+    within = read_json(path) if path.is_file() else {}
+    if IMAGES not in within:
+        return folder / PROCESSOR, read_json(folder / PROCESSOR)
+    if not isinstance(within[IMAGES], dict):
+        raise CheckpointError(f"{path}: {IMAGES}: {within[IMAGES]!r} must be an object")
+    return path, within[IMAGES]
 
 
 def missing(path: Path, why: str) -> CheckpointError:

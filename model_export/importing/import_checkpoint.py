@@ -18,7 +18,6 @@ from model_export.data.class_names import named_in
 from model_export.data.coco_files import flag
 from model_export.importing import mask2former
 from model_export.importing.checkpoint import (
-    PROCESSOR,
     Checkpoint,
     CheckpointError,
     open_checkpoint,
@@ -99,7 +98,7 @@ def tell_of_raw_pixels(checkpoint: Checkpoint) -> None:
     """Where a processor does not normalise, training often did so outside of it."""
     if not checkpoint.processor.get("do_normalize", True):
         print(
-            f"{checkpoint.folder / PROCESSOR}: do_normalize is false, and so the network gets "
+            f"{checkpoint.processor_file}: do_normalize is false, and so the network gets "
             f"pixels that are not normalised. If it was trained on normalised ones, set "
             f"do_normalize, do_rescale, image_mean and image_std there, and import again",
             file=sys.stderr,
@@ -258,9 +257,9 @@ def default_canvases(checkpoint: Checkpoint) -> list[str]:
         long = min(round(short * 4 / 3), longest if type(longest) is int else 2 * short)
         shapes = [(short, long), (long, short)]
     if not shapes or min(min(sides) for sides in shapes) < 32:
-        raise CheckpointError(
-            f"{checkpoint.folder / PROCESSOR}: size: {given!r} names no size of at least 32 "
-            f"pixels: name the sizes by --canvases"
+        raise checkpoint.refuse_pixels(
+            "size",
+            f"{given!r} names no size of at least 32 pixels: name the sizes by --canvases",
         )
     canvases: dict[int, str] = {}  # by the longest side, which names them; small sizes share one
     for share in (*SMALLER, 1):

@@ -18,7 +18,6 @@ from model_export.importing.check_config import check_backbone, check_fields, ch
 from model_export.importing.checkpoint import (
     ARCHITECTURE,
     CONFIG,
-    PROCESSOR,
     Checkpoint,
     CheckpointError,
 )
@@ -205,10 +204,10 @@ def normalisation(checkpoint: Checkpoint) -> tuple[tuple[float, ...], tuple[floa
     about = checkpoint.processor
     for field in ("do_rescale", "do_normalize"):
         if type(about.get(field, True)) is not bool:
-            raise _of_processor(checkpoint, field, "must be true or false")
+            raise checkpoint.refuse_pixels(field, "must be true or false")
     scale = about.get("rescale_factor", 1 / 255) if about.get("do_rescale", True) else 1.0
     if not _is_number(scale) or scale <= 0:
-        raise _of_processor(checkpoint, "rescale_factor", "must be a positive number")
+        raise checkpoint.refuse_pixels("rescale_factor", "must be a positive number")
     if not about.get("do_normalize", True):
         return (0.0,) * 3, (1 / scale,) * 3
     values = []
@@ -216,7 +215,7 @@ def normalisation(checkpoint: Checkpoint) -> tuple[tuple[float, ...], tuple[floa
         given = about.get(field)
         listed = isinstance(given, list) and len(given) == 3 and all(map(_is_number, given))
         if not listed or (field == "image_std" and min(given) <= 0):
-            raise _of_processor(checkpoint, field, "must be three numbers, of red, green and blue")
+            raise checkpoint.refuse_pixels(field, "must be three numbers, of red, green and blue")
         values.append(tuple(float(v) / scale for v in given))
     return values[0], values[1]
 
@@ -224,10 +223,6 @@ def normalisation(checkpoint: Checkpoint) -> tuple[tuple[float, ...], tuple[floa
 def _is_number(value: object) -> TypeGuard[float]:
     """Whether it is one that mean and deviation of pixels can be."""
     return type(value) in (int, float) and abs(value) <= MOST_OF_PIXELS  # type: ignore[operator]
-
-
-def _of_processor(checkpoint: Checkpoint, field: str, why: str) -> CheckpointError:
-    return CheckpointError(f"{checkpoint.folder / PROCESSOR}: {field}: {why}")
 
 
 # --------------------------------------------------------------------------------------------------
