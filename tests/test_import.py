@@ -3,8 +3,10 @@ same, or is refused by the name of what stands in the way."""
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,8 @@ from model_export.importing.checkpoint import CheckpointError
 from model_export.importing.import_checkpoint import things_of
 from model_export.network.knobs import Knobs
 from model_export.network.segmenter import semantic_probabilities
+from model_export.training import runs
+from model_export.training.bundle_weights import WEIGHTS
 from model_export.training.runs import classes_of, load_model, read_config
 from tests.checkpoints import BACKBONES, CLASSES, PROCESSOR, STAGES, random_model, saved
 
@@ -63,6 +67,28 @@ def test_the_full_plan_gives_the_checkpoints_logits(
     assert (got.classes - wanted.class_queries_logits).abs().max() < MOST
     assert (got.masks - wanted.masks_queries_logits).abs().max() < MOST
     assert semantic_probabilities(got).shape == (2, CLASSES, 24, 32)
+
+
+def test_a_full_disk_leaves_a_run_with_the_weights_and_names_that_belong_together(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run, other = tmp_path / "run", random_model(num_labels=CLASSES + 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "save_file", full)
+        assert main(["import", str(checkpoint), "--out", str(run), "--task", "semantic"]) == 1
+    assert f"{run / WEIGHTS}: No space left on device" in capsys.readouterr().err
+    imported(checkpoint, run, "semantic")
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    newer = saved(other, tmp_path / "newer")
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "save_file", full)
+        assert main(["import", str(newer), "--out", str(run), "--task", "semantic"]) == 1
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    imported(newer, run, "semantic")
+    assert len(classes_of(run)) == CLASSES + 1
 
 
 def test_shards_are_read_too(tmp_path: Path) -> None:

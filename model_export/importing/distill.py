@@ -37,9 +37,8 @@ from model_export.training.runs import (
     classes_of,
     discard_derived,
     read_config,
-    save_model,
     trained_on,
-    write_config,
+    write_run,
 )
 from model_export.training.supernet import token_loss
 from service.bundle import Canvas
@@ -166,8 +165,8 @@ def teach(
                 return False
     _, _, arguments = read_config(run)
     arguments |= {"taught": key_of(options)}
-    write_config(run, config, canvases, arguments, trained_on(run), classes_of(run))
-    save_model(run, student.state_dict())
+    about = trained_on(run), classes_of(run)
+    write_run(run, config, canvases, arguments, *about, student.state_dict())
     discard_derived(run)
     return True
 

@@ -36,10 +36,9 @@ from model_export.training.runs import (
     RunError,
     discard_derived,
     read_config,
-    save_model,
     tiles_of,
-    write_config,
     write_plans,
+    write_run,
 )
 from service import bundle
 from service.bundle import Canvas
@@ -95,12 +94,12 @@ def main(args: argparse.Namespace) -> None:
     seen = [data for run in args.runs for data in seen_by(run)]
     about = arguments | {"averaged": [str(run) for run in args.runs]}
     made = f"the weights of {args.runs[0]}" if alone else f"the mean of these {len(states)} runs"
-    write_config(args.out, config, canvases, about, seen, classes)
-    if before == read_text(args.out / RUN) and holds(args.out, mean):
+    same = holds(args.out, mean)
+    write_run(args.out, config, canvases, about, seen, classes, mean)
+    if before == read_text(args.out / RUN) and same:
         print(f"{args.out} already has {made}; plans, targets and gate stay")
         return
     discard_derived(args.out)
-    save_model(args.out, mean)
     if alone:
         write_plans(args.out, *plans_of(args.runs[0]))
     print(f"{args.out}: {made}")
