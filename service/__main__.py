@@ -24,6 +24,10 @@ if __name__ == "__main__":
     # The imports below take a second, and an exception in one of them may get lost.
     for number in ENDING:
         signal.signal(number, lambda _number, _frame: os._exit(0))
+    # What platforms set for others, and libraries obey as they are imported: names of propagators
+    # that are not installed end the start, and counters in files outlive the process.
+    for name in ("OTEL_PROPAGATORS", "PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"):
+        os.environ.pop(name, None)
 
 import asyncio
 import logging
@@ -33,7 +37,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -51,6 +54,7 @@ from service.errors import FathomError, SettingsError
 from service.inference.engine import THREAD
 from service.metrics import Metrics
 from service.model import Model, metrics_of
+from service.release import installed
 from service.segmenting import Segmenter
 from service.settings import Settings, flag
 
@@ -87,7 +91,7 @@ def serve(settings: Settings, served: Bundle, standard: str = "") -> None:
     """
     more_files()
     metrics = metrics_of(served.manifest, settings)
-    release = _version()
+    release = installed()
 
     def open_engine() -> Backend:
         # Runs on the engine's thread, while the event loop already answers.
@@ -111,6 +115,7 @@ def serve(settings: Settings, served: Bundle, standard: str = "") -> None:
         lifespan="on",
         http=protocol(settings),
         ws="none",
+        workers=1,  # else it reads WEB_CONCURRENCY
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
     )
     with (
@@ -229,13 +234,6 @@ def open_grpc(
         ) from error
     told = {"version": release, "keys": shared.keys, "tracing": shared.tracing}
     return GrpcServer(settings, segmenter, metrics, **told)
-
-
-def _version() -> str:
-    try:
-        return version("fathom")
-    except PackageNotFoundError:
-        return "unknown"  # run from a source tree that is not installed
 
 
 def end(status: int) -> NoReturn:

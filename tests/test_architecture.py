@@ -30,6 +30,7 @@ LAYERS = {
             "command_line",
             "logs",
             "request_line",
+            "release",
         ),
         *("labels", "metrics", "outcomes", "threads", "native"),
         *("bundle", "pixels", "tasks", "answer", "engines", "inference"),

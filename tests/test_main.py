@@ -23,6 +23,7 @@ import pytest
 from PIL import Image
 
 from service import __main__ as entry
+from service import release
 from service.api.http1.listening import listen
 from service.bundle import Bundle
 from service.errors import SettingsError
@@ -201,6 +202,26 @@ def test_an_engine_that_is_busy_at_the_end_of_the_drain_does_not_abort_the_proce
             process.kill()
 
 
+def test_variables_that_platforms_set_for_other_programs_mean_nothing(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    counters = tmp_path / "counters"
+    counters.mkdir()
+    others = {
+        "OTEL_PROPAGATORS": "tracecontext,b3",  # the latter is not installed
+        "WEB_CONCURRENCY": "auto",
+        "PROMETHEUS_MULTIPROC_DIR": str(counters),
+    }
+    with subprocess.Popen(
+        STRICT_SERVICE, cwd=ROOT, env=environ | others, stderr=subprocess.PIPE, text=True
+    ) as started:
+        try:
+            ready_address_of(started)
+            assert not list(counters.iterdir())  # else they outlive the process
+        finally:
+            started.kill()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_it_starts_ends_it_cleanly(
     environ: dict[str, str], number: signal.Signals
@@ -339,7 +360,7 @@ def test_a_default_floor_of_which_the_bundle_promises_nothing_is_pointed_out(
 
 def test_an_installation_without_metadata_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> str:
-        raise entry.PackageNotFoundError(name)
+        raise release.PackageNotFoundError(name)
 
-    monkeypatch.setattr(entry, "version", absent)
-    assert entry._version() == "unknown"
+    monkeypatch.setattr(release, "version", absent)
+    assert release.installed() == "unknown"
