@@ -193,11 +193,15 @@ def open_tracing(settings: Settings, release: str, standard: str = "") -> Tracin
     """
     if not settings.trace_endpoint:
         return None
+    asks = standard or flag("trace_endpoint")
     try:
         from service.api.tracing import Tracing, exporter
 
         if settings.trace_protocol == "grpc":
             from service.api.tracing_grpc import exporter  # type: ignore[assignment]
+
+        to = exporter(settings.trace_endpoint, asks)
+        return Tracing(to, sample=settings.trace_sample, version=release)
     except ImportError as error:
         extra = "tracing-grpc" if settings.trace_protocol == "grpc" else "tracing"
         if standard:
@@ -208,13 +212,10 @@ def open_tracing(settings: Settings, release: str, standard: str = "") -> Tracin
             )
             return None
         raise SettingsError(
-            f"{flag('trace_endpoint')} needs packages that are not installed ({error.name}): "
+            f"{asks} needs packages that are not installed ({error.name}): "
             f"pip install '.[{extra}]' in Fathom's source folder, or set OTEL_SDK_DISABLED=true"
         ) from error
-    to = exporter(settings.trace_endpoint)
-    try:
-        return Tracing(to, sample=settings.trace_sample, version=release)
-    except ValueError as error:  # the SDK reads its variables itself
+    except ValueError as error:  # the SDK reads its variables itself, some as it is imported
         raise SettingsError(f"tracing: an OTEL_* variable is wrong: {error}") from error
 
 

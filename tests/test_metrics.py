@@ -503,7 +503,7 @@ def test_as_json_any_other_line_has_its_text_and_an_error_its_stack(
             "json",
             ["--trace-endpoint", "nowhere"],
             2,
-            "SettingsError: --trace-endpoint is 'nowhere'",
+            "SettingsError: --trace-endpoint: 'nowhere'",
         ),
     ],
 )

@@ -28,7 +28,6 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import SettingsError
-from service.settings import flag
 from service.trace import Trace
 
 METHOD, SEGMENT, INFER = "POST", "/segment", "/v2/models/{name}/infer"  # what is recorded
@@ -41,26 +40,24 @@ _W3C = TraceContextTextMapPropagator()
 Attributes: TypeAlias = Mapping[str, str | int | float | Sequence[int]]
 
 
-def exporter(endpoint: str) -> OTLPSpanExporter:
-    """The exporter to a collector: its base URL, or the URL of its traces. Raises SettingsError."""
-    url = checked(endpoint)
+def exporter(endpoint: str, setting: str) -> OTLPSpanExporter:
+    """The exporter to a collector: its base URL, or the URL of its traces. setting: the flag or the
+    variable that names it. Raises SettingsError."""
+    url = checked(endpoint, setting)
     return OTLPSpanExporter(
         endpoint if url.path.strip("/") else f"{endpoint.rstrip('/')}/v1/traces"
     )
 
 
-def checked(endpoint: str) -> SplitResult:
-    """The parts of a collector's URL. Raises SettingsError."""
+def checked(endpoint: str, setting: str) -> SplitResult:
+    """The parts of a collector's URL. setting: what names it. Raises SettingsError."""
     try:
         url = urlsplit(endpoint)
         right = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
     except ValueError:  # an invalid port or IPv6 address
         right = False
     if not right:
-        raise SettingsError(
-            f"{flag('trace_endpoint')} is {endpoint!r}: it must be a URL such as "
-            "http://collector:4318"
-        )
+        raise SettingsError(f"{setting}: {endpoint!r} is no URL such as http://collector:4318")
     return url
 
 

@@ -8,8 +8,9 @@ from opentelemetry.sdk.trace.export import SpanExporter
 from service.api.tracing import checked
 
 
-def exporter(endpoint: str) -> SpanExporter:
-    """The exporter to a collector's base URL; http:// is without TLS. Raises SettingsError."""
-    checked(endpoint)
+def exporter(endpoint: str, setting: str) -> SpanExporter:
+    """The exporter to a collector's base URL; http:// is without TLS. setting: what names it.
+    Raises SettingsError."""
+    checked(endpoint, setting)
     made: SpanExporter = OTLPSpanExporter(endpoint)
     return made

@@ -20,7 +20,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from service import __main__ as entry
+from service.__main__ import open_tracing
 from service.api.tracing import Tracing, exporter
 from service.bundle import Bundle, Manifest
 from service.command_line import load, standard_collector
@@ -116,7 +116,7 @@ def collector() -> Iterator[tuple[str, list[tuple[str, ExportTraceServiceRequest
 @pytest.mark.parametrize("path", ["", "/", "/v1/traces"])
 def test_spans_reach_a_collector_when_the_service_ends(fake_manifest: Manifest, path: str) -> None:
     with collector() as (url, got):
-        (answer,) = World(fake_manifest, exporter(url + path)).ask(post())
+        (answer,) = World(fake_manifest, exporter(url + path, "--trace-endpoint")).ask(post())
     assert {where for where, _ in got} == {"/v1/traces"}
     (resource,) = got[0][1].resource_spans
     spans = [span for scoped in resource.scope_spans for span in scoped.spans]
@@ -132,7 +132,7 @@ def test_a_collector_that_is_not_there_is_logged_and_costs_no_request(
 ) -> None:
     with collector() as (url, _):
         pass  # its port is free again
-    (answer,) = World(fake_manifest, exporter(url)).ask(post())
+    (answer,) = World(fake_manifest, exporter(url, "--trace-endpoint")).ask(post())
     assert answer[0] == 200
     assert "exporting spans" in caplog.text
 
@@ -150,8 +150,12 @@ def test_a_collector_that_is_not_there_is_logged_and_costs_no_request(
     ],
 )
 def test_an_endpoint_that_is_no_url_is_a_wrong_setting(endpoint: str) -> None:
-    with pytest.raises(SettingsError, match="--trace-endpoint"):
-        exporter(endpoint)
+    with pytest.raises(SettingsError, match="--trace-endpoint: "):
+        open_tracing(Settings(trace_endpoint=endpoint), "1")
+    environ = {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": endpoint}
+    settings, standard = load([], environ), standard_collector([], environ)
+    with pytest.raises(SettingsError, match="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: "):
+        open_tracing(settings, "1", standard)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +168,25 @@ def test_a_variable_that_the_sdk_does_not_take_is_a_wrong_setting(
     monkeypatch.setenv(variable, "-1")
     settings = Settings(trace_endpoint="http://127.0.0.1:9")
     with pytest.raises(SettingsError, match=r"an OTEL_\* variable is wrong: "):
-        entry.open_tracing(settings, "1")
+        open_tracing(settings, "1")
+
+
+def test_a_variable_that_the_sdk_does_not_take_as_it_is_imported_is_a_wrong_setting(
+    fake_bundle: Bundle,
+) -> None:
+    command = [*STRICT_SERVICE, "--backend", "fake", "--bundle", str(fake_bundle.root)]
+    ended = subprocess.run(
+        [*command, "--trace-endpoint", "http://127.0.0.1:9"],
+        cwd=ROOT,
+        env=environment() | {"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "many"},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert "an OTEL_* variable is wrong: OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_without_the_packages_asking_for_tracing_is_a_wrong_setting_that_names_the_extra(
@@ -173,8 +195,8 @@ def test_without_the_packages_asking_for_tracing_is_a_wrong_setting_that_names_t
     monkeypatch.delitem(sys.modules, "service.api.tracing")
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(SettingsError, match=r"--trace-endpoint.*'\.\[tracing\]'"):
-        entry.open_tracing(Settings(trace_endpoint="http://127.0.0.1:4318"), "1")
-    assert entry.open_tracing(Settings(), "1") is None
+        open_tracing(Settings(trace_endpoint="http://127.0.0.1:4318"), "1")
+    assert open_tracing(Settings(), "1") is None
 
 
 def test_without_the_packages_a_standard_variable_alone_costs_one_warning(
@@ -184,7 +206,7 @@ def test_without_the_packages_a_standard_variable_alone_costs_one_warning(
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
     settings, standard = load([], environ), standard_collector([], environ)
-    assert entry.open_tracing(settings, "1", standard) is None
+    assert open_tracing(settings, "1", standard) is None
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "OTEL_EXPORTER_OTLP_ENDPOINT" in record.message
@@ -198,7 +220,7 @@ def test_spans_over_grpc_need_an_extra_of_their_own(monkeypatch: pytest.MonkeyPa
     monkeypatch.delitem(sys.modules, "service.api.tracing_grpc", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.grpc", None)
     with pytest.raises(SettingsError, match=r"--trace-endpoint.*'\.\[tracing-grpc\]'"):
-        entry.open_tracing(settings, "1")
+        open_tracing(settings, "1")
 
 
 def test_spans_arrive_over_grpc(fake_manifest: Manifest) -> None:
