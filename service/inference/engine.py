@@ -37,6 +37,7 @@ from service.metrics import Metrics
 LONGEST_ANSWER = 0.2  # the most of a deadline that is left for making the answer
 THREAD = "engine"  # its name
 State = Literal["starting", "ready", "draining", "failed"]
+_RETRY_AFTER_S = {"starting": 2.0, "draining": 1.0, "failed": 30.0}
 _log = logging.getLogger("fathom.engine")
 
 
@@ -188,7 +189,7 @@ class Engine:
             self._changed.notify()
 
     def begin_drain(self) -> None:
-        """Refuse new work, finish what was admitted, then end."""
+        """Refuse new work, finish what was admitted, then end. It ends a warm-up."""
         with self._changed:
             if self.state in ("starting", "ready"):
                 self.state = "draining"
@@ -211,7 +212,7 @@ class Engine:
         try:
             backend = self._open_backend()
             stages = Stages(backend, self._manifest)
-            costs = warm_up(stages, self._queue.max_batch)
+            costs = warm_up(stages, self._queue.max_batch, lambda: self.state == "starting")
             runner = Runner(stages, self._policies, costs, self._queue.max_batch, self._metrics)
             with self._changed:
                 self._costs = costs
@@ -223,6 +224,8 @@ class Engine:
             turns = Turns(self._changed, self._queue, runner, self._batch_wait_s)
             while (batch := turns.next(lambda: self.state == "ready")).places:
                 runner.run(batch, self.node_budget, turns.busy_for)
+        except NotReady as error:  # nothing was admitted yet: a drain does not wait for the rest
+            self.warm.set_exception(error)
         except Exception as error:  # noqa: BLE001  # any error here ends the service
             self._failed(error)
         finally:
@@ -244,6 +247,3 @@ class Engine:
             self.warm.set_exception(failure)
         for ticket in left:
             ticket.fail(NotReady("The engine stopped.", retry_after=1))
-
-
-_RETRY_AFTER_S = {"starting": 2.0, "draining": 1.0, "failed": 30.0}

@@ -14,7 +14,7 @@ import numpy as np
 from service.bundle import EncoderPlan, Shape
 from service.core import Frame, HeadWidth, Plan
 from service.engines.base import Tensors
-from service.errors import BackendError
+from service.errors import BackendError, NotReady
 from service.inference.batches import at_once
 from service.inference.costs import Cost, Costs
 from service.inference.stages import Stages
@@ -24,11 +24,16 @@ _T = TypeVar("_T")
 _log = logging.getLogger("fathom.costs")
 
 
-def warm_up(stages: Stages, max_batch: int) -> Costs:
+def _always() -> bool:
+    return True
+
+
+def warm_up(stages: Stages, max_batch: int, wanted: Callable[[], bool] = _always) -> Costs:
     """Measure every encoder plan and every head for one image, and each canvas' cheapest plan and
     full heads with the largest batch.
 
-    Raises BackendError where the gate's scores are no numbers, and what the backend raises.
+    wanted: asked before each run of a stage. Raises NotReady once it says no, BackendError where
+    the gate's scores are no numbers, and what the backend raises.
 
     The first run of a stage allocates its memory. The largest canvas comes first: its stages and
     the most expensive encoder run twice, and the better time counts; the others reuse that memory,
@@ -42,16 +47,17 @@ def warm_up(stages: Stages, max_batch: int) -> Costs:
     heads: dict[tuple[str, str], Cost] = {}
     manifest = stages.manifest
     every = manifest.head_widths
+    measure = partial(_measure, stages, wanted)
     for canvas in reversed(manifest.input.canvases):
         plans = [plan for plan in manifest.encoder_plans if plan.canvas == canvas.name]
         first, *others = canvas.shapes
-        one = _measure(stages, first, plans, every, 1)
+        one = measure(first, plans, every, 1)
         for shape in others:
-            _measure(stages, shape, plans, every, 1, runs=1)
+            measure(shape, plans, every, 1, runs=1)
         most, many = at_once(first, max_batch, stages.backend.whole_batch), one
         if most > 1:
             full = [at for at in every if at.width == 1]
-            many = _measure(stages, first, plans[:1], full, most)
+            many = measure(first, plans[:1], full, most)
         front[canvas.name] = Cost(one.front_ms, most=most, most_ms=many.front_ms)
         for name, ms in one.encoder_ms.items():
             factor = many.encoder_ms[plans[0].name] / one.encoder_ms[plans[0].name]
@@ -100,7 +106,7 @@ def measure_again(
     for number, (cost, run) in enumerate(work):
         if not may_run(cost.least_ms / 1000):
             return
-        _, ms = _timed(1, run)
+        _, ms = _timed(_always, 1, run)
         if number == doubt.stages:
             cost.add(ms / 1000, 1, time.perf_counter())
             doubt.stages += 1
@@ -112,7 +118,7 @@ def check(stages: Stages) -> None:
     manifest = stages.manifest
     for canvas in manifest.input.canvases:
         plans = [plan for plan in manifest.encoder_plans if plan.canvas == canvas.name]
-        _measure(stages, canvas.shapes[0], plans, manifest.head_widths, 1, runs=1)
+        _measure(stages, _always, canvas.shapes[0], plans, manifest.head_widths, 1, runs=1)
 
 
 class _Measured(NamedTuple):
@@ -125,6 +131,7 @@ class _Measured(NamedTuple):
 
 def _measure(
     stages: Stages,
+    wanted: Callable[[], bool],
     shape: Shape,
     plans: Sequence[EncoderPlan],
     heads: Sequence[HeadWidth],
@@ -135,21 +142,22 @@ def _measure(
     """Of the front, of each of the canvas' plans, and of the heads."""
     frames = [_blank(shape)] * images
     most_ms = math.inf if images == 1 else LONG_MS
-    features, front_ms = _timed(runs, lambda: stages.front(frames), most_ms)
+    timed = partial(_timed, wanted)
+    features, front_ms = timed(runs, lambda: stages.front(frames), most_ms)
     if shape in stages.manifest.glance.shapes:
         _check_scores(stages, shape, features)
     measured = _Measured(front_ms, {}, {})
     for plan in reversed(plans):
         larger_ms = min(measured.encoder_ms.values(), default=0.0)
         encode = partial(stages.encode, plan, shape.name, features)
-        encoded, ms = _timed(1, encode)
+        encoded, ms = timed(1, encode)
         if runs > 1 and larger_ms < ms <= most_ms:
-            encoded, again_ms = _timed(1, encode)  # on some engines it overwrites the first result
+            encoded, again_ms = timed(1, encode)  # on some engines it overwrites the first result
             ms = min(ms, again_ms)
         measured.encoder_ms[plan.name] = ms
     for head in heads if plans else ():
         run = partial(stages.head, shape.name, encoded, head.key)
-        _, measured.head_ms[head] = _timed(runs, run, most_ms)
+        _, measured.head_ms[head] = timed(runs, run, most_ms)
     return measured
 
 
@@ -167,10 +175,15 @@ def _blank(shape: Shape) -> Frame:
     return Frame.filling(np.zeros((shape.height, shape.width, 3), np.uint8))
 
 
-def _timed(runs: int, stage: Callable[[], _T], most_ms: float = math.inf) -> tuple[_T, float]:
-    """The last result, and the best time in ms; no further run after one of over most_ms."""
+def _timed(
+    wanted: Callable[[], bool], runs: int, stage: Callable[[], _T], most_ms: float = math.inf
+) -> tuple[_T, float]:
+    """The last result, and the best time in ms; no further run after one of over most_ms. Raises
+    NotReady where it is not wanted any more."""
     times: list[float] = []
     while len(times) < runs and max(times, default=0.0) <= most_ms:
+        if not wanted():
+            raise NotReady("The service stopped before it was warm")
         begun = time.perf_counter()
         result = stage()
         times.append(1000 * (time.perf_counter() - begun))

@@ -156,7 +156,7 @@ def test_an_engine_without_work_closes_without_an_event_loop_too(
     assert "not finished in time" not in caplog.text
 
 
-def test_drain_while_starting_ends_the_engine(fake_manifest: Manifest) -> None:
+def test_drain_while_starting_ends_the_warm_up_and_the_engine(fake_manifest: Manifest) -> None:
     async def scenario() -> None:
         world = World(fake_manifest, Settings())
         world.backend.closed = True
@@ -168,6 +168,9 @@ def test_drain_while_starting_ends_the_engine(fake_manifest: Manifest) -> None:
         await drain
         assert world.model.state == "draining"
         assert world.backend.closings == 1
+        assert len(world.backend.batches) == 1  # no stage ran any more
+        assert isinstance(world.engine.warm.exception(0), NotReady)
+        assert world.engine.failure is None
 
     play(scenario())
 
