@@ -13,7 +13,7 @@ from dataclasses import Field, fields
 from typing import NoReturn
 
 from service.errors import SettingsError
-from service.settings import KINDS, PREFIX, Settings, flag, variable
+from service.settings import KINDS, PREFIX, Settings, check, flag, variable
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("http/protobuf", "grpc")
@@ -116,8 +116,11 @@ def _help(entry: Field[object]) -> str:
 
 
 def _convert(entry: Field[object], text: str, source: str) -> object:
+    """The value of a flag or a variable, the source. Raises SettingsError that names it."""
     kind = type(entry.default)
     try:
-        return kind(text)  # type: ignore[call-arg]
+        value: object = kind(text)  # type: ignore[call-arg]
     except ValueError as error:
         raise SettingsError(f"{source} is {text!r}: it must be {KINDS[kind]}") from error
+    check(entry, value, source)
+    return value

@@ -158,7 +158,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for entry in fields(self):
-            _check(entry, getattr(self, entry.name))
+            check(entry, getattr(self, entry.name), flag(entry.name))
         if self.min_side > self.max_side:
             raise SettingsError(
                 f"--min-side is {self.min_side}: it must not be over --max-side ({self.max_side})"
@@ -175,8 +175,10 @@ def variable(name: str) -> str:
     return PREFIX + name.upper()
 
 
-def _check(entry: Field[object], value: object) -> None:
-    name, low, high = flag(entry.name), entry.metadata["low"], entry.metadata["high"]
+def check(entry: Field[object], value: object, name: str) -> None:
+    """Raises SettingsError, which tells the name that was given, for a value that the field cannot
+    have."""
+    low, high = entry.metadata["low"], entry.metadata["high"]
     choices = entry.metadata["choices"]
     kind = type(entry.default)
     if not isinstance(value, (float, int) if kind is float else kind) or isinstance(value, bool):

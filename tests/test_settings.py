@@ -75,6 +75,8 @@ def test_a_flag_beats_its_variable_and_a_wrong_variable_is_still_an_error() -> N
     )
     with pytest.raises(SettingsError, match="FATHOM_PORT"):
         load(["--port", "1"], {"FATHOM_PORT": "two"})
+    with pytest.raises(SettingsError, match="FATHOM_PORT"):
+        load(["--port", "1"], {"FATHOM_PORT": "-2"})
 
 
 @pytest.mark.parametrize(
@@ -94,6 +96,8 @@ def test_a_flag_beats_its_variable_and_a_wrong_variable_is_still_an_error() -> N
         (["--port", "65536"], {}, ["--port", "65536", "65535"]),
         (["--port", "-1"], {}, ["--port"]),
         ([], {"FATHOM_MAX_LOSS": "low"}, ["FATHOM_MAX_LOSS", "a number"]),
+        ([], {"FATHOM_MAX_LOSS": "2"}, ["FATHOM_MAX_LOSS is 2.0", "from 0 to 1"]),
+        ([], {"FATHOM_LOG_LEVEL": ""}, ["FATHOM_LOG_LEVEL is ''", "one of debug, info"]),
         (["--max-loss", "nan"], {}, ["--max-loss", "nan"]),
         (["--body-timeout-s", "inf"], {}, ["--body-timeout-s", "inf"]),
         (["--max-batch", "0"], {}, ["--max-batch", "from 1 to 64"]),
@@ -153,9 +157,10 @@ def test_the_standard_variables_of_opentelemetry_are_settings_that_others_beat(
     assert load([], environ) == dataclasses.replace(Settings(), **expected)  # type: ignore[arg-type]
 
 
-def test_a_wrong_standard_variable_is_refused_by_its_name() -> None:
+@pytest.mark.parametrize("share", ["half", "1.5"])
+def test_a_wrong_standard_variable_is_refused_by_its_name(share: str) -> None:
     with pytest.raises(SettingsError, match="OTEL_TRACES_SAMPLER_ARG"):
-        load([], {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "half"})
+        load([], {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": share})
 
 
 def test_settings_cannot_be_changed() -> None:
