@@ -114,7 +114,7 @@ def out_of_range(key: str, number: float, low: float, high: float) -> BadBudget:
         told = f"{number:.15g}"
     except OverflowError:
         told = f"an integer of about {math.floor(math.log10(abs(number))) + 1} digits"
-    return bad(key, f"must be from {low:g} to {high:g}, but is {told}")
+    return bad(key, f"must be from {low:g} to {high:.15g}, but is {told}")
 
 
 def bad(key: str, what: str) -> BadBudget:

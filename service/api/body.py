@@ -113,7 +113,7 @@ class Intake:
             except TimeoutError as error:
                 raise RequestTimeout(
                     f"The body came to a halt for {self._timeout_s:g} s, or was slower than "
-                    f"{self._min_rate:g} bytes per second"
+                    f"{self._min_rate:.15g} bytes per second"
                 ) from error
             yield held_body
         finally:

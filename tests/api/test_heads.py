@@ -371,7 +371,7 @@ def test_multipart_mixed_is_for_a_bundle_with_one_head_too(fake_manifest: Manife
         ("depth=nan", "depth", "must be a number"),
         ("depth=1e-3", "depth", "cannot be understood"),
         ("depth=0.1234", "depth", "cannot be understood"),
-        ("depth=1000001", "depth", "must be from 0 to 1e+06"),
+        ("depth=1000001", "depth", "must be from 0 to 1000000"),
         ("Depth=1", "Depth", "the key in lower case"),
         ("depth=1 semantic=2", "depth", "cannot be understood"),
     ],
