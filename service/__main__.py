@@ -47,7 +47,7 @@ from service.api.app import create_app
 from service.api.http1.connection import protocol
 from service.api.http1.listening import listen, more_files
 from service.bundle import Bundle
-from service.command_line import load, standard_collector
+from service.command_line import load, log_form, standard_collector
 from service.engines.base import Backend
 from service.engines.choice import choose_backend, open_backend
 from service.errors import FathomError, SettingsError
@@ -67,15 +67,14 @@ _log = logging.getLogger("fathom")
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Serve until a signal of ENDING. Returns the exit status; errors go to standard error."""
-    form = ""  # not known yet
     try:
         settings = load(argv, environ)
-        form = settings.log_format
-        logs.configure(settings.log_level, form)
+        logs.configure(settings.log_level, settings.log_format)
         serve(settings, bundle.load(settings.bundle), standard_collector(argv, environ))
     except FathomError as error:
         message = f"{type(error).__name__}: {error.detail}"
-        if form == "json":
+        if log_form(argv, environ) == "json":
+            logs.configure("error", "json")  # does nothing if that was done
             _log.critical(message)
         else:
             with suppress(OSError):  # the disk may be full

@@ -41,6 +41,17 @@ def load(argv: Sequence[str], environ: Mapping[str, str]) -> Settings:
     return Settings(**values)  # type: ignore[arg-type]  # _convert gave each value its field's type
 
 
+def log_form(argv: Sequence[str], environ: Mapping[str, str]) -> str:
+    """The log format that is asked for, whatever else may be wrong; empty if none is."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument(flag("log_format"))
+    try:
+        told = parser.parse_known_args(argv)[0].log_format
+    except SettingsError:  # it has no value
+        told = None
+    return told or environ.get(variable("log_format"), "")
+
+
 def standard_collector(argv: Sequence[str], environ: Mapping[str, str]) -> str:
     """The OTEL_* variable that alone asks for tracing.
 

@@ -57,7 +57,7 @@ class JsonFormatter(logging.Formatter):
 def configure(level: str, form: str) -> None:
     """Send every logger's lines to standard error.
 
-    level, form: the settings log_level and log_format.
+    level, form: the settings log_level and log_format. A second call changes nothing.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))

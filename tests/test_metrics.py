@@ -505,6 +505,8 @@ def test_as_json_any_other_line_has_its_text_and_an_error_its_stack(
             2,
             "SettingsError: --trace-endpoint: 'nowhere'",
         ),
+        ("json", ["--port", "http"], 2, "SettingsError: --port is 'http'"),
+        ("json", ["--max-batch"], 2, "SettingsError: argument --max-batch"),
     ],
 )
 def test_a_service_that_cannot_start_says_so_in_the_form_that_was_chosen(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.command_line import load, table
+from service.command_line import load, log_form, table
 from service.engines.cpu_limit import resolve_threads
 from service.errors import SettingsError
 from service.settings import Settings, flag, variable
@@ -114,6 +114,22 @@ def test_what_is_wrong_is_refused_by_its_name(
     with pytest.raises(SettingsError) as caught:
         load(argv, environ)
     assert [word for word in words if word not in caught.value.detail] == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "environ", "form"),
+    [
+        (["--port", "http", "--log-format", "json"], {"FATHOM_LOG_FORMAT": "logfmt"}, "json"),
+        (["--nothing", "--log-format=json"], {}, "json"),
+        (["--log-format", "json", "--port"], {}, "json"),
+        (["--log-format"], {"FATHOM_LOG_FORMAT": "json"}, "json"),
+        (["--port", "http"], {}, ""),
+    ],
+)
+def test_the_log_format_is_known_though_settings_are_wrong(
+    argv: list[str], environ: dict[str, str], form: str
+) -> None:
+    assert log_form(argv, environ) == form
 
 
 OTLP = "OTEL_EXPORTER_OTLP_"
