@@ -84,7 +84,7 @@ def answered(
     fitting = [name for name in asked if name in able]
     if not fitting:
         raise NotAcceptable(
-            f"{form.media_type} cannot hold what {quoted(asked)} says: {_can(able)}",
+            f"{form.media_type} cannot hold what {quoted(asked)} says: {_can(able, head, shares)}",
             heads=able,
         )
     return [max(fitting, key=shares.__getitem__)]
@@ -105,10 +105,13 @@ def _preferred(accept: tuple[str, ...]) -> Form:
     return FORMS[weights.index(best)]
 
 
-def _can(able: Sequence[str]) -> str:
+def _can(able: Sequence[str], head: str | None, shares: Mapping[str, float]) -> str:
+    """What to change, where these heads can be in the form."""
     if not able:
         return "no head of this bundle can be in that form"
-    return f"of this bundle's heads {quoted(able)} can be in that form; name it in {PREFERENCE}"
+    others = "" if head is None else next((name for name in able if name in shares), "")
+    way = f"ask for head={others}" if others else f"name it in {PREFERENCE}"
+    return f"of this bundle's heads {quoted(able)} can be in that form; {way}"
 
 
 def _range(entry: str) -> tuple[tuple[str, str], float]:

@@ -266,21 +266,47 @@ def test_the_query_names_the_head_of_a_form(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("preference", "accept", "query", "able"),
+    ("preference", "accept", "query", "able", "way"),
     [
-        ("boxes=1", "image/png", {}, ["semantic", "depth"]),
-        ("boxes=1, depth=1", "application/geo+json", {}, ["semantic"]),
-        (ALL, "image/png", {"head": "boxes"}, ["semantic", "depth"]),
-        (ALL, "application/x-npz", {"head": "depth"}, ["semantic"]),
-        ("depth=1", "image/png;profile=overlay", {}, ["semantic"]),
+        ("boxes=1", "image/png", {}, ["semantic", "depth"], "name it in Task-Preference"),
+        (
+            "boxes=1, depth=1",
+            "application/geo+json",
+            {},
+            ["semantic"],
+            "name it in Task-Preference",
+        ),
+        (ALL, "image/png", {"head": "boxes"}, ["semantic", "depth"], "ask for head=semantic"),
+        (
+            "boxes=1, depth=1",
+            "image/png",
+            {"head": "boxes"},
+            ["semantic", "depth"],
+            "ask for head=depth",
+        ),
+        (
+            "boxes=1",
+            "image/png",
+            {"head": "boxes"},
+            ["semantic", "depth"],
+            "name it in Task-Preference",
+        ),
+        (ALL, "application/x-npz", {"head": "depth"}, ["semantic"], "ask for head=semantic"),
+        ("depth=1", "image/png;profile=overlay", {}, ["semantic"], "name it in Task-Preference"),
     ],
 )
 def test_what_a_form_cannot_hold_is_406_that_names_the_heads_that_it_can(
-    server: Server, preference: str, accept: str, query: dict[str, str], able: list[str]
+    server: Server,
+    preference: str,
+    accept: str,
+    query: dict[str, str],
+    able: list[str],
+    way: str,
 ) -> None:
     document = rejected(ask(server, preference, accept, **query), 406, "not-acceptable")
     assert document["heads"] == able
     assert all(f"'{name}'" in document["detail"] for name in able)
+    assert document["detail"].endswith(way)
 
 
 def test_a_bundle_none_of_whose_heads_fits_says_so(several_heads: Manifest) -> None:
