@@ -25,7 +25,6 @@ _STAGES = {
     "compute_infer": ("glance", "front", "encoder", "decoder"),
     "compute_output": ("mask",),
 }
-_NEVER = {"count": 0, "ns": 0}
 
 
 def versions(model: Model) -> list[str]:
@@ -112,8 +111,8 @@ def statistics(model: Model, metrics: Metrics) -> dict[str, Any]:
             "success": success,
             "fail": _duration(counts, "fathom_request_duration_seconds", failed),
             **stages,
-            "cache_hit": _NEVER,
-            "cache_miss": _NEVER,
+            "cache_hit": _cached(counts, "hit", "collapsed"),
+            "cache_miss": _cached(counts, "miss"),
         },
         "response_stats": {},
         "batch_stats": [],
@@ -157,6 +156,12 @@ def _samples(metrics: Metrics) -> dict[tuple[str, str], float]:
         for sample in family.samples
         if not sample.name.endswith("_bucket")
     }
+
+
+def _cached(counts: dict[tuple[str, str], float], *results: str) -> dict[str, int]:
+    """How often the response cache had these. What it takes is not measured."""
+    name = "fathom_response_cache_requests_total"
+    return {"count": int(sum(counts.get((name, result), 0.0) for result in results)), "ns": 0}
 
 
 def _duration(

@@ -82,6 +82,16 @@ def test_statistics_count_what_the_metrics_count(server: Server) -> None:
     assert total < found["success"]["ns"]
 
 
+def test_statistics_count_what_the_response_cache_had(fake_manifest: Manifest) -> None:
+    with running(fake_manifest, response_cache_mb=1) as server:
+        for _ in range(3):
+            assert server.post(flat()).status_code == 200
+        (found,) = read(server, "/v2/models/stats")["model_stats"]
+    assert (found["inference_count"], found["inference_stats"]["success"]["count"]) == (1, 3)
+    assert found["inference_stats"]["cache_hit"] == {"count": 2, "ns": 0}
+    assert found["inference_stats"]["cache_miss"] == {"count": 1, "ns": 0}
+
+
 def test_the_repository_has_one_model_and_its_state(fake_manifest: Manifest) -> None:
     with running(fake_manifest, closed=True) as server:
         (found,) = server.http.post("/v2/repository/index").json()
