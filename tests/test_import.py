@@ -154,6 +154,14 @@ def test_pixels_that_are_not_normalised_are_told_of(
     assert "do_normalize is false" in capsys.readouterr().err
 
 
+def test_one_number_normalises_all_three_channels(checkpoint: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    edit(folder / "preprocessor_config.json", image_mean=0.5, image_std=0.25, rescale_factor=0.004)
+    config, _, _ = read_config(imported(folder, tmp_path / "run"))
+    assert config.imported is not None
+    assert (config.imported.mean, config.imported.std) == ((125,) * 3, (62.5,) * 3)
+
+
 def test_a_file_about_all_processors_is_read_as_transformers_reads_it(
     checkpoint: Path, tmp_path: Path
 ) -> None:

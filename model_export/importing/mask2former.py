@@ -213,6 +213,7 @@ def normalisation(checkpoint: Checkpoint) -> tuple[tuple[float, ...], tuple[floa
     values = []
     for field in ("image_mean", "image_std"):
         given = about.get(field)
+        given = [given] * 3 if _is_number(given) else given  # as transformers takes it
         listed = isinstance(given, list) and len(given) == 3 and all(map(_is_number, given))
         if not listed or (field == "image_std" and min(given) <= 0):
             raise checkpoint.refuse_pixels(field, "must be three numbers, of red, green and blue")
