@@ -91,12 +91,18 @@ def test_a_full_disk_leaves_a_run_with_the_weights_and_names_that_belong_togethe
     assert len(classes_of(run)) == CLASSES + 1
 
 
-def test_shards_are_read_too(tmp_path: Path) -> None:
+def test_shards_are_read_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = random_model()
     folder = saved(model, tmp_path / "checkpoint")
     (folder / "model.safetensors").unlink()
     model.save_pretrained(folder, max_shard_size="200KB")
-    assert (folder / "model.safetensors.index.json").exists()
+    index = folder / "model.safetensors.index.json"
+    imported(folder, tmp_path / "run")
+    listed = json.loads(index.read_text())
+    index.write_text(json.dumps({"weight_map": listed["weight_map"]}))
+    assert main(["import", str(folder), "--out", str(tmp_path / "other")]) == 1
+    assert f"{index}: metadata is missing" in capsys.readouterr().err
+    index.write_text(json.dumps(listed | {"metadata": {}}))  # what the message says
     imported(folder, tmp_path / "run")
     next(folder.glob("model-00002*")).unlink()
     assert main(["import", str(folder), "--out", str(tmp_path / "other")]) == 1

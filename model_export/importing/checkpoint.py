@@ -151,7 +151,8 @@ def weights_in(folder: Path) -> tuple[Path, ...]:
             f", and so is {INDEX}"
             + (f"; if {others[0]} is the whole network, rename it" if others else ""),
         )
-    listed = read_json(folder / INDEX).get("weight_map")
+    index = read_json(folder / INDEX)
+    listed = index.get("weight_map")
     named = isinstance(listed, dict) and all(isinstance(name, str) for name in listed.values())
     if not listed or not named:
         raise CheckpointError(f"{folder / INDEX}: weight_map must name the file of each tensor")
@@ -159,6 +160,11 @@ def weights_in(folder: Path) -> tuple[Path, ...]:
     for name in shards:
         if Path(name).name != name or not (folder / name).is_file():
             raise missing(folder / name, f", which {INDEX} lists: download it again")
+    if not isinstance(index.get("metadata"), dict):
+        raise CheckpointError(
+            f"{folder / INDEX}: metadata is missing, and transformers reads no index without it: "
+            f'add "metadata": {{}}'
+        )
     return tuple(folder / name for name in shards)
 
 
