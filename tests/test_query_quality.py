@@ -37,7 +37,7 @@ from tests.needs import data_at
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers", reason="the reference is not installed")
 
-IMAGES, QUERIES, CLASSES, CANVAS, CELLS = 20, 100, 133, 512, 128
+IMAGES, QUERIES, CLASSES, CANVAS, CELLS = 40, 100, 133, 512, 128
 POINTS = 0.1  # of PQ and AP, in percent
 TIME = 1 / 5  # of transformers', of one core
 TIMED = 6  # images
