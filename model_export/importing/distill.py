@@ -38,7 +38,7 @@ from model_export.training.runs import (
     discard_derived,
     read_config,
     trained_on,
-    write_run,
+    write_config,
 )
 from model_export.training.supernet import token_loss
 from service.bundle import Canvas
@@ -166,7 +166,7 @@ def teach(
     _, _, arguments = read_config(run)
     arguments |= {"taught": key_of(options)}
     about = trained_on(run), classes_of(run)
-    write_run(run, config, canvases, arguments, *about, student.state_dict())
+    write_config(run, config, canvases, arguments, *about, student.state_dict())
     discard_derived(run)
     return True
 

@@ -25,7 +25,7 @@ from model_export.importing.checkpoint import (
 )
 from model_export.tasks import IMPORTED
 from model_export.training.initial_weights import parse_canvases
-from model_export.training.runs import discard_derived, shapes_of, write_run
+from model_export.training.runs import discard_derived, shapes_of, write_config
 from service.bundle import Canvas, is_line
 
 SMALLER = (0.5, 0.75)  # of the checkpoint's size: canvases that need no training
@@ -88,7 +88,7 @@ def main(args: argparse.Namespace) -> None:
     network = mask2former.build(model, config)
     canvases = usable(checkpoint, network, canvases, named=args.canvases is not None)
     arguments = {"imported": args.checkpoint.resolve().name, "transformers": version()}
-    write_run(args.out, config, canvases, arguments, [], names, network.state_dict())
+    write_config(args.out, config, canvases, arguments, [], names, network.state_dict())
     discard_derived(args.out)
     print(json.dumps(summary(args.out, network, task, names, things, canvases, thresholds)))
 

@@ -37,8 +37,8 @@ from model_export.training.runs import (
     discard_derived,
     read_config,
     tiles_of,
+    write_config,
     write_plans,
-    write_run,
 )
 from service import bundle
 from service.bundle import Canvas
@@ -95,7 +95,7 @@ def main(args: argparse.Namespace) -> None:
     about = arguments | {"averaged": [str(run) for run in args.runs]}
     made = f"the weights of {args.runs[0]}" if alone else f"the mean of these {len(states)} runs"
     same = holds(args.out, mean)
-    write_run(args.out, config, canvases, about, seen, classes, mean)
+    write_config(args.out, config, canvases, about, seen, classes, None if same else mean)
     if before == read_text(args.out / RUN) and same:
         print(f"{args.out} already has {made}; plans, targets and gate stay")
         return

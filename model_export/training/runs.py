@@ -48,52 +48,29 @@ def write_config(
     arguments: dict[str, Any],
     trained: Iterable[Trained],
     classes: Sequence[str],
+    state: dict[str, Tensor] | None = None,
 ) -> None:
     """arguments: of the command that made the run. trained: all that the weights were trained on,
-    also before this run. classes: their names, in the order of the labels. Raises RunError where
-    the folder holds anything else than a run of the same kind of command."""
+    also before this run. classes: their names, in the order of the labels. state: the weights,
+    where they are known. If these cannot be written, as on a disk that is full, those of before
+    keep the config that is theirs. Raises OSError, and RunError where the folder holds anything
+    else than a run of the same kind of command."""
     refuse_other(run, maker_of(arguments))
     run.mkdir(parents=True, exist_ok=True)
-    write_json(run / RUN, _document(config, canvases, arguments, trained, classes))
-
-
-def write_run(
-    run: Path,
-    config: Config,
-    canvases: Sequence[Canvas],
-    arguments: dict[str, Any],
-    trained: Iterable[Trained],
-    classes: Sequence[str],
-    state: dict[str, Tensor],
-) -> None:
-    """As `write_config`, with the weights: where these cannot be written, as on a disk that is
-    full, those of before keep the config and the names that are theirs. Raises RunError, OSError.
-    """
-    refuse_other(run, maker_of(arguments))
-    run.mkdir(parents=True, exist_ok=True)
-    document = _document(config, canvases, arguments, trained, classes)
-    if not (run / WEIGHTS).exists():
-        write_json(run / RUN, document)  # the folder is a run's, whatever happens
-    with replacing(run / WEIGHTS) as temporary:
-        save_file(_stored(state), temporary)
-        write_json(run / RUN, document)
-
-
-def _document(
-    config: Config,
-    canvases: Sequence[Canvas],
-    arguments: dict[str, Any],
-    trained: Iterable[Trained],
-    classes: Sequence[str],
-) -> dict[str, Any]:
     known = [(spec, root and root.resolve()) for spec, root in trained]
-    return {
+    document = {
         "config": config.as_dict(),
         "canvases": shapes_of(canvases),
         "classes": list(classes),
         "arguments": arguments,
         "trained_on": list(dict.fromkeys(known)),
     }
+    if state is None or not (run / WEIGHTS).exists():
+        write_json(run / RUN, document)  # the folder is a run's, whatever happens
+    if state is not None:
+        with replacing(run / WEIGHTS) as temporary:
+            save_file(_stored(state), temporary)
+            write_json(run / RUN, document)
 
 
 def read_config(run: Path) -> tuple[Config, tuple[Canvas, ...], dict[str, Any]]:
