@@ -168,12 +168,12 @@ def test_a_place_that_is_masked_on_one_side_only_moves_the_logits_of_every_query
         near = np.abs(theirs) < 1  # those would turn over: what is measured has few of them
         theirs[near] = np.copysign(1, theirs[near])
         enforce_turned("x", output, theirs + moved, theirs)
-        for words, ours in (
-            ("x: ONNX", theirs + 20 * moved),
-            ("x: ONNX", np.where(rng.random(shape) < 0.01, -theirs, theirs)),
-            ("x: ONNX", np.full_like(theirs, np.nan)),
+        for ours in (
+            theirs + 20 * moved,
+            np.where(rng.random(shape) < 0.01, -theirs, theirs),
+            np.full_like(theirs, np.nan),
         ):
-            with pytest.raises(RunError, match=words):
+            with pytest.raises(RunError, match="x: ONNX"):
                 enforce_turned("x", output, ours, theirs)
     theirs = rng.random((1, 5, 24, 32)).astype(np.float32)
     with pytest.raises(RunError, match="x on average: ONNX Runtime differs"):

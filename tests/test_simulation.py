@@ -34,8 +34,8 @@ def served(load: float, seed: int, *, node: Budget = Budget(), ms: float | None)
     return Node(node=node, seed=seed).run(poisson(load / CHEAPEST_S, SECONDS, seed, ms))
 
 
-def test_more_load_never_lowers_goodput_and_the_cheapest_plan_serves_no_more() -> None:
-    seed = 1
+@pytest.mark.parametrize("seed", [1, 2])
+def test_more_load_never_lowers_goodput_and_the_cheapest_plan_serves_no_more(seed: int) -> None:
     loads = (0.25, 0.5, 1.0, 1.5, 2.0)
     adaptive = [served(load, seed, ms=DEADLINE_MS) for load in loads]
     fixed = [served(load, seed, node=CHEAPEST, ms=DEADLINE_MS) for load in loads]
